@@ -1,0 +1,230 @@
+"""From the config to objects. This is the only module that reads config keys, and each node is the arguments of one call."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torchvision.transforms import v2
+
+from alexlab.classifier import Classifier
+from alexlab.data.folder import Splits
+from alexlab.data.module import FolderData, check_batch_size
+from alexlab.data.settings import Data
+from alexlab.errors import ConfigError
+
+Config = dict[str, Any]
+
+SCORES = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
+EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
+
+
+def locate(path: str, where: str) -> Callable[..., Any]:
+    """The class or function of a `_target_`."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}._target_ must name a class or function that can be imported; got {path}: {error}") from error
+
+
+def bind(target: Callable[..., Any], where: str, /, *args: Any, **keywords: Any) -> None:
+    """Raises ConfigError unless `target` takes these arguments."""
+    signature = inspect.signature(target)
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    unknown = [name for name in keywords if name not in signature.parameters]
+    if unknown and not open_ended:
+        choices = [name for name in signature.parameters if name not in ("self", "params", "optimizer")]
+        near = difflib.get_close_matches(unknown[0], choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"{where}.{unknown[0]} is no argument of {target.__module__}.{target.__qualname__}; "
+            f"it takes {', '.join(choices)}{hint}"
+        )
+    try:
+        signature.bind(*args, **keywords)
+    except TypeError as error:
+        raise ConfigError(f"{where} does not fit {target.__module__}.{target.__qualname__}: {error}") from error
+
+
+def make(node: Config, where: str, /, *args: Any, **extra: Any) -> Any:
+    """Calls the node's `_target_` with its other keys; nodes inside it are made first.
+
+    Args:
+        node: `_target_` and keyword arguments.
+        where: the node's place in the config, for messages.
+        args, extra: arguments that are no configuration.
+    """
+    target, keywords = _call(node, where)
+    bind(target, where, *args, **{**keywords, **extra})
+    try:
+        return target(*args, **keywords, **extra)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _call(node: Config, where: str) -> tuple[Callable[..., Any], Config]:
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigError(f"{where} must have a _target_, the class that it configures; got {node!r}")
+    keywords = {name: _value(value, f"{where}.{name}") for name, value in node.items() if name != "_target_"}
+    return locate(node["_target_"], where), keywords
+
+
+def _value(value: Any, where: str) -> Any:
+    if isinstance(value, dict) and "_target_" in value:
+        return make(value, where)
+    return value
+
+
+def net(config: Config, num_classes: int) -> nn.Module:
+    """The net of the `model` node; `model.num_classes=null` means the classes found in the data."""
+    node = dict(config["model"])
+    wanted = node.pop("num_classes", None)
+    if wanted not in (None, num_classes):
+        raise ConfigError(f"model.num_classes must be null or the {num_classes} classes of the data; got {wanted}")
+    built: nn.Module = make(node, "model", num_classes)
+    return built
+
+
+def data(config: Config) -> Data:
+    """The settings of the `data` node."""
+    bind(Data, "data", **config["data"])
+    return Data(**config["data"])
+
+
+def classifier(config: Config, splits: Splits, *, record: Config | None = None) -> Classifier:
+    """The LightningModule for the classes of a data set."""
+    settings = data(config)
+    num_classes = len(splits.classes)
+    optimizer, options = _call(config["optimizer"], "optimizer")
+    schedule, shape = _call(config["scheduler"], "scheduler")
+    bind(optimizer, "optimizer", [], **options)
+    bind(schedule, "scheduler", None, num_epochs=1, steps_per_epoch=1, **shape)
+    return Classifier(
+        net(config, num_classes),
+        classes=splits.classes,
+        loss=make(config["loss"], "loss", splits.train.counts()),
+        optimizer=partial(optimizer, **options),
+        schedule=partial(schedule, **shape),
+        mean=settings.per_channel(settings.mean),
+        std=settings.per_channel(settings.std),
+        mix=_mix(config["augmentation"]["batch"], num_classes),
+        seed=config["seed"],
+        record=record,
+    )
+
+
+def folder_data(config: Config, splits: Splits) -> FolderData:
+    """The LightningDataModule."""
+    views = config["augmentation"]
+    return FolderData(
+        data(config),
+        splits,
+        train_transform=_transforms(views["train"], "augmentation.train"),
+        eval_transform=_transforms(views["eval"], "augmentation.eval"),
+        seed=config["seed"],
+    )
+
+
+def _transforms(nodes: Config, where: str) -> Callable[..., Any]:
+    return v2.Compose([make(node, f"{where}.{name}") for name, node in nodes.items()])
+
+
+def _mix(nodes: Config, num_classes: int) -> Callable[..., Any] | None:
+    mixers = [make(node, f"augmentation.batch.{name}", num_classes=num_classes) for name, node in nodes.items()]
+    if not mixers:
+        return None
+    return mixers[0] if len(mixers) == 1 else v2.RandomChoice(mixers)
+
+
+def callbacks(config: Config) -> list[Callback]:
+    """The callbacks, in the order of the config."""
+    return [make(node, f"callbacks.{name}") for name, node in config["callbacks"].items()]
+
+
+def loggers(config: Config, run_dir: Path) -> list[Logger]:
+    """The loggers, writing into the run folder."""
+    for name in config["logger"]:
+        if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
+            raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install 'alexlab[{name}]'")
+    return [make(node, f"logger.{name}", save_dir=str(run_dir)) for name, node in config["logger"].items()]
+
+
+def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Trainer:
+    """The Trainer; what alexlab decides itself (samplers, folder, process group) is no key of the `trainer` node."""
+    node = {name: _value(value, f"trainer.{name}") for name, value in config["trainer"].items()}
+    if num_ranks > 1 and node["strategy"] == "auto":
+        # Gradients live in the buckets that are sent: no second copy of them. The net has no unused parameters.
+        node["strategy"] = DDPStrategy(gradient_as_bucket_view=True, static_graph=True)
+    keywords = {
+        **node,
+        "callbacks": callbacks(config),
+        "logger": loggers(config, run_dir),
+        "default_root_dir": str(run_dir),
+        "use_distributed_sampler": False,
+    }
+    bind(lightning.Trainer, "trainer", **keywords)
+    try:
+        return lightning.Trainer(**keywords)
+    except (TypeError, ValueError, lightning.pytorch.utilities.exceptions.MisconfigurationException) as error:
+        raise ConfigError(f"trainer: {error}") from error
+
+
+def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
+    """Builds everything on the meta device, without memory or processes, so that mistakes are told before any work.
+
+    Raises:
+        ConfigError: in one sentence, for the first thing that does not fit.
+    """
+    settings = data(config)
+    check_batch_size(
+        settings, splits, num_ranks=num_ranks, accumulate=config["trainer"]["accumulate_grad_batches"]
+    )
+    with torch.device("meta"):
+        module = classifier(config, splits)
+        _check_image_size(module.net, settings)
+        parameters = list(module.net.parameters())
+    try:
+        optimizer = module.optimizer(parameters)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer: {error}") from error
+    num_epochs = config["trainer"]["max_epochs"] or 1000
+    schedule = module.schedule(optimizer, num_epochs=max(1, num_epochs), steps_per_epoch=100)
+    folder_data(config, splits)
+    loggers(config, Path())
+    monitors = {f"callbacks.{name}": node for name, node in zip(config["callbacks"], callbacks(config), strict=True)}
+    for where, callback in monitors.items():
+        if isinstance(callback, ModelCheckpoint | EarlyStopping):
+            _check_monitor(callback.monitor, where)
+    for entry in schedule:
+        if "monitor" in entry:
+            _check_monitor(entry["monitor"], "scheduler")
+
+
+def _check_monitor(monitor: str | None, where: str) -> None:
+    if monitor not in SCORES:
+        raise ConfigError(f"{where}.monitor must be a score that is logged: {', '.join(SCORES)}; got {monitor!r}")
+
+
+def _check_image_size(built: nn.Module, settings: Data) -> None:
+    check_size = getattr(built, "check_image_size", None)
+    try:
+        if check_size is not None:
+            check_size(settings.image_size)
+        else:
+            built.eval()(torch.empty(1, settings.channels, settings.image_size, settings.image_size))
+    except (ValueError, RuntimeError) as error:
+        if check_size is not None:
+            raise ConfigError(str(error)) from error
+        raise ConfigError(f"data.image_size={settings.image_size} does not fit the net: {error}") from error

@@ -1,0 +1,211 @@
+"""What happens around the training: checkpoints, the log line and curves of each epoch, the rate, the learning-rate test."""
+
+import itertools
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints(ModelCheckpoint):
+    """`checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run folder; of equally good epochs the first stays best.
+
+    Args:
+        monitor: the score that decides.
+        mode: `max` or `min`.
+        every_epochs: validations between two checkpoints.
+    """
+
+    def __init__(self, monitor: str = "val/top1", mode: str = "max", every_epochs: int = 1) -> None:
+        super().__init__(
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_last=True,
+            save_top_k=1,
+            every_n_epochs=every_epochs,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Puts the files into the run folder, whatever the loggers."""
+        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, in a terminal only: in a file it would be a line for each step.
+
+    Args:
+        refresh_rate: steps between two updates; each reads the loss from the device.
+    """
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate=refresh_rate if sys.stdout.isatty() else 0, leave=False)
+
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
+        """The loss of the step; the version number that Lightning adds says nothing here."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.removeprefix("train/").removesuffix("_step"): value for name, value in metrics.items()}
+
+
+class EpochLog(Callback):
+    """A line in `train.log` for each epoch, `train/images_per_s`, and `curves.png` with training against validation.
+
+    Args:
+        curves: draw the picture at the end of the run.
+    """
+
+    def __init__(self, curves: bool = True) -> None:
+        self.curves = curves
+        self.rows: list[dict[str, float]] = []
+        self.num_images = 0
+        self.train_s = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.num_images, self.train_s = 0, 0.0
+        self.epoch_start_s = self.mark_s = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.num_images += len(batch[1]) * trainer.world_size
+        now_s = time.perf_counter()
+        self.train_s += now_s - self.mark_s
+        self.mark_s = now_s
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.mark_s = time.perf_counter()  # what the validation took is no part of the training rate
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        rate = self.num_images / self.train_s
+        pl_module.log("train/images_per_s", rate, rank_zero_only=True)
+        scores = {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
+        elapsed_s = time.perf_counter() - self.epoch_start_s
+        row = {**scores, "epoch": trainer.current_epoch, "images_per_s": rate, "elapsed_s": elapsed_s}
+        self.rows.append(row)
+        last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "-"
+        log.info("epoch %s/%s  %s", trainer.current_epoch + 1, last, epoch_line(row))
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.curves and self.rows and trainer.is_global_zero:
+            draw_curves(self.rows, Path(trainer.default_root_dir) / "curves.png")
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self.on_train_end(trainer, pl_module)
+
+
+def epoch_line(row: dict[str, float]) -> str:
+    """The scores of an epoch in one line; a score that was not taken is left out."""
+    parts = []
+    for split, names in (("train", ("loss", "top1")), ("val", ("loss", "top1", "top5"))):
+        found = [f"{name} {row[f'{split}/{name}']:.4f}" for name in names if f"{split}/{name}" in row]
+        if found:
+            parts.append(f"{split} {' '.join(found)}")
+    return "  ".join([*parts, f"{row['images_per_s']:.0f} images/s", f"{row['elapsed_s']:.1f} s"])
+
+
+def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
+    """Draws loss and top-1 over the epochs, training against validation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, name, label in zip(figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 accuracy"), strict=True):
+        for split, style in (("train", "o-"), ("val", "s-")):
+            points = [(row["epoch"] + 1, row[f"{split}/{name}"]) for row in rows if f"{split}/{name}" in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, markersize=3, label=split)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+class LearningRateTest(Callback):
+    """Raises the learning rate from step to step and draws the loss over it, then ends the run (Smith, arXiv 1506.01186).
+
+    Writes `lr_find.png` and `lr_find.csv`, and names the rate where the smoothed loss falls most steeply. The schedule of
+    the run is overruled.
+
+    Args:
+        min_lr, max_lr: where the rate begins and ends; it grows by the same factor at each step.
+        num_steps: steps between them.
+        smoothing: weight of the past in the running mean of the loss.
+        stop_factor: the test ends when the smoothed loss is this many times its smallest value.
+    """
+
+    def __init__(
+        self,
+        min_lr: float = 1e-5,
+        max_lr: float = 1.0,
+        num_steps: int = 100,
+        smoothing: float = 0.9,
+        stop_factor: float = 4.0,
+    ) -> None:
+        self.min_lr, self.max_lr, self.num_steps = min_lr, max_lr, num_steps
+        self.smoothing, self.stop_factor = smoothing, stop_factor
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+        self.mean = 0.0
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        rate = self.min_lr * (self.max_lr / self.min_lr) ** (len(self.rates) / max(1, self.num_steps - 1))
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        self.rates.append(rate)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.mean = self.smoothing * self.mean + (1 - self.smoothing) * outputs["loss"].item()
+        self.losses.append(self.mean / (1 - self.smoothing ** len(self.rates)))  # the mean starts from 0
+        if len(self.rates) >= self.num_steps or self.losses[-1] > self.stop_factor * min(self.losses):
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._report(Path(trainer.default_root_dir))
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self.on_train_end(trainer, pl_module)
+
+    def _report(self, run_dir: Path) -> None:
+        rows = list(zip(self.rates, self.losses, strict=False))
+        (run_dir / "lr_find.csv").write_text("lr,loss\n" + "".join(f"{rate:.6g},{loss:.6g}\n" for rate, loss in rows))
+        slopes = [after[1] - before[1] for before, after in itertools.pairwise(rows)]
+        if not slopes:
+            log.warning("the learning-rate test took %d steps; it needs at least 2", len(rows))
+            return
+        rate, loss = rows[slopes.index(min(slopes))]
+        log.info("the loss falls most steeply at optimizer.lr=%.2g; see %s", rate, run_dir / "lr_find.png")
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.semilogx(*zip(*rows, strict=True))
+        axes.plot(rate, loss, "o", label=f"steepest descent: {rate:.2g}")
+        axes.set(xlabel="optimizer.lr", ylabel="training loss, smoothed")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(run_dir / "lr_find.png", dpi=120)

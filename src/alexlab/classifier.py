@@ -1,0 +1,164 @@
+"""The LightningModule: one for every network, loss, optimizer and schedule."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from alexlab.data.order import derived_seed
+from alexlab.errors import DataError, NumericError
+from alexlab.schedules import Schedule
+from alexlab.scores import Scores
+
+CHECKPOINT_KEY = "alexlab"
+
+
+class Classifier(lightning.LightningModule):
+    """Trains and scores a net on batches of uint8 images (N, C, H, W) with labels (N,).
+
+    It logs `train/loss`, `train/top1`, `val/*` and `test/*`; `val/loss` is the plain cross entropy, whatever the loss that
+    is minimised, so that runs can be compared.
+
+    Args:
+        net: images (N, C, H, W), normalised, to logits (N, K).
+        classes: names of the K classes.
+        loss: logits and labels, (N,) or probabilities (N, K), to losses (N,).
+        optimizer: parameters to an optimizer.
+        schedule: optimizer, num_epochs, steps_per_epoch to Lightning's `lr_scheduler` entries.
+        mean, std: one number for each channel, of values in [0, 1].
+        mix: images and labels of a training batch to mixed images and probabilities (MixUp, CutMix), or None.
+        seed: of what is random inside the net, drawn anew for each step and rank.
+        record: plain data that goes into each checkpoint, so that a checkpoint is enough.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        classes: Sequence[str],
+        loss: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., Schedule],
+        mean: Sequence[float],
+        std: Sequence[float],
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        seed: int = 0,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.loss = loss
+        self.optimizer, self.schedule = optimizer, schedule
+        self.mix = mix
+        self.seed = seed
+        self.record = {**(record or {}), "classes": list(classes)}
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.scores = nn.ModuleDict({f"{stage}_scores": Scores(len(classes)) for stage in ("train", "val", "test")})
+        self.best: dict[str, float] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 images (N, C, H, W) to logits (N, K)."""
+        return self.net(self._normalised(images))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Makes dropout and mixing functions of the seed, the position in the run and the rank, with no state to lose."""
+        torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The mean loss of a batch."""
+        images, labels = self._normalised(batch[0]), batch[1]
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
+        logits = self.net(images)
+        losses = self.loss(logits, labels)
+        loss = losses.mean()
+        if not torch.isfinite(loss):
+            raise NumericError(
+                f"the loss must stay finite; it is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, "
+                f"batch {batch_idx}); the checkpoints of earlier epochs are kept. Try a smaller optimizer.lr or a warm-up"
+            )
+        self._scores("train").update(logits, labels if labels.ndim == 1 else labels.argmax(1), losses)
+        self.log("train/loss_step", loss.detach(), prog_bar=True, on_epoch=False)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Logs the scores of the epoch after its last batch, before the validation."""
+        if self.trainer.is_last_batch:
+            scores = self._finished("train")
+            self._log_exact({"train/loss": scores["loss"], "train/top1": scores["top1"]})
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._score("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._score("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the scores of the validation split, and of the best validation so far."""
+        scores = self._log_split("val", self.trainer.num_val_batches)
+        if self.trainer.sanity_checking:
+            return
+        if not self.best or scores["top1"] > self.best["top1"]:
+            self.best = {**scores, "epoch": self.current_epoch}
+        self._log_exact({"best/top1": self.best["top1"], "best/top5": self.best["top5"]})
+
+    def on_test_epoch_end(self) -> None:
+        self._log_split("test", self.trainer.num_test_batches)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the schedule over the steps of the whole run."""
+        optimizer = self.optimizer(self.net.parameters())
+        steps = int(self.trainer.estimated_stepping_batches)
+        num_batches = self.trainer.num_training_batches
+        steps_per_epoch = max(1, -(-int(num_batches) // self.trainer.accumulate_grad_batches))
+        schedule = self.schedule(optimizer, num_epochs=steps / steps_per_epoch, steps_per_epoch=steps_per_epoch)
+        return [optimizer], schedule
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = {**self.record, "best": self.best}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.best = dict(checkpoint[CHECKPOINT_KEY]["best"])
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        # Channels last is the faster layout: 1.34 x at full and 1.19 x at half width on 2 CPU cores, batch 64, 224 x 224.
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _scores(self, stage: str) -> Scores:
+        scores = self.scores[f"{stage}_scores"]
+        assert isinstance(scores, Scores)
+        return scores
+
+    def _score(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        logits = self(images)
+        losses = F.cross_entropy(logits.float(), labels.clamp(min=0), reduction="none")
+        self._scores(stage).update(logits, labels, losses)
+
+    def _finished(self, stage: str) -> dict[str, Tensor]:
+        scores = self._scores(stage).compute()
+        self._scores(stage).reset()
+        return scores
+
+    def _log_split(self, stage: str, num_batches: Sequence[int | float]) -> dict[str, float]:
+        scores = {name: value.item() for name, value in self._finished(stage).items()}
+        split: Any = getattr(self.trainer, "datamodule").splits  # noqa: B009 - set by Lightning, unknown to the types
+        expected = len(getattr(split, stage))
+        complete = not self.trainer.sanity_checking and sum(num_batches) == len(self._loader(stage))
+        if complete and scores["count"] != expected:
+            raise DataError(f"every image of the {stage} split must be scored once; {scores['count']:g} of {expected} were")
+        self._log_exact({f"{stage}/{name}": scores[name] for name in ("loss", "top1", "top5")})
+        return scores
+
+    def _loader(self, stage: str) -> Any:
+        loaders: Any = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
+        return loaders
+
+    def _log_exact(self, values: dict[str, Any]) -> None:
+        # All ranks hold the same values; their maximum is that value, to the last bit.
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)

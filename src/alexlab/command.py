@@ -1,0 +1,140 @@
+"""What every command does around its task: the command line, the run folder, words for mistakes, the exit code.
+
+Imports no torch: `--help`, `--cfg job` and a mistake in the command are answered before it is needed.
+"""
+
+import importlib
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue
+
+from alexlab import overrides, runs, sweeps
+from alexlab.errors import AlexlabError, ConfigError
+
+CONFIG_DIR = Path(__file__).parents[2] / "conf"
+
+log = logging.getLogger(__name__)
+
+
+def run_command(name: str) -> None:
+    """Composes `conf/<name>.yaml` with the command line, runs `alexlab.tasks.<name>.run` and exits with its code."""
+    sys.argv[1:] = overrides.selects_own_folder(overrides.with_quoted_paths(sys.argv[1:]))
+    register()
+    codes = [0]
+
+    def job(config: DictConfig) -> float | None:
+        try:
+            return run_job(name, config)
+        except AlexlabError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the launcher counts it, and goes on with the next job
+            log.error("%s", error)
+            codes.append(error.exit_code)
+        return None
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
+    except KeyboardInterrupt:
+        codes.append(130)
+    if any(outcome.cause for outcome in sweeps.outcomes):
+        codes.append(1)
+    sys.exit(max(codes))
+
+
+def register() -> None:
+    """Makes Hydra speak our words: the `tag` resolver and the checks of overrides."""
+    OmegaConf.register_new_resolver("tag", runs.tag, replace=True)
+    overrides.check_overrides()
+
+
+def run_job(name: str, config: DictConfig) -> float | None:
+    """Runs the task of a command on a composed config; its return value is what a sweeper maximises."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra_config = HydraConfig.get()
+    task = importlib.import_module(f"alexlab.tasks.{name}")
+    value: float | None = task.run(
+        plain(config),
+        run_dir=Path(hydra_config.runtime.output_dir),
+        choices={group: str(option) for group, option in hydra_config.runtime.choices.items() if "hydra/" not in group},
+        isolated=hydra_config.mode == RunMode.MULTIRUN,
+    )
+    return value
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as dicts, lists, numbers and strings, with nothing left to resolve.
+
+    Raises:
+        ConfigError: when a value that must be given is missing.
+    """
+    try:
+        resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key or str(error).rsplit(" ", 1)[-1]
+        raise ConfigError(f"{key} must be given: {key}=VALUE") from error
+    return dict(resolved)
+
+
+class Folders(Callback):
+    """Gives each run and each sweep a folder of its own, before Hydra writes into it.
+
+    Hydra turns an exception of a callback into a warning, so a folder that cannot be had ends the process here.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Claims `hydra.run.dir`; of the ranks that torchrun has started, rank 0 does, and the others are told."""
+        with ending_in_words(), open_dict(config):
+            given = any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra)
+            config.hydra.run.dir = runs.agreed(lambda: str(_claimed(config.hydra.run.dir, given)))
+            if runs.rank() > 0:
+                config.hydra.output_subdir = None
+                config.hydra.job_logging.root.handlers = ["console"]
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Claims `hydra.sweep.dir`, and says so to the jobs, whose configs are composed anew."""
+        with ending_in_words(), open_dict(config):
+            if runs.started_outside():
+                raise ConfigError("a sweep starts the processes of its jobs itself: run it without torchrun")
+            given = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
+            folder = str(_claimed(config.hydra.sweep.dir, given))
+            config.hydra.sweep.dir = folder
+            if not given:
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={overrides.quoted_path(folder)}")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Prints every job with its score, and every failed one with its cause."""
+        sweeps.print_outcomes(Path(config.hydra.sweep.dir))
+
+
+class ending_in_words:  # noqa: N801 - reads as a statement
+    """Ends the process with the sentence of an error, and its exit code."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, AlexlabError):
+            print(error, file=sys.stderr)
+            raise SystemExit(error.exit_code)
+
+
+def _claimed(path: str, given: bool) -> Path:
+    try:
+        if not given:
+            return runs.claim(path)
+        folder = Path(path)
+        if any((folder / name).exists() for name in (".hydra", "multirun.yaml")):
+            raise ConfigError(f"a run must have a folder of its own; {folder} already holds one")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    except OSError as error:
+        raise ConfigError(f"the output folder must be writable; cannot make {path}: {error.strerror}") from error

@@ -1,0 +1,105 @@
+"""The LightningDataModule: loaders over the splits of a folder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from alexlab.data.folder import Split, Splits
+from alexlab.data.images import ImageSplit
+from alexlab.data.order import EvalBatches, PaddedItems, SeededItems, TrainBatches
+from alexlab.data.settings import Data
+from alexlab.errors import ConfigError
+
+
+class FolderData(lightning.LightningDataModule):
+    """Loaders that give (images, labels): uint8 (N, C, H, W) and int64 (N,), where a label below 0 is padding.
+
+    Args:
+        data: the settings.
+        splits: the files.
+        train_transform, eval_transform: from a uint8 image (C, H, W) to one of the size that the net takes.
+        seed: of the order and of the augmentation.
+
+    Raises:
+        ConfigError: from the loaders, when the batch does not divide or is larger than the split.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        splits: Splits,
+        *,
+        train_transform: Callable[[Tensor], Tensor],
+        eval_transform: Callable[[Tensor], Tensor],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.data = data
+        self.splits = splits
+        self.train_transform, self.eval_transform = train_transform, eval_transform
+        self.seed = seed
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this rank, augmented."""
+        assert self.trainer is not None
+        dataset = ImageSplit(self.splits.train, transform=self.train_transform, channels=self.data.channels)
+        batches = TrainBatches(
+            dataset.targets,
+            batch_size=self.data.batch_size,
+            num_ranks=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+            accumulate=self.trainer.accumulate_grad_batches,
+            seed=self.seed,
+            balanced=self.data.sampler == "balanced",
+        )
+        return self._loader(SeededItems(dataset, seed=self.seed), batches)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Batches of this rank's share of the validation split."""
+        return self._eval_loader(self.splits.val)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Batches of this rank's share of the test split."""
+        if self.splits.test is None:
+            raise ConfigError(f"{self.data.root} has no test split")
+        return self._eval_loader(self.splits.test)
+
+    def _eval_loader(self, split: Split) -> DataLoader[Any]:
+        assert self.trainer is not None
+        dataset = ImageSplit(split, transform=self.eval_transform, channels=self.data.channels)
+        batches = EvalBatches(
+            len(dataset),
+            batch_size=self.data.batch_size,
+            num_ranks=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+        )
+        return self._loader(PaddedItems(dataset), batches)
+
+    def _loader(self, dataset: Any, batches: TrainBatches | EvalBatches) -> DataLoader[Any]:
+        assert self.trainer is not None
+        workers = self.data.workers(self.trainer.num_devices)
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,
+            pin_memory=self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
+        )
+
+
+def check_batch_size(data: Data, splits: Splits, *, num_ranks: int, accumulate: int) -> None:
+    """Raises ConfigError when the global batch cannot be shared out."""
+    if data.batch_size % (num_ranks * accumulate):
+        raise ConfigError(
+            "data.batch_size is the global batch and must be divisible by trainer.devices x "
+            f"trainer.accumulate_grad_batches; got {data.batch_size} and {num_ranks} x {accumulate}"
+        )
+    if data.batch_size > len(splits.train):
+        raise ConfigError(
+            f"data.batch_size must not exceed the {len(splits.train)} training images of {data.root}; "
+            f"got {data.batch_size}"
+        )

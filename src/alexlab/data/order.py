@@ -1,0 +1,138 @@
+"""Which image is read when, by which rank: functions of the seed, the epoch and the position, with no state to lose.
+
+A run on two devices reads the same global batches as a run on one, and every random draw of an image is a function of
+(seed, epoch, index): the number of devices and of loader workers changes nothing.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+PADDING = -1  # the label of an item that fills up a rank's share; no score counts it
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed of 63 bits from whole numbers; other numbers give an unrelated one."""
+    digest = hashlib.blake2b(struct.pack(f"{len(numbers)}q", *numbers), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class MapDataset(Protocol):
+    """Anything with a length and items by position."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
+
+
+class SeededItems:
+    """Items by (epoch, index): what is random in an item is drawn from a generator seeded by (seed, epoch, index)."""
+
+    def __init__(self, dataset: MapDataset, *, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int]:
+        epoch, index = key
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(derived_seed(self.seed, epoch, index))
+            return self.dataset[index]
+
+
+class PaddedItems:
+    """Items by position, where the position -1 gives an item that no score counts: image 0 with the label -1."""
+
+    def __init__(self, dataset: MapDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.dataset[max(index, 0)]
+        return image, label if index >= 0 else PADDING
+
+
+class TrainBatches:
+    """The training batches of one rank: lists of (epoch, index). The last, incomplete global batch is left out.
+
+    Args:
+        labels: the label of each image.
+        batch_size: images of one optimizer step, over all ranks and accumulated batches.
+        num_ranks, rank: how many processes share a batch, and which one this is.
+        accumulate: batches that one optimizer step adds up.
+        seed: of the order.
+        balanced: draw images with replacement so that every class is equally likely, instead of each image once.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        *,
+        batch_size: int,
+        num_ranks: int = 1,
+        rank: int = 0,
+        accumulate: int = 1,
+        seed: int = 0,
+        balanced: bool = False,
+    ) -> None:
+        assert batch_size % (num_ranks * accumulate) == 0, "checked when the run is built"
+        self.labels = np.asarray(labels)
+        self.batch_size = batch_size
+        self.num_ranks, self.rank, self.accumulate = num_ranks, rank, accumulate
+        self.seed = seed
+        self.balanced = balanced
+        self.epoch = 0
+        self.sampler = self  # Lightning looks for set_epoch at batch_sampler.sampler, not at the batch sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next pass; Lightning calls it before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.labels) // self.batch_size * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = self.epoch, self._order()
+        share = self.batch_size // (self.num_ranks * self.accumulate)
+        for number in range(len(self)):
+            start = (number * self.num_ranks + self.rank) * share
+            yield [(epoch, int(index)) for index in order[start : start + share]]
+
+    def _order(self) -> np.ndarray:
+        generator = np.random.Generator(np.random.Philox(derived_seed(self.seed, self.epoch)))
+        if not self.balanced:
+            return generator.permutation(len(self.labels))
+        weights = 1.0 / np.bincount(self.labels)[self.labels]
+        return generator.choice(len(self.labels), len(self.labels), p=weights / weights.sum())
+
+
+class EvalBatches:
+    """The batches of one rank in an evaluation: every image once over all ranks, padded so that all ranks take as many steps.
+
+    Args:
+        length: number of images.
+        batch_size: images of one step, over all ranks.
+        num_ranks, rank: how many processes share the images, and which one this is.
+    """
+
+    def __init__(self, length: int, *, batch_size: int, num_ranks: int = 1, rank: int = 0) -> None:
+        self.length = length
+        self.share = max(1, batch_size // num_ranks)
+        self.num_ranks, self.rank = num_ranks, rank
+
+    def __len__(self) -> int:
+        return -(-self.length // (self.num_ranks * self.share))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        own = range(self.rank, self.length, self.num_ranks)
+        longest = -(-self.length // self.num_ranks)
+        padded = [*own, *[PADDING] * (longest - len(own))]
+        for start in range(0, longest, self.share):
+            yield padded[start : start + self.share]

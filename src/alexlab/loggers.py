@@ -1,0 +1,100 @@
+"""Loggers that write into the run folder itself, one file each, and go on with that file for as long as the run lives."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class TensorBoard(TensorBoardLogger):
+    """TensorBoard's event file directly in the run folder: one file for training, test and HParams together.
+
+    Args:
+        save_dir: the run folder.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir, name="", version="", default_hp_metric=False)
+
+    @rank_zero_only
+    def start_hparams(self, params: dict[str, Any], metrics: list[str]) -> None:
+        """Writes the row of the HParams tab; the metrics are read from the scalars of these names, as they come."""
+        from torch.utils.tensorboard.summary import hparams
+
+        experiment, start, self._session_end = hparams(params, dict.fromkeys(metrics, 0))
+        writer = self.experiment._get_file_writer()
+        writer.add_summary(experiment)
+        writer.add_summary(start)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flushes the event file; Lightning's own also writes an hparams.yaml beside `.hydra`."""
+        self.experiment.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Flushes: Lightning calls this after fit and again after test, and a closed writer would start a second file."""
+        if self._experiment is not None:
+            self.experiment.flush()
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Ends the row of the HParams tab and closes the file."""
+        if self._experiment is None:
+            return
+        if hasattr(self, "_session_end"):
+            self.experiment._get_file_writer().add_summary(self._session_end)
+        self.experiment.close()
+
+
+class EpochCSV(Logger):
+    """`metrics.csv` in the run folder: a row for each epoch, a column for each score.
+
+    The whole file is written again at each change, to a temporary name first, so that a reader never sees half of it.
+
+    Args:
+        save_dir: the run folder.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self.rows: dict[int, dict[str, Any]] = {}
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The run's `.hydra/config.yaml` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Adds to the row of the metrics' epoch; values of single steps are left to TensorBoard."""
+        values = {name: value for name, value in metrics.items() if not name.endswith("_step") and name != "epoch"}
+        if not values or "epoch" not in metrics:
+            return
+        epoch = int(metrics["epoch"])
+        row = self.rows.setdefault(epoch, {"epoch": epoch})
+        row.update(values)
+        if any(name.startswith(("train/", "val/", "test/")) for name in values):
+            row["step"] = step
+            self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(["epoch", "step", *sorted({name for row in self.rows.values() for name in row})]))
+        unfinished = self.path.with_suffix(".csv.tmp")
+        with unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(row for _, row in sorted(self.rows.items()))
+        os.replace(unfinished, self.path)

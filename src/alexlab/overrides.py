@@ -1,0 +1,135 @@
+"""The words of the command line: paths as people have them, and mistakes answered in one sentence. Imports no torch."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+
+PATH_KEYS = ("data.root", "ckpt", "input", "resume", "rerun", "out")
+# A value must be of the kind of the default that it replaces, except where Lightning takes several kinds.
+OPEN_KEYS = ("trainer.devices", "trainer.fast_dev_run", "trainer.deterministic")
+# Groups whose options are added to each other, so that a missing entry is one that was not asked for.
+ADDED_GROUPS = ("callbacks", "logger")
+
+
+def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
+    """Quotes the values of path keys that Hydra's grammar would not read as they are: `data.root=/data/cats & dogs`.
+
+    In a sweep a comma divides the values, unless the whole is a path that exists.
+    """
+    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    return [_quoted(argument, sweep) for argument in arguments]
+
+
+def _quoted(argument: str, sweep: bool) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or key.lstrip("+") not in PATH_KEYS:
+        return argument
+    if sweep and re.match(r"(choice|glob)\(", value):
+        return argument
+    values = value.split(",") if sweep and not Path(value).exists() else [value]
+    return f"{key}={','.join(quoted_path(path) for path in values)}"
+
+
+def quoted_path(path: str) -> str:
+    """The path as a value that Hydra's grammar reads as that text."""
+    if path in ("", "null", "???") or (len(path) > 1 and path[0] == path[-1] and path[0] in "'\""):
+        return path
+    plain = re.fullmatch(r"[A-Za-z0-9_./-]+", path) and re.search(r"[./-]", path) and re.search(r"[A-Za-z]", path)
+    if plain:
+        return path
+    # A backslash escapes in front of a quote only.
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), path)
+    return f"'{escaped}'"
+
+
+def selects_own_folder(arguments: Sequence[str]) -> list[str]:
+    """Adds `data=folder` to a command that names a folder but neither a data set nor an experiment.
+
+    The default data set is the digits; pictures of another folder want other sizes and mirrored views.
+    """
+    keys = {argument.partition("=")[0] for argument in arguments}
+    if "data.root" in keys and not keys & {"data", "experiment", "resume", "rerun"}:
+        return [*arguments, "data=folder"]
+    return list(arguments)
+
+
+def check_overrides() -> None:
+    """Makes Hydra check every override against the config that it changes, at the place where it applies them."""
+    apply = ConfigLoaderImpl._apply_overrides_to_config
+
+    def apply_checked(overrides: list[Override], config: DictConfig) -> None:
+        for override in overrides:
+            _check(override, config)
+            apply([override], config)
+
+    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_checked)  # type: ignore[method-assign]
+
+
+def _check(override: Override, config: DictConfig) -> None:
+    key = override.key_or_group
+    if override.package is not None or override.is_delete() or override.is_add() or override.is_force_add():
+        return
+    node: Any = config
+    path = key.split(".")
+    for depth, name in enumerate(path):
+        if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+            return  # below a null or inside a list: Hydra's own words
+        if name not in node.keys():  # `in` is false for a value that is still to be given
+            raise ConfigCompositionException(_unknown(path[:depth], name, [str(known) for known in node], config))
+        node = node._get_node(name)
+    if key not in OPEN_KEYS and not key.startswith("hydra."):
+        _check_kind(key, node, override.value())
+
+
+def _unknown(parents: list[str], name: str, known: list[str], config: DictConfig) -> str:
+    key = ".".join([*parents, name])
+    if len(parents) == 1 and parents[0] in ADDED_GROUPS:
+        chosen = OmegaConf.select(config, f"hydra.runtime.choices.{parents[0]}") or "default"
+        options = chosen.strip("[]").replace(" ", "").split(",") if isinstance(chosen, str) else list(chosen)
+        return (
+            f"{key} is not part of this run, which has {', '.join(known)}; "
+            f"add it with '{parents[0]}=[{','.join([*options, name])}]'"
+        )
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {'.'.join([*parents, near[0]])}?" if near else ""
+    where = f"{'.'.join(parents)} has" if parents else "the keys and groups are"
+    return f"there is no key {key}{hint} ({where} {', '.join(sorted(k for k in known if k != 'hydra'))})"
+
+
+def _check_kind(key: str, node: Node | None, value: Any) -> None:
+    if node is None or node._is_none() or node._is_missing() or node._is_interpolation() or value is None:
+        return
+    default = OmegaConf.to_container(node) if isinstance(node, DictConfig | ListConfig) else node._value()
+    kind = _kind(default)
+    if isinstance(value, str) and "${" in value:
+        return
+    if not _fits(value, default):
+        raise ConfigCompositionException(f"{key} must be {kind}, like its default {default!r}; got {value!r}")
+
+
+def _fits(value: Any, default: Any) -> bool:
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, list):
+        return isinstance(value, list) and all(_fits(item, default[0]) for item in value if default)
+    if isinstance(default, dict):
+        return isinstance(value, dict)
+    return not isinstance(value, list | dict)
+
+
+def _kind(default: Any) -> str:
+    if isinstance(default, list):
+        return f"a list, each item {_kind(default[0])}" if default else "a list"
+    names = {bool: "true or false", int: "a whole number", float: "a number", dict: "a mapping"}
+    return names.get(type(default), "text")

@@ -1,0 +1,48 @@
+"""What judges a net: top-1, top-5 and loss, counted over every image exactly once."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class Scores(Metric):
+    """Counts of right answers and the sum of the losses; over several processes the counts are added up.
+
+    Counts are whole numbers and the losses are summed in float64, so that the result does not depend on how the images
+    were divided into batches and over devices. Labels below 0 are padding and are left out.
+
+    Args:
+        num_classes: K; a label is among the first min(5, K) answers or it is not.
+    """
+
+    full_state_update = False
+    right1: Tensor
+    right5: Tensor
+    count: Tensor
+    loss_sum: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.top_k = min(5, num_classes)
+        for name in ("right1", "right5", "count"):
+            self.add_state(name, torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("loss_sum", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Adds logits (N, K), labels (N,) and the loss of each image (N,)."""
+        valid = labels >= 0
+        answers = logits.detach().topk(self.top_k, dim=1).indices
+        hits = (answers == labels[:, None]) & valid[:, None]
+        self.right1 += hits[:, 0].sum()
+        self.right5 += hits.any(dim=1).sum()
+        self.count += valid.sum()
+        self.loss_sum += torch.where(valid, losses.detach(), 0).sum(dtype=torch.float64)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`loss`, the mean over the images; `top1`, `top5`, fractions of the images; `count`, their number."""
+        return {
+            "loss": self.loss_sum / self.count,
+            "top1": self.right1.double() / self.count,
+            "top5": self.right5.double() / self.count,
+            "count": self.count,
+        }

@@ -1,0 +1,35 @@
+"""`python src/train.py`: from a composed config to a trained net in a run folder. Imports no torch at its top."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from alexlab.data.settings import Data
+
+
+def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> float | None:
+    """Checks the config, trains on every device that it asks for, prints the scores and returns the best val/top1.
+
+    Args:
+        config: the composed config, plain data.
+        run_dir: the folder that the run writes to.
+        choices: the option chosen in each config group, for the HParams tab.
+        isolated: run in a process of its own even on one device, as a job of a sweep must.
+
+    Raises:
+        AlexlabError: in one sentence.
+    """
+    splits = Data(**config["data"]).find_splits()  # a missing folder is told before torch is imported
+
+    from alexlab import build
+    from alexlab.launch import launch, num_ranks
+    from alexlab.training import print_scores, train
+
+    trainer = config["trainer"]
+    ranks = num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
+    build.check(config, splits, num_ranks=ranks)
+    task = partial(train, config, splits, run_dir=run_dir, choices=choices, ranks=ranks)
+    scores: dict[str, float] = launch(task, num_ranks=ranks, isolated=isolated, **config["elastic"])
+    if scores:
+        print_scores(scores, run_dir)
+    return scores.get("best/top1")

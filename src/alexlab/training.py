@@ -1,0 +1,138 @@
+"""One run, as each of its ranks sees it."""
+
+import logging
+import os
+import time
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from alexlab import build, runs
+from alexlab.callbacks import Checkpoints
+from alexlab.classifier import Classifier
+from alexlab.data.folder import Splits
+from alexlab.data.module import FolderData
+from alexlab.loggers import TensorBoard
+
+log = logging.getLogger(__name__)
+
+HPARAM_GROUPS = ("model", "optimizer", "scheduler", "augmentation")
+# What Lightning says of every run of ours, and why it does not apply.
+UNFOUNDED = (
+    "does not have many workers",  # data.num_workers takes one for each core; more only wait for each other
+    "smaller than the logging interval",  # short epochs are fine: the scores of an epoch are logged at its end
+    "isinstance.treespec, LeafSpec.` is deprecated",  # Lightning 2.6 on torch 2.15
+)
+
+
+def train(
+    config: dict[str, Any], splits: Splits, *, run_dir: Path, choices: dict[str, str], ranks: int
+) -> dict[str, float]:
+    """Trains, scores the best checkpoint on the test split where there is one, and returns the scores.
+
+    Args:
+        config, splits: what to train, and on which files.
+        run_dir, choices: as for `tasks.train.run`.
+        ranks: number of processes of the run.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in UNFOUNDED:
+        warnings.filterwarnings("ignore", f".*{message}.*")
+    lightning.seed_everything(config["seed"], workers=True, verbose=False)
+
+    trainer = build.trainer(config, run_dir, num_ranks=ranks)
+    module = build.classifier(config, splits, record=record(config, choices))
+    data = build.folder_data(config, splits)
+    if trainer.is_global_zero:
+        describe(config, splits, module, ranks)
+        if splits.made_here:
+            splits.write_manifest(run_dir / runs.MANIFEST)
+    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
+    for board in boards:
+        board.start_hparams(hparams(config, choices), ["best/top1", "best/top5"])
+
+    start_s = time.perf_counter()
+    trainer.fit(module, datamodule=data)
+    scores = {f"best/{name}": value for name, value in module.best.items()}
+    if scores:
+        scores["train_s"] = time.perf_counter() - start_s
+        best = [callback.best_model_path for callback in trainer.callbacks if isinstance(callback, Checkpoints)]
+        if splits.test is not None and best and best[0]:
+            scores |= score_test_split(trainer, module, data, best[0])
+    for board in boards:
+        board.close()
+    return scores
+
+
+def score_test_split(
+    trainer: lightning.Trainer, module: Classifier, data: FolderData, ckpt: str
+) -> dict[str, float]:
+    """Scores a checkpoint on the test split."""
+    trainer.test(module, datamodule=data, ckpt_path=ckpt, verbose=False, weights_only=True)
+    scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+    scores["test/count"] = len(data.splits.test)  # which the classifier has compared with what it counted
+    log.info("test, best checkpoint: %s", " ".join(f"{name[5:]} {value:.4f}" for name, value in scores.items()))
+    return scores
+
+
+def record(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
+    """What a checkpoint must say of its run, as plain data."""
+    versions = {}
+    for package in ("alexlab", "torch", "torchvision", "lightning"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # a checkout that is not installed
+            continue
+    return {"config": config, "choices": choices, "versions": versions}
+
+
+def hparams(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
+    """The keys by which runs are compared in TensorBoard's HParams tab."""
+    return {
+        **{group: choices.get(group, "") for group in HPARAM_GROUPS},
+        "width": float(config["model"].get("width", 1.0)),
+        "lr": float(config["optimizer"]["lr"]),
+        "batch_size": config["data"]["batch_size"],
+        "devices": str(config["trainer"]["devices"]),
+        "seed": config["seed"],
+    }
+
+
+def describe(config: dict[str, Any], splits: Splits, module: Classifier, ranks: int) -> None:
+    """Logs what is about to be trained, and what a person should know of the data."""
+    sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.named())
+    log.info("data: %s: %d classes, images: %s", config["data"]["root"], len(splits.classes), sizes)
+    for note in splits.notes:
+        log.info("data: %s", note)
+    if len(splits.classes) < 5:
+        log.info("top-5 is top-%d: there are only %d classes", len(splits.classes), len(splits.classes))
+    parameters = sum(parameter.numel() for parameter in module.net.parameters())
+    log.info("net: %s, %s parameters", config["model"]["_target_"].rsplit(".", 1)[-1], f"{parameters:,}")
+    batch, accumulate = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
+    share = batch // (ranks * accumulate)
+    log.info("batch: %d = %d devices x %d accumulated x %d images", batch, ranks, accumulate, share)
+    log.info("threads: %d for each device", torch.get_num_threads())
+
+
+def print_scores(scores: dict[str, float], run_dir: Path) -> None:
+    """Prints the final scores, the run folder and the command that shows its curves."""
+    table = Table(title=f"trained in {scores['train_s']:.0f} s")
+    for column in ("split", "images", "top-1", "top-5", "loss", "of"):
+        table.add_column(column, justify="left" if column in ("split", "of") else "right")
+    rows = [("val", "best", f"epoch {scores['best/epoch'] + 1:.0f}, the best")]
+    if "test/top1" in scores:
+        rows.append(("test", "test", "the same checkpoint"))
+    for split, prefix, which in rows:
+        values = [f"{scores[f'{prefix}/{name}']:.4f}" for name in ("top1", "top5", "loss")]
+        table.add_row(split, f"{scores.get(f'{prefix}/count', 0):.0f}", *values, which)
+    Console().print(table)
+    shown = os.path.relpath(run_dir)
+    print(f"run folder: {shown}")
+    print(f"tensorboard --logdir {shown}")

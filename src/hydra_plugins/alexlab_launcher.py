@@ -1,0 +1,54 @@
+"""Our launcher. Hydra takes plugins from modules of `hydra_plugins` only, and imports them at each start: nothing heavy here."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from alexlab import sweeps
+
+log = logging.getLogger(__name__)
+
+
+class SequentialLauncher(Launcher):
+    """Runs the jobs one after the other; a job that fails costs that job, and its cause is kept."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keeps what Hydra hands over."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs a job for each list of overrides; the return value of a failed one is NaN."""
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        return [self._run(list(job), initial_job_idx + offset) for offset, job in enumerate(job_overrides)]
+
+    def _run(self, overrides: list[str], number: int) -> JobReturn:
+        shown = filter_overrides(overrides)
+        log.info("job %d: %s", number, " ".join(shown))
+        config: Any = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+            config.hydra.mode = self.config.hydra.mode
+        result = run_job(
+            hydra_context=self.hydra_context,
+            task_function=self.task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        if result.status == JobStatus.COMPLETED:
+            sweeps.outcomes.append(sweeps.Outcome(number, shown, score=result.return_value))
+            return result
+        cause = result._return_value
+        log.error("job %d failed: %s: %s", number, type(cause).__name__, cause)
+        sweeps.outcomes.append(sweeps.Outcome(number, shown, cause=f"{type(cause).__name__}: {cause}"))
+        result.status, result.return_value = JobStatus.COMPLETED, float("nan")
+        return result
