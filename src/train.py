@@ -1,9 +1,4 @@
-"""Trains a net on a folder of images.
-
-    python src/train.py                                     the default run, on handwritten digits
-    python src/train.py model=alexnet_half data.root=DIR    on your own images, one folder per class
-    python src/train.py --help                              groups, options, examples
-"""
+"""Trains a net on a folder of images: `python src/train.py --help` shows the groups, the options and examples."""
 
 from alexlab.command import run_command
 

@@ -2,15 +2,18 @@
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -34,7 +37,9 @@ def locate(path: str, where: str) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}._target_ must name a class or function that can be imported; got {path}: {error}") from error
+        raise ConfigError(
+            f"{where}._target_ must name a class or function that can be imported; got {path}: {error}"
+        ) from error
 
 
 def bind(target: Callable[..., Any], where: str, /, *args: Any, **keywords: Any) -> None:
@@ -71,7 +76,7 @@ def make(node: Config, where: str, /, *args: Any, **extra: Any) -> Any:
     except (TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
 
 
 def _call(node: Config, where: str) -> tuple[Callable[..., Any], Config]:
@@ -103,16 +108,18 @@ def data(config: Config) -> Data:
     return Data(**config["data"])
 
 
-def classifier(config: Config, splits: Splits, *, record: Config | None = None) -> Classifier:
-    """The LightningModule for the classes of a data set."""
+def classifier(config: Config, splits: Splits, *, record: Config | None = None, device: str = "cpu") -> Classifier:
+    """The LightningModule for the classes of a data set; on the device `meta` the net takes no memory."""
     settings = data(config)
     num_classes = len(splits.classes)
     optimizer, options = _call(config["optimizer"], "optimizer")
     schedule, shape = _call(config["scheduler"], "scheduler")
     bind(optimizer, "optimizer", [], **options)
     bind(schedule, "scheduler", None, num_epochs=1, steps_per_epoch=1, **shape)
+    with torch.device(device):
+        built = net(config, num_classes)
     return Classifier(
-        net(config, num_classes),
+        built,
         classes=splits.classes,
         loss=make(config["loss"], "loss", splits.train.counts()),
         optimizer=partial(optimizer, **options),
@@ -155,10 +162,16 @@ def callbacks(config: Config) -> list[Callback]:
 
 def loggers(config: Config, run_dir: Path) -> list[Logger]:
     """The loggers, writing into the run folder."""
-    for name in config["logger"]:
+    return [make(node, f"logger.{name}", save_dir=str(run_dir)) for name, node in config["logger"].items()]
+
+
+def _check_loggers(config: Config) -> None:
+    """Looks at the loggers without making them: some open a file or a connection at once."""
+    for name, node in config["logger"].items():
         if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
             raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install 'alexlab[{name}]'")
-    return [make(node, f"logger.{name}", save_dir=str(run_dir)) for name, node in config["logger"].items()]
+        target, keywords = _call(node, f"logger.{name}")
+        bind(target, f"logger.{name}", save_dir="", **keywords)
 
 
 def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Trainer:
@@ -166,10 +179,19 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     node = {name: _value(value, f"trainer.{name}") for name, value in config["trainer"].items()}
     if num_ranks > 1 and node["strategy"] == "auto":
         # Gradients live in the buckets that are sent: no second copy of them. The net has no unused parameters.
-        node["strategy"] = DDPStrategy(gradient_as_bucket_view=True, static_graph=True)
+        node["strategy"] = DDPStrategy(
+            gradient_as_bucket_view=True,
+            static_graph=True,
+            timeout=timedelta(seconds=config["elastic"]["timeout_s"]),
+        )
+    called = callbacks(config)
+    # Without these Lightning adds a checkpoint and a bar of its own where the config has none.
+    for name, kind in (("enable_checkpointing", Checkpoint), ("enable_progress_bar", ProgressBar)):
+        if node[name] is None:
+            node[name] = any(isinstance(callback, kind) for callback in called)
     keywords = {
         **node,
-        "callbacks": callbacks(config),
+        "callbacks": called,
         "logger": loggers(config, run_dir),
         "default_root_dir": str(run_dir),
         "use_distributed_sampler": False,
@@ -177,7 +199,7 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     bind(lightning.Trainer, "trainer", **keywords)
     try:
         return lightning.Trainer(**keywords)
-    except (TypeError, ValueError, lightning.pytorch.utilities.exceptions.MisconfigurationException) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}") from error
 
 
@@ -188,21 +210,17 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
         ConfigError: in one sentence, for the first thing that does not fit.
     """
     settings = data(config)
-    check_batch_size(
-        settings, splits, num_ranks=num_ranks, accumulate=config["trainer"]["accumulate_grad_batches"]
-    )
-    with torch.device("meta"):
-        module = classifier(config, splits)
-        _check_image_size(module.net, settings)
-        parameters = list(module.net.parameters())
+    check_batch_size(settings, splits, num_ranks=num_ranks, accumulate=config["trainer"]["accumulate_grad_batches"])
+    module = classifier(config, splits, device="meta")
+    _check_image_size(module.net, settings)
     try:
-        optimizer = module.optimizer(parameters)
+        optimizer = module.optimizer(module.net.parameters())
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer: {error}") from error
     num_epochs = config["trainer"]["max_epochs"] or 1000
     schedule = module.schedule(optimizer, num_epochs=max(1, num_epochs), steps_per_epoch=100)
     folder_data(config, splits)
-    loggers(config, Path())
+    _check_loggers(config)
     monitors = {f"callbacks.{name}": node for name, node in zip(config["callbacks"], callbacks(config), strict=True)}
     for where, callback in monitors.items():
         if isinstance(callback, ModelCheckpoint | EarlyStopping):
@@ -223,7 +241,7 @@ def _check_image_size(built: nn.Module, settings: Data) -> None:
         if check_size is not None:
             check_size(settings.image_size)
         else:
-            built.eval()(torch.empty(1, settings.channels, settings.image_size, settings.image_size))
+            built.eval()(torch.empty(1, settings.channels, settings.image_size, settings.image_size, device="meta"))
     except (ValueError, RuntimeError) as error:
         if check_size is not None:
             raise ConfigError(str(error)) from error

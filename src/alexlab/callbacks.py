@@ -93,7 +93,7 @@ class EpochLog(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         rate = self.num_images / self.train_s
-        pl_module.log("train/images_per_s", rate, rank_zero_only=True)
+        pl_module.log("train/images_per_s", rate, sync_dist=True, reduce_fx="max")
         scores = {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
         elapsed_s = time.perf_counter() - self.epoch_start_s
         row = {**scores, "epoch": trainer.current_epoch, "images_per_s": rate, "elapsed_s": elapsed_s}

@@ -35,6 +35,9 @@ class Classifier(lightning.LightningModule):
         record: plain data that goes into each checkpoint, so that a checkpoint is enough.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         net: nn.Module,
@@ -151,7 +154,9 @@ class Classifier(lightning.LightningModule):
         expected = len(getattr(split, stage))
         complete = not self.trainer.sanity_checking and sum(num_batches) == len(self._loader(stage))
         if complete and scores["count"] != expected:
-            raise DataError(f"every image of the {stage} split must be scored once; {scores['count']:g} of {expected} were")
+            raise DataError(
+                f"every image of the {stage} split must be scored once; {scores['count']:g} of {expected} were"
+            )
         self._log_exact({f"{stage}/{name}": scores[name] for name in ("loss", "top1", "top5")})
         return scores
 

@@ -18,8 +18,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from alexlab import overrides, runs, sweeps
 from alexlab.errors import AlexlabError, ConfigError
-
-CONFIG_DIR = Path(__file__).parents[2] / "conf"
+from alexlab.overrides import CONFIG_DIR
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +56,6 @@ def register() -> None:
 
 def run_job(name: str, config: DictConfig) -> float | None:
     """Runs the task of a command on a composed config; its return value is what a sweeper maximises."""
-    from hydra.core.hydra_config import HydraConfig
-
     hydra_config = HydraConfig.get()
     task = importlib.import_module(f"alexlab.tasks.{name}")
     value: float | None = task.run(

@@ -111,11 +111,9 @@ def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, timeout_s
 
 def _run_rank(task: Callable[[], Any]) -> Any:
     """The body of a forked process."""
-    rank, local_ranks = int(os.environ["RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     # Without this each rank would compute on every core, and two ranks on two cores would be slower than one.
     torch.set_num_threads(max(1, num_cores() // local_ranks))
-    if rank:
-        logging.getLogger().setLevel(logging.WARNING)
     if local_ranks == 1:
         for name in RANK_VARIABLES:  # a run on one device is no distributed run
             os.environ.pop(name, None)
@@ -124,7 +122,9 @@ def _run_rank(task: Callable[[], Any]) -> Any:
 
 def _cause(failures: dict[int, ProcessFailure]) -> AlexlabError:
     """The error that ended the first rank: what it raised, or the signal that killed it."""
-    killed = {rank: failure for rank, failure in failures.items() if failure.exitcode in (-signal.SIGKILL, -signal.SIGSEGV)}
+    killed = {
+        rank: failure for rank, failure in failures.items() if failure.exitcode in (-signal.SIGKILL, -signal.SIGSEGV)
+    }
     rank, failure = min((killed or failures).items(), key=lambda item: (item[1].timestamp, item[0]))
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name

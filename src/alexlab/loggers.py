@@ -9,6 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+EPOCH_SCORES = ("train/", "val/", "best/")
+
 
 class TensorBoard(TensorBoardLogger):
     """TensorBoard's event file directly in the run folder: one file for training, test and HParams together.
@@ -79,16 +81,15 @@ class EpochCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds to the row of the metrics' epoch; values of single steps are left to TensorBoard."""
-        values = {name: value for name, value in metrics.items() if not name.endswith("_step") and name != "epoch"}
-        if not values or "epoch" not in metrics:
+        """Adds the scores of an epoch to its row; single steps and the test after the last epoch are no part of it."""
+        values = {
+            name: value for name, value in metrics.items() if name.startswith(EPOCH_SCORES) and "_step" not in name
+        }
+        if not values:
             return
-        epoch = int(metrics["epoch"])
-        row = self.rows.setdefault(epoch, {"epoch": epoch})
-        row.update(values)
-        if any(name.startswith(("train/", "val/", "test/")) for name in values):
-            row["step"] = step
-            self._write()
+        row = self.rows.setdefault(int(metrics["epoch"]), {})
+        row |= values | {"epoch": int(metrics["epoch"]), "step": step}
+        self._write()
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(["epoch", "step", *sorted({name for row in self.rows.values() for name in row})]))

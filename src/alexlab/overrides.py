@@ -11,11 +11,12 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
+CONFIG_DIR = Path(__file__).parents[2] / "conf"
 PATH_KEYS = ("data.root", "ckpt", "input", "resume", "rerun", "out")
 # A value must be of the kind of the default that it replaces, except where Lightning takes several kinds.
 OPEN_KEYS = ("trainer.devices", "trainer.fast_dev_run", "trainer.deterministic")
 # Groups whose options are added to each other, so that a missing entry is one that was not asked for.
-ADDED_GROUPS = ("callbacks", "logger")
+ADDED_GROUPS = (["callbacks"], ["logger"])
 
 
 def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
@@ -69,7 +70,7 @@ def check_overrides() -> None:
             _check(override, config)
             apply([override], config)
 
-    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_checked)  # type: ignore[method-assign]
+    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_checked)  # type: ignore[assignment]
 
 
 def _check(override: Override, config: DictConfig) -> None:
@@ -82,25 +83,26 @@ def _check(override: Override, config: DictConfig) -> None:
         if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
             return  # below a null or inside a list: Hydra's own words
         if name not in node.keys():  # `in` is false for a value that is still to be given
-            raise ConfigCompositionException(_unknown(path[:depth], name, [str(known) for known in node], config))
+            raise ConfigCompositionException(_unknown(path[:depth], name, [str(known) for known in node]))
         node = node._get_node(name)
     if key not in OPEN_KEYS and not key.startswith("hydra."):
         _check_kind(key, node, override.value())
 
 
-def _unknown(parents: list[str], name: str, known: list[str], config: DictConfig) -> str:
+def _unknown(parents: list[str], name: str, known: list[str]) -> str:
     key = ".".join([*parents, name])
-    if len(parents) == 1 and parents[0] in ADDED_GROUPS:
-        chosen = OmegaConf.select(config, f"hydra.runtime.choices.{parents[0]}") or "default"
-        options = chosen.strip("[]").replace(" ", "").split(",") if isinstance(chosen, str) else list(chosen)
+    options = [path.stem for path in (CONFIG_DIR / parents[0]).glob("*.yaml")] if len(parents) == 1 else []
+    if parents[:1] in ADDED_GROUPS and name in options:
+        chosen = [option for option in ("default", *known) if option in options]
         return (
             f"{key} is not part of this run, which has {', '.join(known)}; "
-            f"add it with '{parents[0]}=[{','.join([*options, name])}]'"
+            f"add it with '{parents[0]}=[{','.join([*chosen, name])}]'"
         )
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {'.'.join([*parents, near[0]])}?" if near else ""
+    near = difflib.get_close_matches(name, known, n=3)
+    if near:
+        return f"there is no key {key}; did you mean {' or '.join('.'.join([*parents, match]) for match in near)}?"
     where = f"{'.'.join(parents)} has" if parents else "the keys and groups are"
-    return f"there is no key {key}{hint} ({where} {', '.join(sorted(k for k in known if k != 'hydra'))})"
+    return f"there is no key {key}; {where} {', '.join(sorted(k for k in known if k != 'hydra'))}"
 
 
 def _check_kind(key: str, node: Node | None, value: Any) -> None:

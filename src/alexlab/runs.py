@@ -24,7 +24,8 @@ def tag(overrides: Iterable[str]) -> str:
             value = value.strip("'\"").rstrip(os.sep).rsplit(os.sep, 1)[-1]
         parts.append(f"{key}-{value}" if value else key)
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))
-    return readable.replace("-_", "_").strip("-._")[:MAX_TAG].rstrip("-._") or "defaults"
+    readable = re.sub(r"-*_-*", "_", re.sub(r"-{2,}", "-", readable))
+    return readable.strip("-._")[:MAX_TAG].rstrip("-._") or "defaults"
 
 
 def claim(path: str | Path) -> Path:
@@ -55,12 +56,14 @@ def agreed(choose: Callable[[], str]) -> str:
     """What `choose` gives on rank 0, on every rank that torchrun has started; alone, what it gives here."""
     if not started_outside():
         return choose()
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     environment = os.environ
     key = f"alexlab/{environment['TORCHELASTIC_RUN_ID']}/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     # torchrun's agent serves this store until the ranks have ended.
-    store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False, wait_for_workers=False)
+    store = TCPStore(
+        environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False, wait_for_workers=False
+    )
     if rank() == 0:
         store.set(key, choose())
     return str(store.get(key).decode())

@@ -6,7 +6,7 @@ closed-form ones give a factor for a position in epochs, so that a resumed or a 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
@@ -25,7 +25,7 @@ def constant(
     warmup_start: float = 0.01,
 ) -> Schedule:
     """The same rate throughout."""
-    return _per_step(optimizer, lambda epoch: 1.0, num_epochs, steps_per_epoch, warmup_epochs, warmup_start)
+    return _per_step(optimizer, lambda epoch: 1.0, steps_per_epoch, warmup_epochs, warmup_start)
 
 
 def step(
@@ -42,7 +42,7 @@ def step(
     if step_epochs < 1:
         raise ConfigError(f"scheduler.step_epochs must be at least 1; got {step_epochs}")
     return _per_step(
-        optimizer, lambda epoch: gamma ** int(epoch // step_epochs), num_epochs, steps_per_epoch, warmup_epochs, warmup_start
+        optimizer, lambda epoch: gamma ** int(epoch // step_epochs), steps_per_epoch, warmup_epochs, warmup_start
     )
 
 
@@ -62,7 +62,7 @@ def multistep(
     def after(epoch: float) -> float:
         return gamma ** sum(epoch >= milestone for milestone in passed)
 
-    return _per_step(optimizer, after, num_epochs, steps_per_epoch, warmup_epochs, warmup_start)
+    return _per_step(optimizer, after, steps_per_epoch, warmup_epochs, warmup_start)
 
 
 def cosine(
@@ -77,10 +77,10 @@ def cosine(
     """Half a cosine from the rate to `final_factor` times the rate (Loshchilov and Hutter, SGDR, without restarts)."""
 
     def after(epoch: float) -> float:
-        progress = min(1.0, (epoch - warmup_epochs) / (num_epochs - warmup_epochs))
+        progress = _progress(epoch, warmup_epochs, num_epochs)
         return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    return _per_step(optimizer, after, num_epochs, steps_per_epoch, warmup_epochs, warmup_start)
+    return _per_step(optimizer, after, steps_per_epoch, warmup_epochs, warmup_start)
 
 
 def poly(
@@ -96,10 +96,10 @@ def poly(
     """(1 - progress) to the `power`, down to `final_factor` times the rate."""
 
     def after(epoch: float) -> float:
-        progress = min(1.0, (epoch - warmup_epochs) / (num_epochs - warmup_epochs))
+        progress = _progress(epoch, warmup_epochs, num_epochs)
         return final_factor + (1 - final_factor) * (1 - progress) ** power
 
-    return _per_step(optimizer, after, num_epochs, steps_per_epoch, warmup_epochs, warmup_start)
+    return _per_step(optimizer, after, steps_per_epoch, warmup_epochs, warmup_start)
 
 
 def one_cycle(
@@ -116,12 +116,15 @@ def one_cycle(
 
     The way up takes `warmup_epochs`, or .3 of the run when that is 0; the momentum goes the other way, .95 to .85.
     """
-    _check_warmup(num_epochs, warmup_epochs, warmup_start)
+    _check_warmup(warmup_epochs, warmup_start)
+    # OneCycleLR divides by zero when the way up or the way down has fewer than 2 steps.
+    total_steps = max(4, round(num_epochs * steps_per_epoch))
+    up = 0.3 * total_steps if warmup_epochs == 0 else warmup_epochs * steps_per_epoch
     scheduler = OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=max(1, round(num_epochs * steps_per_epoch)),
-        pct_start=warmup_epochs / num_epochs if warmup_epochs else 0.3,
+        total_steps=total_steps,
+        pct_start=min(max(2, up), total_steps - 2) / total_steps,
         div_factor=1 / warmup_start,
         final_div_factor=warmup_start / final_factor,
         cycle_momentum=cycle_momentum and any(key in optimizer.defaults for key in ("momentum", "betas")),
@@ -135,17 +138,17 @@ def plateau(
     num_epochs: float,
     steps_per_epoch: int,
     monitor: str = "val/top1",
-    mode: str = "max",
+    mode: Literal["min", "max"] = "max",
     factor: float = 0.1,
     patience: int = 10,
     threshold: float = 1e-4,
-    threshold_mode: str = "abs",
+    threshold_mode: Literal["rel", "abs"] = "abs",
     min_lr: float = 0.0,
     warmup_epochs: float = 0,
     warmup_start: float = 0.01,
 ) -> Schedule:
     """Times `factor` when the best `monitor` is more than `patience` validations old (the paper, section 5)."""
-    _check_warmup(num_epochs, warmup_epochs, warmup_start)
+    _check_warmup(warmup_epochs, warmup_start)
     reduce = ReduceLROnPlateau(
         optimizer, mode, factor, patience, threshold=threshold, threshold_mode=threshold_mode, min_lr=min_lr
     )
@@ -160,13 +163,15 @@ def plateau(
 def _per_step(
     optimizer: Optimizer,
     after: Callable[[float], float],
-    num_epochs: float,
     steps_per_epoch: int,
     warmup_epochs: float,
     warmup_start: float,
 ) -> Schedule:
-    """A linear warm-up, then the factor that `after` gives for the epochs since the start of the run."""
-    _check_warmup(num_epochs, warmup_epochs, warmup_start)
+    """A linear warm-up, then the factor that `after` gives for the epochs since the start of the run.
+
+    A run that is shorter than its warm-up, as a trial often is, ends in the middle of it.
+    """
+    _check_warmup(warmup_epochs, warmup_start)
     warmup_steps = round(warmup_epochs * steps_per_epoch)
 
     # A function, no object: LambdaLR stores the attributes of an object in the checkpoint, which must stay plain data.
@@ -178,11 +183,12 @@ def _per_step(
     return [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
 
 
-def _check_warmup(num_epochs: float, warmup_epochs: float, warmup_start: float) -> None:
-    if not 0 <= warmup_epochs < num_epochs:
-        raise ConfigError(
-            f"scheduler.warmup_epochs must be at least 0 and less than the {num_epochs:g} epochs of the run; "
-            f"got {warmup_epochs}"
-        )
+def _progress(epoch: float, start: float, end: float) -> float:
+    return 1.0 if epoch >= end else (epoch - start) / (end - start)
+
+
+def _check_warmup(warmup_epochs: float, warmup_start: float) -> None:
+    if warmup_epochs < 0:
+        raise ConfigError(f"scheduler.warmup_epochs must be at least 0; got {warmup_epochs}")
     if not 0 < warmup_start <= 1:
         raise ConfigError(f"scheduler.warmup_start must be a factor in (0, 1]; got {warmup_start}")

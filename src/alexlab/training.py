@@ -45,6 +45,8 @@ def train(
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in UNFOUNDED:
         warnings.filterwarnings("ignore", f".*{message}.*")
+    if runs.rank() > 0:
+        logging.getLogger().setLevel(logging.WARNING)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
 
     trainer = build.trainer(config, run_dir, num_ranks=ranks)
@@ -63,21 +65,22 @@ def train(
     scores = {f"best/{name}": value for name, value in module.best.items()}
     if scores:
         scores["train_s"] = time.perf_counter() - start_s
-        best = [callback.best_model_path for callback in trainer.callbacks if isinstance(callback, Checkpoints)]
-        if splits.test is not None and best and best[0]:
-            scores |= score_test_split(trainer, module, data, best[0])
+        best = trainer.checkpoint_callback
+        if splits.test is not None and isinstance(best, Checkpoints) and best.best_model_path:
+            scores |= score_test_split(trainer, module, data, best.best_model_path)
+            scores["test/count"] = len(splits.test)  # which the classifier has compared with what it counted
     for board in boards:
         board.close()
     return scores
 
 
-def score_test_split(
-    trainer: lightning.Trainer, module: Classifier, data: FolderData, ckpt: str
-) -> dict[str, float]:
-    """Scores a checkpoint on the test split."""
-    trainer.test(module, datamodule=data, ckpt_path=ckpt, verbose=False, weights_only=True)
+def score_test_split(trainer: lightning.Trainer, module: Classifier, data: FolderData, ckpt: str) -> dict[str, float]:
+    """Scores the weights of a checkpoint on the test split."""
+    # Not by ckpt_path: Lightning would hand the checkpoint to the callbacks too, and the moving average's puts the weights
+    # that were averaged in the place of their average.
+    module.load_state_dict(torch.load(ckpt, map_location="cpu", weights_only=True)["state_dict"])
+    trainer.test(module, datamodule=data, verbose=False)
     scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
-    scores["test/count"] = len(data.splits.test)  # which the classifier has compared with what it counted
     log.info("test, best checkpoint: %s", " ".join(f"{name[5:]} {value:.4f}" for name, value in scores.items()))
     return scores
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from alexlab.data.folder import Split
@@ -32,7 +32,9 @@ def load_image(path: str | Path, channels: int = 3) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read the image {os.fsdecode(path)}: {_reason(error)}") from error
     if upright.mode == "F":
-        raise DataError(f"cannot read the image {os.fsdecode(path)}: its values are floating-point numbers of unknown range")
+        raise DataError(
+            f"cannot read the image {os.fsdecode(path)}: its values are floating-point numbers of unknown range"
+        )
     if upright.mode in DEEP_MODES:
         upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if upright.mode == "P" and "transparency" in upright.info:
@@ -91,6 +93,6 @@ def _reason(error: Exception) -> str:
         return "there is no such file"
     if isinstance(error, PermissionError):
         return "no permission to read it"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return f"its content is none of {', '.join(FORMATS)}"
     return str(error) or type(error).__name__

@@ -54,6 +54,7 @@ class FolderData(lightning.LightningDataModule):
             accumulate=self.trainer.accumulate_grad_batches,
             seed=self.seed,
             balanced=self.data.sampler == "balanced",
+            fixed=self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
         )
         return self._loader(SeededItems(dataset, seed=self.seed), batches)
 

@@ -41,7 +41,7 @@ class SeededItems:
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int]:
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(derived_seed(self.seed, epoch, index))
+            torch.default_generator.manual_seed(derived_seed(self.seed, epoch, index))
             return self.dataset[index]
 
 
@@ -69,6 +69,7 @@ class TrainBatches:
         accumulate: batches that one optimizer step adds up.
         seed: of the order.
         balanced: draw images with replacement so that every class is equally likely, instead of each image once.
+        fixed: the same order and the same augmentation in every epoch, for learning a few batches by heart.
     """
 
     def __init__(
@@ -81,19 +82,21 @@ class TrainBatches:
         accumulate: int = 1,
         seed: int = 0,
         balanced: bool = False,
+        fixed: bool = False,
     ) -> None:
         assert batch_size % (num_ranks * accumulate) == 0, "checked when the run is built"
         self.labels = np.asarray(labels)
         self.batch_size = batch_size
         self.num_ranks, self.rank, self.accumulate = num_ranks, rank, accumulate
         self.seed = seed
-        self.balanced = balanced
+        self.balanced, self.fixed = balanced, fixed
         self.epoch = 0
         self.sampler = self  # Lightning looks for set_epoch at batch_sampler.sampler, not at the batch sampler
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next pass; Lightning calls it before each epoch."""
-        self.epoch = epoch
+        if not self.fixed:
+            self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size * self.accumulate

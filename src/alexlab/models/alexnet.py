@@ -15,8 +15,8 @@ STRIDES = (4, 1, 1, 1, 1)
 PADDINGS = (2, 2, 1, 1, 1)
 POOLED = (1, 2, 5)  # a max pooling follows these convolutions
 NORMS = ("none", "lrn", "batch")
-# The paper, section 3.3: k=2, n=5, alpha=1e-4, beta=.75. PyTorch divides alpha by n, the paper does not.
-LRN = {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0}
+# The paper, section 3.3, with its own alpha: PyTorch divides alpha by the size, the paper does not.
+LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 1e-4, 0.75, 2.0
 
 
 class AlexNet(nn.Module):
@@ -97,11 +97,8 @@ class AlexNet(nn.Module):
         for name, layer in self.features.named_children():
             if not isinstance(layer, nn.Conv2d | nn.MaxPool2d):
                 continue
-            kernel, stride, padding = (
-                value[0] if isinstance(value, tuple) else value
-                for value in (layer.kernel_size, layer.stride, layer.padding)
-            )
-            after = (before + 2 * int(padding) - int(kernel)) // int(stride) + 1
+            kernel, stride, padding = _window(layer)
+            after = (before + 2 * padding - kernel) // stride + 1
             if after < 1:
                 raise ValueError(
                     f"data.image_size={size} is too small for this net: {name} gets {before} x {before} and gives "
@@ -114,11 +111,17 @@ class AlexNet(nn.Module):
         """The smallest input size that leaves at least one cell after every layer."""
         size = 1
         for layer in reversed(list(self.features.children())):
-            if isinstance(layer, nn.MaxPool2d):
-                size = (size - 1) * int(layer.stride) + int(layer.kernel_size)
-            elif isinstance(layer, nn.Conv2d):
-                size = max(1, (size - 1) * layer.stride[0] + layer.kernel_size[0] - 2 * int(layer.padding[0]))
+            if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+                kernel, stride, padding = _window(layer)
+                size = max(1, (size - 1) * stride + kernel - 2 * padding)
         return size
+
+
+def _window(layer: nn.Conv2d | nn.MaxPool2d) -> tuple[int, int, int]:
+    """Kernel, stride and padding of a layer, which are the same in both directions."""
+    values = (layer.kernel_size, layer.stride, layer.padding)
+    kernel, stride, padding = (int(value[0]) if isinstance(value, tuple) else int(value) for value in values)
+    return kernel, stride, padding
 
 
 def _scaled(count: int, width: float, multiple: int) -> int:
@@ -138,7 +141,7 @@ def _features(in_channels: int, widths: Sequence[int], groups: Sequence[int], no
             layers[f"norm{number}"] = nn.BatchNorm2d(out)
         layers[f"act{number}"] = nn.ReLU(inplace=True)
         if norm == "lrn" and number <= 2:
-            layers[f"norm{number}"] = nn.LocalResponseNorm(**LRN)
+            layers[f"norm{number}"] = nn.LocalResponseNorm(LRN_SIZE, LRN_SIZE * LRN_ALPHA, LRN_BETA, LRN_K)
         if number in POOLED:
             layers[f"pool{number}"] = nn.MaxPool2d(3, 2)
         channels = out

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.data.settings import Data
+from alexlab.runs import rank
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> float | None:
@@ -30,6 +31,6 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     build.check(config, splits, num_ranks=ranks)
     task = partial(train, config, splits, run_dir=run_dir, choices=choices, ranks=ranks)
     scores: dict[str, float] = launch(task, num_ranks=ranks, isolated=isolated, **config["elastic"])
-    if scores:
+    if scores and rank() == 0:
         print_scores(scores, run_dir)
     return scores.get("best/top1")

@@ -1,0 +1,101 @@
+from collections import Counter
+from itertools import chain
+
+import pytest
+import torch
+
+from alexlab.data.order import EvalBatches, PaddedItems, SeededItems, TrainBatches, derived_seed
+
+
+class Noisy:
+    """Items that are random, as augmented images are."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[float, int]:
+        return torch.rand(1).item(), index
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_global_batches_do_not_depend_on_the_devices(num_ranks: int, accumulate: int) -> None:
+    def steps(num_ranks: int, accumulate: int) -> list[set[tuple[int, int]]]:
+        ranks = [
+            list(TrainBatches([0] * 40, batch_size=12, num_ranks=num_ranks, rank=rank, accumulate=accumulate, seed=5))
+            for rank in range(num_ranks)
+        ]
+        assert {len(batches) for batches in ranks} == {3 * accumulate}
+        return [
+            set(
+                chain.from_iterable(
+                    chain.from_iterable(rank[step * accumulate : (step + 1) * accumulate] for rank in ranks)
+                )
+            )
+            for step in range(3)
+        ]
+
+    assert steps(num_ranks, accumulate) == steps(1, 1)
+    assert all(len(step) == 12 for step in steps(num_ranks, accumulate))
+
+
+def test_an_epoch_has_its_own_order_and_every_image_at_most_once() -> None:
+    batches = TrainBatches([0] * 40, batch_size=8, seed=5)
+    first = list(chain.from_iterable(batches))
+    batches.set_epoch(1)
+    second = list(chain.from_iterable(batches))
+    assert [index for _, index in first] != [index for _, index in second]
+    assert sorted(index for _, index in second) == list(range(40))
+    assert {epoch for epoch, _ in second} == {1}
+    assert first == list(chain.from_iterable(TrainBatches([0] * 40, batch_size=8, seed=5)))
+
+
+def test_lightning_finds_set_epoch() -> None:
+    batches = TrainBatches([0] * 4, batch_size=2)
+    assert batches.sampler is batches
+
+
+def test_balanced_draws_every_class_equally_often() -> None:
+    labels = [0] * 900 + [1] * 100
+    drawn = Counter(
+        labels[index] for _, index in chain.from_iterable(TrainBatches(labels, batch_size=1000, balanced=True))
+    )
+    assert drawn[1] / 1000 == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("length", range(1, 18))
+def test_an_evaluation_reads_every_image_once_in_as_many_steps_on_every_rank(length: int, num_ranks: int) -> None:
+    ranks = [list(EvalBatches(length, batch_size=4, num_ranks=num_ranks, rank=rank)) for rank in range(num_ranks)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len(ranks[0]) == len(EvalBatches(length, batch_size=4, num_ranks=num_ranks))
+    read = list(chain.from_iterable(chain.from_iterable(ranks)))
+    assert sorted(index for index in read if index >= 0) == list(range(length))
+
+
+def test_padding_is_labelled() -> None:
+    items = PaddedItems(Noisy())
+    assert (items[3][1], items[-1][1], len(items)) == (3, -1, 10)
+
+
+def test_an_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
+    items = SeededItems(Noisy(), seed=1)
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    first = items[(0, 3)]
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(5)
+    assert items[(0, 3)] == first
+    assert (
+        len(
+            {items[(epoch, index)][0] for epoch in range(3) for index in range(3)}
+            | {SeededItems(Noisy(), seed=2)[(0, 0)][0]}
+        )
+        == 10
+    )
+
+
+def test_derived_seeds_are_stable_and_apart() -> None:
+    assert derived_seed(1, 2) == 5934340693050249675
+    assert len({derived_seed(a, b) for a in range(30) for b in range(30)}) == 900
+    assert all(0 <= derived_seed(a) < 2**63 for a in range(100))

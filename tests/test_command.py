@@ -1,0 +1,143 @@
+"""The real commands, as a person types them. A process imports torch for 10 s and more: few of them, each checks a lot."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, environment, rows, scalars, write_images
+
+TINY_COMMAND = [
+    "model.widths=[4,8,8,8,8]",
+    "model.fc_widths=[16]",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "data.image_size=64",
+]
+
+
+def command(*arguments: str, cwd: Path, forbid: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs `python src/train.py`; `forbid` names a module whose import ends the process."""
+    program = [sys.executable, str(ROOT / "src/train.py")]
+    if forbid:
+        guard = f"import sys, runpy; sys.modules[{forbid!r}] = None; sys.argv = sys.argv[1:]; sys.path.insert(0, {str(ROOT / 'src')!r})"
+        program = [sys.executable, "-c", f"{guard}; runpy.run_path(sys.argv[0], run_name='__main__')", program[1]]
+    return subprocess.run(
+        [*program, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+def test_help_is_a_page_and_imports_no_torch(tmp_path: Path) -> None:
+    result = command("--help", cwd=tmp_path, forbid="torch")
+    assert result.returncode == 0, result.stderr
+    for words in (
+        "model",
+        "alexnet_half",
+        "trainer.devices",
+        "data.root",
+        "python src/train.py -m",
+        "'callbacks=[default,ema]'",
+    ):
+        assert words in result.stdout
+    assert len(result.stdout.splitlines()) < 80
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "code"),
+    [
+        (["--cfg", "job"], "max_epochs: 20", 0),
+        (["modle=x"], "there is no key modle; did you mean model?", 1),
+        (["trainer.max_epochs=x"], "trainer.max_epochs must be a whole number", 1),
+        (["data.root=/no where"], "got '/no where': there is no such folder", 3),
+        (["data=folder"], "data.root must be given: data.root=VALUE", 1),
+        (
+            ["hydra.run.dir=/dev/null/run"],
+            "the output folder must be writable; cannot make /dev/null/run: Not a directory",
+            1,
+        ),
+        (["hydra.run.dir=old"], "a run must have a folder of its own; old already holds one", 1),
+        (["-m", "trainer.max_epochs=1,x"], "trainer.max_epochs must be a whole number", 1),
+    ],
+)
+def test_words_without_torch(tmp_path: Path, arguments: list[str], words: str, code: int) -> None:
+    (tmp_path / "old/.hydra").mkdir(parents=True)
+    result = command(*arguments, cwd=tmp_path, forbid="torch")
+    assert words in result.stdout + result.stderr
+    assert result.returncode == code
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_under_torchrun_agrees_on_one_folder(images: Path, tmp_path: Path) -> None:
+    arguments = [
+        f"data.root={images}",
+        "trainer.devices=2",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        *TINY_COMMAND,
+    ]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(ROOT / "src/train.py"),
+    ]
+    result = subprocess.run(
+        [*torchrun, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    (folder,) = (tmp_path / "outputs/train").glob("*/*")
+    assert {path.name for path in folder.iterdir() if "tfevents" not in path.name} == {
+        ".hydra", "checkpoints", "curves.png", "metrics.csv", "train.log"
+    }  # fmt: skip
+    assert len(scalars(folder)["val/top1"]) == 1
+    assert result.stdout.count("run folder: ") == 1
+    assert (folder / "train.log").read_text().count("epoch 1/1") == 1
+    assert (folder / ".hydra/overrides.yaml").read_text().count("trainer.devices=2") == 1
+
+
+def test_a_sweep_over_devices_with_a_failing_job_and_an_odd_path(tmp_path: Path) -> None:
+    """Each job has its own folder, world and samples; a failed one costs itself; the table names it; the exit code is 1."""
+    root = write_images(
+        tmp_path / "my cats, dogs & 学习", {f"{s}/{c}": 8 for s in ("train", "val") for c in ("cat", "dog")}
+    )
+    (root / "val/dog/007.png").unlink()
+    result = command(
+        "-m", f"data.root={root}", "trainer.devices=2,1", "data.batch_size=4,3", "trainer.max_epochs=1",
+        "trainer.accelerator=cpu", *(argument for argument in TINY_COMMAND if "batch_size" not in argument), cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    (sweep,) = (tmp_path / "outputs/sweeps").glob("*/*")
+    jobs = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert [path.name[:2] for path in jobs] == ["0_", "1_", "2_", "3_"]
+    assert not (tmp_path / "outputs/train").exists()
+    for number, devices, batch in ((0, 2, 4), (2, 1, 4), (3, 1, 3)):
+        log = (jobs[number] / "train.log").read_text()
+        assert f"batch: {batch} = {devices} devices x 1 accumulated x {batch // devices} images" in log
+        assert "images: train 16, val 15" in log
+        assert len(rows(jobs[number] / "metrics.csv")) == 1
+        assert len(scalars(jobs[number])["val/top1"]) == 1
+    assert not list(jobs[1].glob("events*"))
+    table = result.stdout[result.stdout.index("4 jobs, 1 failed") :]
+    assert re.search(r"ConfigError", table)
+    assert "must be divisible" in result.stdout
+
+
+def test_optuna_searches_and_every_rank_has_the_same_values(images: Path, tmp_path: Path) -> None:
+    result = command(
+        "-m", "sweep=optuna", "hydra.sweeper.num_trials=3", f"data.root={images}", "trainer.devices=2", "trainer.max_epochs=1",
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))", "data.split_seed=range(0,3)", "model.norm=none,batch",
+        "trainer.accelerator=cpu", *TINY_COMMAND, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "3 jobs, 0 failed" in result.stdout
+    assert re.search(r"best val/top1 \d\.\d+: optimizer\.lr=", result.stdout)
+    (sweep,) = (tmp_path / "outputs/sweeps").glob("*/*")
+    configs = sorted(sweep.glob("*/.hydra/overrides.yaml"))
+    rates = {re.search(r"optimizer\.lr=(\S+)", path.read_text())[1] for path in configs}
+    assert len(configs) == len(rates) == 3
+    assert all(1e-4 <= float(rate) <= 1e-2 for rate in rates)

@@ -1,0 +1,113 @@
+"""Every YAML in conf/ composes, and what it makes is built."""
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+
+from alexlab import build
+from alexlab.command import CONFIG_DIR
+from alexlab.data.folder import find_splits
+from conftest import ROOT, composed, plain
+
+# Group -> options. Counted, so that a file that nobody tests is noticed, and one that is missing too.
+OPTIONS = {
+    group: sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    for group in sorted({str(path.parent.relative_to(CONFIG_DIR)) for path in CONFIG_DIR.rglob("*.yaml")})
+}
+COUNTS = {
+    ".": 2,
+    "augmentation": 10,
+    "augmentation/eval": 2,
+    "callbacks": 4,
+    "data": 2,
+    "debug": 5,
+    "experiment": 1,
+    "hydra/job_logging": 1,
+    "hydra/launcher": 1,
+    "hydra/sweeper": 1,
+    "logger": 4,
+    "loss": 1,
+    "model": 4,
+    "optimizer": 4,
+    "scheduler": 7,
+    "sweep": 1,
+    "trainer": 2,
+}
+ADDED = {"callbacks": "[default,{}]", "logger": "[{}]"}
+NEEDED = {"optimizer=any": ["optimizer._target_=torch.optim.NAdam"]}
+
+
+def test_every_file_is_counted() -> None:
+    assert {group: len(options) for group, options in OPTIONS.items()} == COUNTS
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(group, option) for group, options in OPTIONS.items() if group != "." for option in options],
+)
+def test_every_option_composes_and_builds(
+    group: str, option: str, images: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    value = ADDED.get(group, "{}").format(option) if option != "default" else option
+    override = f"{group}={value}"
+    own = [] if group == "data" and option == "folder" else ["data=folder"] if group != "data" else []
+    config = plain(
+        *own,
+        f"data.root={images}",
+        "data.batch_size=8",
+        "trainer.accelerator=cpu",
+        override,
+        *NEEDED.get(override, []),
+    )
+    splits = find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
+    build.check(config, splits, num_ranks=1)
+    assert build.loggers(config, tmp_path) is not None
+    assert (
+        build.trainer(config, tmp_path, num_ranks=1).max_epochs == config["trainer"]["max_epochs"] or option == "fast"
+    )
+
+
+def test_the_trainer_lists_every_argument_of_lightning() -> None:
+    arguments = set(inspect.signature(lightning.Trainer).parameters)
+    ours = {"callbacks", "logger", "default_root_dir", "use_distributed_sampler"}
+    assert set(plain()["trainer"]) == arguments - ours
+
+
+def test_two_devices_by_the_group_or_the_key() -> None:
+    assert plain("trainer=ddp")["trainer"]["devices"] == 2
+    assert plain("trainer.devices=2")["trainer"]["strategy"] == "auto"
+
+
+def test_a_data_set_may_choose_its_augmentation_and_a_person_another() -> None:
+    assert list(plain()["augmentation"]["train"]) == ["crop"]
+    assert list(plain("data=folder", "data.root=x")["augmentation"]["train"]) == ["crop", "flip"]
+    assert list(plain("augmentation=color")["augmentation"]["train"]) == ["crop", "flip", "color"]
+
+
+def test_named_nodes_change_and_go_from_the_command_line() -> None:
+    config = plain(
+        "augmentation=color", "~augmentation.train.flip", "augmentation.train.color.hue=0.0", "~callbacks.lr"
+    )
+    assert list(config["augmentation"]["train"]) == ["crop", "color"]
+    assert config["augmentation"]["train"]["color"]["hue"] == 0.0
+    assert list(config["callbacks"]) == ["checkpoint", "progress", "epochs"]
+
+
+def test_no_script_bears_the_name_of_a_module_that_is_imported() -> None:
+    scripts = {path.stem for path in (ROOT / "src").glob("*.py")}
+    assert scripts
+    assert not scripts & (
+        set(sys.stdlib_module_names) | {"torch", "lightning", "hydra", "omegaconf", "PIL", "numpy", "rich"}
+    )
+
+
+def test_folders_are_named_by_the_overrides() -> None:
+    config = composed("model=alexnet_half", "trainer.devices=2")
+    assert config.hydra.run.dir.endswith("_model-alexnet_half_devices-2")
+    assert composed().hydra.run.dir.endswith("_defaults")
