@@ -1,0 +1,60 @@
+"""Every command in the README is one that works: train commands compose, make targets and paths exist."""
+
+import re
+import shlex
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from alexlab import overrides
+from conftest import ROOT, plain
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+COMMANDS = sorted(
+    set(re.findall(r"^python src/train\.py[^\n#]*", BLOCKS, re.MULTILINE))
+    | set(re.findall(r"`(python src/train\.py[^`]*)`", README))
+)
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(COMMANDS) >= 12
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_train_commands_compose(command: str) -> None:
+    arguments = shlex.split(command, comments=True)[2:]
+    sweep = "-m" in arguments
+    assert "-m" not in arguments[1:], "-m stands first"
+    words = overrides.selects_own_folder(overrides.with_quoted_paths(arguments))
+    words = [word for word in words if not word.startswith("-") and word != "job"]
+    if sweep:
+        parsed = OverridesParser.create().parse_overrides([word for word in words if "interval(" not in word])
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+        assert len(jobs) > 1
+    else:
+        jobs = [words]
+    for job in jobs:
+        assert plain(*job)["trainer"]["max_epochs"] > 0
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", BLOCKS, re.MULTILINE)
+    assert {"train", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_linked_files_exist() -> None:
+    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_option_is_named() -> None:
+    for path in sorted((ROOT / "conf").rglob("*.yaml")):
+        group = str(path.parent.relative_to(ROOT / "conf"))
+        if group == "." or group.startswith("hydra") or path.stem == "lr_find":
+            continue
+        assert re.search(rf"\b{path.stem}\b", README), path
