@@ -122,6 +122,7 @@ def test_a_sweep_over_devices_with_a_failing_job_and_an_odd_path(tmp_path: Path)
         assert len(rows(jobs[number] / "metrics.csv")) == 1
         assert len(scalars(jobs[number])["val/top1"]) == 1
     assert not list(jobs[1].glob("events*"))
+    assert "must be divisible" in (jobs[1] / "train.log").read_text()
     table = result.stdout[result.stdout.index("4 jobs, 1 failed") :]
     assert re.search(r"ConfigError", table)
     assert "must be divisible" in result.stdout

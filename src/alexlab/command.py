@@ -32,11 +32,14 @@ def run_command(name: str) -> None:
     def job(config: DictConfig) -> float | None:
         try:
             return run_job(name, config)
-        except AlexlabError as error:
+        except Exception as error:
+            if isinstance(error, AlexlabError):
+                log.error("%s", error)
+            else:
+                log.exception("%s", error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the launcher counts it, and goes on with the next job
-            log.error("%s", error)
-            codes.append(error.exit_code)
+            codes.append(error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code)
         return None
 
     try:

@@ -48,7 +48,6 @@ class SequentialLauncher(Launcher):
             sweeps.outcomes.append(sweeps.Outcome(number, shown, score=result.return_value))
             return result
         cause = result._return_value
-        log.error("job %d failed: %s: %s", number, type(cause).__name__, cause)
         sweeps.outcomes.append(sweeps.Outcome(number, shown, cause=f"{type(cause).__name__}: {cause}"))
         result.status, result.return_value = JobStatus.COMPLETED, float("nan")
         return result
