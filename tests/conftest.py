@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,13 @@ def plain(*overrides: str, name: str = "train") -> dict[str, Any]:
 def train(images: Path, tmp_path: Path) -> Callable[..., float | None]:
     """Trains the tiny net on the images with overrides, in `tmp_path/run` unless told otherwise."""
 
-    def call(*overrides: str, run_dir: Path = tmp_path / "run", isolated: bool = False) -> float | None:
+    def call(
+        *overrides: str, run_dir: Path = tmp_path / "run", isolated: bool = False, without: Sequence[str] = ()
+    ) -> float | None:
         from alexlab.tasks.train import run
 
         run_dir.mkdir(exist_ok=True)
-        config = plain(*TINY, f"data.root={images}", *overrides)
+        config = plain(*(word for word in TINY if word not in without), f"data.root={images}", *overrides)
         choices = {"model": "alexnet", "optimizer": "adamw", "scheduler": "constant", "augmentation": "flip_crop"}
         return run(config, run_dir=run_dir, choices=choices, isolated=isolated)
 

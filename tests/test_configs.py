@@ -11,7 +11,7 @@ import pytest
 from alexlab import build
 from alexlab.command import CONFIG_DIR
 from alexlab.data.folder import find_splits
-from conftest import ROOT, composed, plain
+from conftest import ROOT, composed, plain, write_images
 
 # Group -> options. Counted, so that a file that nobody tests is noticed, and one that is missing too.
 OPTIONS = {
@@ -19,25 +19,27 @@ OPTIONS = {
     for group in sorted({str(path.parent.relative_to(CONFIG_DIR)) for path in CONFIG_DIR.rglob("*.yaml")})
 }
 COUNTS = {
-    ".": 2,
-    "augmentation": 10,
+    ".": 3,
+    "ablation": 11,
+    "augmentation": 13,
     "augmentation/eval": 2,
     "callbacks": 4,
     "data": 2,
     "debug": 5,
-    "experiment": 1,
+    "experiment": 10,
     "hydra/job_logging": 1,
     "hydra/launcher": 1,
     "hydra/sweeper": 1,
     "logger": 4,
-    "loss": 1,
-    "model": 4,
+    "loss": 2,
+    "model": 14,
     "optimizer": 4,
     "scheduler": 7,
     "sweep": 1,
     "trainer": 2,
 }
 ADDED = {"callbacks": "[default,{}]", "logger": "[{}]"}
+TWO_CLASSES = ("loss=binary_cross_entropy", *(f"experiment=catdog_tf_{number}" for number in (1, 2, 3)))
 NEEDED = {"optimizer=any": ["optimizer._target_=torch.optim.NAdam"]}
 
 
@@ -65,7 +67,8 @@ def test_every_option_composes_and_builds(
         override,
         *NEEDED.get(override, []),
     )
-    splits = find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
+    root = write_images(tmp_path / "two", {"a": 10, "b": 10}) if override in TWO_CLASSES else images
+    splits = find_splits(str(root), val_fraction=0.2, test_fraction=0.0)
     build.check(config, splits, num_ranks=1)
     assert build.loggers(config, tmp_path) is not None
     assert (
@@ -111,3 +114,9 @@ def test_folders_are_named_by_the_overrides() -> None:
     config = composed("model=alexnet_half", "trainer.devices=2")
     assert config.hydra.run.dir.endswith("_model-alexnet_half_devices-2")
     assert composed().hydra.run.dir.endswith("_defaults")
+
+
+def test_ablations_combine_and_change_the_chosen_net() -> None:
+    config = plain("model=alexnet_two_tower", "ablation=[tanh,no_lrn,drop_conv3]")
+    assert (config["model"]["activation"], config["model"]["norm"], config["model"]["without"]) == ("tanh", "none", [3])
+    assert plain("model=alexnet_two_tower")["model"]["norm"] == "lrn"

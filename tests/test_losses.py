@@ -42,3 +42,38 @@ def test_probabilities_are_labels_too() -> None:
 def test_words(options: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         CrossEntropy([1, 1], **options)
+
+
+def test_one_logit_is_the_sigmoid_s_cross_entropy() -> None:
+    from alexlab.losses import BinaryCrossEntropy
+
+    z, labels = torch.randn(6), torch.tensor([0, 1, 1, 0, 1, 0])
+    loss = BinaryCrossEntropy([3, 3])(F.pad(z[:, None], (1, 0)), labels)
+    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(z, labels.float(), reduction="none"))
+    with pytest.raises(ConfigError, match="loss=binary_cross_entropy needs 2 classes; the data has 3"):
+        BinaryCrossEntropy([1, 1, 1])
+
+
+def test_one_logit_trains_and_scores_as_two_outputs(train, tmp_path) -> None:
+    """A net of one logit z and one of two logits (0, z) are the same net: equal scores, epoch by epoch."""
+    from alexlab import build
+    from alexlab.classifier import CHECKPOINT_KEY
+    from conftest import rows, write_images
+
+    root = write_images(tmp_path / "two", {f"{split}/{name}": 8 for split in ("train", "val") for name in ("a", "b")})
+    train(f"data.root={root}", "loss=binary_cross_entropy", "trainer.max_epochs=2", "optimizer.lr=0.01")
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["state_dict"]["net.classifier.fc7.weight"].shape == (1, 16)
+
+    config = checkpoint[CHECKPOINT_KEY]["config"]
+    splits = build.data(config).find_splits()
+    one = build.classifier(config, splits).eval()
+    one.load_state_dict(checkpoint["state_dict"])
+    two = build.classifier(config | {"loss": {"_target_": "alexlab.losses.CrossEntropy"}}, splits).eval()
+    state = checkpoint["state_dict"]
+    for name in ("net.classifier.fc7.weight", "net.classifier.fc7.bias"):
+        state[name] = torch.cat([torch.zeros_like(state[name]), state[name]])
+    two.load_state_dict(state)
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    torch.testing.assert_close(one(images), two(images))
+    assert float(rows(tmp_path / "run/metrics.csv")[-1]["val/top5"]) == 1.0

@@ -211,6 +211,10 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
         (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
         (["model.num_classes=7"], "model.num_classes must be null or the 3 classes of the data; got 7"),
         (["trainer.precision=17"], "trainer: "),
+        (
+            ["trainer.max_epochs=-1"],
+            "trainer.max_epochs or trainer.max_steps must be at least 1, the schedule needs the length",
+        ),
         (["scheduler.warmup_epochs=-1"], "scheduler.warmup_epochs must be at least 0; got -1"),
         (["augmentation.train.flip.p=2"], "augmentation.train.flip: "),
         (["+callbacks.mine={patience:1}"], "callbacks.mine must have a _target_"),

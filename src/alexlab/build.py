@@ -4,6 +4,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -24,6 +25,8 @@ from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData, check_batch_size
 from alexlab.data.settings import Data
 from alexlab.errors import ConfigError
+from alexlab.launch import Reports
+from alexlab.parameters import parameter_groups
 
 Config = dict[str, Any]
 
@@ -92,13 +95,19 @@ def _value(value: Any, where: str) -> Any:
     return value
 
 
-def net(config: Config, num_classes: int) -> nn.Module:
-    """The net of the `model` node; `model.num_classes=null` means the classes found in the data."""
+def net(config: Config, num_classes: int, *, num_outputs: int | None = None) -> nn.Module:
+    """The net of the `model` node; `model.num_classes=null` means the classes found in the data.
+
+    Args:
+        config: the composed config.
+        num_classes: of the data.
+        num_outputs: of the net, where they are not as many.
+    """
     node = dict(config["model"])
     wanted = node.pop("num_classes", None)
     if wanted not in (None, num_classes):
         raise ConfigError(f"model.num_classes must be null or the {num_classes} classes of the data; got {wanted}")
-    built: nn.Module = make(node, "model", num_classes)
+    built: nn.Module = make(node, "model", num_outputs or num_classes)
     return built
 
 
@@ -112,17 +121,20 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
     """The LightningModule for the classes of a data set; on the device `meta` the net takes no memory."""
     settings = data(config)
     num_classes = len(splits.classes)
+    loss = make(config["loss"], "loss", splits.train.counts())
     optimizer, options = _call(config["optimizer"], "optimizer")
+    bind(parameter_groups, "parameters", None, **config["parameters"])
     schedule, shape = _call(config["scheduler"], "scheduler")
     bind(optimizer, "optimizer", [], **options)
     bind(schedule, "scheduler", None, num_epochs=1, steps_per_epoch=1, **shape)
     with torch.device(device):
-        built = net(config, num_classes)
+        built = net(config, num_classes, num_outputs=loss.num_outputs)
     return Classifier(
         built,
         classes=splits.classes,
-        loss=make(config["loss"], "loss", splits.train.counts()),
+        loss=loss,
         optimizer=partial(optimizer, **options),
+        parameter_groups=partial(parameter_groups, **config["parameters"]),
         schedule=partial(schedule, **shape),
         mean=settings.per_channel(settings.mean),
         std=settings.per_channel(settings.std),
@@ -178,12 +190,10 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     """The Trainer; what alexlab decides itself (samplers, folder, process group) is no key of the `trainer` node."""
     node = {name: _value(value, f"trainer.{name}") for name, value in config["trainer"].items()}
     if num_ranks > 1 and node["strategy"] == "auto":
-        # Gradients live in the buckets that are sent: no second copy of them. The net has no unused parameters.
-        node["strategy"] = DDPStrategy(
-            gradient_as_bucket_view=True,
-            static_graph=True,
-            timeout=timedelta(seconds=config["elastic"]["timeout_s"]),
-        )
+        # Gradients live in the buckets that are sent: no second copy of them. No static_graph: it fails an internal
+        # assertion of PyTorch 2.15 with accumulated batches.
+        timeout = timedelta(seconds=config["elastic"]["timeout_s"])
+        node["strategy"] = DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
     called = callbacks(config)
     # Without these Lightning adds a checkpoint and a bar of its own where the config has none.
     for name, kind in (("enable_checkpointing", Checkpoint), ("enable_progress_bar", ProgressBar)):
@@ -191,16 +201,12 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
             node[name] = any(isinstance(callback, kind) for callback in called)
     keywords = {
         **node,
-        "callbacks": called,
+        "callbacks": [Reports(), *called],
         "logger": loggers(config, run_dir),
         "default_root_dir": str(run_dir),
         "use_distributed_sampler": False,
     }
-    bind(lightning.Trainer, "trainer", **keywords)
-    try:
-        return lightning.Trainer(**keywords)
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"trainer: {error}") from error
+    return lightning.Trainer(**keywords)
 
 
 def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
@@ -214,13 +220,13 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     module = classifier(config, splits, device="meta")
     _check_image_size(module.net, settings)
     try:
-        optimizer = module.optimizer(module.net.parameters())
+        optimizer = module.optimizer(module.parameter_groups(module.net))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer: {error}") from error
-    num_epochs = config["trainer"]["max_epochs"] or 1000
-    schedule = module.schedule(optimizer, num_epochs=max(1, num_epochs), steps_per_epoch=100)
+    schedule = module.schedule(optimizer, num_epochs=1, steps_per_epoch=100)
     folder_data(config, splits)
     _check_loggers(config)
+    _check_trainer(config)
     monitors = {f"callbacks.{name}": node for name, node in zip(config["callbacks"], callbacks(config), strict=True)}
     for where, callback in monitors.items():
         if isinstance(callback, ModelCheckpoint | EarlyStopping):
@@ -228,6 +234,25 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     for entry in schedule:
         if "monitor" in entry:
             _check_monitor(entry["monitor"], "scheduler")
+
+
+def _check_trainer(config: Config) -> None:
+    """Makes a Trainer of one CPU process from the same arguments: it starts nothing, and says what it does not take."""
+    node = config["trainer"]
+    if max(node["max_epochs"] or 0, node["max_steps"]) < 1:
+        raise ConfigError(
+            "trainer.max_epochs or trainer.max_steps must be at least 1, the schedule needs the length of the run; "
+            f"got {node['max_epochs']} and {node['max_steps']}"
+        )
+    here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    bare = {"enable_checkpointing": False, "enable_progress_bar": False, "profiler": None, "logger": False}
+    bind(lightning.Trainer, "trainer", **{**node, **here, **bare})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a CPU lacks
+        try:
+            lightning.Trainer(**{**node, **here, **bare})
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise ConfigError(f"trainer: {error}") from error
 
 
 def _check_monitor(monitor: str | None, where: str) -> None:

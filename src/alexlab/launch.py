@@ -12,12 +12,15 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -27,6 +30,7 @@ from alexlab.errors import AlexlabError, ConfigError, RankError
 from alexlab.machine import num_cores
 from alexlab.runs import started_outside
 
+REPORTS = "ALEXLAB_REPORTS"  # the environment variable that names the folder of the ranks' last words
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID")
 
 
@@ -102,45 +106,66 @@ def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, timeout_s
     )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it prints a page for each lost rank
     try:
-        return elastic_launch(config, _run_rank)(task)[0]
+        return elastic_launch(config, _run_rank)(task, folder)[0]
     except ChildFailedError as error:
-        raise _cause(error.failures) from error
+        raise _cause(error.failures, Path(folder)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run_rank(task: Callable[[], Any]) -> Any:
+def report(error: BaseException) -> None:
+    """Leaves word of what ended this rank, at once: when it is gone, the others fail for its absence and may be heard first."""
+    folder = os.environ.get(REPORTS)
+    if folder is None:
+        return
+    path = Path(folder) / f"rank{os.environ.get('RANK', '0')}.json"
+    if not path.exists():  # the first error is the cause
+        path.write_text(json.dumps({"time_s": time.time(), "type": type(error).__name__, "text": str(error)}))
+
+
+class Reports(Callback):
+    """Reports an error as soon as the Trainer meets it, before it takes the process group down."""
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        report(exception)
+
+
+def _run_rank(task: Callable[[], Any], reports: str) -> Any:
     """The body of a forked process."""
+    os.environ[REPORTS] = reports
     local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     # Without this each rank would compute on every core, and two ranks on two cores would be slower than one.
     torch.set_num_threads(max(1, num_cores() // local_ranks))
-    if local_ranks == 1:
+    try:
+        if local_ranks > 1:
+            return task()
         for name in RANK_VARIABLES:  # a run on one device is no distributed run
             os.environ.pop(name, None)
-    return task()
+        return task()
+    except Exception as error:
+        report(error)
+        raise
 
 
-def _cause(failures: dict[int, ProcessFailure]) -> AlexlabError:
-    """The error that ended the first rank: what it raised, or the signal that killed it."""
-    killed = {
-        rank: failure for rank, failure in failures.items() if failure.exitcode in (-signal.SIGKILL, -signal.SIGSEGV)
-    }
-    rank, failure = min((killed or failures).items(), key=lambda item: (item[1].timestamp, item[0]))
-    if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
-        return RankError(f"rank {rank} (process {failure.pid}) was ended by {name}; the other ranks were stopped")
-    raised = _raised(failure)
-    name, _, text = raised.partition(": ")
-    known = getattr(errors, name, None)
-    if isinstance(known, type) and issubclass(known, AlexlabError):
-        return known(text)
-    return RankError(f"rank {rank} (process {failure.pid}) ended with exit code {failure.exitcode}: {raised}")
-
-
-def _raised(failure: ProcessFailure) -> str:
-    """The exception that a rank recorded, as `Type: text`."""
-    path = Path(failure.error_file)
-    if not path.is_file():
-        return "it left no error message"
-    message = json.loads(path.read_text())["message"]
-    return str(message["message"] if isinstance(message, dict) else message)
+def _cause(failures: dict[int, ProcessFailure], reports: Path) -> AlexlabError:
+    """What ended the run: our own error if a rank raised one, else the signal that killed a rank, else the first error."""
+    found = {int(path.stem[4:]): json.loads(path.read_text()) for path in reports.glob("rank*.json")}
+    first = sorted(found, key=lambda rank: found[rank]["time_s"])
+    for rank in first:
+        known = getattr(errors, found[rank]["type"], None)
+        if isinstance(known, type) and issubclass(known, AlexlabError):
+            return known(found[rank]["text"])
+    for rank, failure in failures.items():
+        # The launcher itself ends the other ranks by SIGTERM.
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+            name = signal.Signals(-failure.exitcode).name
+            return RankError(f"rank {rank} (process {failure.pid}) was ended by {name}; the other ranks were stopped")
+    if first:
+        rank = first[0]
+        return RankError(
+            f"rank {rank} raised {found[rank]['type']}: {found[rank]['text']}; the other ranks were stopped"
+        )
+    rank, failure = min(failures.items(), key=lambda item: item[1].timestamp)
+    return RankError(f"rank {rank} (process {failure.pid}) ended with exit code {failure.exitcode} and left no word")

@@ -33,6 +33,7 @@ class CrossEntropy(nn.Module):
         if class_weights not in (None, "balanced"):
             raise ConfigError(f"loss.class_weights must be balanced or null; got {class_weights!r}")
         self.label_smoothing = label_smoothing
+        self.num_outputs = len(class_counts)
         counts = torch.tensor(class_counts, dtype=torch.float)
         weights = counts.sum() / (len(counts) * counts) if class_weights else None
         self.register_buffer("weights", weights, persistent=False)
@@ -43,3 +44,22 @@ class CrossEntropy(nn.Module):
         if self.weights is None:
             return losses
         return losses * (self.weights[labels] if labels.ndim == 1 else labels @ self.weights)
+
+
+class BinaryCrossEntropy(CrossEntropy):
+    """Cross entropy of the sigmoid of one logit, for two classes: the net has one output, the logit of the second class.
+
+    The classifier widens the one logit z to (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)), so that scores and
+    predictions are those of two outputs.
+
+    Raises:
+        ConfigError: when there are not two classes.
+    """
+
+    def __init__(
+        self, class_counts: Sequence[int], *, label_smoothing: float = 0.0, class_weights: str | None = None
+    ) -> None:
+        if len(class_counts) != 2:
+            raise ConfigError(f"loss=binary_cross_entropy needs 2 classes; the data has {len(class_counts)}")
+        super().__init__(class_counts, label_smoothing=label_smoothing, class_weights=class_weights)
+        self.num_outputs = 1

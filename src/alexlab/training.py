@@ -19,6 +19,7 @@ from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData
 from alexlab.loggers import TensorBoard
+from alexlab.parameters import kinds
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +117,13 @@ def describe(config: dict[str, Any], splits: Splits, module: Classifier, ranks: 
         log.info("data: %s", note)
     if len(splits.classes) < 5:
         log.info("top-5 is top-%d: there are only %d classes", len(splits.classes), len(splits.classes))
-    parameters = sum(parameter.numel() for parameter in module.net.parameters())
-    log.info("net: %s, %s parameters", config["model"]["_target_"].rsplit(".", 1)[-1], f"{parameters:,}")
+    counts = {kind: sum(map(torch.numel, parameters)) for kind, parameters in kinds(module.net).items()}
+    shown = ", ".join(f"{kind} {count:,}" for kind, count in counts.items() if count)
+    name = config["model"]["_target_"].rsplit(".", 1)[-1]
+    log.info("net: %s, %s trainable parameters: %s", name, f"{sum(counts.values()):,}", shown)
+    for group in module.parameter_groups(module.net):
+        decay = group.get("weight_decay", config["optimizer"].get("weight_decay"))
+        log.info("weight decay of %s: %s", group.get("name", "all parameters"), decay)
     batch, accumulate = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
     share = batch // (ranks * accumulate)
     log.info("batch: %d = %d devices x %d accumulated x %d images", batch, ranks, accumulate, share)

@@ -1,6 +1,9 @@
 """Transforms that torchvision does not have. All take and give uint8 images (C, H, W)."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -35,3 +38,40 @@ class RandomCropView(torch.nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.view(image)
+
+
+class RandomGeometry(torch.nn.Module):
+    """Keras' `ImageDataGenerator`: a random rotation, shift, shear and zoom of the image about its centre, in one bilinear
+    pass; what comes from outside the image repeats its nearest pixel. The size stays.
+
+    Args:
+        rotation: largest angle, in degrees, either way.
+        shift: largest shift along each side, as a part of that side.
+        shear: largest angle of shear, in degrees, either way: Keras' unit, in which its usual .2 is hardly a shear.
+        zoom: each side is zoomed by its own factor between 1 - zoom and 1 + zoom.
+    """
+
+    def __init__(self, rotation: float = 0.0, shift: float = 0.0, shear: float = 0.0, zoom: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= zoom < 1:
+            raise ValueError(f"zoom must lie in [0, 1); got {zoom}")
+        self.rotation, self.shift, self.shear, self.zoom = rotation, shift, shear, zoom
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        draws = (2 * torch.rand(6) - 1).tolist()
+        angle, shear = math.radians(draws[0] * self.rotation), math.radians(draws[1] * self.shear)
+        zoom_x, zoom_y = 1 + draws[2] * self.zoom, 1 + draws[3] * self.zoom
+        rotate = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        matrix = (
+            rotate
+            @ torch.tensor([[1, -math.sin(shear)], [0, math.cos(shear)]])
+            @ torch.tensor([[zoom_x, 0], [0, zoom_y]])
+        )
+        # affine_grid counts in half sides: a turn of an oblong image must be told their ratio.
+        sides = torch.tensor([width, height], dtype=torch.float)
+        matrix = matrix * sides[None] / sides[:, None]
+        shift = 2 * self.shift * torch.tensor(draws[4:])
+        grid = F.affine_grid(torch.cat([matrix, shift[:, None]], 1)[None], [1, 1, height, width], align_corners=False)
+        moved = F.grid_sample(image[None].float(), grid, padding_mode="border", align_corners=False)[0]
+        return moved.round().clamp(0, 255).to(torch.uint8)

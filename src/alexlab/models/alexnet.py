@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from alexlab.models.init import initialise
+from alexlab.models.sizes import check_image_size
+
 KERNELS = (11, 5, 3, 3, 3)
 STRIDES = (4, 1, 1, 1, 1)
 PADDINGS = (2, 2, 1, 1, 1)
@@ -17,6 +20,7 @@ POOLED = (1, 2, 5)  # a max pooling follows these convolutions
 NORMS = ("none", "lrn", "batch")
 # The paper, section 3.3, with its own alpha: PyTorch divides alpha by the size, the paper does not.
 LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 1e-4, 0.75, 2.0
+ACTIVATIONS = {name.lower(): name for name in nn.modules.activation.__all__ if name != "MultiheadAttention"}
 
 
 class AlexNet(nn.Module):
@@ -45,10 +49,21 @@ class AlexNet(nn.Module):
         widths: output channels of the five convolutions.
         fc_widths: outputs of the hidden linear layers, any number of them.
         groups: groups of each convolution; (1, 2, 1, 2, 2) are the two towers of the paper.
-        norm: `none`; `lrn`, local response normalisation after the activation of conv1 and conv2 (the paper, section 3.3);
-            `batch`, batch normalisation between each convolution and its activation.
+        without: numbers of convolutions to leave out, 1 to 5, with their norm and activation; the poolings stay.
+        stem_padding: padding of conv1.
+        pool_kernels: kernels of the three poolings; with `pool_stride` 2, a 3 overlaps and a 2 does not.
+        pool_stride: their stride.
+        grid: the classifier sees grid x grid cells; features of another size are averaged to it.
+        activation: `relu`, `tanh` or another activation of torch.nn, in small letters.
+        norm: `none`, `lrn` (local response normalisation, the paper, section 3.3) or `batch`.
+        norm_layers: convolutions that are normalised; None takes conv1 and conv2 for `lrn`, all for `batch`.
+        norm_side: `before` or `after` the activation, for `batch`; `lrn` is after it always.
+        norm_momentum: of `batch`: the weight of the new statistics.
+        norm_eps: of `batch`.
         dropout: probability that a hidden value is dropped.
         dropout_side: `input` drops what enters the hidden linear layers (torchvision), `output` what leaves them (the paper).
+        plain_fc: so many of the last hidden linear layers have neither activation nor dropout.
+        init: see `alexlab.models.init`.
 
     Raises:
         ValueError: when the numbers do not make a net.
@@ -63,29 +78,80 @@ class AlexNet(nn.Module):
         widths: Sequence[int] = (64, 192, 384, 256, 256),
         fc_widths: Sequence[int] = (4096, 4096),
         groups: Sequence[int] = (1, 1, 1, 1, 1),
+        without: Sequence[int] = (),
+        stem_padding: int = 2,
+        pool_kernels: Sequence[int] = (3, 3, 3),
+        pool_stride: int = 2,
+        grid: int = 6,
+        activation: str = "relu",
         norm: str = "none",
+        norm_layers: Sequence[int] | None = None,
+        norm_side: str = "before",
+        norm_momentum: float = 0.1,
+        norm_eps: float = 1e-5,
         dropout: float = 0.5,
         dropout_side: str = "input",
+        plain_fc: int = 0,
+        init: str = "torch",
     ) -> None:
         super().__init__()
-        for name, values in (("model.widths", widths), ("model.groups", groups)):
-            if len(values) != len(KERNELS):
-                raise ValueError(f"{name} needs {len(KERNELS)} numbers, one for each convolution; got {list(values)}")
+        for name, values, needed in (("widths", widths, 5), ("groups", groups, 5), ("pool_kernels", pool_kernels, 3)):
+            if len(values) != needed:
+                raise ValueError(f"model.{name} needs {needed} numbers; got {list(values)}")
         if width <= 0 or min(*widths, *fc_widths, 1) <= 0:
             raise ValueError(f"every width must be positive; got {width} x {list(widths)} and {list(fc_widths)}")
-        if norm not in NORMS:
-            raise ValueError(f"model.norm must be one of {', '.join(NORMS)}; got {norm!r}")
-        if dropout_side not in ("input", "output"):
-            raise ValueError(f"model.dropout_side must be input or output; got {dropout_side!r}")
-        # A convolution's channels are divided by its own groups on the way out and by the next one's on the way in.
-        scaled = [
-            _scaled(count, width, max(own, following))
-            for count, own, following in zip(widths, groups, (*groups[1:], 1), strict=True)
-        ]
-        self.features = _features(in_channels, scaled, groups, norm)
-        self.grid = nn.AdaptiveAvgPool2d(6)
+        for name, value, choices in (
+            ("norm", norm, NORMS),
+            ("norm_side", norm_side, ("before", "after")),
+            ("dropout_side", dropout_side, ("input", "output")),
+            ("activation", activation, tuple(ACTIVATIONS)),
+        ):
+            if value not in choices:
+                raise ValueError(f"model.{name} must be one of {', '.join(choices)}; got {value!r}")
+        for name, numbers in (("without", without), ("norm_layers", norm_layers or ())):
+            if not set(numbers) <= set(range(1, 6)):
+                raise ValueError(f"model.{name} must hold numbers of convolutions, 1 to 5; got {list(numbers)}")
+        if not 0 <= plain_fc <= len(fc_widths):
+            raise ValueError(
+                f"model.plain_fc must be at most the {len(fc_widths)} hidden linear layers; got {plain_fc}"
+            )
+
+        kept = [number for number in range(1, 6) if number not in without]
+        normed = set(norm_layers if norm_layers is not None else (1, 2) if norm == "lrn" else kept)
+        pools = dict(zip(POOLED, pool_kernels, strict=True))
+        following = dict(zip(kept, [groups[number - 1] for number in kept[1:]] + [1], strict=True)) if kept else {}
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = in_channels
+        for number in range(1, 6):
+            if number in kept:
+                index = number - 1
+                # A convolution's channels are divided by its own groups on the way out and by the next one's on the way in.
+                out = _scaled(widths[index], width, max(groups[index], following[number]))
+                padding = stem_padding if number == 1 else PADDINGS[index]
+                if channels % groups[index] or out % groups[index]:
+                    raise ValueError(
+                        f"conv{number} cannot be divided: {channels} -> {out} channels in {groups[index]} groups"
+                    )
+                layers[f"conv{number}"] = nn.Conv2d(
+                    channels, out, KERNELS[index], STRIDES[index], padding, groups=groups[index]
+                )
+                block: list[tuple[str, nn.Module]] = [(f"act{number}", _activation(activation))]
+                if norm == "lrn" and number in normed:
+                    lrn = nn.LocalResponseNorm(LRN_SIZE, LRN_SIZE * LRN_ALPHA, LRN_BETA, LRN_K)
+                    block.append((f"norm{number}", lrn))
+                if norm == "batch" and number in normed:
+                    batch = nn.BatchNorm2d(out, eps=norm_eps, momentum=norm_momentum)
+                    block.insert(0 if norm_side == "before" else 1, (f"norm{number}", batch))
+                layers.update(block)
+                channels = out
+            if number in pools:
+                layers[f"pool{number}"] = nn.MaxPool2d(pools[number], pool_stride)
+        self.features = nn.Sequential(layers)
+        self.grid = nn.AdaptiveAvgPool2d(grid)
         hidden = [_scaled(count, width, 1) for count in fc_widths]
-        self.classifier = _classifier([scaled[-1] * 6 * 6, *hidden, num_classes], dropout, dropout_side)
+        sizes = [channels * grid * grid, *hidden, num_classes]
+        self.classifier = _classifier(sizes, activation, dropout, dropout_side, plain_fc)
+        initialise(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""
@@ -93,71 +159,31 @@ class AlexNet(nn.Module):
 
     def check_image_size(self, size: int) -> None:
         """Raises ValueError when an image of size x size is used up before the last pooling."""
-        before = size
-        for name, layer in self.features.named_children():
-            if not isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-                continue
-            kernel, stride, padding = _window(layer)
-            after = (before + 2 * padding - kernel) // stride + 1
-            if after < 1:
-                raise ValueError(
-                    f"data.image_size={size} is too small for this net: {name} gets {before} x {before} and gives "
-                    f"floor(({before} + 2 x {padding} - {kernel}) / {stride}) + 1 = {after}; "
-                    f"the smallest size is {self._smallest_image_size()}"
-                )
-            before = after
-
-    def _smallest_image_size(self) -> int:
-        """The smallest input size that leaves at least one cell after every layer."""
-        size = 1
-        for layer in reversed(list(self.features.children())):
-            if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-                kernel, stride, padding = _window(layer)
-                size = max(1, (size - 1) * stride + kernel - 2 * padding)
-        return size
-
-
-def _window(layer: nn.Conv2d | nn.MaxPool2d) -> tuple[int, int, int]:
-    """Kernel, stride and padding of a layer, which are the same in both directions."""
-    values = (layer.kernel_size, layer.stride, layer.padding)
-    kernel, stride, padding = (int(value[0]) if isinstance(value, tuple) else int(value) for value in values)
-    return kernel, stride, padding
+        check_image_size(self.features, size)
 
 
 def _scaled(count: int, width: float, multiple: int) -> int:
     return max(1, round(count * width / multiple)) * multiple
 
 
-def _features(in_channels: int, widths: Sequence[int], groups: Sequence[int], norm: str) -> nn.Sequential:
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    channels = in_channels
-    for number, (out, kernel, stride, padding, group) in enumerate(
-        zip(widths, KERNELS, STRIDES, PADDINGS, groups, strict=True), start=1
-    ):
-        if channels % group or out % group:
-            raise ValueError(f"conv{number} cannot be divided: {channels} -> {out} channels in model.groups={group}")
-        layers[f"conv{number}"] = nn.Conv2d(channels, out, kernel, stride, padding, groups=group)
-        if norm == "batch":
-            layers[f"norm{number}"] = nn.BatchNorm2d(out)
-        layers[f"act{number}"] = nn.ReLU(inplace=True)
-        if norm == "lrn" and number <= 2:
-            layers[f"norm{number}"] = nn.LocalResponseNorm(LRN_SIZE, LRN_SIZE * LRN_ALPHA, LRN_BETA, LRN_K)
-        if number in POOLED:
-            layers[f"pool{number}"] = nn.MaxPool2d(3, 2)
-        channels = out
-    return nn.Sequential(layers)
+def _activation(name: str) -> nn.Module:
+    if name == "relu":
+        return nn.ReLU(inplace=True)
+    made: nn.Module = getattr(nn, ACTIVATIONS[name])()
+    return made
 
 
-def _classifier(sizes: Sequence[int], dropout: float, side: str) -> nn.Sequential:
+def _classifier(sizes: Sequence[int], activation: str, dropout: float, side: str, plain: int) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     hidden = len(sizes) - 2
     for index in range(hidden):
         number = len(KERNELS) + 1 + index
-        if side == "input":
+        if side == "input" and index < hidden - plain:
             layers[f"drop{number}"] = nn.Dropout(dropout)
         layers[f"fc{number}"] = nn.Linear(sizes[index], sizes[index + 1])
-        layers[f"act{number}"] = nn.ReLU(inplace=True)
-        if side == "output":
-            layers[f"drop{number}"] = nn.Dropout(dropout)
+        if index < hidden - plain:
+            layers[f"act{number}"] = _activation(activation)
+            if side == "output":
+                layers[f"drop{number}"] = nn.Dropout(dropout)
     layers[f"fc{len(KERNELS) + 1 + hidden}"] = nn.Linear(sizes[-2], sizes[-1])
     return nn.Sequential(layers)
