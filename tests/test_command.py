@@ -1,6 +1,8 @@
 """The real commands, as a person types them. A process imports torch for 10 s and more: few of them, each checks a lot."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,3 +144,29 @@ def test_optuna_searches_and_every_rank_has_the_same_values(images: Path, tmp_pa
     rates = {re.search(r"optimizer\.lr=(\S+)", path.read_text())[1] for path in configs}
     assert len(configs) == len(rates) == 3
     assert all(1e-4 <= float(rate) <= 1e-2 for rate in rates)
+
+
+def test_an_interrupt_ends_every_process_with_130(images: Path, tmp_path: Path) -> None:
+    arguments = [
+        f"data.root={images}",
+        "trainer.devices=2",
+        "trainer.max_epochs=5000",
+        "trainer.accelerator=cpu",
+        *TINY_COMMAND,
+    ]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "src/train.py"), *arguments],
+        cwd=tmp_path,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("epoch 2/") for line in process.stdout)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        process.stdout.read()
+        assert process.wait(30) == 130
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)

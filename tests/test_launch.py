@@ -101,6 +101,11 @@ def test_what_a_rank_raises_is_raised_here() -> None:
         launch(bug, num_ranks=1, isolated=True, **LIMITS)
 
 
+def test_a_rank_that_leaves_without_a_word_is_named() -> None:
+    with pytest.raises(RankError, match=r"rank 0 \(process \d+\) ended with exit code 3 and left no word"):
+        launch(lambda: os._exit(3), num_ranks=1, isolated=True, **LIMITS)
+
+
 def test_a_bad_image_ends_two_ranks_with_its_path(train: Callable[..., float | None], tmp_path: Path) -> None:
     from conftest import write_images
 

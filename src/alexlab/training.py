@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 
@@ -32,6 +33,14 @@ UNFOUNDED = (
 )
 
 
+def hush_lightning() -> None:
+    """Silences what Lightning says of every run: its greetings, and warnings that do not apply."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in UNFOUNDED:
+        warnings.filterwarnings("ignore", f".*{message}.*")
+
+
 def train(
     config: dict[str, Any], splits: Splits, *, run_dir: Path, choices: dict[str, str], ranks: int
 ) -> dict[str, float]:
@@ -42,10 +51,6 @@ def train(
         run_dir, choices: as for `tasks.train.run`.
         ranks: number of processes of the run.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in UNFOUNDED:
-        warnings.filterwarnings("ignore", f".*{message}.*")
     if runs.rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
@@ -62,7 +67,12 @@ def train(
         board.start_hparams(hparams(config, choices), ["best/top1", "best/top5"])
 
     start_s = time.perf_counter()
-    trainer.fit(module, datamodule=data)
+    try:
+        trainer.fit(module, datamodule=data)
+    except SystemExit as error:
+        if trainer.interrupted and not isinstance(error, SIGTERMException):
+            raise KeyboardInterrupt from error  # Lightning has made an exit with code 1 of it
+        raise
     scores = {f"best/{name}": value for name, value in module.best.items()}
     if scores:
         scores["train_s"] = time.perf_counter() - start_s

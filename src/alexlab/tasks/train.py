@@ -24,8 +24,9 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
 
     from alexlab import build
     from alexlab.launch import launch, num_ranks
-    from alexlab.training import print_scores, train
+    from alexlab.training import hush_lightning, print_scores, train
 
+    hush_lightning()
     trainer = config["trainer"]
     ranks = num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
     build.check(config, splits, num_ranks=ranks)
