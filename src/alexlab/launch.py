@@ -101,9 +101,10 @@ def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, timeout_s
         max_restarts=0,
         start_method="fork",
         local_addr="127.0.0.1",
-        shutdown_timeout=shutdown_s,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
+    if hasattr(config, "shutdown_timeout"):  # not yet in torch 2.11, which waits 30 s
+        config.shutdown_timeout = shutdown_s
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it prints a page for each lost rank
     try:
         return elastic_launch(config, _run_rank)(task, folder)[0]

@@ -25,7 +25,7 @@ class FolderData(lightning.LightningDataModule):
         seed: of the order and of the augmentation.
 
     Raises:
-        ConfigError: from the loaders, when the batch does not divide or is larger than the split.
+        ConfigError: from `test_dataloader`, when there is no test split.
     """
 
     def __init__(
