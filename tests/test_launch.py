@@ -10,10 +10,10 @@ import torch
 
 from alexlab import launch as launching
 from alexlab.errors import ConfigError, DataError, RankError
-from alexlab.launch import launch, num_ranks
+from alexlab.launch import Limits, launch, num_ranks
 from conftest import rows, scalars
 
-LIMITS = {"timeout_s": 60.0, "shutdown_s": 2}
+LIMITS = Limits(timeout_s=60.0, shutdown_s=2)
 
 
 def test_one_and_two_devices_train_and_score_alike(train: Callable[..., float | None], tmp_path: Path) -> None:
@@ -60,14 +60,14 @@ def test_the_value_of_rank_0_comes_back() -> None:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.get_num_threads()
 
     threads = max(1, launching.num_cores() // 2)
-    assert launch(task, num_ranks=2, isolated=False, **LIMITS) == (0, 2, threads)
+    assert launch(task, num_ranks=2, isolated=False, limits=LIMITS) == (0, 2, threads)
 
 
 def test_an_isolated_job_is_another_process_that_knows_of_no_ranks() -> None:
-    pid, ranks = launch(lambda: (os.getpid(), "RANK" in os.environ), num_ranks=1, isolated=True, **LIMITS)
+    pid, ranks = launch(lambda: (os.getpid(), "RANK" in os.environ), num_ranks=1, isolated=True, limits=LIMITS)
     assert pid != os.getpid()
     assert not ranks
-    assert launch(os.getpid, num_ranks=1, isolated=False, **LIMITS) == os.getpid()
+    assert launch(os.getpid, num_ranks=1, isolated=False, limits=LIMITS) == os.getpid()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -81,7 +81,7 @@ def test_a_killed_rank_is_named_and_the_others_end(rank: int) -> None:
     with pytest.raises(
         RankError, match=rf"rank {rank} \(process \d+\) was ended by SIGKILL; the other ranks were stopped"
     ):
-        launch(task, num_ranks=2, isolated=False, **LIMITS)
+        launch(task, num_ranks=2, isolated=False, limits=LIMITS)
     assert time.monotonic() - start_s < 10
 
 
@@ -92,18 +92,18 @@ def test_what_a_rank_raises_is_raised_here() -> None:
         time.sleep(60)
 
     with pytest.raises(DataError, match=r"^cannot read the image x\.png: it is empty$"):
-        launch(task, num_ranks=2, isolated=False, **LIMITS)
+        launch(task, num_ranks=2, isolated=False, limits=LIMITS)
 
     def bug() -> None:
         raise KeyError("missing")
 
     with pytest.raises(RankError, match=r"^rank 0 raised KeyError: 'missing'; the other ranks were stopped$"):
-        launch(bug, num_ranks=1, isolated=True, **LIMITS)
+        launch(bug, num_ranks=1, isolated=True, limits=LIMITS)
 
 
 def test_a_rank_that_leaves_without_a_word_is_named() -> None:
     with pytest.raises(RankError, match=r"rank 0 \(process \d+\) ended with exit code 3 and left no word"):
-        launch(lambda: os._exit(3), num_ranks=1, isolated=True, **LIMITS)
+        launch(lambda: os._exit(3), num_ranks=1, isolated=True, limits=LIMITS)
 
 
 def test_a_bad_image_ends_two_ranks_with_its_path(train: Callable[..., float | None], tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import importlib.util
 import itertools
 import logging
 import re
@@ -208,6 +209,12 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
             ["optimizer=any", "optimizer._target_=torch.optim.Nothing"],
             "optimizer._target_ must name a class or function",
         ),
+        (["+data.rot=x"], "data.rot is no argument of alexlab.data.settings.Data; it takes root, image_size"),
+        (
+            ["+elastic.wait_s=1"],
+            "elastic.wait_s is no argument of alexlab.launch.Limits; it takes timeout_s, shutdown_s",
+        ),
+        (["+parameters.kernel_decay=1"], "did you mean kernels_decay?"),
         (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
         (["model.num_classes=7"], "model.num_classes must be null or the 3 classes of the data; got 7"),
         (["trainer.precision=17"], "trainer: "),
@@ -224,6 +231,14 @@ def test_words_for_mistakes_before_any_work(train: Train, tmp_path: Path, overri
     with pytest.raises(ConfigError, match=re.escape(words)):
         train(*overrides)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_words_for_a_logger_whose_package_is_missing(train: Train, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == name else find_spec(wanted))
+    with pytest.raises(ConfigError, match=rf"logger={name} needs the package {name}: pip install -e '\.\[{name}\]'"):
+        train(f"logger=[csv,{name}]")
 
 
 def test_any_optimizer_of_torch(train: Train, tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
 """From the config to objects. This is the only module that reads config keys, and each node is the arguments of one call."""
 
-import difflib
-import importlib
 import importlib.util
-import inspect
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -26,73 +23,11 @@ from alexlab.data.module import FolderData, check_batch_size
 from alexlab.data.settings import Data
 from alexlab.errors import ConfigError
 from alexlab.launch import Reports
+from alexlab.nodes import Config, bind, make, parts, value_of
 from alexlab.parameters import parameter_groups
-
-Config = dict[str, Any]
 
 SCORES = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
-
-
-def locate(path: str, where: str) -> Callable[..., Any]:
-    """The class or function of a `_target_`."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{where}._target_ must name a class or function that can be imported; got {path}: {error}"
-        ) from error
-
-
-def bind(target: Callable[..., Any], where: str, /, *args: Any, **keywords: Any) -> None:
-    """Raises ConfigError unless `target` takes these arguments."""
-    signature = inspect.signature(target)
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    unknown = [name for name in keywords if name not in signature.parameters]
-    if unknown and not open_ended:
-        choices = [name for name in signature.parameters if name not in ("self", "params", "optimizer")]
-        near = difflib.get_close_matches(unknown[0], choices, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(
-            f"{where}.{unknown[0]} is no argument of {target.__module__}.{target.__qualname__}; "
-            f"it takes {', '.join(choices)}{hint}"
-        )
-    try:
-        signature.bind(*args, **keywords)
-    except TypeError as error:
-        raise ConfigError(f"{where} does not fit {target.__module__}.{target.__qualname__}: {error}") from error
-
-
-def make(node: Config, where: str, /, *args: Any, **extra: Any) -> Any:
-    """Calls the node's `_target_` with its other keys; nodes inside it are made first.
-
-    Args:
-        node: `_target_` and keyword arguments.
-        where: the node's place in the config, for messages.
-        args, extra: arguments that are no configuration.
-    """
-    target, keywords = _call(node, where)
-    bind(target, where, *args, **{**keywords, **extra})
-    try:
-        return target(*args, **keywords, **extra)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
-
-
-def _call(node: Config, where: str) -> tuple[Callable[..., Any], Config]:
-    if not isinstance(node, dict) or "_target_" not in node:
-        raise ConfigError(f"{where} must have a _target_, the class that it configures; got {node!r}")
-    keywords = {name: _value(value, f"{where}.{name}") for name, value in node.items() if name != "_target_"}
-    return locate(node["_target_"], where), keywords
-
-
-def _value(value: Any, where: str) -> Any:
-    if isinstance(value, dict) and "_target_" in value:
-        return make(value, where)
-    return value
 
 
 def net(config: Config, num_classes: int, *, num_outputs: int | None = None) -> nn.Module:
@@ -122,9 +57,9 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
     settings = data(config)
     num_classes = len(splits.classes)
     loss = make(config["loss"], "loss", splits.train.counts())
-    optimizer, options = _call(config["optimizer"], "optimizer")
+    optimizer, options = parts(config["optimizer"], "optimizer")
     bind(parameter_groups, "parameters", None, **config["parameters"])
-    schedule, shape = _call(config["scheduler"], "scheduler")
+    schedule, shape = parts(config["scheduler"], "scheduler")
     bind(optimizer, "optimizer", [], **options)
     bind(schedule, "scheduler", None, num_epochs=1, steps_per_epoch=1, **shape)
     with torch.device(device):
@@ -181,14 +116,14 @@ def _check_loggers(config: Config) -> None:
     """Looks at the loggers without making them: some open a file or a connection at once."""
     for name, node in config["logger"].items():
         if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
-            raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install 'alexlab[{name}]'")
-        target, keywords = _call(node, f"logger.{name}")
+            raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install -e '.[{name}]'")
+        target, keywords = parts(node, f"logger.{name}")
         bind(target, f"logger.{name}", save_dir="", **keywords)
 
 
 def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Trainer:
     """The Trainer; what alexlab decides itself (samplers, folder, process group) is no key of the `trainer` node."""
-    node = {name: _value(value, f"trainer.{name}") for name, value in config["trainer"].items()}
+    node = {name: value_of(value, f"trainer.{name}") for name, value in config["trainer"].items()}
     if num_ranks > 1 and node["strategy"] == "auto":
         # Gradients live in the buckets that are sent: no second copy of them. No static_graph: it fails an internal
         # assertion of PyTorch 2.15 with accumulated batches.

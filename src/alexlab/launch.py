@@ -15,6 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,27 @@ def _count(devices: int | str | list[int], everything: int) -> int:
     return count
 
 
-def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, timeout_s: float, shutdown_s: int) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long ranks wait, the keys of the `elastic` node.
+
+    Args:
+        timeout_s: how long a rank waits for the others before the run ends.
+        shutdown_s: what a rank gets to end by itself when another one was lost.
+    """
+
+    timeout_s: float
+    shutdown_s: int
+
+
+def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: Limits) -> Any:
     """Runs `task` on every rank and returns what rank 0 returned.
 
     Args:
         task: called without arguments in each process.
         num_ranks: processes.
         isolated: use a child also for one rank, as each job of a sweep must.
-        timeout_s: how long a rank waits for the others before the run ends.
-        shutdown_s: what a rank gets to end by itself when another one was lost.
+        limits: how long ranks wait.
 
     Raises:
         AlexlabError: the one that a rank raised, or RankError, which names the rank that was lost and the cause.
@@ -97,14 +110,14 @@ def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, timeout_s
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
-        rdzv_configs={"timeout": timeout_s},
+        rdzv_configs={"timeout": limits.timeout_s},
         max_restarts=0,
         start_method="fork",
         local_addr="127.0.0.1",
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
     if hasattr(config, "shutdown_timeout"):  # not yet in torch 2.11, which waits 30 s
-        config.shutdown_timeout = shutdown_s
+        config.shutdown_timeout = limits.shutdown_s
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it prints a page for each lost rank
     try:
         return elastic_launch(config, _run_rank)(task, folder)[0]

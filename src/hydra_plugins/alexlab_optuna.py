@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 from pathlib import Path
@@ -46,6 +47,8 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Runs the trials one after the other; a failed one is told to Optuna as failed, and the search goes on."""
+        if importlib.util.find_spec("optuna") is None:
+            raise ConfigCompositionException("sweep=optuna needs the package optuna: pip install -e '.[optuna]'")
         import optuna
         from optuna.trial import TrialState
 

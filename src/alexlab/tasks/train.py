@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.data.settings import Data
+from alexlab.nodes import bind
 from alexlab.runs import rank
 
 
@@ -20,18 +21,20 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     Raises:
         AlexlabError: in one sentence.
     """
+    bind(Data, "data", **config["data"])
     splits = Data(**config["data"]).find_splits()  # a missing folder is told before torch is imported
 
     from alexlab import build
-    from alexlab.launch import launch, num_ranks
+    from alexlab.launch import Limits, launch, num_ranks
     from alexlab.training import hush_lightning, print_scores, train
 
     hush_lightning()
     trainer = config["trainer"]
     ranks = num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
+    bind(Limits, "elastic", **config["elastic"])
     build.check(config, splits, num_ranks=ranks)
     task = partial(train, config, splits, run_dir=run_dir, choices=choices, ranks=ranks)
-    scores: dict[str, float] = launch(task, num_ranks=ranks, isolated=isolated, **config["elastic"])
+    scores: dict[str, float] = launch(task, num_ranks=ranks, isolated=isolated, limits=Limits(**config["elastic"]))
     if scores and rank() == 0:
         print_scores(scores, run_dir)
     return scores.get("best/top1")

@@ -1,0 +1,74 @@
+"""A config node is the arguments of one call: found, checked against its signature, called. Imports no torch."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from alexlab.errors import ConfigError
+
+Config = dict[str, Any]
+
+
+def locate(path: str, where: str) -> Callable[..., Any]:
+    """The class or function of a `_target_`."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}._target_ must name a class or function that can be imported; got {path}: {error}"
+        ) from error
+
+
+def bind(target: Callable[..., Any], where: str, /, *args: Any, **keywords: Any) -> None:
+    """Raises ConfigError unless `target` takes these arguments."""
+    signature = inspect.signature(target)
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    unknown = [name for name in keywords if name not in signature.parameters]
+    if unknown and not open_ended:
+        choices = [name for name in signature.parameters if name not in ("self", "params", "optimizer")]
+        near = difflib.get_close_matches(unknown[0], choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"{where}.{unknown[0]} is no argument of {target.__module__}.{target.__qualname__}; "
+            f"it takes {', '.join(choices)}{hint}"
+        )
+    try:
+        signature.bind(*args, **keywords)
+    except TypeError as error:
+        raise ConfigError(f"{where} does not fit {target.__module__}.{target.__qualname__}: {error}") from error
+
+
+def make(node: Config, where: str, /, *args: Any, **extra: Any) -> Any:
+    """Calls the node's `_target_` with its other keys; nodes inside it are made first.
+
+    Args:
+        node: `_target_` and keyword arguments.
+        where: the node's place in the config, for messages.
+        args, extra: arguments that are no configuration.
+    """
+    target, keywords = parts(node, where)
+    bind(target, where, *args, **{**keywords, **extra})
+    try:
+        return target(*args, **keywords, **extra)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+
+
+def parts(node: Config, where: str) -> tuple[Callable[..., Any], Config]:
+    """What a node calls, and with which keyword arguments."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigError(f"{where} must have a _target_, the class that it configures; got {node!r}")
+    keywords = {name: value_of(value, f"{where}.{name}") for name, value in node.items() if name != "_target_"}
+    return locate(node["_target_"], where), keywords
+
+
+def value_of(value: Any, where: str) -> Any:
+    """A value of a node: itself, or what it makes where it is a node."""
+    if isinstance(value, dict) and "_target_" in value:
+        return make(value, where)
+    return value
