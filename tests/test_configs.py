@@ -23,7 +23,7 @@ COUNTS = {
     "ablation": 11,
     "augmentation": 13,
     "augmentation/eval": 2,
-    "callbacks": 4,
+    "callbacks": 5,
     "data": 2,
     "debug": 5,
     "experiment": 10,

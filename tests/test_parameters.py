@@ -22,15 +22,16 @@ def test_every_parameter_is_of_one_kind() -> None:
     assert len(kinds(resnet18())["norms"]) == 40
 
 
-def test_frozen_parameters_are_in_no_group() -> None:
+def test_the_head_has_its_own_groups() -> None:
     net = tiny()
-    net.features.requires_grad_(False)
-    assert {kind: len(found) for kind, found in kinds(net).items()} == {
-        "kernels": 0,
-        "linear": 2,
-        "biases": 2,
-        "norms": 0,
-    }
+    head = {"classifier.fc7.weight", "classifier.fc7.bias"}
+    groups = {group["name"]: group for group in parameter_groups(net, head, head_lr=0.5)}
+    assert {name: group.get("lr") for name, group in groups.items()} == {"body": None, "head": 0.5}
+    assert [len(group["params"]) for group in groups.values()] == [22, 2]
+    groups = {group["name"]: group for group in parameter_groups(net, head, head_lr=0.5, norms_decay=0.0)}
+    assert list(groups) == ["body kernels", "body linear", "body biases", "body norms", "head linear", "head biases"]
+    assert groups["head biases"]["lr"] == 0.5
+    assert groups["body norms"]["weight_decay"] == 0.0
 
 
 def test_one_group_unless_a_kind_is_told_apart() -> None:

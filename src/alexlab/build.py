@@ -10,19 +10,23 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torchvision.transforms import v2
 
+from alexlab.checkpoints import Checkpoints, DurableIO
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData, check_batch_size
 from alexlab.data.settings import Data
 from alexlab.errors import ConfigError
+from alexlab.finetuning import Finetune
 from alexlab.launch import Reports
+from alexlab.models.weights import Fit, fit, read_source
 from alexlab.nodes import Config, bind, make, parts, value_of
 from alexlab.parameters import parameter_groups
 
@@ -38,12 +42,28 @@ def net(config: Config, num_classes: int, *, num_outputs: int | None = None) -> 
         num_classes: of the data.
         num_outputs: of the net, where they are not as many.
     """
-    node = dict(config["model"])
+    node = {key: value for key, value in config["model"].items() if key != "weights"}
     wanted = node.pop("num_classes", None)
     if wanted not in (None, num_classes):
         raise ConfigError(f"model.num_classes must be null or the {num_classes} classes of the data; got {wanted}")
     built: nn.Module = make(node, "model", num_outputs or num_classes)
     return built
+
+
+def pretrained(config: Config, net: nn.Module, splits: Splits) -> Fit | None:
+    """What `model.weights` has for this net, which may be on the device `meta`; None where it is null."""
+    name = config["model"].get("weights")
+    if name is None:
+        return None
+    return fit(net, read_source(name, net), head=_head(config, len(splits.classes)), classes=splits.classes)
+
+
+def _head(config: Config, num_classes: int) -> frozenset[str]:
+    """Names of the parameters that another number of classes would change."""
+    node = {**config, "model": {**config["model"], "num_classes": None}}
+    with torch.device("meta"):
+        states = [net(node, num_classes + more).state_dict() for more in (1, 2)]
+    return frozenset(name for name, value in states[0].items() if value.shape != states[1][name].shape)
 
 
 def data(config: Config) -> Data:
@@ -59,6 +79,7 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
     loss = make(config["loss"], "loss", splits.train.counts())
     optimizer, options = parts(config["optimizer"], "optimizer")
     bind(parameter_groups, "parameters", None, **config["parameters"])
+    head = _head(config, num_classes) if config["parameters"]["head_lr"] is not None else ()
     schedule, shape = parts(config["scheduler"], "scheduler")
     bind(optimizer, "optimizer", [], **options)
     bind(schedule, "scheduler", None, num_epochs=1, steps_per_epoch=1, **shape)
@@ -69,7 +90,7 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
         classes=splits.classes,
         loss=loss,
         optimizer=partial(optimizer, **options),
-        parameter_groups=partial(parameter_groups, **config["parameters"]),
+        parameter_groups=partial(parameter_groups, head=head, **config["parameters"]),
         schedule=partial(schedule, **shape),
         mean=settings.per_channel(settings.mean),
         std=settings.per_channel(settings.std),
@@ -134,8 +155,10 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     for name, kind in (("enable_checkpointing", Checkpoint), ("enable_progress_bar", ProgressBar)):
         if node[name] is None:
             node[name] = any(isinstance(callback, kind) for callback in called)
+    own = [*(node["plugins"] or ())]
     keywords = {
         **node,
+        "plugins": own if any(isinstance(plugin, CheckpointIO) for plugin in own) else [*own, DurableIO()],
         "callbacks": [Reports(), *called],
         "logger": loggers(config, run_dir),
         "default_root_dir": str(run_dir),
@@ -154,6 +177,7 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     check_batch_size(settings, splits, num_ranks=num_ranks, accumulate=config["trainer"]["accumulate_grad_batches"])
     module = classifier(config, splits, device="meta")
     _check_image_size(module.net, settings)
+    pretrained(config, module.net, splits)
     try:
         optimizer = module.optimizer(module.parameter_groups(module.net))
     except (TypeError, ValueError) as error:
@@ -164,7 +188,9 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     _check_trainer(config)
     monitors = {f"callbacks.{name}": node for name, node in zip(config["callbacks"], callbacks(config), strict=True)}
     for where, callback in monitors.items():
-        if isinstance(callback, ModelCheckpoint | EarlyStopping):
+        if isinstance(callback, Finetune):
+            callback.check(module.net)
+        if isinstance(callback, Checkpoints | EarlyStopping):
             _check_monitor(callback.monitor, where)
     for entry in schedule:
         if "monitor" in entry:

@@ -1,4 +1,4 @@
-"""What happens around the training: checkpoints, the log line and curves of each epoch, the rate, the learning-rate test."""
+"""What happens around the training: the bar, the log line and curves of each epoch, the learning-rate test."""
 
 import itertools
 import logging
@@ -8,36 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 log = logging.getLogger(__name__)
-
-
-class Checkpoints(ModelCheckpoint):
-    """`checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run folder; of equally good epochs the first stays best.
-
-    Args:
-        monitor: the score that decides.
-        mode: `max` or `min`.
-        every_epochs: validations between two checkpoints.
-    """
-
-    def __init__(self, monitor: str = "val/top1", mode: str = "max", every_epochs: int = 1) -> None:
-        super().__init__(
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_last=True,
-            save_top_k=1,
-            every_n_epochs=every_epochs,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
-        )
-
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Puts the files into the run folder, whatever the loggers."""
-        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
-        super().setup(trainer, pl_module, stage)
 
 
 class ProgressBar(TQDMProgressBar):

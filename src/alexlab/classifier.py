@@ -12,10 +12,9 @@ from torch.optim import Optimizer
 from alexlab.data.order import derived_seed
 from alexlab.errors import DataError, NumericError
 from alexlab.parameters import Group
+from alexlab.runs import CHECKPOINT_KEY
 from alexlab.schedules import Schedule
 from alexlab.scores import Scores
-
-CHECKPOINT_KEY = "alexlab"
 
 
 class Classifier(lightning.LightningModule):

@@ -1,5 +1,6 @@
 """Parameters by kind, so that each kind can have its own weight decay and the head its own learning rate."""
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -10,12 +11,10 @@ Group = dict[str, Any]
 
 
 def kinds(net: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters of a net by kind: kernels of convolutions, linear weights, biases, norms' weights and biases."""
+    """The parameters of a net by kind: kernels of convolutions, linear weights, biases, norms' weights and biases."""
     found: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
     for layer in net.modules():
         for name, parameter in layer.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
             if isinstance(layer, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm):
                 kind = "norms"
             elif name == "bias":
@@ -29,26 +28,40 @@ def kinds(net: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 def parameter_groups(
     net: nn.Module,
+    head: Collection[str] = (),
     *,
     kernels_decay: float | None = None,
     linear_decay: float | None = None,
     biases_decay: float | None = None,
     norms_decay: float | None = None,
+    head_lr: float | None = None,
 ) -> list[Group]:
-    """Groups for an optimizer, one for each kind that there is; a decay of None is the optimizer's `weight_decay`.
+    """Groups for an optimizer, one for each kind that is told apart; None is the optimizer's `weight_decay` or `lr`.
+
+    Frozen parameters are in their group too: they have no gradient, so no step moves them until they are unfrozen.
 
     Args:
         net: the net.
+        head: names of the parameters that depend on the number of classes.
         kernels_decay: of the convolutions' kernels.
         linear_decay: of the linear layers' weights.
         biases_decay: of the biases of both.
         norms_decay: of the weights and biases of normalisations.
+        head_lr: learning rate of the head.
     """
     decays = dict(zip(KINDS, (kernels_decay, linear_decay, biases_decay, norms_decay), strict=True))
-    if all(decay is None for decay in decays.values()):
-        return [{"params": [parameter for parameter in net.parameters() if parameter.requires_grad]}]
-    return [
-        {"params": parameters, "name": kind} | ({} if decays[kind] is None else {"weight_decay": decays[kind]})
-        for kind, parameters in kinds(net).items()
-        if parameters
-    ]
+    by_kind = any(decay is not None for decay in decays.values())
+    if not by_kind and head_lr is None:
+        return [{"params": list(net.parameters())}]
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    groups: dict[str, Group] = {}
+    for part in ("body", "head") if head_lr is not None else ("",):
+        for kind, parameters in kinds(net).items():
+            chosen = [p for p in parameters if not part or (names[id(p)] in head) == (part == "head")]
+            name = " ".join(filter(None, (part, kind if by_kind else "")))
+            if chosen:
+                group = groups.setdefault(name, {"params": [], "name": name})
+                group["params"] += chosen
+                group |= {} if decays[kind] is None else {"weight_decay": decays[kind]}
+                group |= {"lr": head_lr} if part == "head" else {}
+    return list(groups.values())

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from alexlab import build, runs
-from alexlab.callbacks import Checkpoints
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData
@@ -57,9 +57,14 @@ def train(
 
     trainer = build.trainer(config, run_dir, num_ranks=ranks)
     module = build.classifier(config, splits, record=record(config, choices))
+    weights = build.pretrained(config, module.net, splits)
+    if weights is not None:
+        weights.load_into(module.net)
     data = build.folder_data(config, splits)
     if trainer.is_global_zero:
         describe(config, splits, module, ranks)
+        for line in weights.lines() if weights else ():
+            log.info("weights: %s", line)
         if splits.made_here:
             splits.write_manifest(run_dir / runs.MANIFEST)
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
@@ -76,16 +81,16 @@ def train(
     scores = {f"best/{name}": value for name, value in module.best.items()}
     if scores:
         scores["train_s"] = time.perf_counter() - start_s
-        best = trainer.checkpoint_callback
-        if splits.test is not None and isinstance(best, Checkpoints) and best.best_model_path:
-            scores |= score_test_split(trainer, module, data, best.best_model_path)
+        best = run_dir / runs.BEST
+        if splits.test is not None and best.is_file():
+            scores |= score_test_split(trainer, module, data, best)
             scores["test/count"] = len(splits.test)  # which the classifier has compared with what it counted
     for board in boards:
         board.close()
     return scores
 
 
-def score_test_split(trainer: lightning.Trainer, module: Classifier, data: FolderData, ckpt: str) -> dict[str, float]:
+def score_test_split(trainer: lightning.Trainer, module: Classifier, data: FolderData, ckpt: Path) -> dict[str, float]:
     """Scores the weights of a checkpoint on the test split."""
     # Not by ckpt_path: Lightning would hand the checkpoint to the callbacks too, and the moving average's puts the weights
     # that were averaged in the place of their average.
@@ -127,17 +132,28 @@ def describe(config: dict[str, Any], splits: Splits, module: Classifier, ranks: 
         log.info("data: %s", note)
     if len(splits.classes) < 5:
         log.info("top-5 is top-%d: there are only %d classes", len(splits.classes), len(splits.classes))
-    counts = {kind: sum(map(torch.numel, parameters)) for kind, parameters in kinds(module.net).items()}
-    shown = ", ".join(f"{kind} {count:,}" for kind, count in counts.items() if count)
     name = config["model"]["_target_"].rsplit(".", 1)[-1]
-    log.info("net: %s, %s trainable parameters: %s", name, f"{sum(counts.values()):,}", shown)
+    counts = [
+        f"{kind} {sum(map(torch.numel, parameters)):,}" for kind, parameters in kinds(module.net).items() if parameters
+    ]
+    log.info("net: %s, %s parameters: %s", name, f"{_count(module.net.parameters()):,}", ", ".join(counts))
     for group in module.parameter_groups(module.net):
-        decay = group.get("weight_decay", config["optimizer"].get("weight_decay"))
-        log.info("weight decay of %s: %s", group.get("name", "all parameters"), decay)
+        values = {"lr": config["optimizer"]["lr"], "weight_decay": config["optimizer"].get("weight_decay", 0.0)} | group
+        log.info(
+            "optimizer: %s: %s parameters, lr %g, weight decay %g",
+            group.get("name", "all"),
+            f"{_count(group['params']):,}",
+            values["lr"],
+            values["weight_decay"],
+        )
     batch, accumulate = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
     share = batch // (ranks * accumulate)
     log.info("batch: %d = %d devices x %d accumulated x %d images", batch, ranks, accumulate, share)
     log.info("threads: %d for each device", torch.get_num_threads())
+
+
+def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def print_scores(scores: dict[str, float], run_dir: Path) -> None:

@@ -69,6 +69,8 @@ class AlexNet(nn.Module):
         ValueError: when the numbers do not make a net.
     """
 
+    torchvision_name = "alexnet"  # whose weights fit
+
     def __init__(
         self,
         num_classes: int,

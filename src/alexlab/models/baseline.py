@@ -26,6 +26,7 @@ def torchvision_net(num_classes: int, *, name: str, in_channels: int = 3) -> nn.
     net: nn.Module = models.get_model(name, num_classes=num_classes, **plain)
     if in_channels != 3:
         _first_convolution(net, in_channels)
+    net.torchvision_name = name  # type: ignore[assignment]  # whose weights fit
     return net
 
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from alexlab.models.init import initialise
 from alexlab.models.sizes import check_image_size
 
+# Of vgg11, vgg13, vgg16 and vgg19, the nets A, B, D and E of the paper.
+TORCHVISION_DEPTHS = ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4))
+
 
 class VGG(nn.Module):
     """Blocks of 3 x 3 convolutions with ReLU, each closed by a pooling, and a classifier of linear layers.
@@ -88,6 +91,7 @@ class VGG(nn.Module):
         classifier[f"fc{len(sizes)}"] = nn.Linear(sizes[-1], num_classes)
         self.classifier = nn.Sequential(classifier)
         initialise(self, init)
+        self.torchvision_name = f"vgg{sum(depths) + 3}" if tuple(depths) in TORCHVISION_DEPTHS else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""

@@ -1,0 +1,87 @@
+"""Training only a part of a net, for good or for the first epochs."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from alexlab.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class Finetune(Callback):
+    """Freezes parts of the net: no gradient is computed for them, and their batch norms keep their statistics.
+
+    What is frozen is a function of the epoch alone, so a resumed run goes on as it was.
+
+    Args:
+        freeze: names of modules of the net, such as `features`, `features.conv1` or `classifier.fc6`; one or several.
+        unfreeze_epoch: epochs after which everything is trained; None is never.
+    """
+
+    def __init__(self, freeze: str | Sequence[str], unfreeze_epoch: int | None = None) -> None:
+        self.freeze = [freeze] if isinstance(freeze, str) else list(freeze)
+        self.unfreeze_epoch = unfreeze_epoch
+        if unfreeze_epoch is not None and unfreeze_epoch < 1:
+            raise ValueError(f"unfreeze_epoch must be at least 1; got {unfreeze_epoch}")
+
+    def check(self, net: nn.Module) -> None:
+        """Raises ConfigError unless every name is a module of the net, and something is left to train."""
+        known = dict(net.named_modules())
+        for name in self.freeze:
+            if name not in known or not name:
+                parts = [part for part, module in known.items() if part and next(module.parameters(), None) is not None]
+                raise ConfigError(
+                    f"callbacks.finetune.freeze must name modules of the net: {', '.join(parts)}; got {name!r}"
+                )
+        frozen = {id(parameter) for module in self._modules(net) for parameter in module.parameters()}
+        if self.unfreeze_epoch is None and all(id(parameter) in frozen for parameter in net.parameters()):
+            raise ConfigError(f"callbacks.finetune.freeze={self.freeze} leaves nothing to train")
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Freezes, before DistributedDataParallel looks which gradients it must exchange."""
+        if stage == "fit":
+            self._set(pl_module, requires_grad=False)
+            count = sum(p.numel() for p in pl_module.parameters() if not p.requires_grad)
+            until = "" if self.unfreeze_epoch is None else f" for {self.unfreeze_epoch} epochs"
+            log.info("frozen%s: %s, %s parameters", until, ", ".join(self.freeze), f"{count:,}")
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Puts the frozen norms to rest, which Lightning has woken, or thaws everything when its time has come."""
+        if self.unfreeze_epoch is None or trainer.current_epoch < self.unfreeze_epoch:
+            for module in self._modules(pl_module.net):
+                module.eval()
+            return
+        if all(p.requires_grad for module in self._modules(pl_module.net) for p in module.parameters()):
+            return
+        self._set(pl_module, requires_grad=True)
+        for optimizer in trainer.optimizers:
+            _start_momentum(optimizer)
+        strategy = trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            # DistributedDataParallel has made its buckets for the gradients that there were: it is wrapped anew.
+            strategy.model = pl_module
+            strategy.configure_ddp()
+        log.info("epoch %d: %s unfrozen", trainer.current_epoch + 1, ", ".join(self.freeze))
+
+    def _modules(self, net: Any) -> list[nn.Module]:
+        return [net.get_submodule(name) for name in self.freeze]
+
+    def _set(self, pl_module: Any, *, requires_grad: bool) -> None:
+        for module in self._modules(pl_module.net):
+            module.requires_grad_(requires_grad)
+
+
+def _start_momentum(optimizer: Optimizer) -> None:
+    """Gives parameters without a momentum a momentum of zero: fused SGD takes either all new parameters or none."""
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, SGD) and group["momentum"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
