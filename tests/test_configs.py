@@ -20,13 +20,13 @@ OPTIONS = {
 }
 COUNTS = {
     ".": 3,
-    "ablation": 11,
-    "augmentation": 13,
+    "ablation": 12,
+    "augmentation": 14,
     "augmentation/eval": 2,
     "callbacks": 5,
     "data": 2,
     "debug": 5,
-    "experiment": 10,
+    "experiment": 11,
     "hydra/job_logging": 1,
     "hydra/launcher": 1,
     "hydra/sweeper": 1,
@@ -69,6 +69,7 @@ def test_every_option_composes_and_builds(
     )
     root = write_images(tmp_path / "two", {"a": 10, "b": 10}) if override in TWO_CLASSES else images
     splits = find_splits(str(root), val_fraction=0.2, test_fraction=0.0)
+    config, _ = build.measured(config, splits)
     build.check(config, splits, num_ranks=1)
     assert build.loggers(config, tmp_path) is not None
     assert (
@@ -99,7 +100,7 @@ def test_named_nodes_change_and_go_from_the_command_line() -> None:
     )
     assert list(config["augmentation"]["train"]) == ["crop", "color"]
     assert config["augmentation"]["train"]["color"]["hue"] == 0.0
-    assert list(config["callbacks"]) == ["checkpoint", "progress", "epochs"]
+    assert list(config["callbacks"]) == ["checkpoint", "progress", "epochs", "layers"]
 
 
 def test_no_script_bears_the_name_of_a_module_that_is_imported() -> None:

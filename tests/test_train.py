@@ -1,5 +1,6 @@
 import importlib.util
 import itertools
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -21,7 +22,7 @@ def test_run_folder(
     best = train("trainer.max_epochs=2", "trainer.log_every_n_steps=1")
     folder = tmp_path / "run"
     files = {path.name for path in folder.iterdir() if not path.name.startswith("events")}
-    assert files == {"checkpoints", "curves.png", "metrics.csv"}
+    assert files == {"checkpoints", "curves.png", "layers.csv", "metrics.csv"}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
     table = rows(folder / "metrics.csv")
@@ -47,6 +48,8 @@ def test_run_folder(
     pattern = r"epoch 1/2  train loss \d\.\d+ top1 \d\.\d+  val loss \d\.\d+ top1 \d\.\d+ top5 \d\.\d+  \d+ images/s  \d+\.\d s"
     assert re.fullmatch(pattern, lines[0])
     assert len(lines) == 2
+    assert re.search(r"conv1 +│ Conv2d +│ 11 x 11 +│ +4 │ .* 3 x 64 x 64", caplog.text), "the table of the layers"
+    assert len(rows(folder / "layers.csv")) > 10
     assert "top-5 is top-3: there are only 3 classes" in caplog.text
     assert "images: train 24, val 11, test 7" in caplog.text
 
@@ -245,3 +248,101 @@ def test_any_optimizer_of_torch(train: Train, tmp_path: Path) -> None:
     train("optimizer=any", "optimizer._target_=torch.optim.RMSprop", "+optimizer.alpha=0.9")
     state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
     assert state["param_groups"][0]["alpha"] == 0.9
+
+
+def test_a_deep_net_has_its_table_in_the_file_only(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    train("callbacks.layers.max_layers=3")
+    assert "net: 18 layers, listed in layers.csv" in caplog.text
+    assert "conv2" not in caplog.text
+    assert len(rows(tmp_path / "run/layers.csv")) == 18
+
+
+def test_an_entry_of_null_is_left_out(train: Train, tmp_path: Path) -> None:
+    train("augmentation.train.flip=null", "callbacks.layers=null", "logger.csv=null")
+    assert not {"layers.csv", "metrics.csv"} & {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_final_views_are_scored_beside_the_centre(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train("final.views=ten_crop")
+    curves = scalars(tmp_path / "run")
+    assert {"ten_crop/top1", "ten_crop/top5", "ten_crop/loss", "test/top1"} <= set(curves)
+    printed = capsys.readouterr().out
+    assert re.search(r"test +│ +7 │ .* the same checkpoint", printed)
+    assert re.search(r"test +│ +7 │ .* the same, ten_crop", printed)
+
+
+def test_without_a_test_split_the_views_are_those_of_val(
+    train: Train, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    root = write_images(tmp_path / "flat", {"a": 10, "b": 10})
+    train(f"data.root={root}", "final.views=five", "trainer.devices=2")
+    assert re.search(r"val +│ +4 │ .* the same, five", capfd.readouterr().out)
+    with pytest.raises(ConfigError, match=r"final.views must be one of center, five, ten_crop; got 'six'"):
+        train("final.views=six")
+
+
+def test_ten_crops_are_the_mean_of_ten_single_crops(train: Train, images: Path, tmp_path: Path) -> None:
+    """By hand: four corners and the centre of the central square, and their mirror images."""
+    from torchvision.transforms.v2 import functional as tv
+
+    from alexlab import build
+    from alexlab.data.folder import find_splits
+    from alexlab.data.images import load_image, to_tensor
+
+    train("final.views=ten_crop", "trainer.max_epochs=2")
+    checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    splits = find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
+    module = build.classifier(checkpoint["alexlab"]["config"], splits)
+    module.load_state_dict(checkpoint["state_dict"])
+    module.eval()
+    losses = []
+    for path, label in zip(splits.test.paths, splits.test.labels, strict=True):
+        square = tv.center_crop(tv.resize(to_tensor(load_image(images / path)), [73], antialias=True), [73, 73])
+        probs = torch.zeros(3)
+        for top, left in ((0, 0), (0, 9), (9, 0), (9, 9), (4, 4)):
+            crop = tv.crop(square, top, left, 64, 64)
+            for view in (crop, crop.flip(-1)):
+                probs += module(view[None])[0].softmax(0).detach() / 10
+        losses.append(-probs[label].log())
+    assert scalars(tmp_path / "run")["ten_crop/loss"] == [pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)]
+
+
+def test_the_recipe_of_2012(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What it measures on the training split goes into the checkpoint and into a file."""
+    options = ("model.widths=[4,8,8,8,8]", "model.fc_widths=[16,16]", "data.image_size=64", "data.batch_size=8")
+    train(
+        "experiment=alexnet_2012",
+        *options,
+        "trainer.max_epochs=1",
+        without=("model=alexnet", "data=folder", "scheduler=constant"),
+    )
+    measured = json.loads((tmp_path / "run/statistics.json").read_text())
+    config = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["alexlab"]["config"]
+    noise = config["augmentation"]["train"]["pca"]
+    assert noise["eigenvalues"] == measured["eigenvalues"]
+    assert noise["eigenvectors"] == measured["eigenvectors"]
+    assert config["data"]["mean"] == measured["mean"]
+    assert config["data"]["std"] == [1 / 255] * 3
+    assert measured["num_images"] == 24
+    assert (config["model"]["norm"], config["model"]["groups"], config["model"]["init"]) == ("lrn", [1, 2, 1, 2, 2], "paper2012")  # fmt: skip
+    assert "ten_crop" in capsys.readouterr().out
+
+
+def test_colour_noise_needs_colours(train: Train) -> None:
+    with pytest.raises(ConfigError, match=r"augmentation.train.pca needs colours; got model.in_channels=1"):
+        train("augmentation=paper2012", "model.in_channels=1")
+
+
+def test_preview(train: Train, tmp_path: Path) -> None:
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train("data.preview=3", "augmentation=mixup")
+    with Image.open(tmp_path / "run/preview.png") as sheet:
+        assert sheet.size == (10 * 66 + 2, 2 * 66 + 2)
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert events.Tags()["images"] == ["augmentation"]

@@ -23,11 +23,13 @@ from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData, check_batch_size
 from alexlab.data.settings import Data
+from alexlab.data.statistics import Statistics, measure
+from alexlab.data.transforms import PCAColorNoise, Views
 from alexlab.errors import ConfigError
 from alexlab.finetuning import Finetune
 from alexlab.launch import Reports
 from alexlab.models.weights import Fit, fit, read_source
-from alexlab.nodes import Config, bind, make, parts, value_of
+from alexlab.nodes import Config, bind, locate, make, parts, value_of
 from alexlab.parameters import parameter_groups
 
 SCORES = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
@@ -64,6 +66,33 @@ def _head(config: Config, num_classes: int) -> frozenset[str]:
     with torch.device("meta"):
         states = [net(node, num_classes + more).state_dict() for more in (1, 2)]
     return frozenset(name for name, value in states[0].items() if value.shape != states[1][name].shape)
+
+
+def measured(config: Config, splits: Splits) -> tuple[Config, Statistics | None]:
+    """The config with the numbers that are to be measured on the training split filled in, and what was measured.
+
+    These are `data.mean`, `data.std` and the components of PCAColorNoise, where they are null.
+    """
+    node, views = dict(config["data"]), config["augmentation"]
+    noises = {
+        name: transform
+        for name, transform in views["train"].items()
+        if _is_noise(transform, f"augmentation.train.{name}") and transform.get("eigenvalues") is None
+    }
+    if noises and node["channels"] != 3:
+        raise ConfigError(f"augmentation.train.{next(iter(noises))} needs colours; got model.in_channels=1")
+    if node["mean"] is not None and node["std"] is not None and not noises:
+        return config, None
+    found = measure(splits.train, channels=node["channels"])
+    node["mean"] = found.mean if node["mean"] is None else node["mean"]
+    node["std"] = found.std if node["std"] is None else node["std"]
+    axes = {"eigenvalues": found.eigenvalues, "eigenvectors": found.eigenvectors}
+    train = views["train"] | {name: {**transform, **axes} for name, transform in noises.items()}
+    return {**config, "data": node, "augmentation": {**views, "train": train}}, found
+
+
+def _is_noise(node: Config | None, where: str) -> bool:
+    return node is not None and locate(node.get("_target_", ""), where) is PCAColorNoise
 
 
 def data(config: Config) -> Data:
@@ -112,12 +141,29 @@ def folder_data(config: Config, splits: Splits) -> FolderData:
     )
 
 
+def final_views(config: Config) -> Views | None:
+    """The views of the `final` node; None where they are the centre, which is scored anyway."""
+    bind(Views, "final", 1, **config["final"])
+    try:
+        views = Views(data(config).image_size, **config["final"])
+    except ValueError as error:
+        raise ConfigError(f"final.{error}") from error
+    return None if config["final"]["views"] == "center" else views
+
+
+def _entries(nodes: Config) -> Config:
+    """The nodes of a named dict; null leaves an entry out."""
+    return {name: node for name, node in nodes.items() if node is not None}
+
+
 def _transforms(nodes: Config, where: str) -> Callable[..., Any]:
-    return v2.Compose([make(node, f"{where}.{name}") for name, node in nodes.items()])
+    return v2.Compose([make(node, f"{where}.{name}") for name, node in _entries(nodes).items()])
 
 
 def _mix(nodes: Config, num_classes: int) -> Callable[..., Any] | None:
-    mixers = [make(node, f"augmentation.batch.{name}", num_classes=num_classes) for name, node in nodes.items()]
+    mixers = [
+        make(node, f"augmentation.batch.{name}", num_classes=num_classes) for name, node in _entries(nodes).items()
+    ]
     if not mixers:
         return None
     return mixers[0] if len(mixers) == 1 else v2.RandomChoice(mixers)
@@ -125,17 +171,17 @@ def _mix(nodes: Config, num_classes: int) -> Callable[..., Any] | None:
 
 def callbacks(config: Config) -> list[Callback]:
     """The callbacks, in the order of the config."""
-    return [make(node, f"callbacks.{name}") for name, node in config["callbacks"].items()]
+    return [make(node, f"callbacks.{name}") for name, node in _entries(config["callbacks"]).items()]
 
 
 def loggers(config: Config, run_dir: Path) -> list[Logger]:
     """The loggers, writing into the run folder."""
-    return [make(node, f"logger.{name}", save_dir=str(run_dir)) for name, node in config["logger"].items()]
+    return [make(node, f"logger.{name}", save_dir=str(run_dir)) for name, node in _entries(config["logger"]).items()]
 
 
 def _check_loggers(config: Config) -> None:
     """Looks at the loggers without making them: some open a file or a connection at once."""
-    for name, node in config["logger"].items():
+    for name, node in _entries(config["logger"]).items():
         if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
             raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install -e '.[{name}]'")
         target, keywords = parts(node, f"logger.{name}")
@@ -184,9 +230,12 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
         raise ConfigError(f"optimizer: {error}") from error
     schedule = module.schedule(optimizer, num_epochs=1, steps_per_epoch=100)
     folder_data(config, splits)
+    final_views(config)
     _check_loggers(config)
     _check_trainer(config)
-    monitors = {f"callbacks.{name}": node for name, node in zip(config["callbacks"], callbacks(config), strict=True)}
+    monitors = {
+        f"callbacks.{name}": node for name, node in zip(_entries(config["callbacks"]), callbacks(config), strict=True)
+    }
     for where, callback in monitors.items():
         if isinstance(callback, Finetune):
             callback.check(module.net)

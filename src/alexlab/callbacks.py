@@ -1,5 +1,7 @@
 """What happens around the training: the bar, the log line and curves of each epoch, the learning-rate test."""
 
+import copy
+import io
 import itertools
 import logging
 import sys
@@ -9,6 +11,10 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from rich.console import Console
+
+from alexlab.layers import layer_rows, layer_table, write_rows
+from alexlab.runs import LAYERS
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +34,32 @@ class ProgressBar(TQDMProgressBar):
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return {name.removeprefix("train/").removesuffix("_step"): value for name, value in metrics.items()}
+
+
+class LayerSummary(Callback):
+    """The table of the net's layers at the start of a run, in its log and as `layers.csv`.
+
+    Args:
+        max_layers: the layers of a deeper net are in the file only.
+    """
+
+    def __init__(self, max_layers: int = 40) -> None:
+        self.max_layers = max_layers
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        settings: Any = trainer.datamodule.data  # type: ignore[attr-defined]
+        net: Any = copy.deepcopy(pl_module.net).to("meta")
+        rows = layer_rows(net, channels=settings.channels, size=settings.image_size)
+        write_rows(rows, Path(trainer.default_root_dir) / LAYERS)
+        if len(rows) > self.max_layers:
+            log.info("net: %d layers, listed in %s", len(rows), LAYERS)
+            return
+        text = io.StringIO()
+        title = f"{settings.channels} channels, {settings.image_size} x {settings.image_size}"
+        Console(file=text, width=150).print(layer_table(rows, title))
+        log.info("%s", text.getvalue().rstrip())
 
 
 class EpochLog(Callback):

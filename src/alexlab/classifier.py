@@ -65,6 +65,7 @@ class Classifier(lightning.LightningModule):
         self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.scores = nn.ModuleDict({f"{stage}_scores": Scores(len(classes)) for stage in ("train", "val", "test")})
         self.best: dict[str, float] = {}
+        self.test_prefix = "test"  # of the names of the scores that `trainer.test` logs
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, C, H, W) to logits (N, K)."""
@@ -147,9 +148,14 @@ class Classifier(lightning.LightningModule):
 
     def _score(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        logits = self(images)
+        logits = self(images) if images.ndim == 4 else self._over_views(images)
         losses = F.cross_entropy(logits.float(), labels.clamp(min=0), reduction="none")
         self._scores(stage).update(logits, labels, losses)
+
+    def _over_views(self, images: Tensor) -> Tensor:
+        """Images (N, V, C, H, W) to the logarithm of the mean of their softmax over the views, (N, K)."""
+        probs = torch.stack([self(views).float().softmax(1) for views in images.unbind(1)])
+        return probs.mean(0).clamp(min=torch.finfo(probs.dtype).tiny).log()
 
     def _finished(self, stage: str) -> dict[str, Tensor]:
         scores = self._scores(stage).compute()
@@ -158,14 +164,15 @@ class Classifier(lightning.LightningModule):
 
     def _log_split(self, stage: str, num_batches: Sequence[int | float]) -> dict[str, float]:
         scores = {name: value.item() for name, value in self._finished(stage).items()}
-        split: Any = getattr(self.trainer, "datamodule").splits  # noqa: B009 - set by Lightning, unknown to the types
-        expected = len(getattr(split, stage))
-        complete = not self.trainer.sanity_checking and sum(num_batches) == len(self._loader(stage))
+        loader = self._loader(stage)
+        expected = len(loader.dataset)
+        complete = not self.trainer.sanity_checking and sum(num_batches) == len(loader)
         if complete and scores["count"] != expected:
             raise DataError(
                 f"every image of the {stage} split must be scored once; {scores['count']:g} of {expected} were"
             )
-        self._log_exact({f"{stage}/{name}": scores[name] for name in ("loss", "top1", "top5")})
+        prefix = self.test_prefix if stage == "test" else stage
+        self._log_exact({f"{prefix}/{name}": scores[name] for name in ("loss", "top1", "top5")})
         return scores
 
     def _loader(self, stage: str) -> Any:

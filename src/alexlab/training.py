@@ -21,6 +21,7 @@ from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData
 from alexlab.loggers import TensorBoard
 from alexlab.parameters import kinds
+from alexlab.preview import preview_sheet, write_preview
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,9 @@ def train(
         if splits.made_here:
             splits.write_manifest(run_dir / runs.MANIFEST)
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
+    if config["data"]["preview"] and trainer.is_global_zero:
+        sheet = preview_sheet(data, num_images=config["data"]["preview"], mix=module.mix)
+        write_preview(sheet, run_dir / runs.PREVIEW, boards)
     for board in boards:
         board.start_hparams(hparams(config, choices), ["best/top1", "best/top5"])
 
@@ -81,23 +85,39 @@ def train(
     scores = {f"best/{name}": value for name, value in module.best.items()}
     if scores:
         scores["train_s"] = time.perf_counter() - start_s
-        best = run_dir / runs.BEST
-        if splits.test is not None and best.is_file():
-            scores |= score_test_split(trainer, module, data, best)
-            scores["test/count"] = len(splits.test)  # which the classifier has compared with what it counted
+        scores |= score_best(config, trainer, module, data, run_dir / runs.BEST)
     for board in boards:
         board.close()
     return scores
 
 
-def score_test_split(trainer: lightning.Trainer, module: Classifier, data: FolderData, ckpt: Path) -> dict[str, float]:
-    """Scores the weights of a checkpoint on the test split."""
-    # Not by ckpt_path: Lightning would hand the checkpoint to the callbacks too, and the moving average's puts the weights
-    # that were averaged in the place of their average.
-    module.load_state_dict(torch.load(ckpt, map_location="cpu", weights_only=True)["state_dict"])
-    trainer.test(module, datamodule=data, verbose=False)
-    scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
-    log.info("test, best checkpoint: %s", " ".join(f"{name[5:]} {value:.4f}" for name, value in scores.items()))
+def score_best(
+    config: dict[str, Any], trainer: lightning.Trainer, module: Classifier, data: FolderData, best: Path
+) -> dict[str, float]:
+    """Scores the best checkpoint on the test split, where there is one, and over the views that `final.views` asks for.
+
+    The views are those of the test split, or of the validation split where there is no test split.
+    """
+    if not best.is_file():
+        return {}
+    views, splits = build.final_views(config), data.splits
+    wanted: dict[str, Any] = {"test": data.eval_loader(splits.test)} if splits.test is not None else {}
+    if views is not None:
+        wanted[config["final"]["views"]] = data.eval_loader(splits.test or splits.val, views)
+    if wanted:
+        # Not by ckpt_path: Lightning would hand the checkpoint to the callbacks too, and the moving average's puts the
+        # weights that were averaged in the place of their average.
+        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    scores: dict[str, float] = {}
+    for prefix, loader in wanted.items():
+        module.test_prefix = prefix
+        trainer.test(module, dataloaders=loader, verbose=False)
+        found = {
+            name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith(f"{prefix}/")
+        }
+        shown = " ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in found.items())
+        log.info("%s, best checkpoint: %s", prefix, shown)
+        scores |= found | {f"{prefix}/count": len(loader.dataset)}  # which the classifier has compared with its own
     return scores
 
 
@@ -164,6 +184,9 @@ def print_scores(scores: dict[str, float], run_dir: Path) -> None:
     rows = [("val", "best", f"epoch {scores['best/epoch'] + 1:.0f}, the best")]
     if "test/top1" in scores:
         rows.append(("test", "test", "the same checkpoint"))
+    for views in ("five", "ten_crop"):
+        if f"{views}/top1" in scores:
+            rows.append(("test" if "test/top1" in scores else "val", views, f"the same, {views}"))
     for split, prefix, which in rows:
         values = [f"{scores[f'{prefix}/{name}']:.4f}" for name in ("top1", "top5", "loss")]
         table.add_row(split, f"{scores.get(f'{prefix}/count', 0):.0f}", *values, which)

@@ -15,8 +15,12 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
     [
         ({"root": ""}, "data.root must name a folder of images: data.root=DIR"),
         ({"channels": 2}, "an image has 1 or 3 channels; got model.in_channels=2"),
-        ({"mean": [0.5]}, "data.mean and data.std must be as many numbers, one or three"),
-        ({"std": [1.0, 0.0, 1.0]}, "and std positive; got [0.1, 0.2, 0.6] and [1.0, 0.0, 1.0]"),
+        ({"mean": [0.5, 0.5]}, "data.mean must be one or three numbers, or null to measure; got [0.5, 0.5]"),
+        ({"preview": -1}, "data.preview must be a number of images; got -1"),
+        (
+            {"std": [1.0, 0.0, 1.0]},
+            "data.std must be one or three positive numbers, or null to measure; got [1.0, 0.0, 1.0]",
+        ),
         ({"sampler": "random"}, "data.sampler must be shuffle or balanced; got 'random'"),
         ({"make": "mnist"}, "data.make must be null or one of digits; got 'mnist'"),
         ({"batch_size": 0}, "data.batch_size must be at least 1; got 0"),

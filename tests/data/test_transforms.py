@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from alexlab.data.transforms import CenterView, RandomCropView, RandomGeometry
+from alexlab.data.transforms import CenterView, PCAColorNoise, RandomCropView, RandomGeometry, Views
 
 
 def picture(height: int = 30, width: int = 40) -> torch.Tensor:
@@ -56,3 +56,41 @@ def test_a_zoom_scales_about_the_centre(monkeypatch: pytest.MonkeyPatch) -> None
 def test_words() -> None:
     with pytest.raises(ValueError, match=r"zoom must lie in \[0, 1\); got 1"):
         RandomGeometry(zoom=1)
+
+
+def test_colour_noise_follows_the_components() -> None:
+    """One colour for the whole image: P (a * lambda), a ~ N(0, std), as values in [0, 1]."""
+    vectors, values = torch.linalg.qr(torch.randn(3, 3))[0], torch.tensor([0.2, 0.05, 0.01])
+    noise = PCAColorNoise(values.tolist(), vectors.tolist(), std=0.1)
+    image = torch.full((3, 4, 5), 128, dtype=torch.uint8)
+    shifts = torch.stack([noise(image).float() for _ in range(4000)]) - 128
+    assert (shifts == shifts[..., :1, :1]).all()
+    covariance = torch.cov(shifts[..., 0, 0].T / 255)
+    expected = vectors @ torch.diag((0.1 * values) ** 2) @ vectors.T
+    rounding = 1 / 12 / 255**2
+    torch.testing.assert_close(covariance, expected + rounding * torch.eye(3), atol=3e-5, rtol=0.1)
+    assert noise(torch.full((3, 2, 2), 255, dtype=torch.uint8)).dtype == torch.uint8
+
+
+def test_colour_noise_needs_its_components() -> None:
+    with pytest.raises(ValueError, match="or both be null for a run to measure them"):
+        PCAColorNoise()
+    with pytest.raises(ValueError, match="must be 3 x 3"):
+        PCAColorNoise([0.1], [[1.0]])
+
+
+def test_the_square_crop_stays_in_the_central_square() -> None:
+    image = torch.zeros(3, 80, 400, dtype=torch.uint8)
+    image[:, :, 160:240] = 255
+    assert all(RandomCropView(70, 0.875, square=True)(image).min() > 200 for _ in range(20))
+    assert min(RandomCropView(70, 0.875)(image).min() for _ in range(20)) == 0
+
+
+def test_views() -> None:
+    image = torch.randint(0, 255, (3, 90, 120), dtype=torch.uint8)
+    assert Views(64)(image).shape == (1, 3, 64, 64)
+    assert Views(64, "five")(image).shape == (5, 3, 64, 64)
+    ten = Views(64, "ten_crop")(image)
+    assert torch.equal(ten[:5].flip(-1), ten[5:])
+    assert torch.equal(Views(64)(image)[0], ten[4])
+    assert torch.equal(CenterView(64)(image), ten[4])

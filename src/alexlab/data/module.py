@@ -61,17 +61,23 @@ class FolderData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's share of the validation split."""
-        return self._eval_loader(self.splits.val)
+        return self.eval_loader(self.splits.val)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's share of the test split."""
         if self.splits.test is None:
             raise ConfigError(f"{self.data.root} has no test split")
-        return self._eval_loader(self.splits.test)
+        return self.eval_loader(self.splits.test)
 
-    def _eval_loader(self, split: Split) -> DataLoader[Any]:
+    def eval_loader(self, split: Split, transform: Callable[[Tensor], Tensor] | None = None) -> DataLoader[Any]:
+        """Batches of this rank's share of a split, each image once over all ranks.
+
+        Args:
+            split: the files.
+            transform: in the place of `eval_transform`; it may give several views of an image, (V, C, H, W).
+        """
         assert self.trainer is not None
-        dataset = ImageSplit(split, transform=self.eval_transform, channels=self.data.channels)
+        dataset = ImageSplit(split, transform=transform or self.eval_transform, channels=self.data.channels)
         batches = EvalBatches(
             len(dataset),
             batch_size=self.data.batch_size,

@@ -20,21 +20,23 @@ class Data:
         root: the folder, in one of the layouts of `alexlab.data.folder`, relative to the working directory.
         image_size: height and width of what the net gets, in pixels.
         channels: 3 for RGB, 1 for grey.
-        mean, std: of the values in [0, 1], for each channel; with one channel, three numbers are averaged.
+        mean, std: of the values in [0, 1], for each channel; with one channel, three numbers are averaged. None is what a
+            run measures on its training split.
         batch_size: images of one optimizer step, over all devices and accumulated batches.
         num_workers: loader processes of each device; None takes one for each core that a device has, at most 8.
         val_fraction, test_fraction: parts of each class that are set aside where the folder has no such split.
         val_split: `val`, or `test` to validate on the test split.
         split_seed: another number divides an undivided folder in another way.
         sampler: `shuffle`, every image once an epoch; `balanced`, with replacement, every class equally often.
+        preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
         make: writes the data set when `root` is not there: `digits`, or None.
     """
 
     root: str
     image_size: int
     channels: int
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
     batch_size: int
     num_workers: int | None = None
     val_fraction: float = 0.2
@@ -42,6 +44,7 @@ class Data:
     val_split: str = "val"
     split_seed: int = 0
     sampler: str = "shuffle"
+    preview: int = 0
     make: str | None = None
 
     def __post_init__(self) -> None:
@@ -49,11 +52,12 @@ class Data:
             raise ConfigError("data.root must name a folder of images: data.root=DIR")
         if self.channels not in (1, 3):
             raise ConfigError(f"an image has 1 or 3 channels; got model.in_channels={self.channels}")
-        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
-            raise ConfigError(
-                "data.mean and data.std must be as many numbers, one or three, and std positive; "
-                f"got {list(self.mean)} and {list(self.std)}"
-            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and (len(values) not in (1, 3) or (name == "std" and min(values) <= 0)):
+                kind = "positive numbers" if name == "std" else "numbers"
+                raise ConfigError(f"data.{name} must be one or three {kind}, or null to measure; got {list(values)}")
+        if self.preview < 0:
+            raise ConfigError(f"data.preview must be a number of images; got {self.preview}")
         if self.sampler not in ("shuffle", "balanced"):
             raise ConfigError(f"data.sampler must be shuffle or balanced; got {self.sampler!r}")
         if self.make is not None and self.make not in MAKERS:
@@ -73,8 +77,9 @@ class Data:
             split_seed=self.split_seed,
         )
 
-    def per_channel(self, values: Sequence[float]) -> list[float]:
-        """Three numbers for three channels, or their mean for one."""
+    def per_channel(self, values: Sequence[float] | None) -> list[float]:
+        """As many numbers as channels: three are averaged for one, one is repeated for three."""
+        assert values is not None, "measured before the run is built"
         if len(values) == self.channels:
             return list(values)
         return [sum(values) / len(values)] * self.channels

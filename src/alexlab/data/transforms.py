@@ -1,11 +1,14 @@
-"""Transforms that torchvision does not have. All take and give uint8 images (C, H, W)."""
+"""Transforms that torchvision does not have. All take and give uint8 images (C, H, W); `Views` gives (V, C, H, W)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
+
+VIEWS = ("center", "five", "ten_crop")
 
 
 class CenterView(torch.nn.Module):
@@ -30,14 +33,74 @@ class RandomCropView(torch.nn.Module):
     Args:
         size: side of the square, in pixels.
         ratio: as in CenterView.
+        square: cut from the central square of `size` / `ratio` only, as the paper did; else from the whole image.
     """
 
-    def __init__(self, size: int, ratio: float = 0.875) -> None:
+    def __init__(self, size: int, ratio: float = 0.875, square: bool = False) -> None:
         super().__init__()
-        self.view = v2.Compose([v2.Resize(round(size / ratio), antialias=True), v2.RandomCrop(size)])
+        whole = round(size / ratio)
+        steps = [v2.Resize(whole, antialias=True), *([v2.CenterCrop(whole)] if square else []), v2.RandomCrop(size)]
+        self.view = v2.Compose(steps)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.view(image)
+
+
+class Views(torch.nn.Module):
+    """Several views of one image, over which an evaluation averages the softmax (the 2012 paper, section 4.1).
+
+    They are cut from the central square of `size` / `ratio`, to which the shorter side is resized.
+
+    Args:
+        size: side of each view, in pixels.
+        views: `center`, `five` (the corners and the centre) or `ten_crop` (those and their mirror images).
+        ratio: as in CenterView.
+    """
+
+    def __init__(self, size: int, views: str = "center", ratio: float = 0.875) -> None:
+        super().__init__()
+        if views not in VIEWS:
+            raise ValueError(f"views must be one of {', '.join(VIEWS)}; got {views!r}")
+        self.square = CenterView(round(size / ratio), 1.0)
+        self.cut = v2.FiveCrop(size)
+        self.views = views
+
+    def forward(self, image: Tensor) -> Tensor:
+        five = torch.stack(self.cut(self.square(image)))
+        if self.views == "center":
+            return five[-1:]
+        return five if self.views == "five" else torch.cat([five, five.flip(-1)])
+
+
+class PCAColorNoise(torch.nn.Module):
+    """Adds to all pixels of an image one random colour, P (a * lambda) (the 2012 paper, section 4.1).
+
+    P and lambda are the eigenvectors and eigenvalues of the covariance of the colours of the training split, as values in
+    [0, 1], and a ~ N(0, std) is drawn for each component. The sum is rounded to 8 bits, which the paper did not do.
+
+    Args:
+        eigenvalues: three numbers; null in a config is measured by the run.
+        eigenvectors: 3 x 3, a column for each eigenvalue.
+        std: of a; 0.1 in the paper.
+    """
+
+    def __init__(
+        self,
+        eigenvalues: Sequence[float] | None = None,
+        eigenvectors: Sequence[Sequence[float]] | None = None,
+        std: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if eigenvalues is None or eigenvectors is None:
+            raise ValueError("eigenvalues and eigenvectors must be given, or both be null for a run to measure them")
+        self.axes = 255 * torch.tensor(eigenvectors) * torch.tensor(eigenvalues)
+        if self.axes.shape != (3, 3):
+            raise ValueError(f"eigenvectors must be 3 x 3 and eigenvalues 3 numbers; got {eigenvectors}, {eigenvalues}")
+        self.std = std
+
+    def forward(self, image: Tensor) -> Tensor:
+        shift = (self.axes * (self.std * torch.randn(3))).sum(1)
+        return (image + shift[:, None, None]).round().clamp(0, 255).to(torch.uint8)
 
 
 class RandomGeometry(torch.nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 
 from alexlab.data.settings import Data
 from alexlab.nodes import bind
-from alexlab.runs import rank
+from alexlab.runs import STATISTICS, rank
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> float | None:
@@ -32,7 +32,10 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     trainer = config["trainer"]
     ranks = num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
     bind(Limits, "elastic", **config["elastic"])
+    config, statistics = build.measured(config, splits)
     build.check(config, splits, num_ranks=ranks)
+    if statistics is not None and rank() == 0:
+        statistics.write(run_dir / STATISTICS)
     task = partial(train, config, splits, run_dir=run_dir, choices=choices, ranks=ranks)
     scores: dict[str, float] = launch(task, num_ranks=ranks, isolated=isolated, limits=Limits(**config["elastic"]))
     if scores and rank() == 0:

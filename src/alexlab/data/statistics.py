@@ -1,0 +1,78 @@
+"""Mean, spread and principal components of the colours of a split, for recipes that are told in terms of their data."""
+
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from alexlab.data.folder import Split
+from alexlab.data.images import load_image
+from alexlab.machine import num_cores
+
+MAX_IMAGES = 10_000  # of a larger split so many, evenly spaced: the mean of as many images is right within .003
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the pixels of a split are like, as values in [0, 1]; each image counts as much as any other.
+
+    Args:
+        num_images: that were looked at.
+        mean, std: of each channel.
+        eigenvalues: of the covariance of the channels, the largest first.
+        eigenvectors: its columns belong to them; the largest component of each is positive.
+    """
+
+    num_images: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    eigenvalues: Sequence[float]
+    eigenvectors: Sequence[Sequence[float]]
+
+    def write(self, path: Path) -> None:
+        """Writes the numbers as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES) -> Statistics:
+    """Decodes the images of a split on all cores, with a progress bar in a terminal.
+
+    Args:
+        split: the files.
+        channels: 3 for RGB, 1 for grey.
+        max_images: of a larger split, so many are looked at.
+
+    Raises:
+        DataError: with path and reason, when a file is no readable picture.
+    """
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(len(split), max_images)).round().astype(int))
+    paths = [Path(split.root, split.paths[index]) for index in chosen]
+    first, second = np.zeros(channels), np.zeros((channels, channels))
+    # Threads: Pillow and numpy let each other work, and the ranks of the run can still be forked afterwards.
+    with ThreadPoolExecutor(num_cores()) as pool:
+        moments = pool.map(lambda path: _moments(path, channels), paths)
+        bar = track(moments, "measuring colours", total=len(paths), transient=True, disable=not sys.stdout.isatty())
+        for mean, product in bar:
+            first += mean / len(paths)
+            second += product / len(paths)
+    covariance = second - np.outer(first, first)
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
+    vectors = vectors * np.sign(vectors[abs(vectors).argmax(0), range(channels)])
+    return Statistics(
+        num_images=len(paths),
+        mean=first.tolist(),
+        std=np.sqrt(covariance.diagonal()).tolist(),
+        eigenvalues=values.tolist(),
+        eigenvectors=vectors.tolist(),
+    )
+
+
+def _moments(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    pixels = np.asarray(load_image(path, channels), dtype=np.float64).reshape(-1, channels) / 255
+    return pixels.mean(0), np.einsum("pi,pj->ij", pixels, pixels) / len(pixels)
