@@ -1,9 +1,8 @@
 """The default data set: scikit-learn's handwritten digits as a tree of image files, so that a first run needs no download."""
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
+
+from alexlab.data.tree import written_whole
 
 TEST_FRACTION = VAL_FRACTION = 0.15
 SEED = 0
@@ -24,19 +23,9 @@ def write_digits(root: str) -> None:
     val_size = round(VAL_FRACTION * len(labels))
     train, val = train_test_split(rest, test_size=val_size, stratify=labels[rest], random_state=SEED)
 
-    target = Path(root)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with written_whole(Path(root)) as folder:
         for split, indices in (("train", train), ("val", val), ("test", test)):
             for index in indices:
-                folder = unfinished / split / str(labels[index])
-                folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels[index]).save(folder / f"{index:04d}.png")
-        unfinished.chmod(0o755)
-        os.rename(unfinished, target)
-    except OSError:
-        if not target.is_dir():  # another run may have written it in the meantime
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+                place = folder / split / str(labels[index])
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels[index]).save(place / f"{index:04d}.png")
