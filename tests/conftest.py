@@ -84,7 +84,8 @@ def train(images: Path, tmp_path: Path) -> Callable[..., float | None]:
         from alexlab.tasks.train import run
 
         run_dir.mkdir(exist_ok=True)
-        config = plain(*(word for word in TINY if word not in without), f"data.root={images}", *overrides)
+        own = (f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}")
+        config = plain(*(word for word in TINY if word not in without), *own, *overrides)
         choices = {"model": "alexnet", "optimizer": "adamw", "scheduler": "constant", "augmentation": "flip_crop"}
         return run(config, run_dir=run_dir, choices=choices, isolated=isolated)
 

@@ -58,7 +58,7 @@ class LayerSummary(Callback):
             return
         text = io.StringIO()
         title = f"{settings.channels} channels, {settings.image_size} x {settings.image_size}"
-        Console(file=text, width=150).print(layer_table(rows, title))
+        Console(file=text, width=165).print(layer_table(rows, title))
         log.info("%s", text.getvalue().rstrip())
 
 

@@ -1,4 +1,4 @@
-"""A folder of images on disk: which files it holds, of which classes, in which splits. Imports no torch.
+"""A folder of images as splits: which files, of which classes. Imports no torch.
 
 Three layouts are understood:
     (a) root/{train,val[,test]}/<class>/...    the splits as they stand (`valid` and `validation` are `val` too)
@@ -10,17 +10,16 @@ import csv
 import hashlib
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Paths, check_class_names, class_folders, list_images, shown
 from alexlab.errors import DataError
 
-# Those of torchvision.datasets.folder.IMG_EXTENSIONS, so that a clean folder gives the same list of files.
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")
 MANIFEST_COLUMNS = ("path", "size", "sha256", "class", "split", "width", "height", "mode")
 
 
@@ -32,21 +31,25 @@ class Split:
         root: the folder that `paths` are relative to.
         classes: the names of all classes; the index of a name is its label.
         paths: relative paths of the files.
-        labels: one label for each path.
+        labels: int64, one label for each path.
+        folder: the part of root that was listed.
+        rows: which images of that listing these are; None for all.
     """
 
     root: str
     classes: Sequence[str]
     paths: Sequence[str]
-    labels: Sequence[int]
+    labels: np.ndarray
+    folder: str = ""
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def counts(self) -> list[int]:
         """Number of images of each class, in the order of `classes`."""
-        found = Counter(self.labels)
-        return [found[label] for label in range(len(self.classes))]
+        found: list[int] = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,13 @@ class Splits:
 
 
 def find_splits(
-    root: str, *, val_fraction: float, test_fraction: float, val_split: str = "val", split_seed: int = 0
+    root: str,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    val_split: str = "val",
+    split_seed: int = 0,
+    cache_dir: Path | None = None,
 ) -> Splits:
     """The splits of the data set at `root`, in whichever of the three layouts it is.
 
@@ -96,6 +105,7 @@ def find_splits(
         val_fraction, test_fraction: the parts of each class, 0..1, that become val and test where they are made here.
         val_split: `val`, or `test` to validate on the test split.
         split_seed: another number gives another division of the files.
+        cache_dir: where the list of files is kept for the next start; None for nowhere.
 
     Raises:
         DataError: when the folder is missing, empty, or its splits do not fit together.
@@ -111,77 +121,86 @@ def find_splits(
             f"got {val_fraction} and {test_fraction}"
         )
     folders = {name: _split_folder(root, names) for name, names in SPLIT_FOLDERS.items()}
-    if folders["train"] is None or not _class_folders(os.path.join(root, folders["train"])):
-        return _divided_folder(root, val_fraction, test_fraction, val_split, split_seed)
+    if folders["train"] is None or not class_folders(os.path.join(root, folders["train"])):
+        return _divided_folder(root, val_fraction, test_fraction, val_split, split_seed, cache_dir)
 
-    train = scan(root, folders["train"])
-    test = scan(root, folders["test"], train.classes) if folders["test"] else None
+    notes: list[str] = []
+    train = scan(root, folders["train"], cache_dir=cache_dir, notes=notes)
+    test = scan(root, folders["test"], train.classes, cache_dir, notes) if folders["test"] else None
     if val_split == "test":
         if test is None:
             raise DataError(f"data.val_split=test needs the folder {os.path.join(root, 'test')}, which is not there")
-        note = "validating on the test split (data.val_split=test): its scores are no estimate for unseen images"
-        return Splits(train, test, None, notes=(note, *_absent("test", test)))
+        notes.append("validating on the test split (data.val_split=test): its scores are no estimate for unseen images")
+        return Splits(train, test, None, notes=(*notes, *_absent("test", test)))
     if folders["val"] is not None:
-        val = scan(root, folders["val"], train.classes)
+        val = scan(root, folders["val"], train.classes, cache_dir, notes)
         absent = (*_absent("val", val), *(_absent("test", test) if test else ()))
-        return Splits(train, val, test, notes=absent)
+        return Splits(train, val, test, notes=(*notes, *absent))
     parts = _divide(train, {"val": val_fraction}, split_seed)
-    note = f"there is no val folder: {len(parts['val'])} of {len(train)} training images became the validation split"
-    return Splits(parts["train"], parts["val"], test, made_here=True, notes=(note,))
+    notes.append(
+        f"there is no val folder: {len(parts['val'])} of {len(train)} training images became the validation split"
+    )
+    return Splits(parts["train"], parts["val"], test, made_here=True, notes=tuple(notes))
 
 
-def scan(root: str, folder: str = "", classes: Sequence[str] | None = None) -> Split:
-    """Lists the images below `root/folder/<class>/`, recursively, as torchvision's ImageFolder does, less the litter.
+def scan(
+    root: str,
+    folder: str = "",
+    classes: Sequence[str] | None = None,
+    cache_dir: Path | None = None,
+    notes: list[str] | None = None,
+) -> Split:
+    """The images below `root/folder/<class>/` as one split.
 
     Args:
         root: the data set's folder; paths are relative to it.
         folder: the split's folder inside root, or nothing.
         classes: the vocabulary; by default the names of the class folders, sorted.
+        cache_dir: as for `find_splits`.
+        notes: takes what a person should know.
 
     Raises:
-        DataError: when there is no image, a class folder is empty, or a class is not in the vocabulary.
+        DataError: when there is no image, a class folder is empty, a class is not in the vocabulary, or names are too alike.
     """
     top = os.path.join(root, folder)
-    found = _class_folders(top)
-    if not found:
+    listing = list_images(root, folder, cache_dir=cache_dir)
+    if not listing.classes:
         raise DataError(
             f"{top} must hold one folder of images per class; found no folder in it, and {_count_images(top)} images"
         )
-    vocabulary = list(classes if classes is not None else found)
-    unknown = [name for name in found if name not in vocabulary]
-    if unknown:
+    check_class_names(listing.classes, top)
+    labels = listing.labels if classes is None else _relabelled(listing, classes)
+    counts = np.bincount(listing.labels, minlength=len(listing.classes))
+    if not len(listing.paths):
+        some = listing.classes[:5]
         raise DataError(
-            f"every class must be in the training split; {top} has {', '.join(unknown)}, train has "
-            f"{', '.join(vocabulary)}"
+            f"{top} holds no images: looked for {', '.join(IMAGE_EXTENSIONS)} in {len(listing.classes)} class folders "
+            f"({', '.join(some)}{', ...' if len(listing.classes) > len(some) else ''})"
         )
-    paths: list[str] = []
-    labels: list[int] = []
-    empty = []
-    prefix = len(os.path.join(root, ""))
-    for name in found:
-        files = list(_images(os.path.join(top, name)))
-        if not files:
-            empty.append(name)
-        paths.extend(file[prefix:] for file in files)
-        labels.extend([vocabulary.index(name)] * len(files))
-    if not paths:
-        raise DataError(
-            f"{top} holds no images: looked for {', '.join(IMAGE_EXTENSIONS)} in {len(found)} class folders "
-            f"({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})"
-        )
+    empty = [os.path.join(top, name) for name, count in zip(listing.classes, counts, strict=True) if not count]
     if empty:
         raise DataError(
-            f"every class folder must hold an image; empty: {', '.join(os.path.join(top, name) for name in empty)} "
-            "(fill it or remove it)"
+            f"every class folder must hold an image; empty: {', '.join(map(shown, empty))} (fill it or remove it)"
         )
-    if classes is None and len(found) < 2:
-        raise DataError(f"a classifier needs at least 2 classes; {top} has one, {found[0]}")
-    return Split(root, vocabulary, paths, labels)
+    if classes is None and len(listing.classes) < 2:
+        raise DataError(f"a classifier needs at least 2 classes; {top} has one, {listing.classes[0]}")
+    if listing.ignored and notes is not None:
+        kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in sorted(listing.ignored.items()))
+        notes.append(f"{top}: files that are no images are left out: {kinds}")
+    return Split(root, list(classes or listing.classes), listing.paths, labels, folder)
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or folder is no part of the data: dot files, AppleDouble files, what file managers leave behind."""
-    return name.startswith(".") or name in LITTER
+def _relabelled(listing: Listing, classes: Sequence[str]) -> np.ndarray:
+    """The labels by another vocabulary; names are equal when their Unicode forms are."""
+    known = {unicodedata.normalize("NFC", name): label for label, name in enumerate(classes)}
+    found = [known.get(unicodedata.normalize("NFC", name)) for name in listing.classes]
+    unknown = [name for name, label in zip(listing.classes, found, strict=True) if label is None]
+    if unknown:
+        raise DataError(
+            f"every class must be in the training split; {os.path.join(listing.root, listing.folder)} has "
+            f"{', '.join(unknown)}, train has {', '.join(classes)}"
+        )
+    return np.array(found, np.int64)[listing.labels]
 
 
 def _split_folder(root: str, names: Sequence[str]) -> str | None:
@@ -191,71 +210,48 @@ def _split_folder(root: str, names: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def _class_folders(top: str) -> list[str]:
-    with os.scandir(top) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not hidden(entry.name))
-
-
 def _count_images(top: str) -> int:
     return sum(name.lower().endswith(IMAGE_EXTENSIONS) for name in os.listdir(top))
 
 
-def _images(top: str) -> Iterator[str]:
-    """Image files below a class folder: folders in the order of their whole paths, files by name."""
-    visited: set[tuple[int, int]] = set()
-    listing: list[tuple[str, list[str]]] = []
-    for folder, subfolders, names in os.walk(top, followlinks=True):
-        status = os.stat(folder)
-        identity = (status.st_dev, status.st_ino)
-        if identity in visited:
-            raise DataError(f"{folder} is a link back to a folder that was already read; remove the loop")
-        visited.add(identity)
-        subfolders[:] = [name for name in subfolders if not hidden(name)]
-        listing.append((folder, [n for n in names if n.lower().endswith(IMAGE_EXTENSIONS) and not hidden(n)]))
-    for folder, names in sorted(listing):
-        for name in sorted(names):
-            yield os.path.join(folder, name)
-
-
-def _divided_folder(root: str, val_fraction: float, test_fraction: float, val_split: str, seed: int) -> Splits:
-    whole = scan(root)
+def _divided_folder(
+    root: str, val_fraction: float, test_fraction: float, val_split: str, seed: int, cache_dir: Path | None
+) -> Splits:
+    notes: list[str] = []
+    whole = scan(root, cache_dir=cache_dir, notes=notes)
     fractions = {"val": val_fraction} | ({"test": test_fraction} if test_fraction else {})
     if val_split == "test":
         raise DataError(f"data.val_split=test needs the folder {os.path.join(root, 'test')}, which is not there")
     parts = _divide(whole, fractions, seed)
     sizes = ", ".join(f"{name} {len(split)}" for name, split in parts.items())
-    note = f"{len(whole)} images divided by a hash of their paths: {sizes}"
-    return Splits(parts["train"], parts["val"], parts.get("test"), made_here=True, notes=(note,))
+    notes.append(f"{len(whole)} images divided by a hash of their paths: {sizes}")
+    return Splits(parts["train"], parts["val"], parts.get("test"), made_here=True, notes=tuple(notes))
 
 
 def _divide(whole: Split, fractions: dict[str, float], seed: int) -> dict[str, Split]:
     """Divides each class by a hash of the relative path: the same on every machine, whatever the order of the files."""
     members: dict[str, list[int]] = {name: [] for name in ("train", *fractions)}
-    by_label: list[list[int]] = [[] for _ in whole.classes]
-    for index, label in enumerate(whole.labels):
-        by_label[label].append(index)
-    for label, indices in enumerate(by_label):
+    for label, name in enumerate(whole.classes):
+        rows = np.flatnonzero(whole.labels == label).tolist()
         needed = 1 + len(fractions)
-        if len(indices) < needed:
+        if len(rows) < needed:
             raise DataError(
-                f"class {whole.classes[label]} needs at least {needed} images to be divided into "
-                f"{' and '.join(members)}; it has {len(indices)}"
+                f"class {name} needs at least {needed} images to be divided into "
+                f"{' and '.join(members)}; it has {len(rows)}"
             )
-        indices.sort(key=lambda index: _path_hash(whole.paths[index], seed))
-        for name, fraction in fractions.items():
-            count = min(max(1, round(fraction * len(by_label[label]))), len(indices) - 1)
-            members[name].extend(indices[:count])
-            indices = indices[count:]
-        members["train"].extend(indices)
-    return {
-        name: Split(
-            whole.root,
-            whole.classes,
-            [whole.paths[index] for index in sorted(chosen)],
-            [whole.labels[index] for index in sorted(chosen)],
-        )
-        for name, chosen in members.items()
-    }
+        total = len(rows)
+        rows.sort(key=lambda row: _path_hash(whole.paths[row], seed))
+        for part, fraction in fractions.items():
+            count = min(max(1, round(fraction * total)), len(rows) - 1)
+            members[part].extend(rows[:count])
+            rows = rows[count:]
+        members["train"].extend(rows)
+    return {name: _part(whole, np.sort(np.array(chosen, np.int64))) for name, chosen in members.items()}
+
+
+def _part(whole: Split, rows: np.ndarray) -> Split:
+    assert isinstance(whole.paths, Paths)
+    return Split(whole.root, whole.classes, whole.paths.take(rows), whole.labels[rows], whole.folder, rows)
 
 
 def _path_hash(path: str, seed: int) -> bytes:

@@ -1,7 +1,7 @@
 """From a file to an upright picture: the one place where images are decoded."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,30 +60,36 @@ class ImageSplit:
     """
 
     def __init__(self, split: Split, *, transform: Callable[[Tensor], Any] | None = None, channels: int = 3) -> None:
+        self.split = split
         self.root = split.root
         self.classes = list(split.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
-        self.samples = [
-            (os.path.join(split.root, path), label) for path, label in zip(split.paths, split.labels, strict=True)
-        ]
         self.transform = transform
         self.channels = channels
 
     @property
-    def imgs(self) -> Sequence[tuple[str, int]]:
+    def samples(self) -> list[tuple[str, int]]:
+        """(path, label) of each image, made anew at each call: a list of a million strings is best not kept."""
+        return [
+            (os.path.join(self.root, path), label) for path, label in zip(self.split.paths, self.targets, strict=True)
+        ]
+
+    @property
+    def imgs(self) -> list[tuple[str, int]]:
         """The older name of `samples`."""
         return self.samples
 
     @property
     def targets(self) -> list[int]:
-        """The label of each sample."""
-        return [label for _, label in self.samples]
+        """The label of each image."""
+        found: list[int] = self.split.labels.tolist()
+        return found
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, label = self.samples[index]
+        path, label = os.path.join(self.root, self.split.paths[index]), int(self.split.labels[index])
         image = to_tensor(load_image(path, self.channels))
         return (self.transform(image) if self.transform else image), label
 

@@ -48,7 +48,7 @@ class FolderData(lightning.LightningDataModule):
         assert self.trainer is not None
         dataset = ImageSplit(self.splits.train, transform=self.train_transform, channels=self.data.channels)
         batches = TrainBatches(
-            dataset.targets,
+            self.splits.train.labels,
             batch_size=self.data.batch_size,
             num_ranks=self.trainer.world_size,
             rank=self.trainer.global_rank,

@@ -74,7 +74,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int] | np.ndarray,
         *,
         batch_size: int,
         num_ranks: int = 1,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from alexlab.data.digits import write_digits
 from alexlab.data.folder import Splits, find_splits
@@ -28,6 +29,7 @@ class Data:
         val_split: `val`, or `test` to validate on the test split.
         split_seed: another number divides an undivided folder in another way.
         sampler: `shuffle`, every image once an epoch; `balanced`, with replacement, every class equally often.
+        cache_dir: where lists of files are kept, so that the next start need not walk the folder again.
         preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
         make: writes the data set when `root` is not there: `digits`, or None.
     """
@@ -44,6 +46,7 @@ class Data:
     val_split: str = "val"
     split_seed: int = 0
     sampler: str = "shuffle"
+    cache_dir: str = "data/cache"
     preview: int = 0
     make: str | None = None
 
@@ -75,6 +78,7 @@ class Data:
             test_fraction=self.test_fraction,
             val_split=self.val_split,
             split_seed=self.split_seed,
+            cache_dir=Path(self.cache_dir),
         )
 
     def per_channel(self, values: Sequence[float] | None) -> list[float]:

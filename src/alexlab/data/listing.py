@@ -1,0 +1,255 @@
+"""Which image files lie below a folder: found by one walk, kept in an index so that the next start need not walk again.
+
+A list of a million Python strings takes 100 MB in each process that touches it. Here the paths are one block of bytes and
+the labels one array, which the loader processes share with their parent. Imports no torch.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from alexlab.data.tree import written_whole
+from alexlab.errors import DataError
+
+# Those of torchvision.datasets.folder.IMG_EXTENSIONS, so that a clean folder gives the same list of files.
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")
+VERSION = 1  # of the index
+SETTLED_S = 2.0  # a folder that changed so recently may change again within the same tick of its clock
+
+
+class Paths(Sequence[str]):
+    """Relative paths as one block of bytes; an item is decoded when it is asked for.
+
+    Args:
+        block: the paths, one after the other, as the file system has them.
+        ends: where each path ends in the block, int64, with a 0 in front.
+        rows: which of them these are, and in which order; None for all.
+    """
+
+    def __init__(self, block: np.ndarray, ends: np.ndarray, rows: np.ndarray | None = None) -> None:
+        self.block, self.ends, self.rows = block, ends, rows
+
+    @classmethod
+    def of(cls, paths: Sequence[str]) -> "Paths":
+        """The paths of a list."""
+        encoded = [os.fsencode(path) for path in paths]
+        ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    def take(self, rows: np.ndarray) -> "Paths":
+        """Some of the paths, in the given order; the block is shared."""
+        return Paths(self.block, self.ends, rows if self.rows is None else self.rows[rows])
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1 if self.rows is None else len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        row = index % len(self) if self.rows is None else int(self.rows[index])
+        return os.fsdecode(self.block[self.ends[row] : self.ends[row + 1]].tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))  # noqa: B905
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images below `root/folder/<class>/`, in the order of torchvision's ImageFolder.
+
+    Args:
+        root: the data set's folder; paths are relative to it.
+        folder: the split's folder inside root, or nothing.
+        classes: names of the class folders, sorted.
+        paths: of the images.
+        labels: int64, for each path the index of its class.
+        ignored: how many other files there are, by extension.
+        folders: every folder that was read, relative to root, with the time of its last change, in nanoseconds.
+    """
+
+    root: str
+    folder: str
+    classes: Sequence[str]
+    paths: Paths
+    labels: np.ndarray
+    ignored: dict[str, int]
+    folders: dict[str, int]
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is no part of the data: dot files, AppleDouble files, what file managers leave behind."""
+    return name.startswith(".") or name in LITTER
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message: bytes that are no UTF-8 as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def class_folders(top: str) -> list[str]:
+    """Names of the folders in a folder, sorted, less the hidden ones."""
+    return sorted(entry.name for entry in _entries(top) if entry.is_dir() and not hidden(entry.name))
+
+
+def list_images(root: str, folder: str = "", *, cache_dir: Path | None = None) -> Listing:
+    """Lists the images of each class folder of `root/folder`, recursively, as torchvision's ImageFolder does, less the litter.
+
+    Args:
+        root: the data set's folder.
+        folder: the split's folder inside root, or nothing.
+        cache_dir: where the index is kept, of which the next call reads it as long as no folder has changed; None for no
+            index.
+
+    Raises:
+        DataError: when a folder cannot be read, or links lead back into it.
+    """
+    place = None if cache_dir is None else cache_dir / identity(root) / f"index{f'-{folder}' if folder else ''}"
+    if place is not None:
+        found = _read_index(place, root, folder)
+        if found is not None:
+            return found
+    start_ns = time.time_ns()
+    listing = _walk(root, folder)
+    if place is not None and max(listing.folders.values(), default=0) < start_ns - SETTLED_S * 1e9:
+        _write_index(listing, place)
+    return listing
+
+
+def identity(root: str) -> str:
+    """A name for a folder, unlike that of any other: its own name and a hash of its whole path."""
+    whole = os.path.realpath(root)
+    readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in os.path.basename(whole))
+    return f"{readable}-{hashlib.blake2b(os.fsencode(whole), digest_size=4).hexdigest()}"
+
+
+def _walk(root: str, folder: str) -> Listing:
+    top = os.path.join(root, folder)
+    classes = class_folders(top)
+    folders = {folder: os.stat(top).st_mtime_ns}
+    ignored: Counter[str] = Counter()
+    pieces: list[bytes] = []
+    lengths: list[int] = []
+    labels = []
+    for label, name in enumerate(classes):
+        count = len(lengths)
+        for place, names in _class_files(root, os.path.join(folder, name), folders, ignored):
+            prefix = os.fsencode(place) + b"/"
+            encoded = [prefix + os.fsencode(file) for file in names]
+            pieces.append(b"".join(encoded))
+            lengths.extend(map(len, encoded))
+        labels.append(np.full(len(lengths) - count, label, np.int64))
+    ends = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=ends[1:])
+    block = np.frombuffer(b"".join(pieces), np.uint8)
+    every = np.concatenate(labels) if labels else np.zeros(0, np.int64)
+    return Listing(root, folder, classes, Paths(block, ends), every, dict(ignored), folders)
+
+
+def _class_files(
+    root: str, top: str, folders: dict[str, int], ignored: Counter[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Folders below a class folder, in the order of their whole paths, each with the names of its images, sorted."""
+    visited: set[tuple[int, int]] = set()
+    found: list[tuple[str, list[str]]] = []
+    pending = [top]
+    while pending:
+        place = pending.pop()
+        status = os.stat(os.path.join(root, place))
+        if (status.st_dev, status.st_ino) in visited:
+            raise DataError(
+                f"{shown(os.path.join(root, place))} is a link back to a folder that was already read; remove the loop"
+            )
+        visited.add((status.st_dev, status.st_ino))
+        folders[place] = status.st_mtime_ns
+        names = []
+        for entry in _entries(os.path.join(root, place)):
+            name = entry.name
+            if hidden(name):
+                continue
+            if entry.is_dir():
+                pending.append(f"{place}/{name}")
+            elif name.lower().endswith(IMAGE_EXTENSIONS):
+                names.append(name)
+            else:
+                ignored[os.path.splitext(name)[1].lower()] += 1
+        names.sort()
+        found.append((place, names))
+    return iter(sorted(found))
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except PermissionError as error:
+        raise DataError(f"cannot read the folder {shown(folder)}: no permission to read it") from error
+
+
+def _read_index(place: Path, root: str, folder: str) -> Listing | None:
+    """The listing that was kept, unless there is none, or a folder of it has changed."""
+    try:
+        about: dict[str, Any] = json.loads((place / "index.json").read_text())
+        if about["version"] != VERSION or about["extensions"] != list(IMAGE_EXTENSIONS):
+            return None
+        for name, changed_ns in about["folders"].items():
+            if os.stat(os.path.join(root, name)).st_mtime_ns != changed_ns:
+                return None
+        block, ends, labels = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("paths", "ends", "labels"))
+    except (OSError, ValueError, KeyError):
+        return None
+    return Listing(root, folder, about["classes"], Paths(block, ends), labels, about["ignored"], about["folders"])
+
+
+def _write_index(listing: Listing, place: Path) -> None:
+    """Keeps a listing; a place that cannot be written is no reason to fail."""
+    about = {
+        "version": VERSION,
+        "root": os.path.realpath(listing.root),
+        "extensions": IMAGE_EXTENSIONS,
+        "classes": listing.classes,
+        "ignored": listing.ignored,
+        "folders": listing.folders,
+    }
+    try:
+        shutil.rmtree(place, ignore_errors=True)
+        with written_whole(place) as folder:
+            np.save(folder / "paths.npy", listing.paths.block)
+            np.save(folder / "ends.npy", listing.paths.ends)
+            np.save(folder / "labels.npy", listing.labels)
+            (folder / "index.json").write_text(json.dumps(about))
+    except (OSError, UnicodeError):
+        return
+
+
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Raises DataError for names that are no UTF-8, or that differ in case or Unicode form only."""
+    forms: dict[str, str] = {}
+    for name in names:
+        if shown(name) != name:
+            raise DataError(f"the names of class folders must be UTF-8; {shown(where)} has {shown(name)}")
+        form = unicodedata.normalize("NFC", name).casefold()
+        if form in forms:
+            raise DataError(
+                f"the names of classes must differ in more than case or Unicode form; {shown(where)} has "
+                f"{forms[form]!r} and {name!r} ({forms[form]!a}, {name!a}): rename or merge them"
+            )
+        forms[form] = name

@@ -1,0 +1,130 @@
+import os
+import shutil
+import time
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alexlab.data import listing
+from alexlab.data.folder import find_splits, scan
+from alexlab.data.listing import Paths, identity, list_images, shown
+from alexlab.errors import DataError
+from conftest import write_images
+
+
+def settled(root: Path) -> None:
+    """Makes all folders look as if they had not changed for a while."""
+    for folder, _, _ in os.walk(root):
+        os.utime(folder, (time.time() - 100,) * 2)
+
+
+def test_paths_are_a_sequence() -> None:
+    names = ["a/1.png", "b/é 文.png", "c/\udcff.png", "d"]
+    paths = Paths.of(names)
+    assert list(paths) == names
+    assert paths == names
+    assert (paths[-1], paths[1:3], len(paths)) == ("d", names[1:3], 4)
+    assert list(paths.take(np.array([3, 0]))) == ["d", "a/1.png"]
+    assert list(paths.take(np.array([3, 1, 0])).take(np.array([2, 1]))) == [names[0], names[1]]
+    assert list(Paths.of([])) == []
+    with pytest.raises(IndexError):
+        paths[4]
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "add deep", "class", "none"])
+def test_the_index_stands_in_for_the_walk_until_a_folder_changes(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, cache = write_images(tmp_path / "data", {"a": 3, "b": 2, "b/deep": 2}), tmp_path / "cache"
+    settled(root)
+    first = list_images(str(root), cache_dir=cache)
+    assert (cache / identity(str(root)) / "index/index.json").is_file()
+    if change == "add":
+        shutil.copy(root / "a/000.png", root / "a/new.png")
+    elif change == "remove":
+        (root / "b/001.png").unlink()
+    elif change == "add deep":
+        shutil.copy(root / "a/000.png", root / "b/deep/new.png")
+    elif change == "class":
+        write_images(root, {"c": 1})
+    else:
+        monkeypatch.setattr(listing, "_walk", None)
+    again = list_images(str(root), cache_dir=cache)
+    expected = first if change == "none" else list_images(str(root))
+    assert list(again.paths) == list(expected.paths)
+    assert again.labels.tolist() == expected.labels.tolist()
+    assert again.classes == expected.classes
+    assert (change == "none") == (list(again.paths) == list(first.paths))
+
+
+def test_a_folder_that_has_just_changed_is_not_indexed(tmp_path: Path) -> None:
+    """It may change once more within the same tick of the file system's clock."""
+    root = write_images(tmp_path / "data", {"a": 3, "b": 2})
+    list_images(str(root), cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("damage", ["index.json", "paths.npy", "labels.npy"])
+def test_a_damaged_index_is_made_anew(damage: str, tmp_path: Path) -> None:
+    root, cache = write_images(tmp_path / "data", {"a": 3, "b": 2}), tmp_path / "cache"
+    settled(root)
+    first = list_images(str(root), cache_dir=cache)
+    (cache / identity(str(root)) / "index" / damage).write_bytes(b"{")
+    assert list(list_images(str(root), cache_dir=cache).paths) == list(first.paths)
+    assert list(list_images(str(root), cache_dir=cache).paths) == list(first.paths)
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", {"a": 3, "b": 2})
+    settled(root)
+    (tmp_path / "file").touch()
+    assert len(list_images(str(root), cache_dir=tmp_path / "file").paths) == 5
+
+
+def test_the_splits_of_an_index_are_those_of_the_walk(tmp_path: Path) -> None:
+    options = {"val_fraction": 0.3, "test_fraction": 0.2, "cache_dir": tmp_path / "cache"}
+    root = write_images(tmp_path / "data", {"a": 9, "b": 9})
+    settled(root)
+    first, second = find_splits(str(root), **options), find_splits(str(root), **options)
+    for (_, one), (_, other) in zip(first.named(), second.named(), strict=True):
+        assert list(one.paths) == list(other.paths)
+        assert one.labels.tolist() == other.labels.tolist()
+
+
+def test_other_files_are_named(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
+    for name in ("a/x.gif", "a/y.GIF", "b/z.heic", "b/README"):
+        (root / "train" / name).touch()
+    notes = find_splits(str(root), val_fraction=0.2, test_fraction=0.0).notes
+    assert notes == (f"{root}/train: files that are no images are left out: 1 without extension, 2 .gif, 1 .heic",)
+
+
+def test_names_of_classes_that_are_too_alike(tmp_path: Path) -> None:
+    write_images(tmp_path / "case", {"Cat": 1, "cat": 1})
+    with pytest.raises(DataError, match=r"must differ in more than case or Unicode form; .* has 'Cat' and 'cat'"):
+        scan(str(tmp_path / "case"))
+    one, other = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    write_images(tmp_path / "form", {one: 1, other: 1})
+    with pytest.raises(DataError, match="must differ in more than case or Unicode form"):
+        scan(str(tmp_path / "form"))
+    write_images(tmp_path / "splits", {f"train/{one}": 2, "train/b": 2, f"val/{other}": 1, "val/b": 1})
+    splits = find_splits(str(tmp_path / "splits"), val_fraction=0.2, test_fraction=0.0)
+    assert splits.val.labels.tolist() == [0, 1], "equal names in another form are one class"
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", {"a": 1, "b": 1})
+    os.rename(root / "a/000.png", os.fsencode(root) + b"/a/\xff\xfe.png")
+    split = scan(str(root))
+    assert shown(split.paths[0]) == "a/\\xff\\xfe.png"
+    assert os.path.exists(os.path.join(root, split.paths[0]))
+    os.rename(root / "b", os.fsencode(root) + b"/\xff")
+    with pytest.raises(DataError, match=r"names of class folders must be UTF-8; .* has \\xff"):
+        scan(str(root))
+
+
+def test_a_folder_named_like_a_file(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", {"a/folder.png": 2, "b": 1})
+    assert list(scan(str(root)).paths) == ["a/folder.png/000.png", "a/folder.png/001.png", "b/000.png"]
