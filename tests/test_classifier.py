@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from alexlab import build
 from alexlab.classifier import CHECKPOINT_KEY, Classifier
-from alexlab.data.images import load_image, to_tensor
+from alexlab.data.decode import decode
+from alexlab.data.images import to_tensor
 from alexlab.errors import NumericError
 from conftest import TINY, plain, rows, scalars
 
@@ -44,7 +45,7 @@ def test_scores_are_those_of_the_net_image_by_image(
     module.eval()
     losses, right = [], 0
     for path, label in zip(splits.val.paths, splits.val.labels, strict=True):
-        image = to_tensor(load_image(images / path))
+        image = to_tensor(decode(images / path))
         logits = module(F.interpolate(image[None].float(), (64, 64), mode="bilinear", antialias=True).round())
         losses.append(F.cross_entropy(logits, torch.tensor([label])).item())
         right += int(logits.argmax() == label)
@@ -131,7 +132,7 @@ def test_ema_weights_are_validated_saved_and_tested(train: Callable[..., float |
         files = getattr(splits, split)
         logits = torch.cat(
             [
-                module(data.eval_transform(to_tensor(load_image(Path(splits.train.root) / path)))[None])
+                module(data.eval_transform(to_tensor(decode(Path(splits.train.root) / path)))[None])
                 for path in files.paths
             ]
         )

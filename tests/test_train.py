@@ -289,8 +289,9 @@ def test_ten_crops_are_the_mean_of_ten_single_crops(train: Train, images: Path, 
     from torchvision.transforms.v2 import functional as tv
 
     from alexlab import build
+    from alexlab.data.decode import decode
     from alexlab.data.folder import find_splits
-    from alexlab.data.images import load_image, to_tensor
+    from alexlab.data.images import to_tensor
 
     train("final.views=ten_crop", "trainer.max_epochs=2")
     checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
@@ -300,7 +301,7 @@ def test_ten_crops_are_the_mean_of_ten_single_crops(train: Train, images: Path, 
     module.eval()
     losses = []
     for path, label in zip(splits.test.paths, splits.test.labels, strict=True):
-        square = tv.center_crop(tv.resize(to_tensor(load_image(images / path)), [73], antialias=True), [73, 73])
+        square = tv.center_crop(tv.resize(to_tensor(decode(images / path)), [73], antialias=True), [73, 73])
         probs = torch.zeros(3)
         for top, left in ((0, 0), (0, 9), (9, 0), (9, 9), (4, 4)):
             crop = tv.crop(square, top, left, 64, 64)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from alexlab.data.decode import decode
 from alexlab.data.folder import Split
-from alexlab.data.images import load_image
 from alexlab.machine import num_cores
 
 MAX_IMAGES = 10_000  # of a larger split so many, evenly spaced: the mean of as many images is right within .003
@@ -74,5 +74,5 @@ def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES) -> Sta
 
 
 def _moments(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    pixels = np.asarray(load_image(path, channels), dtype=np.float64).reshape(-1, channels) / 255
+    pixels = decode(path, channels).reshape(-1, channels).astype(np.float64) / 255
     return pixels.mean(0), np.einsum("pi,pj->ij", pixels, pixels) / len(pixels)

@@ -1,0 +1,106 @@
+"""One file for each way in which a file of a data set can be odd: what is readable, and what is not and why."""
+
+import os
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZE = 60, 40
+
+
+def gradient() -> np.ndarray:
+    """A picture whose corners tell which way is up: dark above, red on the right."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, 60)
+    pixels[..., 1] = np.linspace(0, 255, 40)[:, None]
+    return pixels
+
+
+def encoded(kind: str, picture: Image.Image | None = None, **options: object) -> bytes:
+    file = BytesIO()
+    (picture or Image.fromarray(gradient())).save(file, kind, **options)
+    return file.getvalue()
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG file of a few bytes, of any size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + (width + 7) // 8) * min(height, 4000)), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def oriented(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded("JPEG", exif=exif, quality=95)
+
+
+def ycck() -> bytes:
+    """A CMYK JPEG as Adobe stores it: the marker's transform byte set to YCCK."""
+    content = encoded("JPEG", Image.fromarray(gradient()).convert("CMYK"), quality=95)
+    at = content.index(b"Adobe")
+    return content[: at + 11] + b"\x02" + content[at + 12 :]
+
+
+# name -> content; all of these are pictures.
+READABLE: dict[str, bytes] = {
+    "cmyk.jpg": encoded("JPEG", Image.fromarray(gradient()).convert("CMYK"), quality=95),
+    "ycck.jpg": ycck(),
+    "deep.png": encoded("PNG", Image.fromarray(np.full((40, 60), 40_000, np.uint16))),
+    "palette.png": encoded("PNG", Image.fromarray(gradient()).quantize(256)),
+    "la.png": encoded("PNG", Image.fromarray(gradient()).convert("LA")),
+    **{f"exif{number}.jpg": oriented(number) for number in range(1, 9)},
+    "animated.webp": encoded("WEBP", save_all=True, append_images=[Image.new("RGB", SIZE)], lossless=True),
+    "one_pixel.png": encoded("PNG", Image.new("RGB", (1, 1))),
+    "UPPER.PNG": encoded("PNG"),
+    "unicode é 文 and space.png": encoded("PNG"),
+    "png_named.jpg": encoded("PNG"),
+    "progressive.jpg": encoded("JPEG", progressive=True),
+    "grey.jpg": encoded("JPEG", Image.fromarray(gradient()).convert("L")),
+}
+
+# name -> content and the code of the reason.
+UNREADABLE: dict[str, tuple[bytes, str]] = {
+    "truncated.jpg": (encoded("JPEG")[:-300], "truncated"),
+    "truncated.png": (encoded("PNG")[:-60], "truncated"),
+    "zero_bytes.jpg": (b"", "empty"),
+    "text.jpg": (b"this is no picture", "unknown_format"),
+    "html.png": (b"<!DOCTYPE html><html><body>404</body></html>", "unknown_format"),
+    "gif_named.jpg": (encoded("GIF", save_all=True, append_images=[Image.new("RGB", SIZE)]), "unknown_format"),
+    "oblong.png": (png(20_000, 20), "too_oblong"),
+    "bomb.png": (png(30_000, 30_000), "too_large"),
+    "thin.png": (png(2500, 1), "too_oblong"),
+    "float.tif": (encoded("TIFF", Image.fromarray(gradient()[..., 0].astype(np.float32))), "float"),
+    "broken_data.png": (encoded("PNG")[:60] + bytes(20) + encoded("PNG")[80:], "damaged"),
+}
+
+# name -> content; none of these is looked at.
+IGNORED: dict[str, bytes] = {
+    "unknown.xyz": encoded("PNG"),
+    "animated.gif": encoded("GIF"),
+    "photo.heic": b"heic",
+    "photo.avif": b"avif",
+    "photo.jfif": encoded("JPEG"),
+    "._apple_double.jpg": b"\x00\x05\x16\x07",
+    "__MACOSX/inner.jpg": encoded("JPEG"),
+    ".hidden.png": encoded("PNG"),
+}
+
+
+def write_odd_files(folder: Path) -> dict[str, str]:
+    """Writes all of them, and a link to nowhere; gives the codes of the unreadable ones by name."""
+    for name, content in {**READABLE, **IGNORED, **{name: found[0] for name, found in UNREADABLE.items()}}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    Path(os.fsdecode(os.fsencode(folder) + b"/not_utf8_\xff.png")).write_bytes(encoded("PNG"))
+    (folder / "dangling.png").symlink_to("nowhere.png")
+    return {**{name: code for name, (_, code) in UNREADABLE.items()}, "dangling.png": "missing"}
