@@ -23,6 +23,7 @@ from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData, check_batch_size
 from alexlab.data.settings import Data
+from alexlab.data.skipped import Skipped
 from alexlab.data.statistics import Statistics, measure
 from alexlab.data.transforms import PCAColorNoise, Views
 from alexlab.errors import ConfigError
@@ -31,6 +32,7 @@ from alexlab.launch import Reports
 from alexlab.models.weights import Fit, fit, read_source
 from alexlab.nodes import Config, bind, locate, make, parts, value_of
 from alexlab.parameters import parameter_groups
+from alexlab.runs import SKIPPED
 
 SCORES = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
@@ -83,7 +85,7 @@ def measured(config: Config, splits: Splits) -> tuple[Config, Statistics | None]
         raise ConfigError(f"augmentation.train.{next(iter(noises))} needs colours; got model.in_channels=1")
     if node["mean"] is not None and node["std"] is not None and not noises:
         return config, None
-    found = measure(splits.train, channels=node["channels"])
+    found = measure(splits.train, channels=node["channels"], skip=data(config).on_error == "skip")
     node["mean"] = found.mean if node["mean"] is None else node["mean"]
     node["std"] = found.std if node["std"] is None else node["std"]
     axes = {"eigenvalues": found.eigenvalues, "eigenvectors": found.eigenvectors}
@@ -124,13 +126,14 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
         mean=settings.per_channel(settings.mean),
         std=settings.per_channel(settings.std),
         mix=_mix(config["augmentation"]["batch"], num_classes),
+        skips=settings.on_error == "skip",
         seed=config["seed"],
         record=record,
     )
 
 
-def folder_data(config: Config, splits: Splits) -> FolderData:
-    """The LightningDataModule."""
+def folder_data(config: Config, splits: Splits, run_dir: Path | None = None) -> FolderData:
+    """The LightningDataModule; the run folder takes the list of the images that cannot be read."""
     views = config["augmentation"]
     return FolderData(
         data(config),
@@ -138,6 +141,7 @@ def folder_data(config: Config, splits: Splits) -> FolderData:
         train_transform=_transforms(views["train"], "augmentation.train"),
         eval_transform=_transforms(views["eval"], "augmentation.eval"),
         seed=config["seed"],
+        skipped=None if run_dir is None else Skipped(run_dir / SKIPPED),
     )
 
 

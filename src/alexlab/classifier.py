@@ -32,6 +32,7 @@ class Classifier(lightning.LightningModule):
         schedule: optimizer, num_epochs, steps_per_epoch to Lightning's `lr_scheduler` entries.
         mean, std: one number for each channel, of values in [0, 1].
         mix: images and labels of a training batch to mixed images and probabilities (MixUp, CutMix), or None.
+        skips: whether batches may hold images that could not be read, labelled SKIPPED.
         seed: of what is random inside the net, drawn anew for each step and rank.
         record: plain data that goes into each checkpoint, so that a checkpoint is enough.
     """
@@ -51,6 +52,7 @@ class Classifier(lightning.LightningModule):
         mean: Sequence[float],
         std: Sequence[float],
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        skips: bool = False,
         seed: int = 0,
         record: dict[str, Any] | None = None,
     ) -> None:
@@ -58,7 +60,7 @@ class Classifier(lightning.LightningModule):
         self.net = net
         self.loss = loss
         self.optimizer, self.parameter_groups, self.schedule = optimizer, parameter_groups, schedule
-        self.mix = mix
+        self.mix, self.skips = mix, skips
         self.seed = seed
         self.record = {**(record or {}), "classes": list(classes)}
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -66,6 +68,7 @@ class Classifier(lightning.LightningModule):
         self.scores = nn.ModuleDict({f"{stage}_scores": Scores(len(classes)) for stage in ("train", "val", "test")})
         self.best: dict[str, float] = {}
         self.test_prefix = "test"  # of the names of the scores that `trainer.test` logs
+        self.last_count = 0.0  # images of the last split that was scored
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, C, H, W) to logits (N, K)."""
@@ -78,17 +81,22 @@ class Classifier(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean loss of a batch."""
         images, labels = self._normalised(batch[0]), batch[1]
+        share = len(labels)
+        if self.skips:
+            images, labels = self._readable(images, labels)
         if self.mix is not None:
             images, labels = self.mix(images, labels)
         logits = self._logits(images)
-        losses = self.loss(logits, labels)
-        loss = losses.mean()
+        losses = self.loss(logits, labels) if len(labels) else 0 * logits.sum(1)
+        # Over the whole share: an image that was skipped counts as nothing, on one device as on several.
+        loss = losses.sum() / share
         if not torch.isfinite(loss):
             raise NumericError(
                 f"the loss must stay finite; it is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, "
                 f"batch {batch_idx}); the checkpoints of earlier epochs are kept. Try a smaller optimizer.lr or a warm-up"
             )
-        self._scores("train").update(logits, labels if labels.ndim == 1 else labels.argmax(1), losses)
+        answers = labels if labels.ndim == 1 else labels.argmax(1)
+        self._scores("train").update(logits[: len(answers)], answers, losses[: len(answers)])
         self.log("train/loss_step", loss.detach(), prog_bar=True, on_epoch=False)
         return loss
 
@@ -96,6 +104,8 @@ class Classifier(lightning.LightningModule):
         """Logs the scores of the epoch after its last batch, before the validation."""
         if self.trainer.is_last_batch:
             scores = self._finished("train")
+            if not scores["count"]:
+                raise DataError("no image of the train split could be read")
             self._log_exact({"train/loss": scores["loss"], "train/top1": scores["top1"]})
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -157,6 +167,11 @@ class Classifier(lightning.LightningModule):
         probs = torch.stack([self(views).float().softmax(1) for views in images.unbind(1)])
         return probs.mean(0).clamp(min=torch.finfo(probs.dtype).tiny).log()
 
+    def _readable(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of a batch that could be read; of none, two images and no label, so that the ranks stay in step."""
+        keep = labels >= 0
+        return (images[keep], labels[keep]) if keep.any() else (images[:2], labels[:0])
+
     def _finished(self, stage: str) -> dict[str, Tensor]:
         scores = self._scores(stage).compute()
         self._scores(stage).reset()
@@ -167,10 +182,13 @@ class Classifier(lightning.LightningModule):
         loader = self._loader(stage)
         expected = len(loader.dataset)
         complete = not self.trainer.sanity_checking and sum(num_batches) == len(loader)
-        if complete and scores["count"] != expected:
+        if complete and scores["count"] + scores["skipped"] != expected:
             raise DataError(
                 f"every image of the {stage} split must be scored once; {scores['count']:g} of {expected} were"
             )
+        if not scores["count"]:
+            raise DataError(f"no image of the {stage} split could be read")
+        self.last_count = scores["count"]
         prefix = self.test_prefix if stage == "test" else stage
         self._log_exact({f"{prefix}/{name}": scores[name] for name in ("loss", "top1", "top5")})
         return scores

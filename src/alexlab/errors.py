@@ -2,9 +2,17 @@
 
 
 class AlexlabError(Exception):
-    """An error that a person can act on: it is printed as one sentence, without a traceback."""
+    """An error that a person can act on: it is printed as one sentence, without a traceback.
+
+    A loader process hands its error on as the text of its traceback; here the sentence is taken out of it again.
+    """
 
     exit_code = 70
+
+    def __init__(self, text: str) -> None:
+        if text.startswith("Caught ") and "DataLoader worker process" in text:
+            text = text.rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
+        super().__init__(text)
 
 
 class ConfigError(AlexlabError, ValueError):
@@ -17,6 +25,21 @@ class DataError(AlexlabError, ValueError):
     """The images are not as they must be."""
 
     exit_code = 3
+
+
+class ImageError(DataError):
+    """A file that is no readable picture; see `alexlab.data.decode.REASONS` for the codes.
+
+    Args:
+        text: the sentence.
+        path: of the file.
+        code: of the reason.
+        reason: in words.
+    """
+
+    def __init__(self, text: str, *, path: str = "", code: str = "", reason: str = "") -> None:
+        super().__init__(text)
+        self.path, self.code, self.reason = path, code, reason
 
 
 class NumericError(AlexlabError, ArithmeticError):

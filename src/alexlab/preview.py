@@ -11,7 +11,6 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.utils import make_grid
 
-from alexlab.data.images import ImageSplit
 from alexlab.data.module import FolderData
 from alexlab.data.order import SeededItems
 
@@ -32,10 +31,11 @@ def preview_sheet(
     Returns:
         uint8 (3, height, width).
     """
-    split, channels = data.splits.train, data.data.channels
+    split = data.splits.train
     indices = np.unique(np.linspace(0, len(split) - 1, min(num_images, len(split))).round().astype(int)).tolist()
-    plain = ImageSplit(split, transform=data.eval_transform, channels=channels)
-    augmented = SeededItems(ImageSplit(split, transform=data.train_transform, channels=channels), seed=data.seed)
+    plain = data.dataset(split, data.eval_transform)
+    indices = [index for index in indices if plain[index][1] >= 0]
+    augmented = SeededItems(data.dataset(split, data.train_transform), seed=data.seed)
     columns = [torch.stack([plain[index][0] for index in indices])]
     labels = torch.tensor([split.labels[index] for index in indices])
     for epoch in range(NUM_PRESENTATIONS):

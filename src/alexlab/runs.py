@@ -9,7 +9,7 @@ MAX_TAG = 80  # characters of the readable part of a folder's name
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
 CHECKPOINT_KEY = "alexlab"  # of what a checkpoint says of its run: config, choices, versions, classes, best scores
 LOG, METRICS, CURVES, MANIFEST = "train.log", "metrics.csv", "curves.png", "split.csv"
-STATISTICS, PREVIEW, LAYERS = "statistics.json", "preview.png", "layers.csv"
+STATISTICS, PREVIEW, LAYERS, SKIPPED = "statistics.json", "preview.png", "layers.csv", "skipped.csv"
 
 
 def tag(overrides: Iterable[str]) -> str:

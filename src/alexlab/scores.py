@@ -4,12 +4,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from alexlab.data.order import SKIPPED
+
 
 class Scores(Metric):
     """Counts of right answers and the sum of the losses; over several processes the counts are added up.
 
     Counts are whole numbers and the losses are summed in float64, so that the result does not depend on how the images
-    were divided into batches and over devices. Labels below 0 are padding and are left out.
+    were divided into batches and over devices. Labels below 0 are padding, or images that could not be read; both are left
+    out, and the latter are counted.
 
     Args:
         num_classes: K; a label is among the first min(5, K) answers or it is not.
@@ -19,12 +22,13 @@ class Scores(Metric):
     right1: Tensor
     right5: Tensor
     count: Tensor
+    skipped: Tensor
     loss_sum: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.top_k = min(5, num_classes)
-        for name in ("right1", "right5", "count"):
+        for name in ("right1", "right5", "count", "skipped"):
             self.add_state(name, torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("loss_sum", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -36,13 +40,15 @@ class Scores(Metric):
         self.right1 += hits[:, 0].sum()
         self.right5 += hits.any(dim=1).sum()
         self.count += valid.sum()
+        self.skipped += (labels == SKIPPED).sum()
         self.loss_sum += torch.where(valid, losses.detach(), 0).sum(dtype=torch.float64)
 
     def compute(self) -> dict[str, Tensor]:
-        """`loss`, the mean over the images; `top1`, `top5`, fractions of the images; `count`, their number."""
+        """`loss`, the mean over the images; `top1`, `top5`, fractions of the images; `count`, their number; `skipped`."""
         return {
             "loss": self.loss_sum / self.count,
             "top1": self.right1.double() / self.count,
             "top5": self.right5.double() / self.count,
             "count": self.count,
+            "skipped": self.skipped,
         }

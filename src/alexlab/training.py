@@ -61,7 +61,7 @@ def train(
     weights = build.pretrained(config, module.net, splits)
     if weights is not None:
         weights.load_into(module.net)
-    data = build.folder_data(config, splits)
+    data = build.folder_data(config, splits, run_dir)
     if trainer.is_global_zero:
         describe(config, splits, module, ranks)
         for line in weights.lines() if weights else ():
@@ -88,6 +88,8 @@ def train(
         scores |= score_best(config, trainer, module, data, run_dir / runs.BEST)
     for board in boards:
         board.close()
+    if scores and data.skipped is not None and trainer.is_global_zero:
+        scores["skipped"] = data.skipped.finish()
     return scores
 
 
@@ -117,7 +119,7 @@ def score_best(
         }
         shown = " ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in found.items())
         log.info("%s, best checkpoint: %s", prefix, shown)
-        scores |= found | {f"{prefix}/count": len(loader.dataset)}  # which the classifier has compared with its own
+        scores |= found | {f"{prefix}/count": module.last_count}
     return scores
 
 
@@ -192,5 +194,7 @@ def print_scores(scores: dict[str, float], run_dir: Path) -> None:
         table.add_row(split, f"{scores.get(f'{prefix}/count', 0):.0f}", *values, which)
     Console().print(table)
     shown = os.path.relpath(run_dir)
+    if scores.get("skipped"):
+        print(f"{scores['skipped']:.0f} images could not be read and were left out: {Path(shown) / runs.SKIPPED}")
     print(f"run folder: {shown}")
     print(f"tensorboard --logdir {shown}")

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from alexlab.data import decode as module
-from alexlab.data.decode import REASONS, ImageError, decode, upright_size
-from alexlab.errors import DataError
+from alexlab.data.decode import REASONS, decode, upright_size
+from alexlab.errors import DataError, ImageError
 from bad_inputs import READABLE, UNREADABLE, encoded, gradient, oriented
 from conftest import ROOT, environment
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from alexlab.data.listing import shown
-from alexlab.errors import DataError
+from alexlab.errors import ImageError
 
 try:
     import simplejpeg
@@ -42,19 +42,10 @@ REASONS = {
 }
 
 
-class ImageError(DataError):
-    """A file that is no readable picture.
-
-    Args:
-        path: of the file.
-        code: a key of REASONS.
-        detail: what the decoder said.
-    """
-
-    def __init__(self, path: str | Path, code: str, detail: str = "") -> None:
-        self.path, self.code = os.fspath(path), code
-        self.reason = REASONS[code] + (f" ({detail})" if detail else "")
-        super().__init__(f"cannot read the image {shown(path)}: {self.reason}")
+def unreadable(path: str | Path, code: str, detail: str = "") -> ImageError:
+    """The error of a file: `code` is a key of REASONS, `detail` what the decoder said."""
+    reason = REASONS[code] + (f" ({detail})" if detail else "")
+    return ImageError(f"cannot read the image {shown(path)}: {reason}", path=os.fspath(path), code=code, reason=reason)
 
 
 def decode(path: str | Path, channels: int = 3) -> np.ndarray:
@@ -75,11 +66,11 @@ def decode(path: str | Path, channels: int = 3) -> np.ndarray:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(path, "unknown_format") from error
+        raise unreadable(path, "unknown_format") from error
     except Exception as error:  # damaged files make decoders fail in every way
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         code = "truncated" if "truncated" in detail.lower() else "damaged"
-        raise ImageError(path, code, detail) from error
+        raise unreadable(path, code, detail) from error
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
@@ -92,23 +83,23 @@ def read(path: str | Path) -> bytes:
     try:
         content = Path(path).read_bytes()
     except PermissionError as error:
-        raise ImageError(path, "no_permission") from error
+        raise unreadable(path, "no_permission") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         detail = "a link to nowhere" if os.path.islink(path) else ""
-        raise ImageError(path, "missing", detail) from error
+        raise unreadable(path, "missing", detail) from error
     except OSError as error:
-        raise ImageError(path, "damaged", str(error.strerror)) from error
+        raise unreadable(path, "damaged", str(error.strerror)) from error
     if not content:
-        raise ImageError(path, "empty")
+        raise unreadable(path, "empty")
     return content
 
 
 def check_size(path: str | Path, width: int, height: int) -> None:
     """Raises ImageError for a picture that would need too much memory."""
     if width * height > MAX_PIXELS:
-        raise ImageError(path, "too_large", f"{width} x {height}")
+        raise unreadable(path, "too_large", f"{width} x {height}")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(path, "too_oblong", f"{width} x {height}")
+        raise unreadable(path, "too_oblong", f"{width} x {height}")
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -146,7 +137,7 @@ def _by_pillow(path: str | Path, image: Image.Image, channels: int) -> np.ndarra
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
-        raise ImageError(path, "float")
+        raise unreadable(path, "float")
     if upright.mode in DEEP_MODES:
         upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if upright.mode == "P" and "transparency" in upright.info:

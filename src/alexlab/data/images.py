@@ -10,6 +10,9 @@ from torch import Tensor
 
 from alexlab.data.decode import decode
 from alexlab.data.folder import Split
+from alexlab.data.order import SKIPPED
+from alexlab.data.skipped import Skipped
+from alexlab.errors import ImageError
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
@@ -26,15 +29,25 @@ class ImageSplit:
         split: the files.
         transform: called with the tensor; None leaves it as it is.
         channels: 1 for grey, 3 for RGB.
+        skipped: where given, an image that cannot be read is listed there, and its item has the label SKIPPED; else it is an
+            ImageError.
     """
 
-    def __init__(self, split: Split, *, transform: Callable[[Tensor], Any] | None = None, channels: int = 3) -> None:
+    def __init__(
+        self,
+        split: Split,
+        *,
+        transform: Callable[[Tensor], Any] | None = None,
+        channels: int = 3,
+        skipped: Skipped | None = None,
+    ) -> None:
         self.split = split
         self.root = split.root
         self.classes = list(split.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         self.transform = transform
         self.channels = channels
+        self.skipped = skipped
 
     @property
     def samples(self) -> list[tuple[str, int]]:
@@ -59,5 +72,11 @@ class ImageSplit:
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         path, label = os.path.join(self.root, self.split.paths[index]), int(self.split.labels[index])
-        image = to_tensor(decode(path, self.channels))
+        try:
+            image = to_tensor(decode(path, self.channels))
+        except ImageError as error:
+            if self.skipped is None:
+                raise
+            self.skipped.add(error)
+            image, label = torch.zeros(self.channels, 256, 256, dtype=torch.uint8), SKIPPED
         return (self.transform(image) if self.transform else image), label

@@ -12,6 +12,7 @@ from alexlab.data.folder import Split, Splits
 from alexlab.data.images import ImageSplit
 from alexlab.data.order import EvalBatches, PaddedItems, SeededItems, TrainBatches
 from alexlab.data.settings import Data
+from alexlab.data.skipped import Skipped
 from alexlab.errors import ConfigError
 
 
@@ -23,6 +24,7 @@ class FolderData(lightning.LightningDataModule):
         splits: the files.
         train_transform, eval_transform: from a uint8 image (C, H, W) to one of the size that the net takes.
         seed: of the order and of the augmentation.
+        skipped: takes the images that cannot be read, where `data.on_error` is skip.
 
     Raises:
         ConfigError: from `test_dataloader`, when there is no test split.
@@ -36,17 +38,23 @@ class FolderData(lightning.LightningDataModule):
         train_transform: Callable[[Tensor], Tensor],
         eval_transform: Callable[[Tensor], Tensor],
         seed: int,
+        skipped: Skipped | None = None,
     ) -> None:
         super().__init__()
         self.data = data
         self.splits = splits
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.seed = seed
+        self.skipped = skipped if data.on_error == "skip" else None
+
+    def dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImageSplit:
+        """A split as a data set."""
+        return ImageSplit(split, transform=transform, channels=self.data.channels, skipped=self.skipped)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank, augmented."""
         assert self.trainer is not None
-        dataset = ImageSplit(self.splits.train, transform=self.train_transform, channels=self.data.channels)
+        dataset = self.dataset(self.splits.train, self.train_transform)
         batches = TrainBatches(
             self.splits.train.labels,
             batch_size=self.data.batch_size,
@@ -77,7 +85,7 @@ class FolderData(lightning.LightningDataModule):
             transform: in the place of `eval_transform`; it may give several views of an image, (V, C, H, W).
         """
         assert self.trainer is not None
-        dataset = ImageSplit(split, transform=transform or self.eval_transform, channels=self.data.channels)
+        dataset = self.dataset(split, transform or self.eval_transform)
         batches = EvalBatches(
             len(dataset),
             batch_size=self.data.batch_size,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 PADDING = -1  # the label of an item that fills up a rank's share; no score counts it
+SKIPPED = -2  # the label of an image that cannot be read, where that is no error
 
 
 def derived_seed(*numbers: int) -> int:

@@ -29,6 +29,7 @@ class Data:
         val_split: `val`, or `test` to validate on the test split.
         split_seed: another number divides an undivided folder in another way.
         sampler: `shuffle`, every image once an epoch; `balanced`, with replacement, every class equally often.
+        on_error: `raise` ends the run at an image that cannot be read, `skip` lists it and goes on without it.
         cache_dir: where lists of files are kept, so that the next start need not walk the folder again.
         preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
         make: writes the data set when `root` is not there: `digits`, or None.
@@ -46,6 +47,7 @@ class Data:
     val_split: str = "val"
     split_seed: int = 0
     sampler: str = "shuffle"
+    on_error: str = "raise"
     cache_dir: str = "data/cache"
     preview: int = 0
     make: str | None = None
@@ -63,6 +65,8 @@ class Data:
             raise ConfigError(f"data.preview must be a number of images; got {self.preview}")
         if self.sampler not in ("shuffle", "balanced"):
             raise ConfigError(f"data.sampler must be shuffle or balanced; got {self.sampler!r}")
+        if self.on_error not in ("raise", "skip"):
+            raise ConfigError(f"data.on_error must be raise or skip; got {self.on_error!r}")
         if self.make is not None and self.make not in MAKERS:
             raise ConfigError(f"data.make must be null or one of {', '.join(MAKERS)}; got {self.make!r}")
         if self.batch_size < 1:
@@ -70,6 +74,8 @@ class Data:
 
     def find_splits(self) -> Splits:
         """Looks the files up; writes the data set first where it can be made and is not there."""
+        if self.on_error not in ("raise", "skip"):
+            raise ConfigError(f"data.on_error must be raise or skip; got {self.on_error!r}")
         if self.make is not None and not os.path.exists(self.root):
             MAKERS[self.make](self.root)
         return find_splits(

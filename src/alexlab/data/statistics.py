@@ -12,6 +12,7 @@ from rich.progress import track
 
 from alexlab.data.decode import decode
 from alexlab.data.folder import Split
+from alexlab.errors import DataError, ImageError
 from alexlab.machine import num_cores
 
 MAX_IMAGES = 10_000  # of a larger split so many, evenly spaced: the mean of as many images is right within .003
@@ -39,13 +40,14 @@ class Statistics:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
 
-def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES) -> Statistics:
+def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES, skip: bool = False) -> Statistics:
     """Decodes the images of a split on all cores, with a progress bar in a terminal.
 
     Args:
         split: the files.
         channels: 3 for RGB, 1 for grey.
         max_images: of a larger split, so many are looked at.
+        skip: go on without the images that cannot be read.
 
     Raises:
         DataError: with path and reason, when a file is no readable picture.
@@ -54,18 +56,22 @@ def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES) -> Sta
     paths = [Path(split.root, split.paths[index]) for index in chosen]
     first, second = np.zeros(channels), np.zeros((channels, channels))
     # Threads: Pillow and numpy let each other work, and the ranks of the run can still be forked afterwards.
+    num_images = 0
     with ThreadPoolExecutor(num_cores()) as pool:
-        moments = pool.map(lambda path: _moments(path, channels), paths)
+        moments = pool.map(lambda path: _moments(path, channels, skip), paths)
         bar = track(moments, "measuring colours", total=len(paths), transient=True, disable=not sys.stdout.isatty())
-        for mean, product in bar:
-            first += mean / len(paths)
-            second += product / len(paths)
+        for found in bar:
+            if found is not None:
+                first, second, num_images = first + found[0], second + found[1], num_images + 1
+    if not num_images:
+        raise DataError(f"no image of {split.root} could be read")
+    first, second = first / num_images, second / num_images
     covariance = second - np.outer(first, first)
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
     vectors = vectors * np.sign(vectors[abs(vectors).argmax(0), range(channels)])
     return Statistics(
-        num_images=len(paths),
+        num_images=num_images,
         mean=first.tolist(),
         std=np.sqrt(covariance.diagonal()).tolist(),
         eigenvalues=values.tolist(),
@@ -73,6 +79,11 @@ def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES) -> Sta
     )
 
 
-def _moments(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    pixels = decode(path, channels).reshape(-1, channels).astype(np.float64) / 255
+def _moments(path: Path, channels: int, skip: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        pixels = decode(path, channels).reshape(-1, channels).astype(np.float64) / 255
+    except ImageError:
+        if skip:
+            return None
+        raise
     return pixels.mean(0), np.einsum("pi,pj->ij", pixels, pixels) / len(pixels)
