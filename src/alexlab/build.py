@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,10 @@ from torchvision.transforms import v2
 
 from alexlab.checkpoints import Checkpoints, DurableIO
 from alexlab.classifier import Classifier
-from alexlab.data.folder import Splits
+from alexlab.data.folder import Split, Splits
+from alexlab.data.listing import list_images
 from alexlab.data.module import FolderData, check_batch_size
+from alexlab.data.packed import Pack, PackedImages, misfit, needed_size, open_pack
 from alexlab.data.settings import Data
 from alexlab.data.skipped import Skipped
 from alexlab.data.statistics import Statistics, measure
@@ -91,6 +94,55 @@ def measured(config: Config, splits: Splits) -> tuple[Config, Statistics | None]
     axes = {"eigenvalues": found.eigenvalues, "eigenvectors": found.eigenvectors}
     train = views["train"] | {name: {**transform, **axes} for name, transform in noises.items()}
     return {**config, "data": node, "augmentation": {**views, "train": train}}, found
+
+
+def packing(config: Config) -> Pack | None:
+    """How the images are to be packed; None where they are not.
+
+    Raises:
+        ConfigError: when a view of the recipe cannot come from such a pack.
+    """
+    settings = data(config)
+    if settings.cache is None:
+        return None
+    bind(Pack, "data.pack", **settings.pack)
+    pack = Pack(**settings.pack)
+    views = config["augmentation"]
+    first = {f"augmentation.{stage}": _first(views[stage], f"augmentation.{stage}") for stage in ("eval", "train")}
+    if pack.size is None:
+        pack = replace(pack, size=needed_size(first["augmentation.eval"]))
+    for name, view in {**first, "final.views": final_views(config)}.items():
+        reason = None if view is None else misfit(view, pack)
+        if reason is not None:
+            raise ConfigError(f"{name} cannot come from the pack of data.cache=packed: {reason}")
+    return pack
+
+
+def _first(nodes: Config, where: str) -> Any:
+    for name, node in _entries(nodes).items():
+        return make(node, f"{where}.{name}")
+    return None
+
+
+def packed(config: Config, splits: Splits) -> Splits:
+    """The splits with their images packed, where the config wants it; made now where there is no pack yet."""
+    pack, settings = packing(config), data(config)
+    if pack is None:
+        return splits
+    opened: dict[str, PackedImages] = {}
+    parts: dict[str, Split] = {}
+    for name, split in splits.named():
+        if split.folder not in opened:
+            listing = list_images(split.root, split.folder, cache_dir=Path(settings.cache_dir))
+            opened[split.folder] = open_pack(
+                listing,
+                pack,
+                channels=settings.channels,
+                cache_dir=Path(settings.cache_dir),
+                skip=settings.on_error == "skip",
+            )
+        parts[name] = replace(split, pack=opened[split.folder])
+    return replace(splits, train=parts["train"], val=parts["val"], test=parts.get("test"))
 
 
 def _is_noise(node: Config | None, where: str) -> bool:
@@ -235,6 +287,7 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     schedule = module.schedule(optimizer, num_epochs=1, steps_per_epoch=100)
     folder_data(config, splits)
     final_views(config)
+    packing(config)
     _check_loggers(config)
     _check_trainer(config)
     monitors = {

@@ -35,11 +35,12 @@ class ImageError(DataError):
         path: of the file.
         code: of the reason.
         reason: in words.
+        detail: the part of them that the decoder said.
     """
 
-    def __init__(self, text: str, *, path: str = "", code: str = "", reason: str = "") -> None:
+    def __init__(self, text: str, *, path: str = "", code: str = "", reason: str = "", detail: str = "") -> None:
         super().__init__(text)
-        self.path, self.code, self.reason = path, code, reason
+        self.path, self.code, self.reason, self.detail = path, code, reason, detail
 
 
 class NumericError(AlexlabError, ArithmeticError):

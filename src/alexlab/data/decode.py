@@ -45,7 +45,8 @@ REASONS = {
 def unreadable(path: str | Path, code: str, detail: str = "") -> ImageError:
     """The error of a file: `code` is a key of REASONS, `detail` what the decoder said."""
     reason = REASONS[code] + (f" ({detail})" if detail else "")
-    return ImageError(f"cannot read the image {shown(path)}: {reason}", path=os.fspath(path), code=code, reason=reason)
+    text = f"cannot read the image {shown(path)}: {reason}"
+    return ImageError(text, path=os.fspath(path), code=code, reason=reason, detail=detail)
 
 
 def decode(path: str | Path, channels: int = 3) -> np.ndarray:

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,13 @@ from alexlab.errors import DataError
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 MANIFEST_COLUMNS = ("path", "size", "sha256", "class", "split", "width", "height", "mode")
+
+
+class Images(Protocol):
+    """Decoded images by number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class Split:
         labels: int64, one label for each path.
         folder: the part of root that was listed.
         rows: which images of that listing these are; None for all.
+        pack: the decoded images of that listing, by row, uint8 (H, W, C); None where the files are decoded.
     """
 
     root: str
@@ -42,6 +51,7 @@ class Split:
     labels: np.ndarray
     folder: str = ""
     rows: np.ndarray | None = None
+    pack: Images | None = None
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -71,12 +71,18 @@ class ImageSplit:
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, label = os.path.join(self.root, self.split.paths[index]), int(self.split.labels[index])
+        label = int(self.split.labels[index])
         try:
-            image = to_tensor(decode(path, self.channels))
+            image = to_tensor(self._pixels(index))
         except ImageError as error:
             if self.skipped is None:
                 raise
             self.skipped.add(error)
             image, label = torch.zeros(self.channels, 256, 256, dtype=torch.uint8), SKIPPED
         return (self.transform(image) if self.transform else image), label
+
+    def _pixels(self, index: int) -> np.ndarray:
+        split = self.split
+        if split.pack is None:
+            return decode(os.path.join(split.root, split.paths[index]), self.channels)
+        return split.pack[index if split.rows is None else int(split.rows[index])]

@@ -1,9 +1,10 @@
 """The keys of the `data` node: what is read, how it is divided and how it is handed to the net. Imports no torch."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from alexlab.data.digits import write_digits
 from alexlab.data.folder import Splits, find_splits
@@ -29,8 +30,10 @@ class Data:
         val_split: `val`, or `test` to validate on the test split.
         split_seed: another number divides an undivided folder in another way.
         sampler: `shuffle`, every image once an epoch; `balanced`, with replacement, every class equally often.
+        cache: `packed` decodes every image once, to `pack.size`, and reads it from there; None decodes the files each time.
+        pack: see `alexlab.data.packed.Pack`.
         on_error: `raise` ends the run at an image that cannot be read, `skip` lists it and goes on without it.
-        cache_dir: where lists of files are kept, so that the next start need not walk the folder again.
+        cache_dir: where packs and lists of files are kept, the latter so that the next start need not walk the folder again.
         preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
         make: writes the data set when `root` is not there: `digits`, or None.
     """
@@ -47,6 +50,8 @@ class Data:
     val_split: str = "val"
     split_seed: int = 0
     sampler: str = "shuffle"
+    cache: str | None = None
+    pack: Mapping[str, Any] = field(default_factory=dict)
     on_error: str = "raise"
     cache_dir: str = "data/cache"
     preview: int = 0
@@ -65,6 +70,8 @@ class Data:
             raise ConfigError(f"data.preview must be a number of images; got {self.preview}")
         if self.sampler not in ("shuffle", "balanced"):
             raise ConfigError(f"data.sampler must be shuffle or balanced; got {self.sampler!r}")
+        if self.cache not in (None, "packed"):
+            raise ConfigError(f"data.cache must be null or packed; got {self.cache!r}")
         if self.on_error not in ("raise", "skip"):
             raise ConfigError(f"data.on_error must be raise or skip; got {self.on_error!r}")
         if self.make is not None and self.make not in MAKERS:
@@ -74,6 +81,8 @@ class Data:
 
     def find_splits(self) -> Splits:
         """Looks the files up; writes the data set first where it can be made and is not there."""
+        if self.cache not in (None, "packed"):
+            raise ConfigError(f"data.cache must be null or packed; got {self.cache!r}")
         if self.on_error not in ("raise", "skip"):
             raise ConfigError(f"data.on_error must be raise or skip; got {self.on_error!r}")
         if self.make is not None and not os.path.exists(self.root):

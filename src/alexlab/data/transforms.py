@@ -21,7 +21,9 @@ class CenterView(torch.nn.Module):
 
     def __init__(self, size: int, ratio: float = 0.875) -> None:
         super().__init__()
-        self.view = v2.Compose([v2.Resize(round(size / ratio), antialias=True), v2.CenterCrop(size)])
+        self.whole = round(size / ratio)
+        # Two steps, so that a central square that was kept beforehand gives the same pixels, also where margins are odd.
+        self.view = v2.Compose([v2.Resize(self.whole, antialias=True), v2.CenterCrop(self.whole), v2.CenterCrop(size)])
 
     def forward(self, image: Tensor) -> Tensor:
         return self.view(image)
@@ -38,9 +40,9 @@ class RandomCropView(torch.nn.Module):
 
     def __init__(self, size: int, ratio: float = 0.875, square: bool = False) -> None:
         super().__init__()
-        whole = round(size / ratio)
-        steps = [v2.Resize(whole, antialias=True), *([v2.CenterCrop(whole)] if square else []), v2.RandomCrop(size)]
-        self.view = v2.Compose(steps)
+        self.whole, self.square = round(size / ratio), square
+        centre = [v2.CenterCrop(self.whole)] if square else []
+        self.view = v2.Compose([v2.Resize(self.whole, antialias=True), *centre, v2.RandomCrop(size)])
 
     def forward(self, image: Tensor) -> Tensor:
         return self.view(image)
@@ -61,7 +63,8 @@ class Views(torch.nn.Module):
         super().__init__()
         if views not in VIEWS:
             raise ValueError(f"views must be one of {', '.join(VIEWS)}; got {views!r}")
-        self.square = CenterView(round(size / ratio), 1.0)
+        self.whole = round(size / ratio)
+        self.square = CenterView(self.whole, 1.0)
         self.cut = v2.FiveCrop(size)
         self.views = views
 

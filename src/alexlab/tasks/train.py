@@ -36,6 +36,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     build.check(config, splits, num_ranks=ranks)
     if statistics is not None and rank() == 0:
         statistics.write(run_dir / STATISTICS)
+    splits = build.packed(config, splits)
     task = partial(train, config, splits, run_dir=run_dir, choices=choices, ranks=ranks)
     scores: dict[str, float] = launch(task, num_ranks=ranks, isolated=isolated, limits=Limits(**config["elastic"]))
     if scores and rank() == 0:
