@@ -22,7 +22,6 @@ from torchvision.transforms import v2
 from alexlab.checkpoints import Checkpoints, DurableIO
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Split, Splits
-from alexlab.data.listing import list_images
 from alexlab.data.module import FolderData, check_batch_size
 from alexlab.data.packed import Pack, PackedImages, misfit, needed_size, open_pack
 from alexlab.data.settings import Data
@@ -132,16 +131,17 @@ def packed(config: Config, splits: Splits) -> Splits:
     opened: dict[str, PackedImages] = {}
     parts: dict[str, Split] = {}
     for name, split in splits.named():
-        if split.folder not in opened:
-            listing = list_images(split.root, split.folder, cache_dir=Path(settings.cache_dir))
-            opened[split.folder] = open_pack(
+        listing = split.listing
+        assert listing is not None
+        if listing.folder not in opened:
+            opened[listing.folder] = open_pack(
                 listing,
                 pack,
                 channels=settings.channels,
                 cache_dir=Path(settings.cache_dir),
                 skip=settings.on_error == "skip",
             )
-        parts[name] = replace(split, pack=opened[split.folder])
+        parts[name] = replace(split, pack=opened[listing.folder])
     return replace(splits, train=parts["train"], val=parts["val"], test=parts.get("test"))
 
 

@@ -139,5 +139,5 @@ def test_damaged_files_never_end_the_process(tmp_path: Path) -> None:
 
 
 def test_every_reason_is_reached() -> None:
-    assert set(REASONS) == {code for _, code in UNREADABLE.values()} | {"missing", "no_permission"}
+    assert set(REASONS) == {code for _, code in UNREADABLE.values()} | {"missing", "no_permission", "changed"}
     assert re.match(r"its content is none of JPEG, PNG", REASONS["unknown_format"])

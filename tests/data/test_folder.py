@@ -95,7 +95,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "root/a/more").symlink_to(tmp_path / "far/x")
     assert scan(str(tmp_path / "root")).counts() == [3, 1]
     (tmp_path / "root/b/loop").symlink_to(tmp_path / "root/b")
-    with pytest.raises(DataError, match=r"b/loop is a link back to a folder that was already read; remove the loop"):
+    with pytest.raises(DataError, match=r"b/loop is a link back to a folder that was already read"):
         scan(str(tmp_path / "root"))
 
 

@@ -4,6 +4,7 @@ Pillow is the reference. JPEGs, which take most of the time, are decoded by simp
 libjpeg-turbo, without Pillow's copies); what it refuses goes to Pillow, which has the last word on what is readable.
 """
 
+import hashlib
 import os
 import warnings
 from io import BytesIO
@@ -39,6 +40,7 @@ REASONS = {
     "float": "its values are floating-point numbers of unknown range",
     "damaged": "its content is damaged",
     "truncated": "its end is missing",
+    "changed": "its content is not what the manifest says",
 }
 
 
@@ -49,15 +51,22 @@ def unreadable(path: str | Path, code: str, detail: str = "") -> ImageError:
     return ImageError(text, path=os.fspath(path), code=code, reason=reason, detail=detail)
 
 
-def decode(path: str | Path, channels: int = 3) -> np.ndarray:
+def decode(path: str | Path, channels: int = 3, sha256: bytes | None = None) -> np.ndarray:
     """Decodes a file into an upright picture, uint8 (H, W, channels), grey for 1 channel and RGB for 3.
 
     Transparency is dropped, of an animation the first picture is taken, 16 bits are scaled to 8.
+
+    Args:
+        path: of the file.
+        channels: 3 or 1.
+        sha256: which the file must have, if any.
 
     Raises:
         ImageError: with the path and the reason.
     """
     content = read(path)
+    if sha256 is not None and hashlib.sha256(content).digest() != sha256:
+        raise unreadable(path, "changed")
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             check_size(path, *image.size)

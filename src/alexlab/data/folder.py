@@ -1,27 +1,27 @@
 """A folder of images as splits: which files, of which classes. Imports no torch.
 
-Three layouts are understood:
+Four layouts are understood:
     (a) root/{train,val[,test]}/<class>/...    the splits as they stand (`valid` and `validation` are `val` too)
     (b) root/<class>/...                       split here, by a hash of each file's path
     (c) root/train/<class>/... [root/test/...] without val: a part of train becomes val
+    (d) root.csv                               a manifest: a row for each image, with its class and split
 """
 
-import csv
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Paths, check_class_names, class_folders, list_images, shown
+from alexlab.data.manifest import Row, read_manifest, write_manifest
 from alexlab.errors import DataError
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-MANIFEST_COLUMNS = ("path", "size", "sha256", "class", "split", "width", "height", "mode")
 
 
 class Images(Protocol):
@@ -40,18 +40,20 @@ class Split:
         classes: the names of all classes; the index of a name is its label.
         paths: relative paths of the files.
         labels: int64, one label for each path.
-        folder: the part of root that was listed.
-        rows: which images of that listing these are; None for all.
+        listing: the list of files that these are of.
+        rows: which images of that list these are; None for all.
         pack: the decoded images of that listing, by row, uint8 (H, W, C); None where the files are decoded.
+        hashes: uint8 (N, 32), the SHA-256 that each file must have; None where nobody asks.
     """
 
     root: str
     classes: Sequence[str]
     paths: Sequence[str]
     labels: np.ndarray
-    folder: str = ""
+    listing: Listing | None = None
     rows: np.ndarray | None = None
     pack: Images | None = None
+    hashes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -91,12 +93,14 @@ class Splits:
 
     def write_manifest(self, path: Path) -> None:
         """Writes one row for each image; columns that nobody has looked up stay empty."""
-        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.DictWriter(file, MANIFEST_COLUMNS, restval="")
-            writer.writeheader()
-            for name, split in self.named():
-                for relative, label in zip(split.paths, split.labels, strict=True):
-                    writer.writerow({"path": relative, "class": split.classes[label], "split": name})
+        write_manifest(
+            (
+                Row(relative, label=split.classes[label], split=name)
+                for name, split in self.named()
+                for relative, label in zip(split.paths, split.labels.tolist(), strict=True)
+            ),
+            path,
+        )
 
 
 def find_splits(
@@ -108,7 +112,7 @@ def find_splits(
     split_seed: int = 0,
     cache_dir: Path | None = None,
 ) -> Splits:
-    """The splits of the data set at `root`, in whichever of the three layouts it is.
+    """The splits of the data set at `root`, in whichever layout it is.
 
     Args:
         root: the data set's folder.
@@ -120,6 +124,8 @@ def find_splits(
     Raises:
         DataError: when the folder is missing, empty, or its splits do not fit together.
     """
+    if root.lower().endswith(".csv") and os.path.isfile(root):
+        return _listed_splits(root)
     if not os.path.isdir(root):
         what = "it is a file" if os.path.exists(root) else "there is no such folder"
         raise DataError(f"data.root must be a folder of images, one folder per class; got {root!r}: {what}")
@@ -197,7 +203,7 @@ def scan(
     if listing.ignored and notes is not None:
         kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in sorted(listing.ignored.items()))
         notes.append(f"{top}: files that are no images are left out: {kinds}")
-    return Split(root, list(classes or listing.classes), listing.paths, labels, folder)
+    return Split(root, list(classes or listing.classes), listing.paths, labels, listing)
 
 
 def _relabelled(listing: Listing, classes: Sequence[str]) -> np.ndarray:
@@ -239,29 +245,118 @@ def _divided_folder(
 
 
 def _divide(whole: Split, fractions: dict[str, float], seed: int) -> dict[str, Split]:
-    """Divides each class by a hash of the relative path: the same on every machine, whatever the order of the files."""
+    parts = divide(whole.paths, whole.labels, whole.classes, fractions, seed)
+    return {name: _part(whole, rows) for name, rows in parts.items()}
+
+
+def divide(
+    paths: Sequence[str],
+    labels: np.ndarray,
+    classes: Sequence[str],
+    fractions: Mapping[str, float],
+    seed: int,
+    groups: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Divides each class by a hash of the relative path: the same on every machine, whatever the order of the files.
+
+    Args:
+        paths, labels, classes: the images.
+        fractions: the part of each class, 0..1, that goes to each split but train, which takes the rest.
+        seed: another number gives another division.
+        groups: for each image the name of what must stay together, such as a person; a group counts for the class that
+            most of its images have, and a split takes whole groups until it has its part.
+
+    Returns:
+        The rows of each split, in order.
+
+    Raises:
+        DataError: when a class has too few images or groups.
+    """
+    units: dict[str, list[int]] = {}
+    for row, name in enumerate(groups if groups is not None else paths):
+        units.setdefault(name, []).append(row)
+    of_class: list[list[str]] = [[] for _ in classes]
+    for name, rows in units.items():
+        of_class[int(np.bincount(labels[rows]).argmax())].append(name)
     members: dict[str, list[int]] = {name: [] for name in ("train", *fractions)}
-    for label, name in enumerate(whole.classes):
-        rows = np.flatnonzero(whole.labels == label).tolist()
-        needed = 1 + len(fractions)
-        if len(rows) < needed:
+    for label, names in enumerate(of_class):
+        if len(names) < len(members):
+            what = "images" if groups is None else "groups"
             raise DataError(
-                f"class {name} needs at least {needed} images to be divided into "
-                f"{' and '.join(members)}; it has {len(rows)}"
+                f"class {classes[label]} needs at least {len(members)} {what} to be divided into "
+                f"{' and '.join(members)}; it has {len(names)}"
             )
-        total = len(rows)
-        rows.sort(key=lambda row: _path_hash(whole.paths[row], seed))
+        names.sort(key=lambda name: _path_hash(name, seed))
+        total = sum(len(units[name]) for name in names)
+        left = len(members) - 1  # splits that still need a unit, train among them
         for part, fraction in fractions.items():
-            count = min(max(1, round(fraction * total)), len(rows) - 1)
-            members[part].extend(rows[:count])
-            rows = rows[count:]
-        members["train"].extend(rows)
-    return {name: _part(whole, np.sort(np.array(chosen, np.int64))) for name, chosen in members.items()}
+            wanted, count = max(1, round(fraction * total)), 0
+            while count < wanted and len(names) > left:
+                rows = units[names.pop(0)]
+                members[part].extend(rows)
+                count += len(rows)
+            left -= 1
+        members["train"].extend(row for name in names for row in units[name])
+    return {name: np.sort(np.array(rows, np.int64)) for name, rows in members.items()}
 
 
 def _part(whole: Split, rows: np.ndarray) -> Split:
     assert isinstance(whole.paths, Paths)
-    return Split(whole.root, whole.classes, whole.paths.take(rows), whole.labels[rows], whole.folder, rows)
+    return Split(whole.root, whole.classes, whole.paths.take(rows), whole.labels[rows], whole.listing, rows)
+
+
+def _listed_splits(manifest: str) -> Splits:
+    """The splits of a manifest; its paths are relative to it, or absolute."""
+    root, rows = os.path.dirname(manifest) or ".", list(read_manifest(manifest))
+    found = {name: [number for number, row in enumerate(rows) if row.split == name] for name in SPLIT_FOLDERS}
+    for name in ("train", "val"):
+        if not found[name]:
+            raise DataError(f"a manifest that is trained on must have rows of the split {name}; {manifest} has none")
+    if any(not row.label for row in rows):
+        raise DataError(f"a manifest that is trained on must have a class in each row; {manifest} has not")
+    classes = sorted({rows[number].label for number in found["train"]})
+    unknown = sorted({row.label for row in rows} - set(classes))
+    if unknown:
+        raise DataError(f"every class must be in the training split; {manifest} has {', '.join(unknown)} elsewhere")
+    if len(classes) < 2:
+        raise DataError(f"a classifier needs at least 2 classes; {manifest} has one, {classes[0]}")
+    labels = np.array([classes.index(row.label) for row in rows], np.int64)
+    listing = Listing(root, os.path.basename(manifest), classes, Paths.of([row.path for row in rows]), labels, {}, {})
+    hashes = _hashes([row.sha256 for row in rows]) if all(row.sha256 for row in rows) else None
+    whole = Split(root, classes, listing.paths, labels, listing)
+
+    def part(name: str) -> Split:
+        chosen = np.array(found[name], np.int64)
+        return replace(_part(whole, chosen), hashes=None if hashes is None else hashes[chosen])
+
+    note = f"the splits are those of {manifest}" + ("" if hashes is None else ", and each file must have its SHA-256")
+    return Splits(part("train"), part("val"), part("test") if found["test"] else None, notes=(note,))
+
+
+def verified(splits: Splits, manifest: str) -> Splits:
+    """The splits with the SHA-256 that a manifest has for each of their files, which is then asked of every file read.
+
+    Raises:
+        DataError: when a file is not in the manifest, has no SHA-256 there, or not its size.
+    """
+    known = {row.path: row for row in read_manifest(manifest)}
+    parts: dict[str, Split] = {}
+    for name, split in splits.named():
+        missing = [path for path in split.paths if not known.get(path, Row(path)).sha256]
+        if missing:
+            raise DataError(
+                f"every image must be in data.manifest={manifest} with its sha256; {len(missing)} of the {name} split "
+                f"are not, such as {shown(missing[0])}"
+            )
+        parts[name] = replace(split, hashes=_hashes([known[path].sha256 for path in split.paths]))
+    return replace(splits, train=parts["train"], val=parts["val"], test=parts.get("test"))
+
+
+def _hashes(digits: Sequence[str]) -> np.ndarray:
+    try:
+        return np.frombuffer(b"".join(map(bytes.fromhex, digits)), np.uint8).reshape(len(digits), 32)
+    except ValueError as error:
+        raise DataError(f"a sha256 must have 64 hexadecimal digits: {error}") from error
 
 
 def _path_hash(path: str, seed: int) -> bytes:

@@ -84,5 +84,6 @@ class ImageSplit:
     def _pixels(self, index: int) -> np.ndarray:
         split = self.split
         if split.pack is None:
-            return decode(os.path.join(split.root, split.paths[index]), self.channels)
+            sha256 = None if split.hashes is None else split.hashes[index].tobytes()
+            return decode(os.path.join(split.root, split.paths[index]), self.channels, sha256)
         return split.pack[index if split.rows is None else int(split.rows[index])]

@@ -73,6 +73,21 @@ class Paths(Sequence[str]):
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Something that is wrong with a file or a folder.
+
+    Args:
+        code: fixed, for scripts.
+        path: relative to the data set's folder.
+        text: what it is, as the rest of a sentence that begins with the path.
+    """
+
+    code: str
+    path: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Listing:
     """The images below `root/folder/<class>/`, in the order of torchvision's ImageFolder.
 
@@ -110,7 +125,9 @@ def class_folders(top: str) -> list[str]:
     return sorted(entry.name for entry in _entries(top) if entry.is_dir() and not hidden(entry.name))
 
 
-def list_images(root: str, folder: str = "", *, cache_dir: Path | None = None) -> Listing:
+def list_images(
+    root: str, folder: str = "", *, cache_dir: Path | None = None, problems: list[Problem] | None = None
+) -> Listing:
     """Lists the images of each class folder of `root/folder`, recursively, as torchvision's ImageFolder does, less the litter.
 
     Args:
@@ -118,6 +135,7 @@ def list_images(root: str, folder: str = "", *, cache_dir: Path | None = None) -
         folder: the split's folder inside root, or nothing.
         cache_dir: where the index is kept, of which the next call reads it as long as no folder has changed; None for no
             index.
+        problems: takes what is wrong with folders, which is then left out; None raises the first.
 
     Raises:
         DataError: when a folder cannot be read, or links lead back into it.
@@ -128,7 +146,7 @@ def list_images(root: str, folder: str = "", *, cache_dir: Path | None = None) -
         if found is not None:
             return found
     start_ns = time.time_ns()
-    listing = _walk(root, folder)
+    listing = _walk(root, folder, problems)
     if place is not None and max(listing.folders.values(), default=0) < start_ns - SETTLED_S * 1e9:
         _write_index(listing, place)
     return listing
@@ -141,7 +159,7 @@ def identity(root: str) -> str:
     return f"{readable}-{hashlib.blake2b(os.fsencode(whole), digest_size=4).hexdigest()}"
 
 
-def _walk(root: str, folder: str) -> Listing:
+def _walk(root: str, folder: str, problems: list[Problem] | None = None) -> Listing:
     top = os.path.join(root, folder)
     classes = class_folders(top)
     folders = {folder: os.stat(top).st_mtime_ns}
@@ -151,7 +169,7 @@ def _walk(root: str, folder: str) -> Listing:
     labels = []
     for label, name in enumerate(classes):
         count = len(lengths)
-        for place, names in _class_files(root, os.path.join(folder, name), folders, ignored):
+        for place, names in _class_files(root, os.path.join(folder, name), folders, ignored, problems):
             prefix = os.fsencode(place) + b"/"
             encoded = [prefix + os.fsencode(file) for file in names]
             pieces.append(b"".join(encoded))
@@ -165,7 +183,7 @@ def _walk(root: str, folder: str) -> Listing:
 
 
 def _class_files(
-    root: str, top: str, folders: dict[str, int], ignored: Counter[str]
+    root: str, top: str, folders: dict[str, int], ignored: Counter[str], problems: list[Problem] | None
 ) -> Iterator[tuple[str, list[str]]]:
     """Folders below a class folder, in the order of their whole paths, each with the names of its images, sorted."""
     visited: set[tuple[int, int]] = set()
@@ -175,13 +193,17 @@ def _class_files(
         place = pending.pop()
         status = os.stat(os.path.join(root, place))
         if (status.st_dev, status.st_ino) in visited:
-            raise DataError(
-                f"{shown(os.path.join(root, place))} is a link back to a folder that was already read; remove the loop"
-            )
+            _tell(problems, Problem("loop", place, "is a link back to a folder that was already read"), root)
+            continue
         visited.add((status.st_dev, status.st_ino))
         folders[place] = status.st_mtime_ns
         names = []
-        for entry in _entries(os.path.join(root, place)):
+        try:
+            entries = _entries(os.path.join(root, place))
+        except PermissionError:
+            _tell(problems, Problem("no_permission", place, "is a folder that may not be read"), root)
+            continue
+        for entry in entries:
             name = entry.name
             if hidden(name):
                 continue
@@ -197,11 +219,14 @@ def _class_files(
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except PermissionError as error:
-        raise DataError(f"cannot read the folder {shown(folder)}: no permission to read it") from error
+    with os.scandir(folder) as entries:
+        return list(entries)
+
+
+def _tell(problems: list[Problem] | None, problem: Problem, root: str) -> None:
+    if problems is None:
+        raise DataError(f"{shown(os.path.join(root, problem.path))} {problem.text}")
+    problems.append(problem)
 
 
 def _read_index(place: Path, root: str, folder: str) -> Listing | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.data.digits import write_digits
-from alexlab.data.folder import Splits, find_splits
+from alexlab.data.folder import Splits, find_splits, verified
 from alexlab.errors import ConfigError
 from alexlab.machine import num_cores
 
@@ -35,6 +35,8 @@ class Data:
         on_error: `raise` ends the run at an image that cannot be read, `skip` lists it and goes on without it.
         cache_dir: where packs and lists of files are kept, the latter so that the next start need not walk the folder again.
         preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
+        manifest: a list of all images with their SHA-256, as `prepare.py action=check` writes it; every file that is read
+            must have it.
         make: writes the data set when `root` is not there: `digits`, or None.
     """
 
@@ -55,6 +57,7 @@ class Data:
     on_error: str = "raise"
     cache_dir: str = "data/cache"
     preview: int = 0
+    manifest: str | None = None
     make: str | None = None
 
     def __post_init__(self) -> None:
@@ -87,7 +90,7 @@ class Data:
             raise ConfigError(f"data.on_error must be raise or skip; got {self.on_error!r}")
         if self.make is not None and not os.path.exists(self.root):
             MAKERS[self.make](self.root)
-        return find_splits(
+        splits = find_splits(
             self.root,
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
@@ -95,6 +98,7 @@ class Data:
             split_seed=self.split_seed,
             cache_dir=Path(self.cache_dir),
         )
+        return splits if self.manifest is None else verified(splits, self.manifest)
 
     def per_channel(self, values: Sequence[float] | None) -> list[float]:
         """As many numbers as channels: three are averaged for one, one is repeated for three."""
