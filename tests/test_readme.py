@@ -29,7 +29,8 @@ def test_commands_compose(command: str) -> None:
     assert (ROOT / script).exists()
     sweep = "-m" in arguments
     assert "-m" not in arguments[1:], "-m stands first"
-    words = overrides.selects_own_folder(overrides.with_quoted_paths(arguments))
+    words = overrides.with_quoted_paths(arguments)
+    words = overrides.selects_own_folder(words) if name == "train" else words
     words = [word for word in words if not word.startswith("-") and word != "job"]
     if sweep:
         parsed = OverridesParser.create().parse_overrides([word for word in words if "interval(" not in word])

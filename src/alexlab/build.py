@@ -139,6 +139,7 @@ def packed(config: Config, splits: Splits) -> Splits:
                 pack,
                 channels=settings.channels,
                 cache_dir=Path(settings.cache_dir),
+                hashes=splits.hashes_of(listing),
                 skip=settings.on_error == "skip",
             )
         parts[name] = replace(split, pack=opened[listing.folder])

@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 def run_command(name: str) -> None:
     """Composes `conf/<name>.yaml` with the command line, runs `alexlab.tasks.<name>.run` and exits with its code."""
-    sys.argv[1:] = overrides.selects_own_folder(overrides.with_quoted_paths(sys.argv[1:]))
+    sys.argv[1:] = overrides.with_quoted_paths(sys.argv[1:])
+    if name == "train":
+        sys.argv[1:] = overrides.selects_own_folder(sys.argv[1:])
     register()
     codes = [0]
 

@@ -12,7 +12,19 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
 CONFIG_DIR = Path(__file__).parents[2] / "conf"
-PATH_KEYS = ("data.root", "model.weights", "ckpt", "input", "resume", "rerun", "out", "downloads")
+PATH_KEYS = (
+    "data.root",
+    "model.weights",
+    "ckpt",
+    "input",
+    "resume",
+    "rerun",
+    "out",
+    "downloads",
+    "manifest",
+    "quarantine",
+    "labels",
+)
 # A value must be of the kind of the default that it replaces, except where Lightning takes several kinds.
 OPEN_KEYS = ("trainer.devices", "trainer.fast_dev_run", "trainer.deterministic")
 # Groups whose options are added to each other, so that a missing entry is one that was not asked for.

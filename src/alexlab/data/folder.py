@@ -91,6 +91,16 @@ class Splits:
         if self.test is not None:
             yield "test", self.test
 
+    def hashes_of(self, listing: Listing) -> np.ndarray | None:
+        """The SHA-256 of each file of a list that the splits are of, uint8 (N, 32); None where nobody asks for them."""
+        found = np.zeros((len(listing.paths), 32), np.uint8)
+        for _, split in self.named():
+            if split.listing is listing:
+                if split.hashes is None:
+                    return None
+                found[slice(None) if split.rows is None else split.rows] = split.hashes
+        return found
+
     def write_manifest(self, path: Path) -> None:
         """Writes one row for each image; columns that nobody has looked up stay empty."""
         write_manifest(

@@ -8,6 +8,7 @@ A pack is a folder that numpy alone can read:
 """
 
 import fcntl
+import hashlib
 import json
 import logging
 import math
@@ -135,7 +136,14 @@ def pack_path(cache_dir: Path, root: str, folder: str, pack: Pack, channels: int
 
 
 def open_pack(
-    listing: Listing, pack: Pack, *, channels: int, cache_dir: Path, skip: bool = False, anew: bool = False
+    listing: Listing,
+    pack: Pack,
+    *,
+    channels: int,
+    cache_dir: Path,
+    hashes: np.ndarray | None = None,
+    skip: bool = False,
+    anew: bool = False,
 ) -> PackedImages:
     """The pack of a listing; made first where there is none. A second process that wants it waits.
 
@@ -144,6 +152,7 @@ def open_pack(
         pack: how they are kept; its size is given.
         channels: 3 for RGB, 1 for grey.
         cache_dir: where packs are kept.
+        hashes: uint8 (N, 32), the SHA-256 that each file must have.
         skip: go on when a file cannot be read; its item is then an ImageError.
         anew: replace a pack of files that have changed.
 
@@ -154,7 +163,7 @@ def open_pack(
     place.parent.mkdir(parents=True, exist_ok=True)
     with _locked(place.with_name(f"{place.name}.lock"), place):
         if place.is_dir():
-            change = _change(place, listing)
+            change = _change(place, listing, hashes)
             if change is None:
                 found = PackedImages(place)
                 if found.bad and not skip:
@@ -165,7 +174,7 @@ def open_pack(
                     f"{shown(listing.root)} has changed since it was packed: {change}. "
                     f"python src/prepare.py action=pack data.root={shown(listing.root)} packs it anew"
                 )
-        _Writer(listing, pack, channels, place, skip).run()
+        _Writer(listing, pack, channels, place, hashes, skip).run()
     return PackedImages(place)
 
 
@@ -197,11 +206,13 @@ def _stats(listing: Listing, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _change(place: Path, listing: Listing) -> str | None:
+def _change(place: Path, listing: Listing, hashes: np.ndarray | None) -> str | None:
     """What has changed between a pack and the files, or None."""
     about = json.loads((place / "index.json").read_text())
     if about["version"] != VERSION:
         return "its pack was made by another version of this program"
+    if hashes is not None and about["sha256"] != _digest(hashes):
+        return "its pack was not made with this manifest"
     if about["files"] != list(listing.paths):
         before, now = set(about["files"]), set(listing.paths)
         parts = [
@@ -219,16 +230,29 @@ def _change(place: Path, listing: Listing) -> str | None:
     )
 
 
+def _digest(hashes: np.ndarray | None) -> str | None:
+    """One hash of all."""
+    return None if hashes is None else hashlib.sha256(hashes.tobytes()).hexdigest()
+
+
 class _Writer:
     """Writes one pack into an unfinished folder, which takes its name at the end; a killed one is taken up again."""
 
-    def __init__(self, listing: Listing, pack: Pack, channels: int, place: Path, skip: bool) -> None:
-        self.listing, self.pack, self.channels, self.place, self.skip = listing, pack, channels, place, skip
+    def __init__(
+        self, listing: Listing, pack: Pack, channels: int, place: Path, hashes: np.ndarray | None, skip: bool
+    ) -> None:
+        self.listing, self.pack, self.channels, self.place = listing, pack, channels, place
+        self.hashes, self.skip = hashes, skip
         self.folder = place.with_name(f"{place.name}.unfinished")
 
     def run(self) -> None:
         stats = _stats(self.listing, np.arange(len(self.listing.paths)))
-        start = {"version": VERSION, "root": os.path.abspath(self.listing.root), "files": list(self.listing.paths)}
+        start = {
+            "version": VERSION,
+            "root": os.path.abspath(self.listing.root),
+            "files": list(self.listing.paths),
+            "sha256": _digest(self.hashes),
+        }
         progress = self.folder / "start.json"
         begun = progress.is_file() and json.loads(progress.read_text()) == start
         if not (begun and np.array_equal(np.load(self.folder / "stats.npy"), stats)):
@@ -312,7 +336,7 @@ class _Writer:
         pending = [number for number in range(-(-count // CHUNK)) if number not in done]
         if done and pending:
             log.info("going on with the packing of %s: %d of %d images are done", self.place, len(done) * CHUNK, count)
-        chunks = _Chunks(self.listing, self.pack, self.channels, self.folder / "images.npy", shapes)
+        chunks = _Chunks(self.listing, self.pack, self.channels, self.folder / "images.npy", shapes, self.hashes)
         workers = min(num_cores(), len(pending))
         loader: Any = DataLoader(
             chunks,
@@ -345,9 +369,17 @@ class _Writer:
 class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
     """Decodes a chunk of images into the file, in a loader process; an item tells which of them could not be read."""
 
-    def __init__(self, listing: Listing, pack: Pack, channels: int, path: Path, shapes: np.ndarray) -> None:
+    def __init__(
+        self,
+        listing: Listing,
+        pack: Pack,
+        channels: int,
+        path: Path,
+        shapes: np.ndarray,
+        hashes: np.ndarray | None,
+    ) -> None:
         self.listing, self.pack, self.channels, self.path = listing, pack, channels, path
-        self.shapes = shapes
+        self.shapes, self.hashes = shapes, hashes
         self.starts = np.concatenate([[0], np.cumsum(shapes.prod(1) * channels)])
         self.view = pack.view()
         self.pixels: np.ndarray | None = None
@@ -358,7 +390,8 @@ class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
         bad = []
         for row in range(number * CHUNK, min(len(self.listing.paths), (number + 1) * CHUNK)):
             try:
-                image = decode(os.path.join(self.listing.root, self.listing.paths[row]), self.channels)
+                sha256 = None if self.hashes is None else self.hashes[row].tobytes()
+                image = decode(os.path.join(self.listing.root, self.listing.paths[row]), self.channels, sha256)
             except ImageError as error:
                 bad.append((row, error))
                 continue

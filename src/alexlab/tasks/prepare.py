@@ -1,32 +1,152 @@
 """`python src/prepare.py`: data sets, made ready for training. Imports no torch at its top."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from alexlab.errors import ConfigError, FoundError
+from alexlab.nodes import bind
+
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
-    """Writes a data set of the catalogue as a tree of image files.
+    """Does what `action` says: download, check, restore, split or pack.
 
     Args:
         config: the composed config, plain data.
-        run_dir: the folder of the command's log.
+        run_dir: the folder that reports are written to.
         choices: the option chosen in each config group; there is none here.
         isolated: of no use here, where nothing is trained.
 
     Raises:
         AlexlabError: in one sentence.
     """
-    from rich.console import Console
-    from rich.table import Table
+    action = config["action"] or ("download" if config["dataset"] else None)
+    if action not in ACTIONS:
+        raise ConfigError(f"action must be one of {', '.join(ACTIONS)}; got {action!r}")
+    ACTIONS[action](config, run_dir)
 
+
+def download(config: dict[str, Any], run_dir: Path) -> None:
+    """Writes a data set of the catalogue as a tree of image files."""
     from alexlab.data.catalogue import write_dataset
 
     name = str(config["dataset"])
     out = Path(config["out"] or f"data/{name}")
-    counts = write_dataset(name, out, Path(config["downloads"]))
-    table = Table("split", "images", title=os.fspath(out))
-    for split, count in counts.items():
-        table.add_row(split, f"{count:,}")
-    Console().print(table)
+    _print_counts(write_dataset(name, out, Path(config["downloads"])), out)
     print(f"python src/train.py data.root={out}")
+
+
+def check(config: dict[str, Any], run_dir: Path) -> None:
+    """Looks at every file, prints what was found, writes check.json, check.html and manifest.csv into the run folder."""
+    from rich.console import Console
+
+    from alexlab.data import check_page
+    from alexlab.data.check import check as look
+    from alexlab.data.manifest import write_manifest
+    from alexlab.data.quarantine import quarantine
+
+    if config["fix"] not in (None, "quarantine"):
+        raise ConfigError(f"fix must be null or quarantine; got {config['fix']!r}")
+    root = _root(config)
+    findings = look(root, config["manifest"])
+    for table in check_page.summary(findings):
+        Console().print(table)
+    for note in findings.notes:
+        print(note)
+    write_manifest(findings.rows, run_dir / "manifest.csv")
+    check_page.write_json(findings, run_dir / "check.json")
+    check_page.write_page(findings, run_dir / "check.html")
+    print(f"{os.path.relpath(run_dir)}/check.html, check.json, manifest.csv")
+    if config["fix"] and findings.unreadable:
+        folder = Path(config["quarantine"] or f"{root.rstrip('/')}.quarantine")
+        count = quarantine(root, findings.unreadable, folder)
+        print(
+            f"{count} files were moved to {folder}; python src/prepare.py action=restore quarantine={folder} moves them back"
+        )
+    if findings.problems:
+        raise FoundError(check_page.counted(findings))
+    print(check_page.counted(findings))
+
+
+def restore(config: dict[str, Any], run_dir: Path) -> None:
+    """Undoes a quarantine."""
+    from alexlab.data.quarantine import restore as move_back
+
+    if config["quarantine"] is None:
+        raise ConfigError("quarantine must be given: quarantine=DIR")
+    print(f"{move_back(Path(config['quarantine']))} files were moved back")
+
+
+def split(config: dict[str, Any], run_dir: Path) -> None:
+    """Divides a data set into train, val and test."""
+    from alexlab.data.divide import find_source, plan, write_division
+
+    root, data = _root(config), config["data"]
+    source = find_source(root, labels=config["labels"], pattern=config["pattern"], group=config["group"])
+    parts = plan(source, {"val": data["val_fraction"], "test": data["test_fraction"]}, data["split_seed"])
+    out = Path(config["out"] or f"{root.rstrip('/')}_split")
+    _print_counts({name: len(rows) for name, rows in parts.items()}, out)
+    if config["dry_run"]:
+        print("dry run: nothing was written")
+        return
+    write_division(source, parts, out, config["how"])
+    print(f"python src/train.py data.root={out / 'split.csv' if config['how'] == 'manifest' else out}")
+
+
+def pack(config: dict[str, Any], run_dir: Path) -> None:
+    """Decodes every image once into a pack that runs with `data.cache=packed` read; a pack of changed files is replaced."""
+    from alexlab.data.packed import Pack, open_pack
+    from alexlab.data.settings import Data
+
+    _root(config)
+    keys = {key: value for key, value in config["data"].items() if key != "ratio"}
+    bind(Data, "data", mean=None, std=None, batch_size=1, **keys)
+    data = Data(mean=None, std=None, batch_size=1, **keys)
+    bind(Pack, "data.pack", **data.pack)
+    settings = dict(data.pack)
+    if settings["size"] is None:
+        squash = settings["resize"] == "squash"
+        settings["size"] = data.image_size if squash else round(data.image_size / config["data"]["ratio"])
+    done = set()
+    for name, part in data.find_splits().named():
+        assert part.listing is not None
+        if part.listing.folder in done:
+            continue
+        done.add(part.listing.folder)
+        found = open_pack(
+            part.listing,
+            Pack(**settings),
+            channels=data.channels,
+            cache_dir=Path(data.cache_dir),
+            skip=data.on_error == "skip",
+            anew=True,
+        )
+        size = (found.place / "images.npy").stat().st_size
+        print(f"{part.listing.folder or name}: {len(found):,} images, {size / 1e9:.2f} GB: {found.place}")
+    print(f"python src/train.py data.root={data.root} data.cache=packed data.image_size={data.image_size}")
+
+
+ACTIONS: dict[str, Callable[[dict[str, Any], Path], None]] = {
+    "download": download,
+    "check": check,
+    "restore": restore,
+    "split": split,
+    "pack": pack,
+}
+
+
+def _root(config: dict[str, Any]) -> str:
+    if config["data"]["root"] is None:
+        raise ConfigError("data.root must be given: data.root=DIR")
+    return str(config["data"]["root"])
+
+
+def _print_counts(counts: dict[str, int], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("split", "images", title=os.fspath(out))
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}")
+    Console().print(table)

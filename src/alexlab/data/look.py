@@ -1,0 +1,108 @@
+"""What one file of a data set is: decoded fully, measured, and made comparable with others. Imports no torch."""
+
+import hashlib
+import io
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from alexlab.data.decode import FORMATS, decode, read
+from alexlab.data.listing import Problem
+from alexlab.data.manifest import Row
+from alexlab.errors import ImageError
+from alexlab.machine import num_cores
+
+EXTENSIONS = {
+    "JPEG": (".jpg", ".jpeg"),
+    "MPO": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm"),
+}
+MIN_SPREAD = 4.0  # of grey values; the hash of a flat picture says nothing
+FEW = 64  # files that are not worth starting processes for
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What was measured of a readable file.
+
+    Args:
+        mean, square: of its values in [0, 1] and of their squares, for each of three channels.
+        grey: uint8 (16, 16), the picture shrunk.
+        bits: 64 bits, whether each of 8 x 8 places is brighter than the one to its left; None for a flat picture.
+        animated: whether there is more than one picture in it.
+    """
+
+    mean: np.ndarray
+    square: np.ndarray
+    grey: np.ndarray
+    bits: int | None
+    animated: bool
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one file was found to be.
+
+    Args:
+        row: the file, with what is known of it.
+        problem: why it cannot be read, or what is odd about it.
+        picture: None when it cannot be read.
+    """
+
+    row: Row
+    problem: Problem | None = None
+    picture: Picture | None = None
+
+
+def look_at(root: str, rows: Sequence[Row]) -> list[Seen]:
+    """Decodes every file, in as many processes as there are cores, with a progress bar in a terminal."""
+    work = [(root, row) for row in rows]
+    silent = not sys.stdout.isatty()
+    if len(rows) < FEW:
+        return [look(one) for one in track(work, "looking at the images", disable=silent, transient=True)]
+    with multiprocessing.get_context("fork").Pool(num_cores()) as pool:
+        found = pool.imap(look, work, chunksize=16)
+        return list(track(found, "looking at the images", total=len(work), disable=silent, transient=True))
+
+
+def look(work: tuple[str, Row]) -> Seen:
+    """Decodes one file: the data set's folder and the file in it."""
+    root, row = work
+    path = os.path.join(root, row.path)
+    try:
+        content = read(path)
+        row = replace(row, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        pixels = decode(path)
+    except ImageError as error:
+        return Seen(row, Problem(f"unreadable_{error.code}", row.path, f"cannot be read: {error.reason}"))
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        kind, mode, frames = image.format or "", image.mode, getattr(image, "n_frames", 1)
+    row = replace(row, width=pixels.shape[1], height=pixels.shape[0], mode=mode)
+    odd = not row.path.lower().endswith(EXTENSIONS.get(kind, ()))
+    problem = Problem("extension", row.path, f"is a {kind} file, whatever its name says") if odd else None
+    return Seen(row, problem, _measured(pixels, animated=frames > 1))
+
+
+def _measured(pixels: np.ndarray, *, animated: bool) -> Picture:
+    values = pixels.reshape(-1, 3) / np.float32(255)
+    whole = Image.fromarray(pixels).convert("L")
+    grey = np.asarray(whole.resize((16, 16), Image.Resampling.BOX))
+    steps = np.asarray(whole.resize((9, 8), Image.Resampling.BOX)).astype(int)
+    bits = int.from_bytes(np.packbits(steps[:, 1:] > steps[:, :-1]).tobytes(), "big")
+    return Picture(
+        mean=values.mean(0, dtype=np.float64),
+        square=np.square(values).mean(0, dtype=np.float64),
+        grey=grey,
+        bits=bits if grey.std() >= MIN_SPREAD else None,
+        animated=animated,
+    )
