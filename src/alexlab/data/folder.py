@@ -273,8 +273,8 @@ def divide(
         paths, labels, classes: the images.
         fractions: the part of each class, 0..1, that goes to each split but train, which takes the rest.
         seed: another number gives another division.
-        groups: for each image the name of what must stay together, such as a person; a group counts for the class that
-            most of its images have, and a split takes whole groups until it has its part.
+        groups: for each image the name of what must stay together, such as a person; a split takes whole groups until it
+            has its part: of each class, or of all images where groups have images of several classes.
 
     Returns:
         The rows of each split, in order.
@@ -285,15 +285,16 @@ def divide(
     units: dict[str, list[int]] = {}
     for row, name in enumerate(groups if groups is not None else paths):
         units.setdefault(name, []).append(row)
-    of_class: list[list[str]] = [[] for _ in classes]
+    mixed = any(labels[rows].min() != labels[rows].max() for rows in units.values())
+    strata: dict[str, list[str]] = {"all": []} if mixed else {f"class {name}": [] for name in classes}
     for name, rows in units.items():
-        of_class[int(np.bincount(labels[rows]).argmax())].append(name)
+        strata["all" if mixed else f"class {classes[labels[rows[0]]]}"].append(name)
     members: dict[str, list[int]] = {name: [] for name in ("train", *fractions)}
-    for label, names in enumerate(of_class):
+    for stratum, names in strata.items():
         if len(names) < len(members):
             what = "images" if groups is None else "groups"
             raise DataError(
-                f"class {classes[label]} needs at least {len(members)} {what} to be divided into "
+                f"{stratum} needs at least {len(members)} {what} to be divided into "
                 f"{' and '.join(members)}; it has {len(names)}"
             )
         names.sort(key=lambda name: _path_hash(name, seed))
@@ -307,6 +308,9 @@ def divide(
                 count += len(rows)
             left -= 1
         members["train"].extend(row for name in names for row in units[name])
+    absent = set(range(len(classes))) - set(labels[members["train"]].tolist())
+    if absent:
+        raise DataError(f"every class must be in train; all groups of {classes[min(absent)]} are in another split")
     return {name: np.sort(np.array(rows, np.int64)) for name, rows in members.items()}
 
 
