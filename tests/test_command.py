@@ -94,7 +94,7 @@ def test_a_run_under_torchrun_agrees_on_one_folder(images: Path, tmp_path: Path)
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "outputs/train").glob("*/*")
     assert {path.name for path in folder.iterdir() if "tfevents" not in path.name} == {
-        ".hydra", "checkpoints", "curves.png", "metrics.csv", "train.log"
+        ".hydra", "checkpoints", "curves.png", "layers.csv", "metrics.csv", "train.log"
     }  # fmt: skip
     assert len(scalars(folder)["val/top1"]) == 1
     assert result.stdout.count("run folder: ") == 1
