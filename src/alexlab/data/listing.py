@@ -11,7 +11,7 @@ import shutil
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -24,7 +24,10 @@ from alexlab.errors import DataError
 # Those of torchvision.datasets.folder.IMG_EXTENSIONS, so that a clean folder gives the same list of files.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")
-VERSION = 1  # of the index
+_ENDINGS = tuple(form.encode() for extension in IMAGE_EXTENSIONS for form in (extension, extension.upper()))
+_DOT = ord(".")
+END = b"\0"  # after each path in a block
+VERSION = 2  # of the index
 SETTLED_S = 2.0  # a folder that changed so recently may change again within the same tick of its clock
 
 
@@ -32,8 +35,8 @@ class Paths(Sequence[str]):
     """Relative paths as one block of bytes; an item is decoded when it is asked for.
 
     Args:
-        block: the paths, one after the other, as the file system has them.
-        ends: where each path ends in the block, int64, with a 0 in front.
+        block: the paths, one after the other, as the file system has them, each closed by a zero byte.
+        ends: where each path ends in the block, with its zero, int64, and a 0 in front.
         rows: which of them these are, and in which order; None for all.
     """
 
@@ -43,9 +46,8 @@ class Paths(Sequence[str]):
     @classmethod
     def of(cls, paths: Sequence[str]) -> "Paths":
         """The paths of a list."""
-        encoded = [os.fsencode(path) for path in paths]
-        ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+        block = np.frombuffer(b"".join(os.fsencode(path) + END for path in paths), np.uint8)
+        return cls(block, _ends(block))
 
     def take(self, rows: np.ndarray) -> "Paths":
         """Some of the paths, in the given order; the block is shared."""
@@ -64,7 +66,7 @@ class Paths(Sequence[str]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         row = index % len(self) if self.rows is None else int(self.rows[index])
-        return os.fsdecode(self.block[self.ends[row] : self.ends[row + 1]].tobytes())
+        return os.fsdecode(self.block[self.ends[row] : self.ends[row + 1] - 1].tobytes())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))  # noqa: B905
@@ -122,7 +124,8 @@ def shown(path: str | Path) -> str:
 
 def class_folders(top: str) -> list[str]:
     """Names of the folders in a folder, sorted, less the hidden ones."""
-    return sorted(entry.name for entry in _entries(top) if entry.is_dir() and not hidden(entry.name))
+    with os.scandir(top) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not hidden(entry.name))
 
 
 def list_images(
@@ -165,29 +168,25 @@ def _walk(root: str, folder: str, problems: list[Problem] | None = None) -> List
     folders = {folder: os.stat(top).st_mtime_ns}
     ignored: Counter[str] = Counter()
     pieces: list[bytes] = []
-    lengths: list[int] = []
     labels = []
     for label, name in enumerate(classes):
-        count = len(lengths)
+        count = 0
         for place, names in _class_files(root, os.path.join(folder, name), folders, ignored, problems):
             prefix = os.fsencode(place) + b"/"
-            encoded = [prefix + os.fsencode(file) for file in names]
-            pieces.append(b"".join(encoded))
-            lengths.extend(map(len, encoded))
-        labels.append(np.full(len(lengths) - count, label, np.int64))
-    ends = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=ends[1:])
+            pieces.append(prefix + (END + prefix).join(names) + END)
+            count += len(names)
+        labels.append(np.full(count, label, np.int64))
     block = np.frombuffer(b"".join(pieces), np.uint8)
     every = np.concatenate(labels) if labels else np.zeros(0, np.int64)
-    return Listing(root, folder, classes, Paths(block, ends), every, dict(ignored), folders)
+    return Listing(root, folder, classes, Paths(block, _ends(block)), every, dict(ignored), folders)
 
 
 def _class_files(
     root: str, top: str, folders: dict[str, int], ignored: Counter[str], problems: list[Problem] | None
-) -> Iterator[tuple[str, list[str]]]:
+) -> list[tuple[str, list[bytes]]]:
     """Folders below a class folder, in the order of their whole paths, each with the names of its images, sorted."""
     visited: set[tuple[int, int]] = set()
-    found: list[tuple[str, list[str]]] = []
+    found: list[tuple[str, list[bytes]]] = []
     pending = [top]
     while pending:
         place = pending.pop()
@@ -197,30 +196,46 @@ def _class_files(
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[place] = status.st_mtime_ns
-        names = []
         try:
-            entries = _entries(os.path.join(root, place))
+            names, others = _images(os.path.join(root, place))
         except PermissionError:
             _tell(problems, Problem("no_permission", place, "is a folder that may not be read"), root)
             continue
-        for entry in entries:
-            name = entry.name
-            if hidden(name):
-                continue
-            if entry.is_dir():
+        if names:
+            found.append((place, names))
+        for name, is_folder in others:
+            if is_folder:
                 pending.append(f"{place}/{name}")
-            elif name.lower().endswith(IMAGE_EXTENSIONS):
-                names.append(name)
             else:
                 ignored[os.path.splitext(name)[1].lower()] += 1
-        names.sort()
-        found.append((place, names))
-    return iter(sorted(found))
+    return sorted(found)
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return list(entries)
+def _images(folder: str) -> tuple[list[bytes], list[tuple[str, bool]]]:
+    """The names of the images in a folder, sorted, and its other entries that are not hidden: whether each is a folder.
+
+    Names are bytes here: to decode and encode a million of them takes as long as to read them.
+    """
+    with os.scandir(os.fsencode(folder)) as found:
+        entries = list(found)
+    names = [n for e in entries if (n := e.name).endswith(_ENDINGS) and n[0] != _DOT and not e.is_dir()]
+    others: list[tuple[str, bool]] = []
+    if len(names) < len(entries):
+        known = set(names)
+        for entry in entries:
+            name = os.fsdecode(entry.name)
+            if entry.name in known or hidden(name):
+                continue
+            if name.lower().endswith(IMAGE_EXTENSIONS) and not entry.is_dir():  # .Jpg
+                names.append(entry.name)
+            else:
+                others.append((name, entry.is_dir()))
+    names.sort()
+    return names, others
+
+
+def _ends(block: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(block == END[0]) + 1])
 
 
 def _tell(problems: list[Problem] | None, problem: Problem, root: str) -> None:
