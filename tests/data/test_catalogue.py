@@ -223,5 +223,3 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert f"python src/train.py data.root={tmp_path / 'out'}" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"dataset must be one of mnist, fashion_mnist, .*; got 'imagenet'"):
         run({**config, "dataset": "imagenet"}, run_dir=tmp_path, choices={})
-    with pytest.raises(ConfigError, match=r"dataset must be given: dataset=VALUE"):
-        plain(name="prepare")
