@@ -4,15 +4,19 @@ import copy
 import io
 import itertools
 import logging
+import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from rich.console import Console
 
+from alexlab.cards import Card, peak_memory_mb
 from alexlab.layers import layer_rows, layer_table, write_rows
 from alexlab.runs import LAYERS
 
@@ -34,6 +38,28 @@ class ProgressBar(TQDMProgressBar):
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return {name.removeprefix("train/").removesuffix("_step"): value for name, value in metrics.items()}
+
+
+class CardUpdates(Callback):
+    """Keeps `run.json` up to date with the last and the best epoch, the rate and the memory."""
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.is_global_zero and isinstance(trainer.accelerator, CUDAAccelerator):
+            gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+            Card(Path(trainer.default_root_dir)).update(gpus=gpus)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        scores = {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
+        rates = [row["images_per_s"] for log in trainer.callbacks if isinstance(log, EpochLog) for row in log.rows]  # type: ignore[attr-defined]
+        best: Any = pl_module.best
+        Card(Path(trainer.default_root_dir)).update(
+            last={**scores, "epoch": trainer.current_epoch, "step": trainer.global_step},
+            best=dict(best),
+            images_per_s=statistics.median(rates) if rates else None,
+            peak_memory_mb=peak_memory_mb(),
+        )
 
 
 class LayerSummary(Callback):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from alexlab.data.order import derived_seed
 from alexlab.errors import DataError, NumericError
@@ -67,6 +68,7 @@ class Classifier(lightning.LightningModule):
         self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.scores = nn.ModuleDict({f"{stage}_scores": Scores(len(classes)) for stage in ("train", "val", "test")})
         self.best: dict[str, float] = {}
+        self.validated = False  # since the last epoch
         self.test_prefix = "test"  # of the names of the scores that `trainer.test` logs
         self.last_count = 0.0  # images of the last split that was scored
 
@@ -119,9 +121,19 @@ class Classifier(lightning.LightningModule):
         scores = self._log_split("val", self.trainer.num_val_batches)
         if self.trainer.sanity_checking:
             return
+        self.validated = True
         if not self.best or scores["top1"] > self.best["top1"]:
             self.best = {**scores, "epoch": self.current_epoch}
         self._log_exact({"best/top1": self.best["top1"], "best/top5": self.best["top5"]})
+
+    def on_train_epoch_end(self) -> None:
+        """Steps the schedules that look at a score, after each validation and before the checkpoint."""
+        if not self.validated:
+            return
+        self.validated = False
+        for entry in self.trainer.lr_scheduler_configs:
+            if entry.monitor is not None and isinstance(entry.scheduler, ReduceLROnPlateau):
+                entry.scheduler.step(float(self.trainer.callback_metrics[entry.monitor]))
 
     def on_test_epoch_end(self) -> None:
         self._log_split("test", self.trainer.num_test_batches)

@@ -6,6 +6,7 @@ Imports no torch: `--help`, `--cfg job` and a mistake in the command are answere
 import importlib
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,29 @@ from omegaconf.errors import MissingMandatoryValue
 from alexlab import overrides, runs, sweeps
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.overrides import CONFIG_DIR
+from alexlab.resuming import Resumption, find_resumption
 
 log = logging.getLogger(__name__)
 
 
 def run_command(name: str) -> None:
     """Composes `conf/<name>.yaml` with the command line, runs `alexlab.tasks.<name>.run` and exits with its code."""
-    sys.argv[1:] = overrides.with_quoted_paths(sys.argv[1:])
+    resumption = None
+    with ending_in_words():
+        if name == "train":
+            resumption = find_resumption(sys.argv[1:])
+    typed = sys.argv[1:]
+    sys.argv[1:] = overrides.with_quoted_paths(typed)
     if name == "train":
         sys.argv[1:] = overrides.selects_own_folder(sys.argv[1:])
+    if resumption is not None:
+        sys.argv[1:] = resumption.arguments()
     register()
     codes = [0]
 
     def job(config: DictConfig) -> float | None:
         try:
-            return run_job(name, config)
+            return run_job(name, config, resumption, typed)
         except Exception as error:
             if isinstance(error, AlexlabError):
                 log.error("%s", error)
@@ -59,10 +68,26 @@ def register() -> None:
     overrides.check_overrides()
 
 
-def run_job(name: str, config: DictConfig) -> float | None:
-    """Runs the task of a command on a composed config; its return value is what a sweeper maximises."""
+def run_job(
+    name: str, config: DictConfig, resumption: Resumption | None = None, typed: Sequence[str] = ()
+) -> float | None:
+    """Runs the task of a command on a composed config; its return value is what a sweeper maximises.
+
+    Args:
+        name: of the command.
+        config: as Hydra has composed it.
+        resumption: the run to go on with, whose config is taken instead.
+        typed: the arguments as they were typed.
+    """
     hydra_config = HydraConfig.get()
     task = importlib.import_module(f"alexlab.tasks.{name}")
+    sys.argv[1:] = typed  # for the card
+    if resumption is not None:
+        resumption.store()
+        resumed: float | None = task.run(
+            resumption.config, run_dir=resumption.run_dir, choices=resumption.choices, resumed=True
+        )
+        return resumed
     value: float | None = task.run(
         plain(config),
         run_dir=Path(hydra_config.runtime.output_dir),

@@ -22,6 +22,10 @@ class TensorBoard(TensorBoardLogger):
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
 
+    def go_on(self, *, epoch: int, step: int) -> None:
+        """Continues a run: TensorBoard then hides what an earlier file has from this step on."""
+        self._kwargs["purge_step"] = step
+
     @rank_zero_only
     def start_hparams(self, params: dict[str, Any], metrics: list[str]) -> None:
         """Writes the row of the HParams tab; the metrics are read from the scalars of these names, as they come."""
@@ -66,6 +70,13 @@ class EpochCSV(Logger):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self.rows: dict[int, dict[str, Any]] = {}
+
+    def go_on(self, *, epoch: int, step: int) -> None:
+        """Continues a run: keeps the rows up to this epoch."""
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
+            self.rows = {int(row["epoch"]): {name: value for name, value in row.items() if value} for row in rows}
 
     @property
     def name(self) -> str:

@@ -79,13 +79,14 @@ def check_overrides() -> None:
 
     def apply_checked(overrides: list[Override], config: DictConfig) -> None:
         for override in overrides:
-            _check(override, config)
+            check_override(override, config)
             apply([override], config)
 
     ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_checked)  # type: ignore[assignment]
 
 
-def _check(override: Override, config: DictConfig) -> None:
+def check_override(override: Override, config: DictConfig) -> None:
+    """Raises ConfigCompositionException unless the key is there and the value of its kind."""
     key = override.key_or_group
     if override.package is not None or override.is_delete() or override.is_add() or override.is_force_add():
         return

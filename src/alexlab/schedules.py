@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnP
 from alexlab.errors import ConfigError
 
 Schedule = list[dict[str, Any]]
+NEVER = 2**62  # epochs between two steps that Lightning makes
 
 
 def constant(
@@ -152,7 +153,8 @@ def plateau(
     reduce = ReduceLROnPlateau(
         optimizer, mode, factor, patience, threshold=threshold, threshold_mode=threshold_mode, min_lr=min_lr
     )
-    schedule: Schedule = [{"scheduler": reduce, "interval": "epoch", "monitor": monitor, "strict": True}]
+    # The classifier steps it, before the checkpoint is written: Lightning would afterwards, and a resumed run would miss it.
+    schedule: Schedule = [{"scheduler": reduce, "interval": "epoch", "frequency": NEVER, "monitor": monitor}]
     if warmup_epochs:
         # LinearLR multiplies the rate that it finds, and leaves it alone after its last step: so both can act on it.
         steps = round(warmup_epochs * steps_per_epoch)

@@ -19,7 +19,7 @@ from alexlab import build, runs
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData
-from alexlab.loggers import TensorBoard
+from alexlab.loggers import EpochCSV, TensorBoard
 from alexlab.parameters import kinds
 from alexlab.preview import preview_sheet, write_preview
 
@@ -43,7 +43,13 @@ def hush_lightning() -> None:
 
 
 def train(
-    config: dict[str, Any], splits: Splits, *, run_dir: Path, choices: dict[str, str], ranks: int
+    config: dict[str, Any],
+    splits: Splits,
+    *,
+    run_dir: Path,
+    choices: dict[str, str],
+    ranks: int,
+    resumed: bool = False,
 ) -> dict[str, float]:
     """Trains, scores the best checkpoint on the test split where there is one, and returns the scores.
 
@@ -51,6 +57,7 @@ def train(
         config, splits: what to train, and on which files.
         run_dir, choices: as for `tasks.train.run`.
         ranks: number of processes of the run.
+        resumed: go on from the last checkpoint.
     """
     if runs.rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
@@ -58,7 +65,16 @@ def train(
 
     trainer = build.trainer(config, run_dir, num_ranks=ranks)
     module = build.classifier(config, splits, record=record(config, choices))
-    weights = build.pretrained(config, module.net, splits)
+    ckpt = run_dir / runs.LAST if resumed and (run_dir / runs.LAST).is_file() else None
+    if ckpt is not None:
+        reached = torch.load(ckpt, map_location="cpu", weights_only=True)
+        log.info("going on after epoch %d, step %d", reached["epoch"] + 1, reached["global_step"])
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard | EpochCSV):
+                logger.go_on(epoch=reached["epoch"], step=reached["global_step"])
+    elif resumed:
+        log.info("there is no checkpoint yet: the run begins anew")
+    weights = None if ckpt else build.pretrained(config, module.net, splits)
     if weights is not None:
         weights.load_into(module.net)
     data = build.folder_data(config, splits, run_dir)
@@ -77,7 +93,7 @@ def train(
 
     start_s = time.perf_counter()
     try:
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
     except SystemExit as error:
         if trainer.interrupted and not isinstance(error, SIGTERMException):
             raise KeyboardInterrupt from error  # Lightning has made an exit with code 1 of it

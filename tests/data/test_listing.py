@@ -128,3 +128,11 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
 def test_a_folder_named_like_a_file(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a/folder.png": 2, "b": 1})
     assert list(scan(str(root)).paths) == ["a/folder.png/000.png", "a/folder.png/001.png", "b/000.png"]
+
+
+def test_a_million_paths_are_no_million_objects(tmp_path: Path) -> None:
+    """At most 150 bytes a file, in arrays that forked processes share."""
+    paths = Paths.of([f"train/n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG" for number in range(20_000)])
+    labels = np.zeros(len(paths), np.int64)
+    assert paths.block.nbytes + paths.ends.nbytes + labels.nbytes < 150 * len(paths)
+    assert paths.take(np.arange(10)).block is paths.block

@@ -4,23 +4,56 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alexlab.cards import FAILED, FINISHED, INTERRUPTED, Card, Lock, data_state
 from alexlab.data.settings import Data
+from alexlab.errors import AlexlabError
 from alexlab.nodes import bind
 from alexlab.runs import STATISTICS, rank
 
 
-def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> float | None:
+def run(
+    config: dict[str, Any],
+    *,
+    run_dir: Path,
+    choices: dict[str, str],
+    isolated: bool = False,
+    resumed: bool = False,
+) -> float | None:
     """Checks the config, trains on every device that it asks for, prints the scores and returns the best val/top1.
+
+    Whatever happens, `run.json` in the run folder says so.
 
     Args:
         config: the composed config, plain data.
         run_dir: the folder that the run writes to.
         choices: the option chosen in each config group, for the HParams tab.
         isolated: run in a process of its own even on one device, as a job of a sweep must.
+        resumed: go on from the last checkpoint in the run folder.
 
     Raises:
         AlexlabError: in one sentence.
     """
+    if rank() > 0:  # started by torchrun: rank 0 keeps the card
+        return _train(config, run_dir, choices, isolated, resumed).get("best/top1")
+    card = Card(run_dir)
+    with Lock(run_dir):
+        card.start(config, choices)
+        try:
+            scores = _train(config, run_dir, choices, isolated, resumed)
+        except KeyboardInterrupt:
+            card.finish(INTERRUPTED, reason="by the keyboard", exit_code=130)
+            raise
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code
+            card.finish(FAILED, reason=f"{type(error).__name__}: {error}", exit_code=code)
+            raise
+        card.finish(FINISHED, scores=scores)
+    return scores.get("best/top1")
+
+
+def _train(
+    config: dict[str, Any], run_dir: Path, choices: dict[str, str], isolated: bool, resumed: bool
+) -> dict[str, float]:
     bind(Data, "data", **config["data"])
     splits = Data(**config["data"]).find_splits()  # a missing folder is told before torch is imported
 
@@ -33,12 +66,14 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     ranks = num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
     bind(Limits, "elastic", **config["elastic"])
     config, statistics = build.measured(config, splits)
+    if rank() == 0:
+        Card(run_dir).update(data=data_state(splits), config=config)
     build.check(config, splits, num_ranks=ranks)
     if statistics is not None and rank() == 0:
         statistics.write(run_dir / STATISTICS)
     splits = build.packed(config, splits)
-    task = partial(train, config, splits, run_dir=run_dir, choices=choices, ranks=ranks)
+    task = partial(train, config, splits, run_dir=run_dir, choices=choices, ranks=ranks, resumed=resumed)
     scores: dict[str, float] = launch(task, num_ranks=ranks, isolated=isolated, limits=Limits(**config["elastic"]))
     if scores and rank() == 0:
         print_scores(scores, run_dir)
-    return scores.get("best/top1")
+    return scores

@@ -1,0 +1,124 @@
+"""Going on with a run: from its own config, in its own folder. Imports no torch.
+
+Hydra by itself would compose the config anew from today's `conf/` and write over the run's `.hydra`. So `resume=` is read
+before Hydra starts: the config that the run keeps on its card is the base, and the command line may change what extends or
+moves a run, not what it is.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from alexlab import overrides
+from alexlab.cards import FINISHED, RUNNING, Card, holder
+from alexlab.errors import ConfigError
+from alexlab.runs import CARD
+
+RUNS = "outputs/train/*/*"
+# What a resumed run may be given: how long, where and how watched.
+CHANGEABLE = (
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.devices", "trainer.accelerator"),
+    *("data.root", "data.num_workers", "data.cache", "data.cache_dir", "data.on_error"),
+    *("callbacks.", "logger.", "elastic.", "final."),
+)
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Another attempt at a run.
+
+    Args:
+        run_dir: its folder.
+        config: its own config with what the command line changes.
+        choices: the options that were chosen for it.
+        changes: the overrides of the command line.
+    """
+
+    run_dir: Path
+    config: dict[str, Any]
+    choices: dict[str, str]
+    changes: Sequence[str]
+
+    def arguments(self) -> list[str]:
+        """The command line for Hydra, which logs into the folder and leaves its `.hydra` alone."""
+        folder = overrides.quoted_path(str(self.run_dir))
+        return [f"hydra.run.dir={folder}", "hydra.output_subdir=null", "~hydra.callbacks.folders"]
+
+    def store(self) -> None:
+        """Keeps what was changed beside the first config, in `.hydra/resume_<n>/`."""
+        number = 1 + len(list((self.run_dir / ".hydra").glob("resume_*")))
+        folder = self.run_dir / ".hydra" / f"resume_{number}"
+        folder.mkdir(parents=True)
+        OmegaConf.save(OmegaConf.create(self.config), folder / "config.yaml")
+        OmegaConf.save(OmegaConf.create(list(self.changes)), folder / "overrides.yaml")
+
+
+def find_resumption(arguments: Sequence[str]) -> Resumption | None:
+    """What `resume=RUN_DIR` or `resume=last` among the arguments asks for; None without it.
+
+    Raises:
+        ConfigError: when there is no such run, it is running or finished, or an argument would make another run of it.
+    """
+    wanted = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
+    if not wanted:
+        return None
+    if any(argument in ("-m", "--multirun") for argument in arguments):
+        raise ConfigError("resume= continues one run: leave -m out")
+    run_dir = _last_run() if wanted[-1] == "last" else Path(wanted[-1])
+    card = Card(run_dir).read()
+    if card["status"] == RUNNING:
+        raise ConfigError(f"a run that is resumed must have ended; process {holder(run_dir)} is writing {run_dir}")
+    changes = [argument for argument in arguments if not argument.startswith("resume=")]
+    config = changed(card["config"], overrides.with_quoted_paths(changes), run_dir)
+    longest = config["trainer"]["max_epochs"] or 0
+    if card["status"] == FINISHED and longest <= (card["config"]["trainer"]["max_epochs"] or 0):
+        raise ConfigError(f"{run_dir} is finished; trainer.max_epochs=N with more than {longest} goes on with it")
+    return Resumption(run_dir, config, card["choices"], changes)
+
+
+def changed(config: dict[str, Any], arguments: Sequence[str], run_dir: Path) -> dict[str, Any]:
+    """The config with the changes of a command line, each of which must be one that leaves the run what it is."""
+    result = OmegaConf.create(config)
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(arguments))
+        for override in parsed:
+            _check(override, run_dir)
+            overrides.check_override(override, result)
+            OmegaConf.update(result, override.key_or_group, override.value(), merge=False)
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+    plain: Any = OmegaConf.to_container(result)
+    return dict(plain)
+
+
+def _check(override: Override, run_dir: Path) -> None:
+    key = override.key_or_group
+    if (overrides.CONFIG_DIR / key).is_dir():
+        raise ConfigError(
+            f"a resumed run keeps its {key}, so {override.input_line} is refused; start a new run for another {key}"
+        )
+    if override.is_add() or override.is_force_add() or override.is_delete() or not key.startswith(CHANGEABLE):
+        raise ConfigError(
+            f"a resumed run keeps its config, so {override.input_line} is refused; of {run_dir} you can change "
+            f"{', '.join(f'{name}*' if name.endswith('.') else name for name in CHANGEABLE)}"
+        )
+
+
+def _last_run() -> Path:
+    """The run that was begun last."""
+    begun: dict[Path, float] = {}
+    for folder in Path().glob(RUNS):
+        try:
+            begun[folder] = json.loads((folder / CARD).read_text())["attempts"][-1]["start_s"]
+        except (OSError, ValueError, KeyError):
+            continue
+    if not begun:
+        raise ConfigError(f"resume=last needs a run in {RUNS}; there is none")
+    return max(begun, key=lambda folder: begun[folder])
