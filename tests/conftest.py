@@ -79,7 +79,11 @@ def train(images: Path, tmp_path: Path) -> Callable[..., float | None]:
     """Trains the tiny net on the images with overrides, in `tmp_path/run` unless told otherwise."""
 
     def call(
-        *overrides: str, run_dir: Path = tmp_path / "run", isolated: bool = False, without: Sequence[str] = ()
+        *overrides: str,
+        run_dir: Path = tmp_path / "run",
+        isolated: bool = False,
+        without: Sequence[str] = (),
+        resumed: bool = False,
     ) -> float | None:
         from alexlab.tasks.train import run
 
@@ -87,9 +91,14 @@ def train(images: Path, tmp_path: Path) -> Callable[..., float | None]:
         own = (f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}")
         config = plain(*(word for word in TINY if word not in without), *own, *overrides)
         choices = {"model": "alexnet", "optimizer": "adamw", "scheduler": "constant", "augmentation": "flip_crop"}
-        return run(config, run_dir=run_dir, choices=choices, isolated=isolated)
+        return run(config, run_dir=run_dir, choices=choices, isolated=isolated, resumed=resumed)
 
     return call
+
+
+def names(folder: Path) -> set[str]:
+    """What a run has left in its folder, but for what every run leaves: its card, the lock, the changes of the code."""
+    return {path.name for path in folder.iterdir()} - {"run.json", ".lock", "code.diff"}
 
 
 def rows(path: Path) -> list[dict[str, str]]:

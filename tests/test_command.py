@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, environment, rows, scalars, write_images
+from conftest import ROOT, environment, names, rows, scalars, write_images
 
 TINY_COMMAND = [
     "model.widths=[4,8,8,8,8]",
@@ -93,7 +93,7 @@ def test_a_run_under_torchrun_agrees_on_one_folder(images: Path, tmp_path: Path)
     )
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "outputs/train").glob("*/*")
-    assert {path.name for path in folder.iterdir() if "tfevents" not in path.name} == {
+    assert {name for name in names(folder) if "tfevents" not in name} == {
         ".hydra", "checkpoints", "curves.png", "layers.csv", "metrics.csv", "train.log"
     }  # fmt: skip
     assert len(scalars(folder)["val/top1"]) == 1

@@ -11,7 +11,7 @@ import torch
 from alexlab import launch as launching
 from alexlab.errors import ConfigError, DataError, RankError
 from alexlab.launch import Limits, launch, num_ranks
-from conftest import rows, scalars
+from conftest import names, rows, scalars
 
 LIMITS = Limits(timeout_s=60.0, shutdown_s=2)
 
@@ -24,7 +24,7 @@ def test_one_and_two_devices_train_and_score_alike(train: Callable[..., float | 
         options = ("model.dropout=0", "trainer.max_epochs=2", "augmentation=inception", "optimizer=sgd")
         best[devices] = train(f"trainer.devices={devices}", *options, run_dir=folder)
         found[devices] = rows(folder / "metrics.csv")
-        assert sorted(path.name for path in folder.iterdir()) == sorted(
+        assert sorted(names(folder)) == sorted(
             ["checkpoints", "curves.png", "layers.csv", "metrics.csv", next(folder.glob("events*")).name]
         )
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,7 +20,9 @@ from omegaconf.errors import MissingMandatoryValue
 from alexlab import overrides, runs, sweeps
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.overrides import CONFIG_DIR
-from alexlab.resuming import Resumption, find_resumption
+
+if TYPE_CHECKING:
+    from alexlab.resuming import Resumption
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,9 @@ def run_command(name: str) -> None:
     """Composes `conf/<name>.yaml` with the command line, runs `alexlab.tasks.<name>.run` and exits with its code."""
     resumption = None
     with ending_in_words():
-        if name == "train":
+        if name == "train" and any(argument.startswith("resume=") for argument in sys.argv[1:]):
+            from alexlab.resuming import find_resumption
+
             resumption = find_resumption(sys.argv[1:])
     typed = sys.argv[1:]
     sys.argv[1:] = overrides.with_quoted_paths(typed)
@@ -69,7 +73,7 @@ def register() -> None:
 
 
 def run_job(
-    name: str, config: DictConfig, resumption: Resumption | None = None, typed: Sequence[str] = ()
+    name: str, config: DictConfig, resumption: "Resumption | None" = None, typed: Sequence[str] = ()
 ) -> float | None:
     """Runs the task of a command on a composed config; its return value is what a sweeper maximises.
 

@@ -65,19 +65,11 @@ def train(
 
     trainer = build.trainer(config, run_dir, num_ranks=ranks)
     module = build.classifier(config, splits, record=record(config, choices))
-    ckpt = run_dir / runs.LAST if resumed and (run_dir / runs.LAST).is_file() else None
-    if ckpt is not None:
-        reached = torch.load(ckpt, map_location="cpu", weights_only=True)
-        log.info("going on after epoch %d, step %d", reached["epoch"] + 1, reached["global_step"])
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoard | EpochCSV):
-                logger.go_on(epoch=reached["epoch"], step=reached["global_step"])
-    elif resumed:
-        log.info("there is no checkpoint yet: the run begins anew")
+    data = build.folder_data(config, splits, run_dir)
+    ckpt = go_on(run_dir / runs.LAST, trainer, data) if resumed else None
     weights = None if ckpt else build.pretrained(config, module.net, splits)
     if weights is not None:
         weights.load_into(module.net)
-    data = build.folder_data(config, splits, run_dir)
     if trainer.is_global_zero:
         describe(config, splits, module, ranks)
         for line in weights.lines() if weights else ():
@@ -107,6 +99,20 @@ def train(
     if scores and data.skipped is not None and trainer.is_global_zero:
         scores["skipped"] = data.skipped.finish()
     return scores
+
+
+def go_on(last: Path, trainer: lightning.Trainer, data: FolderData) -> Path | None:
+    """Makes the data and the loggers continue where a checkpoint stands, and gives the checkpoint; None without one."""
+    if not last.is_file():
+        log.info("there is no checkpoint yet: the run begins anew")
+        return None
+    reached = torch.load(last, map_location="cpu", weights_only=True)
+    log.info("going on after epoch %d, step %d", reached["epoch"] + 1, reached["global_step"])
+    data.first_epoch = reached["epoch"] + 1
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard | EpochCSV):
+            logger.go_on(epoch=reached["epoch"], step=reached["global_step"])
+    return last
 
 
 def score_best(

@@ -45,6 +45,7 @@ class FolderData(lightning.LightningDataModule):
         self.splits = splits
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.seed = seed
+        self.first_epoch = 0  # of this process; a resumed run begins later
         self.skipped = skipped if data.on_error == "skip" else None
 
     def dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImageSplit:
@@ -65,6 +66,8 @@ class FolderData(lightning.LightningDataModule):
             balanced=self.data.sampler == "balanced",
             fixed=self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
         )
+        # Lightning tells the epoch of a resumed run only after the loader processes have begun to read ahead.
+        batches.set_epoch(max(self.first_epoch, self.trainer.current_epoch))
         return self._loader(SeededItems(dataset, seed=self.seed), batches)
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -1,0 +1,217 @@
+"""A run that was ended goes on as if nothing had happened, in its own folder, with its own config."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+
+from alexlab import build
+from alexlab.cards import Card
+from alexlab.errors import ConfigError, RankError
+from alexlab.resuming import find_resumption
+from conftest import ROOT, TINY, environment, rows
+
+Train = Callable[..., float | None]
+
+
+class Stop(Callback):
+    """Ends a run after some epochs, when its checkpoint is written."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == self.epochs:
+            raise RuntimeError("the machine was switched off")
+
+
+def stopped(train: Train, epochs: int, *overrides: str, run_dir: Path) -> None:
+    made = build.trainer
+
+    def stopping(*args: Any, **options: Any) -> Any:
+        trainer = made(*args, **options)
+        trainer.callbacks.insert(0, Stop(epochs))
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "trainer", stopping)
+        with pytest.raises((RuntimeError, RankError), match="switched off"):
+            train(*overrides, run_dir=run_dir)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("scheduler=cosine", "augmentation=mixup"),
+        (
+            "scheduler=plateau",
+            "scheduler.patience=0",
+            "scheduler.factor=0.5",
+            "scheduler.warmup_epochs=1",
+            "optimizer=sgd",
+        ),
+        ("callbacks=[default,ema]", "model.norm=batch", "trainer.accumulate_grad_batches=2"),
+        ("callbacks=[default,finetune]", "callbacks.finetune.unfreeze_epoch=2", "optimizer=sgd"),
+        ("callbacks=[default,early_stopping]", "scheduler=one_cycle", "data.num_workers=2"),
+    ],
+)
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(
+    train: Train, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    """Bit for bit: weights, optimizer, rates, and the table of the epochs."""
+    overrides = (*overrides, "trainer.max_epochs=4")
+    train(*overrides, run_dir=tmp_path / "whole")
+    for epochs in (1, 2, 3):
+        folder = tmp_path / f"stopped{epochs}"
+        stopped(train, epochs, *overrides, run_dir=folder)
+        assert Card(folder).read()["status"] == "failed"
+        train(*overrides, run_dir=folder, resumed=True)
+        one, other = weights(tmp_path / "whole"), weights(folder)
+        assert one["global_step"] == other["global_step"]
+        for key, value in one["state_dict"].items():
+            assert torch.equal(value, other["state_dict"][key]), key
+        assert str(one["optimizer_states"]) == str(other["optimizer_states"])
+        assert str(one["lr_schedulers"]) == str(other["lr_schedulers"])
+        assert one["alexlab"]["best"] == other["alexlab"]["best"]
+        tables = [rows(path / "metrics.csv") for path in (tmp_path / "whole", folder)]
+        for row in (*tables[0], *tables[1]):
+            del row["train/images_per_s"]
+        assert tables[0] == tables[1]
+        card = Card(folder).read()
+        assert card["status"] == "finished"
+        assert len(card["attempts"]) == 2
+        assert len(list(folder.glob("events.out.tfevents.*"))) == 2
+
+
+def test_two_ranks_resume_too(train: Train, tmp_path: Path) -> None:
+    overrides = ("trainer.max_epochs=3", "trainer.devices=2", "scheduler=cosine")
+    train(*overrides, run_dir=tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    stopped(train, 2, *overrides, run_dir=folder)
+    train(*overrides, run_dir=folder, resumed=True)
+    one, other = weights(tmp_path / "whole"), weights(folder)
+    assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
+
+
+def test_without_a_checkpoint_it_begins_anew(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    stopped(train, 0, run_dir=tmp_path / "run")
+    train(resumed=True)
+    assert "there is no checkpoint yet: the run begins anew" in caplog.text
+    assert len(rows(tmp_path / "run/metrics.csv")) == 1
+
+
+def test_what_may_be_changed(train: Train, tmp_path: Path) -> None:
+    train()
+    run = tmp_path / "run"
+    found = find_resumption([f"resume={run}", "trainer.max_epochs=5", "callbacks.checkpoint.every_epochs=2"])
+    assert found is not None
+    assert found.config["trainer"]["max_epochs"] == 5
+    assert found.config["callbacks"]["checkpoint"]["every_epochs"] == 2
+    assert found.arguments()[1:] == ["hydra.output_subdir=null", "~hydra.callbacks.folders"]
+    assert find_resumption(["trainer.max_epochs=5"]) is None
+    for number in (1, 2):
+        found.store()
+        stored = run / f".hydra/resume_{number}"
+        assert OmegaConf.load(stored / "config.yaml").trainer.max_epochs == 5
+        assert list(OmegaConf.load(stored / "overrides.yaml")) == list(found.changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], r"is finished; trainer.max_epochs=N with more than 1 goes on with it"),
+        (["trainer.max_epochs=1"], "is finished"),
+        (["model=alexnet_half"], "a resumed run keeps its model, so model=alexnet_half is refused; start a new run for another model"),
+        (["optimizer.lr=0.1"], r"a resumed run keeps its config, so optimizer.lr=0.1 is refused; of .* you can change trainer.max_epochs"),
+        (["+trainer.max_epochs=3"], "is refused"),
+        (["trainer.max_epochs=many"], "trainer.max_epochs must be a whole number"),
+        (["callbacks.chekpoint.every_epochs=2"], "there is no key callbacks.chekpoint; did you mean callbacks.checkpoint"),
+        (["trainer.max_epochs=[1"], "no viable alternative at input"),
+        (["-m"], "resume= continues one run: leave -m out"),
+    ],
+)  # fmt: skip
+def test_what_may_not(train: Train, tmp_path: Path, arguments: list[str], words: str) -> None:
+    train()
+    with pytest.raises(ConfigError, match=words):
+        find_resumption([f"resume={tmp_path / 'run'}", *arguments])
+
+
+def test_which_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="resume=last needs a run in outputs/train"):
+        find_resumption(["resume=last"])
+    with pytest.raises(ConfigError, match=r"nowhere must be the folder of a run; it has no run.json"):
+        find_resumption(["resume=nowhere"])
+    for number in (2, 1):
+        folder = tmp_path / f"outputs/train/day/{number}"
+        folder.mkdir(parents=True)
+        card = {
+            "status": "failed",
+            "attempts": [{"start_s": number}],
+            "config": {"trainer": {"max_epochs": 1}},
+            "choices": {},
+        }
+        (folder / "run.json").write_text(json.dumps(card))
+    found = find_resumption(["resume=last"])
+    assert found is not None
+    assert found.run_dir == Path("outputs/train/day/2")
+
+
+def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Path) -> None:
+    """The whole way: kill -9, refusal while it runs, the same folder, its log, its own config."""
+    script = [sys.executable, str(ROOT / "src/train.py")]
+    arguments = [*(word for word in TINY if "max_epochs" not in word), f"data.root={images}", "trainer.max_epochs=400"]
+    process = subprocess.Popen(
+        [*script, *arguments],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 3/400"):
+            break
+
+    def again(*extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*script, *extra], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+        )
+
+    refused = again("resume=last")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert refused.returncode == 1
+    assert f"a run that is resumed must have ended; process {process.pid} is writing outputs/train/" in refused.stderr
+    time.sleep(0.5)
+    (folder,) = tmp_path.glob("outputs/train/*/*")
+    before = (folder / ".hydra/config.yaml").read_bytes()
+    reached = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"]
+    resumed = again("resume=last", f"trainer.max_epochs={reached + 3}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"going on after epoch {reached + 1}, step" in resumed.stdout
+    assert list(tmp_path.glob("outputs/train/*/*")) == [folder]
+    assert (folder / ".hydra/config.yaml").read_bytes() == before
+    assert OmegaConf.load(folder / ".hydra/resume_1/config.yaml").trainer.max_epochs == reached + 3
+    assert [int(row["epoch"]) for row in rows(folder / "metrics.csv")] == list(range(reached + 3))
+    card = Card(folder).read()
+    assert (card["status"], card["command"][0], card["command"][1]) == ("finished", "train.py", "resume=last")
+    assert "epoch 1/400" in (folder / "train.log").read_text()
+    assert "epoch 1/400" in resumed.stdout or "going on" in (folder / "train.log").read_text()
