@@ -27,8 +27,8 @@ def test_commands_compose(command: str) -> None:
     script, *arguments = shlex.split(command, comments=True)[1:]
     name = script.removeprefix("src/").removesuffix(".py")
     assert (ROOT / script).exists()
-    if any(argument.startswith("resume=") for argument in arguments):
-        return  # composes nothing: the run's own config is taken, see test_resuming
+    if any(argument.startswith(("resume=", "rerun=")) for argument in arguments):
+        return  # composes nothing: the run's own config is taken, see test_resuming and test_rerunning
     sweep = "-m" in arguments
     assert "-m" not in arguments[1:], "-m stands first"
     words = overrides.with_quoted_paths(arguments)

@@ -22,6 +22,7 @@ from alexlab.errors import AlexlabError, ConfigError
 from alexlab.overrides import CONFIG_DIR
 
 if TYPE_CHECKING:
+    from alexlab.rerunning import Rerun
     from alexlab.resuming import Resumption
 
 log = logging.getLogger(__name__)
@@ -29,24 +30,25 @@ log = logging.getLogger(__name__)
 
 def run_command(name: str) -> None:
     """Composes `conf/<name>.yaml` with the command line, runs `alexlab.tasks.<name>.run` and exits with its code."""
-    resumption = None
+    typed = sys.argv[1:]
+    earlier = None
     with ending_in_words():
-        if name == "train" and any(argument.startswith("resume=") for argument in sys.argv[1:]):
+        if name == "train" and any(argument.startswith(("resume=", "rerun=")) for argument in typed):
+            from alexlab.rerunning import find_rerun
             from alexlab.resuming import find_resumption
 
-            resumption = find_resumption(sys.argv[1:])
-    typed = sys.argv[1:]
+            earlier = find_resumption(typed) or find_rerun(typed)
     sys.argv[1:] = overrides.with_quoted_paths(typed)
     if name == "train":
         sys.argv[1:] = overrides.selects_own_folder(sys.argv[1:])
-    if resumption is not None:
-        sys.argv[1:] = resumption.arguments()
+    if earlier is not None:
+        sys.argv[1:] = earlier.arguments()
     register()
     codes = [0]
 
     def job(config: DictConfig) -> float | None:
         try:
-            return run_job(name, config, resumption, typed)
+            return run_job(name, config, earlier, typed)
         except Exception as error:
             if isinstance(error, AlexlabError):
                 log.error("%s", error)
@@ -73,25 +75,23 @@ def register() -> None:
 
 
 def run_job(
-    name: str, config: DictConfig, resumption: "Resumption | None" = None, typed: Sequence[str] = ()
+    name: str, config: DictConfig, earlier: "Resumption | Rerun | None" = None, typed: Sequence[str] = ()
 ) -> float | None:
     """Runs the task of a command on a composed config; its return value is what a sweeper maximises.
 
     Args:
         name: of the command.
         config: as Hydra has composed it.
-        resumption: the run to go on with, whose config is taken instead.
+        earlier: the run to go on with or to repeat, whose config is taken instead.
         typed: the arguments as they were typed.
     """
     hydra_config = HydraConfig.get()
     task = importlib.import_module(f"alexlab.tasks.{name}")
     sys.argv[1:] = typed  # for the card
-    if resumption is not None:
-        resumption.store()
-        resumed: float | None = task.run(
-            resumption.config, run_dir=resumption.run_dir, choices=resumption.choices, resumed=True
-        )
-        return resumed
+    if earlier is not None:
+        run_dir = Path(hydra_config.runtime.output_dir)
+        best: float | None = earlier.run(task.run, run_dir)
+        return best
     value: float | None = task.run(
         plain(config),
         run_dir=Path(hydra_config.runtime.output_dir),

@@ -6,7 +6,7 @@ moves a run, not what it is.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class Resumption:
         """The command line for Hydra, which logs into the folder and leaves its `.hydra` alone."""
         folder = overrides.quoted_path(str(self.run_dir))
         return [f"hydra.run.dir={folder}", "hydra.output_subdir=null", "~hydra.callbacks.folders"]
+
+    def run(self, task: Callable[..., float | None], run_dir: Path) -> float | None:
+        """Goes on with the run."""
+        self.store()
+        return task(self.config, run_dir=run_dir, choices=self.choices, resumed=True)
 
     def store(self) -> None:
         """Keeps what was changed beside the first config, in `.hydra/resume_<n>/`."""
