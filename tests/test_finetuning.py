@@ -39,6 +39,7 @@ def test_frozen_parts_stay_and_thaw_after_their_epoch(
     parts = {key.split(".")[1] for key in changed(start, frozen)}
     assert parts == {"classifier"}, "norms keep their statistics too"
     assert {key.split(".")[1] for key in changed(start, thawed)} == {"features", "classifier"}
+    assert any("running_mean" in key for key in changed(start, thawed)), "norms are awake again"
     assert "frozen: features, " in caplog.text
     assert "frozen for 1 epochs: features" in caplog.text
     assert "epoch 2: features unfrozen" in caplog.text

@@ -62,6 +62,8 @@ class Finetune(Callback):
         if all(p.requires_grad for module in self._modules(pl_module.net) for p in module.parameters()):
             return
         self._set(pl_module, requires_grad=True)
+        for module in self._modules(pl_module.net):
+            module.train()  # Lightning puts modules back as it found them after a validation, asleep
         for optimizer in trainer.optimizers:
             _start_momentum(optimizer)
         strategy = trainer.strategy
