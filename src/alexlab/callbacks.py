@@ -76,8 +76,11 @@ class LayerSummary(Callback):
         if not trainer.is_global_zero:
             return
         settings: Any = trainer.datamodule.data  # type: ignore[attr-defined]
-        net: Any = copy.deepcopy(pl_module.net).to("meta")
-        rows = layer_rows(net, channels=settings.channels, size=settings.image_size)
+        net: Any = pl_module.net
+        # A copy whose tensors have shapes and no memory.
+        memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in net.buffers()}
+        memo |= {id(parameter): torch.nn.Parameter(parameter.to("meta")) for parameter in net.parameters()}
+        rows = layer_rows(copy.deepcopy(net, memo), channels=settings.channels, size=settings.image_size)
         write_rows(rows, Path(trainer.default_root_dir) / LAYERS)
         if len(rows) > self.max_layers:
             log.info("net: %d layers, listed in %s", len(rows), LAYERS)
