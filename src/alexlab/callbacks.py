@@ -44,9 +44,14 @@ class CardUpdates(Callback):
     """Keeps `run.json` up to date with the last and the best epoch, the rate and the memory."""
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.is_global_zero and isinstance(trainer.accelerator, CUDAAccelerator):
+        if not trainer.is_global_zero:
+            return
+        gpus: list[str] = []
+        if isinstance(trainer.accelerator, CUDAAccelerator):
             gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-            Card(Path(trainer.default_root_dir)).update(gpus=gpus)
+        net: Any = pl_module.net
+        count = sum(parameter.numel() for parameter in net.parameters())
+        Card(Path(trainer.default_root_dir)).update(gpus=gpus, parameters=count)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:

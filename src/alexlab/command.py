@@ -38,7 +38,7 @@ def run_command(name: str) -> None:
             from alexlab.resuming import find_resumption
 
             earlier = find_resumption(typed) or find_rerun(typed)
-    sys.argv[1:] = overrides.with_quoted_paths(typed)
+    sys.argv[1:] = overrides.with_quoted_paths(overrides.with_runs(typed) if name == "report" else typed)
     if name == "train":
         sys.argv[1:] = overrides.selects_own_folder(sys.argv[1:])
     if earlier is not None:
@@ -144,6 +144,7 @@ class Folders(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints every job with its score, and every failed one with its cause."""
         sweeps.print_outcomes(Path(config.hydra.sweep.dir))
+        sweeps.write_report(Path(config.hydra.sweep.dir))
 
 
 class ending_in_words:  # noqa: N801 - reads as a statement

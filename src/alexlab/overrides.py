@@ -73,6 +73,21 @@ def selects_own_folder(arguments: Sequence[str]) -> list[str]:
     return list(arguments)
 
 
+def with_runs(arguments: Sequence[str]) -> list[str]:
+    """Turns words without a key, which are folders, into the list `runs`."""
+    words = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    others = [argument for argument in arguments if argument not in words]
+    if not words:
+        return others
+    quoted = [path if path.startswith(("'", '"')) else _text(path) for path in words]
+    return [*others, f"runs=[{','.join(quoted)}]"]
+
+
+def _text(path: str) -> str:
+    quoted = quoted_path(path)
+    return quoted if quoted.startswith("'") else f"'{quoted}'"
+
+
 def check_overrides() -> None:
     """Makes Hydra check every override against the config that it changes, at the place where it applies them."""
     apply = ConfigLoaderImpl._apply_overrides_to_config

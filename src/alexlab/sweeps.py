@@ -34,3 +34,14 @@ def print_outcomes(folder: Path) -> None:
     Console().print(table)
     print(f"sweep folder: {folder}")
     print(f"tensorboard --logdir {folder}")
+
+
+def write_report(folder: Path) -> None:
+    """Writes the report of a sweep into its folder; a sweep without a single run has none."""
+    from alexlab.errors import ConfigError
+    from alexlab.report_page import write_report as write
+
+    try:
+        print(f"report: {write([str(folder)], folder)}")
+    except ConfigError:
+        return

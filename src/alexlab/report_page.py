@@ -1,0 +1,288 @@
+"""The report of several runs: one page that works offline, the same as Markdown and CSV, and its pictures. Imports no torch."""
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alexlab.cards import FINISHED, RUNNING
+from alexlab.report_data import (
+    Group,
+    Run,
+    differing_keys,
+    effects,
+    find_runs,
+    grouped,
+    key_values,
+    ranking,
+    read_run,
+    relative,
+)
+
+MAX_CURVES = 12  # groups in the picture of the curves: the best ones
+STYLE = """
+:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
+body { max-width: 1200px; margin: 1.5rem auto; padding: 0 1rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
+td, th { padding: .25rem .7rem .25rem 0; text-align: left; border-bottom: 1px solid #8884; vertical-align: top; }
+th { cursor: pointer; white-space: nowrap; } th::after { content: " \\\\2195"; opacity: .4; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; } img { max-width: 100%; background: #fff; }
+.best { font-weight: 600; } .failed { color: #c62a2f; } .running { color: #946800; } code { overflow-wrap: anywhere; }
+"""
+SORT = """
+document.querySelectorAll('th').forEach(th => th.addEventListener('click', () => {
+  const table = th.closest('table'), column = [...th.parentNode.children].indexOf(th), up = th.dataset.up !== '1';
+  th.dataset.up = up ? '1' : '0';
+  const value = row => { const cell = row.children[column], n = parseFloat(cell.dataset.v ?? cell.textContent);
+    return isNaN(n) ? cell.textContent : n; };
+  [...table.tBodies[0].rows].sort((a, b) => { const x = value(a), y = value(b);
+    return (typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === 'number' ? -1 : 1) * (up ? 1 : -1); })
+    .forEach(row => table.tBodies[0].append(row));
+}));
+"""
+
+
+def write_report(words: Sequence[str], out: Path) -> Path:
+    """Reads runs and writes `report.html`, `report.md`, `report.csv` and the pictures.
+
+    Args:
+        words: run folders, folders above them, or globs.
+        out: the folder to write to.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: when there are no runs.
+    """
+    runs = [read_run(folder) for folder in find_runs(words)]
+    keys = differing_keys(runs)
+    groups = grouped(runs, keys)
+    ranked, clear = ranking(groups)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_csv(runs, keys, out / "report.csv")
+    pictures = _pictures(ranked, keys, out)
+    verdict = _verdict(ranked, clear)
+    rows = [_group_row(group, keys) for group in [*ranked, *[group for group in groups if not group.values()]]]
+    columns = [
+        *keys,
+        "n",
+        "top-1",
+        "± sd",
+        "top-5",
+        "loss",
+        "best epoch",
+        "train s",
+        "images/s",
+        "parameters",
+        "status",
+    ]
+    details = [_run_row(run, keys) for run in runs]
+    detail_columns = ["run", *keys, "seed", "top-1", "top-5", "loss", "best epoch", "train s", "images/s", "status"]
+    failures = [run for run in runs if run.status not in (FINISHED, RUNNING)]
+    title = f"{len(runs)} runs"
+    (out / "report.md").write_text(_markdown(title, verdict, columns, rows, failures), encoding="utf-8")
+    page = out / "report.html"
+    page.write_text(
+        "\n".join(
+            [
+                "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+                f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1><p>{html.escape(verdict)}</p>",
+                _table(columns, rows, best=clear),
+                *(f"<h2>{name}</h2><img alt='{name}' src='data:image/png;base64,{data}'>" for name, data in pictures),
+                "<h2>Runs</h2>",
+                _table(detail_columns, details),
+                *(["<h2>Failures</h2>", *(_failure(run) for run in failures)] if failures else []),
+                f"<script>{SORT}</script>",
+            ]
+        ),
+        encoding="utf-8",
+    )
+    return page
+
+
+def _verdict(ranked: Sequence[Group], clear: bool) -> str:
+    if not ranked:
+        return "no run has finished yet"
+    best = ranked[0]
+    text = f"{best.name}: val/top1 {best.mean():.4f}"
+    if len(ranked) == 1:
+        return text
+    if clear:
+        return f"the best: {text}, beyond its uncertainty (95 %) above the next, {ranked[1].mean():.4f}"
+    return f"a tie: the highest is {text}, within its uncertainty (95 %) of {ranked[1].name}: {ranked[1].mean():.4f}"
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _group_row(group: Group, keys: Sequence[str]) -> list[Any]:
+    cards = [run.card for run in group.runs]
+    states = sorted({run.status for run in group.runs})
+    counted = [f"{sum(run.status == state for run in group.runs)} {state}" for state in states]
+    return [
+        *(group.keys[key] for key in keys),
+        len(group.values()),
+        group.mean(),
+        group.spread(),
+        group.mean("top5"),
+        group.mean("loss"),
+        _mean([None if run.score("epoch") is None else (run.score("epoch") or 0) + 1 for run in group.runs]),
+        _mean([(card.get("scores") or {}).get("train_s") for card in cards]),
+        _mean([card.get("images_per_s") for card in cards]),
+        cards[0].get("parameters"),
+        ", ".join(counted),
+    ]
+
+
+def _run_row(run: Run, keys: Sequence[str]) -> list[Any]:
+    epoch = run.score("epoch")
+    return [
+        relative(run.folder),
+        *key_values(run, keys).values(),
+        run.seed,
+        *(run.score(name) for name in ("top1", "top5", "loss")),
+        None if epoch is None else epoch + 1,
+        (run.card.get("scores") or {}).get("train_s"),
+        run.card.get("images_per_s"),
+        run.status,
+    ]
+
+
+def _write_csv(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
+    names = ["run", *keys, "seed", "top1", "top5", "loss", "best_epoch", "train_s", "images_per_s", "status"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, "parameters", "reason"])
+        for run in runs:
+            more = [run.card.get("parameters"), run.card.get("reason")]
+            writer.writerow(["" if value is None else value for value in [*_run_row(run, keys), *more]])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, best: bool = False) -> str:
+    head = "".join(f"<th>{html.escape(column)}" for column in columns)
+    body = []
+    for number, row in enumerate(rows):
+        cells = []
+        for value in row:
+            numeric = isinstance(value, int | float) and not isinstance(value, bool)
+            cells.append(
+                f"<td class=n data-v={value}>{_shown(value)}" if numeric else f"<td>{html.escape(_shown(value))}"
+            )
+        status = str(row[-1])
+        kind = "failed" if "failed" in status else "running" if "running" in status else ""
+        body.append(f"<tr class='{'best ' if best and number == 0 else ''}{kind}'>{''.join(cells)}")
+    return f"<div class=wide><table><thead><tr>{head}<tbody>{''.join(body)}</table></div>"
+
+
+def _markdown(
+    title: str, verdict: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], failures: Sequence[Run]
+) -> str:
+    lines = [f"# {title}", "", verdict, "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    lines += [f"| {' | '.join(_shown(value).replace('|', '/') for value in row)} |" for row in rows]
+    if failures:
+        lines += ["", "## Failures", ""]
+        lines += [f"- `{relative(run.folder)}`: {run.status}: {run.card.get('reason')}" for run in failures]
+    return "\n".join(lines) + "\n"
+
+
+def _failure(run: Run) -> str:
+    return f"<p><code>{html.escape(relative(run.folder))}</code> <b>{run.status}</b>: {html.escape(str(run.card.get('reason')))}"
+
+
+def _pictures(ranked: Sequence[Group], keys: Sequence[str], out: Path) -> list[tuple[str, str]]:
+    drawn = [
+        ("Curves", "curves.png", _curves(ranked[:MAX_CURVES])),
+        ("Effects", "effects.png", _effects(effects(ranked, keys))),
+        ("Accuracy against size and time", "scatter.png", _scatter(ranked)),
+    ]
+    found = []
+    for title, name, figure in drawn:
+        if figure is None:
+            continue
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=110)
+        (out / name).write_bytes(content.getvalue())
+        found.append((title, base64.b64encode(content.getvalue()).decode()))
+    return found
+
+
+def _figure(columns: int, height: float = 4.0) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * columns, height), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _curves(groups: Sequence[Group]) -> Any:
+    """Loss and top-1 over the epochs: the mean of each group, with a band of its seeds; training dashed."""
+    if not any(run.epochs for group in groups for run in group.runs):
+        return None
+    figure, axes = _figure(2, 4.5)
+    for axis, name in zip(axes, ("loss", "top1"), strict=True):
+        for number, group in enumerate(groups):
+            color = f"C{number % 10}"
+            for split, style in (("train", "--"), ("val", "-")):
+                by_epoch: dict[int, list[float]] = {}
+                for run in group.runs:
+                    for row in run.epochs:
+                        if f"{split}/{name}" in row:
+                            by_epoch.setdefault(int(row["epoch"]) + 1, []).append(row[f"{split}/{name}"])
+                epochs = sorted(by_epoch)
+                means = [sum(by_epoch[epoch]) / len(by_epoch[epoch]) for epoch in epochs]
+                label = group.name if split == "val" else None
+                axis.plot(epochs, means, style, color=color, label=label, linewidth=1.2)
+                if split == "val" and len(group.runs) > 1:
+                    low, high = ([f(by_epoch[epoch]) for epoch in epochs] for f in (min, max))
+                    axis.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+        axis.set(xlabel="epoch", ylabel={"loss": "loss", "top1": "top-1 accuracy"}[name])
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7, title="val; training dashed", title_fontsize=7)
+    return figure
+
+
+def _effects(found: dict[str, dict[str, list[float]]]) -> Any:
+    """For each key the mean top-1 of each of its values, with the groups as points."""
+    if not found:
+        return None
+    figure, axes = _figure(min(4, len(found)))
+    for axis, (key, values) in zip(axes, found.items(), strict=False):
+        names = list(values)
+        for place, name in enumerate(names):
+            axis.plot([place] * len(values[name]), values[name], "o", color="C0", alpha=0.4, markersize=4)
+        axis.plot(range(len(names)), [sum(values[name]) / len(values[name]) for name in names], "o-", color="C1")
+        axis.set_xticks(range(len(names)), names, rotation=20, fontsize=8)
+        axis.set(title=key, ylabel="val/top1")
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def _scatter(groups: Sequence[Group]) -> Any:
+    """Accuracy against the number of parameters and against the time of training."""
+    if not groups:
+        return None
+    figure, axes = _figure(2)
+    for axis, label in zip(axes, ("parameters", "training, s"), strict=True):
+        for group in groups:
+            cards = [run.card for run in group.runs]
+            times = _mean([(card.get("scores") or {}).get("train_s") for card in cards])
+            value = cards[0].get("parameters") if label == "parameters" else times
+            if value:
+                axis.errorbar(value, group.mean(), yerr=group.spread() or 0, fmt="o", capsize=3, label=group.name)
+        axis.set(xlabel=label, ylabel="val/top1", xscale="log" if label == "parameters" else "linear")
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize=7)
+    return figure

@@ -1,0 +1,24 @@
+"""`python src/report.py`: several runs in one page. Imports no torch at its top."""
+
+from pathlib import Path
+from typing import Any
+
+
+def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
+    """Writes report.html, report.md, report.csv and pictures.
+
+    Args:
+        config: the composed config, plain data.
+        run_dir: where they are written unless `out` says otherwise.
+        choices: the option chosen in each config group; there is none here.
+        isolated: of no use here, where nothing is trained.
+
+    Raises:
+        ConfigError: when there are no runs.
+    """
+    from alexlab.report_data import relative
+    from alexlab.report_page import write_report
+
+    page = write_report([str(word) for word in config["runs"]], Path(config["out"] or run_dir))
+    print(page.with_name("report.md").read_text())
+    print(relative(page))
