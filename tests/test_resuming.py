@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from alexlab import build
 from alexlab.cards import Card
 from alexlab.errors import ConfigError, RankError
-from alexlab.resuming import find_resumption
+from alexlab.resuming import find_resumption, resumed_sweep
 from conftest import ROOT, TINY, environment, rows
 
 Train = Callable[..., float | None]
@@ -47,6 +47,14 @@ def stopped(train: Train, epochs: int, *overrides: str, run_dir: Path) -> None:
         patch.setattr(build, "trainer", stopping)
         with pytest.raises((RuntimeError, RankError), match="switched off"):
             train(*overrides, run_dir=run_dir)
+
+
+def settled(folder: Path) -> str:
+    """The status of a run, once the system has cleared its killed processes away."""
+    deadline_s = time.monotonic() + 10
+    while Card(folder).read()["status"] == "running" and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    return str(Card(folder).read()["status"])
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -142,7 +150,6 @@ def test_what_may_be_changed(train: Train, tmp_path: Path) -> None:
         (["trainer.max_epochs=many"], "trainer.max_epochs must be a whole number"),
         (["callbacks.chekpoint.every_epochs=2"], "there is no key callbacks.chekpoint; did you mean callbacks.checkpoint"),
         (["trainer.max_epochs=[1"], "no viable alternative at input"),
-        (["-m"], "resume= continues one run: leave -m out"),
     ],
 )  # fmt: skip
 def test_what_may_not(train: Train, tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -200,8 +207,8 @@ def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Pat
     process.stdout.close()
     assert refused.returncode == 1
     assert f"a run that is resumed must have ended; process {process.pid} is writing outputs/train/" in refused.stderr
-    time.sleep(0.5)
     (folder,) = tmp_path.glob("outputs/train/*/*")
+    assert settled(folder) == "interrupted"
     before = (folder / ".hydra/config.yaml").read_bytes()
     reached = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"]
     resumed = again("resume=last", f"trainer.max_epochs={reached + 3}")
@@ -215,3 +222,86 @@ def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Pat
     assert (card["status"], card["command"][0], card["command"][1]) == ("finished", "train.py", "resume=last")
     assert "epoch 1/400" in (folder / "train.log").read_text()
     assert "epoch 1/400" in resumed.stdout or "going on" in (folder / "train.log").read_text()
+
+
+def test_a_killed_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> None:
+    """What is finished is kept, what was interrupted goes on, what failed is told; the numbering stays."""
+    script = [sys.executable, str(ROOT / "src/train.py")]
+    tiny = [word for word in TINY if "max_epochs" not in word and "batch_size" not in word]
+    arguments = ["-m", *tiny, f"data.root={images}", "data.batch_size=99,8", "seed=1,2", "trainer.max_epochs=60"]
+    arguments.append("hydra.sweep.dir=swept")
+
+    def start(*extra: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*script, *extra],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    process = start(*arguments)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 5/60") and list(tmp_path.glob("swept/3_*/run.json")):
+            break
+    busy = start("-m", "resume=swept")
+    words = busy.communicate(timeout=120)[0]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert busy.returncode == 1, words
+    jobs = sorted(path for path in tmp_path.glob("swept/*_*") if path.is_dir())
+    states = [settled(job) for job in jobs]
+    assert states == ["failed", "failed", "finished", "interrupted"]
+    before = [(job / "run.json").stat().st_mtime_ns for job in jobs]
+
+    resumed = start("-m", "resume=swept")
+    printed = resumed.communicate(timeout=300)[0]
+    assert resumed.returncode == 1, printed
+    assert sorted(path for path in tmp_path.glob("swept/*_*") if path.is_dir()) == jobs
+    assert [(job / "run.json").stat().st_mtime_ns for job in jobs][:3] == before[:3]
+    assert "job 2: finished before" in printed
+    assert "before; hydra.launcher.repeat_failed=true runs it again" in printed
+    card = Card(jobs[3]).read()
+    assert (card["status"], len(card["attempts"])) == ("finished", 2)
+    assert [int(row["epoch"]) for row in rows(jobs[3] / "metrics.csv")] == list(range(60))
+    assert "4 jobs, 2 failed" in printed
+    report = (tmp_path / "swept/report.md").read_text()
+    assert "2 finished" in report
+    assert "data.batch_size must not exceed" in report
+
+    repeated = start(*arguments, "hydra.launcher.repeat_failed=true").communicate(timeout=300)[0]
+    assert "job 3: finished before" in repeated
+    assert (jobs[0] / ".earlier/1/run.json").is_file()
+    other = start(*(word.replace("seed=1,2", "seed=1,3") for word in arguments))
+    other.communicate(timeout=120)
+    assert other.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "resume=nothing"], "-m resume= needs the folder of a sweep; nothing has no multirun.yaml"),
+        (["-m", "resume=swept", "seed=4"], "a resumed sweep keeps its jobs, so seed=4 is refused"),
+    ],
+)
+def test_words_of_a_resumed_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "swept").mkdir()
+    overrides = {"task": ["seed=1,2"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=x", "hydra.sweeper=optuna"]}
+    OmegaConf.save(OmegaConf.create({"hydra": {"overrides": overrides}}), tmp_path / "swept/multirun.yaml")
+    assert resumed_sweep(["-m", "resume=swept"]) == [
+        "-m",
+        "seed=1,2",
+        "hydra.sweeper=optuna",
+        "hydra.sweep.dir='swept'",
+    ]
+    assert resumed_sweep(["seed=1"]) == ["seed=1"]
+    with pytest.raises(ConfigError, match=words):
+        resumed_sweep(arguments)
+    with pytest.raises(ConfigError, match=r"is the folder of a sweep: python src/train.py -m resume=swept"):
+        find_resumption(["resume=swept"])

@@ -35,10 +35,11 @@ def run_command(name: str) -> None:
     with ending_in_words():
         if name == "train" and any(argument.startswith(("resume=", "rerun=")) for argument in typed):
             from alexlab.rerunning import find_rerun
-            from alexlab.resuming import find_resumption
+            from alexlab.resuming import find_resumption, resumed_sweep
 
-            earlier = find_resumption(typed) or find_rerun(typed)
-    sys.argv[1:] = overrides.with_quoted_paths(overrides.with_runs(typed) if name == "report" else typed)
+            sys.argv[1:] = resumed_sweep(typed)
+            earlier = find_resumption(sys.argv[1:]) or find_rerun(typed)
+    sys.argv[1:] = overrides.with_quoted_paths(overrides.with_runs(typed) if name == "report" else sys.argv[1:])
     if name == "train":
         sys.argv[1:] = overrides.selects_own_folder(sys.argv[1:])
     if earlier is not None:
@@ -92,11 +93,17 @@ def run_job(
         run_dir = Path(hydra_config.runtime.output_dir)
         best: float | None = earlier.run(task.run, run_dir)
         return best
+    run_dir, isolated = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
+    if isolated and name == "train" and sweeps.earlier(run_dir).resumed:
+        from alexlab.cards import Card
+
+        card = Card(run_dir).read()
+        return task.run(card["config"], run_dir=run_dir, choices=card["choices"], isolated=True, resumed=True)
     value: float | None = task.run(
         plain(config),
-        run_dir=Path(hydra_config.runtime.output_dir),
+        run_dir=run_dir,
         choices={group: str(option) for group, option in hydra_config.runtime.choices.items() if "hydra/" not in group},
-        isolated=hydra_config.mode == RunMode.MULTIRUN,
+        isolated=isolated,
     )
     return value
 
@@ -136,7 +143,7 @@ class Folders(Callback):
             if runs.started_outside():
                 raise ConfigError("a sweep starts the processes of its jobs itself: run it without torchrun")
             given = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
-            folder = str(_claimed(config.hydra.sweep.dir, given))
+            folder = str(_sweep_folder(config, given))
             config.hydra.sweep.dir = folder
             if not given:
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={overrides.quoted_path(folder)}")
@@ -145,6 +152,23 @@ class Folders(Callback):
         """Prints every job with its score, and every failed one with its cause."""
         sweeps.print_outcomes(Path(config.hydra.sweep.dir))
         sweeps.write_report(Path(config.hydra.sweep.dir))
+
+
+def _sweep_folder(config: DictConfig, given: bool) -> Path:
+    """A new folder for a sweep, or the folder of the same sweep, begun before."""
+    from alexlab.cards import Lock
+
+    folder = Path(config.hydra.sweep.dir)
+    if not given or not (folder / "multirun.yaml").is_file():
+        claimed = _claimed(config.hydra.sweep.dir, given)
+        sweeps.locks.append(Lock(claimed))
+        return claimed
+    stored: Any = OmegaConf.load(folder / "multirun.yaml")
+    before, now = list(stored.hydra.overrides.task), list(config.hydra.overrides.task)
+    if before != now:
+        raise ConfigError(f"{folder} holds another sweep, {' '.join(before)}; a sweep must have a folder of its own")
+    sweeps.locks.append(Lock(folder))
+    return folder
 
 
 class ending_in_words:  # noqa: N801 - reads as a statement

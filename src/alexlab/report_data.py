@@ -12,7 +12,7 @@ from typing import Any
 
 from alexlab.cards import FINISHED, Card
 from alexlab.errors import ConfigError
-from alexlab.runs import CARD, METRICS
+from alexlab.runs import CARD, EARLIER, METRICS
 
 # Keys that say where a run was made and how it was watched, not what it is.
 NO_DIFFERENCE = ("data.cache_dir", "data.num_workers", "data.preview", "callbacks.", "logger.", "elastic.", "seed")
@@ -99,8 +99,8 @@ def find_runs(words: Sequence[str]) -> list[Path]:
     found: set[Path] = set()
     for word in words:
         for place in glob.glob(word) or [word]:
-            cards = [Path(place)] if (Path(place) / CARD).is_file() else [p.parent for p in Path(place).rglob(CARD)]
-            found.update(cards)
+            below = [path.parent for path in Path(place).rglob(CARD) if EARLIER not in path.parts]
+            found.update([Path(place)] if (Path(place) / CARD).is_file() else below)
     if not found:
         raise ConfigError(f"a report needs run folders; there is no {CARD} in or below {', '.join(words) or 'nothing'}")
     return sorted(found, key=lambda path: [int(p) if p.isdigit() else p for p in _parts(str(path))])

@@ -23,7 +23,7 @@ from alexlab.report_data import (
 )
 
 MAX_CURVES = 12  # groups in the picture of the curves: the best ones
-STYLE = """
+STYLE = r"""
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { max-width: 1200px; margin: 1.5rem auto; padding: 0 1rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
@@ -118,7 +118,7 @@ def _verdict(ranked: Sequence[Group], clear: bool) -> str:
 
 def _mean(values: Sequence[Any]) -> float | None:
     known = [float(value) for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return round(sum(known) / len(known), 1) if known else None
 
 
 def _group_row(group: Group, keys: Sequence[str]) -> list[Any]:
@@ -126,7 +126,7 @@ def _group_row(group: Group, keys: Sequence[str]) -> list[Any]:
     states = sorted({run.status for run in group.runs})
     counted = [f"{sum(run.status == state for run in group.runs)} {state}" for state in states]
     return [
-        *(group.keys[key] for key in keys),
+        *(str(group.keys[key]) for key in keys),
         len(group.values()),
         group.mean(),
         group.spread(),
@@ -144,12 +144,12 @@ def _run_row(run: Run, keys: Sequence[str]) -> list[Any]:
     epoch = run.score("epoch")
     return [
         relative(run.folder),
-        *key_values(run, keys).values(),
+        *map(str, key_values(run, keys).values()),
         run.seed,
         *(run.score(name) for name in ("top1", "top5", "loss")),
         None if epoch is None else epoch + 1,
-        (run.card.get("scores") or {}).get("train_s"),
-        run.card.get("images_per_s"),
+        _mean([(run.card.get("scores") or {}).get("train_s")]),
+        _mean([run.card.get("images_per_s")]),
         run.status,
     ]
 
@@ -168,7 +168,7 @@ def _shown(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+        return f"{value:g}" if value == round(value, 1) else f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
@@ -260,7 +260,7 @@ def _effects(found: dict[str, dict[str, list[float]]]) -> Any:
         return None
     figure, axes = _figure(min(4, len(found)))
     for axis, (key, values) in zip(axes, found.items(), strict=False):
-        names = list(values)
+        names = sorted(values, key=_numbers_first)
         for place, name in enumerate(names):
             axis.plot([place] * len(values[name]), values[name], "o", color="C0", alpha=0.4, markersize=4)
         axis.plot(range(len(names)), [sum(values[name]) / len(values[name]) for name in names], "o-", color="C1")
@@ -268,6 +268,13 @@ def _effects(found: dict[str, dict[str, list[float]]]) -> Any:
         axis.set(title=key, ylabel="val/top1")
         axis.grid(alpha=0.3)
     return figure
+
+
+def _numbers_first(text: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(text), text
+    except ValueError:
+        return 1, 0.0, text
 
 
 def _scatter(groups: Sequence[Group]) -> Any:

@@ -22,6 +22,7 @@ from alexlab.errors import ConfigError
 from alexlab.runs import CARD
 
 RUNS = "outputs/train/*/*"
+MULTIRUN = "multirun.yaml"  # which Hydra writes into the folder of a sweep
 # What a resumed run may be given: how long, where and how watched.
 CHANGEABLE = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.devices", "trainer.accelerator"),
@@ -74,8 +75,8 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
     wanted = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
     if not wanted:
         return None
-    if any(argument in ("-m", "--multirun") for argument in arguments):
-        raise ConfigError("resume= continues one run: leave -m out")
+    if (Path(wanted[-1]) / MULTIRUN).is_file():
+        raise ConfigError(f"{wanted[-1]} is the folder of a sweep: python src/train.py -m resume={wanted[-1]}")
     run_dir = _last_run() if wanted[-1] == "last" else Path(wanted[-1])
     card = Card(run_dir).read()
     if card["status"] == RUNNING:
@@ -127,3 +128,27 @@ def _last_run() -> Path:
     if not begun:
         raise ConfigError(f"resume=last needs a run in {RUNS}; there is none")
     return max(begun, key=lambda folder: begun[folder])
+
+
+def resumed_sweep(arguments: Sequence[str]) -> list[str]:
+    """The command line of a sweep whose folder is named by `-m resume=SWEEP_DIR`; other command lines as they are.
+
+    Raises:
+        ConfigError: when it is no folder of a sweep, or another argument would make another sweep of it.
+    """
+    wanted = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
+    if not wanted or not any(argument in ("-m", "--multirun") for argument in arguments):
+        return list(arguments)
+    folder = Path(wanted[-1])
+    if not (folder / MULTIRUN).is_file():
+        raise ConfigError(f"-m resume= needs the folder of a sweep; {folder} has no {MULTIRUN}")
+    stored: Any = OmegaConf.load(folder / MULTIRUN)
+    others = [argument for argument in arguments if argument not in ("-m", "--multirun", f"resume={wanted[-1]}")]
+    refused = [argument for argument in others if not argument.startswith("hydra.launcher.")]
+    if refused:
+        raise ConfigError(
+            f"a resumed sweep keeps its jobs, so {refused[0]} is refused; you can change hydra.launcher.*"
+        )
+    kept = [word for word in stored.hydra.overrides.hydra if not word.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    place = f"hydra.sweep.dir={overrides.quoted_path(str(folder))}"
+    return ["-m", *stored.hydra.overrides.task, *kept, *others, place]

@@ -8,6 +8,7 @@ from pathlib import Path
 MAX_TAG = 80  # characters of the readable part of a folder's name
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
 CARD, LOCK, DIFF = "run.json", ".lock", "code.diff"
+EARLIER = ".earlier"  # what failed attempts at a job have left
 CHECKPOINT_KEY = "alexlab"  # of what a checkpoint says of its run: config, choices, versions, classes, best scores
 LOG, METRICS, CURVES, MANIFEST = "train.log", "metrics.csv", "curves.png", "split.csv"
 STATISTICS, PREVIEW, LAYERS, SKIPPED = "statistics.json", "preview.png", "layers.csv", "skipped.csv"

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from alexlab.runs import CARD, EARLIER
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,46 @@ class Outcome:
 
 
 outcomes: list[Outcome] = []
+locks: list[Any] = []  # on the folder of the sweep, for as long as this process lives
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier attempt at a sweep has left of a job: its score, the cause of its failure, or something to go on with.
+
+    Args:
+        score: of a finished job.
+        cause: of one that failed, or that cannot be run now.
+        resumed: whether it was interrupted and goes on.
+    """
+
+    score: float | None = None
+    cause: str | None = None
+    resumed: bool = False
+
+
+def earlier(folder: Path, *, repeat_failed: bool = False) -> Earlier:
+    """What there is of a job in its folder; to repeat a failed one, what it left is moved to `.earlier/<n>/` inside."""
+    if not (folder / CARD).is_file():
+        return Earlier()
+    from alexlab.cards import FAILED, FINISHED, INTERRUPTED, Card, holder
+
+    card = Card(folder).read()
+    if card["status"] == FINISHED:
+        return Earlier(score=float((card.get("scores") or {}).get("best/top1", "nan")))
+    if card["status"] == INTERRUPTED:
+        return Earlier(resumed=True)
+    if card["status"] != FAILED:
+        return Earlier(cause=f"process {holder(folder)} is writing its folder")
+    if not repeat_failed:
+        return Earlier(cause=f"{card['reason']} (before; hydra.launcher.repeat_failed=true runs it again)")
+    kept = folder / EARLIER
+    place = kept / str(1 + len(list(kept.glob("*"))))
+    place.mkdir(parents=True)
+    for path in list(folder.iterdir()):
+        if path != kept:
+            path.rename(place / path.name)
+    return Earlier()
 
 
 def print_outcomes(folder: Path) -> None:

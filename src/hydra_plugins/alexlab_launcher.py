@@ -16,7 +16,17 @@ log = logging.getLogger(__name__)
 
 
 class SequentialLauncher(Launcher):
-    """Runs the jobs one after the other; a job that fails costs that job, and its cause is kept."""
+    """Runs the jobs one after the other; a job that fails costs that job, and its cause is kept.
+
+    In the folder of a sweep that was begun before, a finished job is not run again: its stored score is returned. An
+    interrupted one goes on from its last checkpoint.
+
+    Args:
+        repeat_failed: run what failed before once more; what it left is kept in `.earlier/`.
+    """
+
+    def __init__(self, repeat_failed: bool = False) -> None:
+        self.repeat_failed = repeat_failed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keeps what Hydra hands over."""
@@ -36,6 +46,14 @@ class SequentialLauncher(Launcher):
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
             config.hydra.mode = self.config.hydra.mode
+            earlier = sweeps.earlier(self._folder(config), repeat_failed=self.repeat_failed)
+            if earlier.resumed:
+                config.hydra.output_subdir = None  # the first .hydra stays as it is
+        if earlier.score is not None or earlier.cause is not None:
+            log.info("job %d: %s", number, "finished before" if earlier.cause is None else earlier.cause)
+            sweeps.outcomes.append(sweeps.Outcome(number, shown, score=earlier.score, cause=earlier.cause))
+            value = float("nan") if earlier.score is None else earlier.score
+            return JobReturn(overrides=shown, cfg=config, status=JobStatus.COMPLETED, _return_value=value)
         result = run_job(
             hydra_context=self.hydra_context,
             task_function=self.task_function,
@@ -51,3 +69,7 @@ class SequentialLauncher(Launcher):
         sweeps.outcomes.append(sweeps.Outcome(number, shown, cause=f"{type(cause).__name__}: {cause}"))
         result.status, result.return_value = JobStatus.COMPLETED, float("nan")
         return result
+
+    @staticmethod
+    def _folder(config: Any) -> Path:
+        return Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
