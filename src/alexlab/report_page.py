@@ -23,12 +23,12 @@ from alexlab.report_data import (
 )
 
 MAX_CURVES = 12  # groups in the picture of the curves: the best ones
-STYLE = r"""
+STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { max-width: 1200px; margin: 1.5rem auto; padding: 0 1rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
 td, th { padding: .25rem .7rem .25rem 0; text-align: left; border-bottom: 1px solid #8884; vertical-align: top; }
-th { cursor: pointer; white-space: nowrap; } th::after { content: " \\\\2195"; opacity: .4; }
+th { cursor: pointer; white-space: nowrap; } th::after { content: " ↕"; opacity: .4; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; } img { max-width: 100%; background: #fff; }
 .best { font-weight: 600; } .failed { color: #c62a2f; } .running { color: #946800; } code { overflow-wrap: anywhere; }
 """
