@@ -109,25 +109,40 @@ def test_a_sweep_over_devices_with_a_failing_job_and_an_odd_path(tmp_path: Path)
     )
     (root / "val/dog/007.png").unlink()
     result = command(
-        "-m", f"data.root={root}", "trainer.devices=2,1", "data.batch_size=4,3", "trainer.max_epochs=1",
-        "trainer.accelerator=cpu", *(argument for argument in TINY_COMMAND if "batch_size" not in argument), cwd=tmp_path,
+        "-m", f"data.root={root}", "trainer.devices=2,1", "optimizer.lr=0.001,1e35", "trainer.max_epochs=1",
+        "data.batch_size=4", "trainer.accelerator=cpu", *(argument for argument in TINY_COMMAND if "batch_size" not in argument),
+        cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 1, result.stderr
     (sweep,) = (tmp_path / "outputs/sweeps").glob("*/*")
     jobs = sorted(path for path in sweep.iterdir() if path.is_dir())
     assert [path.name[:2] for path in jobs] == ["0_", "1_", "2_", "3_"]
     assert not (tmp_path / "outputs/train").exists()
-    for number, devices, batch in ((0, 2, 4), (2, 1, 4), (3, 1, 3)):
+    for number, devices, batch in ((0, 2, 4), (2, 1, 4)):
         log = (jobs[number] / "train.log").read_text()
         assert f"batch: {batch} = {devices} devices x 1 accumulated x {batch // devices} images" in log
         assert "images: train 16, val 15" in log
         assert len(rows(jobs[number] / "metrics.csv")) == 1
         assert len(scalars(jobs[number])["val/top1"]) == 1
-    assert not list(jobs[1].glob("events*"))
-    assert "must be divisible" in (jobs[1] / "train.log").read_text()
-    table = result.stdout[result.stdout.index("4 jobs, 1 failed") :]
-    assert re.search(r"ConfigError", table)
-    assert "must be divisible" in result.stdout
+    for number in (1, 3):
+        assert "the loss must stay finite" in (jobs[number] / "train.log").read_text()
+    table = result.stdout[result.stdout.index("4 jobs, 2 failed") :]
+    assert table.count("NumericError") == 2
+    assert (sweep / "report.md").read_text().count("| 1 finished |") == 2
+
+
+def test_the_mistakes_of_all_jobs_are_told_before_the_first_starts(images: Path, tmp_path: Path) -> None:
+    result = command("-m", f"data.root={images}", "model.width=1,-1", "data.batch_size=8,99", *(
+        argument for argument in TINY_COMMAND if "batch_size" not in argument), cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "every job of a sweep must be able to run, and nothing was started; 3 of 4 cannot:" in result.stderr
+    assert re.search(
+        r"job 1 \(.*data.batch_size=99.*\): data.batch_size must not exceed the 24 training images", result.stderr
+    )
+    assert re.search(r"job 2 \(.*model.width=-1.*\): .*every width must be positive", result.stderr)
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("outputs/sweeps/*/*/*/"))
 
 
 def test_optuna_searches_and_every_rank_has_the_same_values(images: Path, tmp_path: Path) -> None:

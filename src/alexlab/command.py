@@ -46,6 +46,7 @@ def run_command(name: str) -> None:
         sys.argv[1:] = earlier.arguments()
     register()
     codes = [0]
+    sweeps.checks.append(lambda config: check_job(name, config))
 
     def job(config: DictConfig) -> float | None:
         try:
@@ -73,6 +74,13 @@ def register() -> None:
     """Makes Hydra speak our words: the `tag` resolver and the checks of overrides."""
     OmegaConf.register_new_resolver("tag", runs.tag, replace=True)
     overrides.check_overrides()
+
+
+def check_job(name: str, config: DictConfig) -> None:
+    """Raises AlexlabError when the task of a command could not run this config."""
+    task = importlib.import_module(f"alexlab.tasks.{name}")
+    if hasattr(task, "check"):
+        task.check(plain(config))
 
 
 def run_job(

@@ -1,6 +1,6 @@
 """What became of the jobs of a sweep. Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ class Outcome:
 
 
 outcomes: list[Outcome] = []
+checks: list[Callable[[Any], None]] = []  # of the composed config of a job, before the first job starts
 locks: list[Any] = []  # on the folder of the sweep, for as long as this process lives
 
 

@@ -1,6 +1,7 @@
 """Our launcher. Hydra takes plugins from modules of `hydra_plugins` only, and imports them at each start: nothing heavy here."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexlab import sweeps
+from alexlab.errors import AlexlabError, ConfigError
+from alexlab.runs import CARD
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +40,49 @@ class SequentialLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        self._check(job_overrides, initial_job_idx)
         return [self._run(list(job), initial_job_idx + offset) for offset, job in enumerate(job_overrides)]
 
-    def _run(self, overrides: list[str], number: int) -> JobReturn:
-        shown = filter_overrides(overrides)
-        log.info("job %d: %s", number, " ".join(shown))
+    def _check(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+        """Tells the mistakes of all jobs and ends the process before the first one starts.
+
+        Not for a search, which proposes its jobs one by one.
+        """
+        if len(job_overrides) < 2:
+            return
+        mistakes = []
+        for number, job in enumerate(job_overrides, start=initial_job_idx):
+            config = self._config(list(job), number)
+            if (self._folder(config) / CARD).is_file():
+                continue  # of a sweep that is resumed
+            del config.hydra
+            for check in sweeps.checks:
+                try:
+                    check(config)
+                except AlexlabError as error:
+                    mistakes.append(f"job {number} ({' '.join(filter_overrides(list(job)))}): {error}")
+        if mistakes:
+            # Hydra would print a traceback of an exception.
+            print(
+                f"every job of a sweep must be able to run, and nothing was started; {len(mistakes)} of "
+                f"{len(job_overrides)} cannot:\n" + "\n".join(mistakes),
+                file=sys.stderr,
+            )
+            raise SystemExit(ConfigError.exit_code)
+
+    def _config(self, overrides: list[str], number: int) -> Any:
         config: Any = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
             config.hydra.mode = self.config.hydra.mode
+        OmegaConf.set_struct(config, False)
+        return config
+
+    def _run(self, overrides: list[str], number: int) -> JobReturn:
+        shown = filter_overrides(overrides)
+        log.info("job %d: %s", number, " ".join(shown))
+        config = self._config(overrides, number)
+        with open_dict(config):
             earlier = sweeps.earlier(self._folder(config), repeat_failed=self.repeat_failed)
             if earlier.resumed:
                 config.hydra.output_subdir = None  # the first .hydra stays as it is

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.cards import FAILED, FINISHED, INTERRUPTED, Card, Lock, data_state
+from alexlab.data.folder import Splits
 from alexlab.data.settings import Data
 from alexlab.errors import AlexlabError
 from alexlab.nodes import bind
@@ -51,20 +52,41 @@ def run(
     return scores.get("best/top1")
 
 
-def _train(
-    config: dict[str, Any], run_dir: Path, choices: dict[str, str], isolated: bool, resumed: bool
-) -> dict[str, float]:
+def check(config: dict[str, Any]) -> None:
+    """Looks at everything that can be known before training, without doing anything.
+
+    Raises:
+        AlexlabError: in one sentence.
+    """
+    from alexlab import build
+
+    splits, ranks = _found(config)
+    build.check(build.measured(config, splits, pretended=True)[0], splits, num_ranks=ranks)
+
+
+def _found(config: dict[str, Any]) -> tuple[Splits, int]:
+    """The data, and the number of processes."""
     bind(Data, "data", **config["data"])
     splits = Data(**config["data"]).find_splits()  # a missing folder is told before torch is imported
 
-    from alexlab import build
-    from alexlab.launch import Limits, launch, num_ranks
-    from alexlab.training import hush_lightning, print_scores, train
+    from alexlab.launch import Limits, num_ranks
+    from alexlab.training import hush_lightning
 
     hush_lightning()
-    trainer = config["trainer"]
-    ranks = num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
     bind(Limits, "elastic", **config["elastic"])
+    trainer = config["trainer"]
+    return splits, num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
+
+
+def _train(
+    config: dict[str, Any], run_dir: Path, choices: dict[str, str], isolated: bool, resumed: bool
+) -> dict[str, float]:
+    splits, ranks = _found(config)
+
+    from alexlab import build
+    from alexlab.launch import Limits, launch
+    from alexlab.training import print_scores, train
+
     config, statistics = build.measured(config, splits)
     if rank() == 0:
         Card(run_dir).update(data=data_state(splits), config=config)
