@@ -129,6 +129,8 @@ def test_a_sweep_over_devices_with_a_failing_job_and_an_odd_path(tmp_path: Path)
     table = result.stdout[result.stdout.index("4 jobs, 2 failed") :]
     assert table.count("NumericError") == 2
     assert (sweep / "report.md").read_text().count("| 1 finished |") == 2
+    assert (jobs[0] / "layers.csv").is_file()
+    assert "multiply adds" not in result.stdout, "no table of the layers for each job"
 
 
 def test_the_mistakes_of_all_jobs_are_told_before_the_first_starts(images: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import lightning
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from rich.console import Console
@@ -68,7 +70,7 @@ class CardUpdates(Callback):
 
 
 class LayerSummary(Callback):
-    """The table of the net's layers at the start of a run, in its log and as `layers.csv`.
+    """The table of the net's layers at the start of a run, in its log and as `layers.csv`; the jobs of a sweep have the file.
 
     Args:
         max_layers: the layers of a deeper net are in the file only.
@@ -87,6 +89,8 @@ class LayerSummary(Callback):
         memo |= {id(parameter): torch.nn.Parameter(parameter.to("meta")) for parameter in net.parameters()}
         rows = layer_rows(copy.deepcopy(net, memo), channels=settings.channels, size=settings.image_size)
         write_rows(rows, Path(trainer.default_root_dir) / LAYERS)
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            return  # a table for each job of a sweep is too much
         if len(rows) > self.max_layers:
             log.info("net: %d layers, listed in %s", len(rows), LAYERS)
             return
