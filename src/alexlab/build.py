@@ -24,7 +24,8 @@ from alexlab.checkpoints import Checkpoints, DurableIO
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Split, Splits
 from alexlab.data.module import FolderData, check_batch_size
-from alexlab.data.packed import Pack, PackedImages, misfit, needed_size, open_pack
+from alexlab.data.packed import Pack, PackedImages, misfit, needed_size
+from alexlab.data.packing import open_pack
 from alexlab.data.settings import Data
 from alexlab.data.skipped import Skipped
 from alexlab.data.statistics import Statistics, measure

@@ -20,7 +20,8 @@ from alexlab.data import packed
 from alexlab.data.decode import decode
 from alexlab.data.images import to_tensor
 from alexlab.data.listing import list_images
-from alexlab.data.packed import Pack, PackedImages, open_pack, pack_path
+from alexlab.data.packed import Pack, PackedImages, pack_path
+from alexlab.data.packing import open_pack
 from alexlab.data.transforms import CenterView
 from alexlab.errors import ConfigError, DataError, ImageError
 from conftest import rows, scalars

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from alexlab.data.folder import divide
+from alexlab.data.division import divide
 from alexlab.data.listing import IMAGE_EXTENSIONS, class_folders, hidden, list_images, shown
 from alexlab.data.manifest import Row, write_manifest
 from alexlab.data.tree import written_whole

@@ -96,7 +96,8 @@ def split(config: dict[str, Any], run_dir: Path) -> None:
 
 def pack(config: dict[str, Any], run_dir: Path) -> None:
     """Decodes every image once into a pack that runs with `data.cache=packed` read; a pack of changed files is replaced."""
-    from alexlab.data.packed import Pack, open_pack
+    from alexlab.data.packed import Pack
+    from alexlab.data.packing import open_pack
     from alexlab.data.settings import Data
 
     _root(config)
