@@ -10,7 +10,7 @@ import numpy as np
 
 from alexlab.data.duplicates import Pair, find_pairs
 from alexlab.data.folder import SPLIT_FOLDERS
-from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Problem, class_folders, hidden, list_images, shown
+from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Problem, alike, class_folders, hidden, list_images, shown
 from alexlab.data.look import look_at
 from alexlab.data.manifest import Row, read_manifest
 from alexlab.errors import DataError
@@ -151,16 +151,13 @@ def _names(listings: Sequence[tuple[str, Listing]], findings: Findings) -> None:
     """Compares the names of the classes, within a split and between splits."""
     findings.classes = sorted({name for _, listing in listings for name in listing.classes})
     for _, listing in listings:
-        forms: dict[str, str] = {}
         for name in listing.classes:
-            place = os.path.join(listing.folder, name)
             if shown(name) != name:
+                place = os.path.join(listing.folder, name)
                 findings.problems.append(Problem("class_name", place, "is a class whose name is no UTF-8"))
-            form = unicodedata.normalize("NFC", name).casefold()
-            if form in forms:
-                text = f"is a class whose name is that of {forms[form]!a} but for case or Unicode form"
-                findings.problems.append(Problem("similar_class", place, text))
-            forms.setdefault(form, name)
+        for first, second in alike(listing.classes):
+            text = f"is a class whose name is that of {first!a} but for case or Unicode form"
+            findings.problems.append(Problem("similar_class", os.path.join(listing.folder, second), text))
     by_split = {split: {unicodedata.normalize("NFC", name) for name in listing.classes} for split, listing in listings}
     for split, listing in listings:
         if split in ("", "train"):

@@ -282,14 +282,22 @@ def _write_index(listing: Listing, place: Path) -> None:
 
 def check_class_names(names: Sequence[str], where: str) -> None:
     """Raises DataError for names that are no UTF-8, or that differ in case or Unicode form only."""
-    forms: dict[str, str] = {}
     for name in names:
         if shown(name) != name:
             raise DataError(f"the names of class folders must be UTF-8; {shown(where)} has {shown(name)}")
-        form = unicodedata.normalize("NFC", name).casefold()
-        if form in forms:
-            raise DataError(
-                f"the names of classes must differ in more than case or Unicode form; {shown(where)} has "
-                f"{forms[form]!r} and {name!r} ({forms[form]!a}, {name!a}): rename or merge them"
-            )
-        forms[form] = name
+    for first, second in alike(names):
+        raise DataError(
+            f"the names of classes must differ in more than case or Unicode form; {shown(where)} has "
+            f"{first!r} and {second!r} ({first!a}, {second!a}): rename or merge them"
+        )
+
+
+def alike(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ in case or Unicode form only, the one that stands first in front."""
+    firsts: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        first = firsts.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if first != name:
+            pairs.append((first, name))
+    return pairs
