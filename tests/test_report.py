@@ -4,15 +4,19 @@ import csv
 import json
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from alexlab import overrides
+from alexlab.cards import Lock
 from alexlab.errors import ConfigError
 from alexlab.report_data import differing_keys, find_runs, grouped, ranking, read_run
-from alexlab.report_page import write_report
+from alexlab.report_page import _effects, write_report
 from alexlab.tasks.report import run as report
 from conftest import plain
 
@@ -159,3 +163,48 @@ def test_which_runs(
     assert (tmp_path / "here/report.html").is_file()
     with pytest.raises(ConfigError, match="in or below nothing"):
         report(plain(name="report"), run_dir=tmp_path, choices={})
+
+
+def test_a_run_in_progress_and_one_that_was_ended_by_a_search(sweep: Path, tmp_path: Path) -> None:
+    make(sweep / "30_busy", width=6.0, top1=0.99, status="running")
+    make(sweep / "31_behind", width=7.0, top1=0.3, status="pruned", reason="after epoch 3 it fell behind")
+    with Lock(sweep / "30_busy"):
+        page = write_report([str(sweep)], tmp_path / "out").read_text()
+    assert "0.9133" in page.split("<table>")[0], "the best is that of the finished runs"
+    assert re.search(r"<tr class='running'>.*6\.0.*1 running", page)
+    assert "1 pruned" in page
+    assert "Failures" not in page
+    with (tmp_path / "out/report.csv").open() as file:
+        states = {row["model.width"]: row["status"] for row in csv.DictReader(file)}
+    assert (states["6.0"], states["7.0"]) == ("running", "pruned")
+
+
+def test_numbers_of_a_search_are_drawn_on_an_axis() -> None:
+    found = {"optimizer.lr": {f"{10 ** -(1 + number / 3):.5f}": [0.5 + number / 100] for number in range(8)}}
+    found |= {"model.norm": {"none": [0.5], "batch": [0.6, 0.7]}}
+    lr, norm = _effects(found).axes
+    assert lr.get_xscale() == "log"
+    assert [tick.get_text() for tick in norm.get_xticklabels()] == ["batch", "none"]
+
+
+def test_tensorboard_agrees(train: Callable[..., float | None], tmp_path: Path) -> None:
+    """The HParams tab shows, of each run, the settings and the scores of the report's row."""
+    for seed, lr in ((1, 0.001), (2, 0.01)):
+        run_dir = tmp_path / f"runs/{seed}"
+        run_dir.mkdir(parents=True)
+        train(f"seed={seed}", f"optimizer.lr={lr}", "trainer.max_epochs=3", run_dir=run_dir)
+    write_report([str(tmp_path / "runs")], tmp_path / "out")
+    with (tmp_path / "out/report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        events = EventAccumulator(str(tmp_path / "runs" / row["seed"]))
+        events.Reload()
+        content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        settings = HParamsPluginData.FromString(content).session_start_info.hparams
+        assert settings["lr"].number_value == float(row["optimizer.lr"])
+        assert settings["seed"].number_value == float(row["seed"])
+        experiment = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+        shown = [info.name.tag for info in HParamsPluginData.FromString(experiment).experiment.metric_infos]
+        assert shown == ["best/top1", "best/top5"]
+        for tag in shown:
+            assert events.Scalars(tag)[-1].value == pytest.approx(float(row[tag.removeprefix("best/")]), abs=1e-7)

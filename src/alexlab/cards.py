@@ -26,7 +26,7 @@ from alexlab.errors import ConfigError
 from alexlab.machine import num_cores
 from alexlab.runs import CARD, DIFF, LOCK
 
-RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+RUNNING, FINISHED, PRUNED, FAILED, INTERRUPTED = "running", "finished", "pruned", "failed", "interrupted"
 PACKAGES = (
     "alexlab",
     "torch",

@@ -5,6 +5,7 @@ Imports no torch: `--help`, `--cfg job` and a mistake in the command are answere
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
 from alexlab import overrides, runs, sweeps
-from alexlab.errors import AlexlabError, ConfigError
+from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.overrides import CONFIG_DIR
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run_command(name: str) -> None:
             return run_job(name, config, earlier, typed)
         except Exception as error:
             if isinstance(error, AlexlabError):
-                log.error("%s", error)
+                log.log(logging.INFO if isinstance(error, PrunedError) else logging.ERROR, "%s", error)
             else:
                 log.exception("%s", error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -65,7 +66,11 @@ def run_command(name: str) -> None:
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
     except KeyboardInterrupt:
         codes.append(130)
-    if any(outcome.cause for outcome in sweeps.outcomes):
+        if sweeps.jobs:
+            print(
+                f"python src/{name}.py -m resume={os.path.relpath(sweeps.jobs[0].folder.parent)} goes on with this sweep"
+            )
+    if any(job.state == sweeps.FAILED for job in sweeps.jobs):
         codes.append(1)
     sys.exit(max(codes))
 
@@ -158,7 +163,7 @@ class Folders(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints every job with its score, and every failed one with its cause."""
-        sweeps.print_outcomes(Path(config.hydra.sweep.dir))
+        sweeps.print_jobs(Path(config.hydra.sweep.dir))
         sweeps.write_report(Path(config.hydra.sweep.dir))
 
 
@@ -172,7 +177,10 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
         sweeps.locks.append(Lock(claimed))
         return claimed
     stored: Any = OmegaConf.load(folder / "multirun.yaml")
-    before, now = list(stored.hydra.overrides.task), list(config.hydra.overrides.task)
+    before, now = (
+        [word for word in words if not word.startswith(runs.LAUNCHER_WORDS)]
+        for words in (stored.hydra.overrides.task, config.hydra.overrides.task)
+    )
     if before != now:
         raise ConfigError(f"{folder} holds another sweep, {' '.join(before)}; a sweep must have a folder of its own")
     sweeps.locks.append(Lock(folder))

@@ -55,6 +55,12 @@ class NumericError(AlexlabError, ArithmeticError):
     exit_code = 4
 
 
+class PrunedError(AlexlabError):
+    """A search has ended this trial: no failure."""
+
+    exit_code = 0
+
+
 class RankError(AlexlabError, RuntimeError):
     """One of several processes of a run was lost."""
 

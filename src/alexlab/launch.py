@@ -41,14 +41,12 @@ def num_ranks(*, accelerator: str, devices: int | str | list[int]) -> int:
     Raises:
         ConfigError: when there are not so many devices, or torchrun has started another number of processes.
     """
-    # Asked of the driver, not of CUDA: a process that has started CUDA cannot be forked.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    gpus = torch.cuda.device_count()
+    gpus = num_gpus()
     if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
         raise ConfigError(f"trainer.accelerator must be one of auto, cpu, gpu, cuda, mps; got {accelerator!r}")
     if accelerator in ("gpu", "cuda") and gpus == 0:
         raise ConfigError(f"trainer.accelerator={accelerator} needs a GPU; there is none. Take trainer.accelerator=cpu")
-    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
+    on_gpu = _on_gpu(accelerator, gpus)
     # Two processes always can be tried; more of them than cores only wait for each other.
     available, kind = (gpus, "GPUs") if on_gpu else (max(2, num_cores()), "processes on this machine's CPU cores")
     count = _count(devices, gpus if on_gpu else 1)
@@ -59,6 +57,24 @@ def num_ranks(*, accelerator: str, devices: int | str | list[int]) -> int:
             f"trainer.devices must be the {os.environ['LOCAL_WORLD_SIZE']} processes that torchrun has started; got {count}"
         )
     return count
+
+
+def num_gpus() -> int:
+    """GPUs that this process may use, asked of the driver, not of CUDA: a process that has started CUDA cannot be forked."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    return torch.cuda.device_count()
+
+
+def wanted_gpus(*, accelerator: str, devices: int | str | list[int]) -> int | list[int]:
+    """How many GPUs a run needs, or which ones where `devices` names them; 0 of a run on the CPU."""
+    gpus = num_gpus()
+    if not _on_gpu(accelerator, gpus):
+        return 0
+    return devices if isinstance(devices, list) else _count(devices, gpus)
+
+
+def _on_gpu(accelerator: str, gpus: int) -> bool:
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
 
 
 def _count(devices: int | str | list[int], everything: int) -> int:

@@ -5,4 +5,24 @@ import os
 
 def num_cores() -> int:
     """Logical processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(cores()) or os.cpu_count() or 1
+
+
+def cores() -> list[int]:
+    """Their numbers; none where the system does not tell, as on macOS."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def bind_to(chosen: list[int]) -> None:
+    """Binds this process and its future children to some of them; none changes nothing."""
+    if chosen:
+        os.sched_setaffinity(0, chosen)
+
+
+def shares(count: int) -> list[list[int]]:
+    """The cores divided by `count`, at least one for each share."""
+    all_cores = cores()
+    bounds = [len(all_cores) * index // count for index in range(count + 1)]
+    return [
+        all_cores[bounds[index] : max(bounds[index + 1], bounds[index] + 1)] or all_cores[-1:] for index in range(count)
+    ]

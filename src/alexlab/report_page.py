@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alexlab.cards import FINISHED, RUNNING
+from alexlab.cards import FAILED, INTERRUPTED
 from alexlab.report_data import (
     Group,
     Run,
@@ -23,6 +23,7 @@ from alexlab.report_data import (
 )
 
 MAX_CURVES = 12  # groups in the picture of the curves: the best ones
+MAX_TICKS = 6  # values of a key that are drawn side by side; more numbers are an axis
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { max-width: 1200px; margin: 1.5rem auto; padding: 0 1rem; }
@@ -82,7 +83,7 @@ def write_report(words: Sequence[str], out: Path) -> Path:
     ]
     details = [_run_row(run, keys) for run in runs]
     detail_columns = ["run", *keys, "seed", "top-1", "top-5", "loss", "best epoch", "train s", "images/s", "status"]
-    failures = [run for run in runs if run.status not in (FINISHED, RUNNING)]
+    failures = [run for run in runs if run.status in (FAILED, INTERRUPTED)]
     title = f"{len(runs)} runs"
     (out / "report.md").write_text(_markdown(title, verdict, columns, rows, failures), encoding="utf-8")
     page = out / "report.html"
@@ -261,6 +262,14 @@ def _effects(found: dict[str, dict[str, list[float]]]) -> Any:
     figure, axes = _figure(min(4, len(found)))
     for axis, (key, values) in zip(axes, found.items(), strict=False):
         names = sorted(values, key=_numbers_first)
+        numbers = [_numbers_first(name) for name in names]
+        if len(names) > MAX_TICKS and all(number[0] == 0 for number in numbers):
+            points = [(number[1], score) for number, name in zip(numbers, names, strict=True) for score in values[name]]
+            axis.plot(*zip(*points, strict=True), "o", color="C0")
+            wide = numbers[0][1] > 0 and numbers[-1][1] > 10 * numbers[0][1]
+            axis.set(title=key, ylabel="val/top1", xscale="log" if wide else "linear")
+            axis.grid(alpha=0.3)
+            continue
         for place, name in enumerate(names):
             axis.plot([place] * len(values[name]), values[name], "o", color="C0", alpha=0.4, markersize=4)
         axis.plot(range(len(names)), [sum(values[name]) / len(values[name]) for name in names], "o-", color="C1")

@@ -19,10 +19,11 @@ from omegaconf import OmegaConf
 from alexlab import overrides
 from alexlab.cards import FINISHED, RUNNING, Card, holder
 from alexlab.errors import ConfigError
-from alexlab.runs import CARD
+from alexlab.runs import CARD, LAUNCHER_WORDS
 
 RUNS = "outputs/train/*/*"
 MULTIRUN = "multirun.yaml"  # which Hydra writes into the folder of a sweep
+NUM_TRIALS = "hydra.sweeper.num_trials"
 # What a resumed run may be given: how long, where and how watched.
 CHANGEABLE = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.devices", "trainer.accelerator"),
@@ -144,11 +145,17 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(f"-m resume= needs the folder of a sweep; {folder} has no {MULTIRUN}")
     stored: Any = OmegaConf.load(folder / MULTIRUN)
     others = [argument for argument in arguments if argument not in ("-m", "--multirun", f"resume={wanted[-1]}")]
-    refused = [argument for argument in others if not argument.startswith("hydra.launcher.")]
+    refused = [argument for argument in others if not argument.startswith((*LAUNCHER_WORDS, NUM_TRIALS))]
     if refused:
         raise ConfigError(
-            f"a resumed sweep keeps its jobs, so {refused[0]} is refused; you can change hydra.launcher.*"
+            f"a resumed sweep keeps its jobs, so {refused[0]} is refused; you can change launcher, launcher.* and, "
+            f"of a search, {NUM_TRIALS}"
         )
     kept = [word for word in stored.hydra.overrides.hydra if not word.startswith(("hydra.sweep.dir=", "hydra.mode="))]
     place = f"hydra.sweep.dir={overrides.quoted_path(str(folder))}"
-    return ["-m", *stored.hydra.overrides.task, *kept, *others, place]
+    first = list(stored.hydra.overrides.task)
+    if any(word.startswith("launcher=") for word in others):
+        first, kept = ([word for word in words if not word.startswith(LAUNCHER_WORDS)] for words in (first, kept))
+    if any(word.startswith(NUM_TRIALS) for word in others):
+        kept = [word for word in kept if not word.startswith(NUM_TRIALS)]
+    return ["-m", *first, *kept, *others, place]

@@ -10,6 +10,9 @@ BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
 CARD, LOCK, DIFF = "run.json", ".lock", "code.diff"
 EARLIER = ".earlier"  # what failed attempts at a job have left
 CHECKPOINT_KEY = "alexlab"  # of what a checkpoint says of its run: config, choices, versions, classes, best scores
+# Overrides that say where jobs run, not what they are.
+LAUNCHER_WORDS = ("launcher=", "launcher.", "hydra.launcher", "+hydra.launcher")
+OUTPUT = "output.log"  # what a job has printed that runs beside others
 LOG, METRICS, CURVES, MANIFEST = "train.log", "metrics.csv", "curves.png", "split.csv"
 STATISTICS, PREVIEW, LAYERS, SKIPPED = "statistics.json", "preview.png", "layers.csv", "skipped.csv"
 
@@ -22,6 +25,8 @@ def tag(overrides: Iterable[str]) -> str:
     """
     parts = []
     for override in overrides:
+        if override.startswith(LAUNCHER_WORDS):
+            continue
         key, _, value = override.partition("=")
         key = key.split("@")[0].rsplit(".", 1)[-1]
         if os.sep in value:  # of a path, its end says most

@@ -1,38 +1,70 @@
-"""What became of the jobs of a sweep. Imports no torch."""
+"""The jobs of a sweep: what they are, what an earlier attempt has left of them, how they are shown. Imports no torch."""
 
-from collections.abc import Callable, Sequence
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alexlab.runs import CARD, EARLIER
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-@dataclass(frozen=True)
-class Outcome:
-    """One job of a sweep: its number, its overrides, and its score or the cause of its failure."""
+WAITING, RUNNING, FINISHED, PRUNED, FAILED = "waiting", "running", "finished", "pruned", "failed"
+log = logging.getLogger(__name__)
+
+MAX_ROWS = 30  # of a table while the sweep runs
+
+
+@dataclass
+class Job:
+    """One job of a sweep.
+
+    Args:
+        number: its place in the sweep.
+        overrides: what it was given; not where it runs.
+        folder: its run folder.
+        config: its composed config, with Hydra's own node.
+        state: waiting, running, finished, pruned or failed.
+        score: the best val/top1 of a finished one.
+        cause: why it failed or was pruned.
+        place: where it runs: its GPUs or cores.
+    """
 
     number: int
     overrides: Sequence[str]
+    folder: Path
+    config: Any
+    state: str = WAITING
     score: float | None = None
     cause: str | None = None
+    place: str = ""
+
+    def end(self, state: str, *, score: float | None = None, cause: str | None = None) -> None:
+        """Says what became of it."""
+        self.state, self.score, self.cause, self.place = state, score, cause, ""
 
 
-outcomes: list[Outcome] = []
+jobs: list[Job] = []
 checks: list[Callable[[Any], None]] = []  # of the composed config of a job, before the first job starts
+live_tables: list[Any] = []  # on the terminal now
 locks: list[Any] = []  # on the folder of the sweep, for as long as this process lives
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier attempt at a sweep has left of a job: its score, the cause of its failure, or something to go on with.
+    """What an earlier attempt at a sweep has left of a job.
 
     Args:
-        score: of a finished job.
-        cause: of one that failed, or that cannot be run now.
+        state: of a job that is not to be run: finished, pruned or failed; else None.
+        score, cause: as of a Job.
         resumed: whether it was interrupted and goes on.
     """
 
+    state: str | None = None
     score: float | None = None
     cause: str | None = None
     resumed: bool = False
@@ -42,17 +74,19 @@ def earlier(folder: Path, *, repeat_failed: bool = False) -> Earlier:
     """What there is of a job in its folder; to repeat a failed one, what it left is moved to `.earlier/<n>/` inside."""
     if not (folder / CARD).is_file():
         return Earlier()
-    from alexlab.cards import FAILED, FINISHED, INTERRUPTED, Card, holder
+    from alexlab import cards
 
-    card = Card(folder).read()
-    if card["status"] == FINISHED:
-        return Earlier(score=float((card.get("scores") or {}).get("best/top1", "nan")))
-    if card["status"] == INTERRUPTED:
+    card = cards.Card(folder).read()
+    if card["status"] == cards.FINISHED:
+        return Earlier(FINISHED, score=float((card.get("scores") or {}).get("best/top1", "nan")))
+    if card["status"] == cards.PRUNED:
+        return Earlier(PRUNED, cause=card["reason"])
+    if card["status"] == cards.INTERRUPTED:
         return Earlier(resumed=True)
-    if card["status"] != FAILED:
-        return Earlier(cause=f"process {holder(folder)} is writing its folder")
+    if card["status"] != cards.FAILED:
+        return Earlier(FAILED, cause=f"process {cards.holder(folder)} is writing its folder")
     if not repeat_failed:
-        return Earlier(cause=f"{card['reason']} (before; hydra.launcher.repeat_failed=true runs it again)")
+        return Earlier(FAILED, cause=f"{card['reason']} (before; launcher.repeat_failed=true runs it again)")
     kept = folder / EARLIER
     place = kept / str(1 + len(list(kept.glob("*"))))
     place.mkdir(parents=True)
@@ -62,20 +96,96 @@ def earlier(folder: Path, *, repeat_failed: bool = False) -> Earlier:
     return Earlier()
 
 
-def print_outcomes(folder: Path) -> None:
-    """Prints a table of all jobs, the failed ones with their causes."""
-    from rich.console import Console
+def table(*, max_rows: int | None = None) -> "Table":
+    """All jobs with their states; of more than `max_rows`, those that run, have failed or ended last."""
     from rich.table import Table
 
-    table = Table(title=f"{len(outcomes)} jobs, {sum(outcome.cause is not None for outcome in outcomes)} failed")
-    table.add_column("job", justify="right")
-    table.add_column("overrides")
-    table.add_column("best val/top1", justify="right")
-    table.add_column("cause of failure")
-    for outcome in outcomes:
-        score = "-" if outcome.score is None else f"{outcome.score:.4f}"
-        table.add_row(str(outcome.number), " ".join(outcome.overrides), score, outcome.cause or "", end_section=True)
-    Console().print(table)
+    counts = {state: sum(job.state == state for job in jobs) for state in (RUNNING, WAITING, PRUNED, FAILED)}
+    title = ", ".join([f"{len(jobs)} jobs", *(f"{count} {state}" for state, count in counts.items() if count)])
+    common = [word for word in jobs[0].overrides if all(word in job.overrides for job in jobs)] if len(jobs) > 1 else []
+    result = Table(title=title, caption=f"all with {' '.join(common)}" if common else None)
+    for column in ("job", "overrides", "state", "best val/top1", "cause"):
+        result.add_column(column, justify="right" if column in ("job", "best val/top1") else "left", overflow="fold")
+    shown = jobs
+    if max_rows is not None and len(jobs) > max_rows:
+        urgent = [job for job in jobs if job.state in (RUNNING, FAILED)]
+        others = [job for job in jobs if job.state in (FINISHED, PRUNED)]
+        kept = {id(job) for job in [*urgent, *others[::-1]][:max_rows]}
+        shown = [job for job in jobs if id(job) in kept]
+    for job in shown:
+        state, score = _state(job)
+        result.add_row(
+            str(job.number),
+            " ".join(word for word in job.overrides if word not in common),
+            state,
+            "-" if score is None else f"{score:.4f}",
+            job.cause or "",
+            end_section=True,
+        )
+    return result
+
+
+def _state(job: Job) -> tuple[str, float | None]:
+    """The state of a job in words, and its best score so far."""
+    if job.state != RUNNING:
+        return job.state, job.score
+    try:
+        card = json.loads((job.folder / CARD).read_text())
+    except (OSError, ValueError):
+        card = {}
+    words = [RUNNING]
+    if card.get("last"):
+        words.append(f"epoch {card['last']['epoch'] + 1}/{job.config.trainer.max_epochs}")
+    if job.place:
+        words.append(job.place)
+    return ", ".join(words), (card.get("best") or {}).get("top1")
+
+
+def say(text: str) -> None:
+    """Logs what happens to a job, unless a live table shows it."""
+    if not live_tables:
+        log.info("%s", text)
+
+
+def tell(job: Job, *, before: bool = False) -> None:
+    """Says how a job has ended, now or in an earlier attempt."""
+    score = f", best val/top1 {job.score:.4f}" if job.score is not None else ""
+    say(f"job {job.number}: {job.state}{' before' * before}{score}{f': {job.cause}' if job.cause else ''}")
+
+
+@contextmanager
+def watched() -> Iterator[Callable[[], None]]:
+    """A table of the jobs that the caller brings up to date, in a terminal only."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    # Refreshed by hand: jobs are forked from this process, which must have no other threads.
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        live_tables.append(live)
+        try:
+            yield lambda: live.update(table(max_rows=MAX_ROWS), refresh=True)
+        finally:
+            live_tables.pop()
+
+
+def print_progress() -> None:
+    """Prints the table between two jobs that use the terminal themselves."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal and len(jobs) > 1:
+        console.print(table(max_rows=MAX_ROWS))
+
+
+def print_jobs(folder: Path) -> None:
+    """Prints what became of all jobs, the failed ones with their causes."""
+    from rich.console import Console
+
+    Console().print(table())
     print(f"sweep folder: {folder}")
     print(f"tensorboard --logdir {folder}")
 

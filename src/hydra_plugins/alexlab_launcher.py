@@ -1,10 +1,9 @@
 """Our launcher. Hydra takes plugins from modules of `hydra_plugins` only, and imports them at each start: nothing heavy here."""
 
-import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -12,101 +11,148 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexlab import sweeps
-from alexlab.errors import AlexlabError, ConfigError
-from alexlab.runs import CARD
+from alexlab.engines import Engine
+from alexlab.errors import AlexlabError, ConfigError, PrunedError
+from alexlab.runs import CARD, LAUNCHER_WORDS
+from alexlab.sweeps import FAILED, FINISHED, PRUNED, Job
 
-log = logging.getLogger(__name__)
 
-
-class SequentialLauncher(Launcher):
-    """Runs the jobs one after the other; a job that fails costs that job, and its cause is kept.
+class SweepLauncher(Launcher):
+    """Runs the jobs of a sweep on an engine; a job that fails costs that job, and its cause is kept.
 
     In the folder of a sweep that was begun before, a finished job is not run again: its stored score is returned. An
     interrupted one goes on from its last checkpoint.
 
     Args:
+        engine: where they run.
         repeat_failed: run what failed before once more; what it left is kept in `.earlier/`.
     """
 
-    def __init__(self, repeat_failed: bool = False) -> None:
-        self.repeat_failed = repeat_failed
+    def __init__(self, engine: Engine, repeat_failed: bool = False) -> None:
+        self.engine, self.repeat_failed = engine, repeat_failed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keeps what Hydra hands over."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs a job for each list of overrides; the return value of a failed one is NaN."""
-        setup_globals()
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        self._check(job_overrides, initial_job_idx)
-        return [self._run(list(job), initial_job_idx + offset) for offset, job in enumerate(job_overrides)]
+        """Runs a job for each list of overrides; the return value of one without a score is NaN."""
+        self._begin()
+        jobs = [self.job(list(words), number) for number, words in enumerate(job_overrides, start=initial_job_idx)]
+        sweeps.jobs.extend(jobs)
+        self._check(jobs)
+        self._run(iter(jobs), lambda job: None)
+        return [_returned(job) for job in jobs]
 
-    def _check(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
-        """Tells the mistakes of all jobs and ends the process before the first one starts.
+    def search(self, proposals: Iterable[tuple[int, list[str]]], ended: Callable[[Job], None]) -> None:
+        """Runs jobs that are proposed one by one.
 
-        Not for a search, which proposes its jobs one by one.
+        Args:
+            proposals: the number and the overrides of each, asked for when there is room.
+            ended: told of each job.
         """
-        if len(job_overrides) < 2:
-            return
-        mistakes = []
-        for number, job in enumerate(job_overrides, start=initial_job_idx):
-            config = self._config(list(job), number)
-            if (self._folder(config) / CARD).is_file():
-                continue  # of a sweep that is resumed
-            del config.hydra
-            for check in sweeps.checks:
-                try:
-                    check(config)
-                except AlexlabError as error:
-                    mistakes.append(f"job {number} ({' '.join(filter_overrides(list(job)))}): {error}")
-        if mistakes:
-            # Hydra would print a traceback of an exception.
-            print(
-                f"every job of a sweep must be able to run, and nothing was started; {len(mistakes)} of "
-                f"{len(job_overrides)} cannot:\n" + "\n".join(mistakes),
-                file=sys.stderr,
-            )
-            raise SystemExit(ConfigError.exit_code)
+        self._begin()
 
-    def _config(self, overrides: list[str], number: int) -> Any:
+        def proposed() -> Iterator[Job]:
+            for number, words in proposals:
+                sweeps.jobs.append(self.job(words, number))
+                yield sweeps.jobs[-1]
+
+        self._run(proposed(), ended)
+
+    def keep(self, overrides: list[str], number: int, state: str) -> None:
+        """Lists a job of a search that has ended in an earlier attempt."""
+        job = self.job(overrides, number)
+        earlier = sweeps.earlier(job.folder)
+        job.end(state, score=earlier.score, cause=earlier.cause)
+        sweeps.jobs.append(job)
+
+    def _begin(self) -> None:
+        setup_globals()
+        self._configure_log()
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.engine.prepare(folder)
+        except ConfigError as error:
+            _refuse(str(error))
+
+    def _configure_log(self) -> None:
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+
+    def job(self, overrides: list[str], number: int) -> Job:
+        """A job with its composed config."""
         config: Any = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
             config.hydra.mode = self.config.hydra.mode
         OmegaConf.set_struct(config, False)
-        return config
+        folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+        shown = [word for word in filter_overrides(overrides) if not word.startswith(LAUNCHER_WORDS)]
+        return Job(number, shown, folder, config)
 
-    def _run(self, overrides: list[str], number: int) -> JobReturn:
-        shown = filter_overrides(overrides)
-        log.info("job %d: %s", number, " ".join(shown))
-        config = self._config(overrides, number)
-        with open_dict(config):
-            earlier = sweeps.earlier(self._folder(config), repeat_failed=self.repeat_failed)
+    def _check(self, jobs: Sequence[Job]) -> None:
+        """Tells the mistakes of all jobs and ends the process before the first one starts."""
+        mistakes = []
+        with self.engine.as_a_job():
+            for job in jobs:
+                if (job.folder / CARD).is_file():
+                    continue  # of a sweep that is resumed
+                config = job.config.copy()
+                del config.hydra
+                for check in sweeps.checks:
+                    try:
+                        check(config)
+                    except AlexlabError as error:
+                        mistakes.append(f"job {job.number} ({' '.join(job.overrides)}): {error}")
+        if mistakes:
+            _refuse(
+                f"every job of a sweep must be able to run, and nothing was started; {len(mistakes)} of "
+                f"{len(jobs)} cannot:\n" + "\n".join(mistakes)
+            )
+
+    def _run(self, jobs: Iterator[Job], ended: Callable[[Job], None]) -> None:
+        self.engine.run(self._to_run(jobs, ended), self.work, ended)
+
+    def _to_run(self, jobs: Iterator[Job], ended: Callable[[Job], None]) -> Iterator[Job]:
+        """The jobs that an earlier attempt has not ended; the others are told."""
+        for job in jobs:
+            earlier = sweeps.earlier(job.folder, repeat_failed=self.repeat_failed)
+            if earlier.state is not None:
+                job.end(earlier.state, score=earlier.score, cause=earlier.cause)
+                sweeps.tell(job, before=True)
+                ended(job)
+                continue
             if earlier.resumed:
-                config.hydra.output_subdir = None  # the first .hydra stays as it is
-        if earlier.score is not None or earlier.cause is not None:
-            log.info("job %d: %s", number, "finished before" if earlier.cause is None else earlier.cause)
-            sweeps.outcomes.append(sweeps.Outcome(number, shown, score=earlier.score, cause=earlier.cause))
-            value = float("nan") if earlier.score is None else earlier.score
-            return JobReturn(overrides=shown, cfg=config, status=JobStatus.COMPLETED, _return_value=value)
+                with open_dict(job.config):
+                    job.config.hydra.output_subdir = None  # the first .hydra stays as it is
+            yield job
+
+    def work(self, job: Job) -> None:
+        """Runs a job in this process and says in it what became of it."""
         result = run_job(
             hydra_context=self.hydra_context,
             task_function=self.task_function,
-            config=config,
+            config=job.config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        self._configure_log()
         if result.status == JobStatus.COMPLETED:
-            sweeps.outcomes.append(sweeps.Outcome(number, shown, score=result.return_value))
-            return result
-        cause = result._return_value
-        sweeps.outcomes.append(sweeps.Outcome(number, shown, cause=f"{type(cause).__name__}: {cause}"))
-        result.status, result.return_value = JobStatus.COMPLETED, float("nan")
-        return result
+            job.end(FINISHED, score=result.return_value)
+            return
+        error = result._return_value
+        if isinstance(error, PrunedError):
+            job.end(PRUNED, cause=str(error))
+        else:
+            job.end(FAILED, cause=f"{type(error).__name__}: {error}")
 
-    @staticmethod
-    def _folder(config: Any) -> Path:
-        return Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+
+def _refuse(sentence: str) -> NoReturn:
+    print(sentence, file=sys.stderr)  # of an exception, Hydra would print a traceback
+    raise SystemExit(ConfigError.exit_code)
+
+
+def _returned(job: Job) -> JobReturn:
+    value = float("nan") if job.score is None else job.score
+    return JobReturn(overrides=job.overrides, cfg=job.config, status=JobStatus.COMPLETED, _return_value=value)

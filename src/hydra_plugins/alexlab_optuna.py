@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
-import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from alexlab.sweeps import FAILED, FINISHED, PRUNED, Job
+
 if TYPE_CHECKING:
+    import optuna
     from optuna.distributions import BaseDistribution
 
 log = logging.getLogger(__name__)
@@ -27,10 +30,11 @@ class OptunaSweeper(Sweeper):
     """Proposes values by the tree-structured Parzen estimator and maximises what the task returns, the best val/top1.
 
     A list of choices is a categorical value, `range(a,b)` a whole number, `interval(a,b)` a number, and
-    `tag(log,interval(a,b))` a number on a logarithmic scale.
+    `tag(log,interval(a,b))` a number on a logarithmic scale. The study is kept in the folder of the sweep, so that a search
+    that was ended goes on, with the proposals that it would have made.
 
     Args:
-        num_trials: number of jobs.
+        num_trials: number of jobs, those of earlier attempts included.
         seed: of the proposals.
     """
 
@@ -41,16 +45,18 @@ class OptunaSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keeps what Hydra hands over."""
         self.sweep_config, self.context = config, hydra_context
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+        self.launcher: Any = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Runs the trials one after the other; a failed one is told to Optuna as failed, and the search goes on."""
+    def sweep(self, arguments: list[str]) -> None:
+        """Runs the trials; a failed one is told to Optuna as failed, and the search goes on."""
         if importlib.util.find_spec("optuna") is None:
             raise ConfigCompositionException("sweep=optuna needs the package optuna: pip install -e '.[optuna]'")
         import optuna
         from optuna.trial import TrialState
+
+        from alexlab.pruning import open_study
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         parser = OverridesParser.create(config_loader=self.context.config_loader)
@@ -66,19 +72,51 @@ class OptunaSweeper(Sweeper):
         folder = Path(self.sweep_config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.sweep_config, folder / "multirun.yaml")
-        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.seed))
-        for number in range(self.num_trials):
-            trial = study.ask(spaces)
-            proposed = [f"{key}={_text(value)}" for key, value in trial.params.items()]
-            value = self.launcher.launch([[*fixed, *proposed]], initial_job_idx=number)[0].return_value
-            if value is None or math.isnan(value):
-                study.tell(trial, state=TrialState.FAIL)
+        if self.launcher.repeat_failed:
+            raise ConfigCompositionException(
+                "launcher.repeat_failed is for a grid; a search that goes on tries other values instead"
+            )
+        study = open_study(folder)
+
+        def words(values: dict[str, Any]) -> list[str]:
+            return [*fixed, *(f"{key}={_text(value)}" for key, value in values.items())]
+
+        states = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: PRUNED, TrialState.FAIL: FAILED}
+        for trial in study.get_trials(states=tuple(states)):
+            self.launcher.keep(words(trial.params), trial.number, states[trial.state])
+
+        def ended(job: Job) -> None:
+            if job.score is not None:
+                study.tell(job.number, job.score)
             else:
-                study.tell(trial, float(value))
-        if any(trial.state == TrialState.COMPLETE for trial in study.trials):
-            best = {key: _text(value) for key, value in study.best_params.items()}
-            log.info("best val/top1 %.4f: %s", study.best_value, " ".join(f"{key}={best[key]}" for key in best))
-        return None
+                study.tell(job.number, state=TrialState.PRUNED if job.state == PRUNED else TrialState.FAIL)
+
+        def proposals() -> Iterator[tuple[int, list[str]]]:
+            for number, values in self.proposed(study, spaces):
+                yield number, words(values)
+
+        self.launcher.search(proposals(), ended)
+        if any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
+            best = " ".join(f"{key}={_text(value)}" for key, value in study.best_params.items())
+            log.info("best val/top1 %.4f, job %d: %s", study.best_value, study.best_trial.number, best)
+
+    def proposed(
+        self, study: optuna.Study, spaces: dict[str, BaseDistribution]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The number and the values of each trial that is to be run: what an earlier attempt has begun, then new ones."""
+        import optuna
+
+        before = study.get_trials()
+        for trial in before:
+            if not trial.state.is_finished():
+                yield trial.number, trial.params
+        for number in range(len(before), self.num_trials):
+            # A sampler for each trial: what it proposes depends on the seed, the number and the trials that have ended,
+            # so that a search that goes on draws what it would have drawn.
+            digest = hashlib.blake2b(f"{self.seed}:{number}".encode(), digest_size=4).digest()
+            study.sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest, "big"))
+            asked = study.ask(spaces)
+            yield asked.number, asked.params
 
 
 def distribution(override: Override) -> BaseDistribution:

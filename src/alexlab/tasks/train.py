@@ -4,10 +4,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alexlab.cards import FAILED, FINISHED, INTERRUPTED, Card, Lock, data_state
+from alexlab.cards import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, data_state
 from alexlab.data.folder import Splits
 from alexlab.data.settings import Data
-from alexlab.errors import AlexlabError
+from alexlab.errors import AlexlabError, PrunedError
 from alexlab.nodes import bind
 from alexlab.runs import STATISTICS, rank
 
@@ -43,6 +43,9 @@ def run(
             scores = _train(config, run_dir, choices, isolated, resumed)
         except KeyboardInterrupt:
             card.finish(INTERRUPTED, reason="by the keyboard", exit_code=130)
+            raise
+        except PrunedError as error:
+            card.finish(PRUNED, reason=str(error))
             raise
         except BaseException as error:
             code = error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code
