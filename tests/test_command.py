@@ -154,7 +154,7 @@ def test_optuna_searches_and_every_rank_has_the_same_values(images: Path, tmp_pa
         "trainer.accelerator=cpu", *TINY_COMMAND, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "3 jobs, 0 failed" in result.stdout
+    assert "3 jobs" in result.stdout and "failed" not in result.stdout
     assert re.search(r"best val/top1 \d\.\d+: optimizer\.lr=", result.stdout)
     (sweep,) = (tmp_path / "outputs/sweeps").glob("*/*")
     configs = sorted(sweep.glob("*/.hydra/overrides.yaml"))

@@ -18,6 +18,7 @@ from alexlab.errors import ConfigError
 from alexlab.report_data import differing_keys, find_runs, grouped, ranking, read_run
 from alexlab.report_page import _effects, write_report
 from alexlab.tasks.report import run as report
+from browser import FITS, PHONE, look
 from conftest import plain
 
 SCORES = {("0.5", "sgd"): (0.80, 0.82, 0.84), ("0.5", "adam"): (0.90, 0.91, 0.92), ("1.0", "sgd"): (0.905, 0.915, 0.92)}
@@ -208,3 +209,14 @@ def test_tensorboard_agrees(train: Callable[..., float | None], tmp_path: Path) 
         assert shown == ["best/top1", "best/top5"]
         for tag in shown:
             assert events.Scalars(tag)[-1].value == pytest.approx(float(row[tag.removeprefix("best/")]), abs=1e-7)
+
+
+def test_the_page_on_a_screen_and_on_a_phone(sweep: Path, tmp_path: Path) -> None:
+    """A click on the head of a column sorts by it, a second one the other way round; a phone need not scroll sideways."""
+    page = write_report([str(sweep)], tmp_path / "out")
+    column = "[...document.querySelector('tbody').rows].map(row => row.cells[3].textContent)"
+    head = "document.querySelectorAll('th')[3].click();"
+    shown = look(page, f"const before = {column}; {head} const up = {column}; {head} return [before, up, {column}];")
+    down = ["0.9133", "0.9100", "0.8200"]
+    assert shown == [down, down[::-1], down]
+    assert look(page, FITS, width=PHONE) is True
