@@ -32,6 +32,7 @@ from alexlab.data.statistics import Statistics, measure
 from alexlab.data.transforms import PCAColorNoise, Views
 from alexlab.errors import ConfigError
 from alexlab.finetuning import Finetune
+from alexlab.inference import Inference
 from alexlab.launch import Reports
 from alexlab.models.weights import Fit, fit, read_source
 from alexlab.nodes import Config, bind, locate, make, parts, value_of
@@ -196,6 +197,25 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
         seed=config["seed"],
         record=record,
     )
+
+
+def inference(config: Config, num_classes: int) -> Inference:
+    """The net of a config with what goes before and after it, on the device `meta`, for weights that are there already."""
+    settings = data(config)
+    num_outputs = make(config["loss"], "loss", [1] * num_classes).num_outputs
+    with torch.device("meta"):
+        built = net(config, num_classes, num_outputs=num_outputs)
+    return Inference(built, mean=settings.per_channel(settings.mean), std=settings.per_channel(settings.std))
+
+
+def eval_view(config: Config, views: str = "center") -> Callable[..., Any]:
+    """From a uint8 image (C, H, W) to what the net takes: the view that the run has evaluated, or several, (V, C, H, W)."""
+    if views == "center":
+        return _transforms(config["augmentation"]["eval"], "augmentation.eval")
+    try:
+        return Views(data(config).image_size, views)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def folder_data(config: Config, splits: Splits, run_dir: Path | None = None) -> FolderData:

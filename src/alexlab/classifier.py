@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from alexlab.data.order import derived_seed
 from alexlab.errors import DataError, NumericError
+from alexlab.inference import mean_probs, normalised, of_all_classes
 from alexlab.parameters import Group
 from alexlab.runs import CHECKPOINT_KEY
 from alexlab.schedules import Schedule
@@ -154,14 +155,10 @@ class Classifier(lightning.LightningModule):
         self.best = dict(checkpoint[CHECKPOINT_KEY]["best"])
 
     def _normalised(self, images: Tensor) -> Tensor:
-        # Channels last is the faster layout: 1.34 x at full and 1.19 x at half width on 2 CPU cores, batch 64, 224 x 224.
-        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return normalised(images, self.mean, self.std)
 
     def _logits(self, images: Tensor) -> Tensor:
-        logits = self.net(images)
-        return (
-            F.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits
-        )  # one logit z is (0, z), see BinaryCrossEntropy
+        return of_all_classes(self.net(images))
 
     def _scores(self, stage: str) -> Scores:
         scores = self.scores[f"{stage}_scores"]
@@ -176,8 +173,8 @@ class Classifier(lightning.LightningModule):
 
     def _over_views(self, images: Tensor) -> Tensor:
         """Images (N, V, C, H, W) to the logarithm of the mean of their softmax over the views, (N, K)."""
-        probs = torch.stack([self(views).float().softmax(1) for views in images.unbind(1)])
-        return probs.mean(0).clamp(min=torch.finfo(probs.dtype).tiny).log()
+        probs = mean_probs(self, images)
+        return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
     def _readable(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The part of a batch that could be read; of none, two images and no label, so that the ranks stay in step."""

@@ -24,6 +24,8 @@ PATH_KEYS = (
     "manifest",
     "quarantine",
     "labels",
+    "class_names",
+    "image",
 )
 # A value must be of the kind of the default that it replaces, except where Lightning takes several kinds.
 OPEN_KEYS = ("trainer.devices", "trainer.fast_dev_run", "trainer.deterministic")

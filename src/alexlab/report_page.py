@@ -1,13 +1,11 @@
 """The report of several runs: one page that works offline, the same as Markdown and CSV, and its pictures. Imports no torch."""
 
-import base64
 import csv
-import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alexlab import pages
 from alexlab.cards import FAILED, INTERRUPTED
 from alexlab.report_data import (
     Group,
@@ -24,26 +22,6 @@ from alexlab.report_data import (
 
 MAX_CURVES = 12  # groups in the picture of the curves: the best ones
 MAX_TICKS = 6  # values of a key that are drawn side by side; more numbers are an axis
-STYLE = """
-:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-body { max-width: 1200px; margin: 1.5rem auto; padding: 0 1rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
-td, th { padding: .25rem .7rem .25rem 0; text-align: left; border-bottom: 1px solid #8884; vertical-align: top; }
-th { cursor: pointer; white-space: nowrap; } th::after { content: " ↕"; opacity: .4; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; } img { max-width: 100%; background: #fff; }
-.best { font-weight: 600; } .failed { color: #c62a2f; } .running { color: #946800; } code { overflow-wrap: anywhere; }
-"""
-SORT = """
-document.querySelectorAll('th').forEach(th => th.addEventListener('click', () => {
-  const table = th.closest('table'), column = [...th.parentNode.children].indexOf(th), up = th.dataset.up !== '1';
-  th.dataset.up = up ? '1' : '0';
-  const value = row => { const cell = row.children[column], n = parseFloat(cell.dataset.v ?? cell.textContent);
-    return isNaN(n) ? cell.textContent : n; };
-  [...table.tBodies[0].rows].sort((a, b) => { const x = value(a), y = value(b);
-    return (typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === 'number' ? -1 : 1) * (up ? 1 : -1); })
-    .forEach(row => table.tBodies[0].append(row));
-}));
-"""
 
 
 def write_report(words: Sequence[str], out: Path) -> Path:
@@ -86,23 +64,18 @@ def write_report(words: Sequence[str], out: Path) -> Path:
     failures = [run for run in runs if run.status in (FAILED, INTERRUPTED)]
     title = f"{len(runs)} runs"
     (out / "report.md").write_text(_markdown(title, verdict, columns, rows, failures), encoding="utf-8")
-    page = out / "report.html"
-    page.write_text(
-        "\n".join(
-            [
-                "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-                f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1><p>{html.escape(verdict)}</p>",
-                _table(columns, rows, best=clear),
-                *(f"<h2>{name}</h2><img alt='{name}' src='data:image/png;base64,{data}'>" for name, data in pictures),
-                "<h2>Runs</h2>",
-                _table(detail_columns, details),
-                *(["<h2>Failures</h2>", *(_failure(run) for run in failures)] if failures else []),
-                f"<script>{SORT}</script>",
-            ]
-        ),
-        encoding="utf-8",
+    return pages.write_page(
+        out / "report.html",
+        title,
+        [
+            f"<p>{pages.text(verdict)}</p>",
+            _table(columns, rows, best=clear),
+            *(f"<h2>{name}</h2>{pages.plot(content, name)}" for name, content in pictures),
+            "<h2>Runs</h2>",
+            _table(detail_columns, details),
+            *(["<h2>Failures</h2>", *(_failure(run) for run in failures)] if failures else []),
+        ],
     )
-    return page
 
 
 def _verdict(ranked: Sequence[Group], clear: bool) -> str:
@@ -165,35 +138,20 @@ def _write_csv(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
             writer.writerow(["" if value is None else value for value in [*_run_row(run, keys), *more]])
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:g}" if value == round(value, 1) else f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, best: bool = False) -> str:
-    head = "".join(f"<th>{html.escape(column)}" for column in columns)
-    body = []
-    for number, row in enumerate(rows):
-        cells = []
-        for value in row:
-            numeric = isinstance(value, int | float) and not isinstance(value, bool)
-            cells.append(
-                f"<td class=n data-v={value}>{_shown(value)}" if numeric else f"<td>{html.escape(_shown(value))}"
-            )
+    kinds = []
+    for place, row in enumerate(rows):
         status = str(row[-1])
-        kind = "failed" if "failed" in status else "running" if "running" in status else ""
-        body.append(f"<tr class='{'best ' if best and number == 0 else ''}{kind}'>{''.join(cells)}")
-    return f"<div class=wide><table><thead><tr>{head}<tbody>{''.join(body)}</table></div>"
+        state = "failed" if "failed" in status else "running" if "running" in status else ""
+        kinds.append(f"best {state}".strip() if best and place == 0 else state)
+    return pages.table(columns, rows, kinds)
 
 
 def _markdown(
     title: str, verdict: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], failures: Sequence[Run]
 ) -> str:
     lines = [f"# {title}", "", verdict, "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    lines += [f"| {' | '.join(_shown(value).replace('|', '/') for value in row)} |" for row in rows]
+    lines += [f"| {' | '.join(pages.number(value).replace('|', '/') for value in row)} |" for row in rows]
     if failures:
         lines += ["", "## Failures", ""]
         lines += [f"- `{relative(run.folder)}`: {run.status}: {run.card.get('reason')}" for run in failures]
@@ -201,10 +159,11 @@ def _markdown(
 
 
 def _failure(run: Run) -> str:
-    return f"<p><code>{html.escape(relative(run.folder))}</code> <b>{run.status}</b>: {html.escape(str(run.card.get('reason')))}"
+    words = f"<b>{run.status}</b>: {pages.text(str(run.card.get('reason')))}"
+    return f"<p><code>{pages.text(relative(run.folder))}</code> {words}"
 
 
-def _pictures(ranked: Sequence[Group], keys: Sequence[str], out: Path) -> list[tuple[str, str]]:
+def _pictures(ranked: Sequence[Group], keys: Sequence[str], out: Path) -> list[tuple[str, bytes]]:
     drawn = [
         ("Curves", "curves.png", _curves(ranked[:MAX_CURVES])),
         ("Effects", "effects.png", _effects(effects(ranked, keys))),
@@ -214,10 +173,9 @@ def _pictures(ranked: Sequence[Group], keys: Sequence[str], out: Path) -> list[t
     for title, name, figure in drawn:
         if figure is None:
             continue
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=110)
-        (out / name).write_bytes(content.getvalue())
-        found.append((title, base64.b64encode(content.getvalue()).decode()))
+        content = pages.png(figure)
+        (out / name).write_bytes(content)
+        found.append((title, content))
     return found
 
 

@@ -121,7 +121,7 @@ def test_manifest(tmp_path: Path) -> None:
         (
             {"train/a": 1, "train/b": 1, "val/c": 1},
             {},
-            "every class must be in the training split; {root}/val has c, train has a, b",
+            "every class must be in the training split; {root}/val has c, the training split has a, b",
         ),
         ({"train/a": 1, "train/b": 1, "val": 0}, {}, "{root}/val must hold one folder of images per class"),
         (

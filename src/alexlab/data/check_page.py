@@ -1,17 +1,15 @@
 """The findings of a check for people: a table in the terminal, a page with pictures, a file for scripts."""
 
-import base64
-import html
-import io
 import json
 import os
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
 from rich.table import Table
 
+from alexlab import pages
 from alexlab.data.check import Findings
 from alexlab.data.decode import decode
 from alexlab.data.listing import shown
@@ -20,7 +18,6 @@ from alexlab.errors import ImageError
 MAX_SAMPLES = 480  # pictures of the sheet, shared by the classes
 MAX_LISTED = 200  # problems of one kind on the page; the others are in check.json
 MAX_PAIRS = 60
-THUMBNAIL = 112  # pixels
 TITLES = {
     "unreadable": "Files that cannot be read",
     "duplicate_across_splits": "Equal files in two splits: a leak",
@@ -33,18 +30,6 @@ TITLES = {
     "unsupported_format": "Pictures in formats that are not read",
     "outside_classes": "Pictures outside of the class folders",
 }
-STYLE = """
-:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-body { max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
-td, th { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid #8884; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.sheet { display: flex; flex-wrap: wrap; gap: 4px; margin-bottom: 1rem; }
-.sheet img { height: 96px; border-radius: 3px; }
-figure { margin: 0 .8rem .8rem 0; display: inline-block; }
-figcaption { font-size: 12px; overflow-wrap: anywhere; max-width: 240px; }
-code { overflow-wrap: anywhere; } .good { color: #18794e; } .bad { color: #c62a2f; }
-"""
 
 
 def kind(code: str) -> str:
@@ -100,22 +85,19 @@ def write_json(findings: Findings, path: Path) -> None:
 def write_page(findings: Findings, path: Path) -> None:
     """One file that needs no network: numbers, problems with their pictures, a sheet of samples for each class."""
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{_text(os.path.basename(os.path.abspath(findings.root)))}</title><style>{STYLE}</style>",
-        f"<h1>{_text(findings.root)}</h1>",
         f"<p class={'bad' if findings.problems else 'good'}>{counted(findings)}</p>",
         *_problems(findings),
         *_numbers(findings),
         *_samples(findings),
     ]
-    path.write_text("\n".join(parts), encoding="utf-8")
+    pages.write_page(path, findings.root, parts)
 
 
 def _numbers(findings: Findings) -> list[str]:
     splits = list(findings.counts)
-    rows = [["class", *(split or "images" for split in splits)]]
-    rows += [[name, *(str(findings.counts[split].get(name, 0)) for split in splits)] for name in findings.classes]
-    rows.append(["all", *(f"{sum(findings.counts[split].values()):,}" for split in splits)])
+    rows: list[list[Any]] = [["class", *(split or "images" for split in splits)]]
+    rows += [[name, *(findings.counts[split].get(name, 0) for split in splits)] for name in findings.classes]
+    rows.append(["all", *(sum(findings.counts[split].values()) for split in splits)])
     parts = ["<h2>Images</h2>", _table(rows)]
     if findings.mean:
         values = [
@@ -128,7 +110,7 @@ def _numbers(findings: Findings) -> list[str]:
         rest = len(counter) - len(common)
         parts += [f"<h3>{title}</h3>", _table([[title.lower()[:-1], "images"], *common])]
         parts += [f"<p>and {rest} others</p>"] if rest > 0 else []
-    parts += [f"<p>{_text(note)}</p>" for note in findings.notes]
+    parts += [f"<p>{pages.text(note)}</p>" for note in findings.notes]
     return parts
 
 
@@ -139,15 +121,18 @@ def _problems(findings: Findings) -> list[str]:
     parts = ["<h2>Findings</h2>"] if groups else []
     for name in sorted(groups, key=lambda name: list(TITLES).index(name) if name in TITLES else len(TITLES)):
         found = groups[name]
-        parts.append(f"<h3>{_text(TITLES.get(name, name.replace('_', ' ')))} ({len(found)})</h3>")
+        parts.append(f"<h3>{pages.text(TITLES.get(name, name.replace('_', ' ')))} ({len(found)})</h3>")
         pairs = [pair for pair in findings.pairs if pair.code == name][:MAX_PAIRS]
         for pair in pairs:
             pictures = "".join(_picture(findings, path) for path in (pair.first, pair.second))
             parts.append(
-                f"<figure>{pictures}<figcaption>{_text(pair.first)}<br>{_text(pair.second)}</figcaption></figure>"
+                f"<figure>{pictures}<figcaption>{pages.text(pair.first)}<br>{pages.text(pair.second)}</figcaption></figure>"
             )
         if not pairs:
-            rows = [f"<li><code>{_text(problem.path)}</code> {_text(problem.text)}" for problem in found[:MAX_LISTED]]
+            rows = [
+                f"<li><code>{pages.text(problem.path)}</code> {pages.text(problem.text)}"
+                for problem in found[:MAX_LISTED]
+            ]
             parts.append(f"<ul>{''.join(rows)}</ul>")
         if len(found) > max(len(pairs), MAX_LISTED if not pairs else 0):
             parts.append("<p>The others are in check.json.</p>")
@@ -165,29 +150,16 @@ def _samples(findings: Findings) -> list[str]:
     for name, paths in sorted(readable.items())[:MAX_SAMPLES]:
         chosen = [paths[number * len(paths) // min(share, len(paths))] for number in range(min(share, len(paths)))]
         pictures = "".join(_picture(findings, path) for path in chosen)
-        parts.append(f"<h3>{_text(name)} ({len(paths):,})</h3><div class=sheet>{pictures}</div>")
+        parts.append(f"<h3>{pages.text(name)} ({len(paths):,})</h3><div class=row>{pictures}</div>")
     return parts
 
 
 def _picture(findings: Findings, path: str) -> str:
     try:
-        picture = Image.fromarray(decode(os.path.join(findings.root, path)))
+        return pages.picture(decode(os.path.join(findings.root, path)), path)
     except ImageError:
         return ""
-    picture.thumbnail((2 * THUMBNAIL, THUMBNAIL))
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=80)
-    data = base64.b64encode(content.getvalue()).decode()
-    return f'<img loading=lazy alt="{_text(path)}" title="{_text(path)}" src="data:image/jpeg;base64,{data}">'
 
 
-def _table(rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{_text(cell)}" for cell in rows[0])
-    body = "".join(
-        f"<tr><td>{_text(row[0])}{''.join(f'<td class=n>{_text(cell)}' for cell in row[1:])}" for row in rows[1:]
-    )
-    return f"<table><tr>{head}{body}</table>"
-
-
-def _text(text: str) -> str:
-    return html.escape(shown(text))
+def _table(rows: list[list[Any]]) -> str:
+    return pages.table(rows[0], rows[1:])

@@ -175,6 +175,7 @@ def scan(
     classes: Sequence[str] | None = None,
     cache_dir: Path | None = None,
     notes: list[str] | None = None,
+    owner: str = "the training split",
 ) -> Split:
     """The images below `root/folder/<class>/` as one split.
 
@@ -184,6 +185,7 @@ def scan(
         classes: the vocabulary; by default the names of the class folders, sorted.
         cache_dir: as for `find_splits`.
         notes: takes what a person should know.
+        owner: of the vocabulary, for messages.
 
     Raises:
         DataError: when there is no image, a class folder is empty, a class is not in the vocabulary, or names are too alike.
@@ -195,7 +197,7 @@ def scan(
             f"{top} must hold one folder of images per class; found no folder in it, and {_count_images(top)} images"
         )
     check_class_names(listing.classes, top)
-    labels = listing.labels if classes is None else _relabelled(listing, classes)
+    labels = listing.labels if classes is None else _relabelled(top, listing.classes, listing.labels, classes, owner)
     counts = np.bincount(listing.labels, minlength=len(listing.classes))
     if not len(listing.paths):
         some = listing.classes[:5]
@@ -216,17 +218,29 @@ def scan(
     return Split(root, list(classes or listing.classes), listing.paths, labels, listing)
 
 
-def _relabelled(listing: Listing, classes: Sequence[str]) -> np.ndarray:
+def _relabelled(place: str, own: Sequence[str], labels: np.ndarray, classes: Sequence[str], owner: str) -> np.ndarray:
     """The labels by another vocabulary; names are equal when their Unicode forms are."""
     known = {unicodedata.normalize("NFC", name): label for label, name in enumerate(classes)}
-    found = [known.get(unicodedata.normalize("NFC", name)) for name in listing.classes]
-    unknown = [name for name, label in zip(listing.classes, found, strict=True) if label is None]
+    found = [known.get(unicodedata.normalize("NFC", name)) for name in own]
+    unknown = [name for name, label in zip(own, found, strict=True) if label is None]
     if unknown:
-        raise DataError(
-            f"every class must be in the training split; {os.path.join(listing.root, listing.folder)} has "
-            f"{', '.join(unknown)}, train has {', '.join(classes)}"
-        )
-    return np.array(found, np.int64)[listing.labels]
+        raise DataError(f"every class must be in {owner}; {place} has {_some(unknown)}, {owner} has {_some(classes)}")
+    return np.array(found, np.int64)[labels]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:20])) + (f", ... ({len(names)})" if len(names) > 20 else "")
+
+
+def relabelled(split: Split, classes: Sequence[str], owner: str) -> Split:
+    """A split with the labels of another vocabulary, that of `owner`, a few words for messages.
+
+    Raises:
+        DataError: when the other vocabulary has not all of its classes.
+    """
+    used, places = np.unique(split.labels, return_inverse=True)
+    names = [split.classes[label] for label in used]
+    return replace(split, classes=list(classes), labels=_relabelled(split.root, names, places, classes, owner))
 
 
 def _split_folder(root: str, names: Sequence[str]) -> str | None:

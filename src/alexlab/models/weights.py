@@ -83,24 +83,29 @@ def read_source(name: str, net: nn.Module) -> Source:
     """
     path = Path(name)
     if re.match(r"[a-z]+://", name):
-        return _parsed(name, _downloaded(name))
+        return parsed(name, _downloaded(name))
     if path.is_dir():
         path = path / BEST
         if not path.is_file():
             raise ConfigError(f"model.weights={name} is a folder without {BEST}")
     if path.is_file():
-        return _parsed(name, _loaded(path))
+        return parsed(name, load_file(path))
     if path.suffix in SUFFIXES or "/" in name:
         raise ConfigError(f"model.weights must be {FILES}, or a name such as IMAGENET1K_V1; there is no file {name}")
     return Source(name, _of_torchvision(name, net))
 
 
-def _loaded(path: Path) -> Any:
+def load_file(path: Path) -> Any:
+    """The content of a file of weights; nothing but tensors and plain data is unpickled.
+
+    Raises:
+        ConfigError: when it cannot be read, or holds more than that.
+    """
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors.torch import load_file as load_safetensors
 
-            return load_file(path)
+            return load_safetensors(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are parsers
         if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
@@ -119,7 +124,7 @@ def _downloaded(url: str) -> Any:
             torch.hub.download_url_to_file(url, str(target))
         except (URLError, OSError, ValueError) as error:
             raise _no_download(url, target, error) from error
-    return _loaded(target)
+    return load_file(target)
 
 
 def _of_torchvision(name: str, net: nn.Module) -> State:
@@ -147,17 +152,26 @@ def _no_download(url: str, target: Path, error: Exception) -> ConfigError:
     return ConfigError(f"cannot download {url} ({error}); get it on another machine and put it at {target}")
 
 
-def _parsed(name: str, content: Any) -> Source:
-    """Finds the state dict in what was read: our checkpoint, {"state_dict": ...}, {"model": ...}, or the dict itself."""
+def parsed(name: str, content: Any, key: str = "model.weights") -> Source:
+    """Finds the state dict in what was read: our checkpoint, {"state_dict": ...}, {"model": ...}, or the dict itself.
+
+    Args:
+        name: of the file.
+        content: what `load_file` gives.
+        key: of the config that names it, for messages.
+
+    Raises:
+        ConfigError: when there are no tensors.
+    """
     classes = None
     if isinstance(content, dict) and CHECKPOINT_KEY in content:
         classes = content[CHECKPOINT_KEY]["classes"]
         content = {key[4:]: value for key, value in content["state_dict"].items() if key.startswith("net.")}
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    for place in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(place), dict):
+            content = content[place]
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"model.weights={name} must hold a state dict; it holds no tensors by name")
+        raise ConfigError(f"{key}={name} must hold a state dict; it holds no tensors by name")
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     for prefix in ("module.", "_orig_mod."):  # of DistributedDataParallel and torch.compile
         if all(key.startswith(prefix) for key in state):

@@ -1,0 +1,72 @@
+"""`python src/evaluate.py`: a trained net against labelled images. Imports no torch at its top."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from alexlab.errors import ConfigError
+
+
+def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> float:
+    """Scores every image of a split once; prints tables, writes files and `evaluation.html`; returns the top-1 accuracy.
+
+    Args:
+        config: the composed config, plain data.
+        run_dir: the folder that the results are written to.
+        choices: the option chosen in each config group; there is none here.
+        isolated: of no use here, where nothing is trained.
+
+    Raises:
+        AlexlabError: in one sentence.
+    """
+    from rich.console import Console
+
+    from alexlab import pages
+    from alexlab.evaluation_page import evaluated
+    from alexlab.runs import SKIPPED
+
+    trained, found, about, skipped = ask(config, run_dir)
+    tables, parts = evaluated(found, trained.names, run_dir, about)
+    for table in tables:
+        Console().print(table)
+    pages.write_page(run_dir / "evaluation.html", f"{trained.about}: {about['split']}", parts)
+    shown = os.path.relpath(run_dir)
+    if skipped:
+        print(f"{skipped} images could not be read and were left out: {Path(shown) / SKIPPED}")
+    print(f"{shown}/evaluation.html, scores.json, classes.csv, confusion.csv, predictions.csv")
+    return float(found.right.mean())
+
+
+def ask(config: dict[str, Any], run_dir: Path) -> Any:
+    """The net, what it says of the images, what was evaluated, and how many images could not be read."""
+    from alexlab import build
+    from alexlab.answers import answers, batches, chosen_split
+    from alexlab.data.settings import Data
+    from alexlab.data.skipped import Skipped
+    from alexlab.progress import watched
+    from alexlab.runs import SKIPPED
+    from alexlab.trained import load_trained
+
+    trained = load_trained(config["ckpt"], class_names=config["class_names"], device=config["device"])
+    view = build.eval_view(trained.config, config["views"])
+    changes = {key: value for key, value in config["data"].items() if value is not None}
+    settings = Data(**{**trained.config["data"], "cache": None, "manifest": None, **changes})
+    own = "root" not in changes
+    name, split = chosen_split(trained, settings, config["split"], own=own)
+    skipped = Skipped(run_dir / SKIPPED) if settings.on_error == "skip" else None
+    loader = batches(split, view, settings, skipped=skipped)
+    found = answers(
+        trained.inference, loader, split, watch=lambda items: watched(items, f"{name}: {len(split):,} images")
+    )
+    about = {"checkpoint": str(trained.path), "data": settings.root, "split": name, "views": config["views"]}
+    return trained, found, about, skipped.finish() if skipped else 0
+
+
+def check(config: dict[str, Any]) -> None:
+    """Looks at what can be known before the net is read.
+
+    Raises:
+        ConfigError: when there is no such checkpoint.
+    """
+    if not Path(config["ckpt"]).exists():
+        raise ConfigError(f"ckpt must be a run folder or a file; there is no {config['ckpt']}")
