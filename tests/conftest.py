@@ -124,3 +124,22 @@ def scalars(folder: Path) -> dict[str, list[float]]:
     events = EventAccumulator(str(files[0]))
     events.Reload()
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.fixture(scope="session")
+def trained_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the tiny net after three epochs; its checkpoints are the input of what follows a training."""
+    from alexlab.tasks.train import run
+
+    folder = tmp_path_factory.mktemp("trained")
+    run_dir = folder / "run"
+    run_dir.mkdir()
+    words = (
+        *TINY,
+        f"data.root={images}",
+        f"data.cache_dir={folder / 'cache'}",
+        "trainer.max_epochs=3",
+        "model.norm=batch",
+    )
+    run(plain(*words), run_dir=run_dir, choices={"model": "alexnet"})
+    return run_dir

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from alexlab.callbacks import CardUpdates
 from alexlab.checkpoints import Checkpoints, DurableIO
+from alexlab.class_names import read_class_names, shown_names
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Split, Splits
 from alexlab.data.module import FolderData, check_batch_size
@@ -107,6 +108,15 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
     axes = {"eigenvalues": found.eigenvalues, "eigenvectors": found.eigenvectors}
     train = views["train"] | {name: {**transform, **axes} for name, transform in noises.items()}
     return {**config, "data": node, "augmentation": {**views, "train": train}}, found
+
+
+def named(config: Config, splits: Splits) -> Config:
+    """The config with the content of the file `class_names`, so that a checkpoint is enough."""
+    names = config["class_names"]
+    if isinstance(names, str):
+        names = read_class_names(names)
+        shown_names(splits.classes, names)
+    return {**config, "class_names": names}
 
 
 def packing(config: Config) -> Pack | None:

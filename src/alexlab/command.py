@@ -122,7 +122,7 @@ def run_job(
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The config as dicts, lists, numbers and strings, with nothing left to resolve.
+    """The config of one job as dicts, lists, numbers and strings, with nothing left to resolve; not where it runs.
 
     Raises:
         ConfigError: when a value that must be given is missing.
@@ -132,7 +132,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         key = error.full_key or str(error).rsplit(" ", 1)[-1]
         raise ConfigError(f"{key} must be given: {key}=VALUE") from error
-    return dict(resolved)
+    return {key: value for key, value in resolved.items() if key != "launcher"}
 
 
 class Folders(Callback):

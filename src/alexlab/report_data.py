@@ -15,7 +15,16 @@ from alexlab.errors import ConfigError
 from alexlab.runs import CARD, EARLIER, METRICS
 
 # Keys that say where a run was made and how it was watched, not what it is.
-NO_DIFFERENCE = ("data.cache_dir", "data.num_workers", "data.preview", "callbacks.", "logger.", "elastic.", "seed")
+NO_DIFFERENCE = (
+    "data.cache_dir",
+    "data.num_workers",
+    "data.preview",
+    "callbacks.",
+    "logger.",
+    "elastic.",
+    "seed",
+    "class_names",
+)
 CONFIDENCE = 0.95
 
 

@@ -57,7 +57,7 @@ class Trained:
     def about(self) -> str:
         """What it is, in a few words."""
         name = self.choices.get("model", self.config["model"]["_target_"].rsplit(".", 1)[-1])
-        return f"{name}, {len(self.classes)} classes, {self.path}"
+        return f"{name}, {len(self.classes)} classes"
 
 
 def load_trained(name: str, *, class_names: str | None = None, device: str = "auto") -> Trained:
@@ -85,7 +85,7 @@ def load_trained(name: str, *, class_names: str | None = None, device: str = "au
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"the weights of {path} do not fit the net of its config: {reason}") from error
-    names = shown_names(classes, record.get("class_names") if given is None else given)
+    names = shown_names(classes, record["config"].get("class_names") if given is None else given)
     return Trained(
         path,
         record["config"],

@@ -67,6 +67,15 @@ def decode(path: str | Path, channels: int = 3, sha256: bytes | None = None) -> 
     content = read(path)
     if sha256 is not None and hashlib.sha256(content).digest() != sha256:
         raise unreadable(path, "changed")
+    return decode_bytes(content, channels, path)
+
+
+def decode_bytes(content: bytes, channels: int = 3, path: str | Path = "") -> np.ndarray:
+    """Decodes the content of a file as `decode` does; `path` is for messages.
+
+    Raises:
+        ImageError: with the path and the reason.
+    """
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             check_size(path, *image.size)

@@ -105,7 +105,9 @@ def load_file(path: Path) -> Any:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file as load_safetensors
 
-            return load_safetensors(path)
+            found = load_safetensors(path)
+            # The file does not keep the order of the layers, by which they may have to be matched.
+            return {key: found[key] for key in sorted(found, key=_natural)}
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are parsers
         if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
@@ -113,6 +115,11 @@ def load_file(path: Path) -> Any:
         else:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"cannot read the weights in {path}: {reason}") from error
+
+
+def _natural(key: str) -> list[tuple[int, int, str]]:
+    """features.10 after features.9."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in key.split(".")]
 
 
 def _downloaded(url: str) -> Any:

@@ -64,7 +64,7 @@ def check(config: dict[str, Any]) -> None:
     from alexlab import build
 
     splits, ranks = _found(config)
-    build.check(build.measured(config, splits, pretended=True)[0], splits, num_ranks=ranks)
+    build.check(build.measured(build.named(config, splits), splits, pretended=True)[0], splits, num_ranks=ranks)
 
 
 def _found(config: dict[str, Any]) -> tuple[Splits, int]:
@@ -90,7 +90,7 @@ def _train(
     from alexlab.launch import Limits, launch
     from alexlab.training import print_scores, train
 
-    config, statistics = build.measured(config, splits)
+    config, statistics = build.measured(build.named(config, splits), splits)
     if rank() == 0:
         Card(run_dir).update(data=data_state(splits), config=config)
     build.check(config, splits, num_ranks=ranks)

@@ -1,0 +1,6 @@
+"""Serves a page to try a trained net: `python src/demo.py --help` shows the options and an example."""
+
+from alexlab.command import run_command
+
+if __name__ == "__main__":
+    run_command("demo")
