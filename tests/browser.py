@@ -23,8 +23,6 @@ def look(page: Path, script: str, *, width: int = 1200) -> Any:
         script: is run when the page has loaded; `document` is that of the page.
         width: of the window, in CSS pixels.
     """
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
     # Inside a frame, since a window of Chromium is never as narrow as a phone.
     frame = page.with_name(f".frame_{page.name}")
     frame.write_text(
@@ -35,11 +33,21 @@ def look(page: Path, script: str, *, width: int = 1200) -> Any:
         "  document.getElementById('found').textContent = JSON.stringify(found);\n"
         "};</script>"
     )
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / '.chromium'}"]
-    command = [CHROMIUM, *options, "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(page.parent)}
-    )
+    return dumped(frame.as_uri(), page.parent)
+
+
+def dumped(address: str, folder: Path) -> Any:
+    """The JSON that the scripts of a page have put into its element `found`.
+
+    Args:
+        address: of the page.
+        folder: for the browser's files.
+    """
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / '.chromium'}"]
+    command = [CHROMIUM, *options, "--virtual-time-budget=20000", "--dump-dom", address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(folder)})
     found = re.search(r"<pre id=\"found\">(.*?)</pre>", done.stdout, re.DOTALL)
     assert found and found[1], done.stderr[-2000:]
     return json.loads(html.unescape(found[1]))

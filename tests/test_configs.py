@@ -19,7 +19,7 @@ OPTIONS = {
     for group in sorted({str(path.parent.relative_to(CONFIG_DIR)) for path in CONFIG_DIR.rglob("*.yaml")})
 }
 COUNTS = {
-    ".": 5,
+    ".": 10,
     "ablation": 12,
     "augmentation": 14,
     "augmentation/eval": 2,

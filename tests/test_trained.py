@@ -9,7 +9,6 @@ import pytest
 import torch
 from torchvision import models
 
-from alexlab import class_names
 from alexlab.cards import Card
 from alexlab.class_names import choose_fonts, read_class_names, shown_names
 from alexlab.errors import ConfigError
@@ -165,4 +164,4 @@ def test_letters_that_no_font_has_are_told(caplog: pytest.LogCaptureFixture, mon
     monkeypatch.setattr("matplotlib.ft2font.FT2Font", Font)
     assert choose_fonts(["一"]) == ""
     assert len(matplotlib.rcParams["font.family"]) == 2
-    assert class_names.choose_fonts(["一二"]) == "二"
+    assert choose_fonts(["一二"]) == "二"

@@ -63,6 +63,8 @@ def choose_fonts(texts: Iterable[str]) -> str:
     wanted -= _letters(FT2Font(font_manager.findfont("DejaVu Sans")), wanted)
     if wanted:
         for entry in font_manager.fontManager.ttflist:
+            if entry.name.startswith("Last Resort"):
+                continue  # which comes with matplotlib, and draws a box with a number for any letter
             try:
                 found = _letters(FT2Font(entry.fname), wanted)
             except (OSError, RuntimeError):  # a font that is gone or damaged

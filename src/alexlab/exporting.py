@@ -68,19 +68,19 @@ def layers(trained: Trained, images: Tensor) -> list[list[Any]] | None:
         images: normalised (N, C, H, W), with which the list is compared with the net.
     """
     found: list[list[Any]] = []
-    shapes: list[tuple[int, int]] = []
+    shapes: list[int] = []  # dimensions of the outputs
 
     def see(name: str, entering: Tensor, output: Tensor) -> None:
         layer = trained.inference.net.get_submodule(name)
-        if isinstance(layer, nn.Linear) and entering.ndim == 2 and shapes and shapes[-1][1] == 4:
+        if shapes and shapes[-1] == 4 and entering.ndim == 2:
             found.append(["Flatten", {}])
-        shapes.append((entering.ndim, output.ndim))
+        shapes.append(output.ndim)
         found.append([type(layer).__name__, _arguments(layer)])
 
     with torch.inference_mode():
         with watched(trained.inference.net, see):
             expected = trained.inference.net(images)
-        if shapes and shapes[-1][1] == 4:
+        if shapes and shapes[-1] == 4:
             found.append(["Flatten", {}])
         try:
             net = nn.Sequential(*(getattr(nn, kind)(**arguments) for kind, arguments in found)).eval()
@@ -99,7 +99,10 @@ def _arguments(layer: nn.Module) -> dict[str, Any]:
         if name in ("device", "dtype") or not hasattr(layer, name):
             continue
         value = getattr(layer, name)
-        value = value is not None if name == "bias" else list(value) if isinstance(value, tuple) else value
+        if name == "bias":
+            value = value is not None
+        elif isinstance(value, tuple):
+            value = value[0] if len(set(value)) == 1 else list(value)
         if value != parameter.default:
             found[name] = value
     return found
@@ -220,11 +223,12 @@ def largest_difference(
     Raises:
         NumericError: when it is above 1e-4.
     """
-    largest = 0.0
+    differences = []
     for part in [images[:1], *images.split(batch_size)]:
         expected = trained.inference(part)
         found = exported(trained.inference.normalised(part).contiguous())
-        largest = max(largest, (found - expected).abs().max().item())
+        differences.append((found - expected).abs().max())
+    largest = torch.stack(differences).max().item()  # not a number, if one of them is none
     if not largest <= TOLERANCE:
         raise NumericError(
             f"the exported net must give the logits of the checkpoint within {TOLERANCE:g}; they differ by {largest:.3g}"
