@@ -104,8 +104,9 @@ def table(*, max_rows: int | None = None) -> "Table":
     title = ", ".join([f"{len(jobs)} jobs", *(f"{count} {state}" for state, count in counts.items() if count)])
     common = [word for word in jobs[0].overrides if all(word in job.overrides for job in jobs)] if len(jobs) > 1 else []
     result = Table(title=title, caption=f"all with {' '.join(common)}" if common else None)
-    for column in ("job", "overrides", "state", "best val/top1", "cause"):
-        result.add_column(column, justify="right" if column in ("job", "best val/top1") else "left", overflow="fold")
+    score = "best val/top1" if jobs and "trainer" in jobs[0].config else "score"
+    for column in ("job", "overrides", "state", score, "cause"):
+        result.add_column(column, justify="right" if column in ("job", score) else "left", overflow="fold")
     shown = jobs
     if max_rows is not None and len(jobs) > max_rows:
         urgent = [job for job in jobs if job.state in (RUNNING, FAILED)]
@@ -113,12 +114,12 @@ def table(*, max_rows: int | None = None) -> "Table":
         kept = {id(job) for job in [*urgent, *others[::-1]][:max_rows]}
         shown = [job for job in jobs if id(job) in kept]
     for job in shown:
-        state, score = _state(job)
+        state, value = _state(job)
         result.add_row(
             str(job.number),
             " ".join(word for word in job.overrides if word not in common),
             state,
-            "-" if score is None else f"{score:.4f}",
+            "-" if value is None else f"{value:.4f}",
             job.cause or "",
             end_section=True,
         )
@@ -149,7 +150,7 @@ def say(text: str) -> None:
 
 def tell(job: Job, *, before: bool = False) -> None:
     """Says how a job has ended, now or in an earlier attempt."""
-    score = f", best val/top1 {job.score:.4f}" if job.score is not None else ""
+    score = f", {job.score:.4f}" if job.score is not None else ""
     say(f"job {job.number}: {job.state}{' before' * before}{score}{f': {job.cause}' if job.cause else ''}")
 
 
@@ -187,7 +188,8 @@ def print_jobs(folder: Path) -> None:
 
     Console().print(table())
     print(f"sweep folder: {folder}")
-    print(f"tensorboard --logdir {folder}")
+    if any((job.folder / CARD).is_file() for job in jobs):
+        print(f"tensorboard --logdir {folder}")
 
 
 def write_report(folder: Path) -> None:

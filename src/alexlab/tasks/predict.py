@@ -125,8 +125,8 @@ class Writers:
         from alexlab import pages
         from alexlab.data.decode import decode
 
-        words = "<br>".join(f"{pages.text(each['class'])} {each['prob']:.3f}" for each in said[:3])
-        caption = f"<b>{words.replace('<br>', '</b><br>', 1)}<br>{pages.text(os.path.basename(path))}"
+        first, *others = [f"{pages.text(each['class'])} {each['prob']:.3f}" for each in said[:3]]
+        caption = "<br>".join([f"<b>{first}</b>", *others, pages.text(os.path.basename(path))])
         return pages.captioned(pages.picture(decode(path), path, height=150), caption)
 
     def report(self, wanted: str) -> None:
