@@ -155,7 +155,7 @@ def test_optuna_searches_and_every_rank_has_the_same_values(images: Path, tmp_pa
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "3 jobs" in result.stdout and "failed" not in result.stdout
-    assert re.search(r"best val/top1 \d\.\d+: optimizer\.lr=", result.stdout)
+    assert re.search(r"best val/top1 \d\.\d+, job \d: optimizer\.lr=", result.stdout)
     (sweep,) = (tmp_path / "outputs/sweeps").glob("*/*")
     configs = sorted(sweep.glob("*/.hydra/overrides.yaml"))
     rates = {re.search(r"optimizer\.lr=(\S+)", path.read_text())[1] for path in configs}

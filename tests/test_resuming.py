@@ -270,7 +270,7 @@ def test_a_killed_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> No
     assert resumed.returncode == 1, printed
     assert sorted(path for path in tmp_path.glob("swept/*_*") if path.is_dir()) == jobs
     assert [(job / "run.json").stat().st_mtime_ns for job in jobs][:3] == before[:3]
-    assert "job 2: finished before, 0." in printed
+    assert "job 2: finished before, " in printed
     assert "before; launcher.repeat_failed=true runs it again" in printed
     card = Card(jobs[3]).read()
     assert (card["status"], len(card["attempts"])) == ("finished", 2)
