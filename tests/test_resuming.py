@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from alexlab import build
 from alexlab.cards import Card
+from alexlab.checkpoints import position
 from alexlab.errors import ConfigError, RankError
 from alexlab.resuming import find_resumption, resumed_sweep
 from conftest import ROOT, TINY, environment, rows
@@ -55,6 +56,18 @@ def settled(folder: Path) -> str:
     while Card(folder).read()["status"] == "running" and time.monotonic() < deadline_s:
         time.sleep(0.05)
     return str(Card(folder).read()["status"])
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def alive(process: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -183,6 +196,7 @@ def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Pat
     """The whole way: kill -9, refusal while it runs, the same folder, its log, its own config."""
     script = [sys.executable, str(ROOT / "src/train.py")]
     arguments = [*(word for word in TINY if "max_epochs" not in word), f"data.root={images}", "trainer.max_epochs=400"]
+    arguments.append("callbacks.checkpoint.every_steps=1")
     process = subprocess.Popen(
         [*script, *arguments],
         cwd=tmp_path,
@@ -210,18 +224,19 @@ def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Pat
     (folder,) = tmp_path.glob("outputs/train/*/*")
     assert settled(folder) == "interrupted"
     before = (folder / ".hydra/config.yaml").read_bytes()
-    reached = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"]
-    resumed = again("resume=last", f"trainer.max_epochs={reached + 3}")
+    epochs, batches = position(weights(folder))
+    resumed = again("resume=last", f"trainer.max_epochs={epochs + 3}")
     assert resumed.returncode == 0, resumed.stderr
-    assert f"going on after epoch {reached + 1}, step" in resumed.stdout
+    inside = f", batch {batches} of epoch {epochs + 1}" if batches else ""
+    assert f"going on after {epochs} epochs{inside}, step {3 * epochs + batches}" in resumed.stdout
     assert list(tmp_path.glob("outputs/train/*/*")) == [folder]
     assert (folder / ".hydra/config.yaml").read_bytes() == before
-    assert OmegaConf.load(folder / ".hydra/resume_1/config.yaml").trainer.max_epochs == reached + 3
-    assert [int(row["epoch"]) for row in rows(folder / "metrics.csv")] == list(range(reached + 3))
+    assert OmegaConf.load(folder / ".hydra/resume_1/config.yaml").trainer.max_epochs == epochs + 3
+    assert [int(row["epoch"]) for row in rows(folder / "metrics.csv")] == list(range(epochs + 3))
     card = Card(folder).read()
     assert (card["status"], card["command"][0], card["command"][1]) == ("finished", "train.py", "resume=last")
     log = (folder / "train.log").read_text()
-    assert log.index("epoch 1/400") < log.index("going on after epoch"), "one log for both attempts"
+    assert log.index("epoch 1/400") < log.index("going on after"), "one log for both attempts"
 
 
 def test_a_killed_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> None:
@@ -256,8 +271,15 @@ def test_a_killed_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> No
             break
     busy = start("-m", "resume=swept")
     words = busy.communicate(timeout=120)[0]
-    os.killpg(process.pid, signal.SIGKILL)
+    job = json.loads(next(tmp_path.glob("swept/3_*/run.json")).read_text())
+    ranks = children(process.pid)
+    assert ranks and job["pid"] == process.pid
+    os.kill(process.pid, signal.SIGKILL)  # the parent alone: its ranks must not compute on
     process.wait()
+    deadline_s = time.monotonic() + 5
+    while any(map(alive, ranks)) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert not any(map(alive, ranks)), "every rank has ended within 5 s"
     process.stdout.close()
     assert busy.returncode == 1, words
     jobs = sorted(path for path in tmp_path.glob("swept/*_*") if path.is_dir())

@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +50,37 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
 class Checkpoints(Checkpoint):
     """`checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run folder; of equally good epochs the first stays best.
 
-    The last one is that of the last epoch, whatever its score (Lightning's ModelCheckpoint writes it only when the best one
-    is written too). They are written after the validation, so that nothing of an epoch is lost when it is resumed.
+    The last one is that of the last epoch, or step, whatever its score (Lightning's ModelCheckpoint writes it only when the
+    best one is written too). Where a validation follows, they are written after it, so that nothing is lost when the run is
+    resumed.
 
     Args:
         monitor: the score that decides.
         mode: `max` or `min`.
         every_epochs: epochs between two `last.ckpt`; the last epoch has one always.
+        every_steps: optimizer steps between two `last.ckpt` inside an epoch; None for none.
+        every_s: seconds between two `last.ckpt` inside an epoch; None for none.
     """
 
-    def __init__(self, monitor: str = "val/top1", mode: str = "max", every_epochs: int = 1) -> None:
+    def __init__(
+        self,
+        monitor: str = "val/top1",
+        mode: str = "max",
+        every_epochs: int = 1,
+        every_steps: int | None = None,
+        every_s: float | None = None,
+    ) -> None:
         if mode not in ("max", "min"):
             raise ValueError(f"mode must be max or min; got {mode!r}")
-        if every_epochs < 1:
-            raise ValueError(f"every_epochs must be at least 1; got {every_epochs}")
+        for name, value in (("every_epochs", every_epochs), ("every_steps", every_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if every_s is not None and every_s <= 0:
+            raise ValueError(f"every_s must be positive; got {every_s}")
         self.monitor, self.mode, self.every_epochs = monitor, mode, every_epochs
+        self.every_steps, self.every_s = every_steps, every_s
+        self.saved_s = time.monotonic()  # when `last.ckpt` was written last
+        self.due = False  # a `last.ckpt` is to be written after the validation that follows
         self.best_score: float | None = None
         self.last_step = 0  # of the last `last.ckpt`
 
@@ -73,10 +90,39 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.last_step = state_dict["best_score"], state_dict["last_step"]
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.saved_s = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves between two steps of an epoch: not inside of an accumulated one, and not before a validation."""
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate() or trainer.is_last_batch or not self._due(trainer):
+            return
+        assert trainer.fit_loop._data_fetcher is not None
+        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            self.due = True
+        else:
+            self._save_last(trainer, equals_best=False)
+
+    def _due(self, trainer: lightning.Trainer) -> bool:
+        if self.every_steps is not None and trainer.global_step % self.every_steps == 0:
+            return True
+        if self.every_s is None:
+            return False
+        # The clock of the first rank decides for all: they write together.
+        elapsed: bool = trainer.strategy.broadcast(time.monotonic() - self.saved_s >= self.every_s)
+        return elapsed
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Keeps the best of the validations inside an epoch; that at its end is looked at when the epoch is over."""
-        if not trainer.sanity_checking and not trainer.is_last_batch:
-            self._save_best(trainer)
+        if trainer.sanity_checking or trainer.is_last_batch:
+            return
+        is_best = self._save_best(trainer)
+        if self.due:
+            self.due = False
+            self._save_last(trainer, equals_best=is_best)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         is_best = self._save_best(trainer)
@@ -102,12 +148,20 @@ class Checkpoints(Checkpoint):
     def _save_last(self, trainer: lightning.Trainer, *, equals_best: bool) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self.last_step = trainer.global_step
+        self.last_step, self.saved_s = trainer.global_step, time.monotonic()
         best, last = Path(trainer.default_root_dir) / BEST, Path(trainer.default_root_dir) / LAST
         if not equals_best:
             trainer.save_checkpoint(last)
         elif trainer.is_global_zero:
             _link(best, last)
+
+
+def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    """How many epochs are whole in a checkpoint, and how many batches of the next one each rank has had."""
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["current"]
+    inside = epochs["processed"] < epochs["ready"]
+    return epochs["processed"], batches["ready"] if inside else 0
 
 
 def _link(source: Path, target: Path) -> None:

@@ -39,9 +39,6 @@ class Classifier(lightning.LightningModule):
         record: plain data that goes into each checkpoint, so that a checkpoint is enough.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         net: nn.Module,
@@ -65,8 +62,9 @@ class Classifier(lightning.LightningModule):
         self.mix, self.skips = mix, skips
         self.seed = seed
         self.record = {**(record or {}), "classes": list(classes)}
-        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        # No buffers: a moving average of the weights averages these too, and rounds a constant anew at each step.
+        constants = (255 * torch.tensor(mean).view(1, -1, 1, 1), 255 * torch.tensor(std).view(1, -1, 1, 1))
+        self.constants = {torch.device("cpu"): constants}  # mean and std on each device that asks for them
         self.scores = nn.ModuleDict({f"{stage}_scores": Scores(len(classes)) for stage in ("train", "val", "test")})
         self.best: dict[str, float] = {}
         self.validated = False  # since the last epoch
@@ -149,13 +147,20 @@ class Classifier(lightning.LightningModule):
         return [optimizer], schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CHECKPOINT_KEY] = {**self.record, "best": self.best}
+        inside = {"validated": self.validated, "train_scores": self._scores("train").of_all_ranks()}
+        checkpoint[CHECKPOINT_KEY] = {**self.record, "best": self.best, "inside": inside}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.best = dict(checkpoint[CHECKPOINT_KEY]["best"])
+        known = checkpoint[CHECKPOINT_KEY]
+        self.best = dict(known["best"])
+        self.validated = known["inside"]["validated"]
+        self._scores("train").take_up(known["inside"]["train_scores"])
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return normalised(images, self.mean, self.std)
+        if images.device not in self.constants:
+            mean, std = self.constants[torch.device("cpu")]
+            self.constants[images.device] = mean.to(images.device), std.to(images.device)
+        return normalised(images, *self.constants[images.device])
 
     def _logits(self, images: Tensor) -> Tensor:
         return of_all_classes(self.net(images))

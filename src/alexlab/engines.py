@@ -207,7 +207,7 @@ class _Running:
         sweeps.say(f"job {job.number}: {' '.join(job.overrides)} ({seat})")
         context = multiprocessing.get_context("fork")
         self.answer, theirs = context.Pipe(duplex=False)
-        self.process: ForkProcess = context.Process(target=_body, args=(job, work, seat, theirs))
+        self.process: ForkProcess = context.Process(target=_body, args=(job, work, seat, theirs, os.getpid()))
         self.process.start()
         theirs.close()
 
@@ -232,8 +232,9 @@ class _Running:
         self.answer.close()
 
 
-def _body(job: Job, work: Callable[[Job], None], seat: Seat, answer: Connection) -> None:
+def _body(job: Job, work: Callable[[Job], None], seat: Seat, answer: Connection, parent: int) -> None:
     """What the process of a job does."""
+    machine.end_with(parent)
     seat.sit()
     job.folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

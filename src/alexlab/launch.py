@@ -28,7 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alexlab import errors
 from alexlab.errors import AlexlabError, ConfigError, RankError
-from alexlab.machine import num_cores
+from alexlab.machine import end_with, num_cores
 from alexlab.runs import started_outside
 
 REPORTS = "ALEXLAB_REPORTS"  # the environment variable that names the folder of the ranks' last words
@@ -136,7 +136,7 @@ def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: L
         config.shutdown_timeout = limits.shutdown_s
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it prints a page for each lost rank
     try:
-        return elastic_launch(config, _run_rank)(task, folder)[0]
+        return elastic_launch(config, _run_rank)(task, folder, os.getpid())[0]
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from error
@@ -166,8 +166,9 @@ class Reports(Callback):
         report(exception)
 
 
-def _run_rank(task: Callable[[], Any], reports: str) -> Any:
+def _run_rank(task: Callable[[], Any], reports: str, parent: int) -> Any:
     """The body of a forked process."""
+    end_with(parent)
     os.environ[REPORTS] = reports
     local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     # Without this each rank would compute on every core, and two ranks on two cores would be slower than one.

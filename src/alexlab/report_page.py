@@ -121,7 +121,7 @@ def _run_row(run: Run, keys: Sequence[str]) -> list[Any]:
         *map(str, key_values(run, keys).values()),
         run.seed,
         *(run.score(name) for name in ("top1", "top5", "loss")),
-        None if epoch is None else epoch + 1,
+        None if epoch is None else int(epoch) + 1,
         _mean([(run.card.get("scores") or {}).get("train_s")]),
         _mean([run.card.get("images_per_s")]),
         run.status,

@@ -1,5 +1,8 @@
 """What judges a net: top-1, top-5 and loss, counted over every image exactly once."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -42,6 +45,26 @@ class Scores(Metric):
         self.count += valid.sum()
         self.skipped += (labels == SKIPPED).sum()
         self.loss_sum += torch.where(valid, losses.detach(), 0).sum(dtype=torch.float64)
+
+    def of_all_ranks(self) -> list[dict[str, int | float]]:
+        """What each rank has counted since the last reset, plain data; all ranks must ask."""
+        own = {name: getattr(self, name).item() for name in self._defaults}
+        if not torch.distributed.is_initialized():
+            return [own]
+        found: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, own)
+        return found
+
+    def take_up(self, counts: Sequence[Mapping[str, int | float]]) -> None:
+        """Goes on with what `of_all_ranks` has given: each rank with its own, or the first one with all of another number."""
+        ranks, rank = 1, 0
+        if torch.distributed.is_initialized():
+            ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        own = [counts[rank]] if len(counts) == ranks else counts if rank == 0 else []
+        for name, value in self._defaults.items():
+            assert isinstance(value, Tensor)
+            total = sum(each[name] for each in own)
+            setattr(self, name, torch.tensor(total, dtype=value.dtype, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """`loss`, the mean over the images; `top1`, `top5`, fractions of the images; `count`, their number; `skipped`."""

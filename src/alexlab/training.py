@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 
-from alexlab import build, runs
+from alexlab import build, checkpoints, runs
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData
@@ -31,6 +31,7 @@ UNFOUNDED = (
     "does not have many workers",  # data.num_workers takes one for each core; more only wait for each other
     "smaller than the logging interval",  # short epochs are fine: the scores of an epoch are logged at its end
     "isinstance.treespec, LeafSpec.` is deprecated",  # Lightning 2.6 on torch 2.15
+    "resuming from a checkpoint that ended before the epoch ended",  # our loader goes on where it was
 )
 
 
@@ -107,11 +108,13 @@ def go_on(last: Path, trainer: lightning.Trainer, data: FolderData) -> Path | No
         log.info("there is no checkpoint yet: the run begins anew")
         return None
     reached = torch.load(last, map_location="cpu", weights_only=True)
-    log.info("going on after epoch %d, step %d", reached["epoch"] + 1, reached["global_step"])
-    data.first_epoch = reached["epoch"] + 1
+    data.first = checkpoints.position(reached)
+    epochs, batches = data.first
+    inside = f", batch {batches} of epoch {epochs + 1}" if batches else ""
+    log.info("going on after %d epochs%s, step %d", epochs, inside, reached["global_step"])
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard | EpochCSV):
-            logger.go_on(epoch=reached["epoch"], step=reached["global_step"])
+            logger.go_on(epoch=epochs - 1, step=reached["global_step"])
     return last
 
 

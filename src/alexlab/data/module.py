@@ -45,7 +45,7 @@ class FolderData(lightning.LightningDataModule):
         self.splits = splits
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.seed = seed
-        self.first_epoch = 0  # of this process; a resumed run begins later
+        self.first = (0, 0)  # the epoch and the batch that this process begins with; a resumed run begins later
         self.skipped = skipped if data.on_error == "skip" else None
 
     def dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImageSplit:
@@ -65,9 +65,10 @@ class FolderData(lightning.LightningDataModule):
             seed=self.seed,
             balanced=self.data.sampler == "balanced",
             fixed=self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
+            first=self.first,
         )
         # Lightning tells the epoch of a resumed run only after the loader processes have begun to read ahead.
-        batches.set_epoch(max(self.first_epoch, self.trainer.current_epoch))
+        batches.set_epoch(max(self.first[0], self.trainer.current_epoch))
         return self._loader(SeededItems(dataset, seed=self.seed), batches)
 
     def val_dataloader(self) -> DataLoader[Any]:

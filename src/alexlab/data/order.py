@@ -71,6 +71,7 @@ class TrainBatches:
         seed: of the order.
         balanced: draw images with replacement so that every class is equally likely, instead of each image once.
         fixed: the same order and the same augmentation in every epoch, for learning a few batches by heart.
+        first: the epoch and the batch of this rank that a resumed run begins with.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class TrainBatches:
         seed: int = 0,
         balanced: bool = False,
         fixed: bool = False,
+        first: tuple[int, int] = (0, 0),
     ) -> None:
         assert batch_size % (num_ranks * accumulate) == 0, "checked when the run is built"
         self.labels = np.asarray(labels)
@@ -91,26 +93,29 @@ class TrainBatches:
         self.num_ranks, self.rank, self.accumulate = num_ranks, rank, accumulate
         self.seed = seed
         self.balanced, self.fixed = balanced, fixed
-        self.epoch = 0
+        self.first = first
+        self.epoch = first[0]
         self.sampler = self  # Lightning looks for set_epoch at batch_sampler.sampler, not at the batch sampler
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next pass; Lightning calls it before each epoch."""
-        if not self.fixed:
-            self.epoch = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = self.epoch, self._order()
+        drawn = 0 if self.fixed else self.epoch
+        order = self._order(drawn)
         share = self.batch_size // (self.num_ranks * self.accumulate)
-        for number in range(len(self)):
+        # No state is used up: a loader with workers asks for its first iterator twice. The length stays that of an epoch.
+        begun = self.first[1] if self.epoch == self.first[0] else 0
+        for number in range(begun, len(self)):
             start = (number * self.num_ranks + self.rank) * share
-            yield [(epoch, int(index)) for index in order[start : start + share]]
+            yield [(drawn, int(index)) for index in order[start : start + share]]
 
-    def _order(self) -> np.ndarray:
-        generator = np.random.Generator(np.random.Philox(derived_seed(self.seed, self.epoch)))
+    def _order(self, epoch: int) -> np.ndarray:
+        generator = np.random.Generator(np.random.Philox(derived_seed(self.seed, epoch)))
         if not self.balanced:
             return generator.permutation(len(self.labels))
         weights = 1.0 / np.bincount(self.labels)[self.labels]
