@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.core.singleton import Singleton
 
-from alexlab import sweeps
+from alexlab import sweeps, trust
 from alexlab.engines import POLL_S
 from alexlab.errors import ConfigError
 from alexlab.sweeps import FAILED, RUNNING, Job
@@ -95,7 +95,7 @@ class Submitit:
         submitted = []
         with self.executor.batch():  # an array, on SLURM
             for job in batch:
-                submitted.append(self.executor.submit(_there, work, job, Singleton.get_state()))
+                submitted.append(self.executor.submit(_there, work, job, Singleton.get_state(), trust.trusted))
         for job, handle in zip(batch, submitted, strict=True):
             job.state, job.place = RUNNING, f"{self.cluster} {handle.job_id}"
             sweeps.say(f"job {job.number}: {' '.join(job.overrides)} ({job.place})")
@@ -111,11 +111,14 @@ class Submitit:
         job.end(state, score=score, cause=cause)
 
 
-def _there(work: Callable[[Job], None], job: Job, state: Any) -> tuple[str, float | None, str | None]:
+def _there(
+    work: Callable[[Job], None], job: Job, state: Any, trusted: list[str]
+) -> tuple[str, float | None, str | None]:
     """What the process of a job does, with Hydra's global state of the process that has submitted it."""
     from alexlab.command import register
 
     register()
+    trust.trusted.extend(trusted)
     Singleton.set_state(state)
     work(job)
     return job.state, job.score, job.cause

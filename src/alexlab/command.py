@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
-from alexlab import overrides, runs, sweeps
+from alexlab import overrides, runs, sweeps, trust
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.overrides import CONFIG_DIR
 
@@ -34,13 +34,15 @@ def run_command(name: str) -> None:
     typed = sys.argv[1:]
     earlier = None
     with ending_in_words():
+        sys.argv[1:] = trust.without_trust(typed)
         if name == "train" and any(argument.startswith(("resume=", "rerun=")) for argument in typed):
             from alexlab.rerunning import find_rerun
             from alexlab.resuming import find_resumption, resumed_sweep
 
-            sys.argv[1:] = resumed_sweep(typed)
-            earlier = find_resumption(sys.argv[1:]) or find_rerun(typed)
-    sys.argv[1:] = overrides.with_quoted_paths(overrides.with_runs(typed) if name == "report" else sys.argv[1:])
+            sys.argv[1:] = resumed_sweep(sys.argv[1:])
+            earlier = find_resumption(sys.argv[1:]) or find_rerun(sys.argv[1:])
+    words = overrides.with_runs(sys.argv[1:]) if name == "report" else sys.argv[1:]
+    sys.argv[1:] = overrides.with_quoted_paths(words)
     if name == "train":
         sys.argv[1:] = overrides.selects_own_folder(sys.argv[1:])
     if earlier is not None:

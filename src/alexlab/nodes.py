@@ -7,19 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 from alexlab.errors import ConfigError
+from alexlab.trust import check_found, check_target
 
 Config = dict[str, Any]
 
 
 def locate(path: str, where: str) -> Callable[..., Any]:
-    """The class or function of a `_target_`."""
+    """The class or function of a `_target_`, if its node may name it."""
+    check_target(path, where)
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{where}._target_ must name a class or function that can be imported; got {path}: {error}"
         ) from error
+    check_found(found, path, where)
+    return found
 
 
 def bind(target: Callable[..., Any], where: str, /, *args: Any, **keywords: Any) -> None:

@@ -19,6 +19,7 @@ from alexlab.inference import Inference
 from alexlab.models.weights import Source, fit, load_file, parsed
 from alexlab.overrides import CONFIG_DIR
 from alexlab.runs import BEST, CHECKPOINT_KEY, LAST
+from alexlab.trust import check_targets
 
 KINDS = "a run folder, a checkpoint, an exported .safetensors file, or a state dict of torchvision's alexnet"
 
@@ -78,6 +79,7 @@ def load_trained(name: str, *, class_names: str | None = None, device: str = "au
     record, state = _record(path, content), parsed(str(path), content, "ckpt")
     if record is None:
         return _of_torchvision(path, state, given, device)
+    check_targets(record["config"])  # it may be a stranger's
     classes = list(record["classes"])
     inference = build.inference(record["config"], len(classes))
     try:

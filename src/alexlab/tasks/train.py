@@ -10,6 +10,7 @@ from alexlab.data.settings import Data
 from alexlab.errors import AlexlabError, PrunedError
 from alexlab.nodes import bind
 from alexlab.runs import STATISTICS, rank
+from alexlab.trust import check_targets
 
 
 def run(
@@ -69,6 +70,7 @@ def check(config: dict[str, Any]) -> None:
 
 def _found(config: dict[str, Any]) -> tuple[Splits, int]:
     """The data, and the number of processes."""
+    check_targets(config)
     bind(Data, "data", **config["data"])
     splits = Data(**config["data"]).find_splits()  # a missing folder is told before torch is imported
 
