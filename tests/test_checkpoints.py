@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from alexlab.cards import Card
 from alexlab.checkpoints import Checkpoints, DurableIO, write_durably
-from alexlab.errors import ConfigError
+from alexlab.errors import ConfigError, DiskError
 from conftest import rows
 
 Train = Callable[..., float | None]
@@ -52,15 +53,17 @@ def test_what_the_callback_does_not_take(train: Train) -> None:
     assert Checkpoints().monitor == "val/top1"
 
 
+def full(descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.ckpt"
     DurableIO().save_checkpoint({"a": 1}, path)
-
-    def fail(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        DiskError, match=r"cannot write .*/a.ckpt, 0.0 MB: No space left on device; [\d.]+ MB are free; "
+    ):
         write_durably(path, b"new")
     assert loaded(path) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
@@ -68,5 +71,61 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(DiskError, match=r"cannot write .*file"):
         DurableIO().save_checkpoint({}, tmp_path / "file" / "a.ckpt")
+
+
+def filling(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """The disk is full when so many checkpoints have been written, for one checkpoint."""
+    count = 0
+    fsync = os.fsync
+
+    def sometimes(descriptor: int) -> None:
+        nonlocal count
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            return fsync(descriptor)
+        count += 1
+        return full(descriptor) if count == at else fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sometimes)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_there_is(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filling(monkeypatch, at=3)
+    with pytest.raises(DiskError, match=r"best.ckpt, .* MB: No space left on device"):
+        train("trainer.max_epochs=5", "callbacks.checkpoint.every_steps=1")
+    kept = loaded(tmp_path / "run/checkpoints/last.ckpt")
+    assert kept["global_step"] == 2
+    card = Card(tmp_path / "run").read()
+    assert card["status"] == "failed" and "No space left on device" in card["reason"]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_or_it_goes_on(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: int
+) -> None:
+    """Whichever checkpoint fails, the last epoch has one at the end, and the best one is one that is there."""
+    filling(monkeypatch, at=at)
+    assert train("trainer.max_epochs=4", "callbacks.checkpoint.on_error=go_on", "seed=5") is not None
+    assert "No space left on device" in caplog.text and "the run goes on" in caplog.text
+    assert loaded(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 12
+    scores = [float(row["val/top1"]) for row in rows(tmp_path / "run/metrics.csv")]
+    best = loaded(tmp_path / "run/checkpoints/best.ckpt")
+    assert scores[best["epoch"]] == pytest.approx(best["alexlab"]["best"]["top1"]) or at == 1
+    assert Card(tmp_path / "run").read()["status"] == "finished"
+
+
+def test_what_a_killed_writer_has_left_is_swept(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    left = tmp_path / "run/checkpoints/.last.ckpt.4711"
+    left.write_bytes(b"half of it")
+    train()
+    assert not left.exists()
+    assert {path.name for path in left.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_words_of_the_policy(train: Train) -> None:
+    with pytest.raises(ConfigError, match="on_error must be stop or go_on; got 'ignore'"):
+        train("callbacks.checkpoint.on_error=ignore")

@@ -126,7 +126,12 @@ class Lock:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self.file = (run_dir / LOCK).open("a+")
+        try:
+            self.file = (run_dir / LOCK).open("a+")
+        except OSError as error:
+            raise ConfigError(
+                f"the run folder must be writable; cannot write in {run_dir}: {error.strerror}"
+            ) from error
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,7 +1,9 @@
 """When checkpoints are written, and how: whole or not at all."""
 
 import io
+import logging
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from alexlab.errors import DiskError
 from alexlab.runs import BEST, LAST
+
+log = logging.getLogger(__name__)
 
 
 class DurableIO(TorchCheckpointIO):
@@ -19,32 +24,69 @@ class DurableIO(TorchCheckpointIO):
 
     Lightning's own writes to the temporary folder first, which destroys the old checkpoint when the process is killed and
     that folder is on another file system, and it says nothing when the target cannot be written.
+
+    Args:
+        goes_on: an error is logged instead of raised, and told by `failed`.
     """
 
+    def __init__(self, goes_on: bool = False) -> None:
+        super().__init__()
+        self.goes_on = goes_on
+        self.failed = False  # whether the last checkpoint could not be written
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Serialises into memory, so that a full disk is an OSError with its reason, and replaces the file."""
+        """Serialises into memory, so that a full disk is told with its reason, and replaces the file."""
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        write_durably(Path(path), content.getbuffer())
+        self.failed = False
+        try:
+            write_durably(Path(path), content.getbuffer())
+        except DiskError as error:
+            if not self.goes_on:
+                raise
+            self.failed = True
+            log.error("%s; the run goes on", error)
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file whole or not at all, and only returns when it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file whole or not at all, and only returns when it is on the disk.
+
+    Raises:
+        DiskError: with the path and the free space; what was there before is still there.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise DiskError(
+            f"cannot write {path}, {len(content) / 1e6:.1f} MB: {error.strerror}; {_free(path.parent)}what was there is kept"
+        ) from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # of the new name
     finally:
         os.close(folder)
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free; "
+    except OSError:
+        return ""
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Removes what a process that was killed while it wrote has left; for the one writer of a run folder."""
+    for path in folder.glob(".*.ckpt.*"):
+        path.unlink(missing_ok=True)
 
 
 class Checkpoints(Checkpoint):
@@ -60,6 +102,7 @@ class Checkpoints(Checkpoint):
         every_epochs: epochs between two `last.ckpt`; the last epoch has one always.
         every_steps: optimizer steps between two `last.ckpt` inside an epoch; None for none.
         every_s: seconds between two `last.ckpt` inside an epoch; None for none.
+        on_error: what a checkpoint that cannot be written does to the run: `stop` or `go_on`.
     """
 
     def __init__(
@@ -69,7 +112,10 @@ class Checkpoints(Checkpoint):
         every_epochs: int = 1,
         every_steps: int | None = None,
         every_s: float | None = None,
+        on_error: str = "stop",
     ) -> None:
+        if on_error not in ("stop", "go_on"):
+            raise ValueError(f"on_error must be stop or go_on; got {on_error!r}")
         if mode not in ("max", "min"):
             raise ValueError(f"mode must be max or min; got {mode!r}")
         for name, value in (("every_epochs", every_epochs), ("every_steps", every_steps)):
@@ -78,7 +124,7 @@ class Checkpoints(Checkpoint):
         if every_s is not None and every_s <= 0:
             raise ValueError(f"every_s must be positive; got {every_s}")
         self.monitor, self.mode, self.every_epochs = monitor, mode, every_epochs
-        self.every_steps, self.every_s = every_steps, every_s
+        self.every_steps, self.every_s, self.on_error = every_steps, every_s, on_error
         self.saved_s = time.monotonic()  # when `last.ckpt` was written last
         self.due = False  # a `last.ckpt` is to be written after the validation that follows
         self.best_score: float | None = None
@@ -89,6 +135,12 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.last_step = state_dict["best_score"], state_dict["last_step"]
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy.checkpoint_io, DurableIO):
+            trainer.strategy.checkpoint_io.goes_on = self.on_error == "go_on"
+        if trainer.is_global_zero:
+            sweep_unfinished(Path(trainer.default_root_dir) / BEST.parent)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.saved_s = time.monotonic()
@@ -141,19 +193,38 @@ class Checkpoints(Checkpoint):
         sign = 1 if self.mode == "max" else -1
         if self.best_score is not None and sign * value <= sign * self.best_score:
             return False
+        before = self.best_score, self.last_step
         self.best_score, self.last_step = value, trainer.global_step
         trainer.save_checkpoint(Path(trainer.default_root_dir) / BEST)
+        if self._failed(trainer):
+            self.best_score, self.last_step = before  # the best one is the one that is there
+            return False
         return True
+
+    def _failed(self, trainer: lightning.Trainer) -> bool:
+        """Whether the first rank, which writes, could not write the last checkpoint and goes on."""
+        if self.on_error == "stop":
+            return False
+        found: bool = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failed", False))
+        return found
 
     def _save_last(self, trainer: lightning.Trainer, *, equals_best: bool) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        before = self.last_step
         self.last_step, self.saved_s = trainer.global_step, time.monotonic()
         best, last = Path(trainer.default_root_dir) / BEST, Path(trainer.default_root_dir) / LAST
         if not equals_best:
             trainer.save_checkpoint(last)
+            if self._failed(trainer):
+                self.last_step = before
         elif trainer.is_global_zero:
-            _link(best, last)
+            try:
+                _link(best, last)
+            except DiskError as error:
+                if self.on_error == "stop":
+                    raise
+                log.error("%s; the run goes on", error)
 
 
 def position(checkpoint: dict[str, Any]) -> tuple[int, int]:

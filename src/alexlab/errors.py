@@ -21,6 +21,12 @@ class ConfigError(AlexlabError, ValueError):
     exit_code = 1
 
 
+class DiskError(AlexlabError):
+    """A file cannot be written."""
+
+    exit_code = 1
+
+
 class FoundError(AlexlabError):
     """A check has found something: no failure of the command, and told by its exit code."""
 
