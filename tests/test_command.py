@@ -1,5 +1,6 @@
 """The real commands, as a person types them. A process imports torch for 10 s and more: few of them, each checks a lot."""
 
+import json
 import os
 import re
 import signal
@@ -161,6 +162,23 @@ def test_optuna_searches_and_every_rank_has_the_same_values(images: Path, tmp_pa
     rates = {re.search(r"optimizer\.lr=(\S+)", path.read_text())[1] for path in configs}
     assert len(configs) == len(rates) == 3
     assert all(1e-4 <= float(rate) <= 1e-2 for rate in rates)
+
+
+def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
+    """As `... | head` is: the other end of the pipe is closed before anything is said."""
+    folder = tmp_path / "runs/one"
+    folder.mkdir(parents=True)
+    card = {"status": "failed", "reason": "x", "seed": 1, "config": {"seed": 1}, "choices": {"model": "alexnet"}}
+    (folder / "run.json").write_text(json.dumps(card))
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = [sys.executable, str(ROOT / "src/report.py"), "runs"]
+    done = subprocess.run(
+        script, cwd=tmp_path, env=environment(), stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.glob("outputs/report/*/*/report.html")), "the work is done all the same"
 
 
 def test_an_interrupt_ends_every_process_with_130(images: Path, tmp_path: Path) -> None:

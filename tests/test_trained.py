@@ -131,9 +131,7 @@ def test_names_shown(tmp_path: Path) -> None:
             read_class_names(tmp_path / "names.json")
 
 
-def test_names_of_a_run_travel_with_it(
-    train: Callable[..., float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_of_a_run_travel_with_it(train: Callable[..., float | None], tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('{"ant": "Ameise", "cat": "Katze", "dog": "Hund"}')
     train(f"class_names={tmp_path / 'names.json'}")
     (tmp_path / "names.json").unlink()

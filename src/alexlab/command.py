@@ -54,6 +54,8 @@ def run_command(name: str) -> None:
     def job(config: DictConfig) -> float | None:
         try:
             return run_job(name, config, earlier, typed)
+        except BrokenPipeError:
+            nobody_reads()
         except Exception as error:
             if isinstance(error, AlexlabError):
                 log.log(logging.INFO if isinstance(error, PrunedError) else logging.ERROR, "%s", error)
@@ -74,7 +76,16 @@ def run_command(name: str) -> None:
             )
     if any(job.state == sweeps.FAILED for job in sweeps.jobs):
         codes.append(1)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nobody_reads()
     sys.exit(max(codes))
+
+
+def nobody_reads() -> None:
+    """After `... | head`: what is still to be said goes nowhere, and is no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def register() -> None:

@@ -26,6 +26,7 @@ PATH_KEYS = (
     "labels",
     "class_names",
     "image",
+    "neighbours.root",
 )
 # A value must be of the kind of the default that it replaces, except where Lightning takes several kinds.
 OPEN_KEYS = ("trainer.devices", "trainer.fast_dev_run", "trainer.deterministic")

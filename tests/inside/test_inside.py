@@ -233,6 +233,14 @@ def test_without_the_training_data(
     assert "no neighbours: data.root must be a folder of images" in caplog.text
     found = explain(tmp_path / "run", tmp_path / "b", f"data.root='{images}'", f"neighbours.root='{images}'")
     assert (found / "neighbours.png").exists()
+    shutil.copytree(images / "train", tmp_path / "undivided")
+    whole = explain(
+        tmp_path / "run", tmp_path / "c", f"data.root='{images}'", f"neighbours.root='{tmp_path / 'undivided'}'",
+        f"image='{images / 'val/cat/001.png'}'",
+    )  # fmt: skip
+    assert (whole / "neighbours.png").exists() and (whole / "grad_cam.png").exists()
+    sizes = sorted(len(np.load(path)) for path in (tmp_path / "cache/features").iterdir())
+    assert sizes == [24, 24], "of a folder that is not divided, every image"
 
 
 def test_words(trained_run: Path, tmp_path: Path) -> None:

@@ -84,11 +84,13 @@ def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> 
     if not wanted["images"]:
         return {}
     changes = {key: config["data"][key] for key in ("batch_size", "num_workers") if config["data"][key] is not None}
+    name = "train"
     if wanted["root"] is not None:
         changes["root"] = wanted["root"]
+        name = "train" if (Path(wanted["root"]) / "train").is_dir() else "all"
     settings = Data(**{**trained.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes})
     try:
-        _, train = chosen_split(trained, settings, "train", own=True)
+        _, train = chosen_split(trained, settings, name, own=wanted["root"] is None)
     except (DataError, ConfigError) as error:
         log.warning("no neighbours: %s; neighbours.root=DIR names the training images", error)
         return {}
