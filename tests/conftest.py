@@ -1,5 +1,6 @@
 """What the tests share: small folders of images, composed configs, short runs."""
 
+import copy
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -32,6 +33,9 @@ TINY = (
     "trainer.max_epochs=1",
     "scheduler=constant",
 )
+
+
+_plain: dict[Any, tuple[Any, dict[str, Any]]] = {}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -68,10 +72,15 @@ def composed(*overrides: str, name: str = "train") -> Any:
 
 
 def plain(*overrides: str, name: str = "train") -> dict[str, Any]:
-    """The composed config as a task gets it."""
-    config = composed(*overrides, name=name)
-    del config.hydra
-    return command.plain(config)
+    """The composed config as a task gets it; composing takes longer than training the tiny net, so it is done once."""
+    if (overrides, name) not in _plain:
+        config = composed(*overrides, name=name)
+        own = config.copy()
+        del own.hydra
+        _plain[overrides, name] = config, command.plain(own)
+    config, found = _plain[overrides, name]
+    HydraConfig.instance().set_config(config)
+    return copy.deepcopy(found)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from alexlab import cards
 from alexlab.cards import Card, Lock, code_state, data_state, holder
 from alexlab.data.folder import find_splits
 from alexlab.errors import ConfigError, DataError
+from alexlab.signals import Stopped
 from conftest import rows, write_images
 
 Train = Callable[..., float | None]
@@ -66,13 +68,15 @@ def test_the_card_of_a_failed_run(
 
 
 def test_the_card_of_an_interrupted_run(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*args: Any, **options: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("alexlab.launch.launch", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train()
-    assert (card(tmp_path / "run")["status"], card(tmp_path / "run")["exit_code"]) == ("interrupted", 130)
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)):
+        monkeypatch.setattr(
+            "alexlab.launch.launch", lambda *args, signum=signum, **options: signal.raise_signal(signum)
+        )
+        run_dir = tmp_path / signum.name
+        with pytest.raises(Stopped, match=f"stopped by {signum.name}"):
+            train(run_dir=run_dir)
+        assert (card(run_dir)["status"], card(run_dir)["exit_code"]) == ("interrupted", code)
+        assert card(run_dir)["reason"] == f"stopped by {signum.name}"
 
 
 def _hold(folder: Path, held: Any) -> None:

@@ -16,6 +16,7 @@ from alexlab.cards import PRUNED as CARD_PRUNED
 from alexlab.cards import Card
 from alexlab.engines import Parallel, Seats
 from alexlab.errors import ConfigError
+from alexlab.signals import Stopped, signals
 from alexlab.sweeps import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job, earlier
 from conftest import composed
 
@@ -91,10 +92,8 @@ def test_the_next_job_is_asked_for_when_there_is_room(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "STOP_S", 0.5)
-
     def interrupt(job: Job) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     def work(job: Job) -> None:
         if job.number:
@@ -102,9 +101,48 @@ def test_ctrl_c_ends_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         job.end(FINISHED, score=1.0)
 
     jobs = [job(number, tmp_path) for number in range(2)]
-    with pytest.raises(KeyboardInterrupt):
+    with signals.heard(), pytest.raises(Stopped):
         Parallel(jobs=2).run(iter(jobs), work, interrupt)
     assert not engines.multiprocessing.active_children()
+
+
+def test_a_second_ctrl_c_kills_jobs_that_do_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alexlab.signals.SAME_S", 0.0)
+
+    def interrupt(job: Job) -> None:
+        while not (tmp_path / "deaf").exists():
+            time.sleep(0.05)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        signal.raise_signal(signal.SIGINT)
+
+    def work(job: Job) -> None:
+        with signals.answered_by(lambda signum: None):
+            while job.number:
+                (tmp_path / "deaf").touch()
+                time.sleep(1)
+        job.end(FINISHED, score=1.0)
+
+    before = signal.signal(signal.SIGALRM, lambda signum, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        with signals.heard(), pytest.raises(Stopped):
+            Parallel(jobs=2).run(iter([job(number, tmp_path) for number in range(2)]), work, interrupt)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not engines.multiprocessing.active_children()
+
+
+def test_a_signal_to_one_job_costs_that_job(tmp_path: Path) -> None:
+    def work(job: Job) -> None:
+        if job.number:
+            signal.raise_signal(signal.SIGTERM)
+        job.end(FINISHED, score=1.0)
+
+    jobs = [job(number, tmp_path) for number in range(2)]
+    with signals.heard():
+        Parallel(jobs=2).run(iter(jobs), work, lambda job: None)
+    assert [job.state for job in jobs] == [FINISHED, FAILED]
+    assert jobs[1].cause == "stopped by SIGTERM; -m resume= goes on with it"
 
 
 def test_no_gpu_has_two_jobs_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:

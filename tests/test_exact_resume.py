@@ -100,7 +100,7 @@ def content(path: Path) -> Any:
     for name, state in found["callbacks"].items():
         if name.startswith("EpochLog"):
             for row in state["rows"]:
-                row.pop("images_per_s"), row.pop("elapsed_s"), row.pop("train/images_per_s", None)
+                row.pop("images_per_s", None), row.pop("elapsed_s"), row.pop("train/images_per_s", None)
     return found
 
 

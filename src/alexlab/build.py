@@ -34,11 +34,12 @@ from alexlab.data.transforms import PCAColorNoise, Views
 from alexlab.errors import ConfigError
 from alexlab.finetuning import Finetune
 from alexlab.inference import Inference
-from alexlab.launch import Reports
+from alexlab.lost import Reports
 from alexlab.models.weights import Fit, fit, read_source
 from alexlab.nodes import Config, bind, locate, make, parts, value_of
 from alexlab.parameters import parameter_groups
 from alexlab.runs import SKIPPED
+from alexlab.stopping import Stopping
 
 SCORES = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -305,7 +306,7 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     keywords = {
         **node,
         "plugins": own if any(isinstance(plugin, CheckpointIO) for plugin in own) else [*own, DurableIO()],
-        "callbacks": [Reports(), *called, CardUpdates()],
+        "callbacks": [Reports(), Stopping(), *called, CardUpdates()],
         "logger": loggers(config, run_dir),
         "default_root_dir": str(run_dir),
         "use_distributed_sampler": False,

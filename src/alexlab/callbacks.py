@@ -58,8 +58,9 @@ class CardUpdates(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        scores = {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
-        rates = [row["images_per_s"] for log in trainer.callbacks if isinstance(log, EpochLog) for row in log.rows]  # type: ignore[attr-defined]
+        scores = epoch_scores(trainer)
+        logs = [log for log in trainer.callbacks if isinstance(log, EpochLog)]  # type: ignore[attr-defined]
+        rates = [row["images_per_s"] for log in logs for row in log.rows if "images_per_s" in row]
         best: Any = pl_module.best
         Card(Path(trainer.default_root_dir)).update(
             last={**scores, "epoch": trainer.current_epoch, "step": trainer.global_step},
@@ -139,11 +140,12 @@ class EpochLog(Callback):
         self.mark_s = time.perf_counter()  # what the validation took is no part of the training rate
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        rate = self.num_images / self.train_s
-        pl_module.log("train/images_per_s", rate, sync_dist=True, reduce_fx="max")
-        scores = {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
+        # A run that is resumed after the last batch of an epoch has no rate for it.
+        rate = {"images_per_s": self.num_images / self.train_s} if self.num_images else {}
+        pl_module.log_dict({f"train/{name}": value for name, value in rate.items()}, sync_dist=True, reduce_fx="max")
+        scores = epoch_scores(trainer)
         elapsed_s = time.perf_counter() - self.epoch_start_s
-        row = {**scores, "epoch": trainer.current_epoch, "images_per_s": rate, "elapsed_s": elapsed_s}
+        row = {**scores, "epoch": trainer.current_epoch, **rate, "elapsed_s": elapsed_s}
         self.rows.append(row)
         last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "-"
         log.info("epoch %s/%s  %s", trainer.current_epoch + 1, last, epoch_line(row))
@@ -158,6 +160,12 @@ class EpochLog(Callback):
         self.on_train_end(trainer, pl_module)
 
 
+def epoch_scores(trainer: lightning.Trainer) -> dict[str, float]:
+    """What is known at the end of an epoch; not of its last step."""
+    found = trainer.callback_metrics.items()
+    return {name: value.item() for name, value in found if "/" in name and not name.endswith("_step")}
+
+
 def epoch_line(row: dict[str, float]) -> str:
     """The scores of an epoch in one line; a score that was not taken is left out."""
     parts = []
@@ -165,7 +173,9 @@ def epoch_line(row: dict[str, float]) -> str:
         found = [f"{name} {row[f'{split}/{name}']:.4f}" for name in names if f"{split}/{name}" in row]
         if found:
             parts.append(f"{split} {' '.join(found)}")
-    return "  ".join([*parts, f"{row['images_per_s']:.0f} images/s", f"{row['elapsed_s']:.1f} s"])
+    if "images_per_s" in row:
+        parts.append(f"{row['images_per_s']:.0f} images/s")
+    return "  ".join([*parts, f"{row['elapsed_s']:.1f} s"])
 
 
 def draw_curves(rows: list[dict[str, float]], path: Path) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from alexlab.errors import DiskError
 from alexlab.runs import BEST, LAST
+from alexlab.signals import Stopped, signals
 
 log = logging.getLogger(__name__)
 
@@ -131,10 +132,11 @@ class Checkpoints(Checkpoint):
         self.last_step = 0  # of the last `last.ckpt`
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "last_step": self.last_step}
+        return {"best_score": self.best_score, "last_step": self.last_step, "due": self.due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.last_step = state_dict["best_score"], state_dict["last_step"]
+        self.due = state_dict["due"]
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy.checkpoint_io, DurableIO):
@@ -150,13 +152,16 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Saves between two steps of an epoch: not inside of an accumulated one, and not before a validation."""
         loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate() or trainer.is_last_batch or not self._due(trainer):
+        if loop._should_accumulate() or trainer.is_last_batch:
+            return
+        if signals.agreed is None and not self._due(trainer):
             return
         assert trainer.fit_loop._data_fetcher is not None
         if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             self.due = True
-        else:
-            self._save_last(trainer, equals_best=False)
+            return
+        self._save_last(trainer, equals_best=False)
+        end_if_stopped()
 
     def _due(self, trainer: lightning.Trainer) -> bool:
         if self.every_steps is not None and trainer.global_step % self.every_steps == 0:
@@ -178,8 +183,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         is_best = self._save_best(trainer)
-        if (trainer.current_epoch + 1) % self.every_epochs == 0:
+        if (trainer.current_epoch + 1) % self.every_epochs == 0 or signals.agreed is not None:
             self._save_last(trainer, equals_best=is_best)
+        end_if_stopped()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.last_step != trainer.global_step:
@@ -225,6 +231,19 @@ class Checkpoints(Checkpoint):
                 if self.on_error == "stop":
                     raise
                 log.error("%s; the run goes on", error)
+
+
+def save_last(trainer: lightning.Trainer) -> None:
+    """Writes `last.ckpt` now, if there is a callback that does so at all."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpoints):
+            callback._save_last(trainer, equals_best=False)
+
+
+def end_if_stopped() -> None:
+    """Raises Stopped when the ranks have agreed that the run ends here."""
+    if signals.agreed is not None:
+        raise Stopped(signals.agreed, agreed=True)
 
 
 def position(checkpoint: dict[str, Any]) -> tuple[int, int]:

@@ -68,6 +68,8 @@ class Classifier(lightning.LightningModule):
         self.scores = nn.ModuleDict({f"{stage}_scores": Scores(len(classes)) for stage in ("train", "val", "test")})
         self.best: dict[str, float] = {}
         self.validated = False  # since the last epoch
+        self.leaves = False  # the validation that runs is left unfinished
+        self.last_train: dict[str, float] = {}  # scores of the last epoch's training
         self.test_prefix = "test"  # of the names of the scores that `trainer.test` logs
         self.last_count = 0.0  # images of the last split that was scored
 
@@ -107,7 +109,12 @@ class Classifier(lightning.LightningModule):
             scores = self._finished("train")
             if not scores["count"]:
                 raise DataError("no image of the train split could be read")
-            self._log_exact({"train/loss": scores["loss"], "train/top1": scores["top1"]})
+            self.last_train = {f"train/{name}": scores[name].item() for name in ("loss", "top1")}
+            self.log_last_train()
+
+    def log_last_train(self) -> None:
+        """Logs the scores of the epoch; a run that is resumed between its last batch and its end does it once more."""
+        self._log_exact(self.last_train)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._score("val", batch)
@@ -117,6 +124,8 @@ class Classifier(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the scores of the validation split, and of the best validation so far."""
+        if self.leaves:
+            return
         scores = self._log_split("val", self.trainer.num_val_batches)
         if self.trainer.sanity_checking:
             return
@@ -147,13 +156,17 @@ class Classifier(lightning.LightningModule):
         return [optimizer], schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        inside = {"validated": self.validated, "train_scores": self._scores("train").of_all_ranks()}
+        inside = {
+            "validated": self.validated,
+            "train_scores": self._scores("train").of_all_ranks(),
+            "last_train": self.last_train,
+        }
         checkpoint[CHECKPOINT_KEY] = {**self.record, "best": self.best, "inside": inside}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         known = checkpoint[CHECKPOINT_KEY]
         self.best = dict(known["best"])
-        self.validated = known["inside"]["validated"]
+        self.validated, self.last_train = known["inside"]["validated"], known["inside"]["last_train"]
         self._scores("train").take_up(known["inside"]["train_scores"])
 
     def _normalised(self, images: Tensor) -> Tensor:

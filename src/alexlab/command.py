@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from omegaconf.errors import MissingMandatoryValue
 from alexlab import overrides, runs, sweeps, trust
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.overrides import CONFIG_DIR
+from alexlab.signals import INTERRUPTED, Stopped, signals
 
 if TYPE_CHECKING:
     from alexlab.rerunning import Rerun
@@ -67,9 +69,10 @@ def run_command(name: str) -> None:
         return None
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
-    except KeyboardInterrupt:
-        codes.append(130)
+        with signals.heard() if name == "train" else nullcontext():
+            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
+    except (KeyboardInterrupt, Stopped) as error:
+        codes.append(error.exit_code if isinstance(error, Stopped) else INTERRUPTED)
         if sweeps.jobs:
             print(
                 f"python src/{name}.py -m resume={os.path.relpath(sweeps.jobs[0].folder.parent)} goes on with this sweep"

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -20,10 +20,10 @@ from omegaconf import OmegaConf
 from alexlab import machine, sweeps
 from alexlab.errors import ConfigError
 from alexlab.runs import OUTPUT
+from alexlab.signals import Stopped, signals
 from alexlab.sweeps import FAILED, RUNNING, Job
 
 POLL_S = 1.0  # between two looks at jobs that run elsewhere
-STOP_S = 30.0  # for a job to end by itself after Ctrl-C
 
 
 class Engine(Protocol):
@@ -53,6 +53,7 @@ class Sequential:
 
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
         for job in jobs:
+            signals.check()  # one that the last job has not been told
             job.state = RUNNING
             sweeps.print_progress()
             sweeps.say(f"job {job.number}: {' '.join(job.overrides)}")
@@ -189,8 +190,7 @@ class Parallel:
                         ended(done.job)
                         sweeps.tell(done.job)
             finally:
-                for unfinished in running.values():
-                    unfinished.stop()
+                _stop(list(running.values()))
 
 
 class _Running:
@@ -223,18 +223,27 @@ class _Running:
         self.answer.close()
         self.job.end(state, score=score, cause=cause)
 
-    def stop(self) -> None:
-        """Ends the process: Ctrl-C has reached it too, so it is given time to write its card."""
-        self.process.join(STOP_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        self.answer.close()
+
+def _stop(running: Sequence[_Running]) -> None:
+    """Ends jobs by the signal that has ended this process: each writes a checkpoint and its card; a second signal kills them."""
+    try:
+        for each in running:
+            if each.process.is_alive() and each.process.pid is not None:
+                os.kill(each.process.pid, signals.first or signal.SIGTERM)
+        for each in running:
+            each.process.join()
+    finally:
+        for each in running:
+            if each.process.is_alive():
+                each.process.kill()
+            each.process.join()
+            each.answer.close()
 
 
 def _body(job: Job, work: Callable[[Job], None], seat: Seat, answer: Connection, parent: int) -> None:
     """What the process of a job does."""
     machine.end_with(parent)
+    signals.afresh()
     seat.sit()
     job.folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -246,8 +255,8 @@ def _body(job: Job, work: Callable[[Job], None], seat: Seat, answer: Connection,
         os.dup2(file.fileno(), 2)
     try:
         work(job)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Stopped as error:  # by a signal to this process alone, or the sweep has ended too
+        job.end(FAILED, cause=f"{error}; -m resume= goes on with it")
     answer.send((job.state, job.score, job.cause))
 
 

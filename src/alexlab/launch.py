@@ -6,32 +6,31 @@ follows from the fork: the parent must not start CUDA nor run a parallel operati
 one of a single device, runs in a child of its own, which is also what keeps the jobs apart.
 """
 
-import json
 import logging
+import multiprocessing
 import os
 import shutil
-import signal
+import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from alexlab import errors
+from alexlab import lost
 from alexlab.errors import AlexlabError, ConfigError, RankError
 from alexlab.machine import end_with, num_cores
 from alexlab.runs import started_outside
+from alexlab.signals import Stopped, signals
 
-REPORTS = "ALEXLAB_REPORTS"  # the environment variable that names the folder of the ranks' last words
+log = logging.getLogger(__name__)
+
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID")
 
 
@@ -98,10 +97,12 @@ class Limits:
     Args:
         timeout_s: how long a rank waits for the others before the run ends.
         shutdown_s: what a rank gets to end by itself when another one was lost.
+        max_restarts: how often lost ranks are started again, from the last checkpoint.
     """
 
     timeout_s: float
     shutdown_s: int
+    max_restarts: int = 0
 
 
 def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: Limits) -> Any:
@@ -115,10 +116,11 @@ def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: L
 
     Raises:
         AlexlabError: the one that a rank raised, or RankError, which names the rank that was lost and the cause.
+        Stopped: when a signal has ended the ranks.
     """
-    if started_outside() or (num_ranks == 1 and not isolated):
+    if started_outside() or (num_ranks == 1 and not isolated and not limits.max_restarts):
         return task()
-    folder = tempfile.mkdtemp(prefix="alexlab_")
+    folder = Path(tempfile.mkdtemp(prefix="alexlab_"))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -127,80 +129,64 @@ def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: L
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         rdzv_configs={"timeout": limits.timeout_s},
-        max_restarts=0,
+        max_restarts=limits.max_restarts,
         start_method="fork",
+        signals_to_handle="SIGHUP,SIGQUIT",  # of the others, `_hand_on` takes care
         local_addr="127.0.0.1",
-        logs_specs=DefaultLogsSpecs(log_dir=folder),
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
-    if hasattr(config, "shutdown_timeout"):  # not yet in torch 2.11, which waits 30 s
-        config.shutdown_timeout = limits.shutdown_s
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it prints a page for each lost rank
     try:
-        return elastic_launch(config, _run_rank)(task, folder, os.getpid())[0]
+        with signals.answered_by(_hand_on), lost.Witness(folder, limits.shutdown_s):
+            result = elastic_launch(config, _run_rank)(task, folder, os.getpid(), limits.max_restarts)[0]
+        if isinstance(result, Stopped):
+            raise result
+        return result
     except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from error
         raise SystemExit(128 + error.sigval) from error
     except ChildFailedError as error:
-        raise _cause(error.failures, Path(folder)) from error
+        raise lost.cause(folder, lost.last_attempt(folder)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def report(error: BaseException) -> None:
-    """Leaves word of what ended this rank, at once: when it is gone, the others fail for its absence and may be heard first."""
-    folder = os.environ.get(REPORTS)
-    if folder is None:
-        return
-    path = Path(folder) / f"rank{os.environ.get('RANK', '0')}.json"
-    if not path.exists():  # the first error is the cause
-        path.write_text(json.dumps({"time_s": time.time(), "type": type(error).__name__, "text": str(error)}))
+def _hand_on(signum: int) -> None:
+    """Gives a signal to the ranks, which end by themselves; without any there is nothing to wait for."""
+    ranks = multiprocessing.active_children()
+    if not ranks:
+        raise Stopped(signum)
+    for process in ranks:
+        if process.pid is not None:
+            os.kill(process.pid, signum)
 
 
-class Reports(Callback):
-    """Reports an error as soon as the Trainer meets it, before it takes the process group down."""
-
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        report(exception)
-
-
-def _run_rank(task: Callable[[], Any], reports: str, parent: int) -> Any:
+def _run_rank(task: Callable[[], Any], words: Path, parent: int, max_restarts: int) -> Any:
     """The body of a forked process."""
     end_with(parent)
-    os.environ[REPORTS] = reports
+    lost.begin(words)
     local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     # Without this each rank would compute on every core, and two ranks on two cores would be slower than one.
     torch.set_num_threads(max(1, num_cores() // local_ranks))
-    try:
-        if local_ranks > 1:
-            return task()
-        for name in RANK_VARIABLES:  # a run on one device is no distributed run
+    if local_ranks == 1:  # a run on one device is no distributed run
+        for name in RANK_VARIABLES:
             os.environ.pop(name, None)
+    try:
+        signals.afresh()
+        if lost.restarts():
+            _restarted(lost.cause(words, lost.restarts() - 1), max_restarts)
         return task()
+    except Stopped as error:
+        if error.agreed:
+            return error  # all ranks do so: no failure
+        lost.report(error)
+        sys.exit(error.exit_code)
     except Exception as error:
-        report(error)
+        lost.report(error)
         raise
 
 
-def _cause(failures: dict[int, ProcessFailure], reports: Path) -> AlexlabError:
-    """What ended the run: our own error if a rank raised one, else the signal that killed a rank, else the first error."""
-    found = {int(path.stem[4:]): json.loads(path.read_text()) for path in reports.glob("rank*.json")}
-    first = sorted(found, key=lambda rank: found[rank]["time_s"])
-    for rank in first:
-        known = getattr(errors, found[rank]["type"], None)
-        if isinstance(known, type) and issubclass(known, AlexlabError):
-            return known(found[rank]["text"])
-    for rank, failure in failures.items():
-        # The launcher itself ends the other ranks by SIGTERM.
-        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
-            name = signal.Signals(-failure.exitcode).name
-            return RankError(f"rank {rank} (process {failure.pid}) was ended by {name}; the other ranks were stopped")
-    if first:
-        rank = first[0]
-        return RankError(
-            f"rank {rank} raised {found[rank]['type']}: {found[rank]['text']}; the other ranks were stopped"
-        )
-    rank, failure = min(failures.items(), key=lambda item: item[1].timestamp)
-    return RankError(f"rank {rank} (process {failure.pid}) ended with exit code {failure.exitcode} and left no word")
+def _restarted(cause: AlexlabError | Stopped, max_restarts: int) -> None:
+    """Says why the ranks were started again; raises what would happen again."""
+    if not isinstance(cause, RankError):
+        raise cause
+    if os.environ.get("RANK", "0") == "0":
+        log.warning("restart %d of %d, from the last checkpoint: %s", lost.restarts(), max_restarts, cause)

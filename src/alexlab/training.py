@@ -11,17 +11,19 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 
 from alexlab import build, checkpoints, runs
+from alexlab.cards import Card
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData
 from alexlab.loggers import EpochCSV, TensorBoard
+from alexlab.lost import earlier_causes, reconnect, restarts
 from alexlab.parameters import kinds
 from alexlab.preview import preview_sheet, write_preview
+from alexlab.signals import signals
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +66,18 @@ def train(
         logging.getLogger().setLevel(logging.WARNING)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
 
+    if restarts() and ranks > 1:
+        reconnect(config["elastic"]["timeout_s"])
     trainer = build.trainer(config, run_dir, num_ranks=ranks)
     module = build.classifier(config, splits, record=record(config, choices))
     data = build.folder_data(config, splits, run_dir)
-    ckpt = go_on(run_dir / runs.LAST, trainer, data) if resumed else None
+    ckpt = go_on(run_dir / runs.LAST, trainer, data) if resumed or restarts() else None
     weights = None if ckpt else build.pretrained(config, module.net, splits)
     if weights is not None:
         weights.load_into(module.net)
     if trainer.is_global_zero:
+        if restarts():
+            Card(run_dir).update(restarts=earlier_causes())
         describe(config, splits, module, ranks)
         for line in weights.lines() if weights else ():
             log.info("weights: %s", line)
@@ -85,12 +91,9 @@ def train(
         board.start_hparams(hparams(config, choices), ["best/top1", "best/top5"])
 
     start_s = time.perf_counter()
-    try:
+    with signals.answered_by(lambda signum: None):  # the ranks agree on when they stop
         trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
-    except SystemExit as error:
-        if trainer.interrupted and not isinstance(error, SIGTERMException):
-            raise KeyboardInterrupt from error  # Lightning has made an exit with code 1 of it
-        raise
+    signals.check()
     scores = {f"best/{name}": value for name, value in module.best.items()}
     if scores:
         scores["train_s"] = time.perf_counter() - start_s

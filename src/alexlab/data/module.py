@@ -14,6 +14,7 @@ from alexlab.data.order import EvalBatches, PaddedItems, SeededItems, TrainBatch
 from alexlab.data.settings import Data
 from alexlab.data.skipped import Skipped
 from alexlab.errors import ConfigError
+from alexlab.signals import outlive_one
 
 
 class FolderData(lightning.LightningDataModule):
@@ -107,6 +108,7 @@ class FolderData(lightning.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers else None,
+            worker_init_fn=outlive_one,
             pin_memory=isinstance(self.trainer.accelerator, CUDAAccelerator),
         )
 

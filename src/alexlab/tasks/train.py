@@ -1,5 +1,7 @@
 """`python src/train.py`: from a composed config to a trained net in a run folder. Imports no torch at its top."""
 
+import logging
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ from alexlab.data.settings import Data
 from alexlab.errors import AlexlabError, PrunedError
 from alexlab.nodes import bind
 from alexlab.runs import STATISTICS, rank
+from alexlab.signals import Stopped, signals
 from alexlab.trust import check_targets
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -34,16 +39,20 @@ def run(
 
     Raises:
         AlexlabError: in one sentence.
+        Stopped: when a signal has ended it.
     """
     if rank() > 0:  # started by torchrun: rank 0 keeps the card
-        return _train(config, run_dir, choices, isolated, resumed).get("best/top1")
+        with signals.heard():
+            return _train(config, run_dir, choices, isolated, resumed).get("best/top1")
     card = Card(run_dir)
-    with Lock(run_dir):
+    with signals.heard(), Lock(run_dir):
         card.start(config, choices)
         try:
             scores = _train(config, run_dir, choices, isolated, resumed)
-        except KeyboardInterrupt:
-            card.finish(INTERRUPTED, reason="by the keyboard", exit_code=130)
+        except Stopped as error:
+            card.finish(INTERRUPTED, reason=str(error), exit_code=error.exit_code)
+            if not isolated:
+                log.warning("%s; python src/train.py resume=%s goes on", error, os.path.relpath(run_dir))
             raise
         except PrunedError as error:
             card.finish(PRUNED, reason=str(error))

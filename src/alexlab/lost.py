@@ -1,0 +1,221 @@
+"""Why the ranks of a run have ended: each leaves a word at once, and the parent looks at those that could not.
+
+When one rank is gone, the others fail for its absence and may be heard first; so the words carry their time, and the parent
+asks the system how each process has ended before it ends the others itself.
+"""
+
+import json
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from alexlab import errors
+from alexlab.errors import AlexlabError, RankError
+from alexlab.signals import Stopped, signals
+
+FOLDER = "ALEXLAB_WORDS"  # the environment variable that names the folder of the ranks' words
+LAUNCHER_LOGS = ("torch.multiprocessing.spawn", "torch.distributed.elastic.multiprocessing.api")
+
+
+def restarts() -> int:
+    """How often the launcher has started the ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def begin(folder: Path) -> None:
+    """Says which process this rank is, where its word belongs."""
+    os.environ[FOLDER] = str(folder)
+    _path("pid").write_text(str(os.getpid()))
+
+
+def reconnect(timeout_s: float) -> None:
+    """Connects ranks that were started again.
+
+    The launcher of PyTorch 2.15 keeps one store for all attempts, where they would read the addresses of the lost ranks.
+
+    Args:
+        timeout_s: how long they wait for each other, now and later.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
+    torch.distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=PrefixStore(f"attempt_{restarts()}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
+    )
+
+
+def report(error: BaseException) -> None:
+    """Leaves word of what ended this rank, the first time; in a process that is no rank it does nothing."""
+    if FOLDER not in os.environ or _path("json").exists():
+        return
+    word = {
+        "time_s": time.time(),
+        "type": type(error).__name__,
+        "text": str(error),
+        "stopped": _stopped(),
+    }
+    if isinstance(error, Stopped):
+        word["signum"] = error.signum
+    _path("json").write_text(json.dumps(word))
+
+
+class Reports(Callback):
+    """Reports an error as soon as the Trainer meets it, before it takes the process group down."""
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        if not (isinstance(exception, Stopped) and exception.agreed):
+            report(exception)
+
+
+class Witness(logging.Handler):
+    """Notes how the ranks have ended as soon as PyTorch's launcher sees the first dead one, before it ends the others itself.
+
+    The others get `shutdown_s`: PyTorch waits half a minute for a rank that cannot hear a signal, since it is stopped or
+    inside of a collective operation.
+
+    Args:
+        folder: of the words.
+        shutdown_s: what a rank gets to end by itself.
+    """
+
+    def __init__(self, folder: Path, shutdown_s: float) -> None:
+        super().__init__()
+        self.folder, self.shutdown_s = folder, shutdown_s
+
+    def __enter__(self) -> "Witness":
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a page for each lost rank
+        for name in LAUNCHER_LOGS:
+            log = logging.getLogger(name)
+            log.setLevel(logging.WARNING)
+            log.propagate = False
+            log.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in LAUNCHER_LOGS:
+            logging.getLogger(name).removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps what a line says of its rank, and what the system says of the others that are dead."""
+        attempt = last_attempt(self.folder)
+        noted = self.folder / f"dead_{attempt}.json"
+        processes = {_rank(path): int(path.read_text() or 0) for path in self.folder.glob(f"rank*_{attempt}.pid")}
+        if not noted.exists():
+            noted.write_text(json.dumps(dict(_dead(processes))))
+            threading.Thread(target=self._end, args=([*processes.values()],), daemon=True).start()
+        found = re.match(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)", record.getMessage())
+        if found is not None:
+            code, rank, pid = map(int, found.groups())
+            noted.write_text(json.dumps(json.loads(noted.read_text()) | {str(rank): [pid, code]}))
+
+    def _end(self, processes: list[int]) -> None:
+        """Kills what is left when the time is up."""
+        end_s = time.monotonic() + self.shutdown_s
+        while any(map(_alive, processes)):
+            if time.monotonic() > end_s:
+                for pid in filter(_alive, processes):
+                    os.kill(pid, signal.SIGKILL)
+                return
+            time.sleep(0.05)
+
+
+def last_attempt(folder: Path) -> int:
+    """The number of the last attempt whose ranks have begun."""
+    return max((int(path.stem.rpartition("_")[2]) for path in folder.glob("rank*.pid")), default=0)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _dead(processes: dict[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Ranks that have ended and that nobody has asked for, with their processes and exit codes, negative for a signal."""
+    for rank, pid in processes.items():
+        try:
+            state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            continue
+        if state is not None:
+            yield rank, (pid, state.si_status if state.si_code == os.CLD_EXITED else -state.si_status)
+
+
+def cause(folder: Path, attempt: int) -> AlexlabError | Stopped:
+    """What ended an attempt at a run: an error of ours, a signal to stop, a killed rank, a stopped one, or the first error."""
+    words = {_rank(path): json.loads(path.read_text()) for path in folder.glob(f"rank*_{attempt}.json")}
+    first = sorted(words, key=lambda rank: words[rank]["time_s"])
+    for rank in first:
+        known = getattr(errors, words[rank]["type"], None)
+        if isinstance(known, type) and issubclass(known, AlexlabError):
+            return known(words[rank]["text"])
+    for rank in first:
+        if "signum" in words[rank]:
+            return Stopped(words[rank]["signum"])
+    if signals.first is not None:
+        return Stopped(signals.first)
+    noted = folder / f"dead_{attempt}.json"
+    dead = {int(rank): end for rank, end in json.loads(noted.read_text()).items()} if noted.exists() else {}
+    for rank, (pid, code) in dead.items():
+        if code < 0:
+            name = signal.Signals(-code).name
+            return RankError(f"rank {rank} (process {pid}) was ended by {name}; the other ranks were stopped")
+    for rank in first:
+        for other, pid in words[rank]["stopped"]:
+            return RankError(
+                f"rank {other} (process {pid}) does not run on, it is stopped; rank {rank} has waited for it in vain "
+                "and all were ended"
+            )
+    for rank in first:
+        return RankError(
+            f"rank {rank} raised {words[rank]['type']}: {words[rank]['text']}; the other ranks were stopped"
+        )
+    for rank, (pid, code) in dead.items():
+        return RankError(f"rank {rank} (process {pid}) ended with exit code {code} and left no word")
+    return RankError("a rank ended without a word")
+
+
+def earlier_causes() -> list[str]:
+    """What has ended the earlier attempts at this run, where the launcher has started the ranks again."""
+    return [str(cause(Path(os.environ[FOLDER]), attempt)) for attempt in range(restarts()) if FOLDER in os.environ]
+
+
+def _path(suffix: str) -> Path:
+    return Path(os.environ[FOLDER]) / f"rank{os.environ.get('RANK', '0')}_{restarts()}.{suffix}"
+
+
+def _rank(path: Path) -> int:
+    return int(path.stem.removeprefix("rank").partition("_")[0])
+
+
+def _stopped() -> list[tuple[int, int]]:
+    """The ranks that are stopped, with their processes: by SIGSTOP, Ctrl-Z or a debugger. Linux only."""
+    found = []
+    for path in Path(os.environ[FOLDER]).glob(f"rank*_{restarts()}.pid"):
+        pid = int(path.read_text() or 0)
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state in "Tt":
+            found.append((_rank(path), pid))
+    return found
