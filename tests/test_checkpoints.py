@@ -1,3 +1,4 @@
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -129,3 +130,30 @@ def test_what_a_killed_writer_has_left_is_swept(train: Train, tmp_path: Path) ->
 def test_words_of_the_policy(train: Train) -> None:
     with pytest.raises(ConfigError, match="on_error must be stop or go_on; got 'ignore'"):
         train("callbacks.checkpoint.on_error=ignore")
+
+
+def test_the_last_ones_are_kept_and_one_of_them_takes_the_place_of_a_damaged_one(
+    train: Callable[..., float | None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    words = ("trainer.max_epochs=3", "callbacks.checkpoint.keep=2", "callbacks.checkpoint.every_steps=2")
+    train(*words)
+    folder = tmp_path / "run/checkpoints"
+    assert {path.name for path in folder.iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+        "step_00000008.ckpt",
+        "step_00000009.ckpt",
+    }
+    assert (folder / "last.ckpt").samefile(folder / "step_00000009.ckpt")
+    whole = (folder / "last.ckpt").read_bytes()
+    for path in (folder / "last.ckpt", folder / "step_00000009.ckpt"):
+        path.write_bytes(whole[: len(whole) // 2])
+    train(*words, resumed=True)
+    assert "taking the one before it" in caplog.text and "step 8" in caplog.text
+    one, other = torch.load(io.BytesIO(whole), weights_only=True), torch.load(folder / "last.ckpt", weights_only=True)
+    assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
+    for path in (*folder.glob("step_*.ckpt"), folder / "last.ckpt"):
+        path.write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot read the weights in"):
+        train(*words, resumed=True)

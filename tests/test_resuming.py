@@ -322,12 +322,12 @@ def test_words_of_a_resumed_sweep(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "swept").mkdir()
-    overrides = {"task": ["seed=1,2"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=x", "hydra.sweeper=optuna"]}
+    overrides = {"task": ["seed=1,2"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=x", "hydra/sweeper=optuna"]}
     OmegaConf.save(OmegaConf.create({"hydra": {"overrides": overrides}}), tmp_path / "swept/multirun.yaml")
     assert resumed_sweep(["-m", "resume=swept"]) == [
         "-m",
         "seed=1,2",
-        "hydra.sweeper=optuna",
+        "hydra/sweeper=optuna",
         "hydra.sweep.dir='swept'",
     ]
     assert resumed_sweep(["seed=1"]) == ["seed=1"]

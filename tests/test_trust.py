@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from alexlab import nodes, trust
 from alexlab.command import CONFIG_DIR
 from alexlab.errors import ConfigError
+from alexlab.resuming import resumed_sweep
 from alexlab.trained import load_trained
 from alexlab.trust import check_targets, without_trust
 from conftest import ROOT, TINY, environment, plain
@@ -165,6 +167,55 @@ def test_a_checkpoint_truncated_at_every_percent(trained_run: Path, tmp_path: Pa
         with pytest.raises(ConfigError, match=r"cannot read the weights in .*cut.ckpt: ") as caught:
             load_trained(str(tmp_path / "cut.ckpt"))
         assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_would_grow(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes that claim gigabytes: compressed records, a config of shared lists, tensors without their numbers."""
+    whole = trained_run / "checkpoints/best.ckpt"
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in source.infolist():
+            bomb.writestr(entry.filename, source.read(entry))
+        bomb.writestr("archive/data/more", bytes(500_000_000))
+    assert (tmp_path / "bomb.ckpt").stat().st_size < 1_000_000
+    with pytest.raises(ConfigError, match=r"cannot read the weights in .*bomb\.ckpt: it holds 5\d\d MB in 0\.\d MB"):
+        load_trained(str(tmp_path / "bomb.ckpt"))
+
+    found = torch.load(whole, weights_only=True)
+    laughs: list[Any] = ["ha"]
+    for _ in range(40):
+        laughs = [laughs, laughs]
+    torch.save({**found, "alexlab": found["alexlab"] | {"config": {"model": laughs}}}, tmp_path / "laughs.ckpt")
+    with pytest.raises(ConfigError, match="a config must have at most 20,000 entries"):
+        load_trained(str(tmp_path / "laughs.ckpt"))
+
+    name, weight = next(iter(found["state_dict"].items()))
+    found["state_dict"][name] = weight.flatten()[:1].expand(2**50)
+    torch.save(found, tmp_path / "wide.ckpt")
+    with pytest.raises(ConfigError):
+        load_trained(str(tmp_path / "wide.ckpt"))
+
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(ConfigError, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD must not be set"):
+        load_trained(str(whole))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("hydra: {overrides: {task: [seed=1], hydra: [hydra.launcher._target_=os.system]}}", "may not make Hydra call"),
+        ("hydra: {overrides: {task: [seed=1], hydra: ['hydra.callbacks={a: {b: 1}}']}}", "may not make Hydra call"),
+        ("hydra: {overrides: {task: [callbacks.x._target_=os.system], hydra: []}}", "may not make Hydra call"),
+        ("a: &a [1, 1]\nb: &b [*a, *a]\nhydra: {overrides: {task: *b, hydra: []}}", "it holds aliases"),
+        ("hydra: !!python/object/apply:os.system [id]", "is not what Hydra has written"),
+        ("hydra: [", "is not what Hydra has written"),
+        ("", "is not what Hydra has written"),
+    ],
+)
+def test_a_sweep_of_a_stranger(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        resumed_sweep(["-m", f"resume={tmp_path}"])
+    assert "\n" not in str(caught.value)
 
 
 def test_the_command_itself(images: Path, tmp_path: Path) -> None:

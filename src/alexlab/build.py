@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torchvision.transforms import v2
 
-from alexlab.callbacks import CardUpdates
+from alexlab.callbacks import CardUpdates, NotFinite
 from alexlab.checkpoints import Checkpoints, DurableIO
 from alexlab.class_names import read_class_names, shown_names
 from alexlab.classifier import Classifier
@@ -306,7 +306,7 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     keywords = {
         **node,
         "plugins": own if any(isinstance(plugin, CheckpointIO) for plugin in own) else [*own, DurableIO()],
-        "callbacks": [Reports(), Stopping(), *called, CardUpdates()],
+        "callbacks": [NotFinite(), Reports(), Stopping(), *called, CardUpdates()],
         "logger": loggers(config, run_dir),
         "default_root_dir": str(run_dir),
         "use_distributed_sampler": False,

@@ -1,6 +1,7 @@
 """What happens around the training: the bar, the log line and curves of each epoch, the learning-rate test."""
 
 import copy
+import csv
 import io
 import itertools
 import logging
@@ -19,8 +20,9 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from rich.console import Console
 
 from alexlab.cards import Card, peak_memory_mb
+from alexlab.errors import NumericError
 from alexlab.layers import layer_rows, layer_table, write_rows
-from alexlab.runs import LAYERS
+from alexlab.runs import LAYERS, NOT_FINITE
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,27 @@ class CardUpdates(Callback):
             images_per_s=statistics.median(rates) if rates else None,
             peak_memory_mb=peak_memory_mb(),
         )
+
+
+class NotFinite(Callback):
+    """Lists the images of the step whose loss or gradient was not finite: epoch, batch, path and label."""
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        if not isinstance(exception, NumericError) or not exception.batches:
+            return
+        last = trainer.fit_loop.epoch_loop.batch_idx
+        split = trainer.datamodule.splits.train  # type: ignore[attr-defined]
+        with (Path(trainer.default_root_dir) / NOT_FINITE.format(rank=trainer.global_rank)).open("w", newline="") as to:
+            writer = csv.writer(to)
+            writer.writerow(("epoch", "batch", "path", "class"))
+            numbers = range(last - exception.batches + 1, last + 1)
+            sampler: Any = trainer.train_dataloader.batch_sampler  # type: ignore[union-attr]
+            for number, batch in zip(numbers, sampler.batches(numbers), strict=True):
+                for _, index in batch:
+                    label = trainer.datamodule.splits.classes[split.labels[index]]  # type: ignore[attr-defined]
+                    writer.writerow((trainer.current_epoch, number, split.paths[index], label))
 
 
 class LayerSummary(Callback):

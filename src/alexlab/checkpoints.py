@@ -13,8 +13,9 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from alexlab.errors import DiskError
-from alexlab.runs import BEST, LAST
+from alexlab.errors import DiskError, NumericError
+from alexlab.load import load_file
+from alexlab.runs import BEST, EARLIER_LASTS, LAST
 from alexlab.signals import Stopped, signals
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,13 @@ class DurableIO(TorchCheckpointIO):
         self.failed = False  # whether the last checkpoint could not be written
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Serialises into memory, so that a full disk is told with its reason, and replaces the file."""
+        """Serialises into memory, so that a full disk is told with its reason, and replaces the file.
+
+        Raises:
+            NumericError: when a weight is not finite; what was there is kept.
+            DiskError: when the file cannot be written.
+        """
+        check_finite(checkpoint, path)
         content = io.BytesIO()
         torch.save(checkpoint, content)
         self.failed = False
@@ -47,6 +54,22 @@ class DurableIO(TorchCheckpointIO):
                 raise
             self.failed = True
             log.error("%s; the run goes on", error)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads plain data only, whatever is asked."""
+        found: dict[str, Any] = load_file(Path(path))
+        return found
+
+
+def check_finite(checkpoint: dict[str, Any], path: Any) -> None:
+    """Raises NumericError when a weight is not finite: such a checkpoint would take the place of a good one."""
+    for state in ("state_dict", "current_model_state"):  # the latter are those that are averaged
+        for name, value in checkpoint.get(state, {}).items():
+            if value.is_floating_point() and not torch.isfinite(value.norm()):
+                raise NumericError(
+                    f"weights must be finite to be saved; {name} is not at step {checkpoint['global_step']}, and {path} "
+                    "was not written: what was there is kept. Try a smaller optimizer.lr"
+                )
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
@@ -104,6 +127,7 @@ class Checkpoints(Checkpoint):
         every_steps: optimizer steps between two `last.ckpt` inside an epoch; None for none.
         every_s: seconds between two `last.ckpt` inside an epoch; None for none.
         on_error: what a checkpoint that cannot be written does to the run: `stop` or `go_on`.
+        keep: how many of the last ones stay, as `step_<n>.ckpt` beside `last.ckpt`; 1 is `last.ckpt` alone.
     """
 
     def __init__(
@@ -114,18 +138,19 @@ class Checkpoints(Checkpoint):
         every_steps: int | None = None,
         every_s: float | None = None,
         on_error: str = "stop",
+        keep: int = 1,
     ) -> None:
         if on_error not in ("stop", "go_on"):
             raise ValueError(f"on_error must be stop or go_on; got {on_error!r}")
         if mode not in ("max", "min"):
             raise ValueError(f"mode must be max or min; got {mode!r}")
-        for name, value in (("every_epochs", every_epochs), ("every_steps", every_steps)):
+        for name, value in (("every_epochs", every_epochs), ("every_steps", every_steps), ("keep", keep)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         if every_s is not None and every_s <= 0:
             raise ValueError(f"every_s must be positive; got {every_s}")
         self.monitor, self.mode, self.every_epochs = monitor, mode, every_epochs
-        self.every_steps, self.every_s, self.on_error = every_steps, every_s, on_error
+        self.every_steps, self.every_s, self.on_error, self.keep = every_steps, every_s, on_error, keep
         self.saved_s = time.monotonic()  # when `last.ckpt` was written last
         self.due = False  # a `last.ckpt` is to be written after the validation that follows
         self.best_score: float | None = None
@@ -224,13 +249,20 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(last)
             if self._failed(trainer):
                 self.last_step = before
-        elif trainer.is_global_zero:
-            try:
+                return
+        if not trainer.is_global_zero:
+            return
+        try:
+            if equals_best:
                 _link(best, last)
-            except DiskError as error:
-                if self.on_error == "stop":
-                    raise
-                log.error("%s; the run goes on", error)
+            if self.keep > 1:
+                _link(last, last.with_name(EARLIER_LASTS.replace("*", f"{trainer.global_step:08d}")))
+                for path in sorted(last.parent.glob(EARLIER_LASTS))[: -self.keep]:
+                    path.unlink()
+        except DiskError as error:
+            if self.on_error == "stop":
+                raise
+            log.error("%s; the run goes on", error)
 
 
 def save_last(trainer: lightning.Trainer) -> None:

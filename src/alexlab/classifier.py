@@ -14,7 +14,7 @@ from alexlab.data.order import derived_seed
 from alexlab.errors import DataError, NumericError
 from alexlab.inference import mean_probs, normalised, of_all_classes
 from alexlab.parameters import Group
-from alexlab.runs import CHECKPOINT_KEY
+from alexlab.runs import CHECKPOINT_KEY, NOT_FINITE
 from alexlab.schedules import Schedule
 from alexlab.scores import Scores
 
@@ -94,14 +94,36 @@ class Classifier(lightning.LightningModule):
         # Over the whole share: an image that was skipped counts as nothing, on one device as on several.
         loss = losses.sum() / share
         if not torch.isfinite(loss):
-            raise NumericError(
-                f"the loss must stay finite; it is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, "
-                f"batch {batch_idx}); the checkpoints of earlier epochs are kept. Try a smaller optimizer.lr or a warm-up"
-            )
+            raise self._not_finite("the loss", loss, batch_idx, 1)
         answers = labels if labels.ndim == 1 else labels.argmax(1)
         self._scores("train").update(logits[: len(answers)], answers, losses[: len(answers)])
         self.log("train/loss_step", loss.detach(), prog_bar=True, on_epoch=False)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Looks at the gradient of the step, which all ranks share."""
+        if self.trainer.precision == "16-mixed":
+            return  # its scaler leaves out such steps
+        gradients = {
+            name: parameter.grad for name, parameter in self.net.named_parameters() if parameter.grad is not None
+        }
+        norms = torch.stack(torch._foreach_norm([*gradients.values()]))
+        if not torch.isfinite(norms.sum()):
+            name, norm = next(
+                (name, norm) for name, norm in zip(gradients, norms, strict=True) if not torch.isfinite(norm)
+            )
+            batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
+            whole = batch_idx % self.trainer.accumulate_grad_batches + 1
+            raise self._not_finite(f"the gradient of {name}", norm, batch_idx, whole)
+
+    def _not_finite(self, what: str, value: Tensor, batch_idx: int, batches: int) -> NumericError:
+        files = NOT_FINITE.format(rank=self.global_rank)
+        return NumericError(
+            f"{what} must stay finite; it is {value.item()} at step {self.global_step} (epoch {self.current_epoch}, "
+            f"batch {batch_idx}); its images are listed in {files}, and the earlier checkpoints are kept. "
+            "Try a smaller optimizer.lr or a warm-up",
+            batches=batches,
+        )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs the scores of the epoch after its last batch, before the validation."""

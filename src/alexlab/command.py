@@ -188,14 +188,13 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
     from alexlab.cards import Lock
 
     folder = Path(config.hydra.sweep.dir)
-    if not given or not (folder / "multirun.yaml").is_file():
+    if not given or not (folder / sweeps.MULTIRUN).is_file():
         claimed = _claimed(config.hydra.sweep.dir, given)
         sweeps.locks.append(Lock(claimed))
         return claimed
-    stored: Any = OmegaConf.load(folder / "multirun.yaml")
     before, now = (
         [word for word in words if not word.startswith(runs.LAUNCHER_WORDS)]
-        for words in (stored.hydra.overrides.task, config.hydra.overrides.task)
+        for words in (sweeps.stored_words(folder)[0], config.hydra.overrides.task)
     )
     if before != now:
         raise ConfigError(f"{folder} holds another sweep, {' '.join(before)}; a sweep must have a folder of its own")
@@ -220,7 +219,7 @@ def _claimed(path: str, given: bool) -> Path:
         if not given:
             return runs.claim(path)
         folder = Path(path)
-        if any((folder / name).exists() for name in (".hydra", "multirun.yaml")):
+        if any((folder / name).exists() for name in (".hydra", sweeps.MULTIRUN)):
             raise ConfigError(f"a run must have a folder of its own; {folder} already holds one")
         folder.mkdir(parents=True, exist_ok=True)
         return folder

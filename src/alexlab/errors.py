@@ -56,9 +56,18 @@ class ImageError(DataError):
 
 
 class NumericError(AlexlabError, ArithmeticError):
-    """The training has left the finite numbers."""
+    """The training has left the finite numbers.
+
+    Args:
+        text: the sentence.
+        batches: how many of this rank's last batches may be the cause.
+    """
 
     exit_code = 4
+
+    def __init__(self, text: str, *, batches: int = 0) -> None:
+        super().__init__(text)
+        self.batches = batches
 
 
 class PrunedError(AlexlabError):

@@ -20,9 +20,9 @@ from alexlab import overrides
 from alexlab.cards import FINISHED, RUNNING, Card, holder
 from alexlab.errors import ConfigError
 from alexlab.runs import CARD, LAUNCHER_WORDS
+from alexlab.sweeps import MULTIRUN, stored_words
 
 RUNS = "outputs/train/*/*"
-MULTIRUN = "multirun.yaml"  # which Hydra writes into the folder of a sweep
 NUM_TRIALS = "hydra.sweeper.num_trials"
 # What a resumed run may be given: how long, where and how watched.
 CHANGEABLE = (
@@ -143,7 +143,7 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
     folder = Path(wanted[-1])
     if not (folder / MULTIRUN).is_file():
         raise ConfigError(f"-m resume= needs the folder of a sweep; {folder} has no {MULTIRUN}")
-    stored: Any = OmegaConf.load(folder / MULTIRUN)
+    first, kept = stored_words(folder)
     others = [argument for argument in arguments if argument not in ("-m", "--multirun", f"resume={wanted[-1]}")]
     refused = [argument for argument in others if not argument.startswith((*LAUNCHER_WORDS, NUM_TRIALS))]
     if refused:
@@ -151,9 +151,8 @@ def resumed_sweep(arguments: Sequence[str]) -> list[str]:
             f"a resumed sweep keeps its jobs, so {refused[0]} is refused; you can change launcher, launcher.* and, "
             f"of a search, {NUM_TRIALS}"
         )
-    kept = [word for word in stored.hydra.overrides.hydra if not word.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    kept = [word for word in kept if not word.startswith(("hydra.sweep.dir=", "hydra.mode="))]
     place = f"hydra.sweep.dir={overrides.quoted_path(str(folder))}"
-    first = list(stored.hydra.overrides.task)
     if any(word.startswith("launcher=") for word in others):
         first, kept = ([word for word in words if not word.startswith(LAUNCHER_WORDS)] for words in (first, kept))
     if any(word.startswith(NUM_TRIALS) for word in others):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 MAX_TAG = 80  # characters of the readable part of a folder's name
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
+EARLIER_LASTS = "step_*.ckpt"  # beside them, with callbacks.checkpoint.keep
 CARD, LOCK, DIFF = "run.json", ".lock", "code.diff"
 EARLIER = ".earlier"  # what failed attempts at a job have left
 CHECKPOINT_KEY = "alexlab"  # of what a checkpoint says of its run: config, choices, versions, classes, best scores
@@ -15,6 +16,7 @@ LAUNCHER_WORDS = ("launcher=", "launcher.", "hydra.launcher", "+hydra.launcher")
 OUTPUT = "output.log"  # what a job has printed that runs beside others
 LOG, METRICS, CURVES, MANIFEST = "train.log", "metrics.csv", "curves.png", "split.csv"
 STATISTICS, PREVIEW, LAYERS, SKIPPED = "statistics.json", "preview.png", "layers.csv", "skipped.csv"
+NOT_FINITE = "not_finite_rank{rank}.csv"  # the images of the step whose loss or gradient was not
 
 
 def tag(overrides: Iterable[str]) -> str:

@@ -16,7 +16,8 @@ from alexlab import build
 from alexlab.class_names import read_class_names, shown_names
 from alexlab.errors import ConfigError
 from alexlab.inference import Inference
-from alexlab.models.weights import Source, fit, load_file, parsed
+from alexlab.load import load_file
+from alexlab.models.weights import Source, fit, parsed
 from alexlab.overrides import CONFIG_DIR
 from alexlab.runs import BEST, CHECKPOINT_KEY, LAST
 from alexlab.trust import check_targets

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from alexlab.cards import Card
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData
+from alexlab.errors import ConfigError
+from alexlab.load import load_file
 from alexlab.loggers import EpochCSV, TensorBoard
 from alexlab.lost import earlier_causes, reconnect, restarts
 from alexlab.parameters import kinds
@@ -106,11 +108,17 @@ def train(
 
 
 def go_on(last: Path, trainer: lightning.Trainer, data: FolderData) -> Path | None:
-    """Makes the data and the loggers continue where a checkpoint stands, and gives the checkpoint; None without one."""
+    """Makes the data and the loggers continue where a checkpoint stands, and gives the checkpoint; None without one.
+
+    The place of a damaged `last.ckpt` takes an earlier one, where they are kept.
+
+    Raises:
+        ConfigError: when none of those that are there can be read.
+    """
     if not last.is_file():
         log.info("there is no checkpoint yet: the run begins anew")
         return None
-    reached = torch.load(last, map_location="cpu", weights_only=True)
+    last, reached = _newest([last, *sorted(last.parent.glob(runs.EARLIER_LASTS), reverse=True)])
     data.first = checkpoints.position(reached)
     epochs, batches = data.first
     inside = f", batch {batches} of epoch {epochs + 1}" if batches else ""
@@ -119,6 +127,16 @@ def go_on(last: Path, trainer: lightning.Trainer, data: FolderData) -> Path | No
         if isinstance(logger, TensorBoard | EpochCSV):
             logger.go_on(epoch=epochs - 1, step=reached["global_step"])
     return last
+
+
+def _newest(candidates: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
+    """The first checkpoint that can be read, with its content."""
+    for path in candidates[:-1]:
+        try:
+            return path, load_file(path)
+        except ConfigError as error:
+            log.warning("%s; taking the one before it", error)
+    return candidates[-1], load_file(candidates[-1])
 
 
 def score_best(
@@ -137,7 +155,7 @@ def score_best(
     if wanted:
         # Not by ckpt_path: Lightning would hand the checkpoint to the callbacks too, and the moving average's puts the
         # weights that were averaged in the place of their average.
-        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        module.load_state_dict(load_file(best)["state_dict"])
     scores: dict[str, float] = {}
     for prefix, loader in wanted.items():
         module.test_prefix = prefix

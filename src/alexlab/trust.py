@@ -39,6 +39,8 @@ KINDS = {
 }
 NAMES = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")  # no name of them is private
 
+MAX_NODES = 20_000  # entries of a config; an own one has some 300
+
 trusted: list[str] = []  # packages that the command line trusts
 
 
@@ -67,17 +69,20 @@ def check_targets(config: dict[str, Any]) -> None:
     Raises:
         ConfigError: for the first one that may not be named.
     """
-    for where, target in _targets(config, ""):
-        check_target(target, where)
+    for number, (where, target) in enumerate(_nodes(config, "")):
+        if number > MAX_NODES:
+            raise ConfigError(f"a config must have at most {MAX_NODES:,} entries; {where} is one too many")
+        if where.rpartition(".")[2] == "_target_":
+            check_target(target, where.rpartition(".")[0])
 
 
-def _targets(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+def _nodes(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Everything in a config, with its place."""
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for name, value in children:
-        if name == "_target_":
-            yield where, value
-        else:
-            yield from _targets(value, f"{where}.{name}" if where else str(name))
+        place = f"{where}.{name}" if where else str(name)
+        yield place, value
+        yield from _nodes(value, place)
 
 
 def check_target(target: Any, where: str) -> None:

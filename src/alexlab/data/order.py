@@ -105,12 +105,16 @@ class TrainBatches:
         return len(self.labels) // self.batch_size * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # No state is used up: a loader with workers asks for its first iterator twice. The length stays that of an epoch.
+        begun = self.first[1] if self.epoch == self.first[0] else 0
+        yield from self.batches(range(begun, len(self)))
+
+    def batches(self, numbers: range) -> Iterator[list[tuple[int, int]]]:
+        """Some batches of the epoch that was set last."""
         drawn = 0 if self.fixed else self.epoch
         order = self._order(drawn)
         share = self.batch_size // (self.num_ranks * self.accumulate)
-        # No state is used up: a loader with workers asks for its first iterator twice. The length stays that of an epoch.
-        begun = self.first[1] if self.epoch == self.first[0] else 0
-        for number in range(begun, len(self)):
+        for number in numbers:
             start = (number * self.num_ranks + self.rank) * share
             yield [(drawn, int(index)) for index in order[start : start + share]]
 

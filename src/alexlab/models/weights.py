@@ -1,7 +1,6 @@
 """Weights from elsewhere: where they come from, how they are matched to a net, and what did not fit."""
 
 import itertools
-import pickle
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from alexlab.errors import ConfigError
+from alexlab.load import load_file
 from alexlab.runs import BEST, CHECKPOINT_KEY
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
@@ -93,33 +93,6 @@ def read_source(name: str, net: nn.Module) -> Source:
     if path.suffix in SUFFIXES or "/" in name:
         raise ConfigError(f"model.weights must be {FILES}, or a name such as IMAGENET1K_V1; there is no file {name}")
     return Source(name, _of_torchvision(name, net))
-
-
-def load_file(path: Path) -> Any:
-    """The content of a file of weights; nothing but tensors and plain data is unpickled.
-
-    Raises:
-        ConfigError: when it cannot be read, or holds more than that.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file as load_safetensors
-
-            found = load_safetensors(path)
-            # The file does not keep the order of the layers, by which they may have to be matched.
-            return {key: found[key] for key in sorted(found, key=_natural)}
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in as many ways as there are parsers
-        if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
-            reason = "it holds more than tensors and plain data"
-        else:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"cannot read the weights in {path}: {reason}") from error
-
-
-def _natural(key: str) -> list[tuple[int, int, str]]:
-    """features.10 after features.9."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in key.split(".")]
 
 
 def _downloaded(url: str) -> Any:
