@@ -37,6 +37,13 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def rescanned(side: int, scans: int) -> bytes:
+    """A progressive JPEG of one colour whose last scan is repeated: some 60 bytes that touch every pixel."""
+    whole = encoded("JPEG", Image.new("RGB", (side, side), (100, 50, 20)), progressive=True, quality=10, subsampling=0)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + last * scans + b"\xff\xd9"
+
+
 def oriented(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -78,6 +85,7 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "oblong.png": (png(20_000, 20), "too_oblong"),
     "bomb.png": (png(30_000, 30_000), "too_large"),
     "thin.png": (png(2500, 1), "too_oblong"),
+    "scans.jpg": (rescanned(1000, 2000), "too_many_scans"),
     "float.tif": (encoded("TIFF", Image.fromarray(gradient()[..., 0].astype(np.float32))), "float"),
     "broken_data.png": (encoded("PNG")[:60] + bytes(20) + encoded("PNG")[80:], "damaged"),
 }

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from alexlab.data.listing import shown
 from alexlab.errors import ImageError
@@ -28,15 +28,21 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 # Small files can ask for any amount of memory: these limits are ours, so that it is an error and no warning.
 MAX_PIXELS = 89_478_485  # Pillow's limit of what is suspicious: 1 GiB / 4 / 3 bytes
 MAX_ASPECT = 100  # of the sides: an 87-byte PNG of 2500 x 1, resized to 256 in height, would be 640,000 x 256
+MAX_WEBP_PIXELS = 50_000_000  # its decoder holds the picture four times
+# A progressive JPEG has some ten scans, each of which may touch every pixel and take 60 bytes: a megabyte could take hours.
+MAX_SCANNED = 1_500_000_000  # pixels, times scans
+START_OF_SCAN = b"\xff\xda"  # ITU T.81, B.1.1.3; in the compressed data a 0 follows each 255
 ORIENTATION = 0x0112  # the EXIF tag
+STRIP = 512  # rows that are converted at a time
 
 REASONS = {
     "missing": "there is no such file",
     "no_permission": "no permission to read it",
     "empty": "it is empty",
     "unknown_format": f"its content is none of {', '.join(FORMATS)}",
-    "too_large": f"it has more than {MAX_PIXELS:,} pixels",
+    "too_large": "it has too many pixels",
     "too_oblong": f"one side is more than {MAX_ASPECT} times the other",
+    "too_many_scans": f"its pixels times its scans are more than {MAX_SCANNED:,}",
     "float": "its values are floating-point numbers of unknown range",
     "damaged": "its content is damaged",
     "truncated": "its end is missing",
@@ -78,7 +84,9 @@ def decode_bytes(content: bytes, channels: int = 3, path: str | Path = "") -> np
     """
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
-            check_size(path, *image.size)
+            check_size(path, *image.size, MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS)
+            if image.format == "JPEG":
+                _check_scans(path, image, content)
             pixels = _by_simplejpeg(content, image, channels)
             if pixels is None:
                 pixels = _by_pillow(path, image, channels)
@@ -113,12 +121,19 @@ def read(path: str | Path) -> bytes:
     return content
 
 
-def check_size(path: str | Path, width: int, height: int) -> None:
+def check_size(path: str | Path, width: int, height: int, limit: int = MAX_PIXELS) -> None:
     """Raises ImageError for a picture that would need too much memory."""
-    if width * height > MAX_PIXELS:
-        raise unreadable(path, "too_large", f"{width} x {height}")
+    if width * height > limit:
+        raise unreadable(path, "too_large", f"{width} x {height}, more than {limit:,}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise unreadable(path, "too_oblong", f"{width} x {height}")
+
+
+def _check_scans(path: str | Path, image: Image.Image, content: bytes) -> None:
+    """Raises ImageError for a JPEG that would take too long."""
+    scans = content.count(START_OF_SCAN)
+    if scans * image.width * image.height > MAX_SCANNED:
+        raise unreadable(path, "too_many_scans", f"{image.width} x {image.height} in {scans} scans")
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -153,15 +168,20 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _by_pillow(path: str | Path, image: Image.Image, channels: int) -> np.ndarray:
+    """Converts strip by strip, so that a large picture is not in memory in each of its forms."""
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "F":
+    orientation = image.getexif().get(ORIENTATION, 1)
+    if image.mode == "F":
         raise unreadable(path, "float")
-    if upright.mode in DEEP_MODES:
-        upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if upright.mode == "P" and "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-    return np.array(upright.convert(MODES[channels]))
+    pixels = np.empty((image.height, image.width, channels), np.uint8)
+    for top in range(0, image.height, STRIP):
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
+        if strip.mode in DEEP_MODES:
+            strip = Image.fromarray((np.asarray(strip).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+        if strip.mode == "P" and "transparency" in image.info:
+            strip = strip.convert("RGBA")
+        pixels[top : top + STRIP] = np.asarray(strip.convert(MODES[channels])).reshape(-1, image.width, channels)
+    return _turned(pixels, orientation)
 
 
 # Our own limit is an error before anything is decoded; Pillow's would be a warning first.

@@ -1,0 +1,145 @@
+"""No file of at most 1 MB needs more than 1 GB of memory or 10 s, or ends the process: decoded, and cut for a net."""
+
+import multiprocessing
+import resource
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from alexlab.data.decode import MAX_PIXELS, MAX_SCANNED, MAX_WEBP_PIXELS, decode
+from alexlab.data.images import to_tensor
+from alexlab.data.transforms import CenterView
+from alexlab.errors import ImageError
+from bad_inputs import encoded, gradient, rescanned
+
+MEMORY, TIME_S, SIZE = 1_000_000_000, 10.0, 1_000_000
+SIDE = int(MAX_PIXELS**0.5)
+
+
+def deflated_png(depth: int, color: int, bits: int) -> bytes:
+    """A black PNG as large as a picture may be."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    compress = zlib.compressobj(9)
+    row = bytes(1 + SIDE * bits // 8)
+    rows = b"".join([*(compress.compress(row) for _ in range(SIDE)), compress.flush()])
+    palette = chunk(b"PLTE", bytes(768)) + chunk(b"tRNS", bytes(256)) if color == 3 else b""
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, depth, color, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def plain(side: int) -> Image.Image:
+    return Image.new("RGB", (side, side), (100, 50, 20))
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "rgba16.png": lambda: deflated_png(16, 6, 64),
+    "grey16.png": lambda: deflated_png(16, 0, 16),
+    "palette.png": lambda: deflated_png(8, 3, 8),
+    "progressive.jpg": lambda: encoded("JPEG", plain(9000), progressive=True, quality=10, subsampling=0),
+    "scans.jpg": lambda: rescanned(6000, int(MAX_SCANNED / 6000**2) - 11),
+    "too_many_scans.jpg": lambda: rescanned(6000, 9000),
+    "cmyk.jpg": lambda: encoded("JPEG", Image.new("CMYK", (4600, 4600)), progressive=True, quality=10, exif=turned()),
+    "lossless.webp": lambda: encoded("WEBP", plain(int(MAX_WEBP_PIXELS**0.5)), lossless=True, method=0),
+    "deep.tif": lambda: encoded("TIFF", Image.fromarray(np.zeros((SIDE, SIDE), np.int32)), compression="tiff_deflate"),
+    "fax.tif": lambda: encoded("TIFF", Image.new("1", (SIDE, SIDE)), compression="group4"),
+}
+
+
+def limited(work: Callable[[], Any]) -> tuple[str, float, float]:
+    """Runs it in a process that may take 1 GB more than it has; gives what became of it, the seconds and the megabytes."""
+
+    def body(answer: Connection) -> None:
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+        start_s = time.monotonic()
+        try:
+            work()
+            said = "read"
+        except ImageError as error:
+            said = error.code
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        answer.send((said, time.monotonic() - start_s, (peak - before) / 1e3))
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=body, args=(theirs,))
+    process.start()
+    theirs.close()
+    process.join(3 * TIME_S)
+    if process.is_alive():
+        process.kill()
+        return "too slow", 3 * TIME_S, 0.0
+    try:
+        return ours.recv()  # type: ignore[no-any-return]
+    except EOFError:
+        return f"ended with {process.exitcode}", 0.0, 0.0
+
+
+def look(path: Path) -> None:
+    """All that a run does with a picture."""
+    image = to_tensor(decode(path))
+    for view in (CenterView(224), v2.RandomResizedCrop(224, antialias=True)):
+        assert view(image).shape == (3, 224, 224)
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are Linux's")
+
+
+@linux
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_that_is_a_large_picture(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(BOMBS[name]())
+    assert path.stat().st_size <= SIZE
+    CenterView(224)(torch.zeros(3, 300, 300, dtype=torch.uint8))  # what is loaded at the first use is no cost of a file
+    said, took_s, megabytes = limited(lambda: look(path))
+    assert said == ("too_many_scans" if name == "too_many_scans.jpg" else "read")
+    assert took_s < TIME_S, f"{megabytes:.0f} MB"
+
+
+@linux
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP", "PPM", "JPEG"])
+def test_a_thousand_damaged_files_end_no_process(kind: str, tmp_path: Path) -> None:
+    """500 truncations and 500 with flipped bits: each is a picture or an ImageError."""
+    options = {"TIFF": {"compression": "tiff_lzw"}}.get(kind, {})
+    whole = encoded(kind, Image.fromarray(gradient()), **options)
+
+    def all_of_them() -> None:
+        generator = np.random.default_rng(1)
+        path = tmp_path / "damaged"
+        for number in range(1000):
+            content = bytearray(whole)
+            if number % 2:
+                content = content[: generator.integers(1, len(whole))]
+            else:
+                for place in generator.integers(0, len(whole), 3):
+                    content[place] ^= 1 << int(generator.integers(0, 8))
+            path.write_bytes(content)
+            try:
+                assert decode(path).dtype == np.uint8
+            except ImageError:
+                continue
+
+    assert limited(all_of_them)[0] == "read"
+    assert (tmp_path / "damaged").exists()
