@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format lock tensorboard clean
+.PHONY: help setup train test lint audit format lock tensorboard clean
 
 help: ## this page
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -26,13 +26,16 @@ test: lint ## lint, then all tests
 	$(BIN)/python -m pytest
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests .ci
+	$(BIN)/ruff format --check src tests .ci
 	$(BIN)/mypy
 
+audit: $(STAMP) ## look every pinned package up in an advisory database
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/audit.py
+
 format: $(STAMP) ## let ruff write the code's form
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests .ci
+	$(BIN)/ruff format src tests .ci
 
 lock: ## pin the newest versions that pyproject.toml admits
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev \
