@@ -35,6 +35,14 @@ TINY = (
 )
 
 
+IMAGES = {f"train/{name}": 8 for name in ("ant", "bee", "cat")} | {
+    "val/ant": 4,
+    "val/bee": 4,
+    "val/cat": 3,
+    "test/ant": 3,
+    "test/bee": 2,
+    "test/cat": 2,
+}
 _plain: dict[Any, tuple[Any, dict[str, Any]]] = {}
 
 
@@ -58,9 +66,7 @@ def write_images(root: Path, counts: dict[str, int], *, size: int = 70, seed: in
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes: 24 training, 11 validation and 7 test images; the last two are odd on purpose."""
-    counts = {f"train/{name}": 8 for name in ("ant", "bee", "cat")}
-    counts |= {"val/ant": 4, "val/bee": 4, "val/cat": 3, "test/ant": 3, "test/bee": 2, "test/cat": 2}
-    return write_images(tmp_path_factory.mktemp("images"), counts)
+    return write_images(tmp_path_factory.mktemp("images"), IMAGES)
 
 
 def composed(*overrides: str, name: str = "train") -> Any:
@@ -83,13 +89,12 @@ def plain(*overrides: str, name: str = "train") -> dict[str, Any]:
     return copy.deepcopy(found)
 
 
-@pytest.fixture
-def train(images: Path, tmp_path: Path) -> Callable[..., float | None]:
-    """Trains the tiny net on the images with overrides, in `tmp_path/run` unless told otherwise."""
+def trains_on(images: Path, folder: Path) -> Callable[..., float | None]:
+    """Trains the tiny net on the images with overrides, in `folder/run` unless told otherwise."""
 
     def call(
         *overrides: str,
-        run_dir: Path = tmp_path / "run",
+        run_dir: Path = folder / "run",
         isolated: bool = False,
         without: Sequence[str] = (),
         resumed: bool = False,
@@ -97,12 +102,18 @@ def train(images: Path, tmp_path: Path) -> Callable[..., float | None]:
         from alexlab.tasks.train import run
 
         run_dir.mkdir(exist_ok=True)
-        own = (f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}")
+        own = (f"data.root={images}", f"data.cache_dir={folder / 'cache'}")
         config = plain(*(word for word in TINY if word not in without), *own, *overrides)
         choices = {"model": "alexnet", "optimizer": "adamw", "scheduler": "constant", "augmentation": "flip_crop"}
         return run(config, run_dir=run_dir, choices=choices, isolated=isolated, resumed=resumed)
 
     return call
+
+
+@pytest.fixture
+def train(images: Path, tmp_path: Path) -> Callable[..., float | None]:
+    """`trains_on` the images of the session."""
+    return trains_on(images, tmp_path)
 
 
 def names(folder: Path) -> set[str]:

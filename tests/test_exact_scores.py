@@ -50,29 +50,35 @@ def scores_of(root: Path, folder: Path, num_ranks: int, size: int) -> dict[str, 
     return {**found, "count": module.last_count}
 
 
-def test_every_size_on_every_number_of_ranks(seventeen: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def found(seventeen: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[int, dict[str, float]]]:
+    """Scores by the number of ranks and of images."""
     hush_lightning()
+    folder = tmp_path_factory.mktemp("scores")
 
-    def all_sizes(num_ranks: int) -> Any:
+    def all_sizes(num_ranks: int) -> dict[int, dict[str, float]]:
         def task() -> dict[int, dict[str, float]]:
-            return {size: scores_of(seventeen, tmp_path, num_ranks, size) for size in SIZES}
+            return {size: scores_of(seventeen, folder, num_ranks, size) for size in SIZES}
 
-        return launch(task, num_ranks=num_ranks, isolated=True, limits=LIMITS)
+        scores: dict[int, dict[str, float]] = launch(task, num_ranks=num_ranks, isolated=True, limits=LIMITS)
+        return scores
 
-    found = {num_ranks: all_sizes(num_ranks) for num_ranks in (1, 2, 3)}
-    compared = 0
-    for size in SIZES:
-        one = found[1][size]
-        assert one["count"] == size
-        for num_ranks in (2, 3):
-            other = found[num_ranks][size]
-            for name in ("val/top1", "val/top5", "count"):
-                assert other[name] == one[name], (size, num_ranks, name)
-            # The sum is of float64; an image's own loss depends in its last bits on how many share its batch.
-            assert other["val/loss"] == pytest.approx(one["val/loss"], abs=1e-6)
-            compared += 1
-    assert compared == 34
-    assert len({found[1][size]["val/top1"] for size in SIZES}) > 5, "the sizes differ in their scores"
+    return {num_ranks: all_sizes(num_ranks) for num_ranks in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_counts_are_those_of_one_process(found: dict[int, Any], size: int, num_ranks: int) -> None:
+    one, other = found[1][size], found[num_ranks][size]
+    assert one["count"] == size
+    for name in ("val/top1", "val/top5", "count"):
+        assert other[name] == one[name], name
+    # The sum is of float64; an image's own loss depends in its last bits on how many share its batch.
+    assert other["val/loss"] == pytest.approx(one["val/loss"], abs=1e-6)
+
+
+def test_the_sizes_differ_in_their_scores(found: dict[int, Any]) -> None:
+    assert len({found[1][size]["val/top1"] for size in SIZES}) > 5
 
 
 def test_a_split_of_which_an_image_is_left_out_is_no_score(

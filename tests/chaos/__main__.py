@@ -1,0 +1,151 @@
+"""`make chaos`: how a run bears what happens to it, counted; `make chaos FIGURES="R1 R4"` for some of the figures."""
+
+import json
+import logging
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from rich.console import Console
+from rich.table import Table
+
+from alexlab.cards import hardware, versions
+from chaos import files, runs, stock
+from chaos.harness import Figure, Place
+
+SEED = 1
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "outputs/chaos.json"
+# name -> figure, tries
+FIGURES: dict[str, tuple[Callable[..., Any], int]] = {
+    "R1": (runs.killed, 100),
+    "R2": (runs.resumed, 8),
+    "R4": (files.killed_in_save, 200),
+    "R5": (files.disk_full, 20),
+    "R7": (runs.told_to_stop, 50),
+    "R8": (runs.lost, 20),
+    "R8 restarts": (runs.restarted, 10),
+    "R10": (runs.repeated, 4),
+}
+# name -> the same of Lightning without alexlab, tries
+STOCK: dict[str, tuple[Callable[..., Any], int]] = {
+    "R1": (stock.resumed, 3),
+    "R4": (files.stock_killed_in_save, 50),
+    "E1": (stock.uneven, 16),
+}
+# name -> what, the tests that count it: a file and the beginning of their names
+TESTS: dict[str, tuple[str, str, str]] = {
+    "R9": (
+        "a loss, gradient or weight that is not finite: ends at that step, its images listed, none of it saved",
+        "test_not_finite.py",
+        "test_",
+    ),
+    "E1": (
+        "1 to 17 images on 1, 2 and 3 ranks: the counts are those of one process",
+        "test_exact_scores.py",
+        "test_the_counts",
+    ),
+    "S1": (
+        "malicious configs: refused before any import",
+        "test_trust.py",
+        "test_(a_malicious_config|a_sweep|the_command|only|a_target)",
+    ),
+    "S2": (
+        "malicious and growing checkpoints, and one cut at every 1 %: refused in a sentence",
+        "test_trust.py",
+        "test_a_(malicious_)?checkpoint",
+    ),
+    "D3": ("files of at most 1 MB, large or damaged: within 1 GB and 10 s", "data/test_bombs.py", "test_"),
+}
+
+
+def tested(names: list[str]) -> list[Figure]:
+    """The figures that tests count, in one process of their own."""
+    with tempfile.TemporaryDirectory(prefix="chaos_") as folder:
+        listed = Path(folder) / "tests.xml"
+        files = sorted({str(ROOT / "tests" / TESTS[name][1]) for name in names})
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={listed}", *files]
+        start_s = time.monotonic()
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+        took_s = time.monotonic() - start_s
+        cases = list(ElementTree.parse(listed).iter("testcase"))
+    found = []
+    for name in names:
+        what, file, pattern = TESTS[name]
+        module = "tests." + file.removesuffix(".py").replace("/", ".")
+        own = [case for case in cases if case.get("classname") == module and re.match(pattern, case.get("name", ""))]
+        passed = sum(not any(child.tag in ("failure", "error", "skipped") for child in case) for case in own)
+        found.append(Figure(name, what, passed, len(own), took_s=took_s / len(names)))
+    return found
+
+
+def main(wanted: list[str]) -> int:
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    console = Console()
+    found: list[Figure] = []
+    known = {**FIGURES, **TESTS}
+    if not set(wanted) <= set(known):
+        console.print(f"figures are {', '.join(known)}; got {', '.join(wanted)}")
+        return 1
+    start_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos_") as folder:
+        place = Place(Path(folder))
+        for name in [name for name in wanted or known if name in FIGURES]:
+            begun_s = time.monotonic()
+            figure, tries = FIGURES[name]
+            result = figure(place, tries, random.Random(SEED))
+            new = result if isinstance(result, list) else [result] if result else []
+            if not new:
+                console.print(f"{name}: cannot be measured here: it needs the right to mount a disk")
+            for row in new:
+                row.took_s = (time.monotonic() - begun_s) / len(new)
+                console.print(f"{row.name}: {row.done}/{row.of} {row.what}; {row.more} ({row.took_s:.0f} s)")
+            found += new
+        names = [name for name in wanted or known if name in TESTS]
+        found += tested(names) if names else []
+        for row in found:
+            if row.name in STOCK and not row.stock and row is next(each for each in found if each.name == row.name):
+                figure, tries = STOCK[row.name]
+                beside = figure(place, tries, random.Random(SEED))
+                row.stock = f"{beside.done}/{beside.of}"
+    console.print(table(found))
+    total_s = time.monotonic() - start_s
+    console.print(f"{total_s:.0f} s, seed {SEED}, Python {platform.python_version()}, {hardware()['cores']} cores")
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(
+        json.dumps(
+            {
+                "figures": [vars(row) for row in found],
+                "seed": SEED,
+                "took_s": total_s,
+                "versions": versions(),
+                "hardware": hardware(),
+            },
+            indent=2,
+        )
+    )
+    return 0 if all(row.done == row.of for row in found) else 1
+
+
+def table(found: list[Figure]) -> Table:
+    """What was counted."""
+    result = Table()
+    for column in ("", "what", "right", "stock Lightning", "besides", "seconds"):
+        result.add_column(column, justify="right" if column in ("right", "seconds") else "left")
+    for row in found:
+        result.add_row(row.name, row.what, f"{row.done}/{row.of}", row.stock, row.more, f"{row.took_s:.0f}")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
