@@ -14,6 +14,7 @@ from hydra.core.singleton import Singleton
 from alexlab import sweeps, trust
 from alexlab.engines import POLL_S
 from alexlab.errors import ConfigError
+from alexlab.signals import Stopped
 from alexlab.sweeps import FAILED, RUNNING, Job
 
 PAPERS = ".submitit"  # in the folder of the sweep: what submitit and the jobs leave
@@ -120,5 +121,8 @@ def _there(
     register()
     trust.trusted.extend(trusted)
     Singleton.set_state(state)
-    work(job)
+    try:
+        work(job)
+    except Stopped as error:
+        job.stopped(error)
     return job.state, job.score, job.cause

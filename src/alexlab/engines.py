@@ -256,7 +256,7 @@ def _body(job: Job, work: Callable[[Job], None], seat: Seat, answer: Connection,
     try:
         work(job)
     except Stopped as error:  # by a signal to this process alone, or the sweep has ended too
-        job.end(FAILED, cause=f"{error}; -m resume= goes on with it")
+        job.stopped(error)
     answer.send((job.state, job.score, job.cause))
 
 

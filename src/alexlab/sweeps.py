@@ -12,6 +12,7 @@ import yaml
 
 from alexlab.errors import ConfigError
 from alexlab.runs import CARD, EARLIER
+from alexlab.signals import Stopped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,6 +54,10 @@ class Job:
     def end(self, state: str, *, score: float | None = None, cause: str | None = None) -> None:
         """Says what became of it."""
         self.state, self.score, self.cause, self.place = state, score, cause, ""
+
+    def stopped(self, error: Stopped) -> None:
+        """Says that a signal to its process alone has ended it."""
+        self.end(FAILED, cause=f"{error}; -m resume= goes on with it")
 
 
 jobs: list[Job] = []

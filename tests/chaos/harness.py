@@ -59,9 +59,10 @@ class Place:
 
     Args:
         folder: an empty one.
+        patch: sets an attribute of a class, for good or for a while.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patch: Callable[[type, str, Any], None] = setattr) -> None:
         command.register()
         training.hush_lightning()
         torch.set_num_threads(1)  # a process whose threads have started cannot be forked
@@ -70,7 +71,7 @@ class Place:
         self.step = FORK.Value("i", -1)  # batches of training and validation that have begun on rank 0
         self.count = 0
         for name in ("training_step", "validation_step"):
-            setattr(Classifier, name, self._counted(getattr(Classifier, name)))
+            patch(Classifier, name, self._counted(getattr(Classifier, name)))
         self.acts: list[Callable[[Classifier, int], None]] = []  # before a batch: the module, the number of the batch
 
     def _counted(self, own: Callable[..., Any]) -> Callable[..., Any]:
