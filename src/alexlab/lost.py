@@ -6,6 +6,7 @@ asks the system how each process has ended before it ends the others itself.
 
 import json
 import logging
+import multiprocessing.process
 import os
 import re
 import signal
@@ -150,14 +151,15 @@ def _alive(pid: int) -> bool:
 
 
 def _dead(processes: dict[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Ranks that have ended and that nobody has asked for, with their processes and exit codes, negative for a signal."""
-    for rank, pid in processes.items():
-        try:
-            state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            continue
-        if state is not None:
-            yield rank, (pid, state.si_status if state.si_code == os.CLD_EXITED else -state.si_status)
+    """Ranks that have ended, with their processes and exit codes, negative for a signal.
+
+    The launcher tells of one only, and has asked the system for the others already. Every process that this one has started
+    and still knows stands in a set of Python's `multiprocessing`.
+    """
+    ranks = {pid: rank for rank, pid in processes.items()}
+    for process in list(multiprocessing.process._dangling):  # type: ignore[attr-defined]
+        if process.pid in ranks and process.exitcode is not None:
+            yield ranks[process.pid], (process.pid, process.exitcode)
 
 
 def cause(folder: Path, attempt: int) -> AlexlabError | Stopped:
