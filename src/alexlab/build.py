@@ -306,7 +306,7 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     keywords = {
         **node,
         "plugins": own if any(isinstance(plugin, CheckpointIO) for plugin in own) else [*own, DurableIO()],
-        "callbacks": [NotFinite(), Reports(), Stopping(), *called, CardUpdates()],
+        "callbacks": [NotFinite(), Reports(), Stopping(config["elastic"]["timeout_s"]), *called, CardUpdates()],
         "logger": loggers(config, run_dir),
         "default_root_dir": str(run_dir),
         "use_distributed_sampler": False,

@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from alexlab import lost
+from alexlab import lost, rendezvous
 from alexlab.errors import AlexlabError, ConfigError, RankError
 from alexlab.machine import end_with, num_cores
 from alexlab.runs import started_outside
@@ -126,13 +126,13 @@ def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: L
         max_nodes=1,
         nproc_per_node=num_ranks,
         run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
+        rdzv_backend=rendezvous.BACKEND,
+        rdzv_endpoint=rendezvous.HERE,
         rdzv_configs={"timeout": limits.timeout_s},
         max_restarts=limits.max_restarts,
         start_method="fork",
         signals_to_handle="SIGHUP,SIGQUIT",  # of the others, `_hand_on` takes care
-        local_addr="127.0.0.1",
+        local_addr=rendezvous.HERE,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
     try:
@@ -163,6 +163,8 @@ def _run_rank(task: Callable[[], Any], words: Path, parent: int, max_restarts: i
     """The body of a forked process."""
     end_with(parent)
     lost.begin(words)
+    if sys.platform.startswith("linux"):  # else gloo listens where the name of the machine leads
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     # Without this each rank would compute on every core, and two ranks on two cores would be slower than one.
     torch.set_num_threads(max(1, num_cores() // local_ranks))

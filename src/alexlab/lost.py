@@ -13,13 +13,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from alexlab import errors
 from alexlab.errors import AlexlabError, RankError
@@ -40,36 +37,11 @@ def begin(folder: Path) -> None:
     _path("pid").write_text(str(os.getpid()))
 
 
-def reconnect(timeout_s: float) -> None:
-    """Connects ranks that were started again.
-
-    The launcher of PyTorch 2.15 keeps one store for all attempts, where they would read the addresses of the lost ranks.
-
-    Args:
-        timeout_s: how long they wait for each other, now and later.
-    """
-    timeout = timedelta(seconds=timeout_s)
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
-    torch.distributed.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
-        store=PrefixStore(f"attempt_{restarts()}", store),
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timeout,
-    )
-
-
 def report(error: BaseException) -> None:
     """Leaves word of what ended this rank, the first time; in a process that is no rank it does nothing."""
     if FOLDER not in os.environ or _path("json").exists():
         return
-    word = {
-        "time_s": time.time(),
-        "type": type(error).__name__,
-        "text": str(error),
-        "stopped": _stopped(),
-    }
+    word = {"time_s": time.time(), "type": type(error).__name__, "text": str(error), "stopped": _stopped()}
     if isinstance(error, Stopped):
         word["signum"] = error.signum
     _path("json").write_text(json.dumps(word))
@@ -187,11 +159,11 @@ def cause(folder: Path, attempt: int) -> AlexlabError | Stopped:
                 f"rank {other} (process {pid}) does not run on, it is stopped; rank {rank} has waited for it in vain "
                 "and all were ended"
             )
-    for rank in first:
-        return RankError(
-            f"rank {rank} raised {words[rank]['type']}: {words[rank]['text']}; the other ranks were stopped"
-        )
-    for rank, (pid, code) in dead.items():
+    if first:
+        word = words[first[0]]
+        return RankError(f"rank {first[0]} raised {word['type']}: {word['text']}; the other ranks were stopped")
+    if dead:
+        rank, (pid, code) = next(iter(dead.items()))
         return RankError(f"rank {rank} (process {pid}) ended with exit code {code} and left no word")
     return RankError("a rank ended without a word")
 

@@ -1,6 +1,7 @@
 """How a training ends by a signal: all ranks after the same optimizer step, or in the same batch of a validation."""
 
 import copy
+from datetime import timedelta
 from typing import Any
 
 import lightning
@@ -18,9 +19,13 @@ class Stopping(Callback):
 
     After an optimizer step `Checkpoints`, the last callback, saves and ends the run. A validation is left at once: what is
     saved then is the state before it, and the resumed run begins with it.
+
+    Args:
+        timeout_s: how long a rank waits for the others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout = timedelta(seconds=timeout_s)
         self.group: Any = None  # the ranks, on the CPU
         self.left = False  # the validation that runs is left unfinished
         self.before_validation = False  # the checkpoint that the run began with stands before a validation
@@ -36,8 +41,8 @@ class Stopping(Callback):
         """Takes the signals over from Lightning, whose handler speaks to the other ranks from inside of a step."""
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        if torch.distributed.is_initialized() and torch.distributed.get_backend() != "gloo":
-            self.group = torch.distributed.new_group(backend="gloo")
+        if self.group is None and torch.distributed.is_initialized() and torch.distributed.get_backend() != "gloo":
+            self.group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Goes on with the validation that was left, where the run begins with one."""

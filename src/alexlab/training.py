@@ -22,7 +22,7 @@ from alexlab.data.module import FolderData
 from alexlab.errors import ConfigError
 from alexlab.load import load_file
 from alexlab.loggers import EpochCSV, TensorBoard
-from alexlab.lost import earlier_causes, reconnect, restarts
+from alexlab.lost import earlier_causes, restarts
 from alexlab.parameters import kinds
 from alexlab.preview import preview_sheet, write_preview
 from alexlab.signals import signals
@@ -68,8 +68,6 @@ def train(
         logging.getLogger().setLevel(logging.WARNING)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
 
-    if restarts() and ranks > 1:
-        reconnect(config["elastic"]["timeout_s"])
     trainer = build.trainer(config, run_dir, num_ranks=ranks)
     module = build.classifier(config, splits, record=record(config, choices))
     data = build.folder_data(config, splits, run_dir)
