@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -181,14 +182,24 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
     assert list(tmp_path.glob("outputs/report/*/*/report.html")), "the work is done all the same"
 
 
-def test_an_interrupt_ends_every_process_with_130(images: Path, tmp_path: Path) -> None:
-    arguments = [
-        f"data.root={images}",
-        "trainer.devices=2",
-        "trainer.max_epochs=5000",
-        "trainer.accelerator=cpu",
-        *TINY_COMMAND,
-    ]
+@pytest.mark.parametrize(
+    ("words", "signum", "to_all", "code", "goes_on"),
+    [
+        (["trainer.devices=2"], signal.SIGINT, True, 130, "stopped by SIGINT; python src/train.py resume="),
+        (
+            ["-m", "launcher=parallel", "launcher.jobs=2", "seed=1,2,3"],
+            signal.SIGTERM,
+            False,
+            75,
+            "python src/train.py -m resume=",
+        ),
+    ],
+)
+def test_a_signal_ends_every_process_with_its_code(
+    images: Path, tmp_path: Path, words: list[str], signum: int, to_all: bool, code: int, goes_on: str
+) -> None:
+    """Ctrl-C reaches all processes of a terminal; a scheduler may tell the command alone."""
+    arguments = [*words, f"data.root={images}", "trainer.max_epochs=5000", "trainer.accelerator=cpu", *TINY_COMMAND]
     with subprocess.Popen(
         [sys.executable, str(ROOT / "src/train.py"), *arguments],
         cwd=tmp_path,
@@ -199,9 +210,15 @@ def test_an_interrupt_ends_every_process_with_130(images: Path, tmp_path: Path) 
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
-        assert any(line.startswith("epoch 2/") for line in process.stdout)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        process.stdout.read()
-        assert process.wait(30) == 130
+        ends_s = time.monotonic() + 120
+        while len(list(tmp_path.glob("outputs/**/last.ckpt"))) < (2 if "-m" in words else 1):
+            assert time.monotonic() < ends_s and process.poll() is None
+            time.sleep(0.1)
+        (os.killpg if to_all else os.kill)(process.pid, signum)
+        said = process.stdout.read()
+        assert process.wait(30) == code, said
+    assert goes_on in said and "Traceback" not in said
+    cards = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/**/run.json")]
+    assert {(card["status"], card["exit_code"]) for card in cards} == {("interrupted", code)}
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

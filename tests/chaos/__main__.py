@@ -93,7 +93,7 @@ def tested(names: list[str]) -> list[Figure]:
 def main(wanted: list[str]) -> int:
     logging.getLogger().setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 180)
     found: list[Figure] = []
     known, measured = {**FIGURES, **TESTS}, {**FIGURES, **ALSO}
     if not set(wanted) <= {*known, *ALSO}:
