@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from alexlab import command
 
 # Ranks are forked from this process, and a process whose OpenMP threads have started cannot be forked.
 torch.set_num_threads(1)
+# A suite that a shell has started in the background, as a CI may, was told to ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 # An AlexNet that trains in a blink: every layer is there, none is wide.
