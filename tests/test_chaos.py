@@ -36,6 +36,7 @@ def test_a_few(
     assert (result.done, result.of) == (tries, tries), result.more
 
 
+@pytest.mark.filterwarnings("ignore")  # what Lightning says of its own ways
 def test_a_figure_that_comes_out_wrong_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning by itself does not resume bit for bit inside of an epoch; that the harness sees it is what makes it a test."""
     found = stock.resumed(Place(tmp_path, monkeypatch.setattr), 1, random.Random(1))

@@ -201,9 +201,9 @@ class Checkpoints(Checkpoint):
         """Keeps the best of the validations inside an epoch; that at its end is looked at when the epoch is over."""
         if trainer.sanity_checking or trainer.is_last_batch:
             return
+        due, self.due = self.due, False  # before the best one is written, which may become the last one too
         is_best = self._save_best(trainer)
-        if self.due:
-            self.due = False
+        if due:
             self._save_last(trainer, equals_best=is_best)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

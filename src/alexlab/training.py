@@ -91,15 +91,17 @@ def train(
         board.start_hparams(hparams(config, choices), ["best/top1", "best/top5"])
 
     start_s = time.perf_counter()
-    with signals.answered_by(lambda signum: None):  # the ranks agree on when they stop
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
-    signals.check()
-    scores = {f"best/{name}": value for name, value in module.best.items()}
-    if scores:
-        scores["train_s"] = time.perf_counter() - start_s
-        scores |= score_best(config, trainer, module, data, run_dir / runs.BEST)
-    for board in boards:
-        board.close()
+    try:
+        with signals.answered_by(lambda signum: None):  # the ranks agree on when they stop
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+        signals.check()
+        scores = {f"best/{name}": value for name, value in module.best.items()}
+        if scores:
+            scores["train_s"] = time.perf_counter() - start_s
+            scores |= score_best(config, trainer, module, data, run_dir / runs.BEST)
+    finally:
+        for board in boards:
+            board.close()
     if scores and data.skipped is not None and trainer.is_global_zero:
         scores["skipped"] = data.skipped.finish()
     return scores

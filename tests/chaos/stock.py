@@ -47,10 +47,10 @@ def _weights(folder: Path, begin: Path | None = None) -> list[Tensor]:
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        limit_val_batches=0,
         callbacks=[ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)],
     )
-    trainer.fit(module, DataLoader(_data(STEPS * 4), batch_size=4, shuffle=True), ckpt_path=begin)
+    loaders = DataLoader(_data(STEPS * 4), batch_size=4, shuffle=True), DataLoader(_data(8), batch_size=4)
+    trainer.fit(module, *loaders, ckpt_path=begin)
     return [parameter.detach() for parameter in module.parameters()]
 
 
