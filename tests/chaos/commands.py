@@ -46,7 +46,7 @@ def killed(place: Place, tries: int, draw: random.Random) -> Figure:
         resumed = _end(_start(place, f"resume={run_dir}"))
         right += code == CODES[signum] and not left and resumed == 0 and same(whole, run_dir)
     return Figure(
-        "R1",
+        "command",
         "the real command on two ranks, ended by a signal, and resume=: exit code right, nothing left, bit-identical",
         right,
         tries,
