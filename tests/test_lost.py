@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from alexlab.cards import Card
 from alexlab.classifier import Classifier
@@ -108,4 +107,3 @@ def test_what_would_happen_again_is_not_tried_again(train: Train, tmp_path: Path
     with pytest.raises(DataError, match=r"cannot read the image .*002\.png"):
         train(f"data.root={root}", "trainer.devices=2", "elastic.max_restarts=2")
     assert time.monotonic() - start_s < 20
-    assert torch.get_num_threads() == 1

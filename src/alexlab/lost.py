@@ -170,7 +170,9 @@ def cause(folder: Path, attempt: int) -> AlexlabError | Stopped:
 
 def earlier_causes() -> list[str]:
     """What has ended the earlier attempts at this run, where the launcher has started the ranks again."""
-    return [str(cause(Path(os.environ[FOLDER]), attempt)) for attempt in range(restarts()) if FOLDER in os.environ]
+    if FOLDER not in os.environ:  # started again by torchrun
+        return []
+    return [str(cause(Path(os.environ[FOLDER]), attempt)) for attempt in range(restarts())]
 
 
 def _path(suffix: str) -> Path:
