@@ -63,8 +63,8 @@ class Recorded:
                 step = torch.load(path, weights_only=True)["global_step"]
                 shutil.copy(path, kept / f"{step:03d}.ckpt")
 
-        def recorded_write(path: Path, content: Any) -> None:
-            write(path, content)
+        def recorded_write(path: Path, content: Any, **size: int) -> None:
+            write(path, content, **size)
             keep(path)
 
         def recorded_link(source: Path, target: Path) -> None:

@@ -1,12 +1,13 @@
 """When checkpoints are written, and how: whole or not at all."""
 
-import io
 import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning
 import torch
@@ -37,18 +38,16 @@ class DurableIO(TorchCheckpointIO):
         self.failed = False  # whether the last checkpoint could not be written
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Serialises into memory, so that a full disk is told with its reason, and replaces the file.
+        """Replaces the file; it is written as it is serialised, so that it is in memory only once.
 
         Raises:
             NumericError: when a weight is not finite; what was there is kept.
             DiskError: when the file cannot be written.
         """
         check_finite(checkpoint, path)
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
         self.failed = False
         try:
-            write_durably(Path(path), content.getbuffer())
+            write_durably(Path(path), partial(torch.save, checkpoint), size=_size(checkpoint))
         except DiskError as error:
             if not self.goes_on:
                 raise
@@ -72,8 +71,19 @@ def check_finite(checkpoint: dict[str, Any], path: Any) -> None:
                 )
 
 
-def write_durably(path: Path, content: bytes | memoryview) -> None:
+def _size(checkpoint: dict[str, Any]) -> int:
+    """Bytes of its tensors."""
+    leaves = torch.utils._pytree.tree_leaves(checkpoint)
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
+def write_durably(path: Path, content: bytes | memoryview | Callable[[BinaryIO], None], *, size: int = 0) -> None:
     """Writes a file whole or not at all, and only returns when it is on the disk.
+
+    Args:
+        path: of the file.
+        content: its bytes, or what writes them to an open file.
+        size: of the file, in bytes, where the content does not tell; for the message.
 
     Raises:
         DiskError: with the path and the free space; what was there before is still there.
@@ -83,7 +93,11 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with unfinished.open("wb") as file:
-                file.write(content)
+                if callable(content):
+                    _call(content, file)
+                else:
+                    size = len(content)
+                    file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
@@ -91,13 +105,23 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise DiskError(
-            f"cannot write {path}, {len(content) / 1e6:.1f} MB: {error.strerror}; {_free(path.parent)}what was there is kept"
+            f"cannot write {path}, {size / 1e6:.1f} MB: {error.strerror}; {_free(path.parent)}what was there is kept"
         ) from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # of the new name
     finally:
         os.close(folder)
+
+
+def _call(write: Callable[[BinaryIO], None], file: BinaryIO) -> None:
+    try:
+        write(file)
+    except RuntimeError as error:
+        # torch.save closes its archive after an error of the file, and that fails with an error of its own.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def _free(folder: Path) -> str:

@@ -77,6 +77,17 @@ class Classifier(lightning.LightningModule):
         """uint8 images (N, C, H, W) to logits (N, K)."""
         return self._logits(self._normalised(images))
 
+    def on_train_start(self) -> None:
+        """Lays what the optimizer remembers out as the weights are: a fused step takes both by their place in memory.
+
+        An optimizer's state may come from a checkpoint whose weights lay otherwise, and nothing in PyTorch looks.
+        """
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Makes dropout and mixing functions of the seed, the position in the run and the rank, with no state to lose."""
         torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))

@@ -145,6 +145,12 @@ def write_safetensors(trained: Trained, path: Path, images: Tensor) -> Callable[
     return lambda normalised: of_all_classes(again(normalised))
 
 
+def _exported(trained: Trained) -> nn.Module:
+    """The net as the exporters take it: they lose their way in weights that lie channels last."""
+    net: nn.Module = Exported(trained.inference.net).cpu().eval()
+    return net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+
+
 def write_onnx(trained: Trained, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     """An ONNX model with any number of images; checked with onnxruntime.
 
@@ -157,7 +163,7 @@ def write_onnx(trained: Trained, path: Path, images: Tensor) -> Callable[[Tensor
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
         raise ConfigError("format=onnx needs onnx, onnxscript and onnxruntime: pip install -e '.[onnx]'") from error
-    net = Exported(trained.inference.net).cpu().eval()
+    net = _exported(trained)
     batch = torch.export.Dim("images", min=1)
     for name in ("onnxscript", "onnx_ir", "torch.onnx"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -191,7 +197,7 @@ def write_onnx(trained: Trained, path: Path, images: Tensor) -> Callable[[Tensor
 
 def write_torch_export(trained: Trained, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     """A program of torch.export with any number of images, and what is known of it in the extra file `about.json`."""
-    net = Exported(trained.inference.net).cpu().eval()
+    net = _exported(trained)
     batch = torch.export.Dim("images", min=1)
     program = torch.export.export(net, (images[:2].contiguous(),), dynamic_shapes={"images": {0: batch}})
     content = io.BytesIO()

