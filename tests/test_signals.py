@@ -153,7 +153,7 @@ def test_loader_processes_outlive_a_signal_to_all(
     def to_all(module: Classifier, batch: Any, batch_idx: int) -> None:
         if module.global_step == 1:
             loaders = [process.pid for process in multiprocessing.active_children() if process.pid]
-            assert len(loaders) == 2
+            assert len(loaders) == 4, "two for each split"
             for pid in [*loaders, os.getpid()]:
                 os.kill(pid, signal.SIGTERM)
             time.sleep(0.3)

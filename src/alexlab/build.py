@@ -195,7 +195,7 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
     with torch.device(device):
         built = net(config, num_classes, num_outputs=loss.num_outputs)
     return Classifier(
-        built.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        built.to(memory_format=torch.channels_last),
         classes=splits.classes,
         loss=loss,
         optimizer=partial(optimizer, **options),

@@ -148,7 +148,7 @@ def write_safetensors(trained: Trained, path: Path, images: Tensor) -> Callable[
 def _exported(trained: Trained) -> nn.Module:
     """The net as the exporters take it: they lose their way in weights that lie channels last."""
     net: nn.Module = Exported(trained.inference.net).cpu().eval()
-    return net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+    return net.to(memory_format=torch.contiguous_format)
 
 
 def write_onnx(trained: Trained, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:

@@ -71,9 +71,11 @@ def train(
     keep_memory()
 
     trainer = build.trainer(config, run_dir, num_ranks=ranks)
-    module = build.classifier(config, splits, record=record(config, choices))
     data = build.folder_data(config, splits, run_dir)
     ckpt = go_on(run_dir / runs.LAST, trainer, data) if resumed or restarts() else None
+    data.trainer = trainer
+    data.start()
+    module = build.classifier(config, splits, record=record(config, choices))
     weights = None if ckpt else build.pretrained(config, module.net, splits)
     if weights is not None:
         weights.load_into(module.net)

@@ -22,7 +22,7 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
             "data.std must be one or three positive numbers, or null to measure; got [1.0, 0.0, 1.0]",
         ),
         ({"sampler": "random"}, "data.sampler must be shuffle or balanced; got 'random'"),
-        ({"make": "mnist"}, "data.make must be null or one of digits; got 'mnist'"),
+        ({"make": "mnist"}, "data.make must be null or one of digits, photographs; got 'mnist'"),
         ({"batch_size": 0}, "data.batch_size must be at least 1; got 0"),
     ],
 )

@@ -1,9 +1,10 @@
 """The LightningDataModule: loaders over the splits of a folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
@@ -48,14 +49,33 @@ class FolderData(lightning.LightningDataModule):
         self.seed = seed
         self.first = (0, 0)  # the epoch and the batch that this process begins with; a resumed run begins later
         self.skipped = skipped if data.on_error == "skip" else None
+        self.started: dict[str, DataLoader[Any]] = {}  # loaders whose processes run already
 
     def dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImageSplit:
         """A split as a data set."""
         return ImageSplit(split, transform=transform, channels=self.data.channels, skipped=self.skipped)
 
+    def start(self) -> None:
+        """Forks the loader processes of the training and of the validation now, while this process holds little memory.
+
+        A page that this process changes after the fork is kept a second time for its children: processes that are forked
+        after the first epoch hold a second copy of weights, gradients and activations.
+        """
+        if not self.data.workers(self.trainer.num_devices):  # type: ignore[union-attr]
+            return
+        self.started = {"train": self.train_dataloader(), "val": self.val_dataloader()}
+        for loader in self.started.values():
+            assert isinstance(loader.batch_sampler, TrainBatches | EvalBatches)
+            loader.batch_sampler.asleep = True  # nothing is read ahead
+            with torch.random.fork_rng(devices=[]):  # a loader draws a seed, which none of ours needs
+                iter(loader)
+            loader.batch_sampler.asleep = False
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank, augmented."""
         assert self.trainer is not None
+        if "train" in self.started:
+            return self.started.pop("train")
         dataset = self.dataset(self.splits.train, self.train_transform)
         batches = TrainBatches(
             self.splits.train.labels,
@@ -74,7 +94,7 @@ class FolderData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's share of the validation split."""
-        return self.eval_loader(self.splits.val)
+        return self.started.pop("val", None) or self.eval_loader(self.splits.val)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's share of the test split."""
@@ -114,9 +134,15 @@ class FolderData(lightning.LightningDataModule):
         )
 
 
-def collate(items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Images ([V,] C, H, W) with their labels as one batch that lies channels last, as they come from the decoder or the pack
-    and as the net takes them: nothing is transposed."""
+def collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Images ([V,] C, H, W) with their labels as one batch that lies in memory as the first of them does.
+
+    What is only cut lies channels last, as it comes from the decoder or the pack and as the net takes it; what torchvision has
+    resized does not, and one loader process would transpose 9,000 images/s.
+    """
+    if items[0][0].stride(-3) != 1:
+        images, labels = default_collate(items)
+        return images, labels
     images, labels = default_collate([(image.movedim(-3, -1), label) for image, label in items])
     return images.movedim(-1, -3), labels
 

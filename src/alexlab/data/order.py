@@ -40,10 +40,16 @@ class SeededItems:
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int]:
-        epoch, index = key
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Any, int]]:
+        """The items of a batch; a loader asks for all of them at once."""
+        items = []
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derived_seed(self.seed, epoch, index))
-            return self.dataset[index]
+            for epoch, index in keys:
+                torch.default_generator.manual_seed(derived_seed(self.seed, epoch, index))
+                items.append(self.dataset[index])
+        return items
 
 
 class PaddedItems:
@@ -95,6 +101,7 @@ class TrainBatches:
         self.balanced, self.fixed = balanced, fixed
         self.first = first
         self.epoch = first[0]
+        self.asleep = False  # gives nothing
         self.sampler = self  # Lightning looks for set_epoch at batch_sampler.sampler, not at the batch sampler
 
     def set_epoch(self, epoch: int) -> None:
@@ -105,6 +112,8 @@ class TrainBatches:
         return len(self.labels) // self.batch_size * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if self.asleep:
+            return
         # No state is used up: a loader with workers asks for its first iterator twice. The length stays that of an epoch.
         begun = self.first[1] if self.epoch == self.first[0] else 0
         yield from self.batches(range(begun, len(self)))
@@ -139,11 +148,14 @@ class EvalBatches:
         self.length = length
         self.share = max(1, batch_size // num_ranks)
         self.num_ranks, self.rank = num_ranks, rank
+        self.asleep = False  # gives nothing
 
     def __len__(self) -> int:
         return -(-self.length // (self.num_ranks * self.share))
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self.asleep:
+            return
         own = range(self.rank, self.length, self.num_ranks)
         longest = -(-self.length // self.num_ranks)
         padded = [*own, *[PADDING] * (longest - len(own))]

@@ -8,10 +8,11 @@ from typing import Any
 
 from alexlab.data.digits import write_digits
 from alexlab.data.folder import Splits, find_splits, verified
+from alexlab.data.photographs import write_photographs
 from alexlab.errors import ConfigError
 from alexlab.machine import num_cores
 
-MAKERS = {"digits": write_digits}
+MAKERS = {"digits": write_digits, "photographs": write_photographs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Data:
         preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
         manifest: a list of all images with their SHA-256, as `prepare.py action=check` writes it; every file that is read
             must have it.
-        make: writes the data set when `root` is not there: `digits`, or None.
+        make: writes the data set when `root` is not there: `digits`, `photographs` (made ones, to measure with), or None.
     """
 
     root: str

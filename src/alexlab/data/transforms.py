@@ -23,10 +23,11 @@ class CenterView(torch.nn.Module):
         super().__init__()
         self.whole = round(size / ratio)
         # Two steps, so that a central square that was kept beforehand gives the same pixels, also where margins are odd.
-        self.view = v2.Compose([v2.Resize(self.whole, antialias=True), v2.CenterCrop(self.whole), v2.CenterCrop(size)])
+        self.square = v2.Compose([v2.Resize(self.whole, antialias=True), v2.CenterCrop(self.whole)])
+        self.cut = v2.CenterCrop(size)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.view(image)
+        return self.cut(image if _is_square(image, self.whole) else self.square(image))
 
 
 class RandomCropView(torch.nn.Module):
@@ -42,10 +43,16 @@ class RandomCropView(torch.nn.Module):
         super().__init__()
         self.whole, self.square = round(size / ratio), square
         centre = [v2.CenterCrop(self.whole)] if square else []
-        self.view = v2.Compose([v2.Resize(self.whole, antialias=True), *centre, v2.RandomCrop(size)])
+        self.resized = v2.Compose([v2.Resize(self.whole, antialias=True), *centre])
+        self.cut = v2.RandomCrop(size)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.view(image)
+        return self.cut(image if _is_square(image, self.whole) else self.resized(image))
+
+
+def _is_square(image: Tensor, side: int) -> bool:
+    """Whether an image is already what it would be resized and cut to: steps that do nothing take 20 us, a cut 20."""
+    return image.shape[-2:] == (side, side)
 
 
 class Views(torch.nn.Module):

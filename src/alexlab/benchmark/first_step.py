@@ -1,0 +1,60 @@
+"""A bare loop as a script of its own: everything to the first optimizer step, for `suite=start`.
+
+    python first_step.py MANIFEST FILE
+
+It is written as one writes such a script: ImageFolder's way of reading, the transforms of torchvision, its AlexNet.
+"""
+
+import csv
+import sys
+import time
+
+import torch
+import torchvision
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.datasets.folder import default_loader
+
+
+class Listed(Dataset[tuple[torch.Tensor, int]]):
+    """The training images of a manifest."""
+
+    def __init__(self, manifest: str) -> None:
+        with open(manifest, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+        classes = sorted({row["class"] for row in rows})
+        self.samples = [(row["path"], classes.index(row["class"])) for row in rows]
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(224),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        path, label = self.samples[index]
+        return self.transform(default_loader(path)), label
+
+
+def main(manifest: str, mark: str) -> None:
+    """Trains for one step and writes the time of its end to a file."""
+    dataset = Listed(manifest)
+    net = torchvision.models.alexnet(num_classes=2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    loader = DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2)
+    for images, labels in loader:
+        loss = torch.nn.functional.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+        break
+    with open(mark, "w") as file:
+        file.write(str(time.time()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

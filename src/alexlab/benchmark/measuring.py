@@ -1,0 +1,70 @@
+"""What a suite is given."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from alexlab import build
+from alexlab.benchmark.contest import Contender, Figures, contest, repeated
+from alexlab.benchmark.machine import CEILING, multiply
+from alexlab.benchmark.settings import Settings
+from alexlab.data.folder import Splits
+from alexlab.nodes import Config
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """One run of the benchmark.
+
+    Args:
+        config: of `train.py`, on the images that are measured on.
+        choices: the option chosen in each config group.
+        words: the command line's words that `train.py` takes too.
+        settings: how much is measured.
+        splits: the data, packed where the config wants it.
+        device: `cpu` or `cuda`.
+        ranks: processes of a training.
+        out: the folder that is written to.
+        peer: another program's command line, or None.
+    """
+
+    config: Config
+    choices: Mapping[str, str]
+    words: Sequence[str]
+    settings: Settings
+    splits: Splits
+    device: str
+    ranks: int
+    out: Path
+    peer: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The net and where its images come from."""
+        cache = self.config["data"]["cache"]
+        return f"{self.choices.get('model', 'net')}, {'JPEG' if cache is None else cache}"
+
+    def contest(
+        self, contenders: Sequence[Contender], title: str, *, ceiling: bool = False
+    ) -> dict[str, list[Figures]]:
+        """See `alexlab.benchmark.contest.contest`.
+
+        Args:
+            contenders, title: as there.
+            ceiling: matrix products take part, under the name CEILING, so that `share` can compare.
+        """
+        if ceiling:
+            contenders = [*contenders, Contender(CEILING, repeated(multiply, torch.float32, self.device))]
+        return contest(contenders, rounds=self.settings.pairs, log_dir=self.out / "logs", title=title)
+
+    def unpacked(self) -> "Measuring":
+        """The same on the files."""
+        config = {**self.config, "data": {**self.config["data"], "cache": None}}
+        return replace(self, config=config, splits=build.data(config).find_splits())
+
+    def packed(self) -> "Measuring":
+        """The same on packed images."""
+        config = {**self.config, "data": {**self.config["data"], "cache": "packed"}}
+        return replace(self, config=config, splits=build.packed(config, build.data(config).find_splits()))

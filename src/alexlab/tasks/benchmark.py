@@ -1,0 +1,114 @@
+"""`python src/benchmark.py`: this package beside others. Imports no torch at its top."""
+
+import importlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alexlab.errors import ConfigError
+from alexlab.nodes import bind
+
+SUITES = ("loader", "step", "fit", "start", "scale", "memory")
+GROUPS = ("model", "data", "augmentation", "loss", "optimizer", "scheduler", "trainer")
+OWN = ("suite", "peer", "benchmark")
+
+
+def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
+    """Measures, prints a table and writes benchmark.json, benchmark.md and benchmark.png.
+
+    Args:
+        config: the composed config, plain data.
+        run_dir: the folder that is written to.
+        choices: the option chosen in each config group.
+        isolated: of no use here; each contender has a process of its own anyway.
+
+    Raises:
+        AlexlabError: in one sentence.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from rich.console import Console
+
+    from alexlab import build, cards
+    from alexlab.benchmark import rows
+    from alexlab.benchmark.machine import ceilings
+    from alexlab.benchmark.measuring import Measuring
+    from alexlab.benchmark.settings import Settings, write_subset
+    from alexlab.data.settings import Data
+    from alexlab.launch import num_ranks, wanted_gpus
+    from alexlab.training import hush_lightning
+
+    names = suites(config["suite"])
+    bind(Settings, "benchmark", **config["benchmark"])
+    settings = Settings(**config["benchmark"])
+    hush_lightning()
+    bind(Data, "data", **config["data"])
+    found = Data(**config["data"]).find_splits()
+    listed = write_subset(found, settings.train_images, settings.val_images, run_dir / "images.csv")
+    where = {"root": str(listed.resolve()), "make": None, "cache_dir": str(run_dir.resolve() / "cache")}
+    trained = {key: value for key, value in config.items() if key not in OWN}
+    trained, _ = build.measured({**trained, "data": {**config["data"], **where}}, found)
+    devices = {name: config["trainer"][name] for name in ("accelerator", "devices")}
+    device, ranks = "cuda" if wanted_gpus(**devices) else "cpu", num_ranks(**devices)
+    build.check(trained, Data(**trained["data"]).find_splits(), num_ranks=ranks)
+
+    try:
+        results = ceilings(device, rounds=settings.pairs, log_dir=run_dir / "logs")
+        measuring = Measuring(
+            config=trained,
+            choices=choices,
+            words=train_words(choices, HydraConfig.get().overrides.task),
+            settings=settings,
+            splits=build.packed(trained, Data(**trained["data"]).find_splits()),
+            device=device,
+            ranks=ranks,
+            out=run_dir.resolve(),
+            peer=config["peer"],
+        )
+        about = {
+            "hardware": cards.hardware(),
+            "versions": cards.versions(),
+            "device": device,
+            "threads": os.environ.get("OMP_NUM_THREADS", "default"),
+            "code": cards.code_state(cards.CODE_DIR)[0],
+            "choices": choices,
+            "config": trained,
+            "settings": config["benchmark"],
+        }
+        for name in names:
+            results += importlib.import_module(f"alexlab.benchmark.{name}").suite(measuring)
+            rows.write(results, about, run_dir)  # what has been measured is not lost when a later suite fails
+    finally:
+        shutil.rmtree(trained["data"]["cache_dir"], ignore_errors=True)
+    Console(width=None if Console().is_terminal else 200).print(rows.table(results, _title(about)))
+    print(os.path.relpath(run_dir / "benchmark.json"))
+
+
+def suites(word: str | list[str] | None) -> list[str]:
+    """The suites that `suite=` names, in their order."""
+    wanted = list(SUITES) if word is None else [word] if isinstance(word, str) else list(word)
+    unknown = [name for name in wanted if name not in SUITES]
+    if unknown or not wanted:
+        raise ConfigError(f"suite must be null, for all, or one or several of {', '.join(SUITES)}; got {word}")
+    return [name for name in SUITES if name in wanted]
+
+
+def train_words(choices: Mapping[str, str], words: list[str]) -> list[str]:
+    """The command line of `train.py` that trains what is measured."""
+    groups = [f"{group}={choices[group]}" for group in GROUPS if choices.get(group) not in (None, "None")]
+    chosen = {word.split("=")[0] for word in groups}
+    return [
+        *groups,
+        *(word for word in words if word.split("=")[0].split(".")[0] not in OWN and word.split("=")[0] not in chosen),
+    ]
+
+
+def check(config: dict[str, Any]) -> None:
+    """Looks at what can be known before anything is measured."""
+    suites(config["suite"])
+
+
+def _title(about: dict[str, Any]) -> str:
+    machine, versions = about["hardware"], about["versions"]
+    return f"{machine['cores']} cores of {machine['cpu']}, {about['device']}, torch {versions['torch']}"
