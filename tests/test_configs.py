@@ -19,12 +19,12 @@ OPTIONS = {
     for group in sorted({str(path.parent.relative_to(CONFIG_DIR)) for path in CONFIG_DIR.rglob("*.yaml")})
 }
 COUNTS = {
-    ".": 10,
+    ".": 11,
     "ablation": 12,
     "augmentation": 14,
     "augmentation/eval": 2,
     "callbacks": 5,
-    "data": 2,
+    "data": 3,
     "debug": 5,
     "experiment": 11,
     "hydra/job_logging": 1,

@@ -10,6 +10,7 @@ import os
 import pty
 import signal
 import struct
+import sys
 import termios
 import threading
 import traceback
@@ -178,6 +179,7 @@ def _live(contender: Contender, pipe: "Connection[Any, Any]", shown: int, parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for stream in (0, 1, 2):
         os.dup2(shown, stream)
+    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115 - for good
     logging.getLogger().handlers = [logging.StreamHandler()]
     bind_to(list(contender.cores))
     try:

@@ -290,7 +290,7 @@ class Stock(lightning.LightningModule):
         logits, labels = self(batch[0]), batch[1]
         self.val_top1(logits, labels)
         self.val_top5(logits, labels)
-        self.log("val/loss", F.cross_entropy(logits, labels))
+        self.log("val/loss", F.cross_entropy(logits, labels), sync_dist=True)
         self.log("val/top1", self.val_top1, prog_bar=True)
         self.log("val/top5", self.val_top5)
 

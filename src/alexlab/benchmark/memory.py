@@ -72,15 +72,19 @@ class Watch:
         self.main = self.worker = self.all = 0.0
 
     def peaks(self) -> Figures:
+        self._look()
         return {"main": self.main, "worker": self.worker, "all": self.all}
 
     def _look_on(self) -> None:
         while True:
-            main = private_mb(os.getpid())
-            workers = [private_mb(child) for child in children(os.getpid())]
-            self.main, self.worker = max(self.main, main), max(self.worker, *workers, 0.0)
-            self.all = max(self.all, main + sum(workers))
+            self._look()
             time.sleep(EVERY_S)
+
+    def _look(self) -> None:
+        main = private_mb(os.getpid())
+        workers = [private_mb(child) for child in children(os.getpid())]
+        self.main, self.worker = max(self.main, main), max(self.worker, *workers, 0.0)
+        self.all = max(self.all, main + sum(workers))
 
 
 def private_mb(process: int) -> float:

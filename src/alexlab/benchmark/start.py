@@ -1,6 +1,8 @@
 """How long one waits: for `--help`, for the first optimizer step, and between two epochs."""
 
+import itertools
 import os
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -36,44 +38,55 @@ SOURCE = Path(__file__).parents[2]
 
 def suite(measuring: Measuring) -> list[Row]:
     """Whole commands in processes of their own, in turn; then the gaps inside of two trainings."""
-    logs, pairs = measuring.out / "logs", measuring.settings.pairs
+    return [helps(measuring), first_steps(measuring), gaps(measuring)]
+
+
+def helps(measuring: Measuring) -> Row:
+    """`--help`, beside a bare Hydra app over the same configs."""
     app = measuring.out / "bare_app.py"
     app.write_text(BARE_APP.format(source=str(SOURCE), conf=str(CONFIG_DIR)))
-    python = command_of("train.py", [])[0]
-    helps = {
-        "ours": lambda: run_command(command_of("train.py", ["--help"]), logs / "help_ours.log"),
-        "bare": lambda: run_command([python, str(app), "--help"], logs / "help_bare.log"),
-    }
-    found = in_turn(helps, pairs)
-    rows = [Row("start", "--help", found["ours"], "s", "a bare Hydra app over the same conf/", found["bare"])]
+    lines = {"ours": command_of("train.py", ["--help"]), "bare": [sys.executable, str(app), "--help"]}
+    logs = measuring.out / "logs"
+    found = in_turn(
+        {name: partial(run_command, line, logs / f"help_{name}.log") for name, line in lines.items()},
+        measuring.settings.pairs,
+    )
+    return Row("start", "--help", found["ours"], "s", "a bare Hydra app over the same conf/", found["bare"], "imports")
 
-    data = measuring.config["data"]
-    mark = measuring.out / "first_step"
+
+def first_steps(measuring: Measuring) -> Row:
+    """From the command to the end of the first optimizer step, beside a script with a bare loop."""
+    root, mark = str(measuring.config["data"]["root"]), measuring.out / "first_step"
     words = [
         *measuring.words,
-        f"data.root={data['root']}",
+        f"data.root={root}",
         f"{trust.WORD}[{FirstStep.__module__}]",
         f"+callbacks.first_step._target_={FirstStep.__module__}.{FirstStep.__name__}",
         f"+callbacks.first_step.path={mark}",
-        f"hydra.run.dir={measuring.out / 'runs' / 'first_step'}_",
     ]
-    number = iter(range(1000))
-    steps = {
-        "ours": lambda: _until(command_of("train.py", [*words[:-1], f"{words[-1]}{next(number)}"]), mark, logs),
-        "bare": lambda: _until([python, first_step.__file__, str(data["root"]), str(mark)], mark, logs),
-    }
-    found = in_turn(steps, pairs)
-    rows.append(Row("start", "to the first step", found["ours"], "s", "a bare loop", found["bare"], "imports"))
+    runs = (f"hydra.run.dir={measuring.out / 'runs' / f'first_step_{number}'}" for number in itertools.count())
+    found = in_turn(
+        {
+            "ours": lambda: _until(command_of("train.py", [*words, next(runs)]), mark, measuring.out / "logs"),
+            "bare": lambda: _until(
+                [sys.executable, first_step.__file__, root, str(mark)], mark, measuring.out / "logs"
+            ),
+        },
+        measuring.settings.pairs,
+    )
+    return Row("start", "to the first step", found["ours"], "s", "a bare loop", found["bare"], "imports")
 
+
+def gaps(measuring: Measuring) -> Row:
+    """Between two epochs without validation, beside stock Lightning."""
     bare: dict[str, Any] = {"limit_val_batches": 0}
     bodies = {"ours": partial(ours_with, GAP, **bare), "stock Lightning": partial(stock_with, Gap, **bare)}
-    gaps = measuring.contest(
+    found = measuring.contest(
         [Contender(name, partial(body, job_of(measuring, f"gap {name}"))) for name, body in bodies.items()],
         "start: two epochs in each turn",
     )
-    values, others = (rates(gaps[name], "ms") for name in bodies)
-    rows.append(Row("start", "between two epochs, without validation", values, "ms", "stock Lightning", others))
-    return rows
+    values, others = (rates(found[name], "ms") for name in bodies)
+    return Row("start", "between two epochs, without validation", values, "ms", "stock Lightning", others, "the disk")
 
 
 def _until(command: list[str], mark: Path, logs: Path) -> float:
