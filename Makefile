@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test chaos lint audit format lock tensorboard clean
+.PHONY: help setup train test bench chaos lint audit format lock tensorboard clean
 
 help: ## this page
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -24,6 +24,9 @@ train: $(STAMP) ## the default run: an AlexNet on handwritten digits, about a mi
 
 test: lint ## lint, then all tests
 	$(BIN)/python -m pytest
+
+bench: $(STAMP) ## how fast it is beside others: 40 minutes on 2 cores
+	$(BIN)/python src/benchmark.py $(ARGS)
 
 chaos: $(STAMP) ## how a run bears kills, signals, full disks and lost ranks, counted: 15 minutes on 2 cores
 	PYTHONPATH=src:tests $(BIN)/python -m chaos $(FIGURES)

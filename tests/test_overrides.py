@@ -77,7 +77,7 @@ def test_a_folder_of_one_s_own_is_no_digits() -> None:
         ("trainer.max_epoch=3", "there is no key trainer.max_epoch; did you mean trainer.max_epochs"),
         ("modle=alexnet", "there is no key modle; did you mean model?"),
         ("loss.zzz=1", "there is no key loss.zzz; loss has _target_, class_weights, label_smoothing"),
-        ("zzz=1", "there is no key zzz; the keys and groups are augmentation, callbacks, class_names, data"),
+        ("zzz=1", "there is no key zzz; the keys and groups are augmentation, callbacks, class_names, compile, data"),
         ("callbacks.ema.decay=0.9", "callbacks.ema is not part of this run, which has checkpoint, lr, progress, epochs, layers; "
          "add it with 'callbacks=[default,ema]'"),
         ("callbacks.early_stopping.patience=5", "add it with 'callbacks=[default,early_stopping]'"),

@@ -23,10 +23,12 @@ from alexlab.callbacks import CardUpdates, NotFinite
 from alexlab.checkpoints import Checkpoints, DurableIO
 from alexlab.class_names import read_class_names, shown_names
 from alexlab.classifier import Classifier
+from alexlab.compiling import compile_net
 from alexlab.data.folder import Split, Splits
 from alexlab.data.module import FolderData, check_batch_size
 from alexlab.data.packed import Pack, PackedImages, misfit, needed_size
 from alexlab.data.packing import open_pack
+from alexlab.data.resident import check_plans
 from alexlab.data.settings import Data
 from alexlab.data.skipped import Skipped
 from alexlab.data.statistics import Statistics, measure
@@ -34,6 +36,7 @@ from alexlab.data.transforms import PCAColorNoise, Views
 from alexlab.errors import ConfigError
 from alexlab.finetuning import Finetune
 from alexlab.inference import Inference
+from alexlab.launch import wanted_gpus
 from alexlab.lost import Reports
 from alexlab.models.weights import Fit, fit, read_source
 from alexlab.nodes import Config, bind, locate, make, parts, value_of
@@ -138,7 +141,14 @@ def packing(config: Config) -> Pack | None:
     for name, view in {**first, "final.views": final_views(config)}.items():
         reason = None if view is None else misfit(view, pack)
         if reason is not None:
-            raise ConfigError(f"{name} cannot come from the pack of data.cache=packed: {reason}")
+            raise ConfigError(f"{name} cannot come from the pack of data.cache={settings.cache}: {reason}")
+    if settings.cache == "device":
+        if not pack.square:
+            raise ConfigError("data.cache=device needs squares: data.pack.crop=center or data.pack.resize=squash")
+        recipes = {
+            f"augmentation.{stage}": _transforms(views[stage], f"augmentation.{stage}") for stage in ("eval", "train")
+        }
+        check_plans(recipes, pack.size or 0)
     return pack
 
 
@@ -190,10 +200,13 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
     bind(parameter_groups, "parameters", None, **config["parameters"])
     head = _head(config, num_classes) if config["parameters"]["head_lr"] is not None else ()
     schedule, shape = parts(config["scheduler"], "scheduler")
+    bind(compile_net, "compile", None, **config["compile"])
     bind(optimizer, "optimizer", [], **options)
     bind(schedule, "scheduler", None, num_epochs=1, steps_per_epoch=1, **shape)
     with torch.device(device):
         built = net(config, num_classes, num_outputs=loss.num_outputs)
+    if device != "meta":
+        compile_net(built, **config["compile"])
     return Classifier(
         built.to(memory_format=torch.channels_last),
         classes=splits.classes,
@@ -291,7 +304,7 @@ def _check_loggers(config: Config) -> None:
 
 def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Trainer:
     """The Trainer; what alexlab decides itself (samplers, folder, process group) is no key of the `trainer` node."""
-    node = {name: value_of(value, f"trainer.{name}") for name, value in config["trainer"].items()}
+    node = {name: value_of(value, f"trainer.{name}") for name, value in fastest(config["trainer"]).items()}
     if num_ranks > 1 and node["strategy"] == "auto":
         # Gradients live in the buckets that are sent: no second copy of them. No static_graph: it fails an internal
         # assertion of PyTorch 2.15 with accumulated batches.
@@ -312,6 +325,22 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
         "use_distributed_sampler": False,
     }
     return lightning.Trainer(**keywords)
+
+
+def fastest(node: Config) -> Config:
+    """The `trainer` node with what it leaves to the machine: `precision=auto` and `benchmark=null`.
+
+    On a GPU that computes in bfloat16 that is `bf16-mixed`, whose step is the faster one, and cuDNN looks for its fastest
+    algorithms, which need not be the same in every run. The CPU keeps 32 bits: without instructions for bfloat16 it takes
+    many times as long.
+    """
+    on_gpu = bool(wanted_gpus(accelerator=node["accelerator"], devices=node["devices"]))
+    found = dict(node)
+    if node["precision"] == "auto":
+        found["precision"] = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(False) else "32-true"
+    if node["benchmark"] is None and on_gpu:
+        found["benchmark"] = not node["deterministic"]
+    return found
 
 
 def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
@@ -357,6 +386,8 @@ def _check_trainer(config: Config) -> None:
             f"got {node['max_epochs']} and {node['max_steps']}"
         )
     here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    if node["precision"] == "auto":
+        node = {**node, "precision": "32-true"}
     bare = {"enable_checkpointing": False, "enable_progress_bar": False, "profiler": None, "logger": False}
     bind(lightning.Trainer, "trainer", **{**node, **here, **bare})
     with warnings.catch_warnings():

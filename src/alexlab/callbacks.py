@@ -38,10 +38,11 @@ class ProgressBar(TQDMProgressBar):
         super().__init__(refresh_rate=refresh_rate if sys.stdout.isatty() else 0, leave=False)
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
-        """The loss of the step; the version number that Lightning adds says nothing here."""
+        """The loss of the step, read now; the version number that Lightning adds says nothing here."""
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return {name.removeprefix("train/").removesuffix("_step"): value for name, value in metrics.items()}
+        loss: Any = pl_module.loss_step
+        return metrics if loss is None else {"loss": f"{loss.item():.4f}", **metrics}
 
 
 class CardUpdates(Callback):
@@ -80,14 +81,12 @@ class NotFinite(Callback):
     ) -> None:
         if not isinstance(exception, NumericError) or not exception.batches:
             return
-        last = trainer.fit_loop.epoch_loop.batch_idx
         split = trainer.datamodule.splits.train  # type: ignore[attr-defined]
         with (Path(trainer.default_root_dir) / NOT_FINITE.format(rank=trainer.global_rank)).open("w", newline="") as to:
             writer = csv.writer(to)
             writer.writerow(("epoch", "batch", "path", "class"))
-            numbers = range(last - exception.batches + 1, last + 1)
             sampler: Any = trainer.train_dataloader.batch_sampler  # type: ignore[union-attr]
-            for number, batch in zip(numbers, sampler.batches(numbers), strict=True):
+            for number, batch in zip(exception.batches, sampler.batches(exception.batches), strict=True):
                 for _, index in batch:
                     label = trainer.datamodule.splits.classes[split.labels[index]]  # type: ignore[attr-defined]
                     writer.writerow((trainer.current_epoch, number, split.paths[index], label))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from alexlab import finite
 from alexlab.data.order import derived_seed
 from alexlab.errors import DataError, NumericError
 from alexlab.inference import mean_probs, normalised, of_all_classes
@@ -68,6 +69,8 @@ class Classifier(lightning.LightningModule):
         self.scores = nn.ModuleDict({f"{stage}_scores": Scores(len(classes)) for stage in ("train", "val", "test")})
         self.best: dict[str, float] = {}
         self.validated = False  # since the last epoch
+        self.watch = finite.Watch()
+        self.loss_step: Tensor | None = None  # of the last training step
         self.leaves = False  # the validation that runs is left unfinished
         self.last_train: dict[str, float] = {}  # scores of the last epoch's training
         self.test_prefix = "test"  # of the names of the scores that `trainer.test` logs
@@ -104,40 +107,49 @@ class Classifier(lightning.LightningModule):
         losses = self.loss(logits, labels) if len(labels) else 0 * logits.sum(1)
         # Over the whole share: an image that was skipped counts as nothing, on one device as on several.
         loss = losses.sum() / share
-        if not torch.isfinite(loss):
-            raise self._not_finite("the loss", loss, batch_idx, 1)
+        self._watch(["the loss"], loss[None], batch_idx)
         answers = labels if labels.ndim == 1 else labels.argmax(1)
         self._scores("train").update(logits[: len(answers)], answers, losses[: len(answers)])
-        self.log("train/loss_step", loss.detach(), prog_bar=True, on_epoch=False)
+        self.loss_step = loss.detach()
+        # Not for the bar: Lightning would read it from the device at each step (see `callbacks.ProgressBar`).
+        self.log("train/loss_step", self.loss_step, on_epoch=False)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Looks at the gradient of the step, which all ranks share."""
         if self.trainer.precision == "16-mixed":
             return  # its scaler leaves out such steps
-        gradients = {
-            name: parameter.grad for name, parameter in self.net.named_parameters() if parameter.grad is not None
-        }
-        norms = torch.stack(torch._foreach_norm([*gradients.values()]))
-        if not torch.isfinite(norms.sum()):
-            name, norm = next(
-                (name, norm) for name, norm in zip(gradients, norms, strict=True) if not torch.isfinite(norm)
-            )
-            batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
-            whole = batch_idx % self.trainer.accumulate_grad_batches + 1
-            raise self._not_finite(f"the gradient of {name}", norm, batch_idx, whole)
+        found = [
+            (name, parameter.grad) for name, parameter in self.net.named_parameters() if parameter.grad is not None
+        ]
+        names, gradients = zip(*found, strict=True)
+        batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
+        whole = batch_idx % self.trainer.accumulate_grad_batches + 1
+        norms = torch.stack(torch._foreach_norm(list(gradients)))
+        self._watch([f"the gradient of {name}" for name in names], norms, batch_idx, whole)
 
-    def _not_finite(self, what: str, value: Tensor, batch_idx: int, batches: int) -> NumericError:
+    def _watch(self, names: Sequence[str], values: Tensor, batch_idx: int, batches: int = 1) -> None:
+        self.watch.note(names, values, step=self.global_step, batch_idx=batch_idx, batches=batches)
+        if finite.asked_at_each_step(values.device):
+            self._raise_unless_finite()
+
+    def _raise_unless_finite(self) -> None:
+        """Raises NumericError when a loss or a gradient was not finite since the last time."""
+        found = self.watch.ask()
+        if found is None:
+            return
         files = NOT_FINITE.format(rank=self.global_rank)
-        return NumericError(
-            f"{what} must stay finite; it is {value.item()} at step {self.global_step} (epoch {self.current_epoch}, "
-            f"batch {batch_idx}); its images are listed in {files}, and the earlier checkpoints are kept. "
+        raise NumericError(
+            f"{found.name} must stay finite; it is {found.value} at step {found.step} (epoch {self.current_epoch}, "
+            f"batch {found.batch_idx}); its images are listed in {files}, and the earlier checkpoints are kept. "
             "Try a smaller optimizer.lr or a warm-up",
-            batches=batches,
+            batches=range(found.batch_idx - found.batches + 1, found.batch_idx + 1),
         )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs the scores of the epoch after its last batch, before the validation."""
+        if self.trainer.is_last_batch or self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._raise_unless_finite()
         if self.trainer.is_last_batch:
             scores = self._finished("train")
             if not scores["count"]:
@@ -189,6 +201,7 @@ class Classifier(lightning.LightningModule):
         return [optimizer], schedule
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._raise_unless_finite()
         inside = {
             "validated": self.validated,
             "train_scores": self._scores("train").of_all_ranks(),
@@ -218,7 +231,9 @@ class Classifier(lightning.LightningModule):
 
     def _score(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        logits = self(images) if images.ndim == 4 else self._over_views(images)
+        # In 32 bits whatever the training computes in: the scores are those of the checkpoint, on any number of devices.
+        with torch.autocast(images.device.type, enabled=False):
+            logits = self(images) if images.ndim == 4 else self._over_views(images)
         losses = F.cross_entropy(logits.float(), labels.clamp(min=0), reduction="none")
         self._scores(stage).update(logits, labels, losses)
 

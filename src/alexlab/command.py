@@ -45,7 +45,7 @@ def run_command(name: str) -> None:
             earlier = find_resumption(sys.argv[1:]) or find_rerun(sys.argv[1:])
     words = overrides.with_runs(sys.argv[1:]) if name == "report" else sys.argv[1:]
     sys.argv[1:] = overrides.with_quoted_paths(words)
-    if name == "train":
+    if name in ("train", "benchmark"):
         sys.argv[1:] = overrides.selects_own_folder(sys.argv[1:])
     if earlier is not None:
         sys.argv[1:] = earlier.arguments()

@@ -60,12 +60,12 @@ class NumericError(AlexlabError, ArithmeticError):
 
     Args:
         text: the sentence.
-        batches: how many of this rank's last batches may be the cause.
+        batches: numbers of this rank's batches of the epoch that may be the cause.
     """
 
     exit_code = 4
 
-    def __init__(self, text: str, *, batches: int = 0) -> None:
+    def __init__(self, text: str, *, batches: range = range(0)) -> None:
         super().__init__(text)
         self.batches = batches
 

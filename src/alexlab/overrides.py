@@ -25,6 +25,7 @@ PATH_KEYS = (
     "quarantine",
     "labels",
     "class_names",
+    "peer",  # a command line
     "image",
     "neighbours.root",
 )

@@ -54,7 +54,7 @@ def measured(suite: str, photographs: Path, out: Path, *words: str) -> dict[str,
     return {f"{row['what']} | {row['beside']}": row for row in found["rows"]}
 
 
-def test_loader(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loader(photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = measured("loader", photographs, tmp_path)
     names = [name for name in found if "ImageFolder" in name]
     assert [name.split(" | ")[0] for name in names] == [
@@ -63,7 +63,7 @@ def test_loader(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         "packed: random resized crop and flip",
         "packed: crop and flip",
     ]
-    assert "machine" in capsys.readouterr().out
+    assert "machine" in capfd.readouterr().out
 
 
 def test_step(photographs: Path, tmp_path: Path) -> None:

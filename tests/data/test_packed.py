@@ -129,7 +129,7 @@ def test_a_pack_is_made_once_and_used_again(
         (["data.pack.crop=middle"], "data.pack.crop must be center or full; got 'middle'"),
         (["data.pack.resize=longer"], "data.pack.resize must be shorter or squash; got 'longer'"),
         (["data.pack.size=0"], "data.pack.size must be a number of pixels; got 0"),
-        (["data.cache=ram"], "data.cache must be null or packed; got 'ram'"),
+        (["data.cache=ram"], "data.cache must be null, packed or device; got 'ram'"),
         (["+data.pack.quality=9"], "data.pack.quality is no argument of"),
         (["~augmentation.train.crop"], "augmentation.train cannot come .*: a pack cannot stand in for RandomHorizontalFlip"),
     ],

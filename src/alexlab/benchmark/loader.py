@@ -26,7 +26,7 @@ PACKED_TIMES = 20  # so many times more packed images in a turn
 
 def suite(measuring: Measuring) -> list[Row]:
     """Each contender on the same one core, in the process itself, without loader processes."""
-    files, packed = job_of(measuring, "loader"), job_of(measuring.packed(), "loader")
+    files, packed = (job_of(of, "loader") for of in (measuring.unpacked(), measuring.packed()))
     size = measuring.config["data"]["image_size"]
     flip = v2.RandomHorizontalFlip()
     resized = v2.Compose([v2.RandomResizedCrop(size, antialias=True), flip])

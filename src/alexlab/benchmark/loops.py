@@ -105,6 +105,7 @@ def one_device(data: FolderData, epoch: int = 0) -> FolderData:
         overfit_batches=0,
         current_epoch=epoch,
         accelerator=None,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     return data
 

@@ -9,9 +9,12 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from alexlab.data.ahead import Finish, Loader, ToDevice
 from alexlab.data.folder import Split, Splits
 from alexlab.data.images import ImageSplit
-from alexlab.data.order import EvalBatches, PaddedItems, SeededItems, TrainBatches
+from alexlab.data.order import EvalBatches, MapDataset, PaddedItems, SeededItems, TrainBatches
+from alexlab.data.packed import PackedImages
+from alexlab.data.resident import Cuts, Plan, Resident
 from alexlab.data.settings import Data
 from alexlab.data.skipped import Skipped
 from alexlab.errors import ConfigError
@@ -55,6 +58,14 @@ class FolderData(lightning.LightningDataModule):
         """A split as a data set."""
         return ImageSplit(split, transform=transform, channels=self.data.channels, skipped=self.skipped)
 
+    def _parts(self, split: Split, transform: Callable[[Tensor], Tensor]) -> tuple[MapDataset, Finish | None]:
+        """What the loader processes read, and what is made of it on the device."""
+        if self.data.cache != "device" or transform not in (self.train_transform, self.eval_transform):
+            return self.dataset(split, transform), None
+        assert isinstance(split.pack, PackedImages)
+        plan = Plan(transform, split.pack.pixels.shape[1])
+        return Cuts(split, plan, self.skipped), Resident(split.pack, plan)
+
     def start(self) -> None:
         """Forks the loader processes of the training and of the validation now, while this process holds little memory.
 
@@ -76,7 +87,7 @@ class FolderData(lightning.LightningDataModule):
         assert self.trainer is not None
         if "train" in self.started:
             return self.started.pop("train")
-        dataset = self.dataset(self.splits.train, self.train_transform)
+        dataset, finish = self._parts(self.splits.train, self.train_transform)
         batches = TrainBatches(
             self.splits.train.labels,
             batch_size=self.data.batch_size,
@@ -90,7 +101,7 @@ class FolderData(lightning.LightningDataModule):
         )
         # Lightning tells the epoch of a resumed run only after the loader processes have begun to read ahead.
         batches.set_epoch(max(self.first[0], self.trainer.current_epoch))
-        return self._loader(SeededItems(dataset, seed=self.seed), batches)
+        return self._loader(SeededItems(dataset, seed=self.seed), batches, finish)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's share of the validation split."""
@@ -110,26 +121,28 @@ class FolderData(lightning.LightningDataModule):
             transform: in the place of `eval_transform`; it may give several views of an image, (V, C, H, W).
         """
         assert self.trainer is not None
-        dataset = self.dataset(split, transform or self.eval_transform)
+        dataset, finish = self._parts(split, transform or self.eval_transform)
         batches = EvalBatches(
             len(dataset),
             batch_size=self.data.batch_size,
             num_ranks=self.trainer.world_size,
             rank=self.trainer.global_rank,
         )
-        return self._loader(PaddedItems(dataset), batches)
+        return self._loader(PaddedItems(dataset), batches, finish)
 
-    def _loader(self, dataset: Any, batches: TrainBatches | EvalBatches) -> DataLoader[Any]:
+    def _loader(self, dataset: Any, batches: TrainBatches | EvalBatches, finish: Finish | None) -> DataLoader[Any]:
         assert self.trainer is not None
         workers = self.data.workers(self.trainer.num_devices)
-        return DataLoader(
+        device = self.trainer.strategy.root_device
+        return Loader(
             dataset,
             batch_sampler=batches,
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=outlive_one,
-            collate_fn=collate,
+            collate_fn=default_collate if finish else collate,
+            to_device=ToDevice(device, finish) if finish or device.type == "cuda" else None,
             pin_memory=isinstance(self.trainer.accelerator, CUDAAccelerator),
         )
 

@@ -1,5 +1,6 @@
 """Made pictures that cost a loader what photographs cost, for measurements where there are no photographs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,22 @@ NUM_FIELDS = 16  # of which the pictures are shifted and mirrored views
 SEED = 0
 
 
-def write_photographs(root: str) -> None:
-    """Writes 960 JPEG files of two classes to `root/{train,val}/<class>/<index>.jpg`, whole or not at all.
+def write_photographs(root: str, counts: Mapping[str, int] = COUNTS) -> None:
+    """Writes JPEG files of two classes to `root/{train,val}/<class>/<index>.jpg`, whole or not at all.
 
     Their spectrum falls with the frequency as that of photographs does, power ~ f^-2 (D. J. Field, "Relations between the
     statistics of natural images and the response properties of cortical cells", 1987).
+
+    Args:
+        root: the folder.
+        counts: of each split.
     """
     from PIL import Image
 
     generator = np.random.default_rng(SEED)
     fields = [_field(generator) for _ in range(NUM_FIELDS)]
     with written_whole(Path(root)) as folder:
-        for split, count in COUNTS.items():
+        for split, count in counts.items():
             for index in range(count):
                 label = index % len(CLASSES)
                 shift = generator.integers(0, (HEIGHT, WIDTH)).tolist()

@@ -31,7 +31,8 @@ class Data:
         val_split: `val`, or `test` to validate on the test split.
         split_seed: another number divides an undivided folder in another way.
         sampler: `shuffle`, every image once an epoch; `balanced`, with replacement, every class equally often.
-        cache: `packed` decodes every image once, to `pack.size`, and reads it from there; None decodes the files each time.
+        cache: `packed` decodes every image once, to `pack.size`, and reads it from there; `device` keeps the packed images in the
+            memory of each device and cuts them there; None decodes the files each time.
         pack: see `alexlab.data.packed.Pack`.
         on_error: `raise` ends the run at an image that cannot be read, `skip` lists it and goes on without it.
         cache_dir: where packs and lists of files are kept, the latter so that the next start need not walk the folder again.
@@ -74,8 +75,8 @@ class Data:
             raise ConfigError(f"data.preview must be a number of images; got {self.preview}")
         if self.sampler not in ("shuffle", "balanced"):
             raise ConfigError(f"data.sampler must be shuffle or balanced; got {self.sampler!r}")
-        if self.cache not in (None, "packed"):
-            raise ConfigError(f"data.cache must be null or packed; got {self.cache!r}")
+        if self.cache not in (None, "packed", "device"):
+            raise ConfigError(f"data.cache must be null, packed or device; got {self.cache!r}")
         if self.on_error not in ("raise", "skip"):
             raise ConfigError(f"data.on_error must be raise or skip; got {self.on_error!r}")
         if self.make is not None and self.make not in MAKERS:
@@ -85,10 +86,6 @@ class Data:
 
     def find_splits(self) -> Splits:
         """Looks the files up; writes the data set first where it can be made and is not there."""
-        if self.cache not in (None, "packed"):
-            raise ConfigError(f"data.cache must be null or packed; got {self.cache!r}")
-        if self.on_error not in ("raise", "skip"):
-            raise ConfigError(f"data.on_error must be raise or skip; got {self.on_error!r}")
         if self.make is not None and not os.path.exists(self.root):
             MAKERS[self.make](self.root)
         splits = find_splits(

@@ -4,6 +4,7 @@ import importlib
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.benchmark.measuring import Measuring
     from alexlab.benchmark.settings import Settings, write_subset
     from alexlab.data.settings import Data
-    from alexlab.launch import num_ranks, wanted_gpus
+    from alexlab.launch import Limits, launch, num_ranks, wanted_gpus
     from alexlab.training import hush_lightning
 
     names = suites(config["suite"])
@@ -51,6 +52,9 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     trained, _ = build.measured({**trained, "data": {**config["data"], **where}}, found)
     devices = {name: config["trainer"][name] for name in ("accelerator", "devices")}
     device, ranks = "cuda" if wanted_gpus(**devices) else "cpu", num_ranks(**devices)
+    # In a child: to ask a GPU what it computes in starts CUDA, after which this process could not be forked.
+    ask, limits = partial(build.fastest, trained["trainer"]), Limits(**config["elastic"])
+    trained["trainer"] = launch(ask, num_ranks=1, isolated=True, limits=limits)
     build.check(trained, Data(**trained["data"]).find_splits(), num_ranks=ranks)
 
     try:
