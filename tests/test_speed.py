@@ -251,3 +251,19 @@ def test_loader_processes_start_before_there_is_a_net(
     train(*words, run_dir=tmp_path / "late")
     scores = [[row["train/loss"] for row in rows(tmp_path / name / "metrics.csv")] for name in ("early", "late")]
     assert scores[0] == scores[1]
+
+
+def test_loader_processes_that_nobody_asked_for_are_ended(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the validation, when the run fails before it; and all of them, when it fails before its first step."""
+
+    def fails(*args: Any) -> None:
+        raise ValueError("on purpose")
+
+    for place in ("on_train_batch_start", "configure_optimizers"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Classifier, place, fails)
+            with pytest.raises(ValueError, match="on purpose"):
+                train("data.num_workers=2", run_dir=tmp_path / place)
+        assert multiprocessing.active_children() == []

@@ -75,6 +75,23 @@ def train(
     ckpt = go_on(run_dir / runs.LAST, trainer, data) if resumed or restarts() else None
     data.trainer = trainer
     data.start()
+    try:
+        return _trained(config, splits, trainer, data, ckpt, run_dir=run_dir, choices=choices, ranks=ranks)
+    finally:
+        data.stop()
+
+
+def _trained(
+    config: dict[str, Any],
+    splits: Splits,
+    trainer: lightning.Trainer,
+    data: FolderData,
+    ckpt: Path | None,
+    *,
+    run_dir: Path,
+    choices: dict[str, str],
+    ranks: int,
+) -> dict[str, float]:
     module = build.classifier(config, splits, record=record(config, choices))
     weights = None if ckpt else build.pretrained(config, module.net, splits)
     if weights is not None:

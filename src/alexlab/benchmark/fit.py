@@ -85,7 +85,7 @@ def suite(measuring: Measuring) -> list[Row]:
 def job_of(measuring: Measuring, name: str, ranks: int = 1) -> Job:
     """What one contender trains, in a folder of its own."""
     place = measuring.out / "runs" / f"{name.replace(' ', '_').replace(',', '')}_{ranks}"
-    return Job(measuring.config, measuring.splits, place, ranks)
+    return Job(measuring.config, measuring.splits, place, ranks, measuring.device)
 
 
 def checkpoints(job: Job, measuring: Measuring) -> Row:

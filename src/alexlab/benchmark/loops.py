@@ -17,6 +17,7 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -43,12 +44,14 @@ class Job:
         splits: its data, packed where the config wants it.
         run_dir: for checkpoints and logs.
         ranks: processes.
+        device: `cpu` or `cuda`.
     """
 
     config: Config
     splits: Splits
     run_dir: Path
     ranks: int = 1
+    device: str = "cpu"
 
     def net(self) -> torch.nn.Module:
         return build.net(self.config, len(self.splits.classes))
@@ -61,6 +64,18 @@ class Job:
     def channel_values(self) -> tuple[list[float], list[float]]:
         settings = build.data(self.config)
         return settings.per_channel(settings.mean), settings.per_channel(settings.std)
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of levels in 0..255, (1, C, 1, 1), on the device."""
+        mean, std = (
+            255 * torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in self.channel_values()
+        )
+        return mean, std
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the config."""
+        bfloat16 = self.config["trainer"]["precision"] == "bf16-mixed"
+        return torch.autocast(self.device, torch.bfloat16, enabled=bfloat16)
 
 
 class Clock:
@@ -95,7 +110,7 @@ class Clock:
         }
 
 
-def one_device(data: FolderData, epoch: int = 0) -> FolderData:
+def one_device(data: FolderData, device: str = "cpu") -> FolderData:
     """The loaders as they are in a process that trains alone, without a Trainer."""
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=1,
@@ -103,9 +118,9 @@ def one_device(data: FolderData, epoch: int = 0) -> FolderData:
         num_devices=1,
         accumulate_grad_batches=1,
         overfit_batches=0,
-        current_epoch=epoch,
-        accelerator=None,
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        current_epoch=0,
+        accelerator=CUDAAccelerator() if device == "cuda" else None,
+        strategy=SimpleNamespace(root_device=torch.device(device)),
     )
     return data
 
@@ -113,11 +128,11 @@ def one_device(data: FolderData, epoch: int = 0) -> FolderData:
 def bare(job: Job, turns: Turns) -> None:
     """Nothing but PyTorch: the loop that anybody writes, on our loaders."""
     torch.manual_seed(job.config["seed"])
-    net = job.net().to(memory_format=torch.channels_last)
+    net = job.net().to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = job.optimizer(net.parameters())
-    data = one_device(build.folder_data(job.config, job.splits))
+    data = one_device(build.folder_data(job.config, job.splits), job.device)
     loaders: Any = data.train_dataloader(), data.val_dataloader()
-    mean, std = (255 * torch.tensor(values).view(1, -1, 1, 1) for values in job.channel_values())
+    mean, std = job.constants()
     clock = Clock(turns)
     for epoch in itertools.count():
         clock.epoch()
@@ -126,7 +141,8 @@ def bare(job: Job, turns: Turns) -> None:
         net.train()
         for step, (images, labels) in enumerate(loaders[0]):
             pixels = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(net(pixels), labels)
+            with job.autocast():
+                loss = F.cross_entropy(net(pixels), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -180,9 +196,10 @@ def usual_transforms(job: Job) -> tuple[Any, Any]:
 
 
 def reference(job: Job, turns: Turns) -> None:
-    """The loop of torchvision's `references/classification/train.py`, with its defaults."""
+    """The loop of torchvision's `references/classification/train.py`, with its defaults; on a GPU with its `--amp`."""
     torch.manual_seed(job.config["seed"])
-    net = job.net()
+    net, amp = job.net().to(job.device), job.device == "cuda"
+    scaler = torch.amp.GradScaler(job.device, enabled=amp)
     optimizer = job.optimizer(net.parameters(), fused=None, foreach=None)
     settings = build.data(job.config)
     train, val = (
@@ -193,6 +210,7 @@ def reference(job: Job, turns: Turns) -> None:
             drop_last=split is job.splits.train,
             num_workers=settings.workers(1),
             multiprocessing_context="fork" if settings.workers(1) else None,
+            pin_memory=amp,
         )
         for split, transform in zip((job.splits.train, job.splits.val), usual_transforms(job), strict=True)
     )
@@ -201,12 +219,15 @@ def reference(job: Job, turns: Turns) -> None:
         clock.epoch()
         net.train()
         seen = 0
-        for step, (images, labels) in enumerate(train):
-            logits = net(images)
-            loss = F.cross_entropy(logits, labels)
+        for step, batch in enumerate(train):
+            images, labels = (tensor.to(job.device) for tensor in batch)
+            with torch.autocast(job.device, torch.float16, enabled=amp):
+                logits = net(images)
+                loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
             seen += len(labels)
             top1, top5 = accuracy(logits, labels)
             line = f"epoch {epoch} step {step} loss {loss.item():.4f} top-1 {top1:.3f} top-5 {top5:.3f}"
@@ -216,7 +237,8 @@ def reference(job: Job, turns: Turns) -> None:
         net.eval()
         sums, count = [0.0, 0.0], 0
         with torch.inference_mode():
-            for images, labels in val:
+            for batch in val:
+                images, labels = (tensor.to(job.device, non_blocking=True) for tensor in batch)
                 logits = net(images)
                 F.cross_entropy(logits, labels).item()
                 for place, value in enumerate(accuracy(logits, labels)):
@@ -271,7 +293,7 @@ class Stock(lightning.LightningModule):
         num_classes = len(job.splits.classes)
         self.train_top1, self.val_top1 = (MulticlassAccuracy(num_classes, average="micro") for _ in range(2))
         self.val_top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
-        mean, std = (255 * torch.tensor(values).view(1, -1, 1, 1) for values in job.channel_values())
+        mean, std = job.constants()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 

@@ -83,10 +83,7 @@ def steps(measuring: Measuring) -> list[Row]:
     rows = []
     for jobs in groups:
         found = measuring.contest(
-            [
-                Contender(name, repeated(stepping, each, own, measuring.device, settings.steps))
-                for name, each in jobs.items()
-            ],
+            [Contender(name, repeated(stepping, each, own, settings.steps)) for name, each in jobs.items()],
             f"scale: {', '.join(jobs)}",
             ceiling=True,
         )
@@ -129,7 +126,7 @@ def workers(measuring: Measuring) -> list[Row]:
 
 
 def _epochs(job: Job) -> Callable[[], Figures]:
-    data = one_device(folder_data(job.config, job.splits))
+    data = one_device(folder_data(job.config, job.splits), job.device)
     loader: Any = data.train_dataloader()
     epoch = 0
 

@@ -57,7 +57,7 @@ def suite(measuring: Measuring) -> list[Row]:
     if compiled or (compiled is None and measuring.device == "cuda"):
         ways["compiled"] = replace(own, compiled=True)
     job, steps = job_of(measuring, "step"), measuring.settings.steps
-    contenders = [Contender(name, repeated(stepping, job, way, measuring.device, steps)) for name, way in ways.items()]
+    contenders = [Contender(name, repeated(stepping, job, way, steps)) for name, way in ways.items()]
     found = measuring.contest(contenders, "step", ceiling=True)
     operations, _ = train_flops(measuring.config, len(measuring.splits.classes))
     limit = share(found["ours"], operations, found.pop(CEILING))
@@ -70,14 +70,18 @@ def suite(measuring: Measuring) -> list[Row]:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether a device computes in bfloat16 by itself; a CPU that does not takes many times as long."""
+    """Whether a device computes in bfloat16 by itself; a CPU that does not takes many times as long.
+
+    A GPU is not asked: that would start CUDA, and the contenders are forked from this process.
+    """
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return True
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported())
 
 
-def stepping(job: Job, way: Way, device: str, steps: int) -> Callable[[], Figures]:
+def stepping(job: Job, way: Way, steps: int) -> Callable[[], Figures]:
     """Some steps on one batch, in images/s."""
+    device = job.device
     if way.keeps_memory:
         keep_memory()
     torch.manual_seed(job.config["seed"])
@@ -90,7 +94,7 @@ def stepping(job: Job, way: Way, device: str, steps: int) -> Callable[[], Figure
     shape = (node["batch_size"], node["channels"], node["image_size"], node["image_size"])
     images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device, memory_format=layout)
     labels = torch.randint(0, len(job.splits.classes), shape[:1]).to(device)
-    mean, std = (255 * torch.tensor(values, device=device).view(1, -1, 1, 1) for values in job.channel_values())
+    mean, std = job.constants()
 
     def step() -> torch.Tensor:
         pixels = normalised(images, mean, std) if way.channels_last else (images - mean) / std

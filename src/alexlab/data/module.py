@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from alexlab.data.ahead import Finish, Loader, ToDevice
 from alexlab.data.folder import Split, Splits
@@ -52,7 +53,8 @@ class FolderData(lightning.LightningDataModule):
         self.seed = seed
         self.first = (0, 0)  # the epoch and the batch that this process begins with; a resumed run begins later
         self.skipped = skipped if data.on_error == "skip" else None
-        self.started: dict[str, DataLoader[Any]] = {}  # loaders whose processes run already
+        self.started: dict[str, DataLoader[Any]] = {}  # loaders whose processes run already, for who asks for them
+        self.forked: list[DataLoader[Any]] = []  # the same, also when they were asked for
 
     def dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImageSplit:
         """A split as a data set."""
@@ -75,12 +77,22 @@ class FolderData(lightning.LightningDataModule):
         if not self.data.workers(self.trainer.num_devices):  # type: ignore[union-attr]
             return
         self.started = {"train": self.train_dataloader(), "val": self.val_dataloader()}
-        for loader in self.started.values():
+        self.forked = list(self.started.values())
+        for loader in self.forked:
             assert isinstance(loader.batch_sampler, TrainBatches | EvalBatches)
             loader.batch_sampler.asleep = True  # nothing is read ahead
             with torch.random.fork_rng(devices=[]):  # a loader draws a seed, which none of ours needs
                 iter(loader)
             loader.batch_sampler.asleep = False
+
+    def stop(self) -> None:
+        """Ends the loader processes that still run: a Trainer that fails leaves them, and when they are collected with it their
+        queues may be closed first, which is an error in a thread."""
+        for loader in self.forked:
+            if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
+                loader._iterator._shutdown_workers()
+                loader._iterator = None
+        self.started, self.forked = {}, []
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank, augmented."""
