@@ -33,6 +33,7 @@ TINY = (
     "data.batch_size=8",
     "data.num_workers=0",
     "trainer.accelerator=cpu",
+    "trainer.precision=32-true",  # on every machine
     "trainer.max_epochs=1",
     "scheduler=constant",
 )

@@ -41,7 +41,8 @@ def test_a_misspelt_key_is_told(train: Train) -> None:
 @pytest.mark.parametrize(
     ("gpus", "bfloat16", "deterministic", "precision", "benchmark"),
     [
-        (0, True, False, "32-true", None),
+        (0, True, False, "bf16-mixed", None),
+        (0, False, False, "32-true", None),
         (1, True, False, "bf16-mixed", True),
         (1, False, False, "32-true", True),
         (1, True, True, "bf16-mixed", False),
@@ -52,6 +53,7 @@ def test_what_is_left_to_the_machine(
 ) -> None:
     monkeypatch.setattr(build, "wanted_gpus", lambda **keywords: gpus)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+    monkeypatch.setattr(build, "cpu_has_bfloat16", lambda: bfloat16)
     node = plain(f"trainer.deterministic={deterministic}")["trainer"]
     found = build.fastest(node)
     assert (found["precision"], found["benchmark"]) == (precision, benchmark)

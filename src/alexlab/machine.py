@@ -34,6 +34,14 @@ def end_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether this machine's processors compute in bfloat16 by themselves; those that do not take many times as long."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def keep_memory() -> None:
     """Lets this process and its children keep the memory that they free, for the next step, instead of giving it back.
 

@@ -99,7 +99,7 @@ def _trained(
     if trainer.is_global_zero:
         if restarts():
             Card(run_dir).update(restarts=earlier_causes())
-        describe(config, splits, module, ranks)
+        describe(config, splits, module, ranks, trainer.precision)
         for line in weights.lines() if weights else ():
             log.info("weights: %s", line)
         if splits.made_here:
@@ -213,7 +213,7 @@ def hparams(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def describe(config: dict[str, Any], splits: Splits, module: Classifier, ranks: int) -> None:
+def describe(config: dict[str, Any], splits: Splits, module: Classifier, ranks: int, precision: str) -> None:
     """Logs what is about to be trained, and what a person should know of the data."""
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.named())
     log.info("data: %s: %d classes, images: %s", config["data"]["root"], len(splits.classes), sizes)
@@ -238,7 +238,7 @@ def describe(config: dict[str, Any], splits: Splits, module: Classifier, ranks: 
     batch, accumulate = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
     share = batch // (ranks * accumulate)
     log.info("batch: %d = %d devices x %d accumulated x %d images", batch, ranks, accumulate, share)
-    log.info("threads: %d for each device", torch.get_num_threads())
+    log.info("threads: %d for each device; precision: %s", torch.get_num_threads(), precision)
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:

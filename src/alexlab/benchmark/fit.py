@@ -67,6 +67,8 @@ def suite(measuring: Measuring) -> list[Row]:
     contenders = [Contender(name, partial(body, jobs[name])) for name, body in bodies.items()]
     found = measuring.contest(contenders, "fit: an epoch in each turn", ceiling=True)
     operations = dict(zip(("train", "val"), train_flops(measuring.config, len(measuring.splits.classes)), strict=True))
+    if measuring.bfloat16:
+        del operations["val"]  # which is in 32 bits always
     limits = {name: share(found["ours"], count, found[CEILING], name) for name, count in operations.items()}
     label = measuring.label + (f", {ranks} ranks" if ranks > 1 else "")
     rows = []

@@ -13,6 +13,7 @@ from alexlab import build
 from alexlab.benchmark.contest import Contender, Figures, contest, repeated
 from alexlab.benchmark.rows import Row
 from alexlab.layers import layer_rows
+from alexlab.machine import cpu_has_bfloat16
 from alexlab.nodes import Config
 
 SIDE = 2048  # of the matrices that are multiplied
@@ -61,7 +62,7 @@ def wait(device: str) -> None:
 def ceilings(device: str, *, rounds: int, log_dir: Path) -> list[Row]:
     """Matrix products and copies in memory, on all cores or on the GPU."""
     kinds = {"matrix products, float32": torch.float32}
-    if device == "cuda":
+    if device == "cuda" or cpu_has_bfloat16():
         kinds["matrix products, bfloat16"] = torch.bfloat16
     contenders = [Contender(name, repeated(multiply, kind, device)) for name, kind in kinds.items()]
     contenders.append(Contender("copies in memory", repeated(copying, device)))

@@ -46,6 +46,11 @@ class Measuring:
         cache = self.config["data"]["cache"]
         return f"{self.choices.get('model', 'net')}, {'JPEG' if cache is None else cache}"
 
+    @property
+    def bfloat16(self) -> bool:
+        """Whether the training computes in it."""
+        return bool(self.config["trainer"]["precision"] == "bf16-mixed")
+
     def contest(
         self, contenders: Sequence[Contender], title: str, *, ceiling: bool = False
     ) -> dict[str, list[Figures]]:
@@ -53,10 +58,11 @@ class Measuring:
 
         Args:
             contenders, title: as there.
-            ceiling: matrix products take part, under the name CEILING, so that `share` can compare.
+            ceiling: matrix products take part, in the precision of the training, under the name CEILING, so that `share` can compare.
         """
         if ceiling:
-            contenders = [*contenders, Contender(CEILING, repeated(multiply, torch.float32, self.device))]
+            kind = torch.bfloat16 if self.bfloat16 else torch.float32
+            contenders = [*contenders, Contender(CEILING, repeated(multiply, kind, self.device))]
         return contest(contenders, rounds=self.settings.pairs, log_dir=self.out / "logs", title=title)
 
     def unpacked(self) -> "Measuring":

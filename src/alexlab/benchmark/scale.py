@@ -75,7 +75,7 @@ def make_files(place: Path, count: int) -> None:
 def steps(measuring: Measuring) -> list[Row]:
     """Images/s of a step with so many classes, and at so many times the width."""
     job, settings = job_of(measuring, "scale"), measuring.settings
-    own = Way(bfloat16=measuring.config["trainer"]["precision"] == "bf16-mixed")
+    own = Way(bfloat16=measuring.bfloat16)
     groups = [
         {f"{count:,} classes": with_classes(job, count) for count in settings.classes},
         {f"width {width:g}": with_width(job, width) for width in settings.widths},

@@ -14,7 +14,7 @@ from alexlab.benchmark.machine import CEILING, elapsed, rates, share, train_flop
 from alexlab.benchmark.measuring import Measuring
 from alexlab.benchmark.rows import Row
 from alexlab.inference import normalised
-from alexlab.machine import keep_memory
+from alexlab.machine import cpu_has_bfloat16, keep_memory
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ USUAL = Way(channels_last=False, optimizer={"fused": None}, keeps_memory=False)
 
 def suite(measuring: Measuring) -> list[Row]:
     """Our way beside others that differ in one thing, and beside the usual way."""
-    own = Way(bfloat16=measuring.config["trainer"]["precision"] == "bf16-mixed")
+    own = Way(bfloat16=measuring.bfloat16)
     ways = {
         "ours": own,
         "the usual step: NCHW, default optimizer": USUAL,
@@ -51,7 +51,8 @@ def suite(measuring: Measuring) -> list[Row]:
     }
     if measuring.device == "cpu":
         ways["memory given back"] = replace(own, keeps_memory=False)
-    if has_bfloat16(measuring.device):
+    # A GPU is not asked: that would start CUDA, and the contenders are forked from this process.
+    if measuring.device == "cuda" or cpu_has_bfloat16():
         ways["float32" if own.bfloat16 else "bfloat16"] = replace(own, bfloat16=not own.bfloat16)
     compiled = measuring.settings.compiled
     if compiled or (compiled is None and measuring.device == "cuda"):
@@ -67,16 +68,6 @@ def suite(measuring: Measuring) -> list[Row]:
         Row("step", name, ours, "images/s", other, rates(figures), limit if place == 0 else "")
         for place, (other, figures) in enumerate(found.items())
     ]
-
-
-def has_bfloat16(device: str) -> bool:
-    """Whether a device computes in bfloat16 by itself; a CPU that does not takes many times as long.
-
-    A GPU is not asked: that would start CUDA, and the contenders are forked from this process.
-    """
-    if device == "cuda":
-        return True
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported())
 
 
 def stepping(job: Job, way: Way, steps: int) -> Callable[[], Figures]:
