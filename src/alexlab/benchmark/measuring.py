@@ -58,7 +58,7 @@ class Measuring:
 
         Args:
             contenders, title: as there.
-            ceiling: matrix products take part, in the precision of the training, under the name CEILING, so that `share` can compare.
+            ceiling: matrix products in the training's precision take part, under the name CEILING, so that `share` can compare.
         """
         if ceiling:
             kind = torch.bfloat16 if self.bfloat16 else torch.float32
