@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torchvision.transforms import v2
 
+from alexlab import launch
 from alexlab.callbacks import CardUpdates, NotFinite
 from alexlab.checkpoints import Checkpoints, DurableIO
 from alexlab.class_names import read_class_names, shown_names
@@ -42,7 +43,7 @@ from alexlab.machine import cpu_has_bfloat16
 from alexlab.models.weights import Fit, fit, read_source
 from alexlab.nodes import Config, bind, locate, make, parts, value_of
 from alexlab.parameters import parameter_groups
-from alexlab.runs import SKIPPED
+from alexlab.runs import SKIPPED, agreed
 from alexlab.stopping import Stopping
 
 SCORES = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
@@ -113,6 +114,32 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
     axes = {"eigenvalues": found.eigenvalues, "eigenvectors": found.eigenvectors}
     train = views["train"] | {name: {**transform, **axes} for name, transform in noises.items()}
     return {**config, "data": node, "augmentation": {**views, "train": train}}, found
+
+
+def agreed_measures(config: Config, splits: Splits) -> tuple[Config, Statistics | None]:
+    """What `measured` gives on the first node, for all of them: machines may round differently."""
+    here: list[Statistics | None] = [None]
+
+    def measure_here() -> Config:
+        found, here[0] = measured(config, splits)
+        return {name: found[name] for name in ("data", "augmentation")}
+
+    found = agreed("measures", measure_here)
+    own = {name: config["data"][name] for name in config["data"] if name not in ("mean", "std")}
+    return {**config, "data": {**found["data"], **own}, "augmentation": found["augmentation"]}, here[0]
+
+
+def accumulation(config: Config, num_ranks: int) -> int | None:
+    """Batches that a step adds up on so many ranks, so that the global batch stays and no rank's share of it grows.
+
+    With all ranks of the config that is `trainer.accumulate_grad_batches`, with fewer it is more; None where the batch
+    cannot be shared out so.
+    """
+    node, batch = config["trainer"], config["data"]["batch_size"]
+    whole = node["num_nodes"] * launch.num_ranks(accelerator=node["accelerator"], devices=node["devices"])
+    images = batch // (whole * node["accumulate_grad_batches"])  # of a rank's batch
+    counts = range(1, batch // num_ranks + 1)
+    return next((n for n in counts if batch % (num_ranks * n) == 0 and batch // (num_ranks * n) <= images), None)
 
 
 def named(config: Config, splits: Splits) -> Config:

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from alexlab.errors import DiskError, NumericError
 from alexlab.load import load_file
-from alexlab.runs import BEST, EARLIER_LASTS, LAST
+from alexlab.runs import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST
 from alexlab.signals import Stopped, signals
 
 log = logging.getLogger(__name__)
@@ -308,6 +308,20 @@ def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["current"]
     inside = epochs["processed"] < epochs["ready"]
     return epochs["processed"], batches["ready"] if inside else 0
+
+
+def rescale(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Counts the batches of a checkpoint in those of a run that adds up another number of them in a step: on fewer nodes it
+    adds up more. Checkpoints stand between two steps.
+    """
+    inside = checkpoint[CHECKPOINT_KEY]["inside"]
+    before, inside["accumulate"] = inside.get("accumulate", accumulate), accumulate
+    if before == accumulate:
+        return
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        more = counts["ready"] * accumulate // before - counts["ready"]  # a save may stand inside of its last batch
+        counts |= {name: count + more for name, count in counts.items()}
 
 
 def _link(source: Path, target: Path) -> None:

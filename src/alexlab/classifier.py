@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from alexlab import finite
+from alexlab.checkpoints import rescale
 from alexlab.data.order import derived_seed
 from alexlab.errors import DataError, NumericError
 from alexlab.inference import mean_probs, normalised, of_all_classes
@@ -206,10 +207,12 @@ class Classifier(lightning.LightningModule):
             "validated": self.validated,
             "train_scores": self._scores("train").of_all_ranks(),
             "last_train": self.last_train,
+            "accumulate": self.trainer.accumulate_grad_batches,
         }
         checkpoint[CHECKPOINT_KEY] = {**self.record, "best": self.best, "inside": inside}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        rescale(checkpoint, self.trainer.accumulate_grad_batches)
         known = checkpoint[CHECKPOINT_KEY]
         self.best = dict(known["best"])
         self.validated, self.last_train = known["inside"]["validated"], known["inside"]["last_train"]

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 
-from alexlab import overrides, runs, sweeps, trust
+from alexlab import members, overrides, runs, sweeps, trust
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.overrides import CONFIG_DIR
 from alexlab.signals import INTERRUPTED, Stopped, signals
@@ -158,10 +158,13 @@ class Folders(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Claims `hydra.run.dir`; of the ranks that torchrun has started, rank 0 does, and the others are told."""
+        """Claims `hydra.run.dir`; of several nodes or ranks the first does, and the others are told."""
         with ending_in_words(), open_dict(config):
             given = any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra)
-            config.hydra.run.dir = runs.agreed(lambda: str(_claimed(config.hydra.run.dir, given)))
+            if config.hydra.job.name == "train":
+                members.join_nodes({name: plain(config[name]) for name in ("trainer", "elastic")})
+            wanted = config.hydra.run.dir
+            config.hydra.run.dir = runs.agreed_folder(lambda: str(_claimed(wanted, given)))
             if runs.rank() > 0:
                 config.hydra.output_subdir = None
                 config.hydra.job_logging.root.handlers = ["console"]

@@ -6,15 +6,15 @@ follows from the fork: the parent must not start CUDA nor run a parallel operati
 one of a single device, runs in a child of its own, which is also what keeps the jobs apart.
 """
 
-import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,11 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from alexlab import lost, rendezvous
-from alexlab.errors import AlexlabError, ConfigError, RankError
+from alexlab import lost, members, rendezvous, rounds
+from alexlab.errors import ConfigError
 from alexlab.machine import end_with, num_cores
 from alexlab.runs import started_outside
 from alexlab.signals import Stopped, signals
-
-log = logging.getLogger(__name__)
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID")
 
@@ -92,17 +90,25 @@ def _count(devices: int | str | list[int], everything: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long ranks wait, the keys of the `elastic` node.
+    """How long ranks and nodes wait, the keys of the `elastic` node.
 
     Args:
-        timeout_s: how long a rank waits for the others before the run ends.
+        timeout_s: how long a rank waits for the others before the run ends, and a node for enough of them.
         shutdown_s: what a rank gets to end by itself when another one was lost.
         max_restarts: how often lost ranks are started again, from the last checkpoint.
+        rendezvous: HOST:PORT, where the nodes meet; HOST is the first of them. None: one node.
+        min_nodes: with how many nodes a run of `trainer.num_nodes` goes on; None: with all.
+        silence_s: after how long a node that says nothing is lost.
+        join_s: how long the first nodes wait for one more, when there are enough.
     """
 
     timeout_s: float
     shutdown_s: int
     max_restarts: int = 0
+    rendezvous: str | None = None
+    min_nodes: int | None = None
+    silence_s: float = 15.0
+    join_s: float = 30.0
 
 
 def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: Limits) -> Any:
@@ -118,35 +124,69 @@ def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: L
         AlexlabError: the one that a rank raised, or RankError, which names the rank that was lost and the cause.
         Stopped: when a signal has ended the ranks.
     """
-    if started_outside() or (num_ranks == 1 and not isolated and not limits.max_restarts):
+    group = members.here if members.here.num_nodes > 1 else members.Alone(limits.max_restarts)
+    if started_outside() or (group.num_nodes == num_ranks == 1 and not isolated and not limits.max_restarts):
         return task()
     folder = Path(tempfile.mkdtemp(prefix="alexlab_"))
+    report = None
+    try:
+        with signals.answered_by(_hand_on), lost.Witness(folder, limits.shutdown_s):
+            while True:
+                place = group.next(report, partial(lost.judge, folder))
+                result = _round(task, folder, place, group, num_ranks=num_ranks, timeout_s=limits.timeout_s)
+                if not isinstance(result, rounds.Report):
+                    return result
+                report = result
+                if report.heard is not None:
+                    raise Stopped(report.heard, agreed=report.stopped is not None)
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _round(
+    task: Callable[[], Any],
+    folder: Path,
+    place: rounds.Place,
+    group: rounds.Group,
+    *,
+    num_ranks: int,
+    timeout_s: float,
+) -> Any:
+    """Starts the ranks of this node once; gives what the first of them returned, or how they have ended instead."""
+    told = False
+
+    def over() -> bool:
+        nonlocal told
+        why = group.over()
+        if why == rounds.JOINED and not told:  # the ranks agree on a step, save and stop, on all nodes
+            told = True
+            _hand_on(signal.SIGTERM)
+        return why == rounds.LOST
+
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=place.count,
+        max_nodes=place.count,
         nproc_per_node=num_ranks,
-        run_id=uuid.uuid4().hex,
+        run_id=f"round_{place.attempt}",
         rdzv_backend=rendezvous.BACKEND,
-        rdzv_endpoint=rendezvous.HERE,
-        rdzv_configs={"timeout": limits.timeout_s},
-        max_restarts=limits.max_restarts,
+        rdzv_endpoint=place.address,
+        rdzv_configs={"place": place, "over": over, "timeout": timeout_s},
+        max_restarts=0,
         start_method="fork",
         signals_to_handle="SIGHUP,SIGQUIT",  # of the others, `_hand_on` takes care
-        local_addr=rendezvous.HERE,
+        local_addr=place.address if place.number == 0 else None,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
     try:
-        with signals.answered_by(_hand_on), lost.Witness(folder, limits.shutdown_s):
-            result = elastic_launch(config, _run_rank)(task, folder, os.getpid(), limits.max_restarts)[0]
+        results = elastic_launch(config, _run_rank)(task, folder, os.getpid(), place, group)
+        result = results[min(results)]
         if isinstance(result, Stopped):
-            raise result
+            return rounds.Report(place.attempt, stopped=result.signum, heard=signals.first)
         return result
-    except SignalException as error:
-        raise SystemExit(128 + error.sigval) from error
-    except ChildFailedError as error:
-        raise lost.cause(folder, lost.last_attempt(folder)) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    except (ChildFailedError, rendezvous.RoundOver):
+        return rounds.Report(place.attempt, words=lost.words(folder, place.attempt), heard=signals.first)
 
 
 def _hand_on(signum: int) -> None:
@@ -159,22 +199,24 @@ def _hand_on(signum: int) -> None:
             os.kill(process.pid, signum)
 
 
-def _run_rank(task: Callable[[], Any], words: Path, parent: int, max_restarts: int) -> Any:
+def _run_rank(task: Callable[[], Any], words: Path, parent: int, place: rounds.Place, group: rounds.Group) -> Any:
     """The body of a forked process."""
     end_with(parent)
-    lost.begin(words)
+    group.forked()
+    lost.begin(words, place.attempt, group.causes)
     if sys.platform.startswith("linux"):  # else gloo listens where the name of the machine leads
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        interface = members.interface(group.address)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        if group.num_nodes > 1:
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     # Without this each rank would compute on every core, and two ranks on two cores would be slower than one.
     torch.set_num_threads(max(1, num_cores() // local_ranks))
-    if local_ranks == 1:  # a run on one device is no distributed run
+    if local_ranks == place.count == 1:  # a run on one device is no distributed run
         for name in RANK_VARIABLES:
             os.environ.pop(name, None)
     try:
         signals.afresh()
-        if lost.restarts():
-            _restarted(lost.cause(words, lost.restarts() - 1), max_restarts)
         return task()
     except Stopped as error:
         if error.agreed:
@@ -184,11 +226,3 @@ def _run_rank(task: Callable[[], Any], words: Path, parent: int, max_restarts: i
     except Exception as error:
         lost.report(error)
         raise
-
-
-def _restarted(cause: AlexlabError | Stopped, max_restarts: int) -> None:
-    """Says why the ranks were started again; raises what would happen again."""
-    if not isinstance(cause, RankError):
-        raise cause
-    if os.environ.get("RANK", "0") == "0":
-        log.warning("restart %d of %d, from the last checkpoint: %s", lost.restarts(), max_restarts, cause)

@@ -12,28 +12,34 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 
 from alexlab import errors
 from alexlab.errors import AlexlabError, RankError
+from alexlab.rounds import Report
 from alexlab.signals import Stopped, signals
 
 FOLDER = "ALEXLAB_WORDS"  # the environment variable that names the folder of the ranks' words
+ATTEMPT = "ALEXLAB_ATTEMPT"  # the one with the number of the round
 LAUNCHER_LOGS = ("torch.multiprocessing.spawn", "torch.distributed.elastic.multiprocessing.api")
+
+earlier_causes: list[str] = []  # what has ended the earlier attempts at this run
 
 
 def restarts() -> int:
     """How often the launcher has started the ranks again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return int(os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def begin(folder: Path) -> None:
-    """Says which process this rank is, where its word belongs."""
-    os.environ[FOLDER] = str(folder)
+def begin(folder: Path, attempt: int, causes: Sequence[str] = ()) -> None:
+    """Says which process this rank is, where its word belongs, and what has ended the earlier attempts."""
+    os.environ[FOLDER], os.environ[ATTEMPT] = str(folder), str(attempt)
+    earlier_causes[:] = causes
     _path("pid").write_text(str(os.getpid()))
 
 
@@ -134,6 +140,26 @@ def _dead(processes: dict[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
             yield ranks[process.pid], (process.pid, process.exitcode)
 
 
+def words(folder: Path, attempt: int) -> dict[str, str]:
+    """What the ranks of this node have left in an attempt, and what the launcher has noted, by file name."""
+    files = [*folder.glob(f"rank*_{attempt}.json"), *folder.glob(f"dead_{attempt}.json")]
+    return {path.name: path.read_text() for path in files}
+
+
+def judge(folder: Path, reports: Sequence[Report]) -> AlexlabError | Stopped:
+    """What has ended a round, from the words of all nodes, which are put together in the folder of this one."""
+    attempt = reports[0].attempt
+    noted: dict[str, Any] = {}
+    for report in reports:
+        for name, text in report.words.items():
+            if name.startswith("dead"):
+                noted |= json.loads(text)
+            else:
+                (folder / Path(name).name).write_text(text)
+    (folder / f"dead_{attempt}.json").write_text(json.dumps(noted))
+    return cause(folder, attempt)
+
+
 def cause(folder: Path, attempt: int) -> AlexlabError | Stopped:
     """What ended an attempt at a run: an error of ours, a signal to stop, a killed rank, a stopped one, or the first error."""
     words = {_rank(path): json.loads(path.read_text()) for path in folder.glob(f"rank*_{attempt}.json")}
@@ -166,13 +192,6 @@ def cause(folder: Path, attempt: int) -> AlexlabError | Stopped:
         rank, (pid, code) = next(iter(dead.items()))
         return RankError(f"rank {rank} (process {pid}) ended with exit code {code} and left no word")
     return RankError("a rank ended without a word")
-
-
-def earlier_causes() -> list[str]:
-    """What has ended the earlier attempts at this run, where the launcher has started the ranks again."""
-    if FOLDER not in os.environ:  # started again by torchrun
-        return []
-    return [str(cause(Path(os.environ[FOLDER]), attempt)) for attempt in range(restarts())]
 
 
 def _path(suffix: str) -> Path:

@@ -1,10 +1,10 @@
-"""Where the ranks of one machine meet: a store that the launcher's process serves, on 127.0.0.1 only.
+"""Where the ranks of a round meet: a store that the launcher of the first node serves, on the address that the nodes use.
 
-PyTorch's own rendezvous is made for many machines. On one, its store listens to the network, it takes half a second to agree
-with nobody, and in PyTorch 2.15 ranks that are started again find the addresses of the lost ones.
+On one machine that is 127.0.0.1. A round has a store of its own: in PyTorch 2.15 ranks that are started again find the
+addresses of the lost ones in a store that stays.
 """
 
-import socket
+from collections.abc import Callable
 from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -16,21 +16,28 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-HERE = "127.0.0.1"
+from alexlab.rounds import Place
+
 BACKEND = "alexlab"
 
 
-class OneMachine(RendezvousHandler):
-    """A rendezvous of one launcher with itself, with a new store for each attempt.
+class RoundOver(Exception):  # noqa: N818 - no error
+    """The ranks of this node were ended, since the round is over on another one."""
+
+
+class Round(RendezvousHandler):
+    """The rendezvous of one round, whose places are known.
 
     Args:
         run_id: of the launch.
+        place: of this node.
+        over: whether the round has ended on another node.
         timeout_s: how long a rank waits for what another one is to say.
     """
 
-    def __init__(self, run_id: str, timeout_s: float) -> None:
-        self.run_id, self.timeout = run_id, timedelta(seconds=timeout_s)
-        self.closed = False
+    def __init__(self, run_id: str, place: Place, over: Callable[[], bool], timeout_s: float) -> None:
+        self.run_id, self.place, self.over, self.timeout = run_id, place, over, timedelta(seconds=timeout_s)
+        self.begun = self.closed = False
 
     def get_backend(self) -> str:
         return BACKEND
@@ -40,18 +47,20 @@ class OneMachine(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """A store, and where the ranks find it."""
-        listener = socket.create_server((HERE, 0))
-        port = listener.getsockname()[1]
+        """The store of the round; a second one there is not."""
+        if self.begun:
+            raise RoundOver
+        self.begun = True
+        place, listener = self.place, self.place.listener
         self.store = TCPStore(
-            HERE,
-            port,
-            is_master=True,
+            place.address,
+            place.port,
+            is_master=place.number == 0,
             timeout=self.timeout,
             wait_for_workers=False,
-            master_listen_fd=listener.detach(),
+            master_listen_fd=None if listener is None else listener.detach(),
         )
-        return RendezvousInfo(self.store, 0, 1, RendezvousStoreInfo(HERE, port))
+        return RendezvousInfo(self.store, place.number, place.count, RendezvousStoreInfo(place.address, place.port))
 
     def is_closed(self) -> bool:
         return self.closed
@@ -60,7 +69,8 @@ class OneMachine(RendezvousHandler):
         self.closed = True
 
     def num_nodes_waiting(self) -> int:
-        return 0
+        """Asked all the time: a number other than 0 makes the launcher end the ranks."""
+        return int(self.over())
 
     def get_run_id(self) -> str:
         return self.run_id
@@ -71,7 +81,8 @@ class OneMachine(RendezvousHandler):
 
 
 def _made(parameters: RendezvousParameters) -> RendezvousHandler:
-    return OneMachine(parameters.run_id, float(parameters.get("timeout", 600.0)))
+    options = parameters.config
+    return Round(parameters.run_id, options["place"], options["over"], float(options["timeout"]))
 
 
 rendezvous_handler_registry.register(BACKEND, _made)

@@ -16,17 +16,18 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from alexlab import overrides
+from alexlab import members, overrides
 from alexlab.cards import FINISHED, RUNNING, Card, holder
 from alexlab.errors import ConfigError
-from alexlab.runs import CARD, LAUNCHER_WORDS
+from alexlab.runs import CARD, LAUNCHER_WORDS, agreed_folder, rank
 from alexlab.sweeps import MULTIRUN, stored_words
 
 RUNS = "outputs/train/*/*"
 NUM_TRIALS = "hydra.sweeper.num_trials"
 # What a resumed run may be given: how long, where and how watched.
 CHANGEABLE = (
-    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.devices", "trainer.accelerator"),
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
+    *("trainer.devices", "trainer.accelerator", "trainer.num_nodes"),
     *("data.root", "data.num_workers", "data.cache", "data.cache_dir", "data.on_error"),
     *("callbacks.", "logger.", "elastic.", "final."),
 )
@@ -55,7 +56,9 @@ class Resumption:
 
     def run(self, task: Callable[..., float | None], run_dir: Path) -> float | None:
         """Goes on with the run."""
-        self.store()
+        run_dir = Path(agreed_folder(lambda: str(run_dir)))
+        if rank() == 0:
+            self.store()
         return task(self.config, run_dir=run_dir, choices=self.choices, resumed=True)
 
     def store(self) -> None:
@@ -80,10 +83,13 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
         raise ConfigError(f"{wanted[-1]} is the folder of a sweep: python src/train.py -m resume={wanted[-1]}")
     run_dir = _last_run() if wanted[-1] == "last" else Path(wanted[-1])
     card = Card(run_dir).read()
-    if card["status"] == RUNNING:
-        raise ConfigError(f"a run that is resumed must have ended; process {holder(run_dir)} is writing {run_dir}")
     changes = [argument for argument in arguments if not argument.startswith("resume=")]
     config = changed(card["config"], overrides.with_quoted_paths(changes), run_dir)
+    members.join_nodes(config)
+    if rank() > 0 or not members.is_first():  # the first looks at the card, and writes on it at once
+        return Resumption(run_dir, config, card["choices"], changes)
+    if card["status"] == RUNNING:
+        raise ConfigError(f"a run that is resumed must have ended; process {holder(run_dir)} is writing {run_dir}")
     longest = config["trainer"]["max_epochs"] or 0
     if card["status"] == FINISHED and longest <= (card["config"]["trainer"]["max_epochs"] or 0):
         raise ConfigError(f"{run_dir} is finished; trainer.max_epochs=N with more than {longest} goes on with it")

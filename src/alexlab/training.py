@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from alexlab.lost import earlier_causes, restarts
 from alexlab.machine import keep_memory
 from alexlab.parameters import kinds
 from alexlab.preview import preview_sheet, write_preview
+from alexlab.sharing import shared_file
 from alexlab.signals import signals
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,6 @@ def train(
     *,
     run_dir: Path,
     choices: dict[str, str],
-    ranks: int,
     resumed: bool = False,
 ) -> dict[str, float]:
     """Trains, scores the best checkpoint on the test split where there is one, and returns the scores.
@@ -62,7 +62,6 @@ def train(
     Args:
         config, splits: what to train, and on which files.
         run_dir, choices: as for `tasks.train.run`.
-        ranks: number of processes of the run.
         resumed: go on from the last checkpoint.
     """
     if runs.rank() > 0:
@@ -70,13 +69,15 @@ def train(
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     keep_memory()
 
-    trainer = build.trainer(config, run_dir, num_ranks=ranks)
+    ranks, nodes = runs.world()
+    here = {"num_nodes": nodes, "accumulate_grad_batches": build.accumulation(config, ranks)}
+    trainer = build.trainer({**config, "trainer": {**config["trainer"], **here}}, run_dir, num_ranks=ranks)
     data = build.folder_data(config, splits, run_dir)
     ckpt = go_on(run_dir / runs.LAST, trainer, data) if resumed or restarts() else None
     data.trainer = trainer
     data.start()
     try:
-        return _trained(config, splits, trainer, data, ckpt, run_dir=run_dir, choices=choices, ranks=ranks)
+        return _trained(config, splits, trainer, data, ckpt, run_dir=run_dir, choices=choices)
     finally:
         data.stop()
 
@@ -90,7 +91,6 @@ def _trained(
     *,
     run_dir: Path,
     choices: dict[str, str],
-    ranks: int,
 ) -> dict[str, float]:
     module = build.classifier(config, splits, record=record(config, choices))
     weights = None if ckpt else build.pretrained(config, module.net, splits)
@@ -98,8 +98,8 @@ def _trained(
         weights.load_into(module.net)
     if trainer.is_global_zero:
         if restarts():
-            Card(run_dir).update(restarts=earlier_causes())
-        describe(config, splits, module, ranks, trainer.precision)
+            Card(run_dir).update(restarts=earlier_causes)
+        describe(config, splits, module, trainer)
         for line in weights.lines() if weights else ():
             log.info("weights: %s", line)
         if splits.made_here:
@@ -136,10 +136,14 @@ def go_on(last: Path, trainer: lightning.Trainer, data: FolderData) -> Path | No
     Raises:
         ConfigError: when none of those that are there can be read.
     """
+    if trainer.num_nodes > 1:  # the first node chooses
+        last = last.with_name(runs.agreed("checkpoint", lambda: _newest(last)[0].name if last.is_file() else last.name))
+        shared_file(last, "checkpoint")
     if not last.is_file():
         log.info("there is no checkpoint yet: the run begins anew")
         return None
-    last, reached = _newest([last, *sorted(last.parent.glob(runs.EARLIER_LASTS), reverse=True)])
+    last, reached = _newest(last)
+    checkpoints.rescale(reached, trainer.accumulate_grad_batches)
     data.first = checkpoints.position(reached)
     epochs, batches = data.first
     inside = f", batch {batches} of epoch {epochs + 1}" if batches else ""
@@ -150,8 +154,9 @@ def go_on(last: Path, trainer: lightning.Trainer, data: FolderData) -> Path | No
     return last
 
 
-def _newest(candidates: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
-    """The first checkpoint that can be read, with its content."""
+def _newest(last: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that can be read, with its content."""
+    candidates = [last, *sorted(last.parent.glob(runs.EARLIER_LASTS), reverse=True)]
     for path in candidates[:-1]:
         try:
             return path, load_file(path)
@@ -167,6 +172,8 @@ def score_best(
 
     The views are those of the test split, or of the validation split where there is no test split.
     """
+    if trainer.num_nodes > 1:
+        shared_file(best, "best")
     if not best.is_file():
         return {}
     views, splits = build.final_views(config), data.splits
@@ -213,7 +220,7 @@ def hparams(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def describe(config: dict[str, Any], splits: Splits, module: Classifier, ranks: int, precision: str) -> None:
+def describe(config: dict[str, Any], splits: Splits, module: Classifier, trainer: lightning.Trainer) -> None:
     """Logs what is about to be trained, and what a person should know of the data."""
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.named())
     log.info("data: %s: %d classes, images: %s", config["data"]["root"], len(splits.classes), sizes)
@@ -235,10 +242,11 @@ def describe(config: dict[str, Any], splits: Splits, module: Classifier, ranks: 
             values["lr"],
             values["weight_decay"],
         )
-    batch, accumulate = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
+    batch, accumulate, ranks = config["data"]["batch_size"], trainer.accumulate_grad_batches, trainer.world_size
     share = batch // (ranks * accumulate)
-    log.info("batch: %d = %d devices x %d accumulated x %d images", batch, ranks, accumulate, share)
-    log.info("threads: %d for each device; precision: %s", torch.get_num_threads(), precision)
+    on = f" on {trainer.num_nodes} nodes" if trainer.num_nodes > 1 else ""
+    log.info("batch: %d = %d devices%s x %d accumulated x %d images", batch, ranks, on, accumulate, share)
+    log.info("threads: %d for each device; precision: %s", torch.get_num_threads(), trainer.precision)
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:

@@ -2,16 +2,19 @@
 
 import logging
 import os
+import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alexlab import members
 from alexlab.cards import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, data_state
 from alexlab.data.folder import Splits
 from alexlab.data.settings import Data
-from alexlab.errors import AlexlabError, PrunedError
+from alexlab.errors import AlexlabError, ConfigError, PrunedError
+from alexlab.fingerprint import check_equal, fingerprint
 from alexlab.nodes import bind
-from alexlab.runs import STATISTICS, rank
+from alexlab.runs import STATISTICS, agreed, rank, started_outside, world
 from alexlab.signals import Stopped, signals
 from alexlab.trust import check_targets
 
@@ -41,7 +44,12 @@ def run(
         AlexlabError: in one sentence.
         Stopped: when a signal has ended it.
     """
-    if rank() > 0:  # started by torchrun: rank 0 keeps the card
+    with members.taking_part():
+        return _run(config, run_dir, choices, isolated, resumed)
+
+
+def _run(config: dict[str, Any], run_dir: Path, choices: dict[str, str], isolated: bool, resumed: bool) -> float | None:
+    if rank() > 0:  # started by torchrun, or on a node that shares the disk of the first: that one keeps the card
         with signals.heard():
             return _train(config, run_dir, choices, isolated, resumed).get("best/top1")
     card = Card(run_dir)
@@ -89,6 +97,14 @@ def _found(config: dict[str, Any]) -> tuple[Splits, int]:
     hush_lightning()
     bind(Limits, "elastic", **config["elastic"])
     trainer = config["trainer"]
+    nodes = world()[1]
+    if nodes > trainer["num_nodes"]:
+        raise ConfigError(f"trainer.num_nodes must be the {nodes} nodes of torchrun; got {trainer['num_nodes']}")
+    if not started_outside() and members.here.num_nodes == 1 < trainer["num_nodes"]:
+        raise ConfigError(
+            f"trainer.num_nodes={trainer['num_nodes']} needs elastic.rendezvous=HOST:PORT, the same on every node, HOST "
+            "being one of them; a sweep runs each job on one node"
+        )
     return splits, num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
 
 
@@ -101,15 +117,30 @@ def _train(
     from alexlab.launch import Limits, launch
     from alexlab.training import print_scores, train
 
-    config, statistics = build.measured(build.named(config, splits), splits)
+    config = build.named(config, splits)
+    check_nodes(config, splits)
+    config, statistics = build.agreed_measures(config, splits)
     if rank() == 0:
         Card(run_dir).update(data=data_state(splits), config=config)
-    build.check(config, splits, num_ranks=ranks)
+    build.check(config, splits, num_ranks=ranks * config["trainer"]["num_nodes"])
     if statistics is not None and rank() == 0:
         statistics.write(run_dir / STATISTICS)
     splits = build.packed(config, splits)
-    task = partial(train, config, splits, run_dir=run_dir, choices=choices, ranks=ranks, resumed=resumed)
+    members.here.fits = lambda nodes: build.accumulation(config, nodes * ranks) is not None
+    task = partial(train, config, splits, run_dir=run_dir, choices=choices, resumed=resumed)
     scores: dict[str, float] = launch(task, num_ranks=ranks, isolated=isolated, limits=Limits(**config["elastic"]))
-    if scores and rank() == 0:
+    if scores and rank() == 0 and members.is_first():
         print_scores(scores, run_dir)
     return scores
+
+
+def check_nodes(config: dict[str, Any], splits: Splits) -> None:
+    """Compares this node with the first one, in a run of several.
+
+    Raises:
+        ConfigError: when it would train something else.
+    """
+    if config["trainer"]["num_nodes"] == 1:
+        return
+    own = fingerprint(config, splits)
+    check_equal(agreed("fingerprint", lambda: own), own, name=socket.gethostname())
