@@ -5,6 +5,7 @@ from the same bytes as one of the uninterrupted run, so that it is covered by in
 """
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from alexlab import checkpoints
+from alexlab import build, checkpoints
+from alexlab.classifier import Classifier
+from alexlab.load import load_file
+from alexlab.runs import LAST
+from alexlab.signals import Stopped
 from conftest import rows
 
 Train = Callable[..., float | None]
@@ -161,6 +166,38 @@ def test_a_run_on_two_ranks_goes_on_with_one(train: Train, tmp_path: Path) -> No
     assert (one / "012.ckpt").is_file()
     first = [rows(tmp_path / name / "metrics.csv")[0] for name in ("two", "one")]
     assert float(first[0]["train/loss"]) == pytest.approx(float(first[1]["train/loss"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("accumulated", [(1, 2), (2, 1), (2, 4)])
+def test_fewer_ranks_add_up_more_batches(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulated: tuple[int, int]
+) -> None:
+    """Ended inside an epoch, and gone on with another number of batches in a step, as after the loss of a node: the steps,
+    their images and every score are those of one run."""
+    words = ("trainer.max_epochs=3", "optimizer=sgd", "model.dropout=0", "callbacks.checkpoint.every_steps=1")
+    train(*words, run_dir=tmp_path / "whole")
+    own = Classifier.training_step
+
+    def ended(module: Classifier, batch: Any, batch_idx: int) -> Any:
+        if module.global_step == 4:
+            raise Stopped(signal.SIGTERM)
+        return own(module, batch, batch_idx)
+
+    before, after = accumulated
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", ended)
+        patch.setattr(build, "accumulation", lambda config, num_ranks: before)
+        with pytest.raises(Stopped):
+            train(*words, run_dir=tmp_path / "part")
+    monkeypatch.setattr(build, "accumulation", lambda config, num_ranks: after)
+    train(*words, run_dir=tmp_path / "part", resumed=True)
+    for one, two in zip(rows(tmp_path / "whole/metrics.csv"), rows(tmp_path / "part/metrics.csv"), strict=True):
+        assert one["val/top1"] == two["val/top1"]
+        for name in ("train/loss", "val/loss"):
+            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-5)
+    last = load_file(tmp_path / "part" / LAST)
+    assert last["global_step"] == 9
+    assert checkpoints.position(last) == (3, 0)
 
 
 def test_by_the_clock(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

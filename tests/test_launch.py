@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from alexlab import build
 from alexlab import launch as launching
 from alexlab.errors import ConfigError, DataError, RankError
 from alexlab.launch import Limits, launch, num_ranks
@@ -147,3 +148,21 @@ def test_torchrun_s_number_of_processes_must_be_the_config_s(monkeypatch: pytest
     assert num_ranks(accelerator="cpu", devices=2) == 2
     with pytest.raises(ConfigError, match=r"trainer\.devices must be the 2 processes that torchrun has started; got 1"):
         num_ranks(accelerator="cpu", devices=1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "nodes", "devices", "accumulate", "ranks", "wanted"),
+    [
+        (64, 1, 1, 1, 1, 1),
+        (64, 1, 2, 4, 2, 4),
+        (64, 2, 1, 1, 1, 2),  # half of the ranks: twice the batches of as many images
+        (48, 4, 1, 1, 3, 2),  # 8 images at a time instead of 12, since 16 would be more memory
+        (64, 4, 1, 1, 3, None),  # three cannot share 64 images
+        (64, 2, 2, 2, 2, 4),
+    ],
+)
+def test_the_batch_of_a_step_stays_on_fewer_ranks(
+    batch: int, nodes: int, devices: int, accumulate: int, ranks: int, wanted: int | None
+) -> None:
+    trainer = {"num_nodes": nodes, "devices": devices, "accelerator": "cpu", "accumulate_grad_batches": accumulate}
+    assert build.accumulation({"data": {"batch_size": batch}, "trainer": trainer}, ranks) == wanted

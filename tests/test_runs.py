@@ -35,4 +35,4 @@ def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
 
 
 def test_alone_everybody_agrees() -> None:
-    assert (runs.agreed(lambda: "here"), runs.rank()) == ("here", 0)
+    assert (runs.agreed("where", lambda: "here"), runs.rank()) == ("here", 0)

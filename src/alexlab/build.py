@@ -40,12 +40,15 @@ from alexlab.inference import Inference
 from alexlab.launch import wanted_gpus
 from alexlab.lost import Reports
 from alexlab.machine import cpu_has_bfloat16
+from alexlab.models.towers import check_towers
 from alexlab.models.weights import Fit, fit, read_source
 from alexlab.nodes import Config, bind, locate, make, parts, value_of
 from alexlab.parameters import parameter_groups
 from alexlab.runs import SKIPPED, agreed
 from alexlab.stopping import Stopping
+from alexlab.towers import TwoTowers
 
+TOWERS = "two_towers"  # as trainer.strategy
 SCORES = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 PRETENDED = Statistics(0, (0.5,) * 3, (0.25,) * 3, (0.1, 0.01, 0.001), IDENTITY)
@@ -129,6 +132,11 @@ def agreed_measures(config: Config, splits: Splits) -> tuple[Config, Statistics 
     return {**config, "data": {**found["data"], **own}, "augmentation": found["augmentation"]}, here[0]
 
 
+def image_shares(config: Config, num_ranks: int) -> int:
+    """Into how many shares the ranks divide the images: two towers see all of them."""
+    return 1 if config["trainer"]["strategy"] == TOWERS else num_ranks
+
+
 def accumulation(config: Config, num_ranks: int) -> int | None:
     """Batches that a step adds up on so many ranks, so that the global batch stays and no rank's share of it grows.
 
@@ -136,7 +144,8 @@ def accumulation(config: Config, num_ranks: int) -> int | None:
     cannot be shared out so.
     """
     node, batch = config["trainer"], config["data"]["batch_size"]
-    whole = node["num_nodes"] * launch.num_ranks(accelerator=node["accelerator"], devices=node["devices"])
+    all_ranks = node["num_nodes"] * launch.num_ranks(accelerator=node["accelerator"], devices=node["devices"])
+    whole, num_ranks = image_shares(config, all_ranks), image_shares(config, num_ranks)
     images = batch // (whole * node["accumulate_grad_batches"])  # of a rank's batch
     counts = range(1, batch // num_ranks + 1)
     return next((n for n in counts if batch % (num_ranks * n) == 0 and batch // (num_ranks * n) <= images), None)
@@ -333,10 +342,12 @@ def _check_loggers(config: Config) -> None:
 def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Trainer:
     """The Trainer; what alexlab decides itself (samplers, folder, process group) is no key of the `trainer` node."""
     node = {name: value_of(value, f"trainer.{name}") for name, value in fastest(config["trainer"]).items()}
-    if num_ranks > 1 and node["strategy"] == "auto":
+    timeout = timedelta(seconds=config["elastic"]["timeout_s"])
+    if node["strategy"] == TOWERS:
+        node["strategy"] = TwoTowers(timeout)
+    elif num_ranks > 1 and node["strategy"] == "auto":
         # Gradients live in the buckets that are sent: no second copy of them. No static_graph: it fails an internal
         # assertion of PyTorch 2.15 with accumulated batches.
-        timeout = timedelta(seconds=config["elastic"]["timeout_s"])
         node["strategy"] = DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
     called = callbacks(config)
     # Without these Lightning adds a checkpoint and a bar of its own where the config has none.
@@ -379,9 +390,12 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
         ConfigError: in one sentence, for the first thing that does not fit.
     """
     settings = data(config)
-    check_batch_size(settings, splits, num_ranks=num_ranks, accumulate=config["trainer"]["accumulate_grad_batches"])
+    shares = image_shares(config, num_ranks)
+    check_batch_size(settings, splits, num_ranks=shares, accumulate=config["trainer"]["accumulate_grad_batches"])
     module = classifier(config, splits, device="meta")
     _check_image_size(module.net, settings)
+    if config["trainer"]["strategy"] == TOWERS:
+        _check_towers(config, module.net, num_ranks)
     pretrained(config, module.net, splits)
     try:
         optimizer = module.optimizer(module.parameter_groups(module.net))
@@ -404,6 +418,25 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     for entry in schedule:
         if "monitor" in entry:
             _check_monitor(entry["monitor"], "scheduler")
+
+
+def _check_towers(config: Config, built: nn.Module, num_ranks: int) -> None:
+    try:
+        check_towers(built)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if num_ranks != 2:
+        raise ConfigError(f"trainer=two_towers needs trainer.devices=2, on one node; got {num_ranks} processes")
+    averaged = [name for name, node in _entries(config["callbacks"]).items() if "WeightAverag" in node["_target_"]]
+    asked = {
+        "trainer.gradient_clip_val": config["trainer"]["gradient_clip_val"] is not None,
+        "trainer.sync_batchnorm": config["trainer"]["sync_batchnorm"],
+        "compile.enabled": config["compile"]["enabled"],
+        **{f"callbacks.{name}": True for name in averaged},
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise ConfigError(f"{name} needs the whole net in one process, so trainer=two_towers refuses it")
 
 
 def _check_trainer(config: Config) -> None:

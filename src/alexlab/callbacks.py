@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from rich.console import Console
 
 from alexlab.cards import Card, peak_memory_mb
+from alexlab.data.module import shares
 from alexlab.errors import NumericError
 from alexlab.layers import layer_rows, layer_table, write_rows
 from alexlab.runs import LAYERS, NOT_FINITE
@@ -54,7 +55,7 @@ class CardUpdates(Callback):
         gpus: list[str] = []
         if isinstance(trainer.accelerator, CUDAAccelerator):
             gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        net: Any = pl_module.net
+        net: Any = getattr(pl_module.net, "whole", pl_module.net)  # of two towers, the net that they are
         count = sum(parameter.numel() for parameter in net.parameters())
         Card(Path(trainer.default_root_dir)).update(gpus=gpus, parameters=count)
 
@@ -106,7 +107,7 @@ class LayerSummary(Callback):
         if not trainer.is_global_zero:
             return
         settings: Any = trainer.datamodule.data  # type: ignore[attr-defined]
-        net: Any = pl_module.net
+        net: Any = getattr(pl_module.net, "whole", pl_module.net)  # of two towers, the net that they are
         # A copy whose tensors have shapes and no memory.
         memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in net.buffers()}
         memo |= {id(parameter): torch.nn.Parameter(parameter.to("meta")) for parameter in net.parameters()}
@@ -153,7 +154,7 @@ class EpochLog(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.num_images += len(batch[1]) * trainer.world_size
+        self.num_images += len(batch[1]) * shares(trainer)[0]
         now_s = time.perf_counter()
         self.train_s += now_s - self.mark_s
         self.mark_s = now_s

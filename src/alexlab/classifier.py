@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from alexlab import finite
 from alexlab.checkpoints import rescale
-from alexlab.data.order import derived_seed
+from alexlab.data.module import shares
+from alexlab.data.order import PADDING, derived_seed
 from alexlab.errors import DataError, NumericError
 from alexlab.inference import mean_probs, normalised, of_all_classes
 from alexlab.parameters import Group
@@ -94,7 +95,7 @@ class Classifier(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Makes dropout and mixing functions of the seed, the position in the run and the rank, with no state to lose."""
-        torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, shares(self.trainer)[1]))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean loss of a batch."""
@@ -110,7 +111,7 @@ class Classifier(lightning.LightningModule):
         loss = losses.sum() / share
         self._watch(["the loss"], loss[None], batch_idx)
         answers = labels if labels.ndim == 1 else labels.argmax(1)
-        self._scores("train").update(logits[: len(answers)], answers, losses[: len(answers)])
+        self._count("train", logits[: len(answers)], answers, losses[: len(answers)])
         self.loss_step = loss.detach()
         # Not for the bar: Lightning would read it from the device at each step (see `callbacks.ProgressBar`).
         self.log("train/loss_step", self.loss_step, on_epoch=False)
@@ -238,6 +239,11 @@ class Classifier(lightning.LightningModule):
         with torch.autocast(images.device.type, enabled=False):
             logits = self(images) if images.ndim == 4 else self._over_views(images)
         losses = F.cross_entropy(logits.float(), labels.clamp(min=0), reduction="none")
+        self._count(stage, logits, labels, losses)
+
+    def _count(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        if self.trainer.global_rank >= shares(self.trainer)[0]:  # another rank counts these images
+            labels = torch.full_like(labels, PADDING)
         self._scores(stage).update(logits, labels, losses)
 
     def _over_views(self, images: Tensor) -> Tensor:

@@ -87,8 +87,8 @@ def join_nodes(config: Mapping[str, Any]) -> None:
         ConfigError, RankError: as `gather`.
     """
     global here
-    num_nodes, elastic = config["trainer"]["num_nodes"], config["elastic"]
-    if "TORCHELASTIC_RUN_ID" in os.environ or num_nodes == 1 or elastic["rendezvous"] is None:
+    num_nodes, elastic = config["trainer"].get("num_nodes", 1), config.get("elastic", {})
+    if "TORCHELASTIC_RUN_ID" in os.environ or num_nodes == 1 or elastic.get("rendezvous") is None:
         return
     if not isinstance(num_nodes, int) or not 1 <= (elastic["min_nodes"] or num_nodes) <= num_nodes:
         raise ConfigError(

@@ -30,6 +30,7 @@ class Other:
         self.follows = False
         self.fits: Callable[[int], bool] = lambda count: True  # the first node decides
         self.causes: list[str] = []
+        self.left = False
         self.failure: str | None = None  # why the first node is lost
         self.told: tuple[int, str | None] = (-1, None)  # an attempt, and why it is over
         self.attempt = -1
@@ -82,7 +83,7 @@ class Other:
 
     def _beat(self) -> None:
         """Says that this node is there, and hears whether the round is over."""
-        while True:
+        while not self.left:
             self.connection.settimeout(self.silence_s)
             attempt = self.attempt
             try:
@@ -123,15 +124,24 @@ class Other:
                 if self.failure is None or not self.elastic:
                     raise
                 log.warning("%s; trying again for %g s", error, self.timeout_s)
+                self._close("")
                 if self._join(self.timeout_s)["nonce"] != self.nonce:
                     raise RankError(f"{error}; there is another run at {self.endpoint} now") from error
                 report = None
 
     def leave(self, error: BaseException | None = None) -> None:
+        self.left = True
         heard = error.signum if isinstance(error, Stopped) else None
         report = None if heard is None else vars(Report(self.attempt, stopped=heard, heard=heard))
         with contextlib.suppress(RankError):  # which is gone already
             self._ask("leave", reason=None if error is None else str(error), report=report)
+        self._close("it was left")
+
+    def _close(self, why: str) -> None:
+        with self.lock:
+            self.failure = self.failure or why
+            self.lines.close()
+            self.connection.close()
 
     def forked(self) -> None:
         close_copy(self.connection)

@@ -24,10 +24,12 @@ from alexlab.load import load_file
 from alexlab.loggers import EpochCSV, TensorBoard
 from alexlab.lost import earlier_causes, restarts
 from alexlab.machine import keep_memory
+from alexlab.models.towers import Tower
 from alexlab.parameters import kinds
 from alexlab.preview import preview_sheet, write_preview
 from alexlab.sharing import shared_file
 from alexlab.signals import signals
+from alexlab.towers import TwoTowers
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +106,8 @@ def _trained(
             log.info("weights: %s", line)
         if splits.made_here:
             splits.write_manifest(run_dir / runs.MANIFEST)
+    if isinstance(trainer.strategy, TwoTowers):
+        module.net = Tower(module.net, runs.rank())
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
     if config["data"]["preview"] and trainer.is_global_zero:
         sheet = preview_sheet(data, num_images=config["data"]["preview"], mix=module.mix)
@@ -116,6 +120,8 @@ def _trained(
         with signals.answered_by(lambda signum: None):  # the ranks agree on when they stop
             trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
         signals.check()
+        if isinstance(module.net, Tower) and trainer.is_global_zero:
+            log.info("%s", exchanged(module.net, trainer.global_step))
         scores = {f"best/{name}": value for name, value in module.best.items()}
         if scores:
             scores["train_s"] = time.perf_counter() - start_s
@@ -126,6 +132,17 @@ def _trained(
     if scores and data.skipped is not None and trainer.is_global_zero:
         scores["skipped"] = data.skipped.finish()
     return scores
+
+
+def exchanged(tower: Tower, steps: int) -> str:
+    """What a run of two towers has sent, beside what DDP would."""
+    sizes = [4 * shape.numel() / 1e6 for shape in tower.shapes.values()]
+    own = sum(value.nbytes for value in tower.parameters()) / 1e6
+    sent = tower.wire.sent_bytes / max(1, steps) / 1e6
+    return (
+        f"two towers: {own:.1f} MB of parameters each, {sent:.2f} MB sent by each in a step with its share of the "
+        f"validations; DDP: {sum(sizes):.1f} MB of parameters each, and as many of gradients averaged in a step"
+    )
 
 
 def go_on(last: Path, trainer: lightning.Trainer, data: FolderData) -> Path | None:

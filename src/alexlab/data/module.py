@@ -22,6 +22,12 @@ from alexlab.errors import ConfigError
 from alexlab.signals import outlive_one
 
 
+def shares(trainer: lightning.Trainer) -> tuple[int, int]:
+    """Into how many shares the ranks divide the images, and which one is this rank's."""
+    found: tuple[int, int] = getattr(trainer.strategy, "data_ranks", (trainer.world_size, trainer.global_rank))
+    return found
+
+
 class FolderData(lightning.LightningDataModule):
     """Loaders that give (images, labels): uint8 (N, C, H, W) and int64 (N,), where a label below 0 is padding.
 
@@ -100,11 +106,12 @@ class FolderData(lightning.LightningDataModule):
         if "train" in self.started:
             return self.started.pop("train")
         dataset, finish = self._parts(self.splits.train, self.train_transform)
+        num_ranks, rank = shares(self.trainer)
         batches = TrainBatches(
             self.splits.train.labels,
             batch_size=self.data.batch_size,
-            num_ranks=self.trainer.world_size,
-            rank=self.trainer.global_rank,
+            num_ranks=num_ranks,
+            rank=rank,
             accumulate=self.trainer.accumulate_grad_batches,
             seed=self.seed,
             balanced=self.data.sampler == "balanced",
@@ -134,11 +141,12 @@ class FolderData(lightning.LightningDataModule):
         """
         assert self.trainer is not None
         dataset, finish = self._parts(split, transform or self.eval_transform)
+        num_ranks, rank = shares(self.trainer)
         batches = EvalBatches(
             len(dataset),
             batch_size=self.data.batch_size,
-            num_ranks=self.trainer.world_size,
-            rank=self.trainer.global_rank,
+            num_ranks=num_ranks,
+            rank=rank,
         )
         return self._loader(PaddedItems(dataset), batches, finish)
 

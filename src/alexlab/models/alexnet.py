@@ -23,6 +23,25 @@ LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 1e-4, 0.75, 2.0
 ACTIVATIONS = {name.lower(): name for name in nn.modules.activation.__all__ if name != "MultiheadAttention"}
 
 
+class ResponseNorm(nn.LocalResponseNorm):
+    """Local response normalisation with the numbers of the paper (section 3.3), within each group of channels: a tower of the
+    paper does not see the other one's.
+
+    Args:
+        groups: so many.
+    """
+
+    def __init__(self, groups: int) -> None:
+        super().__init__(LRN_SIZE, LRN_SIZE * LRN_ALPHA, LRN_BETA, LRN_K)
+        self.groups = groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        if self.groups == 1:
+            return super().forward(input)
+        return torch.cat([super(ResponseNorm, self).forward(part) for part in input.chunk(self.groups, 1)], 1)
+
+
 class AlexNet(nn.Module):
     """Five convolutions, three poolings and a classifier of linear layers.
 
@@ -55,7 +74,7 @@ class AlexNet(nn.Module):
         pool_stride: their stride.
         grid: the classifier sees grid x grid cells; features of another size are averaged to it.
         activation: `relu`, `tanh` or another activation of torch.nn, in small letters.
-        norm: `none`, `lrn` (local response normalisation, the paper, section 3.3) or `batch`.
+        norm: `none`, `lrn` (`ResponseNorm`) or `batch`.
         norm_layers: convolutions that are normalised; None takes conv1 and conv2 for `lrn`, all for `batch`.
         norm_side: `before` or `after` the activation, for `batch`; `lrn` is after it always.
         norm_momentum: of `batch`: the weight of the new statistics.
@@ -139,7 +158,7 @@ class AlexNet(nn.Module):
                 )
                 block: list[tuple[str, nn.Module]] = [(f"act{number}", _activation(activation))]
                 if norm == "lrn" and number in normed:
-                    lrn = nn.LocalResponseNorm(LRN_SIZE, LRN_SIZE * LRN_ALPHA, LRN_BETA, LRN_K)
+                    lrn = ResponseNorm(max(groups[index], following[number]))
                     block.append((f"norm{number}", lrn))
                 if norm == "batch" and number in normed:
                     batch = nn.BatchNorm2d(out, eps=norm_eps, momentum=norm_momentum)

@@ -1,0 +1,194 @@
+"""The net of 2012 on two devices: each holds one tower, and they exchange activations only where figure 2 of the paper does.
+
+Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012, section 3.2.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alexlab.models.alexnet import AlexNet, ResponseNorm
+
+GROUPS = (1, 2, 1, 2, 2)  # of the five convolutions: the towers meet in conv3 only
+GATHERED = "conv3"
+
+
+class Wire:
+    """Between this tower's process and the other's.
+
+    Args:
+        tower: 0 or 1.
+    """
+
+    def __init__(self, tower: int) -> None:
+        self.tower = tower
+        self.sent_bytes = 0  # by this process
+
+    def swap(self, own: Tensor) -> Tensor:
+        """Gives the other process a tensor and takes its tensor of the same shape and kind."""
+        lying = own.movedim(1, -1).contiguous()  # channels last, as a convolution leaves it
+        received = torch.empty_like(lying)
+        # As bytes: gloo knows no bfloat16.
+        halves = [lying.view(torch.uint8), received.view(torch.uint8)]
+        other = 1 - self.tower
+        requests = [torch.distributed.P2POp(torch.distributed.isend, halves[0], other)]
+        requests.append(torch.distributed.P2POp(torch.distributed.irecv, halves[1], other))
+        for request in torch.distributed.batch_isend_irecv(requests):
+            request.wait()
+        self.sent_bytes += lying.nbytes
+        return received.movedim(-1, 1)
+
+    def together(self, own: Tensor, other: Tensor) -> Tensor:
+        """Both halves along the channels, that of tower 0 first."""
+        return torch.cat((own, other) if self.tower == 0 else (other, own), 1)
+
+
+class _Gather(torch.autograd.Function):
+    """Both halves, (N, C / 2, ...) to (N, C, ...). The gradient of a half is the sum of what both towers make of it."""
+
+    @staticmethod
+    def forward(ctx: Any, half: Tensor, wire: Wire) -> Tensor:
+        ctx.wire = wire
+        return wire.together(half, wire.swap(half))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        halves = gradient.chunk(2, 1)
+        return halves[ctx.wire.tower] + ctx.wire.swap(halves[1 - ctx.wire.tower]), None
+
+
+class _Logits(torch.autograd.Function):
+    """Both halves of the logits. Both towers compute the same loss of them, so that a half's gradient is here already."""
+
+    @staticmethod
+    def forward(ctx: Any, half: Tensor, wire: Wire, num_outputs: int) -> Tensor:
+        ctx.start, ctx.count = wire.tower * (num_outputs - num_outputs // 2), half.shape[1]
+        longest = num_outputs - num_outputs // 2
+        padded = nn.functional.pad(half, (0, longest - half.shape[1]))
+        return wire.together(padded, wire.swap(padded))[:, :num_outputs]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return gradient[:, ctx.start : ctx.start + ctx.count], None, None
+
+
+class _Dropout(nn.Dropout):
+    """Dropout of a half: the mask of the whole layer is drawn, as one device would draw it, and its half taken."""
+
+    def __init__(self, p: float, tower: int) -> None:
+        super().__init__(p)
+        self.tower = tower
+
+    def forward(self, half: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return half
+        whole = half.new_empty(len(half), 2 * half.shape[1]).bernoulli_(1 - self.p).div_(1 - self.p)
+        return half * whole.chunk(2, 1)[self.tower]
+
+
+class Tower(nn.Module):
+    """One tower of an AlexNet, with the names of the whole net's parameters, each of which is divided along its first axis.
+
+    Args:
+        whole: the net; its parameters are not kept.
+        tower: 0 or 1, the first or the second half of each layer.
+
+    Raises:
+        ValueError: when the net has no two towers.
+    """
+
+    def __init__(self, whole: nn.Module, tower: int) -> None:
+        super().__init__()
+        check_towers(whole)
+        assert isinstance(whole, AlexNet)
+        self.wire = Wire(tower)
+        self._whole = (copy.deepcopy(whole).to("meta"),)  # a tuple, which is no part of this module
+        self.shapes = {name: value.shape for name, value in whole.state_dict().items()}  # of the whole
+        self.num_outputs = self.shapes[[name for name in self.shapes if name.endswith(".weight")][-1]][0]
+        self.features = nn.Sequential()
+        for name, layer in whole.features.named_children():
+            self.features.add_module(name, _half(layer, tower))
+        self.grid = whole.grid
+        self.classifier = nn.Sequential()
+        for name, layer in whole.classifier.named_children():
+            self.classifier.add_module(name, _half(layer, tower))
+        self.register_load_state_dict_pre_hook(_take_halves)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W), the same on both towers, to the logits (N, K) of the whole net."""
+        values = images
+        for name, layer in self.features.named_children():
+            values = layer(_Gather.apply(values, self.wire) if name == GATHERED else values)
+        values = torch.flatten(self.grid(values), 1)
+        for layer in self.classifier:
+            if isinstance(layer, nn.Linear):
+                values = _Gather.apply(values, self.wire)
+            values = layer(values)
+        logits: Tensor = _Logits.apply(values, self.wire, self.num_outputs)
+        return logits
+
+    @property
+    def whole(self) -> AlexNet:
+        """The net that both towers are, on the device `meta`."""
+        return self._whole[0]
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """This tower's half of a tensor of the whole net."""
+        return _chunk(whole, self.wire.tower) if whole.shape == self.shapes[name] else whole
+
+
+def check_towers(net: nn.Module) -> None:
+    """Raises ValueError when a net is no AlexNet of two towers."""
+    groups = tuple(layer.groups for layer in net.modules() if isinstance(layer, nn.Conv2d))
+    hidden = [layer.out_features for layer in net.modules() if isinstance(layer, nn.Linear)][:-1]
+    if not isinstance(net, AlexNet) or groups != GROUPS or any(width % 2 for width in hidden):
+        raise ValueError(
+            f"two towers need an AlexNet with model.groups={list(GROUPS)} and even model.fc_widths, as "
+            f"model=alexnet_two_tower; got {type(net).__name__} with {list(groups)} and {hidden}"
+        )
+
+
+def _take_halves(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A state of the whole net is cut to this tower's before it is loaded."""
+    assert isinstance(module, Tower)
+    for name in module.shapes:
+        if prefix + name in state:
+            state[prefix + name] = module.part(name, state[prefix + name])
+
+
+def _chunk(whole: Tensor, tower: int) -> Tensor:
+    """A half along the first axis; of an odd length the first has one more. What has no axis is the same for both."""
+    return whole.chunk(2)[tower] if whole.dim() else whole
+
+
+def _half(layer: nn.Module, tower: int) -> nn.Module:
+    """The half of a layer's outputs."""
+    if isinstance(layer, nn.Dropout):
+        return _Dropout(layer.p, tower)
+    for name, value in layer.named_parameters(recurse=False):
+        setattr(layer, name, nn.Parameter(_chunk(value.detach(), tower).clone(memory_format=torch.preserve_format)))
+    for name, buffer in layer.named_buffers(recurse=False):
+        setattr(layer, name, _chunk(buffer, tower).clone())
+    if isinstance(layer, nn.Conv2d):
+        layer.out_channels, layer.groups = layer.weight.shape[0], 1
+        layer.in_channels = layer.weight.shape[1]
+    elif isinstance(layer, nn.Linear):
+        layer.out_features = layer.weight.shape[0]
+    elif isinstance(layer, nn.BatchNorm2d):
+        layer.num_features = layer.weight.shape[0]
+    elif isinstance(layer, ResponseNorm):  # which stays inside of a tower
+        layer.groups = 1
+    return layer
+
+
+def merged(
+    halves: tuple[Mapping[str, Tensor], Mapping[str, Tensor]], shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
+    """The tensors of the whole net from those of both towers, by name."""
+    return {
+        name: torch.cat((value, halves[1][name])) if value.shape != shapes[name] else value
+        for name, value in halves[0].items()
+    }
