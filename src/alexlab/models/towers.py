@@ -55,7 +55,7 @@ class _Gather(torch.autograd.Function):
         return wire.together(half, wire.swap(half))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         halves = gradient.chunk(2, 1)
         return halves[ctx.wire.tower] + ctx.wire.swap(halves[1 - ctx.wire.tower]), None
 
@@ -71,7 +71,7 @@ class _Logits(torch.autograd.Function):
         return wire.together(padded, wire.swap(padded))[:, :num_outputs]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient[:, ctx.start : ctx.start + ctx.count], None, None
 
 
