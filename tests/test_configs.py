@@ -37,11 +37,14 @@ COUNTS = {
     "optimizer": 4,
     "scheduler": 7,
     "sweep": 1,
-    "trainer": 2,
+    "trainer": 3,
 }
 ADDED = {"callbacks": "[default,{}]", "logger": "[{}]"}
 TWO_CLASSES = ("loss=binary_cross_entropy", *(f"experiment=catdog_tf_{number}" for number in (1, 2, 3)))
-NEEDED = {"optimizer=any": ["optimizer._target_=torch.optim.NAdam"]}
+NEEDED = {
+    "optimizer=any": ["optimizer._target_=torch.optim.NAdam"],
+    "trainer=two_towers": ["model=alexnet_two_tower"],
+}
 
 
 def test_every_file_is_counted() -> None:
@@ -71,7 +74,7 @@ def test_every_option_composes_and_builds(
     root = write_images(tmp_path / "two", {"a": 10, "b": 10}) if override in TWO_CLASSES else images
     splits = find_splits(str(root), val_fraction=0.2, test_fraction=0.0)
     config, _ = build.measured(config, splits)
-    build.check(config, splits, num_ranks=1)
+    build.check(config, splits, num_ranks=2 if option == "two_towers" else 1)
     assert build.loggers(config, tmp_path) is not None
     assert (
         build.trainer(config, tmp_path, num_ranks=1).max_epochs == config["trainer"]["max_epochs"] or option == "fast"

@@ -165,4 +165,5 @@ def test_the_batch_of_a_step_stays_on_fewer_ranks(
     batch: int, nodes: int, devices: int, accumulate: int, ranks: int, wanted: int | None
 ) -> None:
     trainer = {"num_nodes": nodes, "devices": devices, "accelerator": "cpu", "accumulate_grad_batches": accumulate}
+    trainer["strategy"] = "auto"
     assert build.accumulation({"data": {"batch_size": batch}, "trainer": trainer}, ranks) == wanted

@@ -15,6 +15,7 @@ from alexlab.cards import Card
 from alexlab.classifier import Classifier
 from alexlab.errors import AlexlabError
 from alexlab.load import load_file
+from alexlab.resuming import find_resumption
 from alexlab.signals import Stopped
 from conftest import TINY, plain, rows
 from network import FIRST, PORT, Machine, Network, network
@@ -67,6 +68,20 @@ def command(*words: str, resumed: bool = False) -> int:
     return 0
 
 
+def resume(*words: str) -> int:
+    """What `train.py resume=run` does with these words."""
+    from alexlab.tasks.train import run
+
+    try:
+        earlier = find_resumption(["resume=run", *words])
+        assert earlier is not None
+        earlier.run(run, Path("run"))
+    except (AlexlabError, Stopped) as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        return error.exit_code
+    return 0
+
+
 def machines(
     net: Network, folder: Path, *words: str, other: tuple[str, ...] = (), shared: bool = False
 ) -> tuple[Machine, Machine]:
@@ -78,6 +93,7 @@ def machines(
 
 def same_as_one(train: Any, folder: Path, run_dir: Path, *words: str) -> None:
     """The run has taken the steps of one on one machine, and scored every image once."""
+    shutil.rmtree(folder / "alone", ignore_errors=True)
     train(*NODES, *words, "trainer.num_nodes=1", "elastic.rendezvous=null", run_dir=folder / "alone")
     assert len(rows(run_dir / "metrics.csv")) == len(rows(folder / "alone/metrics.csv"))
     for one, two in zip(rows(folder / "alone/metrics.csv"), rows(run_dir / "metrics.csv"), strict=True):
@@ -97,6 +113,14 @@ def test_two_nodes_train_as_one(net: Network, train: Any, images: Path, tmp_path
     assert "8 = 2 devices on 2 nodes x 1 accumulated x 4 images" in first.said()
     assert Card(tmp_path / "other/run").read()["status"] == "finished"
     assert not list((tmp_path / "other/run").glob("events*"))
+
+    longer = (f"data.root={images}", "trainer.max_epochs=3")
+    first = Machine(net, "first", tmp_path / "first", lambda: resume("trainer.max_epochs=3"))
+    other = Machine(net, "other", tmp_path / "other", lambda: resume("trainer.max_epochs=3"), hidden=tmp_path / "first")
+    assert (first.wait(), other.wait()) == (0, 0), first.said() + other.said()
+    assert "going on after 2 epochs, step 6" in first.said()
+    same_as_one(train, tmp_path, tmp_path / "first/run", *longer)
+    assert (tmp_path / "other/run" / runs.LAST).is_file()  # where it got it from the first
 
 
 def test_a_cut_link_and_a_node_that_comes_back(

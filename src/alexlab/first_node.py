@@ -149,6 +149,9 @@ class First:
                 return
             raise Stopped((heard or signums)[0], agreed=not failed)
         cause = RankError(f"{' and '.join(lost)}; the ranks of the others were stopped") if lost else judge(reports)
+        if isinstance(cause, Stopped) and stopping and enough:  # told to stop before they could do so together
+            self._again("a node has come")
+            return
         if not isinstance(cause, RankError):
             raise cause
         if lost and enough:

@@ -26,6 +26,7 @@ from alexlab.signals import Stopped, signals
 
 FOLDER = "ALEXLAB_WORDS"  # the environment variable that names the folder of the ranks' words
 ATTEMPT = "ALEXLAB_ATTEMPT"  # the one with the number of the round
+ELASTIC_LOGS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")
 LAUNCHER_LOGS = ("torch.multiprocessing.spawn", "torch.distributed.elastic.multiprocessing.api")
 
 earlier_causes: list[str] = []  # what has ended the earlier attempts at this run
@@ -79,7 +80,8 @@ class Witness(logging.Handler):
         self.folder, self.shutdown_s = folder, shutdown_s
 
     def __enter__(self) -> "Witness":
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a page for each lost rank
+        for name in ELASTIC_LOGS:  # a page for each lost rank
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         for name in LAUNCHER_LOGS:
             log = logging.getLogger(name)
             log.setLevel(logging.WARNING)

@@ -54,9 +54,11 @@ class Other:
                     self.connection = socket.create_connection(address, timeout=min(connect_s, 5.0))
                     self.lines = self.connection.makefile("rb")
                     self.address: str = self.connection.getsockname()[0]
+                    about = self._exchange({"ask": "join", "name": socket.gethostname()})
+                    self.connection.settimeout(about["silence_s"])
                     self.failure = None
-                return self._ask("join", name=socket.gethostname())
-            except (OSError, RankError) as error:
+                    return about
+            except (OSError, EOFError, ValueError) as error:
                 if time.monotonic() > deadline_s:
                     raise RankError(
                         f"the first node must answer at elastic.rendezvous={self.endpoint}; it has not within "
@@ -69,11 +71,8 @@ class Other:
         with self.lock:
             if self.failure is None:
                 try:
-                    self.connection.sendall(encoded({"ask": what, **values}))
-                    line = self.lines.readline(MAX_LINE)
-                    if line:
-                        answer: dict[str, Any] = json.loads(line)
-                        return answer
+                    return self._exchange({"ask": what, **values})
+                except EOFError:
                     self.failure = "its process has ended"
                 except TimeoutError:
                     self.failure = f"no answer for {self.connection.gettimeout():g} s"
@@ -81,10 +80,17 @@ class Other:
                     self.failure = str(error)
             raise RankError(f"the first node, {self.endpoint}, was lost: {self.failure}")
 
+    def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
+        self.connection.sendall(encoded(message))
+        line = self.lines.readline(MAX_LINE)
+        if not line:
+            raise EOFError
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
     def _beat(self) -> None:
         """Says that this node is there, and hears whether the round is over."""
         while not self.left:
-            self.connection.settimeout(self.silence_s)
             attempt = self.attempt
             try:
                 self.told = attempt, self._ask("over", attempt=attempt)["over"]

@@ -94,9 +94,11 @@ def agreed_folder(claim: Callable[[], str]) -> str:
     """The run folder: what `claim` gives on the first node, for every node that sees the same disk; what it gives here for one
     that does not, and for the other ranks of torchrun on such a node the same name."""
 
+    several = max(world()[1], members.here.num_nodes) > 1
+
     def first() -> dict[str, str]:
         name, nonce = claim(), uuid.uuid4().hex
-        if started_outside() or members.here.num_nodes > 1:
+        if several:
             Path(name, NONCE).write_text(nonce)
         return {"name": name, "path": os.path.abspath(name), "nonce": nonce}
 
@@ -104,7 +106,7 @@ def agreed_folder(claim: Callable[[], str]) -> str:
     if rank() == 0 and members.is_first():
         return str(found["name"])
     try:
-        shared = Path(found["path"], NONCE).read_text() == found["nonce"]
+        shared = not several or Path(found["path"], NONCE).read_text() == found["nonce"]
     except OSError:
         shared = False
     if not started_outside():

@@ -54,6 +54,20 @@ def measured(suite: str, photographs: Path, out: Path, *words: str) -> dict[str,
     return {f"{row['what']} | {row['beside']}": row for row in found["rows"]}
 
 
+def test_scale_model(photographs: Path, tmp_path: Path) -> None:
+    """What is left out is measured, what is given is taken; both sums are checked beside a training."""
+    words = ("arithmetic.devices=[1,4]", "arithmetic.loader=1e9", "arithmetic.network_gb_s=0.0001", "arithmetic.price=2")
+    found = measured("scale-model", photographs, tmp_path, *words, "arithmetic.images=1000")
+    for name in ("step", "loader", "validation", "step, two at once", "optimizer", "exchange"):
+        assert f"measured: {name} | " in found
+    for ranks in (1, 2):
+        row = found[f"reckoned: training, {ranks} rank(s) | measured"]
+        assert min(row["others"]) > 0
+    one, four = (found[f"90 epochs of 1,000 images, {count} x 128 | "] for count in (1, 4))
+    assert "cost" in one["limit"]
+    assert four["limit"].startswith("network")
+
+
 def test_loader(photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = measured("loader", photographs, tmp_path)
     names = [name for name in found if "ImageFolder" in name]

@@ -26,13 +26,15 @@ def test_dropout_is_drawn_as_in_torchvision() -> None:
 
 
 def test_lrn_is_the_paper_s_formula() -> None:
-    """b = a / (k + alpha * sum over n neighbouring channels of a^2) ^ beta, section 3.3, summed directly in float64."""
+    """b = a / (k + alpha * sum over n neighbouring channels of a^2) ^ beta, section 3.3, summed directly in float64; the
+    neighbours are those of the same tower."""
     net = on_meta("model=alexnet_two_tower", num_classes=2)
     layer = net.features.norm1
     a = torch.rand(2, 12, 3, 3, dtype=torch.float64) * 50
     expected = torch.empty_like(a)
     for channel in range(12):
-        neighbours = a[:, max(0, channel - 2) : min(12, channel + 3)]
+        start = channel // 6 * 6
+        neighbours = a[:, max(start, channel - 2) : min(start + 6, channel + 3)]
         expected[:, channel] = a[:, channel] / (2 + 1e-4 * neighbours.square().sum(1)) ** 0.75
     torch.testing.assert_close(layer(a), expected, rtol=1e-12, atol=0)
     assert list(net.features)[2:4] == [net.features.norm1, net.features.pool1]

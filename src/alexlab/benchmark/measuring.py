@@ -1,7 +1,7 @@
 """What a suite is given."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from alexlab import build
 from alexlab.benchmark.contest import Contender, Figures, contest, repeated
 from alexlab.benchmark.machine import CEILING, multiply
-from alexlab.benchmark.settings import Settings
+from alexlab.benchmark.settings import Arithmetic, Settings
 from alexlab.data.folder import Splits
 from alexlab.nodes import Config
 
@@ -28,6 +28,7 @@ class Measuring:
         ranks: processes of a training.
         out: the folder that is written to.
         peer: another program's command line, or None.
+        arithmetic: what the suite `scale-model` reckons with.
     """
 
     config: Config
@@ -39,6 +40,7 @@ class Measuring:
     ranks: int
     out: Path
     peer: str | None = None
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)
 
     @property
     def label(self) -> str:

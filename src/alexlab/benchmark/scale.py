@@ -115,7 +115,7 @@ def workers(measuring: Measuring) -> list[Row]:
         config = {**measuring.config, "data": {**measuring.config["data"], "num_workers": count}}
         name = f"{count} loader processes"
         job = replace(job_of(measuring, name), config=config)
-        loaders.append(Contender(name, repeated(_epochs, job)))
+        loaders.append(Contender(name, repeated(epochs_of, job)))
         trainings.append(Contender(name, partial(ours, job)))
     found = measuring.contest(loaders, "scale: loader processes")
     trained = measuring.contest(trainings, "scale: loader processes of a training")
@@ -125,7 +125,8 @@ def workers(measuring: Measuring) -> list[Row]:
     ]
 
 
-def _epochs(job: Job) -> Callable[[], Figures]:
+def epochs_of(job: Job) -> Callable[[], Figures]:
+    """Images/s of a whole pass of the training loader."""
     data = one_device(folder_data(job.config, job.splits), job.device)
     loader: Any = data.train_dataloader()
     epoch = 0

@@ -45,6 +45,60 @@ class Settings:
                 raise ConfigError(f"benchmark.{name} must be at least 1; got {getattr(self, name)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """A training and the machines for it, the keys of the `arithmetic` node; None is what is measured here.
+
+    Args:
+        images, val_images, epochs: of the training; ImageNet's numbers (Russakovsky et al. 2015, table 2) and the paper's.
+        devices: numbers of devices to reckon with.
+        per_node: devices of a machine, which share its disk.
+        batch: images of a step on each device.
+        step: images/s of a device on a batch that is there, forward and backward.
+        optimizer_s: seconds of its optimizer's step.
+        validation: images/s of a device in an evaluation.
+        loader: images/s that a core reads and augments.
+        cores: of each device, for its loader; None: those of this machine.
+        image_kb: bytes that are read for an image, in 1000; a JPEG of ImageNet has 110 on average.
+        disk_mb_s: what the disk of a machine gives.
+        network_gb_s: what two devices exchange in each direction while gradients are averaged.
+        overlap: the share of the backward pass behind which that is hidden; None: all on GPUs, nothing on a CPU, whose cores
+            do both.
+        shared: whether the loader takes its time from the net, as on a CPU; None: as this machine.
+        checkpoint_s: seconds to write a checkpoint, each epoch.
+        price: of a device and hour.
+    """
+
+    images: int = 1_281_167
+    val_images: int = 50_000
+    epochs: int = 90
+    devices: Sequence[int] = (1, 2, 8, 64)
+    per_node: int = 8
+    batch: int = 128
+    step: float | None = None
+    optimizer_s: float | None = None
+    validation: float | None = None
+    loader: float | None = None
+    cores: float | None = None
+    image_kb: float = 110.0
+    disk_mb_s: float = 500.0
+    network_gb_s: float | None = None
+    overlap: float | None = None
+    shared: bool | None = None
+    checkpoint_s: float = 1.0
+    price: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("images", "epochs", "per_node", "batch", "image_kb", "disk_mb_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"arithmetic.{name} must be positive; got {getattr(self, name)}")
+        for name in ("step", "validation", "loader", "cores", "network_gb_s"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ConfigError(
+                    f"arithmetic.{name} must be positive, or null to measure it; got {getattr(self, name)}"
+                )
+
+
 def write_subset(splits: Splits, num_train: int | None, num_val: int | None, path: Path) -> Path:
     """A manifest, which is a data set itself, of some images of a training and a validation split, evenly spaced."""
     rows: list[Listed] = []

@@ -12,8 +12,9 @@ from alexlab.errors import ConfigError
 from alexlab.nodes import bind
 
 SUITES = ("loader", "step", "fit", "start", "scale", "memory")
+NAMED = (*SUITES, "scale-model")  # the last one must be asked for
 GROUPS = ("model", "data", "augmentation", "loss", "optimizer", "scheduler", "trainer")
-OWN = ("suite", "peer", "benchmark")
+OWN = ("suite", "peer", "benchmark", "arithmetic")
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
@@ -35,7 +36,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.benchmark import rows
     from alexlab.benchmark.machine import ceilings
     from alexlab.benchmark.measuring import Measuring
-    from alexlab.benchmark.settings import Settings, write_subset
+    from alexlab.benchmark.settings import Arithmetic, Settings, write_subset
     from alexlab.data.settings import Data
     from alexlab.launch import Limits, launch, num_ranks, wanted_gpus
     from alexlab.training import hush_lightning
@@ -43,6 +44,8 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     names = suites(config["suite"])
     bind(Settings, "benchmark", **config["benchmark"])
     settings = Settings(**config["benchmark"])
+    bind(Arithmetic, "arithmetic", **config["arithmetic"])
+    Arithmetic(**config["arithmetic"])
     hush_lightning()
     bind(Data, "data", **config["data"])
     found = Data(**config["data"]).find_splits()
@@ -69,6 +72,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
             ranks=ranks,
             out=run_dir.resolve(),
             peer=config["peer"],
+            arithmetic=Arithmetic(**config["arithmetic"]),
         )
         about = {
             "hardware": cards.hardware(),
@@ -81,7 +85,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
             "settings": config["benchmark"],
         }
         for name in names:
-            results += importlib.import_module(f"alexlab.benchmark.{name}").suite(measuring)
+            results += importlib.import_module(f"alexlab.benchmark.{name.replace('-', '_')}").suite(measuring)
             rows.write(results, about, run_dir)  # what has been measured is not lost when a later suite fails
     finally:
         shutil.rmtree(trained["data"]["cache_dir"], ignore_errors=True)
@@ -92,10 +96,10 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
 def suites(word: str | list[str] | None) -> list[str]:
     """The suites that `suite=` names, in their order."""
     wanted = list(SUITES) if word is None else [word] if isinstance(word, str) else list(word)
-    unknown = [name for name in wanted if name not in SUITES]
+    unknown = [name for name in wanted if name not in NAMED]
     if unknown or not wanted:
-        raise ConfigError(f"suite must be null, for all, or one or several of {', '.join(SUITES)}; got {word}")
-    return [name for name in SUITES if name in wanted]
+        raise ConfigError(f"suite must be null, for all, or one or several of {', '.join(NAMED)}; got {word}")
+    return [name for name in NAMED if name in wanted]
 
 
 def train_words(choices: Mapping[str, str], words: list[str]) -> list[str]:
