@@ -122,16 +122,20 @@ def test_the_first_is_the_one_that_has_the_address(meet: Callable[..., Meeting])
     assert meeting.first.over() is other.over() is None
 
 
-def test_one_that_comes_later_is_waited_for_or_joins(meet: Callable[..., Meeting]) -> None:
+@pytest.mark.parametrize("agreed", [True, False])
+def test_one_that_comes_later_joins(meet: Callable[..., Meeting], agreed: bool) -> None:
+    """The ranks are told to stop; those that have not begun to train cannot agree on a step, and end at once."""
     meeting = meet()
     (alone,) = meeting.round(others=[])
     assert (alone.count, alone.attempt) == (1, 0)
     other = meeting.join()
     assert meeting.first.over() is None  # it is not ready
 
+    report = Report(0, stopped=15) if agreed else Report(0, words={"rank0_0.json": "{}"})
+
     def first() -> Place:
         eventually(meeting.first.over, JOINED)
-        return meeting.first.next(Report(0, stopped=15), judge)
+        return meeting.first.next(report, lambda reports: Stopped(15))
 
     mine, its = at_once(first, lambda: other.next(None, judge))
     meeting.places.append(mine)

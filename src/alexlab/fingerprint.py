@@ -11,9 +11,14 @@ from alexlab.errors import ConfigError
 OWN = ("data.root", "data.cache_dir", "data.num_workers", "data.manifest", "elastic.")
 
 
-def fingerprint(config: Mapping[str, Any], splits: Splits) -> dict[str, Any]:
-    """What must be equal on all nodes, as plain data: a dict of dicts."""
-    keys = {key: value for key, value in flat(config) if not key.startswith(OWN)}
+def fingerprint(config: Mapping[str, Any], splits: Splits, ranks: int) -> dict[str, Any]:
+    """What must be equal on all nodes, as plain data: a dict of dicts.
+
+    Args:
+        config, splits: of the run.
+        ranks: of this node, which `trainer.devices=auto` leaves to the machine.
+    """
+    keys = {key: value for key, value in flat(config) if not key.startswith(OWN)} | {"trainer.devices": ranks}
     state = data_state(splits)
     counts = {f"images of {name}": count for name, count in state["counts"].items()}
     data = {"classes": list(splits.classes), **counts, "files and sizes": state["fingerprint"]}

@@ -56,7 +56,12 @@ def measured(suite: str, photographs: Path, out: Path, *words: str) -> dict[str,
 
 def test_scale_model(photographs: Path, tmp_path: Path) -> None:
     """What is left out is measured, what is given is taken; both sums are checked beside a training."""
-    words = ("arithmetic.devices=[1,4]", "arithmetic.loader=1e9", "arithmetic.network_gb_s=0.0001", "arithmetic.price=2")
+    words = (
+        "arithmetic.devices=[1,4]",
+        "arithmetic.loader=1e9",
+        "arithmetic.network_gb_s=0.0001",
+        "arithmetic.price=2",
+    )
     found = measured("scale-model", photographs, tmp_path, *words, "arithmetic.images=1000")
     for name in ("step", "loader", "validation", "step, two at once", "optimizer", "exchange"):
         assert f"measured: {name} | " in found

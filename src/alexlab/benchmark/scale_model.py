@@ -161,7 +161,7 @@ def pieces(measuring: Measuring) -> dict[str, list[Figures]]:
     contenders = [
         Contender("step", repeated(stepping, job, way, measuring.settings.steps)),
         Contender("optimizer", repeated(updating, job, measuring.settings.steps)),
-        Contender("loader", repeated(epochs_of, in_process), cores()[:1]),
+        Contender("loader", repeated(reading, in_process), cores()[:1]),
         Contender("validation", repeated(evaluating, job, measuring.settings.steps)),
         Contender(WHOLES[1], partial(ours, job_of(measuring, "arithmetic", 1))),
     ]
@@ -173,6 +173,12 @@ def pieces(measuring: Measuring) -> dict[str, list[Figures]]:
     if "step, two at once" in found:
         found["exchange"] = [{"rate": each["exchange"]} for each in found["step, two at once"]]
     return found
+
+
+def reading(job: Job) -> Callable[[], Figures]:
+    """Images/s of the training loader on one core."""
+    torch.set_num_threads(1)  # more would wait for each other
+    return epochs_of(job)
 
 
 def updating(job: Job, steps: int) -> Callable[[], Figures]:

@@ -118,7 +118,7 @@ def _train(
     from alexlab.training import print_scores, train
 
     config = build.named(config, splits)
-    check_nodes(config, splits)
+    check_nodes(config, splits, ranks)
     config, statistics = build.agreed_measures(config, splits)
     if rank() == 0:
         Card(run_dir).update(data=data_state(splits), config=config)
@@ -134,13 +134,13 @@ def _train(
     return scores
 
 
-def check_nodes(config: dict[str, Any], splits: Splits) -> None:
-    """Compares this node with the first one, in a run of several.
+def check_nodes(config: dict[str, Any], splits: Splits, ranks: int) -> None:
+    """Compares this node, which has so many ranks, with the first one, in a run of several.
 
     Raises:
         ConfigError: when it would train something else.
     """
     if config["trainer"]["num_nodes"] == 1:
         return
-    own = fingerprint(config, splits)
+    own = fingerprint(config, splits, ranks)
     check_equal(agreed("fingerprint", lambda: own), own, name=socket.gethostname())
