@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexlab import build
-from alexlab import launch as launching
+from alexlab import build, machine
 from alexlab.errors import ConfigError, DataError, RankError
 from alexlab.launch import Limits, launch, num_ranks
 from conftest import names, rows, scalars
@@ -60,7 +59,7 @@ def test_the_value_of_rank_0_comes_back() -> None:
     def task() -> tuple[int, int, int]:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.get_num_threads()
 
-    threads = max(1, launching.num_cores() // 2)
+    threads = max(1, machine.num_cores() // 2)
     assert launch(task, num_ranks=2, isolated=False, limits=LIMITS) == (0, 2, threads)
 
 

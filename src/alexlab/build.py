@@ -2,7 +2,7 @@
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -11,7 +11,9 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
@@ -354,16 +356,26 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     for name, kind in (("enable_checkpointing", Checkpoint), ("enable_progress_bar", ProgressBar)):
         if node[name] is None:
             node[name] = any(isinstance(callback, kind) for callback in called)
-    own = [*(node["plugins"] or ())]
     keywords = {
         **node,
-        "plugins": own if any(isinstance(plugin, CheckpointIO) for plugin in own) else [*own, DurableIO()],
+        "plugins": _plugins(node["plugins"] or ()),
         "callbacks": [NotFinite(), Reports(), Stopping(config["elastic"]["timeout_s"]), *called, CardUpdates()],
         "logger": loggers(config, run_dir),
         "default_root_dir": str(run_dir),
         "use_distributed_sampler": False,
     }
     return lightning.Trainer(**keywords)
+
+
+def _plugins(own: Sequence[Any]) -> list[Any]:
+    """Those of the config and ours. Our launcher or torchrun has started the ranks: left to itself, Lightning would take those
+    of SLURM wherever there is `srun`, and queue the job again by itself."""
+    outside = TorchElasticEnvironment if TorchElasticEnvironment.detect() else LightningEnvironment
+    defaults = {CheckpointIO: DurableIO, ClusterEnvironment: outside}
+    return [
+        *own,
+        *(make() for kind, make in defaults.items() if not any(isinstance(plugin, kind) for plugin in own)),
+    ]
 
 
 def fastest(node: Config) -> Config:
@@ -455,7 +467,8 @@ def _check_trainer(config: Config) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what a CPU lacks
         try:
-            lightning.Trainer(**{**node, **here, **bare})
+            plugins = _plugins(value_of(node["plugins"], "trainer.plugins") or ())
+            lightning.Trainer(**{**node, **here, **bare, "plugins": plugins})
         except (TypeError, ValueError, MisconfigurationException) as error:
             raise ConfigError(f"trainer: {error}") from error
 

@@ -1,40 +1,57 @@
-"""The jobs of a sweep on a SLURM cluster, or in processes of this machine, by submitit. Imports no torch."""
+"""Jobs on a SLURM cluster, or in processes of this machine, by submitit. Imports no torch."""
 
 import importlib.util
+import json
 import os
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
 
-from alexlab import sweeps, trust
-from alexlab.engines import POLL_S
+from alexlab import machine, slurm, sweeps, trust
+from alexlab.cards import INTERRUPTED, Card
+from alexlab.engines import POLL_S, print_into
 from alexlab.errors import ConfigError
+from alexlab.runs import OUTPUT, SLURM_LOG
 from alexlab.signals import Stopped
 from alexlab.sweeps import FAILED, RUNNING, Job
 
 PAPERS = ".submitit"  # in the folder of the sweep: what submitit and the jobs leave
+NUMBERS = "jobs.json"  # in it, the number that SLURM has given each job, by the name of its folder
+SIGNAL = signal.SIGUSR1  # by which SLURM says that the time is nearly up
 
 
 class Submitit:
     """Hands jobs to submitit and waits for them; they read and write the folder of the sweep, which all nodes must share.
 
+    On SLURM a job whose time is nearly up saves a checkpoint and queues itself again, until it is finished. Those that are in
+    the queue when a sweep is resumed are not submitted a second time.
+
     Args:
         cluster: `slurm`, or `local`, processes of this machine; None is slurm where there is `sbatch`.
         jobs: at most so many at once; None is all, as one job array. A search needs a number.
-        timeout_min: of each job.
+        timeout_min: of each attempt at a job.
+        signal_s: so long before its end a job is told.
         options: of submitit's executor, as `cpus_per_task`, `gpus_per_node` or `slurm_partition`; None is not passed on.
     """
 
     def __init__(
-        self, cluster: str | None = None, jobs: int | None = None, timeout_min: int = 240, **options: Any
+        self,
+        cluster: str | None = None,
+        jobs: int | None = None,
+        timeout_min: int = 240,
+        signal_s: int = 120,
+        **options: Any,
     ) -> None:
         self.cluster = cluster or ("slurm" if shutil.which("sbatch") else "local")
-        self.jobs, self.timeout_min, self.options = jobs, timeout_min, options
+        self.jobs, self.timeout_min, self.signal_s, self.options = jobs, timeout_min, signal_s, options
 
     def prepare(self, sweep_dir: Path) -> None:
         if importlib.util.find_spec("submitit") is None:
@@ -47,11 +64,21 @@ class Submitit:
             )
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"launcher.jobs must be null or at least 1; got {self.jobs}")
+        if not 1 <= self.signal_s < 60 * self.timeout_min:
+            raise ConfigError(
+                f"launcher.signal_s must be at least 1 and less than launcher.timeout_min, {60 * self.timeout_min:g} s; "
+                f"got {self.signal_s}"
+            )
+        # Read when submitit is imported, here and in the jobs.
+        os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL.name.removeprefix("SIG")
         import submitit
 
-        self.executor = submitit.AutoExecutor(folder=sweep_dir / PAPERS / "%j", cluster=self.cluster)
+        self.papers = sweep_dir / PAPERS
+        self.executor = submitit.AutoExecutor(folder=self.papers / "%j", cluster=self.cluster)
+        more = {"requeue": True} | dict(self.options.get("slurm_additional_parameters") or {})
+        own = {"slurm_signal_delay_s": self.signal_s, "slurm_additional_parameters": more}
         try:
-            self.executor.update_parameters(name="alexlab", timeout_min=self.timeout_min, **self.options)
+            self.executor.update_parameters(name="alexlab", timeout_min=self.timeout_min, **(self.options | own))
         except (NameError, ValueError, AssertionError) as error:
             raise ConfigError(f"launcher: {str(error).splitlines()[0]}") from error
 
@@ -59,15 +86,20 @@ class Submitit:
         """What goes to the jobs with their work: not what has submitted them."""
         return {name: value for name, value in self.__dict__.items() if name != "executor"}
 
-    def as_a_job(self) -> Any:
-        return nullcontext()
+    @contextmanager
+    def as_a_job(self) -> Iterator[None]:
+        before, machine.jobs_elsewhere = machine.jobs_elsewhere, self.cluster == "slurm"
+        try:
+            yield
+        finally:
+            machine.jobs_elsewhere = before
 
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
         # A job imports this package as this process does, installed or not.
         source = str(Path(__file__).parents[1])
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-        running: list[tuple[Job, Any]] = []
-        exhausted = False
+        running: list[_Submitted] = []
+        exhausted, asked_s = False, 0.0
         with sweeps.watched() as show:
             try:
                 while True:
@@ -82,47 +114,171 @@ class Submitit:
                         break
                     show()
                     time.sleep(POLL_S)
-                    for job, submitted in [pair for pair in running if pair[1].done()]:
-                        running.remove((job, submitted))
-                        self._collect(job, submitted)
-                        ended(job)
-                        sweeps.tell(job)
+                    if self.cluster == "slurm" and time.monotonic() - asked_s > slurm.QUEUE_S:
+                        asked_s = time.monotonic()
+                        _look(running)
+                    for each in [each for each in running if each.done(self.cluster)]:
+                        running.remove(each)
+                        each.collect()
+                        ended(each.job)
+                        sweeps.tell(each.job)
             finally:
                 if self.cluster == "local":  # those of a cluster stay in its queue
-                    for _, submitted in running:
-                        submitted.cancel()
+                    for each in running:
+                        each.handle.cancel()
 
-    def _submit(self, batch: list[Job], work: Callable[[Job], None]) -> list[tuple[Job, Any]]:
-        submitted = []
-        with self.executor.batch():  # an array, on SLURM
-            for job in batch:
-                submitted.append(self.executor.submit(_there, work, job, Singleton.get_state(), trust.trusted))
-        for job, handle in zip(batch, submitted, strict=True):
-            job.state, job.place = RUNNING, f"{self.cluster} {handle.job_id}"
-            sweeps.say(f"job {job.number}: {' '.join(job.overrides)} ({job.place})")
-        return list(zip(batch, submitted, strict=True))
+    def _submit(self, batch: Sequence[Job], work: Callable[[Job], None]) -> list["_Submitted"]:
+        submitted = self._queued(batch)
+        fresh = [job for job in batch if job not in [each.job for each in submitted]]
+        handles = []
+        try:
+            with self.executor.batch():  # an array, on SLURM
+                for job in fresh:
+                    handles.append(
+                        self.executor.submit(_there, work, job, Singleton.get_state(), trust.trusted, sys.argv[0])
+                    )
+        except Exception as error:
+            if type(error).__module__.startswith("submitit"):
+                raise ConfigError(f"{self.cluster} takes no job: {str(error).strip().splitlines()[-1]}") from error
+            raise
+        submitted += [_Submitted(job, handle) for job, handle in zip(fresh, handles, strict=True)]
+        for each in submitted:
+            each.job.state, each.job.place = RUNNING, f"{self.cluster} {each.handle.job_id}"
+            sweeps.say(f"job {each.job.number}: {' '.join(each.job.overrides)} ({each.job.place})")
+        known = self._numbers() | {each.job.folder.name: each.handle.job_id for each in submitted}
+        self.papers.mkdir(exist_ok=True)
+        (self.papers / NUMBERS).write_text(json.dumps(known))
+        return submitted
 
-    def _collect(self, job: Job, submitted: Any) -> None:
+    def _numbers(self) -> dict[str, str]:
+        try:
+            found = json.loads((self.papers / NUMBERS).read_text())
+        except (OSError, ValueError):
+            return {}
+        return {str(name): str(number) for name, number in found.items()}
+
+    def _queued(self, batch: Sequence[Job]) -> list["_Submitted"]:
+        """Those of the jobs that an earlier attempt at the sweep has submitted and that have not ended."""
+        if self.cluster != "slurm":
+            return []
+        import submitit
+
+        numbers = self._numbers()
+        known = {job.folder.name: numbers[job.folder.name] for job in batch if job.folder.name in numbers}
+        states = slurm.states(known.values()) if known else {}
+        if states is None:
+            raise ConfigError("SLURM must say whether jobs of this sweep are in its queue; squeue does not answer")
+        return [
+            _Submitted(job, submitit.SlurmJob(self.papers / "%j", known[job.folder.name], tasks=[0]))
+            for job in batch
+            if job.folder.name in known and not slurm.has_ended(states[known[job.folder.name]])
+        ]
+
+
+@dataclass
+class _Submitted:
+    """A job and what submitit knows of it.
+
+    Args:
+        job, handle: both.
+        state: what SLURM says of it.
+        ended_s: since when it says that it has ended; 0 while it has not.
+    """
+
+    job: Job
+    handle: Any
+    state: str = ""
+    ended_s: float = 0.0
+
+    def done(self, cluster: str) -> bool:
+        """Whether it has left its word, or has ended without one."""
+        if cluster == "local":
+            return bool(self.handle.done())
+        if self.handle.paths.result_pickle.exists():
+            return True
+        return self.ended_s > 0 and time.monotonic() - self.ended_s > slurm.LAG_S
+
+    def collect(self) -> None:
+        """Takes its word, or says what is known of its end."""
         import submitit
 
         try:
-            state, score, cause = submitted.result()
+            if self.ended_s and not self.handle.paths.result_pickle.exists():
+                raise submitit.core.utils.UncompletedJobError
+            state, score, cause = self.handle.result()
         except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError):
-            state, score, cause = FAILED, None, f"its process has left no word; see {submitted.paths.stderr}"
-        job.end(state, score=score, cause=cause)
+            state, score, cause = FAILED, None, self._cause()
+        self.job.end(state, score=score, cause=cause)
+
+    def _cause(self) -> str:
+        try:
+            card = Card(self.job.folder).read()
+        except ConfigError:
+            card = {"status": None}
+        known = [str(card["reason"])] if card["status"] == INTERRUPTED else []
+        if self.state:
+            known.append(f"SLURM: {self.state.lower()}")
+        if card["status"] == INTERRUPTED:
+            return f"{', '.join(known)}; {self.job.goes_on()}"
+        return f"{', '.join(known) or 'its process has left no word'}; see {self.handle.paths.stderr}"
+
+
+def _look(running: Sequence[_Submitted]) -> None:
+    """Asks SLURM for the states of the jobs."""
+    found = slurm.states([each.handle.job_id for each in running])
+    if found is None:
+        return
+    for each in running:
+        each.state = found[each.handle.job_id]
+        each.job.place = f"slurm {each.handle.job_id}" + f", {each.state.lower()}" * (each.state != "RUNNING")
+        if not slurm.has_ended(each.state):
+            each.ended_s = 0.0
+        elif not each.ended_s:
+            each.ended_s = time.monotonic()
 
 
 def _there(
-    work: Callable[[Job], None], job: Job, state: Any, trusted: list[str]
+    work: Callable[[Job], None], job: Job, state: Any, trusted: list[str], command: str
 ) -> tuple[str, float | None, str | None]:
     """What the process of a job does, with Hydra's global state of the process that has submitted it."""
+    import submitit
+
     from alexlab.command import register
 
     register()
     trust.trusted.extend(trusted)
     Singleton.set_state(state)
+    sys.argv[:] = [command]
+    place = submitit.JobEnvironment()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    if place.cluster == "slurm":
+        log = job.folder / SLURM_LOG
+        log.unlink(missing_ok=True)
+        log.symlink_to(os.path.relpath(place.paths.stderr, job.folder))
+    print_into(job.folder / OUTPUT)
     try:
         work(job)
     except Stopped as error:
-        job.stopped(error)
+        if place.cluster != "slurm":
+            job.stopped(error)
+        else:
+            _end_or_queue(job, error, place.job_id)
     return job.state, job.score, job.cause
+
+
+def _end_or_queue(job: Job, error: Stopped, job_id: str) -> None:
+    """Ends the process of a job that a signal has stopped, so that it runs again where its time was up.
+
+    It leaves no word: after another signal SLURM knows whether the job runs again.
+    """
+    if error.signum != SIGNAL:
+        raise SystemExit(error.exit_code)
+    if not slurm.has_gone_on(job.folder):
+        job.end(FAILED, cause="launcher.timeout_min was over before a step was done; it must be longer")
+        return
+    try:
+        slurm.queue_again(job_id)
+    except ConfigError as refusal:
+        job.end(FAILED, cause=f"{refusal}; {job.goes_on()}")
+        return
+    raise SystemExit(error.exit_code)

@@ -9,11 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -55,7 +57,7 @@ def run_command(name: str) -> None:
 
     def job(config: DictConfig) -> float | None:
         try:
-            return run_job(name, config, earlier, typed)
+            return (submit if is_for_a_cluster() else run_job)(name, config, earlier, typed)
         except BrokenPipeError:
             nobody_reads()
         except Exception as error:
@@ -73,7 +75,11 @@ def run_command(name: str) -> None:
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
     except (KeyboardInterrupt, Stopped) as error:
         codes.append(error.exit_code if isinstance(error, Stopped) else INTERRUPTED)
-        if sweeps.jobs:
+        if sweeps.jobs and sweeps.jobs[0].alone:
+            print(
+                f"the job stays where it is, {sweeps.jobs[0].place}; it prints to {sweeps.jobs[0].folder / runs.OUTPUT}"
+            )
+        elif sweeps.jobs:
             print(
                 f"python src/{name}.py -m resume={os.path.relpath(sweeps.jobs[0].folder.parent)} goes on with this sweep"
             )
@@ -123,11 +129,11 @@ def run_job(
         best: float | None = earlier.run(task.run, run_dir)
         return best
     run_dir, isolated = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
-    if isolated and name == "train" and sweeps.earlier(run_dir).resumed:
+    if name == "train" and sweeps.earlier(run_dir).resumed:
         from alexlab.cards import Card
 
         card = Card(run_dir).read()
-        return task.run(card["config"], run_dir=run_dir, choices=card["choices"], isolated=True, resumed=True)
+        return task.run(card["config"], run_dir=run_dir, choices=card["choices"], isolated=isolated, resumed=True)
     value: float | None = task.run(
         plain(config),
         run_dir=run_dir,
@@ -135,6 +141,59 @@ def run_job(
         isolated=isolated,
     )
     return value
+
+
+def is_for_a_cluster() -> bool:
+    """Whether this command is no sweep, and its only run goes to a cluster."""
+    found = HydraConfig.get()
+    return found.mode == RunMode.RUN and found.runtime.choices.get("launcher") == "submitit"
+
+
+def submit(
+    name: str, config: DictConfig, earlier: "Resumption | Rerun | None" = None, typed: Sequence[str] = ()
+) -> float | None:
+    """Has a cluster run what `run_job` would run here, waits for it and returns the same.
+
+    Raises:
+        AlexlabError: with the cause and the exit code of a run that has failed there.
+    """
+    from alexlab.cards import Card
+
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    if config.trainer.num_nodes > 1:
+        raise ConfigError(
+            f"launcher=submitit runs on one node; got trainer.num_nodes={config.trainer.num_nodes}. For several: srun "
+            "--ntasks-per-node=1 python src/train.py elastic.rendezvous=HOST:PORT ... in a batch script"
+        )
+    engine = hydra.utils.instantiate(hydra_config.launcher.engine)
+    engine.prepare(run_dir)
+    if earlier is None:
+        with engine.as_a_job():
+            check_job(name, config)
+    job = sweeps.Job(0, list(hydra_config.overrides.task), run_dir, config, alone=True)
+    sweeps.jobs.append(job)
+    engine.run(iter([job]), partial(_submitted, name, earlier, typed), lambda job: None)
+    if job.state == sweeps.FINISHED:
+        from alexlab.training import print_scores
+
+        print_scores(Card(run_dir).read()["scores"], run_dir)
+        return job.score
+    failure = AlexlabError(str(job.cause))
+    failure.exit_code = Card(run_dir).read().get("exit_code") or AlexlabError.exit_code
+    raise failure
+
+
+def _submitted(name: str, earlier: "Resumption | Rerun | None", typed: Sequence[str], job: sweeps.Job) -> None:
+    """What the process of a submitted run does, on its node."""
+    hydra_config = HydraConfig.get()
+    configure_log(cast(DictConfig, hydra_config.job_logging), hydra_config.verbose)
+    try:
+        job.end(sweeps.FINISHED, score=run_job(name, job.config, earlier, typed))
+    except Exception as error:
+        if not isinstance(error, AlexlabError):
+            log.exception("%s", error)
+        job.end(sweeps.FAILED, cause=str(error))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

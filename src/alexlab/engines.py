@@ -246,18 +246,23 @@ def _body(job: Job, work: Callable[[Job], None], seat: Seat, answer: Connection,
     signals.afresh()
     seat.sit()
     job.folder.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
     assert sys.__stdout__ is not None and sys.__stderr__ is not None
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the live table has put its own in their place
-    with (job.folder / OUTPUT).open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    print_into(job.folder / OUTPUT)
     try:
         work(job)
     except Stopped as error:  # by a signal to this process alone, or the sweep has ended too
         job.stopped(error)
     answer.send((job.state, job.score, job.cause))
+
+
+def print_into(path: Path) -> None:
+    """Sends what this process and those that it starts print to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _wanted_gpus(job: Job) -> int | list[int]:

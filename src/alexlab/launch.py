@@ -23,9 +23,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from alexlab import lost, members, rendezvous, rounds
+from alexlab import lost, machine, members, rendezvous, rounds
 from alexlab.errors import ConfigError
-from alexlab.machine import end_with, num_cores
 from alexlab.runs import started_outside
 from alexlab.signals import Stopped, signals
 
@@ -41,13 +40,16 @@ def num_ranks(*, accelerator: str, devices: int | str | list[int]) -> int:
     gpus = num_gpus()
     if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
         raise ConfigError(f"trainer.accelerator must be one of auto, cpu, gpu, cuda, mps; got {accelerator!r}")
-    if accelerator in ("gpu", "cuda") and gpus == 0:
+    elsewhere = machine.jobs_elsewhere  # on another machine there are other devices
+    if accelerator in ("gpu", "cuda") and gpus == 0 and not elsewhere:
         raise ConfigError(f"trainer.accelerator={accelerator} needs a GPU; there is none. Take trainer.accelerator=cpu")
     on_gpu = _on_gpu(accelerator, gpus)
     # Two processes always can be tried; more of them than cores only wait for each other.
-    available, kind = (gpus, "GPUs") if on_gpu else (max(2, num_cores()), "processes on this machine's CPU cores")
+    available, kind = (
+        (gpus, "GPUs") if on_gpu else (max(2, machine.num_cores()), "processes on this machine's CPU cores")
+    )
     count = _count(devices, gpus if on_gpu else 1)
-    if count > available:
+    if count > available and not elsewhere:
         raise ConfigError(f"trainer.devices must be at most {available}, the {kind}; got {devices}")
     if started_outside() and count != int(os.environ["LOCAL_WORLD_SIZE"]):
         raise ConfigError(
@@ -125,7 +127,12 @@ def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: L
         Stopped: when a signal has ended the ranks.
     """
     group = members.here if members.here.num_nodes > 1 else members.Alone(limits.max_restarts)
-    if started_outside() or (group.num_nodes == num_ranks == 1 and not isolated and not limits.max_restarts):
+    if started_outside():
+        result = task()
+        if torch.distributed.is_initialized():  # else its threads may outlive what they use, and abort the process
+            torch.distributed.destroy_process_group()
+        return result
+    if group.num_nodes == num_ranks == 1 and not isolated and not limits.max_restarts:
         return task()
     folder = Path(tempfile.mkdtemp(prefix="alexlab_"))
     report = None
@@ -201,7 +208,7 @@ def _hand_on(signum: int) -> None:
 
 def _run_rank(task: Callable[[], Any], words: Path, parent: int, place: rounds.Place, group: rounds.Group) -> Any:
     """The body of a forked process."""
-    end_with(parent)
+    machine.end_with(parent)
     group.forked()
     lost.begin(words, place.attempt, group.causes)
     if sys.platform.startswith("linux"):  # else gloo listens where the name of the machine leads
@@ -211,7 +218,7 @@ def _run_rank(task: Callable[[], Any], words: Path, parent: int, place: rounds.P
             os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     # Without this each rank would compute on every core, and two ranks on two cores would be slower than one.
-    torch.set_num_threads(max(1, num_cores() // local_ranks))
+    torch.set_num_threads(max(1, machine.num_cores() // local_ranks))
     if local_ranks == place.count == 1:  # a run on one device is no distributed run
         for name in RANK_VARIABLES:
             os.environ.pop(name, None)

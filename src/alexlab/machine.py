@@ -8,10 +8,14 @@ import sys
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 
+jobs_elsewhere = False  # while jobs are looked at that will run on other machines than this one
+
 
 def num_cores() -> int:
-    """Logical processors that this process may use."""
-    return len(cores()) or os.cpu_count() or 1
+    """Logical processors that this process may use; in a job of SLURM, which need not bind it to them, those of the job."""
+    found = len(cores()) or os.cpu_count() or 1
+    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return min(found, int(given)) if given.isdigit() and int(given) else found
 
 
 def cores() -> list[int]:

@@ -42,17 +42,19 @@ class Resumption:
         config: its own config with what the command line changes.
         choices: the options that were chosen for it.
         changes: the overrides of the command line.
+        where: those that say where it runs.
     """
 
     run_dir: Path
     config: dict[str, Any]
     choices: dict[str, str]
     changes: Sequence[str]
+    where: Sequence[str] = ()
 
     def arguments(self) -> list[str]:
         """The command line for Hydra, which logs into the folder and leaves its `.hydra` alone."""
         folder = overrides.quoted_path(str(self.run_dir))
-        return [f"hydra.run.dir={folder}", "hydra.output_subdir=null", "~hydra.callbacks.folders"]
+        return [f"hydra.run.dir={folder}", "hydra.output_subdir=null", "~hydra.callbacks.folders", *self.where]
 
     def run(self, task: Callable[..., float | None], run_dir: Path) -> float | None:
         """Goes on with the run."""
@@ -83,17 +85,18 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
         raise ConfigError(f"{wanted[-1]} is the folder of a sweep: python src/train.py -m resume={wanted[-1]}")
     run_dir = _last_run() if wanted[-1] == "last" else Path(wanted[-1])
     card = Card(run_dir).read()
-    changes = [argument for argument in arguments if not argument.startswith("resume=")]
+    where = [argument for argument in arguments if argument.startswith(LAUNCHER_WORDS)]
+    changes = [argument for argument in arguments if not argument.startswith(("resume=", *LAUNCHER_WORDS))]
     config = changed(card["config"], overrides.with_quoted_paths(changes), run_dir)
     members.join_nodes(config)
     if rank() > 0 or not members.is_first():  # the first looks at the card, and writes on it at once
-        return Resumption(run_dir, config, card["choices"], changes)
+        return Resumption(run_dir, config, card["choices"], changes, where)
     if card["status"] == RUNNING:
         raise ConfigError(f"a run that is resumed must have ended; process {holder(run_dir)} is writing {run_dir}")
     longest = config["trainer"]["max_epochs"] or 0
     if card["status"] == FINISHED and longest <= (card["config"]["trainer"]["max_epochs"] or 0):
         raise ConfigError(f"{run_dir} is finished; trainer.max_epochs=N with more than {longest} goes on with it")
-    return Resumption(run_dir, config, card["choices"], changes)
+    return Resumption(run_dir, config, card["choices"], changes, where)
 
 
 def changed(config: dict[str, Any], arguments: Sequence[str], run_dir: Path) -> dict[str, Any]:

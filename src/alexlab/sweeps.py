@@ -40,6 +40,7 @@ class Job:
         score: the best val/top1 of a finished one.
         cause: why it failed or was pruned.
         place: where it runs: its GPUs or cores.
+        alone: it is no job of a sweep, but a run for a cluster.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Job:
     score: float | None = None
     cause: str | None = None
     place: str = ""
+    alone: bool = False
 
     def end(self, state: str, *, score: float | None = None, cause: str | None = None) -> None:
         """Says what became of it."""
@@ -57,7 +59,11 @@ class Job:
 
     def stopped(self, error: Stopped) -> None:
         """Says that a signal to its process alone has ended it."""
-        self.end(FAILED, cause=f"{error}; -m resume= goes on with it")
+        self.end(FAILED, cause=f"{error}; {self.goes_on()}")
+
+    def goes_on(self) -> str:
+        """How a person goes on with it, in words."""
+        return f"resume={self.folder} goes on" if self.alone else "-m resume= goes on with it"
 
 
 jobs: list[Job] = []
