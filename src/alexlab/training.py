@@ -39,6 +39,7 @@ UNFOUNDED = (
     "does not have many workers",  # data.num_workers takes one for each core; more only wait for each other
     "smaller than the logging interval",  # short epochs are fine: the scores of an epoch are logged at its end
     "isinstance.treespec, LeafSpec.` is deprecated",  # Lightning 2.6 on torch 2.15
+    "srun. command is available on your system but is not used",  # our launcher starts the ranks, on a cluster too
     "resuming from a checkpoint that ended before the epoch ended",  # our loader goes on where it was
 )
 

@@ -17,7 +17,6 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -343,6 +342,5 @@ def stock_with(callback: Callable[[], Callback], job: Job, turns: Turns, **train
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
         "enable_model_summary": False,
-        "plugins": [] if job.ranks > 1 else [LightningEnvironment()],
     }
     lightning.Trainer(**{**keywords, **trainer}).fit(Stock(job), datamodule=data)

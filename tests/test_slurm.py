@@ -1,0 +1,125 @@
+"""Sweeps and single runs on a real SLURM, whose daemons the tests start."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from alexlab import slurm
+from alexlab.errors import ConfigError
+from alexlab.runs import LAST
+from conftest import ROOT, TINY, environment, trains_on
+from slurm import Cluster, cluster
+
+LONG_S = 180.0  # for which any step of a test may take
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="al") as folder, cluster(Path(folder)) as made:
+        yield made
+
+
+def until(ready: Callable[[], object], process: "subprocess.Popen[str] | None" = None) -> None:
+    end = time.monotonic() + LONG_S
+    while not ready():
+        assert time.monotonic() < end, "it took too long"
+        assert process is None or process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.05)
+
+
+def train(queue: Cluster, cwd: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Starts `python src/train.py` on the machine from which jobs are submitted."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "src/train.py"), *arguments],
+        cwd=cwd,
+        env=environment(PYTHONUNBUFFERED="1", COLUMNS="200", **queue.environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    found = torch.load(run_dir / LAST, weights_only=True)
+    return dict(found["state_dict"])
+
+
+def test_a_sweep_goes_on_where_its_time_was_up(
+    queue: Cluster, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs of an array. One gets the signal of its time limit and queues itself again; the other is cancelled. The sweep is
+    ended by Ctrl-C meanwhile, and its resumption waits for the first and submits the second."""
+    epochs = "trainer.max_epochs=60"
+    words = [*TINY, epochs, f"data.root={images}", "launcher=submitit", "launcher.cpus_per_task=1"]
+    head = train(queue, tmp_path, "-m", *words, "seed=1,2", "hydra.sweep.dir=sw", "hydra.sweep.subdir=${hydra.job.num}")
+    runs = [tmp_path / "sw/0", tmp_path / "sw/1"]
+
+    def card(run: Path) -> dict[str, object]:
+        return dict(json.loads((run / "run.json").read_text()))
+
+    until((runs[0] / LAST).exists, head)
+    numbers = json.loads((tmp_path / "sw/.submitit/jobs.json").read_text())
+    first, second = numbers["0"], numbers["1"]
+    assert first.split("_")[0] == second.split("_")[0]  # an array
+    queue.ask("scancel", "--signal=USR1", first)
+    until((runs[1] / LAST).exists, head)
+    queue.ask("scancel", second)
+
+    until(lambda: all(card(run)["status"] == "interrupted" for run in runs), head)
+    os.killpg(head.pid, signal.SIGINT)
+    said = head.communicate(timeout=60)[0]
+    assert head.returncode == 130, said
+    assert "-m resume=sw goes on with this sweep" in said
+
+    head = train(queue, tmp_path, "-m", "resume=sw", "launcher=submitit", "launcher.cpus_per_task=1")
+    said = head.communicate(timeout=LONG_S)[0]
+    assert head.returncode == 0, said
+    assert f"slurm {first}" in said and f"slurm {second}" not in said
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")  # sums depend on the number of threads
+    for seed, run in enumerate(runs, 1):
+        assert card(run)["status"] == "finished" and len(card(run)["attempts"]) == 2  # type: ignore[arg-type]
+        assert os.readlink(run / "slurm.log").startswith("../.submitit/") and (run / "slurm.log").exists()
+        assert "top-5 is top-3" in (run / "output.log").read_text()
+        trains_on(images, tmp_path)(epochs, f"seed={seed}", isolated=True, run_dir=tmp_path / f"whole{seed}")
+        once, twice = weights(tmp_path / f"whole{seed}"), weights(run)
+        assert once.keys() == twice.keys()
+        assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_a_single_run_prints_its_scores_or_its_error(queue: Cluster, images: Path, tmp_path: Path) -> None:
+    words = [*TINY, f"data.root={images}", "launcher=submitit", "launcher.cpus_per_task=1"]
+    good = train(queue, tmp_path, *words, "hydra.run.dir=good")
+    bad = train(queue, tmp_path, *words, "hydra.run.dir=bad", "optimizer.lr=1e30")
+    for head, code, text in ((good, 0, "top-1"), (bad, 4, "loss")):
+        said = head.communicate(timeout=LONG_S)[0]
+        assert head.returncode == code, said
+        assert text in said and "Traceback" not in said
+    assert json.loads((tmp_path / "bad/run.json").read_text())["status"] == "failed"
+    assert (tmp_path / "bad/output.log").read_text().strip()
+
+
+def test_the_queue_is_asked(queue: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in queue.environment.items():
+        monkeypatch.setenv(name, value)
+    number = queue.ask("sbatch", "--parsable", "--output=/dev/null", "--hold", "--wrap=sleep 60")
+    assert re.fullmatch(r"\d+", number)
+    assert slurm.states([number, "999999"]) == {number: "PENDING (JobHeldUser)", "999999": slurm.UNKNOWN}
+    with pytest.raises(ConfigError, match=f"SLURM does not queue job {number} again: "):
+        slurm.queue_again(number)
+    queue.ask("scancel", number)
+    found = slurm.states([number])
+    assert found is not None and slurm.has_ended(found[number])
+    assert not slurm.has_ended("PENDING (BeginTime)") and slurm.has_ended(slurm.UNKNOWN)
+    monkeypatch.setenv("PATH", "")
+    assert slurm.states([number]) is None
