@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import statistics
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def test_the_best_is_marked_only_beyond_its_uncertainty(sweep: Path, tmp_path: P
 
 def test_the_page_and_the_tables(sweep: Path, tmp_path: Path) -> None:
     make(sweep / "20_failed", width=4.0, top1=None, status="failed", reason="DataError: <b>no</b> image")
+    for name in ("train.log", "slurm.log"):
+        (sweep / "20_failed" / name).write_text("a log")
     make(sweep / "21_killed", width=5.0, seed=2, top1=0.5, status="running")
     page = write_report([str(sweep)], tmp_path / "out").read_text()
     out = tmp_path / "out"
@@ -115,6 +118,10 @@ def test_the_page_and_the_tables(sweep: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     assert not re.search(r"(src|href)='?\"?https?:", page), "it works offline"
     assert page.count("data:image/png;base64,") == 3
+    # The failed run has two logs, which its row of the table and the line of its failure point to.
+    linked = [Path(urllib.parse.unquote(place)) for place in re.findall("<a href='([^']+)'", page)]
+    assert linked == 2 * [Path("../sweep/20_failed", name) for name in ("train.log", "slurm.log")]
+    assert all((out / place).read_text() == "a log" for place in linked)
     assert "&lt;b&gt;no&lt;/b&gt; image" in page
     assert "a tie: the highest is optimizer=sgd, model.width=1.0: val/top1 0.9133" in page
     assert "the process was ended without a word" in page

@@ -3,9 +3,11 @@
 import base64
 import html
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -69,6 +71,23 @@ def text(words: str) -> str:
     return html.escape(shown(words))
 
 
+class Html(str):
+    """Words that are HTML already; `table` leaves them as they are."""
+
+    __slots__ = ()
+
+
+def links(files: Sequence[Path], beside: Path) -> Html:
+    """The files by name, each a link that holds wherever the folder of the page and theirs are moved together.
+
+    Args:
+        files: which there are.
+        beside: the folder of the page.
+    """
+    places = [quote(os.path.relpath(file.absolute(), beside.absolute())) for file in files]
+    return Html(" ".join(f"<a href='{place}'>{text(file.name)}</a>" for file, place in zip(files, places, strict=True)))
+
+
 def number(value: Any) -> str:
     """A value of a table as a person reads it."""
     if value is None:
@@ -83,7 +102,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], kinds: Sequence
 
     Args:
         columns: their heads.
-        rows: values; numbers stand right and sort as numbers.
+        rows: values; numbers stand right and sort as numbers, `Html` stands as it is.
         kinds: the CSS class of each row.
     """
     head = "".join(f"<th>{text(column)}" for column in columns)
@@ -92,7 +111,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], kinds: Sequence
         cells = []
         for value in row:
             numeric = isinstance(value, int | float) and not isinstance(value, bool)
-            cells.append(f"<td class=n data-v={value}>{number(value)}" if numeric else f"<td>{text(number(value))}")
+            words = value if isinstance(value, Html) else text(number(value))
+            cells.append(f"<td class=n data-v={value}>{words}" if numeric else f"<td>{words}")
         body.append(f"<tr class='{kind}'>{''.join(cells)}")
     return f"<div class=wide><table><thead><tr>{head}<tbody>{''.join(body)}</table></div>"
 

@@ -19,6 +19,7 @@ from alexlab.report_data import (
     read_run,
     relative,
 )
+from alexlab.runs import LOGS
 
 MAX_CURVES = 12  # groups in the picture of the curves: the best ones
 MAX_TICKS = 6  # values of a key that are drawn side by side; more numbers are an axis
@@ -59,8 +60,11 @@ def write_report(words: Sequence[str], out: Path) -> Path:
         "parameters",
         "status",
     ]
-    details = [_run_row(run, keys) for run in runs]
-    detail_columns = ["run", *keys, "seed", "top-1", "top-5", "loss", "best epoch", "train s", "images/s", "status"]
+    logs = {run.folder: _logs(run, out) for run in runs}
+    details = [[*_run_row(run, keys), logs[run.folder], run.status] for run in runs]
+    detail_columns = [
+        *("run", *keys, "seed", "top-1", "top-5", "loss", "best epoch", "train s", "images/s", "logs", "status")
+    ]
     failures = [run for run in runs if run.status in (FAILED, INTERRUPTED)]
     title = f"{len(runs)} runs"
     (out / "report.md").write_text(_markdown(title, verdict, columns, rows, failures), encoding="utf-8")
@@ -73,7 +77,7 @@ def write_report(words: Sequence[str], out: Path) -> Path:
             *(f"<h2>{name}</h2>{pages.plot(content, name)}" for name, content in pictures),
             "<h2>Runs</h2>",
             _table(detail_columns, details),
-            *(["<h2>Failures</h2>", *(_failure(run) for run in failures)] if failures else []),
+            *(["<h2>Failures</h2>", *(_failure(run, logs[run.folder]) for run in failures)] if failures else []),
         ],
     )
 
@@ -124,8 +128,11 @@ def _run_row(run: Run, keys: Sequence[str]) -> list[Any]:
         None if epoch is None else int(epoch) + 1,
         _mean([(run.card.get("scores") or {}).get("train_s")]),
         _mean([run.card.get("images_per_s")]),
-        run.status,
     ]
+
+
+def _logs(run: Run, out: Path) -> pages.Html:
+    return pages.links([run.folder / name for name in LOGS if (run.folder / name).exists()], out)
 
 
 def _write_csv(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
@@ -134,7 +141,7 @@ def _write_csv(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow([*names, "parameters", "reason"])
         for run in runs:
-            more = [run.card.get("parameters"), run.card.get("reason")]
+            more = [run.status, run.card.get("parameters"), run.card.get("reason")]
             writer.writerow(["" if value is None else value for value in [*_run_row(run, keys), *more]])
 
 
@@ -158,8 +165,8 @@ def _markdown(
     return "\n".join(lines) + "\n"
 
 
-def _failure(run: Run) -> str:
-    words = f"<b>{run.status}</b>: {pages.text(str(run.card.get('reason')))}"
+def _failure(run: Run, logs: pages.Html) -> str:
+    words = f"<b>{run.status}</b>: {pages.text(str(run.card.get('reason')))} {logs}"
     return f"<p><code>{pages.text(relative(run.folder))}</code> {words}"
 
 

@@ -24,6 +24,7 @@ LAUNCHER_WORDS = ("launcher=", "launcher.", "hydra.launcher", "+hydra.launcher")
 OUTPUT = "output.log"  # what a job has printed that runs beside others
 SLURM_LOG = "slurm.log"  # of one on a cluster, a link to what SLURM says of it
 LOG, METRICS, CURVES, MANIFEST = "train.log", "metrics.csv", "curves.png", "split.csv"
+LOGS = (LOG, OUTPUT, SLURM_LOG)
 STATISTICS, PREVIEW, LAYERS, SKIPPED = "statistics.json", "preview.png", "layers.csv", "skipped.csv"
 NOT_FINITE = "not_finite_rank{rank}.csv"  # the images of the step whose loss or gradient was not
 
