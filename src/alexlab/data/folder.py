@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from alexlab.data.decode import decode
 from alexlab.data.division import divide
 from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Paths, check_class_names, class_folders, list_images, shown
 from alexlab.data.manifest import Row, read_manifest, write_manifest
@@ -57,6 +58,21 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def place(self, index: int) -> str:
+        """Where an image lies, for people."""
+        return os.path.join(self.root, self.paths[index])
+
+    def decoded(self, index: int, channels: int) -> np.ndarray:
+        """An image, uint8 (H, W, channels).
+
+        Raises:
+            ImageError: when it cannot be read.
+        """
+        if self.pack is not None:
+            return self.pack[index if self.rows is None else int(self.rows[index])]
+        sha256 = None if self.hashes is None else self.hashes[index].tobytes()
+        return decode(self.place(index), channels, sha256)
 
     def counts(self) -> list[int]:
         """Number of images of each class, in the order of `classes`."""
@@ -157,11 +173,11 @@ def find_splits(
         if test is None:
             raise DataError(f"data.val_split=test needs the folder {os.path.join(root, 'test')}, which is not there")
         notes.append("validating on the test split (data.val_split=test): its scores are no estimate for unseen images")
-        return Splits(train, test, None, notes=(*notes, *_absent("test", test)))
+        return Splits(train, test, None, notes=(*notes, *absent("test", test)))
     if folders["val"] is not None:
         val = scan(root, folders["val"], train.classes, cache_dir, notes)
-        absent = (*_absent("val", val), *(_absent("test", test) if test else ()))
-        return Splits(train, val, test, notes=(*notes, *absent))
+        missing = (*absent("val", val), *(absent("test", test) if test else ()))
+        return Splits(train, val, test, notes=(*notes, *missing))
     parts = _divide(train, {"val": val_fraction}, split_seed)
     notes.append(
         f"there is no val folder: {len(parts['val'])} of {len(train)} training images became the validation split"
@@ -332,6 +348,7 @@ def _hashes(digits: Sequence[str]) -> np.ndarray:
         raise DataError(f"a sha256 must have 64 hexadecimal digits: {error}") from error
 
 
-def _absent(name: str, split: Split) -> tuple[str, ...]:
+def absent(name: str, split: Split) -> tuple[str, ...]:
+    """A note where a split has no image of some class."""
     missing = [split.classes[label] for label, count in enumerate(split.counts()) if not count]
     return (f"the {name} split has no image of {', '.join(missing)}",) if missing else ()

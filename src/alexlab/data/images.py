@@ -1,6 +1,5 @@
 """One split as a data set of tensors."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alexlab.data.decode import decode
 from alexlab.data.folder import Split
 from alexlab.data.order import SKIPPED
 from alexlab.data.skipped import Skipped
@@ -52,9 +50,7 @@ class ImageSplit:
     @property
     def samples(self) -> list[tuple[str, int]]:
         """(path, label) of each image, made anew at each call: a list of a million strings is best not kept."""
-        return [
-            (os.path.join(self.root, path), label) for path, label in zip(self.split.paths, self.targets, strict=True)
-        ]
+        return [(self.split.place(index), label) for index, label in enumerate(self.targets)]
 
     @property
     def imgs(self) -> list[tuple[str, int]]:
@@ -73,17 +69,10 @@ class ImageSplit:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         label = int(self.split.labels[index])
         try:
-            image = to_tensor(self._pixels(index))
+            image = to_tensor(self.split.decoded(index, self.channels))
         except ImageError as error:
             if self.skipped is None:
                 raise
             self.skipped.add(error)
             image, label = torch.zeros(self.channels, 256, 256, dtype=torch.uint8), SKIPPED
         return (self.transform(image) if self.transform else image), label
-
-    def _pixels(self, index: int) -> np.ndarray:
-        split = self.split
-        if split.pack is None:
-            sha256 = None if split.hashes is None else split.hashes[index].tobytes()
-            return decode(os.path.join(split.root, split.paths[index]), self.channels, sha256)
-        return split.pack[index if split.rows is None else int(split.rows[index])]

@@ -46,7 +46,11 @@ class Paths(Sequence[str]):
     @classmethod
     def of(cls, paths: Sequence[str]) -> "Paths":
         """The paths of a list."""
-        block = np.frombuffer(b"".join(os.fsencode(path) + END for path in paths), np.uint8)
+        return cls.of_block(np.frombuffer(b"".join(os.fsencode(path) + END for path in paths), np.uint8))
+
+    @classmethod
+    def of_block(cls, block: np.ndarray) -> "Paths":
+        """All the paths of a block."""
         return cls(block, _ends(block))
 
     def take(self, rows: np.ndarray) -> "Paths":
