@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-from alexlab import slurm
+from alexlab import build, slurm
 from alexlab.errors import ConfigError
 from alexlab.runs import LAST
-from conftest import ROOT, TINY, environment, trains_on
+from conftest import ROOT, TINY, environment, plain, trains_on
 from slurm import Cluster, cluster
 
 LONG_S = 180.0  # for which any step of a test may take
@@ -124,3 +125,27 @@ def test_the_queue_is_asked(queue: Cluster, monkeypatch: pytest.MonkeyPatch) -> 
     assert not slurm.has_ended("PENDING (BeginTime)") and slurm.has_ended(slurm.UNKNOWN)
     monkeypatch.setenv("PATH", "")
     assert slurm.states([number]) is None
+
+
+def test_a_job_that_saves_nothing_is_not_queued_again(tmp_path: Path) -> None:
+    assert not slurm.has_gone_on(tmp_path), "there is no card yet"
+    last = tmp_path / LAST
+    last.parent.mkdir()
+    last.write_bytes(b"")
+    for begun_s, gone_on in ((last.stat().st_mtime - 10, True), (last.stat().st_mtime + 10, False)):
+        (tmp_path / "run.json").write_text(json.dumps({"status": "finished", "attempts": [{"start_s": begun_s}]}))
+        assert slurm.has_gone_on(tmp_path) == gone_on
+
+
+def test_lightning_does_not_take_the_ranks_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        "SLURM_NTASKS": "2",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+    }
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    made = build.trainer(plain(), tmp_path, num_ranks=1)
+    assert isinstance(made._accelerator_connector.cluster_environment, LightningEnvironment)

@@ -209,12 +209,7 @@ def data_state(splits: Splits) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
     for name, split in splits.named():
         rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), MAX_SIZES)).round().astype(int))
-        sizes = []
-        for row in rows.tolist():
-            try:
-                sizes.append(os.stat(os.path.join(split.root, split.paths[row])).st_size)
-            except OSError:
-                sizes.append(-1)
+        sizes = [split.size(row) for row in rows.tolist()]
         digest.update(f"{name}:{len(split)}:".encode())
         digest.update(np.asarray(split.labels).tobytes())
         digest.update(np.array(sizes, np.int64).tobytes())

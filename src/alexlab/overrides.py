@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 CONFIG_DIR = Path(__file__).parents[2] / "conf"
 PATH_KEYS = (
     "data.root",
+    "data.url",
     "model.weights",
     "ckpt",
     "input",
@@ -67,13 +68,15 @@ def quoted_path(path: str) -> str:
 
 
 def selects_own_folder(arguments: Sequence[str]) -> list[str]:
-    """Adds `data=folder` to a command that names a folder but neither a data set nor an experiment.
+    """Adds `data=folder` to a command that names a folder but neither a data set nor an experiment; `streaming` for shards.
 
     The default data set is the digits; pictures of another folder want other sizes and mirrored views.
     """
     keys = {argument.partition("=")[0] for argument in arguments}
-    if "data.root" in keys and not keys & {"data", "experiment", "resume", "rerun"}:
-        return [*arguments, "data=folder"]
+    chosen = keys & {"data", "experiment", "resume", "rerun"}
+    for key, option in (("data.root", "folder"), ("data.url", "streaming")):
+        if key in keys and not chosen:
+            return [*arguments, f"data={option}"]
     return list(arguments)
 
 

@@ -241,7 +241,9 @@ def hparams(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
 def describe(config: dict[str, Any], splits: Splits, module: Classifier, trainer: lightning.Trainer) -> None:
     """Logs what is about to be trained, and what a person should know of the data."""
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.named())
-    log.info("data: %s: %d classes, images: %s", config["data"]["root"], len(splits.classes), sizes)
+    log.info(
+        "data: %s: %d classes, images: %s", config["data"]["root"] or config["data"]["url"], len(splits.classes), sizes
+    )
     for note in splits.notes:
         log.info("data: %s", note)
     if len(splits.classes) < 5:

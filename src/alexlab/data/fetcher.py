@@ -31,7 +31,7 @@ ROOM = 1 << 40  # the byte of the file of locks that is held while room is made
 LOCKS, UNFINISHED = "locks", ".unfinished"
 
 
-class Damaged(Exception):
+class DamagedError(Exception):
     """An object is not what the index says."""
 
 
@@ -93,7 +93,7 @@ class Fetcher:
         answer = self.store.get(name)
         found = int(answer.meta["size"])
         if size not in (None, found):
-            raise Damaged(f"it has {found:,} bytes, not the {size:,} of the index")
+            raise DamagedError(f"it has {found:,} bytes, not the {size:,} of the index")
         unfinished = place.with_name(f"{place.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
         try:
             with self._room(found), unfinished.open("wb") as file:
@@ -104,7 +104,7 @@ class Fetcher:
                     digest.update(part)
                     file.write(part)
             if sha256 not in (None, digest.hexdigest()):
-                raise Damaged("its content is not that of the index (SHA-256)")
+                raise DamagedError("its content is not that of the index (SHA-256)")
             os.replace(unfinished, place)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -113,11 +113,11 @@ class Fetcher:
         """A link with the time of the file that it leads to: nobody has changed that since it was checked."""
         status = path.stat()
         if size not in (None, status.st_size):
-            raise Damaged(f"it has {status.st_size:,} bytes, not the {size:,} of the index")
+            raise DamagedError(f"it has {status.st_size:,} bytes, not the {size:,} of the index")
         if sha256 is not None:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise Damaged("its content is not that of the index (SHA-256)")
+                    raise DamagedError("its content is not that of the index (SHA-256)")
         unfinished = place.with_name(f"{place.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
         unfinished.unlink(missing_ok=True)
         unfinished.symlink_to(path.resolve())
@@ -192,7 +192,11 @@ def opened(url: str) -> Any:
         endpoint = next((os.environ[name] for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT") if name in os.environ), "")
         if endpoint.startswith("http://"):
             keywords["client_options"] = {"allow_http": True}
-        known = {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"} & os.environ.keys()
+        known = {
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SKIP_SIGNATURE",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        } & os.environ.keys()
         if not known and importlib.util.find_spec("boto3"):  # which reads ~/.aws, profiles and single sign-on
             from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -202,7 +206,7 @@ def opened(url: str) -> Any:
 
 def reason_of(error: BaseException) -> str:
     """What went wrong, as the rest of a sentence."""
-    if isinstance(error, Damaged):
+    if isinstance(error, DamagedError):
         return str(error)
     if isinstance(error, FileNotFoundError):
         return "it is not there"

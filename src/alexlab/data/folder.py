@@ -63,6 +63,16 @@ class Split:
         """Where an image lies, for people."""
         return os.path.join(self.root, self.paths[index])
 
+    def size(self, index: int) -> int:
+        """The bytes of an image's file; -1 where it is not there."""
+        lengths = getattr(self.pack, "lengths", None)
+        if lengths is not None:
+            return int(lengths[index])
+        try:
+            return os.stat(self.place(index)).st_size
+        except OSError:
+            return -1
+
     def decoded(self, index: int, channels: int) -> np.ndarray:
         """An image, uint8 (H, W, channels).
 

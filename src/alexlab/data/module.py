@@ -1,6 +1,7 @@
 """The LightningDataModule: loaders over the splits of a folder."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning
@@ -13,10 +14,11 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from alexlab.data.ahead import Finish, Loader, ToDevice
 from alexlab.data.folder import Split, Splits
 from alexlab.data.images import ImageSplit
-from alexlab.data.order import EvalBatches, MapDataset, PaddedItems, SeededItems, TrainBatches
+from alexlab.data.order import EvalBatches, MapDataset, PaddedItems, SeededItems, TrainBatches, shard_places
 from alexlab.data.packed import PackedImages
 from alexlab.data.resident import Cuts, Plan, Resident
 from alexlab.data.settings import Data
+from alexlab.data.shards import ShardedImages
 from alexlab.data.skipped import Skipped
 from alexlab.errors import ConfigError
 from alexlab.signals import outlive_one
@@ -107,6 +109,8 @@ class FolderData(lightning.LightningDataModule):
             return self.started.pop("train")
         dataset, finish = self._parts(self.splits.train, self.train_transform)
         num_ranks, rank = shares(self.trainer)
+        stored = self.splits.train.pack
+        sharded = stored if isinstance(stored, ShardedImages) else None
         batches = TrainBatches(
             self.splits.train.labels,
             batch_size=self.data.batch_size,
@@ -116,11 +120,14 @@ class FolderData(lightning.LightningDataModule):
             seed=self.seed,
             balanced=self.data.sampler == "balanced",
             fixed=self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
+            shards=None if sharded is None else sharded.shard,
+            mix=1 if sharded is None else sharded.mix,
             first=self.first,
         )
         # Lightning tells the epoch of a resumed run only after the loader processes have begun to read ahead.
         batches.set_epoch(max(self.first[0], self.trainer.current_epoch))
-        return self._loader(SeededItems(dataset, seed=self.seed), batches, finish)
+        follow = None if sharded is None else partial(_follow, sharded, self.seed)
+        return self._loader(SeededItems(dataset, seed=self.seed, on_epoch=follow), batches, finish)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's share of the validation split."""
@@ -129,7 +136,7 @@ class FolderData(lightning.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's share of the test split."""
         if self.splits.test is None:
-            raise ConfigError(f"{self.data.root} has no test split")
+            raise ConfigError(f"{self.data.place} has no test split")
         return self.eval_loader(self.splits.test)
 
     def eval_loader(self, split: Split, transform: Callable[[Tensor], Tensor] | None = None) -> DataLoader[Any]:
@@ -167,6 +174,10 @@ class FolderData(lightning.LightningDataModule):
         )
 
 
+def _follow(images: ShardedImages, seed: int, epoch: int) -> None:
+    images.follow(shard_places(len(images.shards), seed=seed, epoch=epoch))
+
+
 def collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     """Images ([V,] C, H, W) with their labels as one batch that lies in memory as the first of them does.
 
@@ -189,6 +200,6 @@ def check_batch_size(data: Data, splits: Splits, *, num_ranks: int, accumulate: 
         )
     if data.batch_size > len(splits.train):
         raise ConfigError(
-            f"data.batch_size must not exceed the {len(splits.train)} training images of {data.root}; "
+            f"data.batch_size must not exceed the {len(splits.train)} training images of {data.place}; "
             f"got {data.batch_size}"
         )

@@ -6,7 +6,7 @@ A run on two devices reads the same global batches as a run on one, and every ra
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,11 +30,19 @@ class MapDataset(Protocol):
 
 
 class SeededItems:
-    """Items by (epoch, index): what is random in an item is drawn from a generator seeded by (seed, epoch, index)."""
+    """Items by (epoch, index): what is random in an item is drawn from a generator seeded by (seed, epoch, index).
 
-    def __init__(self, dataset: MapDataset, *, seed: int) -> None:
+    Args:
+        dataset: the items.
+        seed: of the run.
+        on_epoch: called, in the process that reads, with each epoch that begins.
+    """
+
+    def __init__(self, dataset: MapDataset, *, seed: int, on_epoch: Callable[[int], None] | None = None) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.on_epoch = on_epoch
+        self.epoch: int | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -47,6 +55,9 @@ class SeededItems:
         items = []
         with torch.random.fork_rng(devices=[]):
             for epoch, index in keys:
+                if epoch != self.epoch and self.on_epoch is not None:
+                    self.on_epoch(epoch)
+                self.epoch = epoch
                 torch.default_generator.manual_seed(derived_seed(self.seed, epoch, index))
                 items.append(self.dataset[index])
         return items
@@ -66,8 +77,21 @@ class PaddedItems:
         return image, label if index >= 0 else PADDING
 
 
+def shard_places(num_shards: int, *, seed: int, epoch: int) -> np.ndarray:
+    """For each shard its place in the order in which an epoch comes to them."""
+    return _generator(seed, epoch).permutation(num_shards)
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(derived_seed(seed, epoch)))
+
+
 class TrainBatches:
     """The training batches of one rank: lists of (epoch, index). The last, incomplete global batch is left out.
+
+    Where the images lie in shards, an epoch comes to one shard after the other, and the images of `mix` shards are mixed: that
+    of place p gives its images while the shards of the places p to p + mix begin. The images of a global batch are sorted by
+    shard before the ranks divide them, so that a rank, and with it a machine, needs few.
 
     Args:
         labels: the label of each image.
@@ -77,6 +101,8 @@ class TrainBatches:
         seed: of the order.
         balanced: draw images with replacement so that every class is equally likely, instead of each image once.
         fixed: the same order and the same augmentation in every epoch, for learning a few batches by heart.
+        shards: of each image the number of its shard; None where any image is at hand.
+        mix: shards whose images are mixed.
         first: the epoch and the batch of this rank that a resumed run begins with.
     """
 
@@ -91,6 +117,8 @@ class TrainBatches:
         seed: int = 0,
         balanced: bool = False,
         fixed: bool = False,
+        shards: np.ndarray | None = None,
+        mix: int = 1,
         first: tuple[int, int] = (0, 0),
     ) -> None:
         assert batch_size % (num_ranks * accumulate) == 0, "checked when the run is built"
@@ -99,6 +127,7 @@ class TrainBatches:
         self.num_ranks, self.rank, self.accumulate = num_ranks, rank, accumulate
         self.seed = seed
         self.balanced, self.fixed = balanced, fixed
+        self.shards, self.mix = shards, mix
         self.first = first
         self.epoch = first[0]
         self.asleep = False  # gives nothing
@@ -128,7 +157,12 @@ class TrainBatches:
             yield [(drawn, int(index)) for index in order[start : start + share]]
 
     def _order(self, epoch: int) -> np.ndarray:
-        generator = np.random.Generator(np.random.Philox(derived_seed(self.seed, epoch)))
+        generator = _generator(self.seed, epoch)
+        if self.shards is not None:
+            places = generator.permutation(self.shards.max() + 1)[self.shards]
+            mixed = np.argsort(places + self.mix * generator.random(len(places)), kind="stable")
+            steps = mixed[: len(mixed) // self.batch_size * self.batch_size].reshape(-1, self.batch_size)
+            return np.take_along_axis(steps, places[steps].argsort(axis=1, kind="stable"), axis=1).reshape(-1)
         if not self.balanced:
             return generator.permutation(len(self.labels))
         weights = 1.0 / np.bincount(self.labels)[self.labels]

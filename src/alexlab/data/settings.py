@@ -9,8 +9,11 @@ from typing import Any
 from alexlab.data.digits import write_digits
 from alexlab.data.folder import Splits, find_splits, verified
 from alexlab.data.photographs import write_photographs
+from alexlab.data.shards import Stream, find_sharded
+from alexlab.data.store import is_url
 from alexlab.errors import ConfigError
 from alexlab.machine import num_cores
+from alexlab.nodes import bind
 
 MAKERS = {"digits": write_digits, "photographs": write_photographs}
 
@@ -20,7 +23,9 @@ class Data:
     """One data set and the way it is fed.
 
     Args:
-        root: the folder, in one of the layouts of `alexlab.data.folder`, relative to the working directory.
+        root: the folder, in one of the layouts of `alexlab.data.folder`, relative to the working directory; None with `url`.
+        url: where the shards lie that `prepare.py action=shard` has written, a folder or a prefix of an object store.
+        stream: see `alexlab.data.shards.Stream`.
         image_size: height and width of what the net gets, in pixels.
         channels: 3 for RGB, 1 for grey.
         mean, std: of the values in [0, 1], for each channel; with one channel, three numbers are averaged. None is what a
@@ -42,13 +47,15 @@ class Data:
         make: writes the data set when `root` is not there: `digits`, `photographs` (made ones, to measure with), or None.
     """
 
-    root: str
+    root: str | None
     image_size: int
     channels: int
     mean: Sequence[float] | None
     std: Sequence[float] | None
     batch_size: int
     num_workers: int | None = None
+    url: str | None = None
+    stream: Mapping[str, Any] = field(default_factory=dict)
     val_fraction: float = 0.2
     test_fraction: float = 0.0
     val_split: str = "val"
@@ -63,8 +70,9 @@ class Data:
     make: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.root:
+        if not self.root and not self.url:
             raise ConfigError("data.root must name a folder of images: data.root=DIR")
+        self._check_url()
         if self.channels not in (1, 3):
             raise ConfigError(f"an image has 1 or 3 channels; got model.in_channels={self.channels}")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -84,8 +92,36 @@ class Data:
         if self.batch_size < 1:
             raise ConfigError(f"data.batch_size must be at least 1; got {self.batch_size}")
 
+    def _check_url(self) -> None:
+        if self.root and is_url(self.root):
+            raise ConfigError(f"data.root must be a folder; shards are read with data=streaming data.url={self.root}")
+        if self.url is None:
+            return
+        others = {"cache": None, "sampler": "shuffle", "manifest": None, "root": None}
+        for name, needed in others.items():
+            if getattr(self, name) != needed:
+                wanted = "null" if needed is None else needed
+                raise ConfigError(
+                    f"data.{name} must be {wanted} with data.url, whose images come shard by shard; got {getattr(self, name)!r}"
+                )
+
+    @property
+    def place(self) -> str:
+        """Where the images are, for people."""
+        return str(self.url or self.root)
+
     def find_splits(self) -> Splits:
         """Looks the files up; writes the data set first where it can be made and is not there."""
+        if self.url is not None:
+            bind(Stream, "data.stream", **self.stream)
+            return find_sharded(
+                self.url,
+                Stream(**self.stream),
+                channels=self.channels,
+                cache_dir=Path(self.cache_dir),
+                val_split=self.val_split,
+            )
+        assert self.root is not None
         if self.make is not None and not os.path.exists(self.root):
             MAKERS[self.make](self.root)
         splits = find_splits(

@@ -83,7 +83,7 @@ class ShardedImages:
         paths: of the images, for messages.
         channels: 3 for RGB, 1 for grey.
         ahead: shards that are fetched before they are asked for.
-        reach: shards that lie between the newest that was come to and the oldest that is still read.
+        mix: shards whose images are mixed in a training.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class ShardedImages:
         paths: Sequence[str],
         channels: int,
         ahead: int,
-        reach: int,
+        mix: int,
     ) -> None:
         self.store, self.shards = store, shards
         self.shard, self.starts, self.lengths, self.paths = shard, starts, lengths, paths
-        self.channels, self.ahead, self.reach = channels, ahead, reach
+        self.channels, self.ahead, self.mix = channels, ahead, mix
         self.used_s = np.full(len(shards), -np.inf)  # when this process has marked each as used
         self.follow(np.arange(len(shards)))
 
@@ -128,7 +128,9 @@ class ShardedImages:
         finally:
             os.close(file)
         if len(content) != self.lengths[row]:
-            raise DataError(f"the shard {self.store.place(self.shards[number].name)} has ended within {self.paths[row]}")
+            raise DataError(
+                f"the shard {self.store.place(self.shards[number].name)} has ended within {self.paths[row]}"
+            )
         return content
 
     def follow(self, places: np.ndarray) -> None:
@@ -142,7 +144,7 @@ class ShardedImages:
     def _come_to(self, number: int) -> None:
         """Has the shards fetched that come next, when this one is the newest so far, or the first of another pass."""
         place = int(self.places[number])
-        if self.newest - self.reach <= place <= self.newest:
+        if self.newest - self.mix - 1 <= place <= self.newest:
             return
         self.newest = place
         self.store.expect(self.shards[each].file for each in self.order[place + 1 : place + 1 + self.ahead].tolist())
@@ -247,6 +249,6 @@ def _split(store: Store, about: Mapping[str, Any], classes: Sequence[str], strea
         paths=paths,
         channels=channels,
         ahead=stream.ahead,
-        reach=stream.mix + 1,
+        mix=stream.mix,
     )
     return Split(store.url, list(classes), paths, arrays["labels"], pack=images)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from alexlab.data.decode import decode
 from alexlab.data.folder import Split
+from alexlab.data.shards import ShardedImages
 from alexlab.errors import DataError, ImageError
 from alexlab.machine import num_cores
 
@@ -52,14 +52,17 @@ def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES, skip: 
     Raises:
         DataError: with path and reason, when a file is no readable picture.
     """
-    chosen = np.unique(np.linspace(0, len(split) - 1, min(len(split), max_images)).round().astype(int))
-    paths = [Path(split.root, split.paths[index]) for index in chosen]
+    count = min(len(split), max_images)
+    # Those of shards lie in random order already, and others would need every shard.
+    first_ones = isinstance(split.pack, ShardedImages)
+    spaced = np.linspace(0, len(split) - 1, count).round().astype(int)
+    chosen = range(count) if first_ones else np.unique(spaced).tolist()
     first, second = np.zeros(channels), np.zeros((channels, channels))
     # Threads: Pillow and numpy let each other work, and the ranks of the run can still be forked afterwards.
     num_images = 0
     with ThreadPoolExecutor(num_cores()) as pool:
-        moments = pool.map(lambda path: _moments(path, channels, skip), paths)
-        bar = track(moments, "measuring colours", total=len(paths), transient=True, disable=not sys.stdout.isatty())
+        moments = pool.map(lambda index: _moments(split, index, channels, skip), chosen)
+        bar = track(moments, "measuring colours", total=len(chosen), transient=True, disable=not sys.stdout.isatty())
         for found in bar:
             if found is not None:
                 first, second, num_images = first + found[0], second + found[1], num_images + 1
@@ -79,9 +82,9 @@ def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES, skip: 
     )
 
 
-def _moments(path: Path, channels: int, skip: bool) -> tuple[np.ndarray, np.ndarray] | None:
+def _moments(split: Split, index: int, channels: int, skip: bool) -> tuple[np.ndarray, np.ndarray] | None:
     try:
-        pixels = decode(path, channels).reshape(-1, channels).astype(np.float64) / 255
+        pixels = split.decoded(index, channels).reshape(-1, channels).astype(np.float64) / 255
     except ImageError:
         if skip:
             return None

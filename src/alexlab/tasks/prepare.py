@@ -10,7 +10,7 @@ from alexlab.nodes import bind
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
-    """Does what `action` says: download, check, restore, split or pack.
+    """Does what `action` says: download, check, restore, split, pack or shard.
 
     Args:
         config: the composed config, plain data.
@@ -128,12 +128,39 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
     print(f"python src/train.py data.root={data.root} data.cache=packed data.image_size={data.image_size}")
 
 
+def shard(config: dict[str, Any], run_dir: Path) -> None:
+    """Writes the images as shards into a folder or an object store, for runs with `data=streaming`."""
+    from alexlab.data.settings import Data
+    from alexlab.data.sharding import write_shards
+
+    root = _root(config)
+    if config["out"] is None:
+        raise ConfigError("out must be given: out=s3://bucket/prefix (gs://, az://), or out=DIR")
+    if config["shard_mb"] <= 0:
+        raise ConfigError(f"shard_mb must be positive; got {config['shard_mb']}")
+    keys = {key: value for key, value in config["data"].items() if key != "ratio"}
+    bind(Data, "data", mean=None, std=None, batch_size=1, **keys)
+    data, out = Data(mean=None, std=None, batch_size=1, **keys), str(config["out"])
+    index = write_shards(
+        data.find_splits(),
+        out,
+        shard_bytes=int(config["shard_mb"] * 1e6),
+        cache_dir=Path(data.cache_dir),
+        skip=data.on_error == "skip",
+    )
+    for name, about in index["splits"].items():
+        count, size = sum(images for *_, images in about["shards"]), sum(size for _, size, _, _ in about["shards"])
+        print(f"{name}: {count:,} images of {root} in {len(about['shards'])} shards, {size / 1e9:.3g} GB")
+    print(f"python src/train.py data=streaming data.url={out}")
+
+
 ACTIONS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "download": download,
     "check": check,
     "restore": restore,
     "split": split,
     "pack": pack,
+    "shard": shard,
 }
 
 
