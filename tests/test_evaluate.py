@@ -16,6 +16,7 @@ from alexlab import build
 from alexlab.answers import Answers, answers, batches, chosen_split
 from alexlab.cards import Card
 from alexlab.data.decode import decode
+from alexlab.data.folder import Split
 from alexlab.data.images import to_tensor
 from alexlab.data.settings import Data
 from alexlab.errors import ConfigError, DataError
@@ -191,12 +192,15 @@ def test_every_image_is_asked_about_once(trained_run: Path) -> None:
             answers(trained.inference, broken, split)
 
 
+def listed(count: int) -> Split:
+    return Split("", ["a"], [f"{number}.png" for number in range(count)], np.zeros(count, np.int64))
+
+
 def told(labels: Sequence[int], said: Sequence[int], probs: Sequence[float] | None = None) -> Answers:
     top = np.array([[answer, (answer + 1) % 3] for answer in said])
     first = np.array(probs or [0.9] * len(said), np.float32)
-    return Answers(
-        [f"{n}.png" for n in range(len(said))], np.array(labels), top, np.stack([first, 1 - first], 1), first, 0.5
-    )
+    numbers = np.arange(len(said))
+    return Answers(listed(len(said)), numbers, np.array(labels), top, np.stack([first, 1 - first], 1), first, 0.5)
 
 
 def test_confusion_and_classes_by_hand() -> None:
@@ -241,7 +245,7 @@ def test_many_classes_have_a_table_of_the_weakest(
     said = np.where(generator.random(200) < 0.7, labels, (labels + 1) % 50)
     top = np.stack([said, (said + 1) % 50], 1)
     probs = np.full((200, 2), 0.5, np.float32)
-    found = Answers([f"{n}.png" for n in range(200)], labels, top, probs, probs[:, 0], 1.0)
+    found = Answers(listed(200), np.arange(200), labels, top, probs, probs[:, 0], 1.0)
     with caplog.at_level(logging.WARNING):
         tables, _ = evaluated(found, [f"class {n}" for n in range(50)], tmp_path, {"split": "val"})
     for table in tables:

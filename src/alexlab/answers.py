@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Answers:
     """What a net says of N labelled images of K classes; images that could not be read are not among them.
 
     Args:
-        paths: of the files, N.
+        split: that the images are of.
+        numbers: of the images in the split, int64 (N,).
         labels: int64 (N,).
         top: int64 (N, min(5, K)), the classes by falling probability.
         probs: float32 (N, min(5, K)), their probabilities.
@@ -37,12 +39,18 @@ class Answers:
         loss: mean cross entropy.
     """
 
-    paths: Sequence[str]
+    split: Split
+    numbers: np.ndarray
     labels: np.ndarray
     top: np.ndarray
     probs: np.ndarray
     own: np.ndarray
     loss: float
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Where each image lies, for people, N."""
+        return [self.split.place(number) for number in self.numbers.tolist()]
 
     @property
     def right(self) -> np.ndarray:
@@ -73,11 +81,13 @@ def chosen_split(trained: Trained, settings: Data, wanted: str | None, *, own: b
         raise ConfigError(
             f"{trained.path} knows of no data; data.root=DIR names a folder of images, one folder per class"
         )
+    cache_dir = Path(settings.cache_dir)
+    if settings.root is None:
+        return _of_splits(trained, settings, wanted, owner)
     if not os.path.exists(settings.root) and settings.make is None:
         more = "the data of the run is gone" if own else "there is no such folder"
         raise DataError(f"data.root must be a folder of images; got {shown(settings.root)!r}: {more}")
     folders = {name: _folder(settings.root, places) for name, places in SPLIT_FOLDERS.items()}
-    cache_dir = Path(settings.cache_dir)
     divided = any(folders.values())
     if not own and not divided and wanted in (None, "all") and os.path.isdir(settings.root):
         return "all", scan(settings.root, "", trained.classes, cache_dir, owner=owner)
@@ -87,10 +97,14 @@ def chosen_split(trained: Trained, settings: Data, wanted: str | None, *, own: b
             have = ", ".join(found for found, place in folders.items() if place)
             raise DataError(f"{settings.root} has no split {name}; it has {have}")
         return name, scan(settings.root, folders[name] or "", trained.classes, cache_dir, owner=owner)
+    return _of_splits(trained, settings, wanted, owner)
+
+
+def _of_splits(trained: Trained, settings: Data, wanted: str | None, owner: str) -> tuple[str, Split]:
     splits = dict(settings.find_splits().named())
     name = wanted or ("test" if "test" in splits else "val")
     if name not in splits:
-        raise DataError(f"{settings.root} has no split {name}; it has {', '.join(splits)}")
+        raise DataError(f"{settings.place} has no split {name}; it has {', '.join(splits)}")
     return name, relabelled(splits[name], trained.classes, owner)
 
 
@@ -161,6 +175,5 @@ def answers(
         raise DataError(f"every image must be scored once; {seen} of {len(split)} were")
     if not len(numbers):
         raise DataError(f"no image of {split.root} could be read")
-    paths = [os.path.join(split.root, split.paths[number]) for number in numbers.tolist()]
     arrays = {name: torch.cat(parts).numpy() for name, parts in found.items() if name != "numbers"}
-    return Answers(paths, **arrays, loss=loss_sum / len(numbers))
+    return Answers(split, numbers, **arrays, loss=loss_sum / len(numbers))

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -32,9 +31,8 @@ def preview_sheet(
         uint8 (3, height, width).
     """
     split = data.splits.train
-    indices = np.unique(np.linspace(0, len(split) - 1, min(num_images, len(split))).round().astype(int)).tolist()
     plain = data.dataset(split, data.eval_transform)
-    indices = [index for index in indices if plain[index][1] >= 0]
+    indices = [index for index in split.sample(num_images) if plain[index][1] >= 0]
     augmented = SeededItems(data.dataset(split, data.train_transform), seed=data.seed)
     columns = [torch.stack([plain[index][0] for index in indices])]
     labels = torch.tensor([split.labels[index] for index in indices])

@@ -27,8 +27,8 @@ AT_ONCE = 4
 PART = 4 << 20  # bytes
 TRIES = 3
 WAIT_S = 1.0  # before the second try, twice as long before the third
-ROOM = 1 << 40  # the byte of the file of locks that is held while room is made
-LOCKS, UNFINISHED = "locks", ".unfinished"
+NUM_LOCKS = 64
+UNFINISHED = ".unfinished"
 
 
 class DamagedError(Exception):
@@ -46,9 +46,9 @@ class Fetcher:
 
     def __init__(self, url: str, folder: str, limit: int) -> None:
         self.url, self.folder, self.limit = url, Path(folder), limit
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.locks = os.open(self.folder / LOCKS, os.O_RDWR | os.O_CREAT, 0o666)
-        self.room = threading.Lock()
+        self.locks = self.folder.parent / "locks"
+        for place in (self.folder, self.locks):
+            place.mkdir(parents=True, exist_ok=True)
         self._store: Any = None
         self.opening = threading.Lock()
 
@@ -70,7 +70,7 @@ class Fetcher:
             sha256: which it must have; None where nobody knows.
         """
         place = self.folder / target
-        with self._locked(zlib.crc32(target.encode())):
+        with self._locked(f"{zlib.crc32(target.encode()) % NUM_LOCKS}"):
             if size is not None and is_here(place, size):
                 return
             if "://" not in self.url:
@@ -127,7 +127,7 @@ class Fetcher:
     @contextlib.contextmanager
     def _room(self, size: int) -> Iterator[None]:
         """Removes what was not used for longest until there is room for so many bytes, and holds it until they are taken."""
-        with self.room, self._locked(ROOM):
+        with self._locked("room"):
             known = []
             for place in self.folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
@@ -140,7 +140,7 @@ class Fetcher:
             for _, bytes_of_it, place in sorted(known):
                 if taken + size <= self.limit:
                     break
-                if place.name == LOCKS or place.name.endswith(UNFINISHED):
+                if place.name.endswith(UNFINISHED):
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     place.unlink()
@@ -151,13 +151,11 @@ class Fetcher:
             yield
 
     @contextlib.contextmanager
-    def _locked(self, byte: int) -> Iterator[None]:
-        """Keeps the other processes that fetch into this folder from doing the same at the same time."""
-        fcntl.lockf(self.locks, fcntl.LOCK_EX, 1, byte)
-        try:
+    def _locked(self, name: str) -> Iterator[None]:
+        """Keeps others that fetch into this folder, threads and processes, from doing the same at the same time."""
+        with (self.locks / name).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # the system gives it back when the file is closed
             yield
-        finally:
-            fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, byte)
 
 
 def is_here(place: Path, size: int) -> bool:

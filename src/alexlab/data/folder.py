@@ -45,6 +45,8 @@ class Split:
         rows: which images of that list these are; None for all.
         pack: the decoded images of that listing, by row, uint8 (H, W, C); None where the files are decoded.
         hashes: uint8 (N, 32), the SHA-256 that each file must have; None where nobody asks.
+        lengths: int64 (N,), the bytes of each file, where they are known without looking.
+        shuffled: whether the images lie in random order.
     """
 
     root: str
@@ -55,6 +57,8 @@ class Split:
     rows: np.ndarray | None = None
     pack: Images | None = None
     hashes: np.ndarray | None = None
+    lengths: np.ndarray | None = None
+    shuffled: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -65,9 +69,8 @@ class Split:
 
     def size(self, index: int) -> int:
         """The bytes of an image's file; -1 where it is not there."""
-        lengths = getattr(self.pack, "lengths", None)
-        if lengths is not None:
-            return int(lengths[index])
+        if self.lengths is not None:
+            return int(self.lengths[index])
         try:
             return os.stat(self.place(index)).st_size
         except OSError:
@@ -83,6 +86,13 @@ class Split:
             return self.pack[index if self.rows is None else int(self.rows[index])]
         sha256 = None if self.hashes is None else self.hashes[index].tobytes()
         return decode(self.place(index), channels, sha256)
+
+    def sample(self, count: int) -> list[int]:
+        """Numbers of at most so many images that stand for all: evenly spaced ones or, in random order, the first."""
+        count = min(count, len(self))
+        if self.shuffled:
+            return list(range(count))
+        return np.unique(np.linspace(0, len(self) - 1, count).round().astype(int)).tolist()
 
     def counts(self) -> list[int]:
         """Number of images of each class, in the order of `classes`."""

@@ -153,7 +153,13 @@ class _Writer:
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
                     raise
-        index = {"kind": KIND, "version": VERSION, "classes": list(self.classes), "notes": notes, "splits": {}}
+        index: dict[str, Any] = {
+            "kind": KIND,
+            "version": VERSION,
+            "classes": list(self.classes),
+            "notes": notes,
+            "splits": {},
+        }
         for plan in self.plans:
             table = self._keep(f"{plan.name}.npz", self.tables[plan.name])
             index["splits"][plan.name] = {

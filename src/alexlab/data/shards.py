@@ -194,7 +194,10 @@ def find_sharded(
     store = Store(url, cache_dir, int(stream.cache_gb * 1e9))
     index = _index(store, key)
     _check_room(index, stream)
-    found = {name: _split(store, about, index["classes"], stream, channels) for name, about in index["splits"].items()}
+    found = {
+        name: _split(store, name, about, index["classes"], stream, channels) for name, about in index["splits"].items()
+    }
+    store.close()  # each process that reads images starts another
     train, val, test = found["train"], found["val"], found.get("test")
     notes = [f"{len(about['shards'])} shards of {name}" for name, about in index["splits"].items()]
     if val_split == "test":
@@ -234,7 +237,9 @@ def _check_room(index: Mapping[str, Any], stream: Stream) -> None:
         )
 
 
-def _split(store: Store, about: Mapping[str, Any], classes: Sequence[str], stream: Stream, channels: int) -> Split:
+def _split(
+    store: Store, name: str, about: Mapping[str, Any], classes: Sequence[str], stream: Stream, channels: int
+) -> Split:
     shards = [Shard(name, size, sha256) for name, size, sha256, _ in about["shards"]]
     with np.load(store.get(*Shard(*about["table"]).file)) as table:
         arrays = {name: table[name] for name in ("labels", "paths", "starts", "lengths")}
@@ -251,4 +256,5 @@ def _split(store: Store, about: Mapping[str, Any], classes: Sequence[str], strea
         ahead=stream.ahead,
         mix=stream.mix,
     )
-    return Split(store.url, list(classes), paths, arrays["labels"], pack=images)
+    lengths, shuffled = arrays["lengths"], name == "train"
+    return Split(store.url, list(classes), paths, arrays["labels"], pack=images, lengths=lengths, shuffled=shuffled)

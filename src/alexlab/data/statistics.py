@@ -11,7 +11,6 @@ import numpy as np
 from rich.progress import track
 
 from alexlab.data.folder import Split
-from alexlab.data.shards import ShardedImages
 from alexlab.errors import DataError, ImageError
 from alexlab.machine import num_cores
 
@@ -52,11 +51,7 @@ def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES, skip: 
     Raises:
         DataError: with path and reason, when a file is no readable picture.
     """
-    count = min(len(split), max_images)
-    # Those of shards lie in random order already, and others would need every shard.
-    first_ones = isinstance(split.pack, ShardedImages)
-    spaced = np.linspace(0, len(split) - 1, count).round().astype(int)
-    chosen = range(count) if first_ones else np.unique(spaced).tolist()
+    chosen = split.sample(max_images)
     first, second = np.zeros(channels), np.zeros((channels, channels))
     # Threads: Pillow and numpy let each other work, and the ranks of the run can still be forked afterwards.
     num_images = 0

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from alexlab.answers import Answers, batches
-from alexlab.data.decode import decode
 from alexlab.data.folder import Split
 from alexlab.data.images import to_tensor
 from alexlab.data.settings import Data
@@ -24,9 +23,9 @@ Figures = dict[str, Any]
 View = Callable[[Tensor], Tensor]
 
 
-def seen(path: str, trained: Trained, view: View) -> Tensor:
-    """A file as the net sees it, uint8 (C, H, W)."""
-    return view(to_tensor(decode(path, trained.config["data"]["channels"])))
+def seen(split: Split, number: int, trained: Trained, view: View) -> Tensor:
+    """An image of a split as the net sees it, uint8 (C, H, W)."""
+    return view(to_tensor(split.decoded(int(number), trained.config["data"]["channels"])))
 
 
 def filters(trained: Trained) -> Figures:
@@ -57,7 +56,7 @@ def mistakes(trained: Trained, found: Answers, view: View, limit: int) -> Figure
 
 
 def _with_cams(trained: Trained, found: Answers, view: View, rows: Sequence[int], title: str) -> Any:
-    images = torch.stack([seen(found.paths[row], trained, view) for row in rows])
+    images = torch.stack([seen(found.split, found.numbers[row], trained, view) for row in rows])
     cams = grad_cam(trained.inference, images, torch.from_numpy(found.top[rows, 0]))
     cells = []
     for image, cam, row in zip(images, cams, rows, strict=True):
@@ -67,14 +66,21 @@ def _with_cams(trained: Trained, found: Answers, view: View, rows: Sequence[int]
     return sheet([cells[start : start + 6] for start in range(0, len(cells), 6)], title)
 
 
-def one_image(trained: Trained, path: str, view: View, num_answers: int = 3) -> Figures:
-    """One image: Grad-CAM for its first answers, and its maps in each convolution."""
-    image = seen(path, trained, view)[None]
+def one_image(trained: Trained, image: Tensor, title: str, num_answers: int = 3) -> Figures:
+    """One image: Grad-CAM for its first answers, and its maps in each convolution.
+
+    Args:
+        trained: the net.
+        image: as it sees it, uint8 (C, H, W).
+        title: of the image.
+        num_answers: that are explained.
+    """
+    image = image[None]
     with torch.inference_mode():
         probs = trained.inference.probs(image)[0].cpu()
     answers = probs.topk(min(num_answers, len(probs)))
     cams = grad_cam(trained.inference, image.expand(len(answers.indices), -1, -1, -1), answers.indices)
-    cells = [(_pixels(image[0]), os.path.basename(path))]
+    cells = [(_pixels(image[0]), os.path.basename(title))]
     for cam, answer, prob in zip(cams, answers.indices.tolist(), answers.values.tolist(), strict=True):
         cells.append((overlaid(image[0], cam).numpy(), f"{trained.names[answer]} {prob:.3f}"))
     figures = {"grad_cam": sheet([cells], "what speaks for the first answers (Grad-CAM)")}
@@ -116,7 +122,7 @@ def neighbours(
     path = matrix_path(Path(settings.cache_dir), trained.path, train)
     matrix = feature_matrix(trained.inference, batches(train, view, settings), train, path, watch=watch)
     rows = np.unique(np.linspace(0, len(found.paths) - 1, min(images, len(found.paths))).round().astype(int))
-    asked = torch.stack([seen(found.paths[row], trained, view) for row in rows])
+    asked = torch.stack([seen(found.split, found.numbers[row], trained, view) for row in rows])
     layer = head(trained.inference.net, trained.inference.normalised(asked[:1]))
     queries = features(trained.inference, asked, layer).numpy()
     near, distances = nearest(queries, matrix, num, metric)
@@ -125,7 +131,7 @@ def neighbours(
         words = f"{trained.names[found.labels[row]]}\nanswer {trained.names[found.top[row, 0]]}"
         cells.append([(_pixels(asked[place]), words)])
         for training_row, distance in zip(near[place].tolist(), distances[place].tolist(), strict=True):
-            pixels = _pixels(seen(os.path.join(train.root, train.paths[training_row]), trained, view))
+            pixels = _pixels(seen(train, training_row, trained, view))
             cells[-1].append((pixels, f"{trained.names[train.labels[training_row]]}\n{distance:.3g}"))
     title = (
         f"left: images of the split; right: the nearest training images, {metric} distance of the {matrix.shape[1]} "

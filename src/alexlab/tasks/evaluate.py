@@ -50,15 +50,17 @@ def ask(config: dict[str, Any], run_dir: Path) -> Any:
     trained = load_trained(config["ckpt"], class_names=config["class_names"], device=config["device"])
     view = build.eval_view(trained.config, config["views"])
     changes = {key: value for key, value in config["data"].items() if value is not None}
+    own = not changes.keys() & {"root", "url"}
+    if not own:  # a folder in the place of shards, or the other way round
+        changes = {"root": None, "url": None, "make": None} | changes
     settings = Data(**{**trained.config["data"], "cache": None, "manifest": None, **changes})
-    own = "root" not in changes
     name, split = chosen_split(trained, settings, config["split"], own=own)
     skipped = Skipped(run_dir / SKIPPED) if settings.on_error == "skip" else None
     loader = batches(split, view, settings, skipped=skipped)
     found = answers(
         trained.inference, loader, split, watch=lambda items: watched(items, f"{name}: {len(split):,} images")
     )
-    about = {"checkpoint": str(trained.path), "data": settings.root, "split": name, "views": config["views"]}
+    about = {"checkpoint": str(trained.path), "data": settings.place, "split": name, "views": config["views"]}
     return trained, found, about, skipped.finish() if skipped else 0
 
 

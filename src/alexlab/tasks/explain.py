@@ -34,6 +34,8 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     """
     from alexlab import build, pages
     from alexlab.class_names import choose_fonts
+    from alexlab.data.decode import decode
+    from alexlab.data.images import to_tensor
     from alexlab.evaluation_page import evaluated
     from alexlab.inside import sections
     from alexlab.inside.neighbours import METRICS
@@ -48,12 +50,17 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     _, parts = evaluated(found, trained.names, run_dir, about)
     choose_fonts([*trained.names, *map(os.path.basename, found.paths)])
     view = build.eval_view(trained.config)
-    image = config["image"] or found.paths[int((found.own * found.right).argmax())]
+    if config["image"] is None:
+        surest = int((found.own * found.right).argmax())
+        title, image = found.paths[surest], sections.seen(found.split, found.numbers[surest], trained, view)
+    else:
+        title = config["image"]
+        image = view(to_tensor(decode(title, trained.config["data"]["channels"])))
     figures = {
         **sections.mistakes(trained, found, view, config["num_mistakes"]),
         **sections.filters(trained),
         **_neighbours(config, trained, found, view),
-        **sections.one_image(trained, image, view),
+        **sections.one_image(trained, image, title),
     }
     for name, figure in figures.items():
         content = pages.png(figure)
@@ -86,7 +93,7 @@ def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> 
     changes = {key: config["data"][key] for key in ("batch_size", "num_workers") if config["data"][key] is not None}
     name = "train"
     if wanted["root"] is not None:
-        changes["root"] = wanted["root"]
+        changes |= {"root": wanted["root"], "url": None}
         name = "train" if (Path(wanted["root"]) / "train").is_dir() else "all"
     settings = Data(**{**trained.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes})
     try:

@@ -1,7 +1,8 @@
 """`python src/export.py`: a trained net for other programs. Imports no torch at its top."""
 
 import os
-from itertools import islice
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +64,21 @@ def _images(config: dict[str, Any], trained: Any, view: Any) -> Any:
 
     if config["num_images"] < 1:
         raise ConfigError(f"num_images must be at least 1; got {config['num_images']}")
+    channels = trained.config["data"]["channels"]
+    images: Iterator[Callable[[], Any]]
     if config["input"] is not None:
-        paths = find_files(config["input"])
+        images = (partial(decode, path, channels) for path in find_files(config["input"]))
     else:
         try:
             _, split = chosen_split(trained, Data(**{**trained.config["data"], "manifest": None}), None, own=True)
         except (DataError, ConfigError) as error:
             raise ConfigError(f"the exported net is compared on real images: input=DIR names some ({error})") from error
         step = max(1, len(split) // config["num_images"])
-        paths = (os.path.join(split.root, path) for path in islice(split.paths, 0, None, step))
+        images = (partial(split.decoded, row, channels) for row in range(0, len(split), step))
     found = []
-    for path in paths:
+    for image in images:
         try:
-            found.append(view(to_tensor(decode(path, trained.config["data"]["channels"]))))
+            found.append(view(to_tensor(image())))
         except ImageError:
             continue
         if len(found) == config["num_images"]:
