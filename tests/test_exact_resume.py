@@ -15,6 +15,8 @@ import torch
 
 from alexlab import build, checkpoints
 from alexlab.classifier import Classifier
+from alexlab.data.folder import find_splits
+from alexlab.data.sharding import write_shards
 from alexlab.load import load_file
 from alexlab.runs import LAST
 from alexlab.signals import Stopped
@@ -43,6 +45,10 @@ RECIPES = {
     "validation inside, accumulated": ("trainer.val_check_interval=0.5", "trainer.accumulate_grad_batches=2"),
     "packed, two workers": ("data.cache=packed", "data.num_workers=2", "scheduler=one_cycle"),
     "three batches by heart": ("trainer.overfit_batches=3", "optimizer=sgd"),
+    "shards, two workers": (
+        *("data.root=null", "+data.url={shards}", "+data.stream={{mix: 2, ahead: 1}}", "data.num_workers=2"),
+        "scheduler=cosine",
+    ),
     "balanced": ("data.sampler=balanced", "callbacks=[default,early_stopping]"),
 }
 
@@ -119,14 +125,21 @@ def compare(whole: Path, resumed: Path, begun: str) -> int:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_from_every_point_the_run_goes_on_as_it_would_have(train: Train, tmp_path: Path, recipe: str) -> None:
-    run = Recorded(train, tmp_path)
-    whole = run(*RECIPES[recipe], name="whole")
+def test_from_every_point_the_run_goes_on_as_it_would_have(
+    train: Train, images: Path, tmp_path: Path, recipe: str
+) -> None:
+    run, words = Recorded(train, tmp_path), RECIPES[recipe]
+    if "shards" in recipe:
+        shards = tmp_path / "shards"
+        splits = find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
+        write_shards(splits, str(shards), shard_bytes=60_000, cache_dir=tmp_path)
+        words = tuple(word.format(shards=shards) for word in words)
+    whole = run(*words, name="whole")
     points = sorted(whole.iterdir())
     assert len(points) == EPOCHS * (3 if recipe == "three batches by heart" else STEPS), "every step was saved"
     compared = 0
     for point in points[:-1]:
-        resumed = run(*RECIPES[recipe], name=f"from_{point.stem}", begin=point)
+        resumed = run(*words, name=f"from_{point.stem}", begin=point)
         compared += compare(whole, resumed, point.name)
         last = [rows(tmp_path / name / "metrics.csv")[-1] for name in ("whole", f"from_{point.stem}")]
         for row in last:

@@ -1,10 +1,12 @@
 from collections import Counter
 from itertools import chain
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from alexlab.data.order import EvalBatches, PaddedItems, SeededItems, TrainBatches, derived_seed
+from alexlab.data.order import EvalBatches, PaddedItems, SeededItems, TrainBatches, derived_seed, shard_places
 
 
 class Noisy:
@@ -19,12 +21,13 @@ class Noisy:
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_global_batches_do_not_depend_on_the_devices(num_ranks: int, accumulate: int) -> None:
+@pytest.mark.parametrize("shards", [None, np.arange(40) // 6])
+def test_the_global_batches_do_not_depend_on_the_devices(
+    num_ranks: int, accumulate: int, shards: np.ndarray | None
+) -> None:
     def steps(num_ranks: int, accumulate: int) -> list[set[tuple[int, int]]]:
-        ranks = [
-            list(TrainBatches([0] * 40, batch_size=12, num_ranks=num_ranks, rank=rank, accumulate=accumulate, seed=5))
-            for rank in range(num_ranks)
-        ]
+        keys = {"batch_size": 12, "num_ranks": num_ranks, "accumulate": accumulate, "shards": shards, "mix": 2}
+        ranks = [list(TrainBatches([0] * 40, rank=rank, seed=5, **keys)) for rank in range(num_ranks)]
         assert {len(batches) for batches in ranks} == {3 * accumulate}
         return [
             set(
@@ -48,6 +51,54 @@ def test_an_epoch_has_its_own_order_and_every_image_at_most_once() -> None:
     assert sorted(index for _, index in second) == list(range(40))
     assert {epoch for epoch, _ in second} == {1}
     assert first == list(chain.from_iterable(TrainBatches([0] * 40, batch_size=8, seed=5)))
+
+
+def of_shards(**options: Any) -> TrainBatches:
+    """20,000 images, 100 in a shard, in batches of 100."""
+    keys = {"shards": np.arange(20_000) // 100, "mix": 8, "batch_size": 100, "seed": 5} | options
+    return TrainBatches([0] * 20_000, **keys)
+
+
+def test_images_of_shards_come_shard_after_shard_and_mixed() -> None:
+    batches = of_shards()
+    first = np.array([index for _, index in chain.from_iterable(batches)])
+    assert sorted(first) == list(range(20_000)), "each once"
+    places = shard_places(200, seed=5, epoch=0)[first // 100]
+    assert sorted(shard_places(200, seed=5, epoch=0)) == list(range(200))
+    steps = places.reshape(-1, 100)
+    # Those that are read at a time lie within the mix, and one begins with each hundred images; those at the start and at
+    # the end of an epoch are the only ones with fewer beside them.
+    newest = np.maximum.accumulate(steps.max(1))
+    assert (newest[:, None] - steps <= 9).all()
+    assert (abs(newest - np.arange(200) - 4) <= 2)[8:-8].all()
+    spread = np.array([len(np.unique(step)) for step in steps[8:-8]])
+    assert spread.min() >= 8, "a batch is of all that are mixed"
+    share = np.array([np.bincount(step, minlength=200).max() for step in steps[8:-8]])
+    assert share.mean() < 25, "each with its part, 12.5 on average"
+    batches.set_epoch(1)
+    second = [index for _, index in chain.from_iterable(batches)]
+    assert list(first) != second and sorted(second) == list(range(20_000))
+    assert [index for _, index in chain.from_iterable(of_shards())] == list(first)
+    by_heart = of_shards(fixed=True)
+    by_heart.set_epoch(1)
+    assert [index for _, index in chain.from_iterable(by_heart)] == list(first)
+    resumed = of_shards(first=(0, 150))
+    assert list(resumed) == list(of_shards())[150:]
+
+
+def test_most_shards_are_read_by_one_rank() -> None:
+    ranks = [list(of_shards(num_ranks=4, rank=rank)) for rank in range(4)]
+    fetched = [{index // 100 for _, index in chain.from_iterable(batches)} for batches in ranks]
+    assert set.union(*fetched) == set(range(200))
+    assert sum(map(len, fetched)) < 2.2 * 200, "not 4 x 200"
+
+
+def test_who_reads_hears_of_each_epoch() -> None:
+    heard: list[int] = []
+    items = SeededItems(Noisy(), seed=0, on_epoch=heard.append)
+    for keys in ([(0, 1), (0, 2)], [(0, 3)], [(1, 0)], [(3, 1)]):
+        items.__getitems__(keys)
+    assert heard == [0, 1, 3]
 
 
 def test_lightning_finds_set_epoch() -> None:

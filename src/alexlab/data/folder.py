@@ -175,8 +175,7 @@ def find_splits(
     if not os.path.isdir(root):
         what = "it is a file" if os.path.exists(root) else "there is no such folder"
         raise DataError(f"data.root must be a folder of images, one folder per class; got {root!r}: {what}")
-    if val_split not in ("val", "test"):
-        raise DataError(f"data.val_split must be val or test; got {val_split!r}")
+    check_val_split(val_split)
     if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
         raise DataError(
             "data.val_fraction must lie between 0 and 1, and leave something to train on beside data.test_fraction; "
@@ -366,6 +365,12 @@ def _hashes(digits: Sequence[str]) -> np.ndarray:
         return np.frombuffer(b"".join(map(bytes.fromhex, digits)), np.uint8).reshape(len(digits), 32)
     except ValueError as error:
         raise DataError(f"a sha256 must have 64 hexadecimal digits: {error}") from error
+
+
+def check_val_split(val_split: str) -> None:
+    """Raises DataError unless it is `val` or `test`."""
+    if val_split not in ("val", "test"):
+        raise DataError(f"data.val_split must be val or test; got {val_split!r}")
 
 
 def absent(name: str, split: Split) -> tuple[str, ...]:

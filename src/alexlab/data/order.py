@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 PADDING = -1  # the label of an item that fills up a rank's share; no score counts it
+GOLDEN = (5**0.5 - 1) / 2
 SKIPPED = -2  # the label of an image that cannot be read, where that is no error
 
 
@@ -90,8 +91,8 @@ class TrainBatches:
     """The training batches of one rank: lists of (epoch, index). The last, incomplete global batch is left out.
 
     Where the images lie in shards, an epoch comes to one shard after the other, and the images of `mix` shards are mixed: that
-    of place p gives its images while the shards of the places p to p + mix begin. The images of a global batch are sorted by
-    shard before the ranks divide them, so that a rank, and with it a machine, needs few.
+    of place p gives its images while the shards of the places p to p + mix begin. The images of a global batch are sorted before
+    the ranks divide them so that most shards are read by one rank, and fetched by one machine.
 
     Args:
         labels: the label of each image.
@@ -162,7 +163,9 @@ class TrainBatches:
             places = generator.permutation(self.shards.max() + 1)[self.shards]
             mixed = np.argsort(places + self.mix * generator.random(len(places)), kind="stable")
             steps = mixed[: len(mixed) // self.batch_size * self.batch_size].reshape(-1, self.batch_size)
-            return np.take_along_axis(steps, places[steps].argsort(axis=1, kind="stable"), axis=1).reshape(-1)
+            # Multiples of the golden ratio: of any shards that follow each other they divide the circle evenly.
+            ranks = (places * GOLDEN % 1.0)[steps].argsort(axis=1, kind="stable")
+            return np.take_along_axis(steps, ranks, axis=1).reshape(-1)
         if not self.balanced:
             return generator.permutation(len(self.labels))
         weights = 1.0 / np.bincount(self.labels)[self.labels]

@@ -19,7 +19,7 @@ from alexlab.data.decode import read, unreadable
 from alexlab.data.folder import Split, Splits
 from alexlab.data.listing import Paths, shown
 from alexlab.data.shards import INDEX, KIND, VERSION, Shard
-from alexlab.data.store import Store, is_url
+from alexlab.data.store import Store, check_place, is_url
 from alexlab.errors import ConfigError, DataError
 from alexlab.machine import num_cores
 
@@ -71,6 +71,7 @@ def write_shards(splits: Splits, out: str, *, shard_bytes: int, cache_dir: Path,
         ConfigError: when there are shards already.
         DataError: when a file cannot be read, or the store does not take a shard.
     """
+    check_place(out, "out")
     store = Store(out, cache_dir, limit=sys.maxsize)
     _check_new(store)
     plans = [_plan(name, split, shard_bytes, skip) for name, split in splits.named()]
@@ -118,9 +119,12 @@ class _Writer:
 
     def __init__(self, store: Store, classes: Sequence[str], plans: Sequence[Plan], cache_dir: Path) -> None:
         self.store, self.classes, self.plans = store, classes, plans
-        store.folder.mkdir(parents=True, exist_ok=True)
-        if not is_url(store.url):
-            Path(store.url).mkdir(parents=True, exist_ok=True)
+        try:
+            store.folder.mkdir(parents=True, exist_ok=True)
+            if not is_url(store.url):
+                Path(store.url).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot write {shown(store.url)}: {error.strerror}") from error
         self.progress = store.folder.parent / "shards.jsonl"
         self.tables = {plan.name: _table(plan) for plan in plans}
         self.done = self._done()

@@ -19,7 +19,7 @@ import numpy as np
 
 from alexlab.data.decode import decode_bytes
 from alexlab.data.fetcher import is_here
-from alexlab.data.folder import Split, Splits, absent
+from alexlab.data.folder import Split, Splits, absent, check_val_split
 from alexlab.data.listing import Paths
 from alexlab.data.store import Store, check_place, is_url
 from alexlab.errors import ConfigError, DataError
@@ -191,6 +191,7 @@ def find_sharded(
         ConfigError: when the cache is too small.
     """
     check_place(url, key)
+    check_val_split(val_split)
     store = Store(url, cache_dir, int(stream.cache_gb * 1e9))
     index = _index(store, key)
     _check_room(index, stream)

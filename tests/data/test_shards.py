@@ -1,0 +1,444 @@
+"""Shards in a folder and in an object store: the same images, each once, checked, in a cache that does not overflow."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alexlab.data import fetcher, sharding
+from alexlab.data.decode import decode
+from alexlab.data.fetcher import Fetcher
+from alexlab.data.folder import Split, Splits, find_splits
+from alexlab.data.settings import Data
+from alexlab.data.sharding import write_shards
+from alexlab.data.shards import ShardedImages, Stream, find_sharded
+from alexlab.data.store import Store
+from alexlab.errors import ConfigError, DataError, ImageError
+from alexlab.tasks import prepare
+from alexlab.tasks.evaluate import run as evaluate
+from conftest import ROOT, names, plain, rows
+from store import s3
+
+Train = Callable[..., float | None]
+
+SHARD = 60_000  # bytes: some four images
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with s3() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of the session as shards in a folder."""
+    place = tmp_path_factory.mktemp("shards")
+    write(images, str(place / "out"), place / "cache")
+    return place / "out"
+
+
+@pytest.fixture(scope="module")
+def url(client: Any, images: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same in an object store."""
+    write(images, "s3://bucket/whole", tmp_path_factory.mktemp("cache"))
+    return "s3://bucket/whole"
+
+
+@pytest.fixture(params=["folder", "store"])
+def place(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> str:
+    """A copy of the shards that a test may damage."""
+    if request.param == "folder":
+        return str(shutil.copytree(folder, tmp_path / "damaged"))
+    client = request.getfixturevalue("client")
+    for path in folder.iterdir():
+        client.upload_file(str(path), "bucket", f"{tmp_path.name}/{path.name}")
+    return f"s3://bucket/{tmp_path.name}"
+
+
+def splits_of(images: Path) -> Splits:
+    return find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
+
+
+def write(images: Path, out: str, cache_dir: Path, **options: Any) -> dict[str, Any]:
+    return write_shards(splits_of(images), out, **{"shard_bytes": SHARD, "cache_dir": cache_dir} | options)
+
+
+def found(place: str | Path, tmp_path: Path, **options: Any) -> Splits:
+    return find_sharded(str(place), Stream(**options), channels=3, cache_dir=tmp_path / "cache")
+
+
+def pack(split: Split) -> ShardedImages:
+    assert isinstance(split.pack, ShardedImages)
+    return split.pack
+
+
+def replaced(client: Any, place: str, name: str, change: Callable[[bytes], bytes | None]) -> None:
+    """Damages a file of a place; None removes it."""
+    if place.startswith("s3://"):
+        key = f"{place.removeprefix('s3://bucket/')}/{name}"
+        content = change(client.get_object(Bucket="bucket", Key=key)["Body"].read())
+        if content is None:
+            client.delete_object(Bucket="bucket", Key=key)
+        else:
+            client.put_object(Bucket="bucket", Key=key, Body=content)
+        return
+    path = Path(place, name)
+    content = change(path.read_bytes())
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+
+
+def test_shards_are_tar_files_of_the_files_as_they_were(images: Path, folder: Path) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    splits = splits_of(images)
+    for name, split in splits.named():
+        shards = index["splits"][name]["shards"]
+        assert len(shards) > 1 and sum(count for *_, count in shards) == len(split)
+        content: dict[int, tuple[bytes, int]] = {}
+        for shard, size, *_ in shards:
+            assert (folder / shard).stat().st_size == size <= SHARD + 2 * tarfile.RECORDSIZE
+            with tarfile.open(folder / shard) as tar:
+                members = tar.getmembers()
+                for image, label in zip(members[::2], members[1::2], strict=True):
+                    key, suffix = image.name.split(".")
+                    assert (suffix, label.name) == ("png", f"{key}.cls")
+                    parts = [tar.extractfile(member) for member in (image, label)]
+                    assert parts[0] and parts[1]
+                    content[int(key)] = parts[0].read(), int(parts[1].read())
+        for row, label in enumerate(split.labels.tolist()):
+            assert content[row] == ((images / split.paths[row]).read_bytes(), label)
+    assert names(folder) == {
+        "index.json",
+        *(about["table"][0] for about in index["splits"].values()),
+        *(shard for about in index["splits"].values() for shard, *_ in about["shards"]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_every_image_is_there_once_in_a_small_cache(
+    kind: str, images: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place = str(request.getfixturevalue(kind))
+    splits, limit = found(place, tmp_path, mix=1, ahead=1, cache_gb=1e-3), 0
+    assert splits.train.shuffled and not splits.val.shuffled
+    objects = pack(splits.train).store.folder
+    pack(splits.train).store.limit = limit = 4 * (SHARD + 2 * tarfile.RECORDSIZE)
+    seen = set()
+    for name, split in splits.named():
+        of_folder = dict(splits_of(images).named())[name]
+        assert list(split.classes) == list(of_folder.classes)
+        for number in range(len(split)):
+            path = split.paths[number]
+            seen.add(path)
+            assert split.classes[split.labels[number]] == Path(path).parent.name
+            assert np.array_equal(split.decoded(number, 3), decode(images / path))
+            assert split.size(number) == (images / path).stat().st_size
+            taken = sum(each.lstat().st_size for each in objects.iterdir())
+            assert taken <= limit
+    assert len(seen) == 24 + 11 + 7
+    assert list(splits.val.paths) == list(splits_of(images).val.paths), "in the order of ImageFolder"
+    assert list(splits.train.paths) != sorted(splits.train.paths)
+    if kind == "url":
+        assert taken > limit / 3, "what there is room for is kept"
+
+
+def test_what_is_here_is_not_fetched_again(client: Any, url: str, images: Path, tmp_path: Path) -> None:
+    splits = found(url, tmp_path)
+    images_of = pack(splits.train)
+    for number in range(len(splits.train)):
+        images_of.content(number)
+    before = {path.name: path.stat().st_ino for path in images_of.store.folder.iterdir()}
+    again = pack(found(url, tmp_path).train)
+    again.store.get = None  # type: ignore[method-assign, assignment]
+    assert [again.content(number) for number in range(24)] == [
+        (images / path).read_bytes() for path in splits.train.paths
+    ]
+    now = {path.name: path.stat().st_ino for path in images_of.store.folder.iterdir()}
+    assert {name: now[name] for name in before if name != "index.json"} == {
+        name: inode for name, inode in before.items() if name != "index.json"
+    }
+
+
+def test_the_next_shards_are_fetched_before_they_are_asked_for(url: str, tmp_path: Path) -> None:
+    train = pack(found(url, tmp_path, mix=2, ahead=2).train)
+    places = np.array([(number + 3) % len(train.shards) for number in range(len(train.shards))])
+    train.follow(places)
+    first = int(np.argmin(places))
+    train.content(int(np.flatnonzero(train.shard == first)[0]))
+    wanted = {train.shards[int(np.flatnonzero(places == place)[0])].file[1] for place in (0, 1, 2)}
+    end_s = time.monotonic() + 20
+    while not wanted <= {path.name for path in train.store.folder.iterdir()}:
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    tars = {path.name for path in train.store.folder.iterdir() if path.name.endswith(".tar")}
+    assert tars == wanted, "and no others"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: None, "it is not there"),
+        (lambda content: content[:-512], r"it has [\d,]+ bytes, not the [\d,]+ of the index"),
+        (
+            lambda content: content[:700] + bytes([content[700] ^ 1]) + content[701:],
+            r"its content is not that of the index \(SHA-256\)",
+        ),
+    ],
+)
+def test_a_missing_or_damaged_shard_is_named(
+    client: Any, place: str, tmp_path: Path, change: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(client, place, "train-000001.tar", change)
+    split = found(place, tmp_path).train
+    bad = np.flatnonzero(pack(split).shard == 1)
+    assert len(bad)
+    for number in range(len(split)):
+        if number in bad:
+            with pytest.raises(DataError, match=rf"^cannot read .*train-000001\.tar: {reason}$"):
+                split.decoded(number, 3)
+            break
+        split.decoded(number, 3)
+    replaced(client, place, "val.npz", change)
+    with pytest.raises(DataError, match=rf"^cannot read .*val\.npz: {reason}$"):
+        found(place, tmp_path / "other")
+    replaced(client, place, "index.json", lambda content: None)
+    with pytest.raises(
+        DataError, match="data.url must be a place that python src/prepare.py action=shard has written; got"
+    ):
+        found(place, tmp_path / "third")
+
+
+def test_a_shard_of_a_folder_that_changes_is_looked_at_again(folder: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(folder, tmp_path / "copy")
+    split = found(place, tmp_path).train
+    split.decoded(0, 3)
+    replaced(None, str(place), "train-000000.tar", lambda content: content[:600] + bytes(8) + content[608:])
+    with pytest.raises(DataError, match="its content is not that of the index"):
+        split.decoded(0, 3)
+
+
+def test_an_image_that_cannot_be_decoded_is_named_in_its_shard(images: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(images, tmp_path / "root")
+    (root / "val/bee/001.png").write_bytes(b"no picture")
+    write(root, str(tmp_path / "out"), tmp_path)
+    split = found(tmp_path / "out", tmp_path).val
+    number = list(split.paths).index("val/bee/001.png")
+    with pytest.raises(ImageError, match=r"val-00000\d\.tar: val/bee/001\.png: its content is none of"):
+        split.decoded(number, 3)
+
+
+def test_sharding_goes_on_where_it_was_ended(
+    client: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store takes three shards and then no more."""
+    put, taken = Store.put, []
+
+    def some(store: Store, source: Path, name: str) -> None:
+        if len(taken) == 3:
+            raise DataError("the store is full")
+        put(store, source, name)
+        taken.append(name)
+
+    monkeypatch.setattr(sharding, "num_cores", lambda: 1)
+    monkeypatch.setattr(Store, "put", some)
+    with pytest.raises(DataError, match="the store is full"):
+        write(images, "s3://bucket/ended", tmp_path)
+    with pytest.raises(DataError, match=r"index\.json: it is not there"):
+        found("s3://bucket/ended", tmp_path)
+    monkeypatch.setattr(Store, "put", lambda store, source, name: (put(store, source, name), taken.append(name))[0])
+    index = write(images, "s3://bucket/ended", tmp_path)
+    assert len(taken) == len(set(taken)), "nothing was written twice"
+    assert len(taken) == 1 + sum(1 + len(about["shards"]) for about in index["splits"].values())
+    with pytest.raises(ConfigError, match=r"out must be a new place; s3://bucket/ended/index\.json is there already"):
+        write(images, "s3://bucket/ended", tmp_path)
+    assert len(found("s3://bucket/ended", tmp_path).train) == 24
+
+
+def test_what_cannot_be_sharded(images: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(images, tmp_path / "root")
+    (root / "train/ant/003.png").write_bytes(b"")
+    with pytest.raises(ImageError, match="train/ant/003.png: it is empty"):
+        write(root, str(tmp_path / "out"), tmp_path)
+    index = write(root, str(tmp_path / "out"), tmp_path, skip=True)
+    assert sum(count for *_, count in index["splits"]["train"]["shards"]) == 23
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write .*file.*: (Not a directory|File exists)"):
+        write(images, str(tmp_path / "file"), tmp_path)
+    with pytest.raises(DataError, match="out must be a folder, or begin with s3://, .*; got ftp://a/b"):
+        write(images, "ftp://a/b", tmp_path)
+
+
+def test_the_command(client: Any, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("action=shard", f"data.root={images}", "shard_mb=0.06", f"data.cache_dir={tmp_path}")
+    prepare.run(plain(*words, "out=s3://bucket/told", name="prepare"), run_dir=tmp_path, choices={})
+    said = capsys.readouterr().out
+    assert f"train: 24 images of {images} in " in said
+    assert said.endswith("python src/train.py data=streaming data.url=s3://bucket/told\n")
+    for more, reason in (
+        (("out=null",), "out must be given"),
+        (("out=a", "shard_mb=0"), "shard_mb must be positive; got 0"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            prepare.run(plain(*words, *more, name="prepare"), run_dir=tmp_path, choices={})
+
+
+def test_two_processes_fetch_a_shard_once_and_one_that_is_killed_leaves_nothing(
+    client: Any, url: str, tmp_path: Path
+) -> None:
+    stores = [Store(url, tmp_path, 10**9) for _ in range(2)]
+    shard = pack(found(url, tmp_path / "index").train).shards[0]
+    for store in stores:
+        store.expect([shard.file] * 3)
+    paths = {store.get(*shard.file) for store in stores}
+    inode = paths.pop().stat().st_ino
+    assert not paths and stores[0].get(*shard.file).stat().st_ino == inode
+    left = stores[0].folder / f"x.tar.{os.uname().nodename}.999999999{fetcher.UNFINISHED}"
+    left.write_bytes(b"left")
+    process = stores[0].process
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with pytest.raises(DataError, match="the program that fetches"):
+        stores[0].get("train-000001.tar", "b.tar")
+    assert stores[0].get("train-000001.tar", "c.tar").stat().st_size, "another one is started"
+    assert not left.exists()
+    for store in stores:
+        store.close()
+
+
+def test_the_program_that_fetches_ends_with_the_one_that_has_started_it(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from alexlab.data.store import Store\n"
+        f"store = Store({str(folder)!r}, Path({str(tmp_path)!r}), 10**9); store.get('index.json', 'i')\n"
+        "print(store.process.pid, flush=True); time.sleep(60)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    end_s = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+
+
+def test_a_full_disk_is_told(client: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Fetcher(url, str(tmp_path / "objects"), 10**9)
+    monkeypatch.setattr("alexlab.data.fetcher.shutil.disk_usage", lambda path: os.statvfs_result and shutil._ntuple_diskusage(1, 1, 10))  # type: ignore[attr-defined] # fmt: skip
+
+    class Whole:
+        meta = {"size": 1000}
+
+    work._store = type("Store", (), {"get": staticmethod(lambda name: Whole())})()
+    with pytest.raises(OSError, match=r"no room for 1,000 bytes in .*, 10 are free"):
+        work.get("a", "a", 1000, "0")
+    assert fetcher.reason_of(OSError(28, "no room")) == "no room"
+
+
+def test_a_store_that_fails_twice_is_asked_a_third_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Fetcher("s3://bucket/a", str(tmp_path / "objects"), 10**9)
+    monkeypatch.setattr(fetcher, "WAIT_S", 0.0)
+    asked = []
+
+    class Answer:
+        meta = {"size": 3}
+
+        def stream(self, min_chunk_size: int) -> list[bytes]:
+            asked.append(min_chunk_size)
+            return [b"abc"] if len(asked) == 3 else [b"ab", b"x"]
+
+    work._store = type("Store", (), {"get": staticmethod(lambda name: Answer())})()
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    work.get("a", "a", 3, digest)
+    assert (tmp_path / "objects/a").read_bytes() == b"abc" and len(asked) == 3
+    with pytest.raises(fetcher.DamagedError):
+        work.get("a", "b", 3, digest)
+    assert names(tmp_path / "objects") == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ({"cache": "packed"}, "data.cache must be null with data.url, whose images come shard by shard; got 'packed'"),
+        ({"sampler": "balanced"}, "data.sampler must be shuffle with data.url"),
+        ({"manifest": "a.csv"}, "data.manifest must be null with data.url"),
+        ({"root": "a"}, "data.root must be null with data.url"),
+        ({"url": None}, "data.root must name a folder of images: data.root=DIR"),
+        ({"url": None, "root": "s3://a/b"}, "shards are read with data=streaming data.url=s3://a/b"),
+        (
+            {"url": "ftp://a/b"},
+            "data.url must be a folder, or begin with s3://, gs://, az://, https://, http://; got ftp",
+        ),
+        ({"url": "nowhere"}, "got .*nowhere: No such file or directory"),
+        ({"stream": {"mix": 0}}, "data.stream.mix must be at least 1"),
+        ({"stream": {"mx": 4}}, "data.stream.mx is no argument of .*; did you mean mix"),
+        ({"stream": {"cache_gb": 1e-6}}, r"data.stream.cache_gb must hold data.stream.mix \+ .* got 1e-06"),
+        ({"val_split": "both"}, "data.val_split must be val or test; got 'both'"),
+    ],
+)
+def test_words(folder: Path, tmp_path: Path, words: dict[str, Any], reason: str) -> None:
+    keys = {"root": None, "url": str(folder), "cache_dir": str(tmp_path), "image_size": 64, "channels": 3}
+    with pytest.raises((ConfigError, DataError), match=reason):
+        Data(**keys | {"mean": None, "std": None, "batch_size": 8} | words).find_splits()
+
+
+def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text("[]")
+    with pytest.raises(DataError, match=r"index\.json is none of its indexes"):
+        found(tmp_path, tmp_path)
+    (tmp_path / "index.json").write_text(json.dumps({"kind": "alexlab shards", "version": 0}))
+    with pytest.raises(DataError, match="of another version of this program; write them anew"):
+        found(tmp_path, tmp_path)
+
+
+def test_the_test_split_as_validation(folder: Path, tmp_path: Path) -> None:
+    splits = find_sharded(str(folder), Stream(), channels=3, cache_dir=tmp_path, val_split="test")
+    assert (len(splits.val), splits.test) == (7, None)
+    assert any("validating on the test split" in note for note in splits.notes)
+
+
+def test_runs_from_a_store_are_those_of_a_folder_of_shards_whatever_reads_them(
+    url: str, folder: Path, images: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what is evaluated is what the folder of images has."""
+    base = (
+        "data.root=null",
+        "callbacks.epochs.curves=false",
+        "+data.stream={mix: 2, ahead: 1}",
+        "trainer.max_epochs=2",
+    )
+    runs = {
+        "folder": (f"+data.url={folder}",),
+        "store": (f"+data.url={url}",),
+        "workers": (f"+data.url={url}", "data.num_workers=2"),
+    }
+    for name, words in runs.items():
+        train(*base, *words, run_dir=tmp_path / name)
+    metrics = [rows(tmp_path / name / "metrics.csv") for name in runs]
+    for table in metrics:
+        for row in table:
+            del row["train/images_per_s"]
+    assert metrics[0] == metrics[1] == metrics[2]
+    predictions = []
+    for name, words in {"as it was": (), "of the folder": (f"data.root={images}",)}.items():
+        out = tmp_path / name
+        out.mkdir()
+        config = plain(f"ckpt={tmp_path / 'store'}", "split=val", *words, name="evaluate")
+        evaluate(config, run_dir=out, choices={})
+        predictions.append([{**row, "path": row["path"][-7:]} for row in rows(out / "predictions.csv")])
+    assert predictions[0] == predictions[1] and len(predictions[0]) == 11
+    card = json.loads((tmp_path / "store/run.json").read_text())
+    assert card["data"]["counts"] == {"train": 24, "val": 11, "test": 7}
