@@ -79,6 +79,7 @@ def test_loader(photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
     assert [name.split(" | ")[0] for name in names] == [
         "from JPEG: random resized crop and flip",
         "from JPEG: crop and flip",
+        "from shards: random resized crop and flip",
         "packed: random resized crop and flip",
         "packed: crop and flip",
     ]

@@ -215,7 +215,7 @@ def test_a_missing_or_damaged_shard_is_named(
         found(place, tmp_path / "other")
     replaced(client, place, "index.json", lambda content: None)
     with pytest.raises(
-        DataError, match="data.url must be a place that python src/prepare.py action=shard has written; got"
+        DataError, match=r"data.url must be a place that python src/prepare.py action=shard has written; got"
     ):
         found(place, tmp_path / "third")
 
@@ -269,14 +269,14 @@ def test_sharding_goes_on_where_it_was_ended(
 def test_what_cannot_be_sharded(images: Path, tmp_path: Path) -> None:
     root = shutil.copytree(images, tmp_path / "root")
     (root / "train/ant/003.png").write_bytes(b"")
-    with pytest.raises(ImageError, match="train/ant/003.png: it is empty"):
+    with pytest.raises(ImageError, match=r"train/ant/003.png: it is empty"):
         write(root, str(tmp_path / "out"), tmp_path)
     index = write(root, str(tmp_path / "out"), tmp_path, skip=True)
     assert sum(count for *_, count in index["splits"]["train"]["shards"]) == 23
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write .*file.*: (Not a directory|File exists)"):
+    with pytest.raises(DataError, match=r"cannot write .*file.*: (Not a directory|File exists)"):
         write(images, str(tmp_path / "file"), tmp_path)
-    with pytest.raises(DataError, match="out must be a folder, or begin with s3://, .*; got ftp://a/b"):
+    with pytest.raises(DataError, match=r"out must be a folder, or begin with s3://, .*; got ftp://a/b"):
         write(images, "ftp://a/b", tmp_path)
 
 

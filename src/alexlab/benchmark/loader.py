@@ -1,4 +1,4 @@
-"""Images a second that one core reads: the usual loader, and ours from files and packed."""
+"""Images a second that one core reads: the usual loader, and ours from files, from shards and packed."""
 
 import itertools
 import time
@@ -26,7 +26,8 @@ PACKED_TIMES = 20  # so many times more packed images in a turn
 
 def suite(measuring: Measuring) -> list[Row]:
     """Each contender on the same one core, in the process itself, without loader processes."""
-    files, packed = (job_of(of, "loader") for of in (measuring.unpacked(), measuring.packed()))
+    ways = (measuring.unpacked(), measuring.sharded(), measuring.packed())
+    files, shards, packed = (job_of(of, "loader") for of in ways)
     size = measuring.config["data"]["image_size"]
     flip = v2.RandomHorizontalFlip()
     resized = v2.Compose([v2.RandomResizedCrop(size, antialias=True), flip])
@@ -36,6 +37,7 @@ def suite(measuring: Measuring) -> list[Row]:
         "usual": lambda: _usual(files),
         "from JPEG: random resized crop and flip": lambda: _ours(files, resized),
         "from JPEG: crop and flip": lambda: _ours(files, cut),
+        "from shards: random resized crop and flip": lambda: _ours(shards, resized),
         "packed: random resized crop and flip": lambda: _ours(packed, resized),
         "packed: crop and flip": lambda: _ours(packed, cut),
     }

@@ -11,7 +11,12 @@ from alexlab.benchmark.contest import Contender, Figures, contest, repeated
 from alexlab.benchmark.machine import CEILING, multiply
 from alexlab.benchmark.settings import Arithmetic, Settings
 from alexlab.data.folder import Splits
+from alexlab.data.sharding import write_shards
+from alexlab.data.shards import SPARE
 from alexlab.nodes import Config
+
+SHARD_BYTES = 2_000_000  # small, as the data that is measured on is
+MIX = 8  # shards
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,18 @@ class Measuring:
         """The same on the files."""
         config = {**self.config, "data": {**self.config["data"], "cache": None}}
         return replace(self, config=config, splits=build.data(config).find_splits())
+
+    def sharded(self) -> "Measuring":
+        """The same from shards, in a cache that holds a part of them: each pass fetches, or checks, most of them again."""
+        files = self.unpacked()
+        out = self.settings.shards or str(self.out / "shards")
+        cache_dir = Path(files.config["data"]["cache_dir"])
+        index = write_shards(files.splits, out, shard_bytes=SHARD_BYTES, cache_dir=cache_dir)
+        largest = max(size for about in index["splits"].values() for _, size, _, _ in about["shards"])
+        stream = {"mix": MIX, "ahead": MIX // 2, "cache_gb": (MIX + MIX // 2 + SPARE) * largest / 1e9}
+        data = {**files.config["data"], "root": None, "url": out, "stream": stream}
+        config = {**files.config, "data": data}
+        return replace(files, config=config, splits=build.data(config).find_splits())
 
     def packed(self) -> "Measuring":
         """The same on packed images."""

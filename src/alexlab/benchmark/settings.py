@@ -21,6 +21,7 @@ class Settings:
         train_images, val_images: of the data, evenly spaced; None takes all.
         steps: optimizer steps of a turn in the suite `step`.
         loaded: images of a turn in the suite `loader`; of packed ones twenty times as many.
+        shards: where that suite writes the images as shards, s3://bucket/prefix or a new folder; None is a folder of its own.
         compiled: whether the suite `step` has a compiled step; None on a GPU.
         files, classes, workers, ranks, widths: how many of each in the suite `scale`.
         peer_epochs: epochs of a whole command, with `peer=`.
@@ -31,6 +32,7 @@ class Settings:
     val_images: int | None = 320
     steps: int = 4
     loaded: int = 256
+    shards: str | None = None
     compiled: bool | None = None
     files: Sequence[int] = (1_000, 10_000, 100_000)
     classes: Sequence[int] = (10, 100, 1_000, 10_000)

@@ -48,6 +48,8 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     Arithmetic(**config["arithmetic"])
     hush_lightning()
     bind(Data, "data", **config["data"])
+    if config["data"].get("url") is not None:
+        raise ConfigError(f"what is measured on must be files, data.root=DIR; got data.url={config['data']['url']}")
     found = Data(**config["data"]).find_splits()
     listed = write_subset(found, settings.train_images, settings.val_images, run_dir / "images.csv")
     where = {"root": str(listed.resolve()), "make": None, "cache_dir": str(run_dir.resolve() / "cache")}
