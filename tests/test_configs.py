@@ -24,7 +24,7 @@ COUNTS = {
     "augmentation": 14,
     "augmentation/eval": 2,
     "callbacks": 5,
-    "data": 3,
+    "data": 4,
     "debug": 5,
     "experiment": 11,
     "hydra/job_logging": 1,
@@ -44,6 +44,7 @@ TWO_CLASSES = ("loss=binary_cross_entropy", *(f"experiment=catdog_tf_{number}" f
 NEEDED = {
     "optimizer=any": ["optimizer._target_=torch.optim.NAdam"],
     "trainer=two_towers": ["model=alexnet_two_tower"],
+    "data=streaming": ["data.root=null", "data.url=shards"],
 }
 
 

@@ -1,5 +1,7 @@
 """Shards in a folder and in an object store: the same images, each once, checked, in a cache that does not overflow."""
 
+import functools
+import http.server
 import json
 import os
 import shutil
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -367,6 +370,35 @@ def test_a_store_that_fails_twice_is_asked_a_third_time(tmp_path: Path, monkeypa
     with pytest.raises(fetcher.DamagedError):
         work.get("a", "b", 3, digest)
     assert names(tmp_path / "objects") == {"a"}
+
+
+def test_keys_of_a_file_and_no_keys(client: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    with pytest.raises(DataError, match="cannot read s3://bucket/whole/index.json: .*403 Forbidden"):
+        found(url, tmp_path)
+    monkeypatch.delenv("AWS_SKIP_SIGNATURE")
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = key\naws_secret_access_key = secret\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    assert len(found(url, tmp_path).val) == 11
+
+
+def test_a_web_server(folder: Path, tmp_path: Path) -> None:
+    handler = functools.partial(Silent, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        splits = found(f"http://127.0.0.1:{server.server_port}", tmp_path)
+        assert splits.val.decoded(0, 3).shape == (70, 73, 3)
+        pack(splits.val).store.close()
+        server.shutdown()
+        thread.join()
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 @pytest.mark.parametrize(

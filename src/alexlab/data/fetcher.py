@@ -186,10 +186,9 @@ def opened(url: str) -> Any:
     from obstore.store import from_url
 
     keywords: dict[str, Any] = {}
+    address = url
     if url.startswith("s3://"):
-        endpoint = next((os.environ[name] for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT") if name in os.environ), "")
-        if endpoint.startswith("http://"):
-            keywords["client_options"] = {"allow_http": True}
+        address = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
         known = {
             "AWS_ACCESS_KEY_ID",
             "AWS_SKIP_SIGNATURE",
@@ -199,6 +198,8 @@ def opened(url: str) -> Any:
             from obstore.auth.boto3 import Boto3CredentialProvider
 
             keywords["credential_provider"] = Boto3CredentialProvider()
+    if address.startswith("http://"):  # somebody has typed it
+        keywords["client_options"] = {"allow_http": True}
     return from_url(url, **keywords)
 
 
