@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from alexlab.cards import Card
 from alexlab.classifier import Classifier
 from alexlab.runs import LAST
 from alexlab.signals import Signals, Stopped
-from conftest import rows
+from conftest import ROOT, environment, rows
 from test_exact_resume import RECIPES, Recorded, compare, content
 
 Train = Callable[..., float | None]
@@ -162,3 +164,31 @@ def test_loader_processes_outlive_a_signal_to_all(
     with pytest.raises(Stopped):
         train("data.num_workers=2")
     assert content(tmp_path / "run" / LAST)["global_step"] == 2
+
+
+LOADS = """
+import os, sys, time
+from functools import partial
+from torch.utils.data import DataLoader
+from alexlab.data.module import begin_worker
+loader = DataLoader(range(100), num_workers=1, worker_init_fn=partial(begin_worker, os.getpid()), multiprocessing_context="fork")
+batches = iter(loader)
+next(batches)
+print(batches._workers[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_loader_processes_end_with_a_parent_that_is_killed() -> None:
+    """They hold its lock on the run folder too: `resume=` would be refused until they notice by themselves, after 5 s."""
+    python = [sys.executable, "-c", LOADS]
+    with subprocess.Popen(
+        python, stdout=subprocess.PIPE, text=True, env=environment(PYTHONPATH=str(ROOT / "src"))
+    ) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+        end_s = time.monotonic() + 2
+        while Path(f"/proc/{worker}").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
+            assert time.monotonic() < end_s
+            time.sleep(0.02)

@@ -8,7 +8,16 @@ from alexlab.data.folder import Splits
 from alexlab.errors import ConfigError
 
 # Where a node has its images, and how it reads them, is its own affair.
-OWN = ("data.root", "data.url", "data.cache_dir", "data.num_workers", "data.manifest", "elastic.")
+OWN = (
+    "data.root",
+    "data.url",
+    "data.stream.ahead",
+    "data.stream.cache_gb",
+    "data.cache_dir",
+    "data.num_workers",
+    "data.manifest",
+    "elastic.",
+)
 
 
 def fingerprint(config: Mapping[str, Any], splits: Splits, ranks: int) -> dict[str, Any]:

@@ -376,7 +376,7 @@ def test_keys_of_a_file_and_no_keys(client: Any, url: str, tmp_path: Path, monke
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
-    with pytest.raises(DataError, match="cannot read s3://bucket/whole/index.json: .*403 Forbidden"):
+    with pytest.raises(DataError, match=r"cannot read s3://bucket/whole/index\.json: .*403 Forbidden"):
         found(url, tmp_path)
     monkeypatch.delenv("AWS_SKIP_SIGNATURE")
     (tmp_path / "credentials").write_text("[default]\naws_access_key_id = key\naws_secret_access_key = secret\n")

@@ -1,5 +1,6 @@
 """The LightningDataModule: loaders over the splits of a folder."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from alexlab.data.settings import Data
 from alexlab.data.shards import ShardedImages
 from alexlab.data.skipped import Skipped
 from alexlab.errors import ConfigError
+from alexlab.machine import end_with
 from alexlab.signals import outlive_one
 
 
@@ -167,11 +169,22 @@ class FolderData(lightning.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers else None,
-            worker_init_fn=outlive_one,
+            worker_init_fn=partial(begin_worker, os.getpid()),
             collate_fn=default_collate if finish else collate,
             to_device=ToDevice(device, finish) if finish or device.type == "cuda" else None,
             pin_memory=isinstance(self.trainer.accelerator, CUDAAccelerator),
         )
+
+
+def begin_worker(parent: int, number: int) -> None:
+    """What a loader process does first: it ends when its parent is killed, whose lock on the run folder it holds too.
+
+    Args:
+        parent: the parent's process number.
+        number: of the worker, as a DataLoader tells it.
+    """
+    end_with(parent)
+    outlive_one(number)
 
 
 def _follow(images: ShardedImages, seed: int, epoch: int) -> None:
