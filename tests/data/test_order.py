@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexlab.data.order import EvalBatches, PaddedItems, SeededItems, TrainBatches, derived_seed, shard_places
+from alexlab.data.order import EvalBatches, PaddedItems, SeededItems, TrainBatches, derived_seed
 
 
 class Noisy:
@@ -63,9 +63,9 @@ def test_images_of_shards_come_shard_after_shard_and_mixed() -> None:
     batches = of_shards()
     first = np.array([index for _, index in chain.from_iterable(batches)])
     assert sorted(first) == list(range(20_000)), "each once"
-    places = shard_places(200, seed=5, epoch=0)[first // 100]
-    assert sorted(shard_places(200, seed=5, epoch=0)) == list(range(200))
-    steps = places.reshape(-1, 100)
+    order = batches.shard_order(0)
+    assert sorted(order) == list(range(200)) and list(order) == list(dict.fromkeys((first // 100).tolist()))
+    steps = order.argsort()[first // 100].reshape(-1, 100)
     # Those that are read at a time lie within the mix, and one begins with each hundred images; those at the start and at
     # the end of an epoch are the only ones with fewer beside them.
     newest = np.maximum.accumulate(steps.max(1))
@@ -89,6 +89,9 @@ def test_images_of_shards_come_shard_after_shard_and_mixed() -> None:
 def test_most_shards_are_read_by_one_rank() -> None:
     ranks = [list(of_shards(num_ranks=4, rank=rank)) for rank in range(4)]
     fetched = [{index // 100 for _, index in chain.from_iterable(batches)} for batches in ranks]
+    for rank, batches in enumerate(ranks):
+        told = of_shards(num_ranks=4, rank=rank).shard_order(0).tolist()
+        assert told == list(dict.fromkeys(index // 100 for _, index in chain.from_iterable(batches)))
     assert set.union(*fetched) == set(range(200))
     assert sum(map(len, fetched)) < 2.2 * 200, "not 4 x 200"
 

@@ -15,7 +15,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from alexlab.data.ahead import Finish, Loader, ToDevice
 from alexlab.data.folder import Split, Splits
 from alexlab.data.images import ImageSplit
-from alexlab.data.order import EvalBatches, MapDataset, PaddedItems, SeededItems, TrainBatches, shard_places
+from alexlab.data.order import EvalBatches, MapDataset, PaddedItems, SeededItems, TrainBatches
 from alexlab.data.packed import PackedImages
 from alexlab.data.resident import Cuts, Plan, Resident
 from alexlab.data.settings import Data
@@ -128,7 +128,7 @@ class FolderData(lightning.LightningDataModule):
         )
         # Lightning tells the epoch of a resumed run only after the loader processes have begun to read ahead.
         batches.set_epoch(max(self.first[0], self.trainer.current_epoch))
-        follow = None if sharded is None else partial(_follow, sharded, self.seed)
+        follow = None if sharded is None else partial(_follow, sharded, batches)
         return self._loader(SeededItems(dataset, seed=self.seed, on_epoch=follow), batches, finish)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -187,8 +187,8 @@ def begin_worker(parent: int, number: int) -> None:
     outlive_one(number)
 
 
-def _follow(images: ShardedImages, seed: int, epoch: int) -> None:
-    images.follow(shard_places(len(images.shards), seed=seed, epoch=epoch))
+def _follow(images: ShardedImages, batches: TrainBatches, epoch: int) -> None:
+    images.follow(batches.shard_order(epoch))
 
 
 def collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

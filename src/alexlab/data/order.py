@@ -78,15 +78,6 @@ class PaddedItems:
         return image, label if index >= 0 else PADDING
 
 
-def shard_places(num_shards: int, *, seed: int, epoch: int) -> np.ndarray:
-    """For each shard its place in the order in which an epoch comes to them."""
-    return _generator(seed, epoch).permutation(num_shards)
-
-
-def _generator(seed: int, epoch: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(derived_seed(seed, epoch)))
-
-
 class TrainBatches:
     """The training batches of one rank: lists of (epoch, index). The last, incomplete global batch is left out.
 
@@ -157,8 +148,16 @@ class TrainBatches:
             start = (number * self.num_ranks + self.rank) * share
             yield [(drawn, int(index)) for index in order[start : start + share]]
 
+    def shard_order(self, drawn: int) -> np.ndarray:
+        """The numbers of the shards that this rank reads in an epoch, as keys name it, by their first image."""
+        assert self.shards is not None
+        share = self.batch_size // (self.num_ranks * self.accumulate)
+        own = self._order(drawn).reshape(-1, self.num_ranks, share)[:, self.rank].reshape(-1)
+        shards, firsts = np.unique(self.shards[own], return_index=True)
+        return shards[firsts.argsort()]
+
     def _order(self, epoch: int) -> np.ndarray:
-        generator = _generator(self.seed, epoch)
+        generator = np.random.Generator(np.random.Philox(derived_seed(self.seed, epoch)))
         if self.shards is not None:
             places = generator.permutation(self.shards.max() + 1)[self.shards]
             mixed = np.argsort(places + self.mix * generator.random(len(places)), kind="stable")

@@ -133,13 +133,11 @@ class ShardedImages:
             )
         return content
 
-    def follow(self, places: np.ndarray) -> None:
-        """Tells in which order the shards will be come to, so that the next ones are fetched in time.
-
-        Args:
-            places: of each shard its place in that order.
-        """
-        self.places, self.order, self.newest = places, np.argsort(places), -1
+    def follow(self, order: np.ndarray) -> None:
+        """Tells in which order shards will be come to, by number, so that the next ones are fetched in time."""
+        self.order, self.newest = order, -1
+        self.places = np.full(len(self.shards), len(order))
+        self.places[order] = np.arange(len(order))
 
     def _come_to(self, number: int) -> None:
         """Has the shards fetched that come next, when this one is the newest so far, or the first of another pass."""
