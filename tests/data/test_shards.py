@@ -1,6 +1,7 @@
 """Shards in a folder and in an object store: the same images, each once, checked, in a cache that does not overflow."""
 
 import functools
+import hashlib
 import http.server
 import json
 import os
@@ -259,10 +260,13 @@ def test_sharding_goes_on_where_it_was_ended(
         write(images, "s3://bucket/ended", tmp_path)
     with pytest.raises(DataError, match=r"index\.json: it is not there"):
         found("s3://bucket/ended", tmp_path)
+    client.delete_object(Bucket="bucket", Key=f"ended/{taken[1]}")
     monkeypatch.setattr(Store, "put", lambda store, source, name: (put(store, source, name), taken.append(name))[0])
     index = write(images, "s3://bucket/ended", tmp_path)
-    assert len(taken) == len(set(taken)), "nothing was written twice"
-    assert len(taken) == 1 + sum(1 + len(about["shards"]) for about in index["splits"].values())
+    assert [name for name in taken if taken.count(name) > 1] == 2 * [taken[1]], (
+        "what is gone was written again, no more"
+    )
+    assert len(set(taken)) == 1 + sum(1 + len(about["shards"]) for about in index["splits"].values())
     with pytest.raises(ConfigError, match=r"out must be a new place; s3://bucket/ended/index\.json is there already"):
         write(images, "s3://bucket/ended", tmp_path)
     assert len(found("s3://bucket/ended", tmp_path).train) == 24
@@ -433,6 +437,44 @@ def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(json.dumps({"kind": "alexlab shards", "version": 0}))
     with pytest.raises(DataError, match="of another version of this program; write them anew"):
         found(tmp_path, tmp_path)
+
+
+def test_the_index_of_a_stranger_leads_nowhere_else(folder: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(folder, tmp_path / "copy")
+    path = place / "index.json"
+    index = json.loads(path.read_text())
+    name = index["splits"]["train"]["table"][0]
+    with np.load(place / name) as table:
+        arrays = dict(table)
+
+    def changed(change: Callable[[Any], object]) -> None:
+        other = json.loads(json.dumps(index))
+        change(other)
+        path.write_text(json.dumps(other))
+        with pytest.raises(DataError, match=r"index\.json, or a table that it names, is damaged"):
+            found(place, tmp_path)
+
+    shards: Callable[[Any], Any] = lambda other: other["splits"]["train"]["shards"]  # noqa: E731
+    for bad in ("../train-000000.tar", "/etc/passwd", "a/b", ""):
+        changed(lambda other, bad=bad: shards(other)[0].__setitem__(0, bad))
+        changed(lambda other, bad=bad: shards(other)[0].__setitem__(2, bad))
+        changed(lambda other, bad=bad: other["splits"]["train"]["table"].__setitem__(0, bad))
+    changed(lambda other: shards(other)[0].__setitem__(1, "1"))
+    changed(lambda other: shards(other)[0].__setitem__(3, 999))
+    changed(lambda other: shards(other).pop())
+    changed(lambda other: other["splits"].pop("val"))
+    changed(lambda other: other.pop("classes"))
+    changed(lambda other: other["classes"].pop())
+    for key, value in (("starts", -1), ("starts", 10**12), ("lengths", 2**62), ("labels", -1), ("labels", 3)):
+        wrong = arrays | {key: arrays[key].copy()}
+        wrong[key][3] = value
+        np.savez(place / "wrong.npz", **wrong)
+        content = (place / "wrong.npz").read_bytes()
+        entry = ["wrong.npz", len(content), hashlib.sha256(content).hexdigest()]
+        changed(lambda other, entry=entry: other["splits"]["train"].__setitem__("table", entry))
+    (place / "wrong.npz").write_bytes(b"no table")
+    entry = ["wrong.npz", 8, hashlib.sha256(b"no table").hexdigest()]
+    changed(lambda other: other["splits"]["train"].__setitem__("table", entry))
 
 
 def test_the_test_split_as_validation(folder: Path, tmp_path: Path) -> None:

@@ -89,6 +89,10 @@ class Fetcher:
         """Copies a file into the store."""
         self.store.put(name, Path(source))
 
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each object there, by name."""
+        return {str(each["path"]): int(each["size"]) for part in self.store.list() for each in part}
+
     def _copy(self, name: str, place: Path, size: int | None, sha256: str | None) -> None:
         answer = self.store.get(name)
         found = int(answer.meta["size"])
@@ -227,13 +231,14 @@ def main(job: dict[str, Any]) -> None:
     """Reads requests until there are no more."""
     threading.Thread(target=ends_with, args=(job["parent"],), daemon=True).start()
     fetcher, pool = Fetcher(job["url"], job["folder"], job["limit"]), ThreadPoolExecutor(AT_ONCE)
-    begun: dict[str, Future[None]] = {}
+    begun: dict[str, Future[Any]] = {}
     speaking = threading.Lock()
 
-    def answer(number: int, done: Future[None]) -> None:
+    def answer(number: int, done: Future[Any]) -> None:
         error = done.exception()
+        words = [number, None, done.result()] if error is None else [number, reason_of(error), None]
         with speaking:
-            print(json.dumps([number, None if error is None else reason_of(error)]), flush=True)
+            print(json.dumps(words), flush=True)
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -130,14 +130,16 @@ class _Writer:
         self.done = self._done()
 
     def _done(self) -> dict[str, Shard]:
-        """What an earlier call has written of the same."""
+        """What an earlier call has written of the same, and that is still there."""
         what = hashlib.sha256(b"".join(table for table in self.tables.values()))
         what.update(json.dumps([list(self.classes), *(list(plan.ends) for plan in self.plans)]).encode())
         try:
             first, *lines = self.progress.read_text().splitlines()
             if first == what.hexdigest():
-                return {shard.name: shard for shard in (Shard(*json.loads(line)) for line in lines)}
-        except (OSError, ValueError):
+                sizes = self.store.sizes()
+                known = [Shard(*json.loads(line)) for line in lines]
+                return {shard.name: shard for shard in known if sizes.get(shard.name) == shard.size}
+        except (OSError, ValueError, TypeError):
             pass
         self.progress.write_text(what.hexdigest() + "\n")
         return {}

@@ -9,7 +9,9 @@ A place with shards has
 import contextlib
 import json
 import os
+import re
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +68,12 @@ class Shard:
     name: str
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a name that would lead elsewhere: an index may be a stranger's."""
+        fits = re.fullmatch(r"\w[\w.-]*", self.name) and re.fullmatch(r"[0-9a-f]{64}", self.sha256)
+        if not fits or not isinstance(self.size, int) or self.size < 0:
+            raise ValueError(f"{self.name!r} of {self.size!r} bytes")
 
     @property
     def file(self) -> tuple[str, str, int, str]:
@@ -192,13 +200,23 @@ def find_sharded(
     check_val_split(val_split)
     store = Store(url, cache_dir, int(stream.cache_gb * 1e9))
     index = _index(store, key)
-    _check_room(index, stream)
-    found = {
-        name: _split(store, name, about, index["classes"], stream, channels) for name, about in index["splits"].items()
-    }
+    try:
+        _check_room(index, stream)
+        classes = [str(name) for name in index["classes"]]
+        found = {
+            name: _split(store, name, index["splits"][name], classes, stream, channels)
+            for name in ("train", "val", "test")
+            if name in index["splits"] or name != "test"
+        }
+        notes = [str(note) for note in index["notes"]]
+    except (DataError, ConfigError):
+        raise
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{store.place(INDEX)}, or a table that it names, is damaged: {error!r}") from error
     store.close()  # each process that reads images starts another
     train, val, test = found["train"], found["val"], found.get("test")
-    notes = [f"{len(about['shards'])} shards of {name}" for name, about in index["splits"].items()]
+    counts = [f"{len(index['splits'][name]['shards'])} of {name}" for name in found]
+    notes.append(f"the images lie in shards: {', '.join(counts)}")
     if val_split == "test":
         if test is None:
             raise DataError(f"data.val_split=test needs a test split, which {url} does not have")
@@ -206,7 +224,7 @@ def find_sharded(
         notes.append("validating on the test split (data.val_split=test): its scores are no estimate for unseen images")
     others = {"val": val} | ({} if test is None else {"test": test})
     missing = [note for name, split in others.items() for note in absent(name, split)]
-    return Splits(train, val, test, notes=(*index["notes"], ", ".join(notes), *missing))
+    return Splits(train, val, test, notes=(*notes, *missing))
 
 
 def _index(store: Store, key: str) -> dict[str, Any]:
@@ -242,18 +260,22 @@ def _split(
     shards = [Shard(name, size, sha256) for name, size, sha256, _ in about["shards"]]
     with np.load(store.get(*Shard(*about["table"]).file)) as table:
         arrays = {name: table[name] for name in ("labels", "paths", "starts", "lengths")}
-    counts = [count for _, _, _, count in about["shards"]]
     paths = Paths.of_block(arrays["paths"])
+    shard = np.repeat(np.arange(len(shards)), [count for _, _, _, count in about["shards"]])
+    starts, lengths, labels = (arrays[name] for name in ("starts", "lengths", "labels"))
+    ends = np.array([each.size for each in shards])[shard]
+    inside = (starts >= 0) & (lengths >= 0) & (lengths <= ends) & (starts <= ends - lengths)
+    if not len(shard) == len(paths) == len(labels) or not (inside & (labels >= 0) & (labels < len(classes))).all():
+        raise ValueError(f"the table of {name}")
     images = ShardedImages(
         store,
         shards,
-        shard=np.repeat(np.arange(len(shards)), counts),
-        starts=arrays["starts"],
-        lengths=arrays["lengths"],
+        shard=shard,
+        starts=starts,
+        lengths=lengths,
         paths=paths,
         channels=channels,
         ahead=stream.ahead,
         mix=stream.mix,
     )
-    lengths, shuffled = arrays["lengths"], name == "train"
-    return Split(store.url, list(classes), paths, arrays["labels"], pack=images, lengths=lengths, shuffled=shuffled)
+    return Split(store.url, classes, paths, labels, pack=images, lengths=lengths, shuffled=name == "train")

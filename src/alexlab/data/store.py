@@ -85,6 +85,17 @@ class Store:
         """
         self._ask("put", name=name, source=str(source))
 
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each file that is there, by name.
+
+        Raises:
+            DataError: when the store does not tell.
+        """
+        if is_url(self.url):
+            return dict(self._ask("sizes"))
+        with os.scandir(self.url) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries}
+
     def close(self) -> None:
         """Ends the program that fetches, if this process has started it."""
         process, self.process = self.process, None
@@ -106,21 +117,22 @@ class Store:
     def __del__(self) -> None:
         self.close()
 
-    def _ask(self, action: str, **request: Any) -> None:
+    def _ask(self, action: str, **request: Any) -> Any:
         with self.asking:
             self.number += 1
             self._send(self.number, action, **request)
             assert self.process is not None and self.process.stdout is not None
             for line in self.process.stdout:
-                number, reason = json.loads(line)
+                number, reason, value = json.loads(line)
                 if number == self.number:
                     break
             else:
                 self.close()
-                reason = "the program that fetches has ended; what it said stands above"
+                reason, value = "the program that fetches has ended; what it said stands above", None
         if reason is not None:
-            what = "read" if action == "get" else "write"
-            raise DataError(f"cannot {what} {shown(self.place(request['name']))}: {reason}")
+            what = "write" if action == "put" else "read"
+            raise DataError(f"cannot {what} {shown(self.place(request.get('name', '')))}: {reason}")
+        return value
 
     def _send(self, number: int | None, action: str, **request: Any) -> None:
         if self.owner != os.getpid():
