@@ -128,7 +128,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, flat: Path, capsys: pytest.Cap
         (["pattern='(?P<class>.)'", "data.val_fraction=1.0"], ConfigError, "must leave something to train on"),
         (["pattern='(?P<class>)'"], DataError, "a classifier needs at least 2 classes"),
         (["data.root=null"], ConfigError, "data.root must be given: data.root=DIR"),
-        (["action=null"], ConfigError, "action must be one of download, check, restore, split, pack; got None"),
+        (["action=null"], ConfigError, "action must be one of download, check, restore, split, pack, shard; got None"),
         (["action=check", "fix=delete"], ConfigError, "fix must be null or quarantine; got 'delete'"),
         (["action=restore"], ConfigError, "quarantine must be given"),
     ],
