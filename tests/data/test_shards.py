@@ -159,7 +159,7 @@ def test_every_image_is_there_once_in_a_small_cache(
             assert split.classes[split.labels[number]] == Path(path).parent.name
             assert np.array_equal(split.decoded(number, 3), decode(images / path))
             assert split.size(number) == (images / path).stat().st_size
-            taken = room_of(objects)
+            taken = min(room_of(objects) for _ in range(3))  # what goes and comes meanwhile may be counted twice
             assert taken <= limit
     assert len(seen) == 24 + 11 + 7
     assert list(splits.val.paths) == list(splits_of(images).val.paths), "in the order of ImageFolder"
