@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import signal
@@ -13,12 +14,13 @@ from rich.console import Console
 from alexlab import engines, launch, machine, sweeps
 from alexlab.cards import FINISHED as CARD_FINISHED
 from alexlab.cards import PRUNED as CARD_PRUNED
-from alexlab.cards import Card
+from alexlab.cards import Card, Lock
 from alexlab.engines import Parallel, Seats
 from alexlab.errors import ConfigError
 from alexlab.signals import Stopped, signals
 from alexlab.sweeps import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job, earlier
 from conftest import composed
+from hydra_plugins.alexlab_launcher import SweepLauncher
 
 
 @pytest.fixture(autouse=True)
@@ -234,6 +236,28 @@ def test_what_an_earlier_attempt_has_left(tmp_path: Path) -> None:
     card.update(status=CARD_FINISHED, scores={"best/top1": 0.5})
     assert (earlier(tmp_path).state, earlier(tmp_path).score) == (FINISHED, 0.5)
     assert earlier(tmp_path / "none").state is None and job(0, tmp_path).state == WAITING
+
+
+class Elsewhere(Parallel):
+    """Has the jobs of some numbers."""
+
+    numbers: tuple[int, ...] = ()
+
+    def has(self, job: Job) -> bool:
+        return job.number in self.numbers
+
+
+def test_a_job_that_is_running_already_is_waited_for_by_the_engine_that_has_it(tmp_path: Path) -> None:
+    engine, jobs, ended = Elsewhere(), [job(number, tmp_path) for number in range(2)], []
+    engine.numbers = (1,)
+    with contextlib.ExitStack() as locks:
+        for each in jobs:
+            each.folder.mkdir()
+            Card(each.folder).update(status="running")
+            locks.enter_context(Lock(each.folder))
+        found = list(SweepLauncher(engine)._to_run(iter(jobs), lambda job: ended.append(job.number)))
+    assert [each.number for each in found] == [1] and ended == [0]
+    assert jobs[0].state == FAILED and jobs[0].cause == f"process {os.getpid()} is writing its folder"
 
 
 def test_the_launcher_names_the_engine() -> None:

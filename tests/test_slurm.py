@@ -16,8 +16,10 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from alexlab import build, slurm
+from alexlab.cluster import Submitit
 from alexlab.errors import ConfigError
 from alexlab.runs import LAST
+from alexlab.sweeps import Job
 from conftest import ROOT, TINY, environment, plain, trains_on
 from slurm import Cluster, cluster
 
@@ -111,18 +113,26 @@ def test_a_single_run_prints_its_scores_or_its_error(queue: Cluster, images: Pat
     assert (tmp_path / "bad/output.log").read_text().strip()
 
 
-def test_the_queue_is_asked(queue: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_is_asked(queue: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in queue.environment.items():
         monkeypatch.setenv(name, value)
     number = queue.ask("sbatch", "--parsable", "--output=/dev/null", "--hold", "--wrap=sleep 60")
     assert re.fullmatch(r"\d+", number)
     assert slurm.states([number, "999999"]) == {number: "PENDING (JobHeldUser)", "999999": slurm.UNKNOWN}
+    (tmp_path / ".submitit").mkdir()
+    (tmp_path / ".submitit/jobs.json").write_text(json.dumps({"0": number, "1": "999999"}))
+    engine = Submitit()
+    engine.prepare(tmp_path)
+    jobs = [Job(place, [], tmp_path / str(place), None) for place in range(3)]
+    assert [engine.has(job) for job in jobs] == [True, False, False]
     with pytest.raises(ConfigError, match=f"SLURM does not queue job {number} again: "):
         slurm.queue_again(number)
     queue.ask("scancel", number)
     found = slurm.states([number])
     assert found is not None and slurm.has_ended(found[number])
     assert not slurm.has_ended("PENDING (BeginTime)") and slurm.has_ended(slurm.UNKNOWN)
+    engine.prepare(tmp_path)
+    assert not engine.has(jobs[0])
     monkeypatch.setenv("PATH", "")
     assert slurm.states([number]) is None
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ class Submitit:
     ) -> None:
         self.cluster = cluster or ("slurm" if shutil.which("sbatch") else "local")
         self.jobs, self.timeout_min, self.signal_s, self.options = jobs, timeout_min, signal_s, options
+        self.held: dict[str, str] | None = None  # jobs that an earlier attempt has submitted, when somebody has asked
 
     def prepare(self, sweep_dir: Path) -> None:
         if importlib.util.find_spec("submitit") is None:
@@ -73,7 +74,7 @@ class Submitit:
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL.name.removeprefix("SIG")
         import submitit
 
-        self.papers = sweep_dir / PAPERS
+        self.papers, self.held = sweep_dir / PAPERS, None
         self.executor = submitit.AutoExecutor(folder=self.papers / "%j", cluster=self.cluster)
         more = {"requeue": True} | dict(self.options.get("slurm_additional_parameters") or {})
         own = {"slurm_signal_delay_s": self.signal_s, "slurm_additional_parameters": more}
@@ -93,6 +94,11 @@ class Submitit:
             yield
         finally:
             machine.jobs_elsewhere = before
+
+    def has(self, job: Job) -> bool:
+        if self.held is None:
+            self.held = self._live(self._numbers())
+        return job.folder.name in self.held
 
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
         # A job imports this package as this process does, installed or not.
@@ -159,20 +165,24 @@ class Submitit:
 
     def _queued(self, batch: Sequence[Job]) -> list["_Submitted"]:
         """Those of the jobs that an earlier attempt at the sweep has submitted and that have not ended."""
-        if self.cluster != "slurm":
-            return []
         import submitit
 
         numbers = self._numbers()
-        known = {job.folder.name: numbers[job.folder.name] for job in batch if job.folder.name in numbers}
-        states = slurm.states(known.values()) if known else {}
+        live = self._live({job.folder.name: numbers[job.folder.name] for job in batch if job.folder.name in numbers})
+        return [
+            _Submitted(job, submitit.SlurmJob(self.papers / "%j", live[job.folder.name], tasks=[0]))
+            for job in batch
+            if job.folder.name in live
+        ]
+
+    def _live(self, numbers: Mapping[str, str]) -> dict[str, str]:
+        """Those of some numbers, by folder, whose jobs are in SLURM's queue."""
+        if self.cluster != "slurm" or not numbers:
+            return {}
+        states = slurm.states(numbers.values())
         if states is None:
             raise ConfigError("SLURM must say whether jobs of this sweep are in its queue; squeue does not answer")
-        return [
-            _Submitted(job, submitit.SlurmJob(self.papers / "%j", known[job.folder.name], tasks=[0]))
-            for job in batch
-            if job.folder.name in known and not slurm.has_ended(states[known[job.folder.name]])
-        ]
+        return {name: number for name, number in numbers.items() if not slurm.has_ended(states[number])}
 
 
 @dataclass

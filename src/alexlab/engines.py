@@ -32,6 +32,9 @@ class Engine(Protocol):
     def prepare(self, sweep_dir: Path) -> None:
         """Raises ConfigError when it cannot run any job; called first."""
 
+    def has(self, job: Job) -> bool:
+        """Whether a job of an earlier attempt at the sweep is still with it; `run` waits for such a job."""
+
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
         """Runs jobs.
 
@@ -50,6 +53,9 @@ class Sequential:
 
     def prepare(self, sweep_dir: Path) -> None:
         pass
+
+    def has(self, job: Job) -> bool:
+        return False  # its jobs end with the process that has started them
 
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
         for job in jobs:
@@ -152,6 +158,9 @@ class Parallel:
         for name, value in (("jobs", self.jobs), ("per_gpu", self.per_gpu)):
             if value < 1:
                 raise ConfigError(f"launcher.{name} must be at least 1; got {value}")
+
+    def has(self, job: Job) -> bool:
+        return False  # its jobs end with the process that has started them
 
     @contextmanager
     def as_a_job(self) -> Iterator[None]:

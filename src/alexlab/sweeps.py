@@ -80,12 +80,14 @@ class Earlier:
         state: of a job that is not to be run: finished, pruned or failed; else None.
         score, cause: as of a Job.
         resumed: whether it was interrupted and goes on.
+        held: whether a process is writing its folder.
     """
 
     state: str | None = None
     score: float | None = None
     cause: str | None = None
     resumed: bool = False
+    held: bool = False
 
 
 def earlier(folder: Path, *, repeat_failed: bool = False) -> Earlier:
@@ -102,7 +104,7 @@ def earlier(folder: Path, *, repeat_failed: bool = False) -> Earlier:
     if card["status"] == cards.INTERRUPTED:
         return Earlier(resumed=True)
     if card["status"] != cards.FAILED:
-        return Earlier(FAILED, cause=f"process {cards.holder(folder)} is writing its folder")
+        return Earlier(FAILED, cause=f"process {cards.holder(folder)} is writing its folder", held=True)
     if not repeat_failed:
         return Earlier(FAILED, cause=f"{card['reason']} (before; launcher.repeat_failed=true runs it again)")
     kept = folder / EARLIER

@@ -118,7 +118,7 @@ class SweepLauncher(Launcher):
         """The jobs that an earlier attempt has not ended; the others are told."""
         for job in jobs:
             earlier = sweeps.earlier(job.folder, repeat_failed=self.repeat_failed)
-            if earlier.state is not None:
+            if earlier.state is not None and not (earlier.held and self.engine.has(job)):
                 job.end(earlier.state, score=earlier.score, cause=earlier.cause)
                 sweeps.tell(job, before=True)
                 ended(job)
