@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ class Submitit:
         fresh = [job for job in batch if job not in [each.job for each in submitted]]
         handles = []
         try:
-            with self.executor.batch():  # an array, on SLURM
+            with self.executor.batch() if fresh else nullcontext():  # an array, on SLURM
                 for job in fresh:
                     handles.append(
                         self.executor.submit(_there, work, job, Singleton.get_state(), trust.trusted, sys.argv[0])

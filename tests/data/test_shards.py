@@ -388,12 +388,16 @@ def test_a_store_that_fails_twice_is_asked_a_third_time(tmp_path: Path, monkeypa
 def test_keys_of_a_file_and_no_keys(client: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     with pytest.raises(DataError, match=r"cannot read s3://bucket/whole/index\.json: .*403 Forbidden"):
         found(url, tmp_path)
     monkeypatch.delenv("AWS_SKIP_SIGNATURE")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(DataError, match=r"index\.json: no keys are set: AWS_ACCESS_KEY_ID and .*public bucket$"):
+        found(url, tmp_path)
     (tmp_path / "credentials").write_text("[default]\naws_access_key_id = key\naws_secret_access_key = secret\n")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     assert len(found(url, tmp_path).val) == 11
 
 
@@ -441,6 +445,9 @@ def test_words(folder: Path, tmp_path: Path, words: dict[str, Any], reason: str)
 
 
 def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text('{"kind": "alex')
+    with pytest.raises(DataError, match=r"has written; got .*: index\.json is damaged: Unterminated string"):
+        found(tmp_path, tmp_path)
     (tmp_path / "index.json").write_text("[]")
     with pytest.raises(DataError, match=r"index\.json is none of its indexes"):
         found(tmp_path, tmp_path)

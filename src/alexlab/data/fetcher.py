@@ -201,7 +201,11 @@ def opened(url: str) -> Any:
         if not known and importlib.util.find_spec("boto3"):  # which reads ~/.aws, profiles and single sign-on
             from obstore.auth.boto3 import Boto3CredentialProvider
 
-            keywords["credential_provider"] = Boto3CredentialProvider()
+            try:
+                keywords["credential_provider"] = Boto3CredentialProvider()
+            except ValueError as error:  # its session has none
+                words = "no keys are set: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile in ~/.aws, or "
+                raise PermissionError(words + "AWS_SKIP_SIGNATURE=true for a public bucket") from error
     if address.startswith("http://"):  # somebody has typed it
         keywords["client_options"] = {"allow_http": True}
     return from_url(url, **keywords)

@@ -234,7 +234,9 @@ def _index(store: Store, key: str) -> dict[str, Any]:
         if not isinstance(found, dict) or found.get("kind") != KIND:
             raise DataError(f"{store.place(INDEX)} is none of its indexes")
     except (DataError, OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        if not isinstance(error, (DataError, OSError)):
+            reason = f"{INDEX} is damaged: {error}"
         raise DataError(
             f"{key} must be a place that python src/prepare.py action=shard has written; got {store.url}: {reason}"
         ) from error
