@@ -42,13 +42,13 @@ class Store:
     """
 
     def __init__(self, url: str, cache_dir: Path, limit: int) -> None:
+        self.process: subprocess.Popen[str] | None = None
         self.url = url.rstrip("/") if is_url(url) else os.path.abspath(url)
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.url.rsplit("/", 1)[-1])
         digest = hashlib.blake2b(os.fsencode(self.url), digest_size=6).hexdigest()
         self.folder = (cache_dir / f"{name}-{digest}" / "objects").absolute()
         self.limit = limit
         self.asking = threading.Lock()
-        self.process: subprocess.Popen[str] | None = None
         self.owner = 0
         self.number = 0
 
