@@ -130,9 +130,11 @@ def test_the_queue_is_asked(queue: Cluster, tmp_path: Path, monkeypatch: pytest.
     queue.ask("scancel", number)
     found = slurm.states([number])
     assert found is not None and slurm.has_ended(found[number])
+    (attached,) = engine._submit(jobs[:1], lambda job: None)  # it has ended meanwhile, and is not submitted again
+    assert attached.handle.job_id == number
     assert not slurm.has_ended("PENDING (BeginTime)") and slurm.has_ended(slurm.UNKNOWN)
     engine.prepare(tmp_path)
-    assert not engine.has(jobs[0])
+    assert not engine.has(jobs[0])  # as the next attempt finds
     monkeypatch.setenv("PATH", "")
     assert slurm.states([number]) is None
 

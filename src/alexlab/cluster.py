@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from hydra.core.singleton import Singleton
 
 from alexlab import machine, slurm, sweeps, trust
 from alexlab.cards import INTERRUPTED, Card
-from alexlab.engines import POLL_S, print_into
+from alexlab.engines import POLL_S, Engine, print_into
 from alexlab.errors import ConfigError
 from alexlab.runs import OUTPUT, SLURM_LOG
 from alexlab.signals import Stopped
@@ -28,7 +28,7 @@ NUMBERS = "jobs.json"  # in it, the number that SLURM has given each job, by the
 SIGNAL = signal.SIGUSR1  # by which SLURM says that the time is nearly up
 
 
-class Submitit:
+class Submitit(Engine):
     """Hands jobs to submitit and waits for them; they read and write the folder of the sweep, which all nodes must share.
 
     On SLURM a job whose time is nearly up saves a checkpoint and queues itself again, until it is finished. Those that are in
@@ -52,7 +52,6 @@ class Submitit:
     ) -> None:
         self.cluster = cluster or ("slurm" if shutil.which("sbatch") else "local")
         self.jobs, self.timeout_min, self.signal_s, self.options = jobs, timeout_min, signal_s, options
-        self.held: dict[str, str] | None = None  # jobs that an earlier attempt has submitted, when somebody has asked
 
     def prepare(self, sweep_dir: Path) -> None:
         if importlib.util.find_spec("submitit") is None:
@@ -74,7 +73,7 @@ class Submitit:
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL.name.removeprefix("SIG")
         import submitit
 
-        self.papers, self.held = sweep_dir / PAPERS, None
+        self.papers = sweep_dir / PAPERS
         self.executor = submitit.AutoExecutor(folder=self.papers / "%j", cluster=self.cluster)
         more = {"requeue": True} | dict(self.options.get("slurm_additional_parameters") or {})
         own = {"slurm_signal_delay_s": self.signal_s, "slurm_additional_parameters": more}
@@ -82,6 +81,7 @@ class Submitit:
             self.executor.update_parameters(name="alexlab", timeout_min=self.timeout_min, **(self.options | own))
         except (NameError, ValueError, AssertionError) as error:
             raise ConfigError(f"launcher: {str(error).splitlines()[0]}") from error
+        self.queued = self._queued()  # before anybody reads what they have left: one may end while it is read
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to the jobs with their work: not what has submitted them."""
@@ -96,9 +96,7 @@ class Submitit:
             machine.jobs_elsewhere = before
 
     def has(self, job: Job) -> bool:
-        if self.held is None:
-            self.held = self._live(self._numbers())
-        return job.folder.name in self.held
+        return job.folder.name in self.queued
 
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
         # A job imports this package as this process does, installed or not.
@@ -134,8 +132,9 @@ class Submitit:
                         each.handle.cancel()
 
     def _submit(self, batch: Sequence[Job], work: Callable[[Job], None]) -> list["_Submitted"]:
-        submitted = self._queued(batch)
-        fresh = [job for job in batch if job not in [each.job for each in submitted]]
+        import submitit
+
+        fresh = [job for job in batch if not self.has(job)]
         handles = []
         try:
             with self.executor.batch() if fresh else nullcontext():  # an array, on SLURM
@@ -147,7 +146,9 @@ class Submitit:
             if type(error).__module__.startswith("submitit"):
                 raise ConfigError(f"{self.cluster} takes no job: {str(error).strip().splitlines()[-1]}") from error
             raise
-        submitted += [_Submitted(job, handle) for job, handle in zip(fresh, handles, strict=True)]
+        submitted = [_Submitted(job, handle) for job, handle in zip(fresh, handles, strict=True)]
+        for job in filter(self.has, batch):  # it leaves its word where it was told to
+            submitted.append(_Submitted(job, submitit.SlurmJob(self.papers / "%j", self.queued[job.folder.name], [0])))
         for each in submitted:
             each.job.state, each.job.place = RUNNING, f"{self.cluster} {each.handle.job_id}"
             sweeps.say(f"job {each.job.number}: {' '.join(each.job.overrides)} ({each.job.place})")
@@ -163,20 +164,9 @@ class Submitit:
             return {}
         return {str(name): str(number) for name, number in found.items()}
 
-    def _queued(self, batch: Sequence[Job]) -> list["_Submitted"]:
-        """Those of the jobs that an earlier attempt at the sweep has submitted and that have not ended."""
-        import submitit
-
+    def _queued(self) -> dict[str, str]:
+        """The jobs that an earlier attempt at the sweep has submitted and that have not ended: folder and number."""
         numbers = self._numbers()
-        live = self._live({job.folder.name: numbers[job.folder.name] for job in batch if job.folder.name in numbers})
-        return [
-            _Submitted(job, submitit.SlurmJob(self.papers / "%j", live[job.folder.name], tasks=[0]))
-            for job in batch
-            if job.folder.name in live
-        ]
-
-    def _live(self, numbers: Mapping[str, str]) -> dict[str, str]:
-        """Those of some numbers, by folder, whose jobs are in SLURM's queue."""
         if self.cluster != "slurm" or not numbers:
             return {}
         states = slurm.states(numbers.values())

@@ -33,7 +33,8 @@ class Engine(Protocol):
         """Raises ConfigError when it cannot run any job; called first."""
 
     def has(self, job: Job) -> bool:
-        """Whether a job of an earlier attempt at the sweep is still with it; `run` waits for such a job."""
+        """Whether a job of an earlier attempt at the sweep was still with it at `prepare`; `run` waits for such a job."""
+        return False  # where jobs end with the process that has started them
 
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
         """Runs jobs.
@@ -48,14 +49,11 @@ class Engine(Protocol):
         """A context in which this process has the cores that one job will have."""
 
 
-class Sequential:
+class Sequential(Engine):
     """One job after the other, each with the whole machine and the terminal."""
 
     def prepare(self, sweep_dir: Path) -> None:
         pass
-
-    def has(self, job: Job) -> bool:
-        return False  # its jobs end with the process that has started them
 
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
         for job in jobs:
@@ -141,7 +139,7 @@ class Seats:
         self.free_slots = sorted([*self.free_slots, seat.slot])
 
 
-class Parallel:
+class Parallel(Engine):
     """Several jobs side by side, each with GPUs of its own, or with its share of the cores.
 
     What a job prints goes to `output.log` in its folder.
@@ -158,9 +156,6 @@ class Parallel:
         for name, value in (("jobs", self.jobs), ("per_gpu", self.per_gpu)):
             if value < 1:
                 raise ConfigError(f"launcher.{name} must be at least 1; got {value}")
-
-    def has(self, job: Job) -> bool:
-        return False  # its jobs end with the process that has started them
 
     @contextmanager
     def as_a_job(self) -> Iterator[None]:

@@ -230,13 +230,14 @@ def find_sharded(
 def _index(store: Store, key: str) -> dict[str, Any]:
     try:
         path = store.get(INDEX, INDEX) if is_url(store.url) else Path(store.url, INDEX)
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{INDEX} is damaged: {error}") from error
         if not isinstance(found, dict) or found.get("kind") != KIND:
             raise DataError(f"{store.place(INDEX)} is none of its indexes")
-    except (DataError, OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        if not isinstance(error, (DataError, OSError)):
-            reason = f"{INDEX} is damaged: {error}"
+    except (DataError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
             f"{key} must be a place that python src/prepare.py action=shard has written; got {store.url}: {reason}"
         ) from error
