@@ -8,10 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from conftest import ROOT, environment, names, rows, scalars, write_images
+from alexlab import sweeps
+from alexlab.cards import holder
+from alexlab.command import Folders
+from alexlab.overrides import as_typed
+from conftest import ROOT, composed, environment, names, rows, scalars, write_images
 
 TINY_COMMAND = [
     "model.widths=[4,8,8,8,8]",
@@ -64,6 +70,13 @@ def test_help_is_a_page_and_imports_no_torch(tmp_path: Path) -> None:
         ),
         (["hydra.run.dir=old"], "a run must have a folder of its own; old already holds one", 1),
         (["-m", "trainer.max_epochs=1,x"], "trainer.max_epochs must be a whole number", 1),
+        (
+            ["optimizer.lr=${nope}", "data.root=."],
+            "optimizer.lr must refer to what there is; Interpolation key 'nope'",
+            1,
+        ),
+        (["hydra.run.dir=${nope}"], "hydra.run.dir must refer to what there is", 1),
+        (["-m", "seed=1,2", "hydra.sweep.subdir=${nope}"], "hydra.sweep.subdir must refer to what there is", 1),
     ],
 )
 def test_words_without_torch(tmp_path: Path, arguments: list[str], words: str, code: int) -> None:
@@ -72,6 +85,34 @@ def test_words_without_torch(tmp_path: Path, arguments: list[str], words: str, c
     assert words in result.stdout + result.stderr
     assert result.returncode == code
     assert "Traceback" not in result.stderr
+
+
+def test_the_folder_of_a_sweep_is_claimed_whatever_its_words_refer_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def started(*more: str) -> Any:
+        config = composed(*words, *more)
+        OmegaConf.set_readonly(config.hydra, False)  # as Hydra has it at that moment
+        Folders().on_multirun_start(config)
+        return config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweeps, "locks", [])
+    words = ["hydra.sweep.subdir=${hydra.job.num}", "optimizer.weight_decay=${optimizer.lr}"]
+    config = started()
+    (folder,) = Path("outputs/sweeps").glob("*/*")
+    assert folder.name.endswith("_weight_decay-optimizer.lr")
+    assert as_typed(config.hydra.overrides.hydra) == [words[0], f"hydra.sweep.dir={folder}"]
+    with sweeps.locks.pop():
+        assert holder(folder) == str(os.getpid())
+
+    (folder / sweeps.MULTIRUN).write_text(OmegaConf.to_yaml(config))
+    started(f"hydra.sweep.dir={folder}")
+    with sweeps.locks.pop():
+        assert holder(folder) == str(os.getpid())
+    with pytest.raises(SystemExit):
+        started(f"hydra.sweep.dir={folder}", "seed=${nope}")
+    assert "optimizer.weight_decay=${optimizer.lr}; a sweep must have a folder of its own" in capsys.readouterr().err
 
 
 def test_a_run_under_torchrun_agrees_on_one_folder(images: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hydra.core.utils import configure_log
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, UnsupportedInterpolationType
 
 from alexlab import members, overrides, runs, sweeps, trust
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
@@ -29,6 +29,8 @@ from alexlab.signals import INTERRUPTED, Stopped, signals
 if TYPE_CHECKING:
     from alexlab.rerunning import Rerun
     from alexlab.resuming import Resumption
+
+UNRESOLVED = (InterpolationResolutionError, UnsupportedInterpolationType)
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def nobody_reads() -> None:
 
 def register() -> None:
     """Makes Hydra speak our words: the `tag` resolver and the checks of overrides."""
-    OmegaConf.register_new_resolver("tag", runs.tag, replace=True)
+    OmegaConf.register_new_resolver("tag", lambda words: runs.tag(overrides.as_typed(words)), replace=True)
     overrides.check_overrides()
 
 
@@ -171,7 +173,7 @@ def submit(
     if earlier is None:
         with engine.as_a_job():
             check_job(name, config)
-    job = sweeps.Job(0, list(hydra_config.overrides.task), run_dir, config, alone=True)
+    job = sweeps.Job(0, overrides.as_typed(hydra_config.overrides.task), run_dir, config, alone=True)
     sweeps.jobs.append(job)
     engine.run(iter([job]), partial(_submitted, name, earlier, typed), lambda job: None)
     if job.state == sweeps.FINISHED:
@@ -200,14 +202,20 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """The config of one job as dicts, lists, numbers and strings, with nothing left to resolve; not where it runs.
 
     Raises:
-        ConfigError: when a value that must be given is missing.
+        ConfigError: when a value that must be given is missing, or refers to what there is not.
     """
     try:
         resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = error.full_key or str(error).rsplit(" ", 1)[-1]
         raise ConfigError(f"{key} must be given: {key}=VALUE") from error
+    except UNRESOLVED as error:
+        raise _unresolved(error) from error
     return {key: value for key, value in resolved.items() if key != "launcher"}
+
+
+def _unresolved(error: InterpolationResolutionError | UnsupportedInterpolationType) -> ConfigError:
+    return ConfigError(f"{error.full_key} must refer to what there is; {str(error).splitlines()[0]}")
 
 
 class Folders(Callback):
@@ -219,7 +227,7 @@ class Folders(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claims `hydra.run.dir`; of several nodes or ranks the first does, and the others are told."""
         with ending_in_words(), open_dict(config):
-            given = any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra)
+            given = any(word.startswith("hydra.run.dir=") for word in overrides.as_typed(config.hydra.overrides.hydra))
             if config.hydra.job.name == "train":
                 members.join_nodes({name: plain(config[name]) for name in ("trainer", "elastic")})
             wanted = config.hydra.run.dir
@@ -233,7 +241,9 @@ class Folders(Callback):
         with ending_in_words(), open_dict(config):
             if runs.started_outside():
                 raise ConfigError("a sweep starts the processes of its jobs itself: run it without torchrun")
-            given = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
+            given = any(
+                word.startswith("hydra.sweep.dir=") for word in overrides.as_typed(config.hydra.overrides.hydra)
+            )
             folder = str(_sweep_folder(config, given))
             config.hydra.sweep.dir = folder
             if not given:
@@ -256,7 +266,7 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
         return claimed
     before, now = (
         [word for word in words if not word.startswith(runs.LAUNCHER_WORDS)]
-        for words in (sweeps.stored_words(folder)[0], config.hydra.overrides.task)
+        for words in (sweeps.stored_words(folder)[0], overrides.as_typed(config.hydra.overrides.task))
     )
     if before != now:
         raise ConfigError(f"{folder} holds another sweep, {' '.join(before)}; a sweep must have a folder of its own")
@@ -265,12 +275,14 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
 
 
 class ending_in_words:  # noqa: N801 - reads as a statement
-    """Ends the process with the sentence of an error, and its exit code."""
+    """Ends the process with the sentence of an error, and its exit code; in a sentence too what OmegaConf cannot resolve."""
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UNRESOLVED):
+            error = _unresolved(error)
         if isinstance(error, AlexlabError):
             print(error, file=sys.stderr)
             raise SystemExit(error.exit_code)

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.types import Override
@@ -34,6 +34,12 @@ PATH_KEYS = (
 OPEN_KEYS = ("trainer.devices", "trainer.fast_dev_run", "trainer.deterministic")
 # Groups whose options are added to each other, so that a missing entry is one that was not asked for.
 ADDED_GROUPS = (["callbacks"], ["logger"])
+
+
+def as_typed(words: Sequence[str]) -> list[str]:
+    """The overrides that Hydra keeps in a config, which OmegaConf would resolve: `hydra.sweep.subdir=${hydra.job.num}`."""
+    found: Any = OmegaConf.to_container(cast(ListConfig, words))
+    return [str(word) for word in found]
 
 
 def with_quoted_paths(arguments: Sequence[str]) -> list[str]:

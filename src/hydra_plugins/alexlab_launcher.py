@@ -1,9 +1,8 @@
 """Our launcher. Hydra takes plugins from modules of `hydra_plugins` only, and imports them at each start: nothing heavy here."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -11,6 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexlab import sweeps
+from alexlab.command import ending_in_words
 from alexlab.engines import Engine
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.runs import CARD, LAUNCHER_WORDS
@@ -72,10 +72,8 @@ class SweepLauncher(Launcher):
         self._configure_log()
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        try:
+        with ending_in_words():
             self.engine.prepare(folder)
-        except ConfigError as error:
-            _refuse(str(error))
 
     def _configure_log(self) -> None:
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -87,7 +85,8 @@ class SweepLauncher(Launcher):
             config.hydra.job.id = config.hydra.job.num = number
             config.hydra.mode = self.config.hydra.mode
         OmegaConf.set_struct(config, False)
-        folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+        with ending_in_words():
+            folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
         shown = [word for word in filter_overrides(overrides) if not word.startswith(LAUNCHER_WORDS)]
         return Job(number, shown, folder, config)
 
@@ -105,11 +104,12 @@ class SweepLauncher(Launcher):
                         check(config)
                     except AlexlabError as error:
                         mistakes.append(f"job {job.number} ({' '.join(job.overrides)}): {error}")
-        if mistakes:
-            _refuse(
-                f"every job of a sweep must be able to run, and nothing was started; {len(mistakes)} of "
-                f"{len(jobs)} cannot:\n" + "\n".join(mistakes)
-            )
+        with ending_in_words():
+            if mistakes:
+                raise ConfigError(
+                    f"every job of a sweep must be able to run, and nothing was started; {len(mistakes)} of "
+                    f"{len(jobs)} cannot:\n" + "\n".join(mistakes)
+                )
 
     def _run(self, jobs: Iterator[Job], ended: Callable[[Job], None]) -> None:
         self.engine.run(self._to_run(jobs, ended), self.work, ended)
@@ -146,11 +146,6 @@ class SweepLauncher(Launcher):
             job.end(PRUNED, cause=str(error))
         else:
             job.end(FAILED, cause=f"{type(error).__name__}: {error}")
-
-
-def _refuse(sentence: str) -> NoReturn:
-    print(sentence, file=sys.stderr)  # of an exception, Hydra would print a traceback
-    raise SystemExit(ConfigError.exit_code)
 
 
 def _returned(job: Job) -> JobReturn:

@@ -10,6 +10,7 @@ from typing import Any
 
 from alexlab.errors import ConfigError
 from alexlab.nodes import bind
+from alexlab.overrides import as_typed
 
 SUITES = ("loader", "step", "fit", "start", "scale", "memory")
 NAMED = (*SUITES, "scale-model")  # the last one must be asked for
@@ -67,7 +68,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         measuring = Measuring(
             config=trained,
             choices=choices,
-            words=train_words(choices, HydraConfig.get().overrides.task),
+            words=train_words(choices, as_typed(HydraConfig.get().overrides.task)),
             settings=settings,
             splits=build.packed(trained, Data(**trained["data"]).find_splits()),
             device=device,
