@@ -109,7 +109,7 @@ def test_the_list_is_long_enough() -> None:
 def test_a_target_inside_of_a_list_or_another_node() -> None:
     config = plain(*TINY, "data.root=x")
     config["callbacks"]["checkpoint"]["monitor"] = [{"deeper": {"_target_": "os.system"}}]
-    with pytest.raises(ConfigError, match=r"callbacks\.checkpoint\.monitor\.0\.deeper\._target_ must lie in"):
+    with pytest.raises(ConfigError, match=r"callbacks\.checkpoint\.monitor\.0\.deeper\._target_ must not be set"):
         check_targets(config)
 
 

@@ -4,8 +4,10 @@ The card is whole at any moment: it is written to a temporary name and put in it
 status `running`, and no process that holds its lock: readers call it interrupted.
 """
 
+import copy
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -13,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from alexlab.data.decode import read
 from alexlab.data.folder import Splits
 from alexlab.data.listing import END, Paths
-from alexlab.errors import ConfigError
+from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.machine import num_cores
 from alexlab.runs import CARD, DIFF, LOCK
 
@@ -38,9 +42,91 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+MAX_BYTES = 50_000_000  # of run.json
 MAX_DIFF = 5_000_000  # bytes of code.diff
 MAX_SIZES = 10_000  # files of a split whose size goes into the fingerprint, evenly spaced
+MAX_CONTENT = 64_000_000  # bytes of a split whose content goes into the fingerprint: 0.1 s
 CODE_DIR = Path(__file__).parents[2]
+
+
+class CorruptError(ConfigError):
+    """A run.json that is not what a run writes."""
+
+
+def checked(found: Any, path: Path) -> dict[str, Any]:
+    """Return the content of a run.json with defaults for what an early end leaves out.
+
+    Raises:
+        CorruptError: when an entry is missing or of another kind: the file may be cut, or a stranger's.
+    """
+    if not isinstance(found, dict):
+        raise CorruptError(f"{path} is corrupt: it must hold an object; got {type(found).__name__}")
+    for name, default in DEFAULTS.items():
+        if found.get(name) is None:
+            found[name] = copy.deepcopy(default)
+    for name, (kind, what) in SHAPE.items():
+        if not kind(found.get(name)):
+            raise CorruptError(f"{path} is corrupt: {name} must be {what}; got {str(found.get(name))[:100]!r}")
+    return found
+
+
+def _is_mapping(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(item, kinds) and not isinstance(item, bool) for item in value.values())
+    )
+
+
+def _are_attempts(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(attempt, dict)
+        and isinstance(attempt.get("start_s"), int | float)
+        and isinstance(attempt.get("command", []), list)
+        for attempt in value
+    )
+
+
+_numbers = _is_mapping(int, float)
+STATES = (RUNNING, FINISHED, PRUNED, FAILED, INTERRUPTED)
+DEFAULTS: dict[str, Any] = {
+    "attempts": [],
+    "choices": {},
+    "scores": {},
+    "best": {},
+    "last": {},
+    "data": {"counts": {}},
+    "versions": {},
+    "code": {"commit": None, "dirty": False},
+    "hardware": {"cpu": "unknown", "cores": "unknown"},
+    "command": [],
+    "seed": 0,
+}
+SHAPE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "status": (lambda value: value in STATES, f"one of {', '.join(STATES)}"),
+    "config": (lambda value: isinstance(value, dict), "an object"),
+    "choices": (_is_mapping(str), "an object of texts"),
+    "attempts": (_are_attempts, "a list of objects with start_s"),
+    "command": (
+        lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value),
+        "a list of texts",
+    ),
+    "scores": (_numbers, "an object of numbers"),
+    "best": (_numbers, "an object of numbers"),
+    "last": (_numbers, "an object of numbers"),
+    "data": (lambda value: isinstance(value, dict) and _numbers(value.get("counts", {})), "an object with counts"),
+    "versions": (_is_mapping(str), "an object of texts"),
+    "code": (
+        lambda value: isinstance(value, dict) and {"commit", "dirty"} <= value.keys(),
+        "an object with commit and dirty",
+    ),
+    "hardware": (
+        lambda value: isinstance(value, dict) and {"cpu", "cores"} <= value.keys(),
+        "an object with cpu and cores",
+    ),
+    "seed": (lambda value: isinstance(value, int), "a whole number"),
+    "reason": (lambda value: value is None or isinstance(value, str), "a text"),
+    "exit_code": (lambda value: value is None or isinstance(value, int), "a whole number"),
+}
 
 
 @dataclass
@@ -58,27 +144,39 @@ class Card:
         return self.run_dir / CARD
 
     def read(self) -> dict[str, Any]:
-        """What the card says; a run that says it is running without anybody holding its lock is interrupted.
+        """Return the entries; a run that is said to be running while no process holds its lock was interrupted.
 
         Raises:
-            ConfigError: when there is no card, or it is none.
+            ConfigError: when there is no such file.
+            CorruptError: when it is not what a run writes.
         """
         try:
-            found: dict[str, Any] = json.loads(self.path.read_text())
-        except FileNotFoundError as error:
+            if self.path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
+            found = checked(json.loads(self.path.read_text(encoding="utf-8")), self.path)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(f"{self.run_dir} must be the folder of a run; it has no {CARD}") from error
-        except ValueError as error:
-            raise ConfigError(f"{self.path} is no card of a run: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"cannot read {self.path}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, CorruptError):
+                raise
+            raise CorruptError(f"{self.path} is corrupt: {error}") from error
         if found["status"] == RUNNING and holder(self.run_dir) is None:
-            found |= {"status": INTERRUPTED, "reason": "the process was ended without a word"}
+            found |= {"status": INTERRUPTED, "reason": "the process ended without saying why"}
         return found
 
-    def update(self, **values: Any) -> None:
-        """Changes entries."""
+    def _stored(self) -> dict[str, Any]:
+        """The entries as they are in the file; none where it is missing or corrupt."""
         try:
-            found = json.loads(self.path.read_text())
-        except (FileNotFoundError, ValueError):
-            found = {}
+            found: Any = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def update(self, **values: Any) -> None:
+        """Change entries."""
+        found = self._stored()
         unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         unfinished.write_text(json.dumps(found | values, indent=2) + "\n")
         os.replace(unfinished, self.path)
@@ -96,7 +194,7 @@ class Card:
             "versions": versions(),
             "hardware": hardware(),
         }
-        before = json.loads(self.path.read_text()) if self.path.exists() else {}
+        before = self._stored()
         self.update(
             status=RUNNING,
             reason=None,
@@ -114,7 +212,7 @@ class Card:
     def finish(self, status: str, *, reason: str | None = None, exit_code: int = 0, **values: Any) -> None:
         """Says what became of the run."""
         end_s = time.time()
-        start_s = json.loads(self.path.read_text())["attempts"][-1]["start_s"]
+        start_s = self._stored()["attempts"][-1]["start_s"]
         self.update(status=status, reason=reason, exit_code=exit_code, end_s=end_s, elapsed_s=end_s - start_s, **values)
 
 
@@ -205,10 +303,14 @@ def hardware() -> dict[str, Any]:
 
 
 def data_state(splits: Splits) -> dict[str, Any]:
-    """Counts, classes and a fingerprint of the files: their paths, labels and sizes."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Return the counts and classes of a data set, a fingerprint of its paths, labels and sizes, and one of its contents.
+
+    The contents are those of at most MAX_CONTENT bytes of files, evenly spaced.
+    """
+    digest, contents = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for name, split in splits.named():
-        sizes = [split.size(row) for row in split.sample(MAX_SIZES)]
+        rows = split.sample(MAX_SIZES)
+        sizes = [split.size(row) for row in rows]
         digest.update(f"{name}:{len(split)}:".encode())
         digest.update(np.asarray(split.labels).tobytes())
         digest.update(np.array(sizes, np.int64).tobytes())
@@ -216,11 +318,65 @@ def data_state(splits: Splits) -> dict[str, Any]:
             digest.update(split.paths.block.tobytes())
         else:
             digest.update(b"".join(os.fsencode(path) + END for path in split.paths))
+        if split.lengths is None:  # shards are checked by their own hashes when they are read
+            every = max(1, -(-sum(sizes) // MAX_CONTENT))
+            for row in rows[::every]:
+                contents.update(_content(split.place(row)))
     return {
         "counts": {name: len(split) for name, split in splits.named()},
         "classes": len(splits.classes),
+        "class_names": list(splits.classes),
         "fingerprint": digest.hexdigest(),
+        "contents": contents.hexdigest(),
     }
+
+
+def _content(path: str) -> bytes:
+    """The bytes of an image; none of a file that cannot be read, which is reported when the run comes to it."""
+    try:
+        return read(path)
+    except ImageError:
+        return b""
+
+
+def check_same_data(before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
+    """Compare the images of a resumed run with those that it began with.
+
+    Args:
+        before: what `data_state` returned when the run began, or as much of it as must be the same.
+        now: what it returns now.
+        where: the images now, for the message.
+
+    Raises:
+        DataError: when they differ.
+    """
+    old, new = before.get("class_names", now["class_names"]), now["class_names"]
+    if old != new:
+        number, was, is_now = next(
+            (n, *pair)
+            for n, pair in enumerate(itertools.zip_longest(old, new, fillvalue="absent"))
+            if pair[0] != pair[1]
+        )
+        raise DataError(
+            f"a resumed run must have the classes that it began with, in their order; {where} has {len(new)} classes instead "
+            f"of {len(old)}: class {number} is {is_now} instead of {was}. A new run can start from its weights: "
+            "model.weights=RUN_DIR"
+        )
+    differing = [name for name in ("fingerprint", "contents") if before.get(name, now[name]) != now[name]]
+    if not differing:
+        return
+    first = before.get("counts", {})
+    counts = [
+        f"{name} has {now['counts'].get(name, 0)} instead of {first.get(name, 0)}"
+        for name in {**first, **now["counts"]}
+        if now["counts"].get(name) != first.get(name)
+    ]
+    changed = "paths, labels or sizes" if "fingerprint" in differing else "contents"
+    raise DataError(
+        f"a resumed run must have the images that it began with; in {where} "
+        f"{'the number of images differs: ' + ', '.join(counts) if counts else f'the {changed} of images differ'}. "
+        "To resume with them all the same, add resume_on_changed_data=true"
+    )
 
 
 def peak_memory_mb() -> dict[str, float]:

@@ -6,6 +6,7 @@ Imports no torch: `--help`, `--cfg job` and a mistake in the command are answere
 import importlib
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,13 +23,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, UnsupportedInterpolationType
 
 from alexlab import members, overrides, runs, sweeps, trust
+from alexlab.confinement import check_confined, check_folder
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.overrides import CONFIG_DIR
 from alexlab.signals import INTERRUPTED, Stopped, signals
+from alexlab.sweep_record import RECORD, read_record, recorded
 
 if TYPE_CHECKING:
     from alexlab.rerunning import Rerun
-    from alexlab.resuming import Resumption
+    from alexlab.resuming import ResumedSweep, Resumption
 
 UNRESOLVED = (InterpolationResolutionError, UnsupportedInterpolationType)
 
@@ -38,15 +41,18 @@ log = logging.getLogger(__name__)
 def run_command(name: str) -> None:
     """Composes `conf/<name>.yaml` with the command line, runs `alexlab.tasks.<name>.run` and exits with its code."""
     typed = sys.argv[1:]
-    earlier = None
+    earlier, sweep = None, None
     with ending_in_words():
         sys.argv[1:] = trust.without_trust(typed)
-        if name == "train" and any(argument.startswith(("resume=", "rerun=")) for argument in typed):
+        if name == "train" and any(argument.startswith(("resume", "rerun=")) for argument in typed):
             from alexlab.rerunning import find_rerun
-            from alexlab.resuming import find_resumption, resumed_sweep
+            from alexlab.resuming import find_resumed_sweep, find_resumption
 
-            sys.argv[1:] = resumed_sweep(sys.argv[1:])
-            earlier = find_resumption(sys.argv[1:]) or find_rerun(sys.argv[1:])
+            sweep = find_resumed_sweep(sys.argv[1:])
+            if sweep is not None:
+                sys.argv[1:] = sweep.arguments
+            else:
+                earlier = find_resumption(sys.argv[1:]) or find_rerun(sys.argv[1:])
     words = overrides.with_runs(sys.argv[1:]) if name == "report" else sys.argv[1:]
     sys.argv[1:] = overrides.with_quoted_paths(words)
     if name in ("train", "benchmark"):
@@ -55,15 +61,20 @@ def run_command(name: str) -> None:
         sys.argv[1:] = earlier.arguments()
     register()
     codes = [0]
+    created.clear()
     sweeps.checks.append(lambda config: check_job(name, config))
 
     def job(config: DictConfig) -> float | None:
         try:
-            return (submit if is_for_a_cluster() else run_job)(name, config, earlier, typed)
+            if is_for_a_cluster():
+                return submit(name, config, earlier, typed)
+            return run_job(name, config, earlier, typed, sweep)
         except BrokenPipeError:
             nobody_reads()
         except Exception as error:
-            if isinstance(error, AlexlabError):
+            if isinstance(error, AlexlabError) and error.refused:
+                print(error, file=sys.stderr)
+            elif isinstance(error, AlexlabError):
                 log.log(logging.INFO if isinstance(error, PrunedError) else logging.ERROR, "%s", error)
             else:
                 log.exception("%s", error)
@@ -75,6 +86,10 @@ def run_command(name: str) -> None:
     try:
         with signals.heard() if name == "train" else nullcontext():
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
+    except SystemExit as error:
+        if error.code:
+            remove_unused()
+        raise
     except (KeyboardInterrupt, Stopped) as error:
         codes.append(error.exit_code if isinstance(error, Stopped) else INTERRUPTED)
         if sweeps.jobs and sweeps.jobs[0].alone:
@@ -87,11 +102,25 @@ def run_command(name: str) -> None:
             )
     if any(job.state == sweeps.FAILED for job in sweeps.jobs):
         codes.append(1)
+    if max(codes):
+        remove_unused()
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         nobody_reads()
     sys.exit(max(codes))
+
+
+created: list[Path] = []  # folders that this command has made, each before those inside of it
+UNUSED = {".hydra", runs.LOCK, runs.NONCE, RECORD, sweeps.MULTIRUN}  # in a folder in which no work was begun
+
+
+def remove_unused() -> None:
+    """Remove the folder made for a run or sweep that was refused before it began, so that a mistake leaves nothing."""
+    for folder in reversed(created):
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"gone"}
+        if not names - UNUSED - {path.name for path in folder.glob("*.log")}:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def nobody_reads() -> None:
@@ -113,31 +142,43 @@ def check_job(name: str, config: DictConfig) -> None:
 
 
 def run_job(
-    name: str, config: DictConfig, earlier: "Resumption | Rerun | None" = None, typed: Sequence[str] = ()
+    name: str,
+    config: DictConfig,
+    earlier: "Resumption | Rerun | None" = None,
+    typed: Sequence[str] = (),
+    sweep: "ResumedSweep | None" = None,
 ) -> float | None:
-    """Runs the task of a command on a composed config; its return value is what a sweeper maximises.
+    """Run the task of a command on a composed config; its return value is what a sweeper maximises.
 
     Args:
         name: of the command.
         config: as Hydra has composed it.
-        earlier: the run to go on with or to repeat, whose config is taken instead.
+        earlier: the run to resume or to repeat, whose config is taken instead.
         typed: the arguments as they were typed.
+        sweep: the resumed sweep that this is a job of.
     """
     hydra_config = HydraConfig.get()
     task = importlib.import_module(f"alexlab.tasks.{name}")
     sys.argv[1:] = typed  # for the card
+    run_dir, isolated = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
     if earlier is not None:
-        run_dir = Path(hydra_config.runtime.output_dir)
         best: float | None = earlier.run(task.run, run_dir)
         return best
-    run_dir, isolated = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
+    own = plain(config)
+    if sweep is not None:
+        check_confined(own, sweep.folder, confirmed=sweep.confirmed)
     if name == "train" and sweeps.earlier(run_dir).resumed:
         from alexlab.cards import Card
+        from alexlab.resuming import check_foreign, images_to_match
 
         card = Card(run_dir).read()
-        return task.run(card["config"], run_dir=run_dir, choices=card["choices"], isolated=isolated, resumed=True)
+        check_foreign(card["config"], run_dir, own=own)
+        data = images_to_match(card, anyway=sweep is not None and sweep.on_changed_data)
+        return task.run(
+            card["config"], run_dir=run_dir, choices=card["choices"], isolated=isolated, resumed=True, began_with=data
+        )
     value: float | None = task.run(
-        plain(config),
+        own,
         run_dir=run_dir,
         choices={group: str(option) for group, option in hydra_config.runtime.choices.items() if "hydra/" not in group},
         isolated=isolated,
@@ -260,18 +301,26 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
     from alexlab.cards import Lock
 
     folder = Path(config.hydra.sweep.dir)
-    if not given or not (folder / sweeps.MULTIRUN).is_file():
+    record = recorded(OmegaConf.to_container(config)) if config.hydra.job.name == "train" else None
+    if given and record is not None and (folder / RECORD).is_file():
+        before = read_record(folder)
+        check_folder(folder)
+        if before.overrides != record.overrides:
+            raise ConfigError(
+                f"{folder} holds another sweep, {' '.join(before.words())}; a sweep must have a folder of its own"
+            )
+        claimed = folder
+    else:
         claimed = _claimed(config.hydra.sweep.dir, given)
-        sweeps.locks.append(Lock(claimed))
-        return claimed
-    before, now = (
-        [word for word in words if not word.startswith(runs.LAUNCHER_WORDS)]
-        for words in (sweeps.stored_words(folder)[0], overrides.as_typed(config.hydra.overrides.task))
-    )
-    if before != now:
-        raise ConfigError(f"{folder} holds another sweep, {' '.join(before)}; a sweep must have a folder of its own")
-    sweeps.locks.append(Lock(folder))
-    return folder
+    sweeps.locks.append(Lock(claimed))
+    if record is not None:
+        record.write(claimed)
+        # The jobs are those of the record, also where the words would draw them anew: `shuffle(...)`.
+        launcher = [
+            word for word in overrides.as_typed(config.hydra.overrides.task) if word.startswith(runs.LAUNCHER_WORDS)
+        ]
+        config.hydra.overrides.task = [*record.words(), *launcher]
+    return claimed
 
 
 class ending_in_words:  # noqa: N801 - reads as a statement
@@ -290,9 +339,14 @@ class ending_in_words:  # noqa: N801 - reads as a statement
 
 def _claimed(path: str, given: bool) -> Path:
     try:
+        missing = [folder for folder in Path(path).absolute().parents if not folder.exists()]
+        created.extend(reversed(missing))
         if not given:
-            return runs.claim(path)
+            created.append(runs.claim(path))
+            return created[-1]
         folder = Path(path)
+        if not folder.exists():
+            created.append(folder)
         if any((folder / name).exists() for name in (".hydra", sweeps.MULTIRUN)):
             raise ConfigError(f"a run must have a folder of its own; {folder} already holds one")
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ class AlexlabError(Exception):
     """
 
     exit_code = 70
+    refused = False  # True where it was raised before any work, so that nothing of the attempt is kept
 
     def __init__(self, text: str) -> None:
         if text.startswith("Caught ") and "DataLoader worker process" in text:

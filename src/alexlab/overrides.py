@@ -68,8 +68,13 @@ def quoted_path(path: str) -> str:
     plain = re.fullmatch(r"[A-Za-z0-9_./-]+", path) and re.search(r"[./-]", path) and re.search(r"[A-Za-z]", path)
     if plain:
         return path
+    return quoted(path)
+
+
+def quoted(text: str) -> str:
+    """Return a text in quotes, as a value that Hydra's grammar reads as that text."""
     # A backslash escapes in front of a quote only.
-    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), path)
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
     return f"'{escaped}'"
 
 

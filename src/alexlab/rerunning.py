@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
 from alexlab import overrides
 from alexlab.cards import Card
 from alexlab.errors import ConfigError
+from alexlab.resuming import check_foreign, is_unchanged, typed_keys
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ class Rerun:
         """What differs between the first run and this one, a line each, and whether the scores came out equal."""
         before, now = Card(self.first).read(), Card(run_dir).read()
         lines = []
-        if before.get("scores") is None:
+        if not before["scores"]:
             lines.append(f"{self.first} was {before['status']} and has no final scores to compare with")
         else:
             unequal = [
@@ -93,8 +97,11 @@ def find_rerun(arguments: Sequence[str]) -> Rerun | None:
     wanted = [argument.partition("=")[2] for argument in arguments if argument.startswith("rerun=")]
     if not wanted:
         return None
+    first = Path(wanted[-1]).expanduser()
+    card = Card(first).read()
     others = [argument for argument in arguments if not argument.startswith("rerun=")]
-    if others:
-        raise ConfigError(f"rerun= repeats a run as it was, so {others[0]} is refused")
-    card = Card(Path(wanted[-1])).read()
-    return Rerun(Path(wanted[-1]), card["config"], card["choices"])
+    for override in OverridesParser.create().parse_overrides(overrides.with_quoted_paths(others)):
+        if not is_unchanged(override, OmegaConf.create(card["config"])):
+            raise ConfigError(f"rerun= repeats a run as it was, so {override.input_line} is refused")
+    check_foreign(card["config"], first, confirmed=typed_keys(others))
+    return Rerun(first, card["config"], card["choices"])

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from alexlab.errors import ConfigError
 from alexlab.runs import CARD, EARLIER
 from alexlab.signals import Stopped
@@ -20,9 +18,7 @@ if TYPE_CHECKING:
 WAITING, RUNNING, FINISHED, PRUNED, FAILED = "waiting", "running", "finished", "pruned", "failed"
 log = logging.getLogger(__name__)
 
-MULTIRUN = "multirun.yaml"  # which Hydra writes into the folder of a sweep
-# What a sweep may have been told of Hydra itself.
-HYDRA_WORDS = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.", "hydra.mode=")
+MULTIRUN = "multirun.yaml"  # which Hydra writes into the folder of a sweep; nothing reads it
 
 MAX_ROWS = 30  # of a table while the sweep runs
 
@@ -114,28 +110,6 @@ def earlier(folder: Path, *, repeat_failed: bool = False) -> Earlier:
         if path != kept:
             path.rename(place / path.name)
     return Earlier()
-
-
-def stored_words(folder: Path) -> tuple[list[str], list[str]]:
-    """The overrides of a sweep that was begun in a folder: those of its jobs, and those that Hydra was given.
-
-    Raises:
-        ConfigError: when the file is damaged, or its overrides could make Hydra call something: it may be a stranger's.
-    """
-    path = folder / MULTIRUN
-    try:
-        text = path.read_text()
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it holds aliases")
-        words = yaml.safe_load(text)["hydra"]["overrides"]
-        task, own = [str(word) for word in words["task"]], [str(word) for word in words["hydra"]]
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{path} is not what Hydra has written for a sweep: {reason}") from error
-    for word in (*task, *own):
-        if "_target_" in word or (word in own and not word.startswith(HYDRA_WORDS)):
-            raise ConfigError(f"a sweep that goes on may not make Hydra call something; got {word} in {path}")
-    return task, own
 
 
 def table(*, max_rows: int | None = None) -> "Table":
@@ -236,7 +210,6 @@ def print_jobs(folder: Path) -> None:
 
 def write_report(folder: Path) -> None:
     """Writes the report of a sweep into its folder; a sweep without a single run has none."""
-    from alexlab.errors import ConfigError
     from alexlab.report_page import write_report as write
 
     try:

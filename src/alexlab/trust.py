@@ -1,14 +1,14 @@
-"""Which classes a config may name. Imports nothing that a config names.
+"""The classes that a config may name, and the places where it may name one. Imports nothing that a config names.
 
-A config may come from a stranger, in a checkpoint or a run folder. So every `_target_` is looked at before anything is
-imported: it must lie in the packages that its node is for, and what is found there must be of the node's kind. Others need
-`trusted_targets=[mypackage]` on the command line, which is no key of any config.
+A config may come from a stranger, in a checkpoint or a run folder. Every `_target_` is checked before anything is imported: it
+must stand at a place that takes a class, lie in the packages of that place, and turn out to be of the right kind. Other classes
+need `trusted_targets=[mypackage]` on the command line, which no config can set.
 """
 
 import importlib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,12 +30,22 @@ ALLOWED = {
     "logger": ("lightning.pytorch.loggers", "alexlab.loggers"),
     "trainer": tuple(f"lightning.pytorch.{name}" for name in ("profilers", "strategies", "plugins")),
 }
+# The nodes that take a class, as regular expressions. The arguments of a class are plain values, except that a transform may
+# hold other transforms.
+PLACES = re.compile(
+    r"model|optimizer|scheduler|loss|augmentation\.(train|eval|batch)\.[^.]+(\..+)?|callbacks\.[^.]+|logger\.[^.]+"
+    r"|trainer\.(profiler|strategy|plugins)"
+)
+# What a function must return, or a class must be, by the place or its group.
 KINDS = {
+    "model": "torch.nn.Module",
     "optimizer": "torch.optim.Optimizer",
     "loss": "torch.nn.Module",
     "augmentation": "torch.nn.Module",
     "callbacks": "lightning.pytorch.callbacks.Callback",
     "logger": "lightning.pytorch.loggers.logger.Logger",
+    "trainer.profiler": "lightning.pytorch.profilers.Profiler",
+    "trainer.strategy": "lightning.pytorch.strategies.Strategy",
 }
 NAMES = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")  # no name of them is private
 
@@ -86,31 +96,46 @@ def _nodes(node: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def check_target(target: Any, where: str) -> None:
-    """Raises ConfigError unless the node at `where` may name this class."""
+    """Raise ConfigError unless the node at `where` may name this class."""
     group = where.split(".")[0]
     if not isinstance(target, str) or not NAMES.fullmatch(target):
         raise ConfigError(f"{where}._target_ must name a class or function that can be imported; got {target!r}")
-    allowed = (*ALLOWED.get(group, ()), *trusted)
-    if not any(target.startswith(f"{package}.") for package in allowed):
+    if _is_trusted(target):
+        return
+    if not PLACES.fullmatch(where):
         raise ConfigError(
-            f"{where}._target_ must lie in {', '.join(allowed) or 'nothing'}; got {target}. "
+            f"{where}._target_ must not be set: only {', '.join(ALLOWED)} take a class, and its arguments are plain values; "
+            f"got {target}"
+        )
+    if not _lies_in(target, ALLOWED[group]):
+        raise ConfigError(
+            f"{where}._target_ must lie in {', '.join((*ALLOWED[group], *trusted))}; got {target}. "
             f"A package of your own needs {WORD}[{target.split('.')[0]}] on the command line"
         )
 
 
 def check_found(found: Any, target: str, where: str) -> None:
-    """Raises ConfigError unless what was found under an allowed name is of the node's kind, and no name for something else."""
-    group = where.split(".")[0]
-    if any(target.startswith(f"{package}.") for package in trusted):
+    """Raise ConfigError unless the object found under an allowed name is of the kind that its place takes."""
+    if _is_trusted(target):
         return
-    kind = KINDS.get(group)
+    group = where.split(".")[0]
+    kind = KINDS.get(where, KINDS.get(group))
     if kind is not None:
         module, _, name = kind.rpartition(".")
         base = getattr(importlib.import_module(module), name)
-        if not inspect.isclass(found) or not issubclass(found, base):
-            raise ConfigError(f"{where}._target_ must be a {kind}; {target} is none")
+        made = found if inspect.isclass(found) else getattr(found, "__annotations__", {}).get("return")
+        if not inspect.isclass(made) or not issubclass(made, base):
+            raise ConfigError(f"{where}._target_ must be a {kind}; {target} is not")
     home = getattr(found, "__module__", None) or ""
-    if not callable(found) or not any(f"{home}.".startswith(f"{package}.") for package in ALLOWED[group]):
+    if not callable(found) or not _lies_in(f"{home}.", ALLOWED[group]):
         raise ConfigError(
-            f"{where}._target_ must name a class or function of its package; {target} is of {home or 'none'}"
+            f"{where}._target_ must name a class or function of its package; {target} belongs to {home or 'no package'}"
         )
+
+
+def _is_trusted(target: str) -> bool:
+    return target in trusted or _lies_in(target, trusted)
+
+
+def _lies_in(name: str, packages: Iterable[str]) -> bool:
+    return any(name.startswith(f"{package}.") for package in packages)

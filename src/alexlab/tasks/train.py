@@ -3,18 +3,21 @@
 import logging
 import os
 import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alexlab import members
-from alexlab.cards import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, data_state
+from alexlab.cards import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, check_same_data, data_state
 from alexlab.data.folder import Splits
 from alexlab.data.settings import Data
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.fingerprint import check_equal, fingerprint
 from alexlab.nodes import bind
-from alexlab.runs import STATISTICS, agreed, rank, started_outside, world
+from alexlab.resuming import store_attempt
+from alexlab.runs import LAST, STATISTICS, agreed, rank, started_outside, world
 from alexlab.signals import Stopped, signals
 from alexlab.trust import check_targets
 
@@ -28,48 +31,64 @@ def run(
     choices: dict[str, str],
     isolated: bool = False,
     resumed: bool = False,
+    changes: Sequence[str] = (),
+    began_with: Mapping[str, Any] | None = None,
 ) -> float | None:
-    """Checks the config, trains on every device that it asks for, prints the scores and returns the best val/top1.
+    """Check the config, train on every device that it asks for, print the scores and return the best val/top1.
 
-    Whatever happens, `run.json` in the run folder says so.
+    What is refused before the training leaves nothing in the run folder. From then on `run.json` says what became of the run.
 
     Args:
         config: the composed config, plain data.
         run_dir: the folder that the run writes to.
         choices: the option chosen in each config group, for the HParams tab.
         isolated: run in a process of its own even on one device, as a job of a sweep must.
-        resumed: go on from the last checkpoint in the run folder.
+        resumed: resume from the last checkpoint in the run folder.
+        changes: of a resumed run, the overrides by which its config was changed.
+        began_with: of a resumed run, what its record says of its images, as far as it must still hold.
 
     Raises:
         AlexlabError: in one sentence.
         Stopped: when a signal has ended it.
     """
     with members.taking_part():
-        return _run(config, run_dir, choices, isolated, resumed)
+        checked = partial(_checked, config, run_dir, resumed=resumed, began_with=began_with or {})
+        if rank() > 0:  # started by torchrun, or on a node that shares the disk of the first: that one keeps the record
+            with signals.heard():
+                return _train(checked(), run_dir, choices, isolated, resumed).get("best/top1")
+        with signals.heard(), Lock(run_dir):
+            try:
+                found = checked()
+            except AlexlabError as error:
+                error.refused = True
+                raise
+            if changes:
+                store_attempt(run_dir, config, changes)
+            return _recorded(found, run_dir, choices, isolated, resumed)
 
 
-def _run(config: dict[str, Any], run_dir: Path, choices: dict[str, str], isolated: bool, resumed: bool) -> float | None:
-    if rank() > 0:  # started by torchrun, or on a node that shares the disk of the first: that one keeps the card
-        with signals.heard():
-            return _train(config, run_dir, choices, isolated, resumed).get("best/top1")
+def _recorded(
+    checked: "Checked", run_dir: Path, choices: dict[str, str], isolated: bool, resumed: bool
+) -> float | None:
+    """Train, and say in the record of the run what became of it."""
     card = Card(run_dir)
-    with signals.heard(), Lock(run_dir):
-        card.start(config, choices)
-        try:
-            scores = _train(config, run_dir, choices, isolated, resumed)
-        except Stopped as error:
-            card.finish(INTERRUPTED, reason=str(error), exit_code=error.exit_code)
-            if not isolated:
-                log.warning("%s; python src/train.py resume=%s goes on", error, os.path.relpath(run_dir))
-            raise
-        except PrunedError as error:
-            card.finish(PRUNED, reason=str(error))
-            raise
-        except BaseException as error:
-            code = error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code
-            card.finish(FAILED, reason=f"{type(error).__name__}: {error}", exit_code=code)
-            raise
-        card.finish(FINISHED, scores=scores)
+    card.start(checked.config, choices)
+    card.update(data=checked.data)
+    try:
+        scores = _train(checked, run_dir, choices, isolated, resumed)
+    except Stopped as error:
+        card.finish(INTERRUPTED, reason=str(error), exit_code=error.exit_code)
+        if not isolated:
+            log.warning("%s; python src/train.py resume=%s goes on", error, os.path.relpath(run_dir))
+        raise
+    except PrunedError as error:
+        card.finish(PRUNED, reason=str(error))
+        raise
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code
+        card.finish(FAILED, reason=f"{type(error).__name__}: {error}", exit_code=code)
+        raise
+    card.finish(FINISHED, scores=scores)
     return scores.get("best/top1")
 
 
@@ -83,6 +102,40 @@ def check(config: dict[str, Any]) -> None:
 
     splits, ranks = _found(config)
     build.check(build.measured(build.named(config, splits), splits, pretended=True)[0], splits, num_ranks=ranks)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run that nothing speaks against.
+
+    Args:
+        config: its config, with the content of the files that it names.
+        splits: its images.
+        ranks: the processes on this machine.
+        data: what its record says of the images.
+    """
+
+    config: dict[str, Any]
+    splits: Splits
+    ranks: int
+    data: dict[str, Any]
+
+
+def _checked(config: dict[str, Any], run_dir: Path, *, resumed: bool, began_with: Mapping[str, Any]) -> Checked:
+    """Look at everything that can be known before training, writing nothing."""
+    splits, ranks = _found(config)
+
+    from alexlab import build
+
+    config = build.named(config, splits)
+    check_nodes(config, splits, ranks)
+    data = data_state(splits)
+    check_same_data(began_with, data, where=Data(**config["data"]).place)
+    tried = build.measured(config, splits, pretended=True)[0]
+    if resumed and (run_dir / LAST).is_file():
+        tried = {**tried, "model": {**tried["model"], "weights": None}}  # those of the checkpoint are taken
+    build.check(tried, splits, num_ranks=ranks * config["trainer"]["num_nodes"])
+    return Checked(config, splits, ranks, data)
 
 
 def _found(config: dict[str, Any]) -> tuple[Splits, int]:
@@ -108,24 +161,18 @@ def _found(config: dict[str, Any]) -> tuple[Splits, int]:
     return splits, num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
 
 
-def _train(
-    config: dict[str, Any], run_dir: Path, choices: dict[str, str], isolated: bool, resumed: bool
-) -> dict[str, float]:
-    splits, ranks = _found(config)
-
+def _train(checked: Checked, run_dir: Path, choices: dict[str, str], isolated: bool, resumed: bool) -> dict[str, float]:
     from alexlab import build
     from alexlab.launch import Limits, launch
     from alexlab.training import print_scores, train
 
-    config = build.named(config, splits)
-    check_nodes(config, splits, ranks)
-    config, statistics = build.agreed_measures(config, splits)
+    ranks = checked.ranks
+    config, statistics = build.agreed_measures(checked.config, checked.splits)
     if rank() == 0:
-        Card(run_dir).update(data=data_state(splits), config=config)
-    build.check(config, splits, num_ranks=ranks * config["trainer"]["num_nodes"])
-    if statistics is not None and rank() == 0:
-        statistics.write(run_dir / STATISTICS)
-    splits = build.packed(config, splits)
+        Card(run_dir).update(config=config)
+        if statistics is not None:
+            statistics.write(run_dir / STATISTICS)
+    splits = build.packed(config, checked.splits)
     members.here.fits = lambda nodes: build.accumulation(config, nodes * ranks) is not None
     task = partial(train, config, splits, run_dir=run_dir, choices=choices, resumed=resumed)
     scores: dict[str, float] = launch(task, num_ranks=ranks, isolated=isolated, limits=Limits(**config["elastic"]))
