@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from alexlab import cards
-from alexlab.cards import Card, Lock, code_state, data_state, holder
+from alexlab.cards import CorruptError, Card, Lock, code_state, data_state, holder
 from alexlab.data.folder import find_splits
 from alexlab.errors import ConfigError, DataError
 from alexlab.signals import Stopped
@@ -100,7 +100,7 @@ def test_a_folder_has_one_writer_and_a_killed_run_is_interrupted(tmp_path: Path)
     process.join()
     assert holder(tmp_path) is None
     found = Card(tmp_path).read()
-    assert (found["status"], found["reason"]) == ("interrupted", "the process was ended without a word")
+    assert (found["status"], found["reason"]) == ("interrupted", "the process ended without saying why")
     with Lock(tmp_path):
         assert holder(tmp_path) == str(os.getpid())
 
@@ -108,9 +108,47 @@ def test_a_folder_has_one_writer_and_a_killed_run_is_interrupted(tmp_path: Path)
 def test_what_is_no_card(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must be the folder of a run; it has no run.json"):
         Card(tmp_path).read()
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ConfigError, match="is no card of a run"):
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot read .*run\.json"):
         Card(tmp_path).read()
+
+
+GOOD = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": {}, "choices": {}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "null", "[]", '"text"', "1", "NaN", "{}", "[" * 100_000, json.dumps(GOOD)[:-9], "\ufeff{}", "\x00" * 100,
+        *(
+            json.dumps(GOOD | changed)
+            for changed in (
+                {"status": "done"}, {"status": 1}, {"status": ["failed"]}, {"config": None}, {"config": []}, {"config": "x"},
+                {"choices": []}, {"choices": {"model": 1}}, {"attempts": {}}, {"attempts": [1]}, {"attempts": [{}]},
+                {"attempts": [{"start_s": "x"}]}, {"attempts": [{"start_s": 0, "command": "x"}]}, {"scores": [1]},
+                {"scores": {"best/top1": "x"}}, {"scores": {"best/top1": [1]}}, {"best": {"top1": "x"}}, {"best": 1},
+                {"last": {"epoch": {}}}, {"last": "x"}, {"data": []}, {"data": {"counts": {"train": "x"}}}, {"versions": [1]},
+                {"versions": {"torch": 1}}, {"code": "x"}, {"code": {}}, {"hardware": 1}, {"hardware": {}}, {"seed": "x"},
+                {"reason": 1}, {"exit_code": "x"}, {"command": "x"}, {"command": [1]},
+            )
+        ),
+    ],
+    ids=lambda content: content[-40:] or "empty",
+)  # fmt: skip
+def test_a_corrupt_record_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CorruptError, match=r"run\.json is corrupt: ") as caught:
+        Card(tmp_path).read()
+    assert "\n" not in str(caught.value)
+    assert sweeps.earlier(tmp_path).state == "failed"
+    Card(tmp_path).start({"seed": 1}, {})
+    assert Card(tmp_path).read()["status"] == "interrupted", "another attempt writes it anew"
+
+
+def test_a_record_without_what_an_early_end_leaves_out(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(GOOD))
+    found = Card(tmp_path).read()
+    assert (found["scores"], found["versions"], found["code"]) == ({}, {}, {"commit": None, "dirty": False})
 
 
 def test_the_state_of_the_code(tmp_path: Path) -> None:

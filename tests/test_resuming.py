@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +20,10 @@ from omegaconf import OmegaConf
 from alexlab import build
 from alexlab.cards import Card
 from alexlab.checkpoints import position
-from alexlab.errors import ConfigError, RankError
-from alexlab.resuming import find_resumption, resumed_sweep
-from conftest import ROOT, TINY, environment, rows
+from alexlab.errors import ConfigError, DataError, RankError
+from alexlab.resuming import find_resumed_sweep, find_resumption, store_attempt
+from alexlab.sweep_record import SweepRecord
+from conftest import ROOT, TINY, environment, plain, rows
 
 Train = Callable[..., float | None]
 
@@ -139,14 +142,15 @@ def test_without_a_checkpoint_it_begins_anew(train: Train, tmp_path: Path, caplo
 def test_what_may_be_changed(train: Train, tmp_path: Path) -> None:
     train()
     run = tmp_path / "run"
-    found = find_resumption([f"resume={run}", "trainer.max_epochs=5", "callbacks.checkpoint.every_epochs=2"])
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    found = find_resumption([f"resume={run}", "trainer.max_epochs=5", "callbacks.checkpoint.every_epochs=2", cache])
     assert found is not None
     assert found.config["trainer"]["max_epochs"] == 5
     assert found.config["callbacks"]["checkpoint"]["every_epochs"] == 2
     assert found.arguments()[1:] == ["hydra.output_subdir=null", "~hydra.callbacks.folders"]
     assert find_resumption(["trainer.max_epochs=5"]) is None
     for number in (1, 2):
-        found.store()
+        store_attempt(found.run_dir, found.config, found.changes)
         stored = run / f".hydra/resume_{number}"
         assert OmegaConf.load(stored / "config.yaml").trainer.max_epochs == 5
         assert list(OmegaConf.load(stored / "overrides.yaml")) == list(found.changes)
@@ -168,7 +172,7 @@ def test_what_may_be_changed(train: Train, tmp_path: Path) -> None:
 def test_what_may_not(train: Train, tmp_path: Path, arguments: list[str], words: str) -> None:
     train()
     with pytest.raises(ConfigError, match=words):
-        find_resumption([f"resume={tmp_path / 'run'}", *arguments])
+        find_resumption([f"resume={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}", *arguments])
 
 
 def test_which_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,12 +184,7 @@ def test_which_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in (2, 1):
         folder = tmp_path / f"outputs/train/day/{number}"
         folder.mkdir(parents=True)
-        card = {
-            "status": "failed",
-            "attempts": [{"start_s": number}],
-            "config": {"trainer": {"max_epochs": 1}},
-            "choices": {},
-        }
+        card = {"status": "failed", "attempts": [{"start_s": number}], "config": plain(), "choices": {}}
         (folder / "run.json").write_text(json.dumps(card))
     found = find_resumption(["resume=last"])
     assert found is not None
@@ -313,25 +312,165 @@ def test_a_killed_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-m", "resume=nothing"], "-m resume= needs the folder of a sweep; nothing has no multirun.yaml"),
+        (["-m", "resume=nothing"], "-m resume= needs the folder of a sweep; nothing has no sweep.json"),
         (["-m", "resume=swept", "seed=4"], "a resumed sweep keeps its jobs, so seed=4 is refused"),
+        (
+            ["-m", "resume=swept", "resume_on_changed_data=maybe"],
+            "resume_on_changed_data must be true or false; got maybe",
+        ),
     ],
 )
 def test_words_of_a_resumed_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    arguments: list[str],
+    words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "swept").mkdir()
-    overrides = {"task": ["seed=1,2"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=x", "hydra/sweeper=optuna"]}
-    OmegaConf.save(OmegaConf.create({"hydra": {"overrides": overrides}}), tmp_path / "swept/multirun.yaml")
-    assert resumed_sweep(["-m", "resume=swept"]) == [
-        "-m",
-        "seed=1,2",
-        "hydra/sweeper=optuna",
-        "hydra.sweep.dir='swept'",
-    ]
-    assert resumed_sweep(["seed=1"]) == ["seed=1"]
+    entries = [{"key": "seed", "choices": [1, 2]}, {"key": "data.cache_dir", "value": "/scratch"}]
+    lost = ["+hydra.launcher.engine.slurm_constraint=a100"]
+    search = {"num_trials": 12, "seed": 1}
+    SweepRecord(entries, "parallel", {"jobs": 3}, "optuna", search, not_kept=lost).write(tmp_path / "swept")
+
+    def resumed(*more: str) -> list[str]:
+        found = find_resumed_sweep(["-m", "resume=swept", *more])
+        assert found is not None
+        return found.arguments
+
+    first = ["-m", "seed=1,2", "data.cache_dir='/scratch'", "hydra/sweeper=optuna"]
+    search_words = ["hydra.sweeper.num_trials=12", "hydra.sweeper.seed=1"]
+    launcher, place = ["launcher=parallel", "launcher.jobs=3"], "hydra.sweep.dir='swept'"
+    assert resumed() == [*first, *search_words, *launcher, place]
+    assert "type them again if you need them: +hydra.launcher.engine.slurm_constraint=a100" in caplog.text
+    more = ["hydra.sweeper.num_trials=13", "launcher=sequential"]
+    assert resumed(*more) == [*first, search_words[1], *more, place]
+    repeated = find_resumed_sweep(["-m", "resume=swept", "data.cache_dir=/scratch", "resume_on_changed_data=true"])
+    assert repeated is not None
+    assert (repeated.confirmed, repeated.on_changed_data) == (["data.cache_dir"], True)
+    assert repeated.arguments == resumed()
+    assert find_resumed_sweep(["seed=1"]) is None
     with pytest.raises(ConfigError, match=words):
-        resumed_sweep(arguments)
+        find_resumed_sweep(arguments)
     with pytest.raises(ConfigError, match=r"is the folder of a sweep: python src/train.py -m resume=swept"):
         find_resumption(["resume=swept"])
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: shutil.copy(root / "train/ant/000.png", root / "train/ant/new.png"), r"the number of images differs: train has 25 instead of 24"),
+        (lambda root: (root / "val/bee/001.png").unlink(), r"the number of images differs: val has 10 instead of 11"),
+        (lambda root: (root / "train/ant/000.png").rename(root / "train/ant/zzz.png"), "the paths, labels or sizes of images differ"),
+        (lambda root: (root / "train/ant/000.png").rename(root / "train/bee/zzz.png"), "the paths, labels or sizes of images differ"),
+        (lambda root: _swap_a_byte(root / "train/cat/003.png"), "the contents of images differ"),
+    ],
+)  # fmt: skip
+def test_resuming_on_other_images_is_refused(
+    train: Train, images: Path, tmp_path: Path, change: Callable[[Path], Any], words: str
+) -> None:
+    """By what differs; nothing is left of the refused attempt, and the run can still be resumed on its own images."""
+    train("trainer.max_epochs=1")
+    run, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(images, other)
+    change(other)
+    before = files(run)
+    arguments = [f"resume={run}", "trainer.max_epochs=2", f"data.root={other}", f"data.cache_dir={tmp_path / 'cache'}"]
+
+    def resume(*more: str) -> float | None:
+        from alexlab.tasks import train as task
+
+        found = find_resumption([*arguments, *more])
+        assert found is not None
+        return found.run(task.run, run)
+
+    with pytest.raises(DataError, match=words) as caught:
+        resume()
+    assert "add resume_on_changed_data=true" in str(caught.value)
+    assert caught.value.refused
+    assert files(run) == before
+    if "contents" in words:
+        return  # the changed file is no image any more
+    assert resume("resume_on_changed_data=true") is not None
+    assert card_of(run)["config"]["data"]["root"] == str(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: [(root / split / "bee").rename(root / split / "dog") for split in ("train", "val", "test")], "class 1 is cat instead of bee"),
+        (lambda root: [shutil.copytree(root / split / "bee", root / split / "zebra") for split in ("train", "val", "test")], "has 4 classes instead of 3: class 3 is zebra instead of absent"),
+        (lambda root: [shutil.rmtree(root / split / "cat") for split in ("train", "val", "test")], "has 2 classes instead of 3: class 2 is absent instead of cat"),
+    ],
+)  # fmt: skip
+def test_resuming_with_other_classes_is_always_refused(
+    train: Train, images: Path, tmp_path: Path, change: Callable[[Path], Any], words: str
+) -> None:
+    from alexlab.tasks import train as task
+
+    train("trainer.max_epochs=1")
+    shutil.copytree(images, tmp_path / "other")
+    change(tmp_path / "other")
+    for anyway in ("true", "false"):
+        found = find_resumption(
+            [
+                f"resume={tmp_path / 'run'}",
+                "trainer.max_epochs=2",
+                f"data.root={tmp_path / 'other'}",
+                f"data.cache_dir={tmp_path / 'cache'}",
+                f"resume_on_changed_data={anyway}",
+            ]
+        )
+        assert found is not None
+        with pytest.raises(DataError, match=words):
+            found.run(task.run, tmp_path / "run")
+
+
+def _swap_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_run_is_named_by_its_folder_or_its_last_checkpoint(trained_run: Path) -> None:
+    cache = f"data.cache_dir={trained_run.parent / 'cache'}"
+    for given in (trained_run, trained_run / "checkpoints/last.ckpt", trained_run / "run.json", f"{trained_run}/"):
+        found = find_resumption([f"resume={given}", "trainer.max_epochs=9", cache])
+        assert found is not None
+        assert found.run_dir == trained_run
+    with pytest.raises(
+        ConfigError, match=r"must be the folder of a run, or its checkpoints/last\.ckpt; got .*best\.ckpt"
+    ):
+        find_resumption([f"resume={trained_run / 'checkpoints/best.ckpt'}"])
+    with pytest.raises(ConfigError, match="resume_on_changed_data=true goes with resume=RUN_DIR"):
+        find_resumption(["resume_on_changed_data=true"])
+
+
+def test_a_run_with_a_corrupt_record_is_resumed_from_its_checkpoint(
+    trained_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    whole = (run / "run.json").read_text()
+    (run / "run.json").write_text(whole[: len(whole) // 2])
+    arguments = [f"resume={run}", f"data.cache_dir={trained_run.parent / 'cache'}"]
+    found = find_resumption(arguments)
+    assert found is not None
+    assert found.config["model"] == json.loads(whole)["config"]["model"]
+    assert found.began_with == {"class_names": ["ant", "bee", "cat"]}
+    assert re.search(r"run\.json is corrupt: .*; using the config in .*last\.ckpt", caplog.text)
+    (run / "checkpoints/last.ckpt").write_bytes(b"x")
+    assert find_resumption(arguments) is not None, "from the best one"
+    (run / "checkpoints/best.ckpt").unlink()
+    with pytest.raises(ConfigError, match=r"run\.json is corrupt"):
+        find_resumption(arguments)

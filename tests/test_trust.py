@@ -14,7 +14,6 @@ import torch
 from alexlab import nodes, trust
 from alexlab.command import CONFIG_DIR
 from alexlab.errors import ConfigError
-from alexlab.resuming import resumed_sweep
 from alexlab.trained import load_trained
 from alexlab.trust import check_targets, without_trust
 from conftest import ROOT, TINY, environment, plain
@@ -197,25 +196,6 @@ def test_a_checkpoint_that_would_grow(trained_run: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(ConfigError, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD must not be set"):
         load_trained(str(whole))
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("hydra: {overrides: {task: [seed=1], hydra: [hydra.launcher._target_=os.system]}}", "may not make Hydra call"),
-        ("hydra: {overrides: {task: [seed=1], hydra: ['hydra.callbacks={a: {b: 1}}']}}", "may not make Hydra call"),
-        ("hydra: {overrides: {task: [callbacks.x._target_=os.system], hydra: []}}", "may not make Hydra call"),
-        ("a: &a [1, 1]\nb: &b [*a, *a]\nhydra: {overrides: {task: *b, hydra: []}}", "it holds aliases"),
-        ("hydra: !!python/object/apply:os.system [id]", "is not what Hydra has written"),
-        ("hydra: [", "is not what Hydra has written"),
-        ("", "is not what Hydra has written"),
-    ],
-)
-def test_a_sweep_of_a_stranger(text: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "multirun.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=words) as caught:
-        resumed_sweep(["-m", f"resume={tmp_path}"])
-    assert "\n" not in str(caught.value)
 
 
 def test_the_command_itself(images: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -24,6 +25,7 @@ from alexlab.signals import Stopped
 from alexlab.sweeps import FAILED, RUNNING, Job
 
 PAPERS = ".submitit"  # in the folder of the sweep: what submitit and the jobs leave
+JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 NUMBERS = "jobs.json"  # in it, the number that SLURM has given each job, by the name of its folder
 SIGNAL = signal.SIGUSR1  # by which SLURM says that the time is nearly up
 
@@ -148,7 +150,8 @@ class Submitit(Engine):
             raise
         submitted = [_Submitted(job, handle) for job, handle in zip(fresh, handles, strict=True)]
         for job in filter(self.has, batch):  # it leaves its word where it was told to
-            submitted.append(_Submitted(job, submitit.SlurmJob(self.papers / "%j", self.queued[job.folder.name], [0])))
+            handle: Any = submitit.SlurmJob(self.papers / "%j", self.queued[job.folder.name], [0])
+            submitted.append(_Submitted(job, handle, attached=True))
         for each in submitted:
             each.job.state, each.job.place = RUNNING, f"{self.cluster} {each.handle.job_id}"
             sweeps.say(f"job {each.job.number}: {' '.join(each.job.overrides)} ({each.job.place})")
@@ -162,7 +165,9 @@ class Submitit(Engine):
             found = json.loads((self.papers / NUMBERS).read_text())
         except (OSError, ValueError):
             return {}
-        return {str(name): str(number) for name, number in found.items()}
+        if not isinstance(found, dict):
+            return {}
+        return {name: number for name, number in found.items() if isinstance(number, str) and JOB_ID.fullmatch(number)}
 
     def _queued(self) -> dict[str, str]:
         """The jobs that an earlier attempt at the sweep has submitted and that have not ended: folder and number."""
@@ -181,12 +186,14 @@ class _Submitted:
 
     Args:
         job, handle: both.
+        attached: it was submitted by an earlier attempt at the sweep.
         state: what SLURM says of it.
         ended_s: since when it says that it has ended; 0 while it has not.
     """
 
     job: Job
     handle: Any
+    attached: bool = False
     state: str = ""
     ended_s: float = 0.0
 
@@ -199,9 +206,16 @@ class _Submitted:
         return self.ended_s > 0 and time.monotonic() - self.ended_s > slurm.LAG_S
 
     def collect(self) -> None:
-        """Takes its word, or says what is known of its end."""
+        """Take its result, or say what is known of its end."""
         import submitit
 
+        if self.attached:  # the folder may be a stranger's, and a result is a pickle
+            found = sweeps.earlier(self.job.folder)
+            ended = found.state is not None and not found.held
+            self.job.end(
+                found.state if ended else FAILED, score=found.score, cause=found.cause if ended else self._cause()
+            )
+            return
         try:
             if self.ended_s and not self.handle.paths.result_pickle.exists():
                 raise submitit.core.utils.UncompletedJobError

@@ -5,6 +5,7 @@ Whatever leads elsewhere must be typed on the command line. Imports no torch.
 
 import os
 import re
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -40,8 +41,15 @@ def check_confined(
         if (key, value) not in known and not any(key == typed or key.startswith(f"{typed}.") for typed in confirmed):
             raise ConfigError(
                 f"{folder} sets {key}={value}, which leads out of its own folder; if that is what you want, add "
-                f"{key}={value} to the command"
+                f"{_typed(key, str(value))} to the command"
             )
+
+
+def _typed(key: str, value: str) -> str:
+    """An override as a person types it in a shell."""
+    if re.fullmatch(r"[\w/.-]*[\w-]", value) and not value.startswith("."):
+        return f"{key}={value}"
+    return shlex.quote(f'{key}="{value}"')
 
 
 def _leading_elsewhere(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -61,7 +61,7 @@ class SweepRecord:
     sweeper: str = SWEEPERS[0]
     search: dict[str, Any] = field(default_factory=dict)
     subdir: str | None = None
-    not_kept: Sequence[str] = ()
+    not_kept: Sequence[str] = field(default_factory=list)
 
     def words(self) -> list[str]:
         """Return the overrides of the jobs in Hydra's grammar."""
@@ -188,7 +188,7 @@ def read_record(folder: Path) -> SweepRecord:
         _check(record)
     except FileNotFoundError as error:
         raise ConfigError(f"-m resume= needs the folder of a sweep; {folder} has no {RECORD}") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{path} is not the record of a sweep that alexlab has written: {reason}") from error
     return record

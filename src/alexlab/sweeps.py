@@ -92,9 +92,14 @@ def earlier(folder: Path, *, repeat_failed: bool = False) -> Earlier:
         return Earlier()
     from alexlab import cards
 
-    card = cards.Card(folder).read()
+    try:
+        card = cards.Card(folder).read()
+    except cards.CorruptError as error:
+        if not repeat_failed:
+            return Earlier(FAILED, cause=f"{error}; launcher.repeat_failed=true runs the job again")
+        card = {"status": cards.FAILED}
     if card["status"] == cards.FINISHED:
-        return Earlier(FINISHED, score=float((card.get("scores") or {}).get("best/top1", "nan")))
+        return Earlier(FINISHED, score=float(card["scores"].get("best/top1", "nan")))
     if card["status"] == cards.PRUNED:
         return Earlier(PRUNED, cause=card["reason"])
     if card["status"] == cards.INTERRUPTED:

@@ -56,8 +56,6 @@ class OptunaSweeper(Sweeper):
         import optuna
         from optuna.trial import TrialState
 
-        from alexlab.pruning import open_study
-
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         parsed = parser.parse_overrides(arguments)
@@ -76,7 +74,7 @@ class OptunaSweeper(Sweeper):
             raise ConfigCompositionException(
                 "launcher.repeat_failed is for a grid; a search that goes on tries other values instead"
             )
-        study = open_study(folder)
+        study = _checked_study(folder, spaces)
 
         def words(values: dict[str, Any]) -> list[str]:
             return [*fixed, *(f"{key}={_text(value)}" for key, value in values.items())]
@@ -117,6 +115,40 @@ class OptunaSweeper(Sweeper):
             study.sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest, "big"))
             asked = study.ask(spaces)
             yield asked.number, asked.params
+
+
+def _checked_study(folder: Path, spaces: dict[str, BaseDistribution]) -> optuna.Study:
+    """Open the study of a sweep folder, whose journal may be corrupt or a stranger's: its values become overrides.
+
+    Raises:
+        ConfigCompositionException: unless each trial has a value of each search space.
+    """
+    from alexlab.pruning import STORAGE, open_study
+
+    path = folder / STORAGE
+    try:
+        study = open_study(folder)
+        trials = study.get_trials()
+    except Exception as error:  # a corrupt journal fails in as many ways as there are records
+        if not path.is_file():
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigCompositionException(f"{path} is not the journal of this search: {reason}") from error
+    for trial in trials:
+        for name, value in trial.params.items():
+            if name not in spaces or not _is_in(value, spaces[name]):
+                raise ConfigCompositionException(
+                    f"{path} is not the journal of this search: trial {trial.number} has {name}={value!r}, which is not searched"
+                )
+    return study
+
+
+def _is_in(value: Any, space: BaseDistribution) -> bool:
+    choices = getattr(space, "choices", None)
+    if choices is not None:
+        return value in choices
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and space.low <= value <= space.high  # type: ignore[attr-defined]
 
 
 def distribution(override: Override) -> BaseDistribution:
