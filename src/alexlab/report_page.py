@@ -7,6 +7,7 @@ from typing import Any
 from alexlab import pages
 from alexlab.cards import FAILED, INTERRUPTED
 from alexlab.cells import write_csv
+from alexlab.class_names import choose_fonts
 from alexlab.report_data import (
     Group,
     Run,
@@ -45,6 +46,7 @@ def write_report(words: Sequence[str], out: Path) -> Path:
     ranked, clear = ranking(groups)
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(runs, keys, out / "report.csv")
+    choose_fonts(group.name for group in ranked)
     pictures = _pictures(ranked, keys, out)
     verdict = _verdict(ranked, clear)
     rows = [_group_row(group, keys) for group in [*ranked, *[group for group in groups if not group.values()]]]

@@ -19,7 +19,7 @@ _HIDDEN = re.compile(
 _JOINERS = "\u200c\u200d"
 _VIRAMA = 9  # the combining class
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|$~&]|(?<!\w)_|_(?!\w)|^[#+-]")
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|$~&]|(?<!\w)_|_(?!\w)|^[#+-](?=[#\s-])")
 
 
 def shown(value: object) -> str:
@@ -48,6 +48,11 @@ def writable(text: str) -> str:
 def markdown(value: object) -> str:
     """Return a value as `shown`, with a backslash before what Markdown would take for markup."""
     return _MARKDOWN.sub(r"\\\g<0>", shown(value))
+
+
+def without_markdown(text: str) -> str:
+    """Return what `markdown` was given."""
+    return re.sub(r"\\([\\`*\[\]<>|$~&_#+-])", r"\1", text)
 
 
 def plot_label(value: object) -> str:
