@@ -129,7 +129,7 @@ def rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file."""
     import csv
 
-    with path.open() as file:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -27,6 +27,7 @@ COUNTS = {
     "data": 4,
     "debug": 5,
     "experiment": 11,
+    "hydra/hydra_logging": 1,
     "hydra/job_logging": 1,
     "hydra/launcher": 3,
     "hydra/sweeper": 1,

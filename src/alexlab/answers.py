@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 
 from alexlab.data.folder import SPLIT_FOLDERS, Split, relabelled, scan
 from alexlab.data.images import ImageSplit
-from alexlab.data.listing import class_folders, shown
+from alexlab.data.listing import class_folders
 from alexlab.data.settings import Data
 from alexlab.data.skipped import Skipped
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference import Inference
+from alexlab.shown import shown
 from alexlab.trained import NO_DATA, Trained
 
 TOP = 5

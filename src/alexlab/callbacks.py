@@ -1,7 +1,6 @@
 """What happens around the training: the bar, the log line and curves of each epoch, the learning-rate test."""
 
 import copy
-import csv
 import io
 import itertools
 import logging
@@ -17,13 +16,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
-from rich.console import Console
 
 from alexlab.cards import Card, peak_memory_mb
+from alexlab.cells import write_csv
 from alexlab.data.module import shares
 from alexlab.errors import NumericError
 from alexlab.layers import layer_rows, layer_table, write_rows
 from alexlab.runs import LAYERS, NOT_FINITE
+from alexlab.terminal import Terminal
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +83,13 @@ class NotFinite(Callback):
         if not isinstance(exception, NumericError) or not exception.batches:
             return
         split = trainer.datamodule.splits.train  # type: ignore[attr-defined]
-        with (Path(trainer.default_root_dir) / NOT_FINITE.format(rank=trainer.global_rank)).open("w", newline="") as to:
-            writer = csv.writer(to)
-            writer.writerow(("epoch", "batch", "path", "class"))
-            sampler: Any = trainer.train_dataloader.batch_sampler  # type: ignore[union-attr]
-            for number, batch in zip(exception.batches, sampler.batches(exception.batches), strict=True):
-                for _, index in batch:
-                    label = trainer.datamodule.splits.classes[split.labels[index]]  # type: ignore[attr-defined]
-                    writer.writerow((trainer.current_epoch, number, split.paths[index], label))
+        rows: list[tuple[Any, ...]] = [("epoch", "batch", "path", "class")]
+        sampler: Any = trainer.train_dataloader.batch_sampler  # type: ignore[union-attr]
+        for number, batch in zip(exception.batches, sampler.batches(exception.batches), strict=True):
+            for _, index in batch:
+                label = trainer.datamodule.splits.classes[split.labels[index]]  # type: ignore[attr-defined]
+                rows.append((trainer.current_epoch, number, split.paths[index], label))
+        write_csv(Path(trainer.default_root_dir) / NOT_FINITE.format(rank=trainer.global_rank), rows)
 
 
 class LayerSummary(Callback):
@@ -120,8 +119,9 @@ class LayerSummary(Callback):
             return
         text = io.StringIO()
         title = f"{settings.channels} channels, {settings.image_size} x {settings.image_size}"
-        Console(file=text, width=165).print(layer_table(rows, title))
-        log.info("%s", text.getvalue().rstrip())
+        Terminal(file=text, width=165).print(layer_table(rows, title))
+        for line in text.getvalue().rstrip().split("\n"):
+            log.info("%s", line)
 
 
 class EpochLog(Callback):

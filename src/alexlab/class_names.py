@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.errors import ConfigError
+from alexlab.shown import shown
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def choose_fonts(texts: Iterable[str]) -> str:
     from matplotlib import font_manager
     from matplotlib.ft2font import FT2Font
 
-    wanted = {letter for text in texts for letter in text if ord(letter) > 127}
+    wanted = {letter for text in texts for letter in shown(text) if ord(letter) > 127}
     family = ["DejaVu Sans"]
     wanted -= _letters(FT2Font(font_manager.findfont("DejaVu Sans")), wanted)
     if wanted:

@@ -4,17 +4,19 @@ Imports no torch: `--help`, `--cfg job` and a mistake in the command are answere
 """
 
 import importlib
+import io
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import hydra
+import hydra._internal.utils as hydra_utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from hydra.experimental.callback import Callback
@@ -26,6 +28,7 @@ from alexlab import members, overrides, runs, sweeps, trust
 from alexlab.confinement import check_confined, check_folder
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.overrides import CONFIG_DIR
+from alexlab.shown import print_line
 from alexlab.signals import INTERRUPTED, Stopped, signals
 from alexlab.sweep_record import RECORD, read_record, recorded
 
@@ -93,11 +96,11 @@ def run_command(name: str) -> None:
     except (KeyboardInterrupt, Stopped) as error:
         codes.append(error.exit_code if isinstance(error, Stopped) else INTERRUPTED)
         if sweeps.jobs and sweeps.jobs[0].alone:
-            print(
+            print_line(
                 f"the job stays where it is, {sweeps.jobs[0].place}; it prints to {sweeps.jobs[0].folder / runs.OUTPUT}"
             )
         elif sweeps.jobs:
-            print(
+            print_line(
                 f"python src/{name}.py -m resume={os.path.relpath(sweeps.jobs[0].folder.parent)} goes on with this sweep"
             )
     if any(job.state == sweeps.FAILED for job in sweeps.jobs):
@@ -129,9 +132,28 @@ def nobody_reads() -> None:
 
 
 def register() -> None:
-    """Makes Hydra speak our words: the `tag` resolver and the checks of overrides."""
+    """Makes Hydra speak our words: the `tag` resolver, the checks of overrides, its own errors without control characters."""
     OmegaConf.register_new_resolver("tag", lambda words: runs.tag(overrides.as_typed(words)), replace=True)
     overrides.check_overrides()
+    hydra_utils.run_and_report = partial(report_shown, hydra_utils.run_and_report)
+
+
+def report_shown(run_and_report: Callable[[Any], Any], work: Callable[[], Any]) -> Any:
+    """Run Hydra's work; if it fails, print what Hydra reports on stderr as `shown`, line by line."""
+    try:
+        return work()
+    except Exception as error:
+        cause, reported = error, io.StringIO()
+
+    def fail() -> None:
+        raise cause
+
+    try:
+        with redirect_stderr(reported):
+            return run_and_report(fail)
+    finally:
+        for line in reported.getvalue().splitlines():
+            print_line(line, file=sys.stderr)
 
 
 def check_job(name: str, config: DictConfig) -> None:
@@ -333,7 +355,8 @@ class ending_in_words:  # noqa: N801 - reads as a statement
         if isinstance(error, UNRESOLVED):
             error = _unresolved(error)
         if isinstance(error, AlexlabError):
-            print(error, file=sys.stderr)
+            for line in error.args:
+                print_line(line, file=sys.stderr)
             raise SystemExit(error.exit_code)
 
 

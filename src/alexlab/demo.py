@@ -23,6 +23,7 @@ from alexlab.data.decode import decode_bytes
 from alexlab.data.images import to_tensor
 from alexlab.errors import ImageError
 from alexlab.inside.gradcam import grad_cam, overlaid
+from alexlab.shown import shown
 from alexlab.trained import Trained
 
 TOP_K = 5
@@ -84,8 +85,8 @@ def demo(trained: Trained, view: Callable[[Tensor], Tensor], *, max_bytes: int, 
         max_bytes: of a picture; a larger one is refused before it is read to its end.
         hosts: names that a browser may call it by: another site cannot reach it through a name of its own.
     """
-    page = PAGE.replace("TITLE", pages.text(trained.about)).replace("STYLE", pages.STYLE)
-    page = page.replace("LIMIT", f"{max_bytes / 1e6:g}").replace("BYTES", str(max_bytes))
+    page = PAGE.replace("STYLE", pages.STYLE).replace("LIMIT", f"{max_bytes / 1e6:g}").replace("BYTES", str(max_bytes))
+    page = page.replace("TITLE", pages.text(trained.about))
     turn = threading.Lock()  # one picture at a time: two would only slow each other down
 
     async def index(request: Request) -> Response:
@@ -122,7 +123,7 @@ def look(trained: Trained, view: Callable[[Tensor], Tensor], content: bytes) -> 
     best = probs.topk(min(TOP_K, len(probs)))
     cam = grad_cam(trained.inference, image[None], best.indices[:1])[0]
     answers = [
-        {"class": trained.names[number], "prob": prob}
+        {"class": shown(trained.names[number]), "prob": prob}
         for number, prob in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
     seen = image.permute(1, 2, 0).expand(-1, -1, 3).numpy()

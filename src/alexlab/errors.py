@@ -1,19 +1,28 @@
 """What went wrong, in one sentence for the person at the terminal, and the exit code that a script can test."""
 
+from alexlab.shown import shown
+
 
 class AlexlabError(Exception):
     """An error that a person can act on: it is printed as one sentence, without a traceback.
 
-    A loader process hands its error on as the text of its traceback; here the sentence is taken out of it again.
+    A loader process hands its error on as the text of its traceback, whose last line has the sentence.
+
+    Args:
+        text: the sentence; names in it are shown on one line.
+        lines: further lines below it.
     """
 
     exit_code = 70
     refused = False  # True where it was raised before any work, so that nothing of the attempt is kept
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *lines: str) -> None:
         if text.startswith("Caught ") and "DataLoader worker process" in text:
-            text = text.rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
-        super().__init__(text)
+            text = text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2]
+        super().__init__(*map(shown, (text, *lines)))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class ConfigError(AlexlabError, ValueError):
@@ -53,7 +62,7 @@ class ImageError(DataError):
 
     def __init__(self, text: str, *, path: str = "", code: str = "", reason: str = "", detail: str = "") -> None:
         super().__init__(text)
-        self.path, self.code, self.reason, self.detail = path, code, reason, detail
+        self.path, self.code, self.reason, self.detail = path, code, shown(reason), shown(detail)
 
 
 class NumericError(AlexlabError, ArithmeticError):

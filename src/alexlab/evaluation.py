@@ -1,15 +1,14 @@
 """Every number that is computed from what a net says of labelled images, and the tables that hold them. Imports no torch."""
 
-import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alexlab.data.listing import shown
+from alexlab.cells import write_csv
 
 if TYPE_CHECKING:
     from alexlab.answers import Answers
@@ -104,29 +103,26 @@ def write_predictions(found: "Answers", names: Sequence[str], path: Path) -> Non
     """A row for each image: its path, its label, and the first answers with their probabilities."""
     width = found.top.shape[1]
     columns = [f"{kind}{place}" for place in range(1, width + 1) for kind in ("answer", "prob")]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "right", *columns])
+
+    def rows() -> Iterator[list[Any]]:
+        yield ["path", "label", "right", *columns]
         for number, image in enumerate(found.paths):
             said = [
                 cell
                 for answer, prob in zip(found.top[number].tolist(), found.probs[number].tolist(), strict=True)
                 for cell in (names[answer], f"{prob:.6f}")
             ]
-            writer.writerow([shown(image), names[found.labels[number]], int(found.right[number]), *said])
+            yield [image, names[found.labels[number]], int(found.right[number]), *said]
+
+    write_csv(path, rows())
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """A table as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, [list(rows[0]), *(row.values() for row in rows)])
 
 
 def write_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
     """The confusion matrix as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["label \\ answer", *names])
-        writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+    rows = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+    write_csv(path, [["label \\ answer", *names], *rows])

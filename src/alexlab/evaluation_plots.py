@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from alexlab.shown import plot_label
+
 MAX_NAMES = 40  # classes whose names stand beside the matrix
 MAX_COUNTS = 20  # classes whose counts stand inside it
 
@@ -22,8 +24,9 @@ def confusion_plot(matrix: np.ndarray, names: Sequence[str]) -> Any:
     figure.colorbar(image, ax=axes, shrink=0.8, label="part of the images of the class")
     axes.set(xlabel="answer", ylabel="class")
     if count <= MAX_NAMES:
-        axes.set_xticks(range(count), names, rotation=60, ha="right", fontsize=8)
-        axes.set_yticks(range(count), names, fontsize=8)
+        labels = [*map(plot_label, names)]
+        axes.set_xticks(range(count), labels, rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(count), labels, fontsize=8)
     if count <= MAX_COUNTS:
         for row, column in np.argwhere(matrix):
             color = "white" if parts[row, column] > 0.5 else "black"

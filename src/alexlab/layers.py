@@ -1,6 +1,5 @@
 """What a net is made of: a row for each layer, worked out on the meta device without memory."""
 
-import csv
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+
+from alexlab.cells import write_csv
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,7 @@ def layer_table(rows: list[Layer], title: str) -> Table:
 
 def write_rows(rows: list[Layer], path: Path) -> None:
     """Writes the rows as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [column.name for column in fields(Layer)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    write_csv(path, [[column.name for column in fields(Layer)], *(asdict(row).values() for row in rows)])
 
 
 def _multiply_adds(layer: nn.Module, output: Tensor) -> int:

@@ -9,6 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from alexlab.cells import write_csv
+
 EPOCH_SCORES = ("train/", "val/", "best/")
 
 
@@ -105,8 +107,5 @@ class EpochCSV(Logger):
     def _write(self) -> None:
         columns = list(dict.fromkeys(["epoch", "step", *sorted({name for row in self.rows.values() for name in row})]))
         unfinished = self.path.with_suffix(".csv.tmp")
-        with unfinished.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(row for _, row in sorted(self.rows.items()))
+        write_csv(unfinished, [columns, *([row.get(name) for name in columns] for _, row in sorted(self.rows.items()))])
         os.replace(unfinished, self.path)

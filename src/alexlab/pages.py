@@ -12,7 +12,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from alexlab.data.listing import shown
+from alexlab.shown import shown
 
 THUMBNAIL = 112  # pixels of a picture's height
 STYLE = """
@@ -67,7 +67,7 @@ def ending() -> str:
 
 
 def text(words: str) -> str:
-    """Any text as HTML; names of files may hold bytes that are no text."""
+    """Return text as HTML, on one line."""
     return html.escape(shown(words))
 
 
@@ -84,7 +84,7 @@ def links(files: Sequence[Path], beside: Path) -> Html:
         files: which there are.
         beside: the folder of the page.
     """
-    places = [quote(os.path.relpath(file.absolute(), beside.absolute())) for file in files]
+    places = [quote(os.fsencode(os.path.relpath(file.absolute(), beside.absolute()))) for file in files]
     return Html(" ".join(f"<a href='{place}'>{text(file.name)}</a>" for file, place in zip(files, places, strict=True)))
 
 

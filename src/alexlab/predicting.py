@@ -14,9 +14,10 @@ from torch import Tensor
 
 from alexlab.data.decode import decode
 from alexlab.data.images import to_tensor
-from alexlab.data.listing import IMAGE_EXTENSIONS, shown
+from alexlab.data.listing import IMAGE_EXTENSIONS
 from alexlab.errors import DataError, ImageError
 from alexlab.inference import Inference
+from alexlab.shown import shown
 
 
 @dataclass(frozen=True)

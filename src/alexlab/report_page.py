@@ -1,12 +1,13 @@
 """The report of several runs: one page that works offline, the same as Markdown and CSV, and its pictures. Imports no torch."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from alexlab import pages
 from alexlab.cards import FAILED, INTERRUPTED
+from alexlab.cells import write_csv
+from alexlab.class_names import choose_fonts
 from alexlab.report_data import (
     Group,
     Run,
@@ -20,6 +21,7 @@ from alexlab.report_data import (
     relative,
 )
 from alexlab.runs import LOGS
+from alexlab.shown import markdown, plot_label
 
 MAX_CURVES = 12  # groups in the picture of the curves: the best ones
 MAX_TICKS = 6  # values of a key that are drawn side by side; more numbers are an axis
@@ -44,6 +46,7 @@ def write_report(words: Sequence[str], out: Path) -> Path:
     ranked, clear = ranking(groups)
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(runs, keys, out / "report.csv")
+    choose_fonts(group.name for group in ranked)
     pictures = _pictures(ranked, keys, out)
     verdict = _verdict(ranked, clear)
     rows = [_group_row(group, keys) for group in [*ranked, *[group for group in groups if not group.values()]]]
@@ -137,12 +140,8 @@ def _logs(run: Run, out: Path) -> pages.Html:
 
 def _write_csv(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
     names = ["run", *keys, "seed", "top1", "top5", "loss", "best_epoch", "train_s", "images_per_s", "status"]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*names, "parameters", "reason"])
-        for run in runs:
-            more = [run.status, run.card.get("parameters"), run.card.get("reason")]
-            writer.writerow(["" if value is None else value for value in [*_run_row(run, keys), *more]])
+    rows = [[*_run_row(run, keys), run.status, run.card.get("parameters"), run.card.get("reason")] for run in runs]
+    write_csv(path, [[*names, "parameters", "reason"], *rows])
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, best: bool = False) -> str:
@@ -157,16 +156,18 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, best: bool 
 def _markdown(
     title: str, verdict: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], failures: Sequence[Run]
 ) -> str:
-    lines = [f"# {title}", "", verdict, "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    lines += [f"| {' | '.join(pages.number(value).replace('|', '/') for value in row)} |" for row in rows]
+    lines = [f"# {title}", "", markdown(verdict), "", f"| {' | '.join(map(markdown, columns))} |"]
+    lines += [f"|{' --- |' * len(columns)}"]
+    lines += [f"| {' | '.join(markdown(pages.number(value)) for value in row)} |" for row in rows]
     if failures:
         lines += ["", "## Failures", ""]
-        lines += [f"- `{relative(run.folder)}`: {run.status}: {run.card.get('reason')}" for run in failures]
+        said = (f"{relative(run.folder)}: {run.status}: {run.card.get('reason')}" for run in failures)
+        lines += [f"- {markdown(text)}" for text in said]
     return "\n".join(lines) + "\n"
 
 
 def _failure(run: Run, logs: pages.Html) -> str:
-    words = f"<b>{run.status}</b>: {pages.text(str(run.card.get('reason')))} {logs}"
+    words = f"<b>{pages.text(run.status)}</b>: {pages.text(str(run.card.get('reason')))} {logs}"
     return f"<p><code>{pages.text(relative(run.folder))}</code> {words}"
 
 
@@ -209,7 +210,7 @@ def _curves(groups: Sequence[Group]) -> Any:
                             by_epoch.setdefault(int(row["epoch"]) + 1, []).append(row[f"{split}/{name}"])
                 epochs = sorted(by_epoch)
                 means = [sum(by_epoch[epoch]) / len(by_epoch[epoch]) for epoch in epochs]
-                label = group.name if split == "val" else None
+                label = plot_label(group.name) if split == "val" else None
                 axis.plot(epochs, means, style, color=color, label=label, linewidth=1.2)
                 if split == "val" and len(group.runs) > 1:
                     low, high = ([f(by_epoch[epoch]) for epoch in epochs] for f in (min, max))
@@ -232,14 +233,14 @@ def _effects(found: dict[str, dict[str, list[float]]]) -> Any:
             points = [(number[1], score) for number, name in zip(numbers, names, strict=True) for score in values[name]]
             axis.plot(*zip(*points, strict=True), "o", color="C0")
             wide = numbers[0][1] > 0 and numbers[-1][1] > 10 * numbers[0][1]
-            axis.set(title=key, ylabel="val/top1", xscale="log" if wide else "linear")
+            axis.set(title=plot_label(key), ylabel="val/top1", xscale="log" if wide else "linear")
             axis.grid(alpha=0.3)
             continue
         for place, name in enumerate(names):
             axis.plot([place] * len(values[name]), values[name], "o", color="C0", alpha=0.4, markersize=4)
         axis.plot(range(len(names)), [sum(values[name]) / len(values[name]) for name in names], "o-", color="C1")
-        axis.set_xticks(range(len(names)), names, rotation=20, fontsize=8)
-        axis.set(title=key, ylabel="val/top1")
+        axis.set_xticks(range(len(names)), [*map(plot_label, names)], rotation=20, fontsize=8)
+        axis.set(title=plot_label(key), ylabel="val/top1")
         axis.grid(alpha=0.3)
     return figure
 
@@ -256,14 +257,15 @@ def _scatter(groups: Sequence[Group]) -> Any:
     if not groups:
         return None
     figure, axes = _figure(2)
-    for axis, label in zip(axes, ("parameters", "training, s"), strict=True):
+    for axis, measure in zip(axes, ("parameters", "training, s"), strict=True):
         for group in groups:
             cards = [run.card for run in group.runs]
             times = _mean([(card.get("scores") or {}).get("train_s") for card in cards])
-            value = cards[0].get("parameters") if label == "parameters" else times
+            value = cards[0].get("parameters") if measure == "parameters" else times
             if value:
-                axis.errorbar(value, group.mean(), yerr=group.spread() or 0, fmt="o", capsize=3, label=group.name)
-        axis.set(xlabel=label, ylabel="val/top1", xscale="log" if label == "parameters" else "linear")
+                label = plot_label(group.name)
+                axis.errorbar(value, group.mean(), yerr=group.spread() or 0, fmt="o", capsize=3, label=label)
+        axis.set(xlabel=measure, ylabel="val/top1", xscale="log" if measure == "parameters" else "linear")
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7)
     return figure

@@ -219,7 +219,7 @@ def changed(config: dict[str, Any], arguments: Sequence[str], run_dir: Path) -> 
             overrides.check_override(override, result)
             OmegaConf.update(result, override.key_or_group, override.value(), merge=False)
     except HydraException as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(*str(error).split("\n")) from error
     plain: Any = OmegaConf.to_container(result)
     return dict(plain)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexlab.errors import ConfigError
 from alexlab.runs import CARD, EARLIER
+from alexlab.shown import print_line
 from alexlab.signals import Stopped
 
 if TYPE_CHECKING:
@@ -178,10 +179,11 @@ def tell(job: Job, *, before: bool = False) -> None:
 @contextmanager
 def watched() -> Iterator[Callable[[], None]]:
     """A table of the jobs that the caller brings up to date, in a terminal only."""
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    from alexlab.terminal import Terminal
+
+    console = Terminal()
     if not console.is_terminal:
         yield lambda: None
         return
@@ -196,21 +198,21 @@ def watched() -> Iterator[Callable[[], None]]:
 
 def print_progress() -> None:
     """Prints the table between two jobs that use the terminal themselves."""
-    from rich.console import Console
+    from alexlab.terminal import Terminal
 
-    console = Console()
+    console = Terminal()
     if console.is_terminal and len(jobs) > 1:
         console.print(table(max_rows=MAX_ROWS))
 
 
 def print_jobs(folder: Path) -> None:
     """Prints what became of all jobs, the failed ones with their causes."""
-    from rich.console import Console
+    from alexlab.terminal import Terminal
 
-    Console().print(table())
-    print(f"sweep folder: {folder}")
+    Terminal().print(table())
+    print_line(f"sweep folder: {folder}")
     if any((job.folder / CARD).is_file() for job in jobs):
-        print(f"tensorboard --logdir {folder}")
+        print_line(f"tensorboard --logdir {folder}")
 
 
 def write_report(folder: Path) -> None:
@@ -218,6 +220,6 @@ def write_report(folder: Path) -> None:
     from alexlab.report_page import write_report as write
 
     try:
-        print(f"report: {write([str(folder)], folder)}")
+        print_line(f"report: {write([str(folder)], folder)}")
     except ConfigError:
         return

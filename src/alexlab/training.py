@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from alexlab import build, checkpoints, runs
@@ -28,7 +27,9 @@ from alexlab.models.towers import Tower
 from alexlab.parameters import kinds
 from alexlab.preview import preview_sheet, write_preview
 from alexlab.sharing import shared_file
+from alexlab.shown import print_line, shown
 from alexlab.signals import signals
+from alexlab.terminal import Terminal
 from alexlab.towers import TwoTowers
 
 log = logging.getLogger(__name__)
@@ -209,8 +210,8 @@ def score_best(
         found = {
             name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith(f"{prefix}/")
         }
-        shown = " ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in found.items())
-        log.info("%s, best checkpoint: %s", prefix, shown)
+        values = " ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in found.items())
+        log.info("%s, best checkpoint: %s", prefix, values)
         scores |= found | {f"{prefix}/count": module.last_count}
     return scores
 
@@ -229,11 +230,11 @@ def record(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
 def hparams(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
     """The keys by which runs are compared in TensorBoard's HParams tab."""
     return {
-        **{group: choices.get(group, "") for group in HPARAM_GROUPS},
+        **{group: shown(choices.get(group, "")) for group in HPARAM_GROUPS},
         "width": float(config["model"].get("width", 1.0)),
         "lr": float(config["optimizer"]["lr"]),
         "batch_size": config["data"]["batch_size"],
-        "devices": str(config["trainer"]["devices"]),
+        "devices": shown(config["trainer"]["devices"]),
         "seed": config["seed"],
     }
 
@@ -287,9 +288,9 @@ def print_scores(scores: dict[str, float], run_dir: Path) -> None:
     for split, prefix, which in rows:
         values = [f"{scores[f'{prefix}/{name}']:.4f}" for name in ("top1", "top5", "loss")]
         table.add_row(split, f"{scores.get(f'{prefix}/count', 0):.0f}", *values, which)
-    Console().print(table)
-    shown = os.path.relpath(run_dir)
+    Terminal().print(table)
+    folder = os.path.relpath(run_dir)
     if scores.get("skipped"):
-        print(f"{scores['skipped']:.0f} images could not be read and were left out: {Path(shown) / runs.SKIPPED}")
-    print(f"run folder: {shown}")
-    print(f"tensorboard --logdir {shown}")
+        print_line(f"{scores['skipped']:.0f} images could not be read and were left out: {Path(folder) / runs.SKIPPED}")
+    print_line(f"run folder: {folder}")
+    print_line(f"tensorboard --logdir {folder}")

@@ -108,7 +108,8 @@ class SweepLauncher(Launcher):
             if mistakes:
                 raise ConfigError(
                     f"every job of a sweep must be able to run, and nothing was started; {len(mistakes)} of "
-                    f"{len(jobs)} cannot:\n" + "\n".join(mistakes)
+                    f"{len(jobs)} cannot:",
+                    *mistakes,
                 )
 
     def _run(self, jobs: Iterator[Job], ended: Callable[[Job], None]) -> None:

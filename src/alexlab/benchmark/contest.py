@@ -23,6 +23,7 @@ from typing import Any
 from alexlab.errors import AlexlabError
 from alexlab.machine import bind_to, end_with
 from alexlab.progress import watched
+from alexlab.shown import LineFormatter
 
 Figures = dict[str, float]
 TERMINAL = struct.pack("HHHH", 50, 120, 0, 0)  # rows and columns, and two fields that nobody uses
@@ -180,7 +181,9 @@ def _live(contender: Contender, pipe: "Connection[Any, Any]", shown: int, parent
     for stream in (0, 1, 2):
         os.dup2(shown, stream)
     sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115 - for good
-    logging.getLogger().handlers = [logging.StreamHandler()]
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    logging.getLogger().handlers = [handler]
     bind_to(list(contender.cores))
     try:
         contender.body(Turns(pipe))

@@ -9,6 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
+from alexlab.shown import markdown as markdown_text
+from alexlab.shown import plot_label
+
 COLUMNS = ("suite", "what", "measured (least, most)", "beside", "its measure", "times better", "limit")
 LOWER = ("s", "ms", "MB")  # units of which less is better
 
@@ -73,7 +76,7 @@ def cells(row: Row) -> tuple[str, ...]:
 def markdown(rows: Sequence[Row]) -> str:
     """The same as a table of a README."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    return "\n".join([*lines, *("| " + " | ".join(cells(row)) + " |" for row in rows)]) + "\n"
+    return "\n".join([*lines, *("| " + " | ".join(map(markdown_text, cells(row))) + " |" for row in rows)]) + "\n"
 
 
 def spread(values: Sequence[float], digits: int | None = None) -> str:
@@ -118,7 +121,7 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
     suites = list(dict.fromkeys(row.suite for row in rows))
     colors = [f"C{suites.index(row.suite)}" for row in rows]
     axes.barh(range(len(rows)), medians, xerr=reach, color=colors, capsize=2, height=0.7)
-    names = [f"{row.suite}: {row.what} beside {row.beside}" for row in rows]
+    names = [plot_label(f"{row.suite}: {row.what} beside {row.beside}") for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from typing import Any
 from urllib.error import URLError
 
 from PIL import Image
-from rich.progress import track
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 from alexlab.data.tree import written_whole
 from alexlab.errors import ConfigError, DataError
 from alexlab.machine import num_cores
+from alexlab.progress import watched
 
 
 @dataclass(frozen=True)
@@ -178,10 +177,10 @@ def _opened(name: str, dataset: DataSet, split: str, downloads: Path) -> Any:
         if not missing:
             raise DataError(f"{name} cannot be unpacked in {downloads}: {error}") from error
         reason = str(error).strip().splitlines()[-1]
-        wanted = "\n".join(f"  {file.url} (md5 {file.md5}) as {downloads / file.path}" for file in missing)
         raise DataError(
-            f"{name} cannot be downloaded: {reason}\n"
-            f"Get these files on another machine, put them there and run the command again:\n{wanted}"
+            f"{name} cannot be downloaded: {reason}",
+            "Get these files on another machine, put them there and run the command again:",
+            *(f"  {file.url} (md5 {file.md5}) as {downloads / file.path}" for file in missing),
         ) from error
 
 
@@ -201,7 +200,7 @@ def _write_split(opened: Any, dataset: DataSet, folder: Path, title: str) -> Non
 
     with ThreadPoolExecutor(num_cores()) as pool:
         done = pool.map(write, range(len(labels)))
-        for _ in track(done, title, total=len(labels), disable=not sys.stdout.isatty()):
+        for _ in watched(done, title, len(labels)):
             pass
 
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from alexlab.data.duplicates import Pair, find_pairs
 from alexlab.data.folder import SPLIT_FOLDERS
-from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Problem, alike, class_folders, hidden, list_images, shown
+from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Problem, alike, class_folders, hidden, list_images
 from alexlab.data.look import look_at
 from alexlab.data.manifest import Row, read_manifest
 from alexlab.errors import DataError
+from alexlab.shown import writable
 
 # Pictures that people have and that are not read: they are findings, other files are only counted.
 UNSUPPORTED = (
@@ -152,7 +153,7 @@ def _names(listings: Sequence[tuple[str, Listing]], findings: Findings) -> None:
     findings.classes = sorted({name for _, listing in listings for name in listing.classes})
     for _, listing in listings:
         for name in listing.classes:
-            if shown(name) != name:
+            if writable(name) != name:
                 place = os.path.join(listing.folder, name)
                 findings.problems.append(Problem("class_name", place, "is a class whose name is no UTF-8"))
         for first, second in alike(listing.classes):

@@ -12,8 +12,8 @@ from rich.table import Table
 from alexlab import pages
 from alexlab.data.check import Findings
 from alexlab.data.decode import decode
-from alexlab.data.listing import shown
 from alexlab.errors import ImageError
+from alexlab.shown import shown
 
 MAX_SAMPLES = 480  # pictures of the sheet, shared by the classes
 MAX_LISTED = 200  # problems of one kind on the page; the others are in check.json

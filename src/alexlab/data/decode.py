@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from alexlab.data.listing import shown
 from alexlab.errors import ImageError
+from alexlab.shown import shown
 
 try:
     import simplejpeg

@@ -4,19 +4,20 @@ import csv
 import os
 import re
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
+from alexlab.cells import restored
 from alexlab.data.division import divide
-from alexlab.data.listing import IMAGE_EXTENSIONS, class_folders, hidden, list_images, shown
+from alexlab.data.listing import IMAGE_EXTENSIONS, class_folders, hidden, list_images
 from alexlab.data.manifest import Row, write_manifest
 from alexlab.data.tree import written_whole
 from alexlab.errors import ConfigError, DataError
+from alexlab.progress import watched
+from alexlab.shown import shown
 
 HOW = ("copy", "hardlink", "symlink", "manifest")
 PATH_COLUMNS, LABEL_COLUMNS = ("path", "file", "filename", "image"), ("class", "label", "category", "target")
@@ -99,7 +100,7 @@ def _table(labels: str) -> tuple[list[str], list[str]]:
             rows = [{name.lower(): value for name, value in row.items() if name} for row in reader]
     except OSError as error:
         raise DataError(f"cannot read labels={labels}: {error.strerror}") from error
-    return [row[str(columns[0])] for row in rows], [row[str(columns[1])] for row in rows]
+    return [restored(row[str(columns[0])]) for row in rows], [restored(row[str(columns[1])]) for row in rows]
 
 
 def _expression(text: str, key: str) -> re.Pattern[str]:
@@ -156,8 +157,7 @@ def write_division(source: Source, parts: Mapping[str, np.ndarray], out: Path, h
         out.rmdir()
     with written_whole(out) as folder:
         if how != "manifest":
-            silent = not sys.stdout.isatty()
-            for split, row in track(rows, "writing the files", disable=silent, transient=True):
+            for split, row in watched(rows, "writing the files"):
                 _place(source, row, folder / split, how)
         base = os.path.relpath(source.root, out)
         write_manifest(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alexlab.data.listing import Problem, shown
+from alexlab.data.listing import Problem
 from alexlab.data.look import Picture, Seen
+from alexlab.shown import shown
 
 # Near duplicates: at most so many of the 64 bits of the hash differ (two such hashes agree in one of four bands of 16 bits),
 # and the pictures, shrunk to 16 x 16 grey values, differ by less than this on average.

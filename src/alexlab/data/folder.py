@@ -18,9 +18,10 @@ import numpy as np
 
 from alexlab.data.decode import decode
 from alexlab.data.division import divide
-from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Paths, check_class_names, class_folders, list_images, shown
+from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Paths, check_class_names, class_folders, list_images
 from alexlab.data.manifest import Row, read_manifest, write_manifest
 from alexlab.errors import DataError
+from alexlab.shown import shown
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from alexlab.data.tree import written_whole
 from alexlab.errors import DataError
+from alexlab.shown import shown, writable
 
 # Those of torchvision.datasets.folder.IMG_EXTENSIONS, so that a clean folder gives the same list of files.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -119,11 +120,6 @@ class Listing:
 def hidden(name: str) -> bool:
     """Whether a file or folder is no part of the data: dot files, AppleDouble files, what file managers leave behind."""
     return name.startswith(".") or name in LITTER
-
-
-def shown(path: str | Path) -> str:
-    """A path for a message: bytes that are no UTF-8 as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def class_folders(top: str) -> list[str]:
@@ -287,7 +283,7 @@ def _write_index(listing: Listing, place: Path) -> None:
 def check_class_names(names: Sequence[str], where: str) -> None:
     """Raises DataError for names that are no UTF-8, or that differ in case or Unicode form only."""
     for name in names:
-        if shown(name) != name:
+        if writable(name) != name:
             raise DataError(f"the names of class folders must be UTF-8; {shown(where)} has {shown(name)}")
     for first, second in alike(names):
         raise DataError(

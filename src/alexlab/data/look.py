@@ -4,19 +4,18 @@ import hashlib
 import io
 import multiprocessing
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
 from alexlab.data.decode import FORMATS, decode, read
 from alexlab.data.listing import Problem
 from alexlab.data.manifest import Row
 from alexlab.errors import ImageError
 from alexlab.machine import num_cores
+from alexlab.progress import watched
 
 EXTENSIONS = {
     "JPEG": (".jpg", ".jpeg"),
@@ -67,12 +66,11 @@ class Seen:
 def look_at(root: str, rows: Sequence[Row]) -> list[Seen]:
     """Decodes every file, in as many processes as there are cores, with a progress bar in a terminal."""
     work = [(root, row) for row in rows]
-    silent = not sys.stdout.isatty()
     if len(rows) < FEW:
-        return [look(one) for one in track(work, "looking at the images", disable=silent, transient=True)]
+        return [look(one) for one in watched(work, "looking at the images")]
     with multiprocessing.get_context("fork").Pool(num_cores()) as pool:
         found = pool.imap(look, work, chunksize=16)
-        return list(track(found, "looking at the images", total=len(work), disable=silent, transient=True))
+        return list(watched(found, "looking at the images", len(work)))
 
 
 def look(work: tuple[str, Row]) -> Seen:

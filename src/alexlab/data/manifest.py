@@ -1,11 +1,13 @@
 """The one list of images that all commands write and read: a CSV file with a row for each image. Imports no torch."""
 
 import csv
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from alexlab.cells import restored, write_csv
 from alexlab.errors import DataError
 
 
@@ -38,11 +40,7 @@ COLUMNS = tuple("class" if column.name == "label" else column.name for column in
 
 def write_manifest(rows: Iterable[Row], path: Path) -> None:
     """Writes the rows; names that are no UTF-8 are kept as their bytes."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for row in rows:
-            writer.writerow("" if value is None else value for value in asdict(row).values())
+    write_csv(path, itertools.chain([COLUMNS], (asdict(row).values() for row in rows)), errors="surrogateescape")
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Iterator[Row]:
@@ -73,7 +71,7 @@ def _row(row: dict[str, str | None], where: str) -> Row:
         return int(text) if text else None
 
     def text(name: str) -> str:
-        return row.get(name) or ""
+        return restored(row.get(name) or "")
 
     if not text("path"):
         raise DataError(f"{where}: there is no path")

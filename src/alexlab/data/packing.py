@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -17,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset
 
 from alexlab.data.decode import FORMATS, check_size, decode, upright_size
 from alexlab.data.images import to_tensor
-from alexlab.data.listing import Listing, shown
+from alexlab.data.listing import Listing
 from alexlab.data.packed import Pack, PackedImages, pack_path
 from alexlab.errors import DataError, ImageError
 from alexlab.machine import num_cores
+from alexlab.progress import progress_bar
+from alexlab.shown import shown
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ class _Writer:
             multiprocessing_context="fork" if workers else None,
         )
         with (
-            Progress(disable=not sys.stdout.isatty(), transient=True) as bar,
+            progress_bar() as bar,
             marks.open("a") as mark,
             bad_path.open("a") as bads,
         ):

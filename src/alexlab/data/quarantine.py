@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexlab.data.listing import shown
 from alexlab.errors import ConfigError, DataError
+from alexlab.shown import shown
 
 MOVES = "moves.jsonl"
 

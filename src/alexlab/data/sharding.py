@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 
 from alexlab.data.decode import read, unreadable
 from alexlab.data.folder import Split, Splits
-from alexlab.data.listing import Paths, shown
+from alexlab.data.listing import Paths
 from alexlab.data.shards import INDEX, KIND, VERSION, Shard
 from alexlab.data.store import Store, check_place, is_url
 from alexlab.errors import ConfigError, DataError
 from alexlab.machine import num_cores
+from alexlab.progress import progress_bar
+from alexlab.shown import shown
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -146,7 +147,7 @@ class _Writer:
 
     def run(self, notes: Sequence[str]) -> dict[str, Any]:
         work = [(plan, name, span) for plan in self.plans for name, span in plan.shards()]
-        with Progress(disable=not sys.stdout.isatty(), transient=True) as bar, self.progress.open("a") as done:
+        with progress_bar() as bar, self.progress.open("a") as done:
             task = bar.add_task("writing shards", total=sum(len(span) for _, _, span in work))
             with ThreadPoolExecutor(num_cores()) as pool:
                 pending = [(name, span, pool.submit(self._write, plan, name, span)) for plan, name, span in work]

@@ -4,7 +4,7 @@ import csv
 import io
 from pathlib import Path
 
-from alexlab.data.listing import shown
+from alexlab.cells import CellWriter, restored, write_csv
 from alexlab.errors import ImageError
 
 COLUMNS = ("path", "code", "reason")
@@ -27,8 +27,8 @@ class Skipped:
             return
         self.known.add(error.path)
         line = io.StringIO()
-        csv.writer(line).writerow([shown(error.path), error.code, error.reason])
-        with self.path.open("a", encoding="utf-8") as file:
+        CellWriter(line).writerow([error.path, error.code, error.reason])
+        with self.path.open("a", newline="", encoding="utf-8", errors="shown") as file:
             file.write(line.getvalue())
 
     def finish(self) -> int:
@@ -36,7 +36,8 @@ class Skipped:
         if not self.path.exists():
             return 0
         with self.path.open(newline="", encoding="utf-8") as file:
-            rows = {row[0]: row for row in csv.reader(file) if row and row[0] != COLUMNS[0]}
-        with self.path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *(row for _, row in sorted(rows.items()))])
+            rows = {
+                row[0]: [restored(cell) for cell in row] for row in csv.reader(file) if row and row[0] != COLUMNS[0]
+            }
+        write_csv(self.path, [COLUMNS, *(row for _, row in sorted(rows.items()))])
         return len(rows)

@@ -1,18 +1,17 @@
 """Mean, spread and principal components of the colours of a split, for recipes that are told in terms of their data."""
 
 import json
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from alexlab.data.folder import Split
 from alexlab.errors import DataError, ImageError
 from alexlab.machine import num_cores
+from alexlab.progress import watched
 
 MAX_IMAGES = 10_000  # of a larger split so many, evenly spaced: the mean of as many images is right within .003
 
@@ -57,8 +56,7 @@ def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES, skip: 
     num_images = 0
     with ThreadPoolExecutor(num_cores()) as pool:
         moments = pool.map(lambda index: _moments(split, index, channels, skip), chosen)
-        bar = track(moments, "measuring colours", total=len(chosen), transient=True, disable=not sys.stdout.isatty())
-        for found in bar:
+        for found in watched(moments, "measuring colours", len(chosen)):
             if found is not None:
                 first, second, num_images = first + found[0], second + found[1], num_images + 1
     if not num_images:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.data import fetcher
-from alexlab.data.listing import shown
 from alexlab.errors import DataError
+from alexlab.shown import shown
 
 END_S = 5.0  # for which the program that fetches may take to end
 SCHEMES = ("s3", "gs", "az", "https", "http")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from alexlab.inside.layers import convolutions
+from alexlab.shown import plot_label
 
 COLUMNS = 16  # filters side by side, as in figure 3 of the paper
 MAX_MAPS = 48  # of a layer
@@ -52,12 +53,12 @@ def maps_plot(maps: Tensor, name: str) -> Any:
     axes.imshow(grid[0].numpy(), cmap="magma", interpolation="nearest")
     axes.set_axis_off()
     shown = f"the strongest {len(chosen)} of {len(maps)} maps" if len(chosen) < len(maps) else f"{len(maps)} maps"
-    axes.set_title(f"{name}: {shown}, {maps.shape[1]} x {maps.shape[2]}", fontsize=9)
+    axes.set_title(f"{plot_label(name)}: {shown}, {maps.shape[1]} x {maps.shape[2]}", fontsize=9)
     return figure
 
 
-def sheet(rows: Sequence[Sequence[tuple[np.ndarray, str]]], title: str = "") -> Any:
-    """Pictures, uint8 (H, W, C), with a line above each, in rows."""
+def sheet(rows: Sequence[Sequence[tuple[np.ndarray, Sequence[str]]]], title: str = "") -> Any:
+    """Pictures, uint8 (H, W, C), with some lines above each, in rows."""
     from matplotlib.figure import Figure
 
     columns = max(len(row) for row in rows)
@@ -68,9 +69,9 @@ def sheet(rows: Sequence[Sequence[tuple[np.ndarray, str]]], title: str = "") -> 
             axes = grid[place][column]
             axes.set_axis_off()
             if column < len(row):
-                pixels, words = row[column]
+                pixels, lines = row[column]
                 axes.imshow(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
-                axes.set_title(words, fontsize=7)
+                axes.set_title("\n".join(map(plot_label, lines)), fontsize=7)
     if title:
         figure.suptitle(title, fontsize=9)
     return figure

@@ -61,8 +61,8 @@ def _with_cams(trained: Trained, found: Answers, view: View, rows: Sequence[int]
     cells = []
     for image, cam, row in zip(images, cams, rows, strict=True):
         label, answer = (trained.names[number] for number in (found.labels[row], found.top[row, 0]))
-        words = f"{label} {found.own[row]:.2f}\n{os.path.basename(found.paths[row])}"
-        cells += [(_pixels(image), words), (overlaid(image, cam).numpy(), f"{answer} {found.probs[row, 0]:.2f}")]
+        lines = f"{label} {found.own[row]:.2f}", os.path.basename(found.paths[row])
+        cells += [(_pixels(image), lines), (overlaid(image, cam).numpy(), (f"{answer} {found.probs[row, 0]:.2f}",))]
     return sheet([cells[start : start + 6] for start in range(0, len(cells), 6)], title)
 
 
@@ -80,9 +80,9 @@ def one_image(trained: Trained, image: Tensor, title: str, num_answers: int = 3)
         probs = trained.inference.probs(image)[0].cpu()
     answers = probs.topk(min(num_answers, len(probs)))
     cams = grad_cam(trained.inference, image.expand(len(answers.indices), -1, -1, -1), answers.indices)
-    cells = [(_pixels(image[0]), os.path.basename(title))]
+    cells = [(_pixels(image[0]), (os.path.basename(title),))]
     for cam, answer, prob in zip(cams, answers.indices.tolist(), answers.values.tolist(), strict=True):
-        cells.append((overlaid(image[0], cam).numpy(), f"{trained.names[answer]} {prob:.3f}"))
+        cells.append((overlaid(image[0], cam).numpy(), (f"{trained.names[answer]} {prob:.3f}",)))
     figures = {"grad_cam": sheet([cells], "what speaks for the first answers (Grad-CAM)")}
     wanted = {name for name, _ in convolutions(trained.inference.net)}
     maps: dict[str, Tensor] = {}
@@ -128,11 +128,11 @@ def neighbours(
     near, distances = nearest(queries, matrix, num, metric)
     cells = []
     for place, row in enumerate(rows):
-        words = f"{trained.names[found.labels[row]]}\nanswer {trained.names[found.top[row, 0]]}"
-        cells.append([(_pixels(asked[place]), words)])
+        lines = trained.names[found.labels[row]], f"answer {trained.names[found.top[row, 0]]}"
+        cells.append([(_pixels(asked[place]), lines)])
         for training_row, distance in zip(near[place].tolist(), distances[place].tolist(), strict=True):
             pixels = _pixels(seen(train, training_row, trained, view))
-            cells[-1].append((pixels, f"{trained.names[train.labels[training_row]]}\n{distance:.3g}"))
+            cells[-1].append((pixels, (trained.names[train.labels[training_row]], f"{distance:.3g}")))
     title = (
         f"left: images of the split; right: the nearest training images, {metric} distance of the {matrix.shape[1]} "
         "values of the last hidden layer"

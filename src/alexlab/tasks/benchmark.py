@@ -11,6 +11,7 @@ from typing import Any
 from alexlab.errors import ConfigError
 from alexlab.nodes import bind
 from alexlab.overrides import as_typed
+from alexlab.shown import print_line
 
 SUITES = ("loader", "step", "fit", "start", "scale", "memory")
 NAMED = (*SUITES, "scale-model")  # the last one must be asked for
@@ -31,7 +32,6 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         AlexlabError: in one sentence.
     """
     from hydra.core.hydra_config import HydraConfig
-    from rich.console import Console
 
     from alexlab import build, cards
     from alexlab.benchmark import rows
@@ -40,6 +40,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.benchmark.settings import Arithmetic, Settings, write_subset
     from alexlab.data.settings import Data
     from alexlab.launch import Limits, launch, num_ranks, wanted_gpus
+    from alexlab.terminal import Terminal
     from alexlab.training import hush_lightning
 
     names = suites(config["suite"])
@@ -92,8 +93,8 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
             rows.write(results, about, run_dir)  # what has been measured is not lost when a later suite fails
     finally:
         shutil.rmtree(trained["data"]["cache_dir"], ignore_errors=True)
-    Console(width=None if Console().is_terminal else 200).print(rows.table(results, _title(about)))
-    print(os.path.relpath(run_dir / "benchmark.json"))
+    Terminal(width=None if Terminal().is_terminal else 200).print(rows.table(results, _title(about)))
+    print_line(os.path.relpath(run_dir / "benchmark.json"))
 
 
 def suites(word: str | list[str] | None) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.errors import ConfigError
+from alexlab.shown import print_line
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> float:
@@ -19,21 +20,20 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     Raises:
         AlexlabError: in one sentence.
     """
-    from rich.console import Console
-
     from alexlab import pages
     from alexlab.evaluation_page import evaluated
     from alexlab.runs import SKIPPED
+    from alexlab.terminal import Terminal
 
     trained, found, about, skipped = ask(config, run_dir)
     tables, parts = evaluated(found, trained.names, run_dir, about)
     for table in tables:
-        Console().print(table)
+        Terminal().print(table)
     pages.write_page(run_dir / "evaluation.html", f"{trained.about}: {about['split']}", parts)
     shown = os.path.relpath(run_dir)
     if skipped:
-        print(f"{skipped} images could not be read and were left out: {Path(shown) / SKIPPED}")
-    print(f"{shown}/evaluation.html, scores.json, classes.csv, confusion.csv, predictions.csv")
+        print_line(f"{skipped} images could not be read and were left out: {Path(shown) / SKIPPED}")
+    print_line(f"{shown}/evaluation.html, scores.json, classes.csv, confusion.csv, predictions.csv")
     return float(found.right.mean())
 
 

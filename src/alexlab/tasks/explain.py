@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.errors import ConfigError, DataError
+from alexlab.shown import print_line
 from alexlab.tasks import evaluate
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,8 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     if config["tensorboard"]:
         _to_tensorboard(trained, run_dir)
     shown = os.path.relpath(run_dir)
-    print(f"{int((~found.right).sum())} of {len(found.paths):,} images are mistaken")
-    print(f"{shown}/evaluation.html, {', '.join(f'{name}.png' for name in figures)}")
+    print_line(f"{int((~found.right).sum())} of {len(found.paths):,} images are mistaken")
+    print_line(f"{shown}/evaluation.html, {', '.join(f'{name}.png' for name in figures)}")
 
 
 def check(config: dict[str, Any]) -> None:

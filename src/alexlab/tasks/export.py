@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.errors import ConfigError, DataError
+from alexlab.shown import print_line
 from alexlab.tasks import evaluate
 
 
@@ -42,8 +43,8 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         raise
     size = path.stat().st_size / 1e6
     known = about(trained)
-    print(f"{os.path.relpath(path)}: {size:.1f} MB, {len(known['classes'])} classes, {known['input']}")
-    print(f"compared with the checkpoint on {len(images)} images: largest difference of a logit {difference:.3g}")
+    print_line(f"{os.path.relpath(path)}: {size:.1f} MB, {len(known['classes'])} classes, {known['input']}")
+    print_line(f"compared with the checkpoint on {len(images)} images: largest difference of a logit {difference:.3g}")
 
 
 def check(config: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """`python src/predict.py`: what a trained net says of images. Imports no torch at its top."""
 
-import csv
 import json
 import os
 from collections import Counter
@@ -8,7 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from alexlab.cells import CellWriter
 from alexlab.errors import ConfigError, DataError
+from alexlab.shown import print_line, writable
 
 MAX_ROWS = 20  # in the terminal
 
@@ -50,7 +51,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
             writers.write(prediction)
     writers.report(config["input"])
     names = [path.name for path in sorted(run_dir.iterdir()) if path.suffix in (".csv", ".jsonl", ".html")]
-    print(f"{os.path.relpath(run_dir)}: {', '.join(names)}")
+    print_line(f"{os.path.relpath(run_dir)}: {', '.join(names)}")
 
 
 class Writers:
@@ -76,7 +77,7 @@ class Writers:
         def opened(name: str) -> Any:
             return self.open_files.enter_context((self.out / name).open("w", newline="", encoding="utf-8"))
 
-        self.table, self.lines = csv.writer(opened("predictions.csv")), opened("predictions.jsonl")
+        self.table, self.lines = CellWriter(opened("predictions.csv")), opened("predictions.jsonl")
         self.table.writerow(["path", "answer", "prob", "others"])
         self.gallery = opened("gallery.html") if self.limit else None
         if self.gallery is not None:
@@ -100,17 +101,15 @@ class Writers:
 
     def write(self, prediction: Any) -> None:
         """Writes what the net says of one file."""
-        from alexlab.data.listing import shown
-
-        path = shown(prediction.path)
+        path = writable(prediction.path)
         if prediction.error is not None:
             if self.failed is None:
-                self.failed = csv.writer(self.opened("failed.csv"))
+                self.failed = CellWriter(self.opened("failed.csv"))
                 self.failed.writerow(["path", "code", "reason"])
             self.failed.writerow([path, prediction.error.code, prediction.error.reason])
             self.num_failed += 1
             return
-        answers = [self.names[answer] for answer in prediction.answers]
+        answers = [writable(self.names[answer]) for answer in prediction.answers]
         said = [{"class": name, "prob": round(prob, 6)} for name, prob in zip(answers, prediction.probs, strict=True)]
         others = " ".join(f"{each['class']}:{each['prob']}" for each in said[1:])
         self.table.writerow([path, answers[0], f"{prediction.probs[0]:.6f}", others])
@@ -135,8 +134,9 @@ class Writers:
         Raises:
             DataError: when there was not one image.
         """
-        from rich.console import Console
         from rich.table import Table
+
+        from alexlab.terminal import Terminal
 
         if not self.num_read:
             bad = (
@@ -151,11 +151,11 @@ class Writers:
             first.add_column(f"answer {place + 1}", overflow="fold")
         for path, said in self.rows:
             first.add_row(path, *(f"{each['class']} {each['prob']:.3f}" for each in said))
-        Console().print(first)
+        Terminal().print(first)
         if self.num_read > MAX_ROWS:
             counts = Table("answer", "images")
             for name, count in self.counts.most_common(MAX_ROWS):
                 counts.add_row(name, f"{count:,}")
-            Console().print(counts)
+            Terminal().print(counts)
         if self.num_failed:
-            print(f"{self.num_failed} files could not be read: {os.path.relpath(self.out / 'failed.csv')}")
+            print_line(f"{self.num_failed} files could not be read: {os.path.relpath(self.out / 'failed.csv')}")

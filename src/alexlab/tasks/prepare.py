@@ -7,6 +7,7 @@ from typing import Any
 
 from alexlab.errors import ConfigError, FoundError
 from alexlab.nodes import bind
+from alexlab.shown import print_line
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
@@ -34,39 +35,38 @@ def download(config: dict[str, Any], run_dir: Path) -> None:
     name = str(config["dataset"])
     out = Path(config["out"] or f"data/{name}")
     _print_counts(write_dataset(name, out, Path(config["downloads"])), out)
-    print(f"python src/train.py data.root={out}")
+    print_line(f"python src/train.py data.root={out}")
 
 
 def check(config: dict[str, Any], run_dir: Path) -> None:
     """Looks at every file, prints what was found, writes check.json, check.html and manifest.csv into the run folder."""
-    from rich.console import Console
-
     from alexlab.data import check_page
     from alexlab.data.check import check as look
     from alexlab.data.manifest import write_manifest
     from alexlab.data.quarantine import quarantine
+    from alexlab.terminal import Terminal
 
     if config["fix"] not in (None, "quarantine"):
         raise ConfigError(f"fix must be null or quarantine; got {config['fix']!r}")
     root = _root(config)
     findings = look(root, config["manifest"])
     for table in check_page.summary(findings):
-        Console().print(table)
+        Terminal().print(table)
     for note in findings.notes:
-        print(note)
+        print_line(note)
     write_manifest(findings.rows, run_dir / "manifest.csv")
     check_page.write_json(findings, run_dir / "check.json")
     check_page.write_page(findings, run_dir / "check.html")
-    print(f"{os.path.relpath(run_dir)}/check.html, check.json, manifest.csv")
+    print_line(f"{os.path.relpath(run_dir)}/check.html, check.json, manifest.csv")
     if config["fix"] and findings.unreadable:
         folder = Path(config["quarantine"] or f"{root.rstrip('/')}.quarantine")
         count = quarantine(root, findings.unreadable, folder)
-        print(
+        print_line(
             f"{count} files were moved to {folder}; python src/prepare.py action=restore quarantine={folder} moves them back"
         )
     if findings.problems:
         raise FoundError(check_page.counted(findings))
-    print(check_page.counted(findings))
+    print_line(check_page.counted(findings))
 
 
 def restore(config: dict[str, Any], run_dir: Path) -> None:
@@ -75,7 +75,7 @@ def restore(config: dict[str, Any], run_dir: Path) -> None:
 
     if config["quarantine"] is None:
         raise ConfigError("quarantine must be given: quarantine=DIR")
-    print(f"{move_back(Path(config['quarantine']))} files were moved back")
+    print_line(f"{move_back(Path(config['quarantine']))} files were moved back")
 
 
 def split(config: dict[str, Any], run_dir: Path) -> None:
@@ -88,10 +88,10 @@ def split(config: dict[str, Any], run_dir: Path) -> None:
     out = Path(config["out"] or f"{root.rstrip('/')}_split")
     _print_counts({name: len(rows) for name, rows in parts.items()}, out)
     if config["dry_run"]:
-        print("dry run: nothing was written")
+        print_line("dry run: nothing was written")
         return
     write_division(source, parts, out, config["how"])
-    print(f"python src/train.py data.root={out / 'split.csv' if config['how'] == 'manifest' else out}")
+    print_line(f"python src/train.py data.root={out / 'split.csv' if config['how'] == 'manifest' else out}")
 
 
 def pack(config: dict[str, Any], run_dir: Path) -> None:
@@ -124,8 +124,8 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
             anew=True,
         )
         size = (found.place / "images.npy").stat().st_size
-        print(f"{part.listing.folder or name}: {len(found):,} images, {size / 1e9:.2f} GB: {found.place}")
-    print(f"python src/train.py data.root={data.root} data.cache=packed data.image_size={data.image_size}")
+        print_line(f"{part.listing.folder or name}: {len(found):,} images, {size / 1e9:.2f} GB: {found.place}")
+    print_line(f"python src/train.py data.root={data.root} data.cache=packed data.image_size={data.image_size}")
 
 
 def shard(config: dict[str, Any], run_dir: Path) -> None:
@@ -150,8 +150,8 @@ def shard(config: dict[str, Any], run_dir: Path) -> None:
     )
     for name, about in index["splits"].items():
         count, size = sum(images for *_, images in about["shards"]), sum(size for _, size, _, _ in about["shards"])
-        print(f"{name}: {count:,} images of {root} in {len(about['shards'])} shards, {size / 1e9:.3g} GB")
-    print(f"python src/train.py data=streaming data.url={out}")
+        print_line(f"{name}: {count:,} images of {root} in {len(about['shards'])} shards, {size / 1e9:.3g} GB")
+    print_line(f"python src/train.py data=streaming data.url={out}")
 
 
 ACTIONS: dict[str, Callable[[dict[str, Any], Path], None]] = {
@@ -171,10 +171,11 @@ def _root(config: dict[str, Any]) -> str:
 
 
 def _print_counts(counts: dict[str, int], out: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from alexlab.terminal import Terminal
 
     table = Table("split", "images", title=os.fspath(out))
     for name, count in counts.items():
         table.add_row(name, f"{count:,}")
-    Console().print(table)
+    Terminal().print(table)

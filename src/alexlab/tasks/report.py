@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from alexlab.shown import print_line, without_markdown
+
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
     """Writes report.html, report.md, report.csv and pictures.
@@ -20,5 +22,6 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.report_page import write_report
 
     page = write_report([str(word) for word in config["runs"]], Path(config["out"] or run_dir))
-    print(page.with_name("report.md").read_text())
-    print(relative(page))
+    for line in page.with_name("report.md").read_text(encoding="utf-8").split("\n"):
+        print_line(without_markdown(line))
+    print_line(relative(page))

@@ -17,11 +17,11 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         ConfigError: when the image is too small for the net, or the numbers make no net.
     """
     import torch
-    from rich.console import Console
 
     from alexlab import build
     from alexlab.errors import ConfigError
     from alexlab.layers import layer_rows, layer_table, write_rows
+    from alexlab.terminal import Terminal
 
     size, channels = config["data"]["image_size"], config["model"]["in_channels"]
     num_classes = config["model"]["num_classes"] or config["num_classes"]
@@ -32,5 +32,5 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     except ValueError as error:
         raise ConfigError(str(error)) from error
     title = f"model={choices['model']}: {channels} channels, {size} x {size}, {num_classes} outputs"
-    Console(width=None if Console().is_terminal else 160).print(layer_table(rows, title))
+    Terminal(width=None if Terminal().is_terminal else 160).print(layer_table(rows, title))
     write_rows(rows, run_dir / "summary.csv")
