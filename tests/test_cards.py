@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from alexlab import cards
-from alexlab.cards import CorruptError, Card, Lock, code_state, data_state, holder
+from alexlab import cards, sweeps
+from alexlab.cards import Card, CorruptError, Lock, code_state, data_state, holder
 from alexlab.data.folder import find_splits
-from alexlab.errors import ConfigError, DataError
+from alexlab.errors import AlexlabError, ConfigError, DataError
 from alexlab.signals import Stopped
 from conftest import rows, write_images
 
@@ -50,21 +51,29 @@ def test_the_card_of_a_finished_run(train: Train, images: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("override", "error", "status", "reason", "code"),
+    ("override", "error", "words"),
     [
-        ("data.batch_size=99", ConfigError, "failed", "ConfigError: data.batch_size must not exceed", 1),
-        ("data.root=/nowhere", DataError, "failed", "DataError: data.root must be a folder", 3),
+        ("data.batch_size=99", ConfigError, "data.batch_size must not exceed"),
+        ("data.root=/nowhere", DataError, "data.root must be a folder"),
     ],
 )
-def test_the_card_of_a_failed_run(
-    train: Train, tmp_path: Path, override: str, error: type[Exception], status: str, reason: str, code: int
+def test_a_refused_run_leaves_no_record(
+    train: Train, tmp_path: Path, override: str, error: type[AlexlabError], words: str
 ) -> None:
-    with pytest.raises(error):
+    with pytest.raises(error, match=words) as caught:
         train(override)
+    assert caught.value.refused
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_the_record_of_a_failed_run(train: Train, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "copy")
+    (tmp_path / "copy/val/bee/001.png").write_bytes(b"no image")
+    with pytest.raises(DataError):
+        train(f"data.root={tmp_path / 'copy'}")
     found = card(tmp_path / "run")
-    assert found["status"] == status
-    assert found["reason"].startswith(reason)
-    assert found["exit_code"] == code
+    assert (found["status"], found["exit_code"]) == ("failed", 3)
+    assert found["reason"].startswith("ImageError: cannot read the image")
 
 
 def test_the_card_of_an_interrupted_run(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

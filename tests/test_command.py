@@ -112,7 +112,7 @@ def test_the_folder_of_a_sweep_is_claimed_whatever_its_words_refer_to(
         assert holder(folder) == str(os.getpid())
     with pytest.raises(SystemExit):
         started(f"hydra.sweep.dir={folder}", "seed=${nope}")
-    assert "optimizer.weight_decay=${optimizer.lr}; a sweep must have a folder of its own" in capsys.readouterr().err
+    assert "optimizer.weight_decay='${optimizer.lr}'; a sweep must have a folder of its own" in capsys.readouterr().err
 
 
 def test_a_run_under_torchrun_agrees_on_one_folder(images: Path, tmp_path: Path) -> None:

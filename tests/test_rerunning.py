@@ -17,7 +17,7 @@ Train = Callable[..., float | None]
 
 
 def again(first: Path, second: Path) -> None:
-    rerun = find_rerun([f"rerun={first}"])
+    rerun = find_rerun([f"rerun={first}", f"data.cache_dir={first.parent / 'cache'}"])
     assert rerun is not None
     second.mkdir()
     rerun.run(task.run, second)
@@ -77,9 +77,10 @@ def test_words(train: Train, tmp_path: Path) -> None:
 
 def test_the_command(train: Train, tmp_path: Path) -> None:
     train()
-    arguments = [sys.executable, str(ROOT / "src/train.py"), f"rerun={tmp_path / 'run'}"]
+    words = [f"rerun={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    arguments = [sys.executable, str(ROOT / "src/train.py"), *words]
     done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "the scores came out equal" in done.stdout
     (folder,) = tmp_path.glob("outputs/train/*/*_rerun_run")
-    assert Card(folder).read()["command"] == ["train.py", f"rerun={tmp_path / 'run'}"]
+    assert Card(folder).read()["command"] == ["train.py", *words]

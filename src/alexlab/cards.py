@@ -195,6 +195,11 @@ class Card:
             "hardware": hardware(),
         }
         before = self._stored()
+        try:
+            checked(before, self.path)
+        except CorruptError:
+            before = {}
+            self.path.unlink(missing_ok=True)
         self.update(
             status=RUNNING,
             reason=None,

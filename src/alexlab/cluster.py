@@ -211,10 +211,10 @@ class _Submitted:
 
         if self.attached:  # the folder may be a stranger's, and a result is a pickle
             found = sweeps.earlier(self.job.folder)
-            ended = found.state is not None and not found.held
-            self.job.end(
-                found.state if ended else FAILED, score=found.score, cause=found.cause if ended else self._cause()
-            )
+            if found.state is None or found.held:
+                self.job.end(FAILED, cause=self._cause())
+            else:
+                self.job.end(found.state, score=found.score, cause=found.cause)
             return
         try:
             if self.ended_s and not self.handle.paths.result_pickle.exists():

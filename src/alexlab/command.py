@@ -76,7 +76,7 @@ def run_command(name: str) -> None:
             nobody_reads()
         except Exception as error:
             if isinstance(error, AlexlabError) and error.refused:
-                print(error, file=sys.stderr)
+                print_line(error, file=sys.stderr)
             elif isinstance(error, AlexlabError):
                 log.log(logging.INFO if isinstance(error, PrunedError) else logging.ERROR, "%s", error)
             else:

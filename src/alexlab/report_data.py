@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import logging
 import math
 import os
 import statistics
@@ -13,6 +14,8 @@ from typing import Any
 from alexlab.cards import FINISHED, Card
 from alexlab.errors import ConfigError
 from alexlab.runs import CARD, EARLIER, METRICS
+
+log = logging.getLogger(__name__)
 
 # Keys that say where a run was made and how it was watched, not what it is.
 NO_DIFFERENCE = (
@@ -126,12 +129,40 @@ def _parts(text: str) -> Iterator[str]:
     yield word
 
 
+def readable_runs(folders: Sequence[Path]) -> list[Run]:
+    """Return the runs in folders, some of which may still be running; those with corrupt files are logged and left out.
+
+    Raises:
+        ConfigError: when none can be read.
+    """
+    runs, problems = [], []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except ConfigError as error:
+            problems.append(error)
+    if not runs and problems:
+        raise problems[0]
+    for problem in problems:
+        log.warning("left out: %s", problem)
+    return runs
+
+
 def read_run(folder: Path) -> Run:
-    """A run from its folder; it may still be running."""
+    """Return a run from its folder.
+
+    Raises:
+        ConfigError: when one of its files is corrupt.
+    """
     epochs: list[dict[str, float]] = []
-    if (folder / METRICS).is_file():
-        with (folder / METRICS).open(newline="") as file:
-            epochs = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    path = folder / METRICS
+    try:
+        if path.is_file():
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            epochs = [{str(name): float(value) for name, value in row.items() if value} for row in rows]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ConfigError(f"{path} is corrupt: {error}") from error
     return Run(folder, Card(folder).read(), epochs)
 
 

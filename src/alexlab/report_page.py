@@ -17,7 +17,7 @@ from alexlab.report_data import (
     grouped,
     key_values,
     ranking,
-    read_run,
+    readable_runs,
     relative,
 )
 from alexlab.runs import LOGS
@@ -40,7 +40,7 @@ def write_report(words: Sequence[str], out: Path) -> Path:
     Raises:
         ConfigError: when there are no runs.
     """
-    runs = [read_run(folder) for folder in find_runs(words)]
+    runs = readable_runs(find_runs(words))
     keys = differing_keys(runs)
     groups = grouped(runs, keys)
     ranked, clear = ranking(groups)
