@@ -44,29 +44,33 @@ STOCK: dict[str, tuple[Callable[..., Any], int]] = {
     "R4": (files.stock_killed_in_save, 50),
     "E1": (stock.uneven, 16),
 }
-# name -> what, the tests that count it: a file and the beginning of their names
-TESTS: dict[str, tuple[str, str, str]] = {
+# name -> what, and the tests that count it: files, each with a pattern for the beginning of their names
+TESTS: dict[str, tuple[str, dict[str, str]]] = {
     "R9": (
         "a loss, gradient or weight that is not finite: ends at that step, its images listed, none of it saved",
-        "test_not_finite.py",
-        "test_",
+        {"test_not_finite.py": "test_"},
     ),
     "E1": (
         "1 to 17 images on 1, 2 and 3 ranks: the counts are those of one process",
-        "test_exact_scores.py",
-        "test_the_counts",
+        {"test_exact_scores.py": "test_the_counts"},
     ),
     "S1": (
-        "malicious configs: refused before any import",
-        "test_trust.py",
-        "test_(a_malicious_config|a_sweep|the_command|only|a_target)",
+        "sweep folders that name a class, a resolver or a key of Hydra: refused, nothing executed",
+        {"test_attacks.py": "test_(a_sweep_record|a_corrupt_sweep|text_in|what_hydra|a_journal)"},
     ),
-    "S2": (
-        "malicious and growing checkpoints, and one cut at every 1 %: refused in a sentence",
-        "test_trust.py",
-        "test_a_(malicious_)?checkpoint",
+    "S4": (
+        "configs and checkpoints with a class where none belongs, or another than its place takes: refused before any import",
+        {
+            "test_trust.py": "test_(a_malicious_config|the_command|only|a_target|a_malicious_checkpoint)",
+            "test_attacks.py": "test_a_(class|model)",
+        },
     ),
-    "D3": ("files of at most 1 MB, large or damaged: within 1 GB and 10 s", "data/test_bombs.py", "test_"),
+    "S7": (
+        "run folders that lead elsewhere, by their config or by links: refused, nothing written outside",
+        {"test_attacks.py": "test_(a_resumed_run|made_data|links)"},
+    ),
+    "H8": ("run records of the wrong shape: named", {"test_cards.py": "test_a_corrupt_record"}),
+    "D3": ("files of at most 1 MB, large or damaged: within 1 GB and 10 s", {"data/test_bombs.py": "test_"}),
 }
 
 
@@ -74,7 +78,7 @@ def tested(names: list[str]) -> list[Figure]:
     """The figures that tests count, in one process of their own."""
     with tempfile.TemporaryDirectory(prefix="chaos_") as folder:
         listed = Path(folder) / "tests.xml"
-        files = sorted({str(ROOT / "tests" / TESTS[name][1]) for name in names})
+        files = sorted({str(ROOT / "tests" / file) for name in names for file in TESTS[name][1]})
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={listed}", *files]
         start_s = time.monotonic()
         subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
@@ -82,9 +86,13 @@ def tested(names: list[str]) -> list[Figure]:
         cases = list(ElementTree.parse(listed).iter("testcase"))
     found = []
     for name in names:
-        what, file, pattern = TESTS[name]
-        module = "tests." + file.removesuffix(".py").replace("/", ".")
-        own = [case for case in cases if case.get("classname") == module and re.match(pattern, case.get("name", ""))]
+        what, patterns = TESTS[name]
+        modules = {"tests." + file.removesuffix(".py").replace("/", "."): begin for file, begin in patterns.items()}
+        own = [
+            case
+            for case in cases
+            if (begin := modules.get(case.get("classname", ""))) and re.match(begin, case.get("name", ""))
+        ]
         passed = sum(not any(child.tag in ("failure", "error", "skipped") for child in case) for case in own)
         found.append(Figure(name, what, passed, len(own), took_s=took_s / len(names)))
     return found
