@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from alexlab.data.folder import Splits
-from alexlab.data.listing import END, Paths
+from alexlab.data.paths import END, Paths
 from alexlab.errors import ConfigError
 from alexlab.machine import num_cores
 from alexlab.runs import CARD, DIFF, LOCK

@@ -9,7 +9,8 @@ import pytest
 
 from alexlab.data import listing
 from alexlab.data.folder import find_splits, scan
-from alexlab.data.listing import Paths, identity, list_images, shown
+from alexlab.data.listing import identity, list_images, shown
+from alexlab.data.paths import Paths
 from alexlab.errors import DataError
 from conftest import write_images
 

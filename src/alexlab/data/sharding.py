@@ -17,7 +17,8 @@ from rich.progress import Progress
 
 from alexlab.data.decode import read, unreadable
 from alexlab.data.folder import Split, Splits
-from alexlab.data.listing import Paths, shown
+from alexlab.data.listing import shown
+from alexlab.data.paths import Paths
 from alexlab.data.shards import INDEX, KIND, VERSION, Shard
 from alexlab.data.store import Store, check_place, is_url
 from alexlab.errors import ConfigError, DataError
