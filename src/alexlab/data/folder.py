@@ -71,12 +71,20 @@ class Split:
 
     def size(self, index: int) -> int:
         """The bytes of an image's file; -1 where it is not there."""
+        return self.state(index)[0]
+
+    def state(self, index: int) -> tuple[int, int, int]:
+        """Return the size of an image's file and when it was modified and changed, in ns; -1 if it is not there.
+
+        Tools that copy set the first time back, nobody sets the second.
+        """
         if self.lengths is not None:
-            return int(self.lengths[index])
+            return int(self.lengths[index]), 0, 0
         try:
-            return os.stat(self.place(index)).st_size
+            status = os.stat(self.place(index))
         except OSError:
-            return -1
+            return -1, -1, -1
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def decoded(self, index: int, channels: int) -> np.ndarray:
         """An image, uint8 (H, W, channels).

@@ -271,7 +271,7 @@ def _read_index(place: Path, root: str, folder: str) -> Listing | None:
         if len(labels) != len(ends) - 1 or len(block) != ends[-1]:
             return None
         rest = [about[name] for name in ("ignored", "folders", "litter", "special")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
         return None
     return Listing(root, folder, about["classes"], Paths(block, ends), labels, *rest)
 

@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from alexlab.data.folder import check_root
 from alexlab.data.listing import shown
-from alexlab.errors import ConfigError, DataError
+from alexlab.errors import ConfigError, DataError, DiskError
 
 MOVES = "moves.jsonl"
 
@@ -64,11 +65,12 @@ def restore(root: str, folder: Path) -> int:
         ConfigError: when the folder is no quarantine.
         DataError: by line, when a file would not move from the quarantine to the same path below root, or another file has
             taken its place; then nothing is moved.
+        DiskError: when a file cannot be moved; the same call moves the rest.
     """
     if not (folder / MOVES).is_file():
         raise ConfigError(f"quarantine must be a folder that fix=quarantine has made; {folder} has no {MOVES}")
     check_root(root)
-    paths: list[str] = []
+    paths: dict[str, str] = {}
     for number, line in enumerate((folder / MOVES).read_bytes().splitlines(), start=1):
         where = f"{shown(folder / MOVES)}, line {number}"
         path = _restorable(line, root, where)
@@ -76,20 +78,26 @@ def restore(root: str, folder: Path) -> int:
             continue  # moved back by an earlier call, or never moved
         if not inside(os.path.join(root, path), root) or not inside(str(folder / path), str(folder)):
             raise DataError(f"{where}: {shown(path)} must lie in its folder; a link leads out of it")
-        if (folder / path).is_dir() and not (folder / path).is_symlink():
-            raise DataError(f"{where}: {shown(path)} must be a file; it is a folder")
+        if stat.S_IFMT(os.lstat(folder / path).st_mode) not in (stat.S_IFREG, stat.S_IFLNK):
+            raise DataError(f"{where}: {shown(path)} must be a file; it is a folder or a special file")
         if os.path.lexists(os.path.join(root, path)):
             raise DataError(
                 f"{where}: the place of a file in quarantine must be free; there is another file at "
                 f"{shown(os.path.join(root, path))}"
             )
-        paths.append(path)
-    for path in dict.fromkeys(paths):
-        target = os.path.join(root, path)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        shutil.move(folder / path, target)
-    (folder / MOVES).unlink()
-    return len(set(paths))
+        paths[path] = where
+    for path, where in paths.items():
+        if any(str(parent) in paths for parent in Path(path).parents):
+            raise DataError(f"{where}: {shown(path)} lies below another file that is listed")
+    try:
+        for path in paths:
+            target = os.path.join(root, path)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.move(folder / path, target)
+        (folder / MOVES).unlink()
+    except OSError as error:
+        raise DiskError(f"cannot move the files back to {shown(root)}: {error}") from error
+    return len(paths)
 
 
 def _restorable(line: bytes, root: str, where: str) -> str:

@@ -13,8 +13,8 @@ from alexlab.errors import DataError
 DELIMITERS = ",;\t"
 # Columns under the names that other people give them.
 NAMES = {
-    "path": ("path", "file", "filename", "filepath", "image", "image_path"),
-    "class": ("class", "label", "category", "target", "class_name"),
+    "path": ("path", "file", "filename", "image"),
+    "class": ("class", "label", "category", "target"),
     "split": ("split", "subset"),
 }
 
