@@ -5,13 +5,14 @@ import glob
 import io
 import logging
 import os
+import re
 import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def find_files(wanted: str) -> Iterator[str]:
     if wanted == "-":
         if sys.stdin is None:
             raise DataError("input=- reads a list from the standard input, which is closed")
-        return listed_files(sys.stdin.buffer)
+        return listed_files(cast(io.BufferedReader, sys.stdin.buffer))
     if os.path.isdir(wanted):
         return _below(wanted, set())
     if os.path.exists(wanted):
@@ -107,8 +108,9 @@ def _decoded(paths: Iterable[bytes], end: bytes) -> Iterator[str]:
 
 def _matching(pattern: str) -> Iterator[str]:
     deep, visited = "**" in pattern, set[tuple[int, int]]()
+    typed = len(re.split(r"[*?\[]", pattern)[0].rpartition("/")[0])
     for path in sorted(glob.iglob(pattern, recursive=True)):
-        if hidden(os.path.basename(path)):
+        if any(map(hidden, path[typed:].split("/"))):
             continue
         if not os.path.isdir(path):
             yield path
