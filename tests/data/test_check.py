@@ -333,7 +333,11 @@ def test_litter_and_special_files_are_named(clean: Path) -> None:
     findings = check(str(clean))
     assert found(findings) == [("special_file", "train/a/null.png"), ("special_file", "train/a/pipe.jpg")]
     assert findings.problems[1].text == "is left out: it is a FIFO, and only regular files are read"
-    assert findings.notes == ["left out in train: 1 @eaDir", "left out in val: 1 lost+found"]
+    assert findings.notes == [
+        f"{clean}: hidden files and folders are left out: 1 #recycle",
+        "left out in train: 1 @eaDir",
+        "left out in val: 1 lost+found",
+    ]
 
 
 def test_a_manifest_is_compared_and_asked_for(clean: Path, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alexlab.data.listing import IMAGE_EXTENSIONS, class_folders, shown
+from alexlab.data.names import counted, hidden, litter_kind
 from alexlab.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -78,7 +80,7 @@ def find_layout(root: str, named: Mapping[str, str | None] | None = None) -> Lay
     if not any(_folders_in(root, name) for name in splits):
         return Layout({}, _unclear_classes(root, splits, others))
     problem = _unclear_splits(root, found, others)
-    notes = []
+    notes = _litter(root)
     if any([name] != names for name, names in found.items()):
         notes.append(f"the splits of {shown(root)} are {_pairs(found)}")
     if others:
@@ -105,8 +107,15 @@ def _named(root: str, chosen: Mapping[str, str], folders: Sequence[str]) -> Layo
                 )
     used = {folder.split(os.sep)[0] for folder in found.values()}
     others = [] if "" in used else [name for name in folders if name not in used]
-    notes = [f"not used in {shown(root)}: {_listed(others)}"] if others else []
+    notes = [] if "" in used else _litter(root)
+    if others:
+        notes.append(f"not used in {shown(root)}: {_listed(others)}")
     return Layout({split: [folder] for split, folder in found.items()}, None, notes)
+
+
+def _litter(root: str) -> list[str]:
+    counts = Counter(litter_kind(name) for name in os.listdir(root) if hidden(name))
+    return [f"{shown(root)}: hidden files and folders are left out: {counted(counts)}"] if counts else []
 
 
 def _unclear_classes(root: str, splits: Sequence[str], others: Sequence[str]) -> str | None:
@@ -142,6 +151,7 @@ def _unclear_splits(root: str, found: Mapping[str, Sequence[str]], others: Seque
 
 def _problem(root: str, reason: str, names: Sequence[str]) -> str:
     likely = {str(split_of(name) or _hint(name)): name for name in reversed(names)}
+    likely.setdefault("train", "FOLDER")
     typed = " ".join(f"data.splits.{split}={shown(likely[split])}" for split in SPLITS if split in likely)
     return (
         f"it must be clear which folders of {shown(root)} are splits: {reason}. Name them, such as {typed}, or "
