@@ -1,4 +1,4 @@
-"""What a trained net says of files that nobody has labelled: one after the other, in constant memory."""
+"""What a trained net says of files that nobody has labelled: one after the other, some batches at a time."""
 
 import codecs
 import glob
