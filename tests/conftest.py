@@ -67,6 +67,14 @@ def write_images(root: Path, counts: dict[str, int], *, size: int = 70, seed: in
     return root
 
 
+def replace_unseen(path: Path) -> None:
+    """Changes a byte of a file in place and sets its times back, as a copy that keeps times may do."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[-30] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes: 24 training, 11 validation and 7 test images; the last two are odd on purpose."""

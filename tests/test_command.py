@@ -115,6 +115,21 @@ def test_the_folder_of_a_sweep_is_claimed_whatever_its_words_refer_to(
     assert "optimizer.weight_decay='${optimizer.lr}'; a sweep must have a folder of its own" in capsys.readouterr().err
 
 
+def test_relative_paths_are_those_of_where_the_command_was_typed(tmp_path: Path) -> None:
+    write_images(tmp_path / "small", {"a": 3, "b": 3})
+    for root, words in (("small", "train"), ("smll", f"there is no such folder (looked for {tmp_path}/smll)")):
+        result = subprocess.run(
+            [sys.executable, ROOT / "src/prepare.py", "action=split", f"data.root={root}", "hydra.job.chdir=true"],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert (result.returncode, words in result.stdout + result.stderr) == (0 if root == "small" else 3, True)
+    assert len(list((tmp_path / "small_split").rglob("*.png"))) == 6
+
+
 def test_a_run_under_torchrun_agrees_on_one_folder(images: Path, tmp_path: Path) -> None:
     arguments = [
         f"data.root={images}",

@@ -3,6 +3,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,32 @@ def test_a_divided_folder_with_other_classes(trained_run: Path, tmp_path: Path) 
         DataError, match=r"every class must be in the checkpoint; .* has dog, the checkpoint has ant, bee, cat"
     ):
         chosen_split(trained, settings, "train", own=False)
+
+
+def test_folders_that_are_named_as_splits(trained_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    trained = load_trained(str(trained_run))
+    root = write_images(tmp_path / "b", {"Testing/cat": 2, "Testing/ant": 1, "cat": 3, "ant": 3})
+    settings = Data(**{**trained.config["data"], "root": str(root)})
+    for wanted in (None, "test", "all"):
+        with pytest.raises(
+            DataError, match=r"Testing is named like a split, ant, cat like a class.*data.splits.test=Testing"
+        ):
+            chosen_split(trained, settings, wanted, own=False)
+    name, split = chosen_split(trained, replace(settings, splits={"test": "Testing"}), None, own=False)
+    assert (name, split.counts()) == ("test", [1, 0, 2])
+    assert f"data: not used in {root}: ant, cat" in caplog.messages
+    shutil.rmtree(root / "cat")
+    shutil.rmtree(root / "ant")
+    name, split = chosen_split(trained, settings, None, own=False)
+    assert (name, len(split)) == ("test", 3)
+    assert f"data: the splits of {root} are test=Testing" in caplog.messages
+
+
+def test_the_splits_of_a_run_are_not_those_of_another_folder(evaluate: Evaluate, tmp_path: Path) -> None:
+    root = write_images(tmp_path / "other", {"x/cat": 1, "x/bee": 2, "y/cat": 4})
+    out = evaluate(f"data.root='{root}'", "data.splits.test=x")
+    assert len(rows(out / "predictions.csv")) == 3
 
 
 def test_words_of_what_cannot_be_scored(evaluate: Evaluate, trained_run: Path, tmp_path: Path) -> None:

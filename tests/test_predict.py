@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from alexlab import build
 from alexlab.data.decode import decode
 from alexlab.data.images import to_tensor
 from alexlab.errors import ConfigError, DataError
-from alexlab.predicting import find_files, predictions
+from alexlab.predicting import find_files, listed_files, predictions
 from alexlab.tasks.predict import run
 from alexlab.trained import load_trained
 from conftest import plain, rows, write_images
@@ -36,7 +37,7 @@ def predict(trained_run: Path, tmp_path: Path) -> Predict:
 def test_a_folder(predict: Predict, trained_run: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = predict(f"input='{images / 'val'}'", "top_k=2", "batch_size=4")
     found = {row["path"]: row for row in rows(out / "predictions.csv")}
-    assert sorted(found) == sorted(str(path) for path in (images / "val").rglob("*.png"))
+    assert list(found) == sorted(str(path) for path in (images / "val").rglob("*.png"))
     trained = load_trained(str(trained_run))
     view = build.eval_view(trained.config)
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
@@ -56,6 +57,60 @@ def test_a_folder(predict: Predict, trained_run: Path, images: Path, capsys: pyt
     assert "answer 2" in capsys.readouterr().out
 
 
+def stream(content: bytes) -> io.BufferedReader:
+    return io.BufferedReader(io.BytesIO(content))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a.png\né 文.png\n".encode(),
+        "a.png\r\né 文.png\r\n\r\n".encode(),
+        "\ufeffa.png\né 文.png".encode(),
+        "a.png\0é 文.png\0".encode(),
+        *("\ufeffa.png\r\né 文.png\r\n".encode(f"utf-16-{order}") for order in ("le", "be")),
+        *("a.png\né 文.png\n".encode(f"utf-16-{order}") for order in ("le", "be")),
+    ],
+)
+def test_lists_as_programs_write_them(content: bytes) -> None:
+    assert list(listed_files(stream(content))) == ["a.png", "é 文.png"]
+
+
+def test_a_list_is_read_as_it_arrives() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as target:
+        found = listed_files(source)
+        target.write(b"a\nb.png\0c.p")
+        assert next(found) == "a\nb.png"
+        target.write(b"ng\0\xff.png\0")
+        assert [next(found), next(found)] == ["c.png", "\udcff.png"]
+
+
+def test_a_glob_that_names_folders(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "root", {"b/deep": 1, "a": 2, ".": 1, "@eaDir": 1})
+    names = ["000.png", "a/000.png", "a/001.png", "b/deep/000.png"]
+    assert list(find_files(f"{root}/*")) == [f"{root}/{name}" for name in names]
+    assert list(find_files(f"{root}/**/*.png")) == [f"{root}/{name}" for name in names]
+    assert list(find_files(f"{root}/**")) == [f"{root}/{name}" for name in names]
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_images(tmp_path / "root", {"a": 2, "a-b": 1, "a0/c": 1, "a/@eaDir": 1, ".": 1})
+    write_images(tmp_path, {"far": 2})
+    (root / "000.png").rename(root / "a-.png")
+    (root / "a1").symlink_to(tmp_path / "far")
+    (root / "a2").symlink_to(root / "a")
+    os.mkfifo(root / "pipe.jpg")
+    (root / "zero.jpg").symlink_to("/dev/zero")
+    expected = ["a-.png", "a-b/000.png", "a/000.png", "a/001.png", "a0/c/000.png", "a1/000.png", "a1/001.png"]
+    assert list(find_files(str(root))) == sorted(f"{root}/{name}" for name in expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{root}/a2 is left out: it leads to a folder that was already read",
+        f"{root}/pipe.jpg is left out: it is a FIFO, and only regular files are read",
+        f"{root}/zero.jpg is left out: it is a device, and only regular files are read",
+    ]
+
+
 def test_a_file_a_glob_and_a_list(predict: Predict, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = images / "val/ant/000.png"
     assert [row["path"] for row in rows(predict(f"input='{file}'") / "predictions.csv")] == [str(file)]
@@ -63,7 +118,7 @@ def test_a_file_a_glob_and_a_list(predict: Predict, images: Path, monkeypatch: p
     assert len(rows(by_glob / "predictions.csv")) == 6
     deep = predict(f"input='{images}/**/000.png'", folder="c")
     assert len(rows(deep / "predictions.csv")) == 9
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{file}\n\n{images}/val/bee/001.png\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream(f"{file}\n\n{images}/val/bee/001.png\n".encode())))
     listed = predict("input='-'", folder="d")
     assert [row["path"] for row in rows(listed / "predictions.csv")] == [str(file), f"{images}/val/bee/001.png"]
 
@@ -138,7 +193,7 @@ def test_names_shown_and_views(predict: Predict, images: Path, tmp_path: Path) -
 
 
 def test_words(predict: Predict, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="input must be a file, a folder, a glob or -; there is no nowhere"):
+    with pytest.raises(DataError, match=r"a folder, a glob or -; there is no nowhere \(looked for /.*/nowhere\)"):
         predict("input=nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"input=.*/empty must name images; there is none"):

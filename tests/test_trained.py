@@ -129,6 +129,15 @@ def test_names_shown(tmp_path: Path) -> None:
             (tmp_path / "names.json").unlink()
         with pytest.raises(ConfigError, match=words):
             read_class_names(tmp_path / "names.json")
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "names.json").write_text('{"n02": "Hündin"}', encoding=encoding)
+        assert read_class_names(tmp_path / "names.json") == {"n02": "Hündin"}
+    (tmp_path / "names.json").write_text('{"n02": "Hündin"}', encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"class_names must be a JSON file in UTF-8; .* is not: 'utf-8' codec"):
+        read_class_names(tmp_path / "names.json")
+    (tmp_path / "names.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="class_names must be a JSON file"):
+        read_class_names(tmp_path / "names.json")
 
 
 def test_names_of_a_run_travel_with_it(train: Callable[..., float | None], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A trained net and labelled images: which ones, and what it says of each."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from alexlab.data.folder import SPLIT_FOLDERS, Split, relabelled, scan
+from alexlab.data.folder import Split, check_root, relabelled, scan
 from alexlab.data.images import ImageSplit
-from alexlab.data.listing import class_folders
+from alexlab.data.layout import find_layout
 from alexlab.data.settings import Data
 from alexlab.data.skipped import Skipped
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference import Inference
-from alexlab.shown import shown
 from alexlab.trained import NO_DATA, Trained
+
+log = logging.getLogger(__name__)
 
 TOP = 5
 SPLITS = ("val", "test", "train", "all")
@@ -82,37 +84,40 @@ def chosen_split(trained: Trained, settings: Data, wanted: str | None, *, own: b
         raise ConfigError(
             f"{trained.path} knows of no data; data.root=DIR names a folder of images, one folder per class"
         )
-    cache_dir = Path(settings.cache_dir)
     if settings.root is None:
         return _of_splits(trained, settings, wanted, owner)
     if not os.path.exists(settings.root) and settings.make is None:
-        more = "the data of the run is gone" if own else "there is no such folder"
-        raise DataError(f"data.root must be a folder of images; got {shown(settings.root)!r}: {more}")
-    folders = {name: _folder(settings.root, places) for name, places in SPLIT_FOLDERS.items()}
-    divided = any(folders.values())
-    if not own and not divided and wanted in (None, "all") and os.path.isdir(settings.root):
-        return "all", scan(settings.root, "", trained.classes, cache_dir, owner=owner)
-    if divided and not folders["train"]:  # a folder with a test split alone, say
-        name = wanted or next(name for name in ("test", "val") if folders[name])
-        if folders.get(name) is None:
-            have = ", ".join(found for found, place in folders.items() if place)
-            raise DataError(f"{settings.root} has no split {name}; it has {have}")
-        return name, scan(settings.root, folders[name] or "", trained.classes, cache_dir, owner=owner)
+        check_root(settings.root, missing="the data of the run is gone" if own else "there is no such folder")
+    if os.path.isdir(settings.root):
+        layout = find_layout(settings.root, settings.splits)
+        if not own and not layout.folders and layout.problem is None and wanted in (None, "all"):
+            return "all", _scanned(trained, settings, "", [], owner)
+        if layout.folders and layout.folder("train") is None:  # a folder with a test split alone, say
+            name = wanted or next(name for name in ("test", "val") if name in layout.folders)
+            folder = layout.folder(name)
+            if folder is None:
+                raise DataError(f"{settings.root} has no split {name}; it has {', '.join(layout.folders)}")
+            return name, _scanned(trained, settings, folder, layout.notes, owner)
     return _of_splits(trained, settings, wanted, owner)
 
 
+def _scanned(trained: Trained, settings: Data, folder: str, notes: Sequence[str], owner: str) -> Split:
+    found = list(notes)
+    split = scan(str(settings.root), folder, trained.classes, Path(settings.cache_dir), found, owner)
+    for note in found:
+        log.info("data: %s", note)
+    return split
+
+
 def _of_splits(trained: Trained, settings: Data, wanted: str | None, owner: str) -> tuple[str, Split]:
-    splits = dict(settings.find_splits().named())
+    found = settings.find_splits()
+    for note in found.notes:
+        log.info("data: %s", note)
+    splits = dict(found.named())
     name = wanted or ("test" if "test" in splits else "val")
     if name not in splits:
         raise DataError(f"{settings.place} has no split {name}; it has {', '.join(splits)}")
     return name, relabelled(splits[name], trained.classes, owner)
-
-
-def _folder(root: str, places: Sequence[str]) -> str | None:
-    """The folder of a split that holds class folders."""
-    found = [place for place in places if os.path.isdir(os.path.join(root, place))]
-    return next((place for place in found if class_folders(os.path.join(root, place))), None)
 
 
 class Item:

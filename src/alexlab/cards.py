@@ -25,7 +25,7 @@ import numpy as np
 
 from alexlab.data.decode import read
 from alexlab.data.folder import Splits
-from alexlab.data.listing import END, Paths
+from alexlab.data.paths import END, Paths
 from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.machine import num_cores
 from alexlab.runs import CARD, DIFF, LOCK

@@ -20,10 +20,12 @@ def read_class_names(path: str | Path) -> dict[str, str]:
         ConfigError: when there is no such file, or it is no object of texts.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_bytes())  # as UTF-8 or UTF-16, with or without a byte order mark
     except OSError as error:
         raise ConfigError(f"class_names must be a JSON file; cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"class_names must be a JSON file in UTF-8; {path} is not: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"class_names must be a JSON file; {path} is none: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise ConfigError(f'class_names={path} must map folder names to names shown: {{"n02084071": "dog", ...}}')

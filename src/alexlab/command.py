@@ -68,6 +68,8 @@ def run_command(name: str) -> None:
     sweeps.checks.append(lambda config: check_job(name, config))
 
     def job(config: DictConfig) -> float | None:
+        # Relative paths are those of the folder where the command was typed, with hydra.job.chdir=true too.
+        os.chdir(HydraConfig.get().runtime.cwd)
         try:
             if is_for_a_cluster():
                 return submit(name, config, earlier, typed)

@@ -29,6 +29,7 @@ PATH_KEYS = (
     "peer",  # a command line
     "image",
     "neighbours.root",
+    *("data.splits.train", "data.splits.val", "data.splits.test"),
 )
 # A value must be of the kind of the default that it replaces, except where Lightning takes several kinds.
 OPEN_KEYS = ("trainer.devices", "trainer.fast_dev_run", "trainer.deterministic")

@@ -1,23 +1,31 @@
-"""What a trained net says of files that nobody has labelled: one after the other, in constant memory."""
+"""What a trained net says of files that nobody has labelled: one after the other, some batches at a time."""
 
+import codecs
 import glob
+import io
+import logging
 import os
+import re
+import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from alexlab.data.decode import decode
 from alexlab.data.images import to_tensor
-from alexlab.data.listing import IMAGE_EXTENSIONS
+from alexlab.data.listing import IMAGE_EXTENSIONS, SPECIAL, file_kind
+from alexlab.data.names import hidden
 from alexlab.errors import DataError, ImageError
 from alexlab.inference import Inference
 from alexlab.shown import shown
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,37 +46,109 @@ class Prediction:
 
 
 def find_files(wanted: str) -> Iterator[str]:
-    """The files that a word names, in the order of the file system: none of their names is kept.
+    """Yield the files that a word names, sorted, or in the order of the list; the names of one folder are held at a time.
 
     Args:
-        wanted: a file, a folder (the images below it), a glob (`**` goes down), or `-`, a path on each line of the standard
-            input.
+        wanted: a file, a folder (the images below it), a glob (`**` goes down; of a folder that it names the images below),
+            or `-`, a path on each line of the standard input, see `listed_files`.
 
     Raises:
-        DataError: when there is no such file.
+        DataError: if there is no such file.
     """
     if wanted == "-":
-        return (line.rstrip("\n") for line in sys.stdin if line.strip())
+        if sys.stdin is None:
+            raise DataError("input=- reads a list from the standard input, which is closed")
+        return listed_files(cast(io.BufferedReader, sys.stdin.buffer))
     if os.path.isdir(wanted):
-        return _below(wanted)
+        return _below(wanted, set())
     if os.path.exists(wanted):
         return iter([wanted])
     if any(letter in wanted for letter in "*?["):
-        return glob.iglob(wanted, recursive=True)
-    raise DataError(f"input must be a file, a folder, a glob or -; there is no {shown(wanted)}")
+        return _matching(wanted)
+    whole = "" if os.path.isabs(wanted) else f" (looked for {shown(os.path.abspath(wanted))})"
+    raise DataError(f"input must be a file, a folder, a glob or -; there is no {shown(wanted)}{whole}")
 
 
-def _below(folder: str) -> Iterator[str]:
-    waiting = [folder]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
-                    yield entry.path
+def listed_files(stream: io.BufferedReader) -> Iterator[str]:
+    """Yield the paths of a list as they arrive: one a line, or closed by zero bytes as `find -print0` does.
+
+    A byte order mark is skipped, and UTF-16, which PowerShell writes, is decoded.
+    """
+    rest, end = b"", b""
+    while chunk := stream.read1(1 << 16):
+        rest += chunk
+        if not end:
+            encoding = _wide_encoding(rest)
+            if encoding:
+                lines = (rest + stream.read()).decode(encoding, "replace").lstrip("\ufeff").split("\n")
+                yield from filter(None, (line.rstrip("\r") for line in lines))
+                return
+            rest = rest.removeprefix(codecs.BOM_UTF8)
+            end = b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b""
+        if end:
+            *paths, rest = rest.split(end)
+            yield from _decoded(paths, end)
+    yield from _decoded([rest], end)
+
+
+def _wide_encoding(start: bytes) -> str | None:
+    """Return the name of UTF-16 for a text that begins so: with its mark, or with two letters of ASCII."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if start[1:2] == start[3:4] == b"\0" and start[0] and start[2]:
+        return "utf-16-le"
+    return "utf-16-be" if start[0:1] == start[2:3] == b"\0" and start[1] and start[3] else None
+
+
+def _decoded(paths: Iterable[bytes], end: bytes) -> Iterator[str]:
+    for path in paths:
+        path = path if end == b"\0" else path.removesuffix(b"\r")
+        if path.strip():
+            yield os.fsdecode(path)
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    deep, visited = "**" in pattern, set[tuple[int, int]]()
+    typed = len(re.split(r"[*?\[]", pattern)[0].rpartition("/")[0])
+    for path in sorted(glob.iglob(pattern, recursive=True)):
+        if any(map(hidden, path[typed:].split("/"))):
+            continue
+        if not os.path.isdir(path):
+            yield path
+        elif not deep:
+            yield from _below(path, visited)
+
+
+def _below(top: str, visited: set[tuple[int, int]]) -> Iterator[str]:
+    """Yield the images below a folder in the order of their paths; links to folders are followed, but into each one once."""
+    pending = [(top, stat.S_IFDIR)]
+    while pending:
+        path, kind = pending.pop()
+        if kind == stat.S_IFDIR:
+            pending += reversed(_entries(path, visited))
+        elif not path.lower().endswith(IMAGE_EXTENSIONS):
+            continue
+        elif kind == stat.S_IFREG:
+            yield path
+        else:
+            what = SPECIAL.get(kind, "no regular file")
+            log.warning("%s is left out: it is %s, and only regular files are read", shown(path), what)
+
+
+def _entries(folder: str, visited: set[tuple[int, int]]) -> list[tuple[str, int]]:
+    """Return the paths and kinds of what a folder holds, as they stand in the sorted list of all paths below it."""
+    try:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            log.warning("%s is left out: it leads to a folder that was already read", shown(folder))
+            return []
+        visited.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            found = [(entry.path, file_kind(entry)) for entry in entries if not hidden(entry.name)]
+    except OSError as error:
+        log.warning("%s is left out: %s", shown(folder), error.strerror)
+        return []
+    return sorted(found, key=lambda one: f"{one[0]}/" if one[1] == stat.S_IFDIR else one[0])  # a-b.jpg, a/1.jpg, a0.jpg
 
 
 def predictions(

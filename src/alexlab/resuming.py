@@ -35,7 +35,7 @@ NUM_TRIALS = "hydra.sweeper.num_trials"
 CHANGEABLE = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
     *("trainer.devices", "trainer.accelerator", "trainer.num_nodes"),
-    *("data.root", "data.url", "data.num_workers", "data.cache", "data.cache_dir", "data.on_error"),
+    *("data.root", "data.splits", "data.url", "data.num_workers", "data.cache", "data.cache_dir", "data.on_error"),
     *("data.stream.ahead", "data.stream.cache_gb"),
     *("callbacks.", "logger.", "elastic.", "final."),
 )

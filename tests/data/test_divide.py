@@ -1,6 +1,7 @@
 """Dividing a data set: the same division as a run makes, by any source, in any way, whole or not at all."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from alexlab.data.divide import find_source
 from alexlab.data.folder import find_splits
-from alexlab.errors import ConfigError, DataError
+from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.tasks.prepare import run
 from conftest import plain, rows, write_images
 
@@ -105,7 +106,7 @@ def test_a_table(tmp_path: Path, flat: Path) -> None:
     table.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="labels must be a CSV file with a column path or file or filename or image"):
         find_source(str(flat), labels=str(table), pattern="", group=None)
-    with pytest.raises(DataError, match="cannot read labels=missing: No such file"):
+    with pytest.raises(DataError, match="cannot read labels missing: No such file"):
         find_source(str(flat), labels="missing", pattern="", group=None)
 
 
@@ -126,7 +127,9 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, flat: Path, capsys: pytest.Cap
         (["pattern='cat'"], ConfigError, r"pattern must have a group for the class, \(\?P<class>...\); got 'cat'"),
         (["pattern='(?P<class>cat)'"], DataError, "must tell its class by pattern='.*'; dog.p0.01.png does not"),
         (["pattern='(?P<class>.)'", "data.val_fraction=1.0"], ConfigError, "must leave something to train on"),
-        (["pattern='(?P<class>)'"], DataError, "a classifier needs at least 2 classes"),
+        (["pattern='(?P<class>)'"], DataError, "a class must be a plain folder name; got '': it is empty"),
+        (["pattern='(?P<class>cat)?'"], DataError, "must tell its class by pattern='.*'; dog.p0.01.png does not"),
+        (["group='(9)?'"], DataError, "the first group is not in cat.p0.00.png"),
         (["data.root=null"], ConfigError, "data.root must be given: data.root=DIR"),
         (["action=null"], ConfigError, "action must be one of download, check, restore, split, pack, shard; got None"),
         (["action=check", "fix=delete"], ConfigError, "fix must be null or quarantine; got 'delete'"),
@@ -146,7 +149,7 @@ def test_folders_that_cannot_be_divided_or_written(tmp_path: Path, flat: Path) -
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         split(tmp_path, f"data.root={tmp_path / 'empty'}")
-    with pytest.raises(DataError, match="there is no folder"):
+    with pytest.raises(DataError, match="there is no such folder"):
         split(tmp_path, "data.root=missing")
     (tmp_path / "out").mkdir()
     split(tmp_path, f"data.root={flat}")
@@ -154,11 +157,11 @@ def test_folders_that_cannot_be_divided_or_written(tmp_path: Path, flat: Path) -
         split(tmp_path, f"data.root={flat}")
 
 
-def test_two_files_of_one_name(tmp_path: Path, flat: Path) -> None:
+def test_a_file_that_is_listed_twice(tmp_path: Path, flat: Path) -> None:
     names = sorted(os.listdir(flat))
     table = tmp_path / "labels.csv"
     table.write_text("path,class\n" + "\n".join(f"{name},{'ab'[number % 2]}" for number, name in enumerate(names)) + f"\n./{names[0]},a\n")  # fmt: skip
-    with pytest.raises(DataError, match="two files would be"):
+    with pytest.raises(DataError, match=r"line 62: each file must be listed once; cat.p0.00.png is also in line 2"):
         split(tmp_path, f"data.root={flat}", f"labels={table}", "data.val_fraction=0.01")
     assert not (tmp_path / "out").exists()
 
@@ -177,3 +180,93 @@ def test_pack_and_train_from_it(tmp_path: Path, train: Any, images: Path, capsys
     times = {path: path.stat().st_mtime_ns for path in cache.rglob("images.npy")}
     train("data.cache=packed")
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("images.npy")} == times, "it is used as it is"
+
+
+@pytest.mark.parametrize(
+    "name", ["/tmp/x", "../../x", "..", "a/b", "a\\b", "", " ", "a\x1b[31m", ".cat", "@eaDir", "c" * 256]
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_class_must_be_a_plain_folder_name(name: str, dry_run: bool, tmp_path: Path, flat: Path) -> None:
+    table = tmp_path / "labels.csv"
+    first, second, *_ = sorted(os.listdir(flat))
+    table.write_text(f"path,class\n{first},cat\n{second},{name}\n")
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=r"labels.csv, line 3: a class must be a plain folder name; got '") as caught:
+        split(tmp_path, f"data.root={flat}", f"labels={table}", f"dry_run={dry_run}")
+    assert "\x1b" not in str(caught.value)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_pattern_must_give_plain_folder_names(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "flat", {".": 4})
+    (root / "000.png").rename(root / "a\\b.png")
+    with pytest.raises(
+        DataError, match=r"file .*: a class must be a plain folder name; got 'a.*b': it holds a path separator"
+    ):
+        split(tmp_path, f"data.root={root}", "pattern='(?P<class>.*)\\.png'")
+
+
+def test_classes_that_are_too_alike(tmp_path: Path, flat: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,class\n" + "\n".join(f"{name},{name[0]}" for name in os.listdir(flat)).replace(",d", ",C"))
+    with pytest.raises(DataError, match="the names of classes must differ in more than case"):
+        split(tmp_path, f"data.root={flat}", f"labels={table}")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("../secret.png", "a path must lead to a file inside {root}; got '../secret.png'"),
+        ("{tmp}/secret.png", "a path must lead to a file inside {root}; got '{tmp}/secret.png'"),
+        ("a/../../secret.png", "a path must lead to a file inside {root}; got 'a/../../secret.png'"),
+        ("out/secret.png", "a path must lead to a file inside {root}; got 'out/secret.png'"),
+        ("", "a path must lead to a file inside {root}; got ''"),
+        (".", "there is no file . in {root}"),
+        ("nowhere.png", "there is no file nowhere.png in {root}"),
+        ("a", "there is no file a in {root}"),
+        ("pipe.png", "there is no file pipe.png in {root}"),
+        ("a/.hidden.png", "hidden files are no part of a data set; got a/.hidden.png"),
+        ("b/../a/000.png", "each file must be listed once; a/000.png is also in line 2"),
+        ("{root}/a/000.png", "each file must be listed once; a/000.png is also in line 2"),
+    ],
+)
+@pytest.mark.parametrize("how", ["copy", "manifest"])
+def test_the_files_of_a_table_lie_in_the_data_set(how: str, path: str, words: str, tmp_path: Path) -> None:
+    root = write_images(tmp_path / "root", {"a": 4, "b": 4})
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (root / "a/.hidden.png").write_bytes(b"x")
+    (root / "out").symlink_to(tmp_path)
+    os.mkfifo(root / "pipe.png")
+    table = tmp_path / "labels.csv"
+    rows = [f"{name}/{number:03d}.png,{name}" for name in "ab" for number in range(4)]
+    table.write_text("\n".join(["path,class", *rows, f"{path.format(root=root, tmp=tmp_path)},a"]))
+    expected = re.escape(f"{table}, line 10: {words.format(root=root, tmp=tmp_path)}")
+    with pytest.raises(DataError, match=expected):
+        split(tmp_path, f"data.root={root}", f"labels={table}", f"how={how}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_with_dots_and_paths_in_any_spelling(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "root", {"a": 4, "b": 4})
+    (root / "a/000.png").rename(root / "a/x..y.png")
+    (root / "b/000.png").rename(root / "b/..z.png.png")
+    paths = ["a/x..y.png", "./a/001.png", "b/../a/002.png", f"{root}/a/003.png", "b/001.png", "b/002.png", "b/003.png"]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["Path;Label", *(f"{path};{'cat' if path[-5] in 'y13' else 'dog'}" for path in paths)]))
+    out = split(tmp_path, f"data.root={root}", f"labels={table}")
+    found = {path.partition("/")[2] for path in files(out)}
+    assert found == {"cat/a/x..y.png", "cat/a/001.png", "dog/a/002.png", "cat/a/003.png", "cat/b/001.png", "dog/b/002.png", "cat/b/003.png"}  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, flat: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match=r"out must be a folder that can be written; got .*/file/out: File exists"):
+        split(tmp_path, f"data.root={flat}", f"out={tmp_path}/file/out")
+
+
+def test_folders_beside_a_data_set_that_is_the_current_folder(
+    tmp_path: Path, flat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(flat)
+    run(plain("action=split", "data.root='.'", name="prepare"), run_dir=tmp_path, choices={})
+    assert len(files(tmp_path / "flat_split")) == 60

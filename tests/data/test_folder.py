@@ -127,7 +127,8 @@ def test_manifest(tmp_path: Path) -> None:
         (
             {"train/a": 1, "train/b": 1, "val/a": 1, "valid/a": 1},
             {},
-            "{root} must have one validation folder; got val and valid",
+            "it must be clear which folders of {root} are splits: val, valid are all named like val. Name them, such as "
+            "data.splits.train=train data.splits.val=val",
         ),
         ({"a": 1, "b": 4}, {}, "class a needs at least 2 images to be divided into train and val; it has 1"),
         (

@@ -2,6 +2,7 @@ import os
 import shutil
 import time
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,24 @@ import pytest
 
 from alexlab.data import listing
 from alexlab.data.folder import find_splits, scan
-from alexlab.data.listing import Paths, identity, list_images, shown
+from alexlab.data.listing import identity, list_images
+from alexlab.data.paths import Paths
 from alexlab.errors import DataError
+from alexlab.shown import shown
 from conftest import write_images
 
 
-def settled(root: Path) -> None:
-    """Makes all folders look as if they had not changed for a while."""
-    for folder, _, _ in os.walk(root):
-        os.utime(folder, (time.time() - 100,) * 2)
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes all folders count as unchanged for a while, and resets their times, as `cp -a`, `rsync -t` and `touch` do."""
+
+    def reset(root: Path) -> None:
+        for folder, _, _ in os.walk(root):
+            os.utime(folder, (1, 1))
+            time.sleep(0.02)  # beyond the tick of the file system's clock
+
+    monkeypatch.setattr(listing, "SETTLED_S", 0.0)
+    return reset
 
 
 def test_paths_are_a_sequence() -> None:
@@ -33,11 +43,18 @@ def test_paths_are_a_sequence() -> None:
         paths[4]
 
 
-@pytest.mark.parametrize("change", ["add", "remove", "add deep", "class", "none"])
+Settled = Callable[[Path], None]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("change", ["add", "remove", "replace", "add deep", "class", "other folder", "link", "none"])
 def test_the_index_stands_in_for_the_walk_until_a_folder_changes(
-    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: str, reset: bool, settled: Settled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_images(tmp_path, {"far/one": 2, "far/two": 3})
+    (tmp_path / "far/now").symlink_to("one")
     root, cache = write_images(tmp_path / "data", {"a": 3, "b": 2, "b/deep": 2}), tmp_path / "cache"
+    (root / "linked").symlink_to(tmp_path / "far/now")
     settled(root)
     first = list_images(str(root), cache_dir=cache)
     assert (cache / identity(str(root)) / "index/index.json").is_file()
@@ -47,10 +64,22 @@ def test_the_index_stands_in_for_the_walk_until_a_folder_changes(
         (root / "b/001.png").unlink()
     elif change == "add deep":
         shutil.copy(root / "a/000.png", root / "b/deep/new.png")
+    elif change == "replace":
+        (root / "b/000.png").rename(root / "b/renamed.png")
     elif change == "class":
         write_images(root, {"c": 1})
+    elif change == "other folder":
+        shutil.copytree(root, tmp_path / "copy", symlinks=True)
+        (tmp_path / "copy/a/001.png").unlink()
+        root.rename(tmp_path / "old")
+        (tmp_path / "copy").rename(root)
+    elif change == "link":
+        (tmp_path / "far/now").unlink()
+        (tmp_path / "far/now").symlink_to("two")
     else:
         monkeypatch.setattr(listing, "_walk", None)
+    if reset and change != "none":
+        settled(root)
     again = list_images(str(root), cache_dir=cache)
     expected = first if change == "none" else list_images(str(root))
     assert list(again.paths) == list(expected.paths)
@@ -60,30 +89,47 @@ def test_the_index_stands_in_for_the_walk_until_a_folder_changes(
 
 
 def test_a_folder_that_has_just_changed_is_not_indexed(tmp_path: Path) -> None:
-    """It may change once more within the same tick of the file system's clock."""
+    """It may change once more within the same tick of the file system's clock, whatever its times were set to."""
     root = write_images(tmp_path / "data", {"a": 3, "b": 2})
+    for folder, _, _ in os.walk(root):
+        os.utime(folder, (0, 0))
     list_images(str(root), cache_dir=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_file_system_with_one_time_for_all_folders_is_not_indexed() -> None:
+    assert listing._tells_changes([[0, 5, 1], [0, 6, 2]], before_ns=10)
+    assert not listing._tells_changes([[0, 5, 1], [0, 5, 2]], before_ns=10)
+    assert not listing._tells_changes([[0, 5, 1], [0, 11, 2]], before_ns=10)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"version": 3}', b""])
 @pytest.mark.parametrize("damage", ["index.json", "paths.npy", "labels.npy"])
-def test_a_damaged_index_is_made_anew(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_index_is_made_anew(damage: str, content: bytes, settled: Settled, tmp_path: Path) -> None:
     root, cache = write_images(tmp_path / "data", {"a": 3, "b": 2}), tmp_path / "cache"
     settled(root)
     first = list_images(str(root), cache_dir=cache)
-    (cache / identity(str(root)) / "index" / damage).write_bytes(b"{")
+    (cache / identity(str(root)) / "index" / damage).write_bytes(content)
     assert list(list_images(str(root), cache_dir=cache).paths) == list(first.paths)
     assert list(list_images(str(root), cache_dir=cache).paths) == list(first.paths)
 
 
-def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
+def test_an_index_that_lists_other_files_than_it_has_labels_is_made_anew(settled: Settled, tmp_path: Path) -> None:
+    root, cache = write_images(tmp_path / "data", {"a": 3, "b": 2}), tmp_path / "cache"
+    settled(root)
+    list_images(str(root), cache_dir=cache)
+    np.save(cache / identity(str(root)) / "index/labels.npy", np.zeros(3, np.int64))
+    assert len(list_images(str(root), cache_dir=cache).labels) == 5
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(settled: Settled, tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 3, "b": 2})
     settled(root)
     (tmp_path / "file").touch()
     assert len(list_images(str(root), cache_dir=tmp_path / "file").paths) == 5
 
 
-def test_the_splits_of_an_index_are_those_of_the_walk(tmp_path: Path) -> None:
+def test_the_splits_of_an_index_are_those_of_the_walk(settled: Settled, tmp_path: Path) -> None:
     options = {"val_fraction": 0.3, "test_fraction": 0.2, "cache_dir": tmp_path / "cache"}
     root = write_images(tmp_path / "data", {"a": 9, "b": 9})
     settled(root)
@@ -98,7 +144,48 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     for name in ("a/x.gif", "a/y.GIF", "b/z.heic", "b/README"):
         (root / "train" / name).touch()
     notes = find_splits(str(root), val_fraction=0.2, test_fraction=0.0).notes
-    assert notes == (f"{root}/train: files that are no images are left out: 1 without extension, 2 .gif, 1 .heic",)
+    assert notes == (f"{root}/train: files that are no images are left out: 2 .gif, 1 .heic, 1 without extension",)
+
+
+LITTER = ("@eaDir/1.jpg", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+    ".Trash-1000", ".thumbnails", ".ipynb_checkpoints", "__MACOSX", ".@__thumb")  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["", "train", "train/a", "train/a/deep", "val/b"])
+@pytest.mark.parametrize("folder", LITTER)
+def test_litter_is_left_out_at_every_level_and_named(where: str, folder: str, tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", {"train/a/deep": 2, "train/b": 2, "val/a": 1, "val/b": 1})
+    write_images(root / where / folder, {"": 2})
+    (root / where / "Thumbs.db").touch()
+    splits = find_splits(str(root), val_fraction=0.2, test_fraction=0.0)
+    assert (splits.classes, len(splits.train), len(splits.val)) == (["a", "b"], 4, 2)
+    top = where.split("/")[0]
+    counts = ", ".join(sorted([f"1 {folder.split('/')[0]}", "1 Thumbs.db"], key=lambda count: count[2:]))
+    assert f"{root}{'/' * bool(top)}{top}: hidden files and folders are left out: {counts}" in splits.notes
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_only_regular_files_are_listed_and_the_others_named(indexed: bool, settled: Settled, tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", {"a": 3, "b": 3})
+    os.mkfifo(root / "a/pipe.jpg")
+    (root / "a/null.png").symlink_to("/dev/null")
+    (root / "b/ring.png").symlink_to("ring.png")
+    (root / "b/gone.png").symlink_to("nowhere.png")
+    (root / "b/to.png").symlink_to("000.png")
+    settled(root)
+    options = {"val_fraction": 0.2, "test_fraction": 0.0, "cache_dir": tmp_path / "cache"}
+    splits = [find_splits(str(root), **options) for _ in range(1 + indexed)][-1]
+    names = {path for _, split in splits.named() for path in split.paths}
+    assert len(names) == 9, "links that cannot be followed are listed: reading them tells why"
+    assert {"b/ring.png", "b/gone.png", "b/to.png"} <= names
+    text = "only regular files are read, which these are not: a/null.png (a device), a/pipe.jpg (a FIFO)"
+    assert f"{root}/: {text}" in splits.notes
+
+
+def test_images_beside_the_class_folders_are_counted(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", {"a": 3, "b": 3, "": 2})
+    notes = find_splits(str(root), val_fraction=0.2, test_fraction=0.0).notes
+    assert f"{root}/: 2 images beside the class folders are left out" in notes
 
 
 def test_names_of_classes_that_are_too_alike(tmp_path: Path) -> None:

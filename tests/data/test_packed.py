@@ -24,7 +24,7 @@ from alexlab.data.packed import Pack, PackedImages, pack_path
 from alexlab.data.packing import open_pack
 from alexlab.data.transforms import CenterView
 from alexlab.errors import ConfigError, DataError, ImageError
-from conftest import rows, scalars
+from conftest import replace_unseen, rows, scalars
 
 Train = Callable[..., float | None]
 PACKED = "data.cache=packed"
@@ -151,6 +151,7 @@ def test_random_crops_come_from_any_large_enough_pack(train: Train, photos: Path
         (lambda root: shutil.copy(root / "a/00.png", root / "a/new.png"), "1 files new, such as a/new.png"),
         (lambda root: (root / "b/01.jpg").unlink(), "1 files gone, such as b/01.jpg"),
         (lambda root: (root / "b/01.jpg").write_bytes((root / "b/05.jpg").read_bytes()), "1 files are not what they were, such as b/01.jpg"),
+        (lambda root: replace_unseen(root / "b/01.jpg"), "1 files are not what they were, such as b/01.jpg"),
     ],
 )  # fmt: skip
 def test_a_folder_that_has_changed_is_refused_and_packed_anew(

@@ -23,6 +23,10 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
         ),
         ({"sampler": "random"}, "data.sampler must be shuffle or balanced; got 'random'"),
         ({"make": "mnist"}, "data.make must be null or one of digits, photographs; got 'mnist'"),
+        (
+            {"root": None, "url": "x", "splits": {"train": "x", "val": None}},
+            "data.splits must be null with data.url, whose splits are fixed; got {'train': 'x', 'val': None}",
+        ),
         ({"batch_size": 0}, "data.batch_size must be at least 1; got 0"),
     ],
 )

@@ -31,7 +31,7 @@ from alexlab.data.store import Store
 from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.tasks import prepare
 from alexlab.tasks.evaluate import run as evaluate
-from conftest import ROOT, names, plain, rows
+from conftest import ROOT, names, plain, replace_unseen, rows, write_images
 from store import s3
 
 Train = Callable[..., float | None]
@@ -280,6 +280,40 @@ def test_sharding_goes_on_where_it_was_ended(
     with pytest.raises(ConfigError, match=r"out must be a new place; s3://bucket/ended/index\.json is there already"):
         write(images, "s3://bucket/ended", tmp_path)
     assert len(found("s3://bucket/ended", tmp_path).train) == 24
+
+
+def test_sharding_that_goes_on_sees_a_file_that_was_replaced(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = shutil.copytree(images, tmp_path / "root"), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        keep = sharding._Writer._keep
+
+        def no_index(writer: Any, name: str, content: bytes) -> Any:
+            if name == "index.json":
+                raise DataError("ended")
+            return keep(writer, name, content)
+
+        patched.setattr(sharding._Writer, "_keep", no_index)
+        with pytest.raises(DataError, match="ended"):
+            write(root, str(out), tmp_path)
+    replace_unseen(root / "train/ant/003.png")
+    write(root, str(out), tmp_path)
+    content = (root / "train/ant/003.png").read_bytes()
+    assert any(content in path.read_bytes() for path in out.glob("train-*.tar"))
+
+
+def test_a_manifest_copies_nothing_but_images_from_elsewhere(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "root", {"a": 2, "b": 2})
+    write_images(tmp_path, {"far": 1})
+    (tmp_path / "far/secret.jpg").write_bytes(b"a private key")
+    rows = ["a/000.png,a,train", "b/000.png,b,train", "a/001.png,a,val", "../far/000.png,b,val"]
+    (root / "list.csv").write_text("\n".join(["path,class,split", *rows]))
+    write(root / "list.csv", str(tmp_path / "good"), tmp_path)
+    for path in ("../far/secret.jpg", f"{tmp_path}/far/secret.jpg"):
+        (root / "list.csv").write_text("\n".join(["path,class,split", *rows, f"{path},b,val"]))
+        with pytest.raises(DataError, match=r"only images are copied from outside of .*/root, .*/secret.jpg is none"):
+            write(root / "list.csv", str(tmp_path / "bad"), tmp_path)
 
 
 def test_what_cannot_be_sharded(images: Path, tmp_path: Path) -> None:

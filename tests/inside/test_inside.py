@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from alexlab.models.googlenet import GoogLeNet
 from alexlab.models.nin import NiN
 from alexlab.tasks.explain import run
 from alexlab.trained import load_trained
-from conftest import names, plain
+from conftest import names, plain, replace_unseen
 
 
 class Pooled(nn.Module):
@@ -143,6 +144,11 @@ def test_the_last_hidden_layer_is_stored_once(trained_run: Path, tmp_path: Path)
         assert torch.allclose(features(trained.inference, images[:2], head(net, inputs)), hidden[:2], atol=1e-5)
     _, val = chosen_split(trained, settings, "val", own=True)
     assert matrix_path(tmp_path, trained.path, val) != path
+    copied = replace(train, root=str(shutil.copytree(train.root, tmp_path / "copied")))
+    path = matrix_path(tmp_path, trained.path, copied)
+    assert matrix_path(tmp_path, trained.path, copied) == path
+    replace_unseen(Path(copied.place(0)))
+    assert matrix_path(tmp_path, trained.path, copied) != path
 
 
 def test_the_filters_of_two_towers_are_two_blocks() -> None:

@@ -20,7 +20,7 @@ from alexlab.benchmark.measuring import Measuring
 from alexlab.benchmark.rows import Row
 from alexlab.benchmark.step import Way, stepping
 from alexlab.build import folder_data
-from alexlab.data.listing import list_images
+from alexlab.data.listing import SETTLED_S, list_images
 
 PER_CLASS = 1000  # files
 
@@ -68,8 +68,7 @@ def make_files(place: Path, count: int) -> None:
         folder.mkdir(parents=True)
         for index in range(count // num_classes):
             os.close(os.open(folder / f"image{index:06d}.jpg", os.O_CREAT | os.O_WRONLY))
-        os.utime(folder, (0, 0))  # an index is kept of folders that have not changed a moment ago
-    os.utime(place, (0, 0))
+    time.sleep(SETTLED_S)  # an index is kept of folders that have not changed a moment ago
 
 
 def steps(measuring: Measuring) -> list[Row]:

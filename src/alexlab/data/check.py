@@ -3,18 +3,18 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from alexlab.data.duplicates import Pair, find_pairs
-from alexlab.data.folder import SPLIT_FOLDERS
-from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Problem, alike, class_folders, hidden, list_images
+from alexlab.data.folder import check_root
+from alexlab.data.layout import find_layout
+from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Problem, alike, list_images
 from alexlab.data.look import look_at
-from alexlab.data.manifest import Row, read_manifest
-from alexlab.errors import DataError
-from alexlab.shown import writable
+from alexlab.data.manifest import Row, locator, read_manifest
+from alexlab.data.names import counted, hidden, litter_kind
 
 # Pictures that people have and that are not read: they are findings, other files are only counted.
 UNSUPPORTED = (
@@ -57,20 +57,20 @@ class Findings:
         return [problem.path for problem in self.problems if problem.code.startswith("unreadable_")]
 
 
-def check(root: str, manifest: str | None = None) -> Findings:
+def check(root: str, manifest: str | None = None, *, folders: Mapping[str, str | None] | None = None) -> Findings:
     """Looks at every folder and every file of a data set and tells all that is wrong; nothing is changed.
 
     Args:
         root: the data set's folder, with or without split folders.
         manifest: a list with the SHA-256 of each file, to compare with.
+        folders: as for `find_splits`.
 
     Raises:
         DataError: when there is no such folder, or it holds no class folder.
     """
-    if not os.path.isdir(root):
-        raise DataError(f"data.root must be a folder of images, one folder per class; there is no folder {root!r}")
+    check_root(root)
     findings = Findings(root)
-    listings = list(_listings(root, findings))
+    listings = list(_listings(root, folders, findings))
     _names(listings, findings)
     rows = [
         Row(path, label=listing.classes[label], split=split)
@@ -100,14 +100,13 @@ def check(root: str, manifest: str | None = None) -> Findings:
     return findings
 
 
-def _listings(root: str, findings: Findings) -> Iterator[tuple[str, Listing]]:
+def _listings(root: str, folders: Mapping[str, str | None] | None, findings: Findings) -> Iterator[tuple[str, Listing]]:
     """The files of each split, or of the whole folder where there are no splits."""
-    folders = [(split, name) for split, names in SPLIT_FOLDERS.items() for name in names]
-    there = [(split, name) for split, name in folders if os.path.isdir(os.path.join(root, name))]
-    divided = any(split == "train" and class_folders(os.path.join(root, name)) for split, name in there)
-    if [split for split, _ in there].count("val") > 1 and divided:
-        findings.problems.append(Problem("two_val_folders", ".", "has more than one validation folder"))
-    for split, name in there if divided else [("", "")]:
+    layout = find_layout(root, folders)
+    findings.notes += layout.notes
+    if layout.problem is not None:
+        findings.problems.append(Problem("unclear_splits", ".", layout.problem))
+    for split, name in [(split, name) for split, names in layout.folders.items() for name in names] or [("", "")]:
         listing = list_images(root, name, problems=findings.problems)
         top = os.path.join(root, name)
         counts = np.bincount(listing.labels, minlength=len(listing.classes)).tolist()
@@ -115,6 +114,10 @@ def _listings(root: str, findings: Findings) -> Iterator[tuple[str, Listing]]:
         for label, count in zip(listing.classes, counts, strict=True):
             if not count:
                 findings.problems.append(Problem("empty_class", os.path.join(name, label), "is a class without images"))
+        findings.problems += [
+            Problem("special_file", path, f"is left out: it is {kind}, and only regular files are read")
+            for path, kind in listing.special
+        ]
         _others(root, name, top, findings)
         yield split, listing
 
@@ -126,11 +129,11 @@ def _others(root: str, name: str, top: str, findings: Findings) -> None:
         relative = os.path.relpath(folder, root)
         for sub in [sub for sub in subfolders if hidden(sub)]:
             subfolders.remove(sub)
-            left_out["hidden folders"] += 1
+            left_out[litter_kind(sub)] += 1
         for file in names:
             suffix = os.path.splitext(file)[1].lower()
             if hidden(file):
-                left_out["hidden files"] += 1
+                left_out[litter_kind(file)] += 1
             elif suffix in UNSUPPORTED:
                 path = os.path.normpath(os.path.join(relative, file))
                 findings.problems.append(
@@ -144,8 +147,7 @@ def _others(root: str, name: str, top: str, findings: Findings) -> None:
                     Problem("outside_classes", path, "lies beside the class folders and is left out")
                 )
     if left_out:
-        what = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-        findings.notes.append(f"left out in {name or '.'}: {what}")
+        findings.notes.append(f"left out in {name or '.'}: {counted(left_out)}")
 
 
 def _names(listings: Sequence[tuple[str, Listing]], findings: Findings) -> None:
@@ -161,7 +163,7 @@ def _names(listings: Sequence[tuple[str, Listing]], findings: Findings) -> None:
             findings.problems.append(Problem("similar_class", os.path.join(listing.folder, second), text))
     by_split = {split: {unicodedata.normalize("NFC", name) for name in listing.classes} for split, listing in listings}
     for split, listing in listings:
-        if split in ("", "train"):
+        if split in ("", "train") or "train" not in by_split:
             continue
         for name in sorted(by_split[split] - by_split["train"]):
             place = os.path.join(listing.folder, name)
@@ -175,12 +177,14 @@ def _names(listings: Sequence[tuple[str, Listing]], findings: Findings) -> None:
 
 def _compared(findings: Findings, manifest: str) -> None:
     """Compares the files with an earlier manifest."""
-    before = {row.path: row for row in read_manifest(manifest)}
-    now = {row.path: row for row in findings.rows}
-    for path in sorted(before.keys() | now.keys()):
-        if path not in now:
-            findings.problems.append(Problem("manifest_gone", path, "is in the manifest and no longer here"))
-        elif path not in before:
-            findings.problems.append(Problem("manifest_new", path, "is not in the manifest"))
-        elif before[path].sha256 and before[path].sha256 != now[path].sha256:
-            findings.problems.append(Problem("manifest_changed", path, "is not the file that the manifest lists"))
+    before, located = read_manifest(manifest, findings.root), locator(findings.root)
+    now = {located(row.path): row for row in findings.rows}
+    for location in before.keys() | now.keys():
+        if location not in now:
+            text = "is in the manifest and no longer here"
+            findings.problems.append(Problem("manifest_gone", before[location].path, text))
+        elif location not in before:
+            findings.problems.append(Problem("manifest_new", now[location].path, "is not in the manifest"))
+        elif before[location].sha256 and before[location].sha256 != now[location].sha256:
+            text = "is not the file that the manifest lists"
+            findings.problems.append(Problem("manifest_changed", now[location].path, text))

@@ -1,26 +1,28 @@
 """Writes a data set as train, val and test: from class folders, from names of files, or from a table. Imports no torch."""
 
-import csv
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from alexlab.cells import restored
 from alexlab.data.division import divide
-from alexlab.data.listing import IMAGE_EXTENSIONS, class_folders, hidden, list_images
-from alexlab.data.manifest import Row, write_manifest
+from alexlab.data.folder import check_root
+from alexlab.data.layout import find_layout
+from alexlab.data.listing import IMAGE_EXTENSIONS, check_class_names, class_folders, file_kind, list_images
+from alexlab.data.manifest import Row, locator, write_manifest
+from alexlab.data.names import hidden, unfit_for_a_folder
+from alexlab.data.table import read_table
 from alexlab.data.tree import written_whole
-from alexlab.errors import ConfigError, DataError
+from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.progress import watched
 from alexlab.shown import shown
 
 HOW = ("copy", "hardlink", "symlink", "manifest")
-PATH_COLUMNS, LABEL_COLUMNS = ("path", "file", "filename", "image"), ("class", "label", "category", "target")
 
 
 @dataclass(frozen=True)
@@ -40,24 +42,32 @@ class Source:
     groups: Sequence[str] | None = None
 
 
-def find_source(root: str, *, labels: str | None, pattern: str, group: str | None) -> Source:
+def find_source(
+    root: str,
+    *,
+    labels: str | None,
+    pattern: str,
+    group: str | None,
+    folders: Mapping[str, str | None] | None = None,
+) -> Source:
     """Finds the images and their classes.
 
     Args:
         root: a folder of class folders, or of images whose names tell the class.
-        labels: a CSV file with the columns path and class; its paths are relative to root.
+        labels: a CSV file with the columns path and class; its paths are relative to root, or absolute and inside of it.
         pattern: a regular expression with a group `class`, matched at the start of the name of each file of a flat folder.
         group: a regular expression, searched for in each path; what it finds, or its first group, must stay together.
+        folders: as for `find_splits`; `train=.` takes all folders as classes.
 
     Raises:
-        DataError: when there are no images, or a name does not match.
+        DataError: when there are no images, a name does not match, or no folder can have the name of a class.
     """
-    if not os.path.isdir(root):
-        raise DataError(f"data.root must be a folder of images; there is no folder {root!r}")
+    check_root(root)
     if labels is not None:
-        paths, classes = _table(labels)
+        paths, classes = _table(labels, root)
     elif class_folders(root):
-        if any(name in ("train", "val", "valid", "validation", "test") for name in class_folders(root)):
+        layout = find_layout(root, folders)
+        if layout.folder("train") != "" and layout.folders:
             raise DataError(f"{root} is divided already: it has {', '.join(class_folders(root))}")
         listing = list_images(root)
         paths, classes = list(listing.paths), [listing.classes[label] for label in listing.labels.tolist()]
@@ -65,6 +75,7 @@ def find_source(root: str, *, labels: str | None, pattern: str, group: str | Non
         paths, classes = _flat(root, pattern)
     if not paths:
         raise DataError(f"{root} holds no images: looked for {', '.join(IMAGE_EXTENSIONS)}")
+    check_class_names(sorted(set(classes)), labels or root)
     return Source(root, paths, classes, None if group is None else [_group(path, group) for path in paths])
 
 
@@ -72,35 +83,55 @@ def _flat(root: str, pattern: str) -> tuple[list[str], list[str]]:
     expression = _expression(pattern, "pattern")
     if "class" not in expression.groupindex:
         raise ConfigError(f"pattern must have a group for the class, (?P<class>...); got {pattern!r}")
-    paths = sorted(name for name in os.listdir(root) if name.lower().endswith(IMAGE_EXTENSIONS) and not hidden(name))
+    with os.scandir(root) as entries:
+        paths = sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(IMAGE_EXTENSIONS)
+            and not hidden(entry.name)
+            and file_kind(entry) == stat.S_IFREG
+        )
     classes = []
     for path in paths:
         match = expression.match(path)
-        if match is None:
+        if match is None or match["class"] is None:
             raise DataError(
                 f"the name of every file must tell its class by pattern={pattern!r}; {shown(path)} does not"
             )
+        _check_class(match["class"], f"pattern={pattern!r}, file {shown(path)}")
         classes.append(match["class"])
     return paths, classes
 
 
-def _table(labels: str) -> tuple[list[str], list[str]]:
-    try:
-        with open(labels, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = [name.lower() for name in reader.fieldnames or []]
-            columns = [
-                next((name for name in names if name in wanted), None) for wanted in (PATH_COLUMNS, LABEL_COLUMNS)
-            ]
-            if None in columns:
-                raise DataError(
-                    f"labels must be a CSV file with a column {' or '.join(PATH_COLUMNS)} and a column "
-                    f"{' or '.join(LABEL_COLUMNS)}; {labels} has {', '.join(names) or 'none'}"
-                )
-            rows = [{name.lower(): value for name, value in row.items() if name} for row in reader]
-    except OSError as error:
-        raise DataError(f"cannot read labels={labels}: {error.strerror}") from error
-    return [restored(row[str(columns[0])]) for row in rows], [restored(row[str(columns[1])]) for row in rows]
+def _check_class(name: str, where: str) -> None:
+    reason = unfit_for_a_folder(name)
+    if reason is not None:
+        raise DataError(f"{where}: a class must be a plain folder name; got {name!r}: {reason}")
+
+
+def _table(labels: str, root: str) -> tuple[list[str], list[str]]:
+    """The paths, relative to root and without `.` or `..`, and the classes of a table, which may come from a stranger.
+
+    Raises:
+        DataError: by line, when a file is listed twice, missing or outside of root, or no folder can have the name of a class.
+    """
+    located, whole = locator(root), os.path.realpath(root)
+    lines: dict[str, str] = {}
+    classes = []
+    for where, cells in read_table(labels, what="labels", needed=("path", "class")):
+        path = os.path.relpath(located(cells["path"]), whole)
+        if not cells["path"] or path.split(os.sep)[0] == os.pardir:
+            raise DataError(f"{where}: a path must lead to a file inside {shown(root)}; got {shown(cells['path'])!r}")
+        if path in lines:
+            raise DataError(f"{where}: each file must be listed once; {shown(path)} is also in {lines[path]}")
+        if not os.path.isfile(os.path.join(whole, path)):
+            raise DataError(f"{where}: there is no file {shown(path)} in {shown(root)}")
+        if any(map(hidden, path.split(os.sep))):
+            raise DataError(f"{where}: hidden files are no part of a data set; got {shown(path)}")
+        _check_class(cells["class"], where)
+        lines[path] = where.rpartition(", ")[2]
+        classes.append(cells["class"])
+    return list(lines), classes
 
 
 def _expression(text: str, key: str) -> re.Pattern[str]:
@@ -114,7 +145,10 @@ def _group(path: str, pattern: str) -> str:
     match = _expression(pattern, "group").search(path)
     if match is None:
         raise DataError(f"every path must tell its group by group={pattern!r}; {shown(path)} does not")
-    return match[1] if match.re.groups else match[0]
+    found: str | None = match[1] if match.re.groups else match[0]
+    if found is None:
+        raise DataError(f"every path must tell its group by group={pattern!r}; the first group is not in {shown(path)}")
+    return found
 
 
 def plan(source: Source, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
@@ -147,45 +181,52 @@ def write_division(source: Source, parts: Mapping[str, np.ndarray], out: Path, h
     Raises:
         ConfigError: when `how` is none of these, or the folder is not empty.
         DataError: when a file cannot be read or linked, or two files would have one name.
+        DiskError: when the folder cannot be written.
     """
     if how not in HOW:
         raise ConfigError(f"how must be one of {', '.join(HOW)}; got {how!r}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out must be a new or an empty folder; {out} is not")
+    try:
+        if out.is_dir():
+            out.rmdir()
+        with written_whole(out) as folder:
+            _write(source, parts, out, folder, how)
+    except OSError as error:
+        raise DiskError(f"out must be a folder that can be written; got {shown(out)}: {error.strerror}") from error
+
+
+def _write(source: Source, parts: Mapping[str, np.ndarray], out: Path, folder: Path, how: str) -> None:
     rows = [(split, int(row)) for split, chosen in parts.items() for row in chosen]
-    if out.is_dir():
-        out.rmdir()
-    with written_whole(out) as folder:
-        if how != "manifest":
-            for split, row in watched(rows, "writing the files"):
-                _place(source, row, folder / split, how)
-        base = os.path.relpath(source.root, out)
-        write_manifest(
-            (
-                Row(
-                    os.path.join(base, source.paths[row])
-                    if how == "manifest"
-                    else os.path.join(split, _target(source, row)),
-                    label=source.classes[row],
-                    split=split,
-                )
-                for split, row in rows
-            ),
-            folder / "split.csv",
-        )
+    if how != "manifest":
+        for split, row in watched(rows, "writing the files"):
+            _place(source, row, folder / split, how)
+    base = os.path.relpath(os.path.realpath(source.root), os.path.realpath(out))
+    write_manifest(
+        (
+            Row(
+                os.path.join(base, source.paths[row])
+                if how == "manifest"
+                else os.path.join(split, _target(source, row)),
+                label=source.classes[row],
+                split=split,
+            )
+            for split, row in rows
+        ),
+        folder / "split.csv",
+    )
 
 
 def _target(source: Source, row: int) -> str:
     """Where an image goes below its split: its class, and its path inside the folder of its class."""
-    path, name = source.paths[row], source.classes[row]
-    inner = path.removeprefix(f"{name}/").replace("..", "").lstrip("/")
-    return os.path.join(name, inner)
+    name = source.classes[row]
+    return os.path.join(name, source.paths[row].removeprefix(f"{name}/"))
 
 
 def _place(source: Source, row: int, folder: Path, how: str) -> None:
     original, target = os.path.abspath(os.path.join(source.root, source.paths[row])), folder / _target(source, row)
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(target):
             raise DataError(f"two files would be {target.name} of {source.classes[row]}: {shown(source.paths[row])}")
         if how == "copy":

@@ -1,15 +1,16 @@
 """A folder of images as splits: which files, of which classes. Imports no torch.
 
 Four layouts are understood:
-    (a) root/{train,val[,test]}/<class>/...    the splits as they stand (`valid` and `validation` are `val` too)
+    (a) root/{train,val[,test]}/<class>/...    the splits as they stand, under these or similar names, see `layout`
     (b) root/<class>/...                       split here, by a hash of each file's path
     (c) root/train/<class>/... [root/test/...] without val: a part of train becomes val
     (d) root.csv                               a manifest: a row for each image, with its class and split
 """
 
 import os
+import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -18,12 +19,13 @@ import numpy as np
 
 from alexlab.data.decode import decode
 from alexlab.data.division import divide
-from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Paths, check_class_names, class_folders, list_images
-from alexlab.data.manifest import Row, read_manifest, write_manifest
+from alexlab.data.layout import SPLITS, find_layout, split_of
+from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, check_class_names, file_kind, list_images
+from alexlab.data.manifest import Row, write_manifest
+from alexlab.data.names import counted, hidden
+from alexlab.data.paths import Paths
 from alexlab.errors import DataError
 from alexlab.shown import shown
-
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 class Images(Protocol):
@@ -70,12 +72,20 @@ class Split:
 
     def size(self, index: int) -> int:
         """The bytes of an image's file; -1 where it is not there."""
+        return self.state(index)[0]
+
+    def state(self, index: int) -> tuple[int, int, int]:
+        """Return the size of an image's file and when it was modified and changed, in ns; -1 if it is not there.
+
+        Tools that copy set the first time back, nobody sets the second.
+        """
         if self.lengths is not None:
-            return int(self.lengths[index])
+            return int(self.lengths[index]), 0, 0
         try:
-            return os.stat(self.place(index)).st_size
+            status = os.stat(self.place(index))
         except OSError:
-            return -1
+            return -1, -1, -1
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def decoded(self, index: int, channels: int) -> np.ndarray:
         """An image, uint8 (H, W, channels).
@@ -157,6 +167,7 @@ def find_splits(
     test_fraction: float,
     val_split: str = "val",
     split_seed: int = 0,
+    folders: Mapping[str, str | None] | None = None,
     cache_dir: Path | None = None,
 ) -> Splits:
     """The splits of the data set at `root`, in whichever layout it is.
@@ -166,36 +177,45 @@ def find_splits(
         val_fraction, test_fraction: the parts of each class, 0..1, that become val and test where they are made here.
         val_split: `val`, or `test` to validate on the test split.
         split_seed: another number gives another division of the files.
+        folders: the folder of each split, see `find_layout`; None, or only nulls, to find them by their names.
         cache_dir: where the list of files is kept for the next start; None for nowhere.
 
     Raises:
         DataError: when the folder is missing, empty, or its splits do not fit together.
     """
+    from alexlab.data.listed import listed_splits  # which is made of this module's splits
+
     if root.lower().endswith(".csv") and os.path.isfile(root):
-        return _listed_splits(root)
-    if not os.path.isdir(root):
-        what = "it is a file" if os.path.exists(root) else "there is no such folder"
-        raise DataError(f"data.root must be a folder of images, one folder per class; got {root!r}: {what}")
+        if any((folders or {}).values()):
+            raise DataError(f"data.splits names folders, and must be null for a manifest; data.root is {shown(root)}")
+        return listed_splits(root)
+    check_root(root)
     check_val_split(val_split)
     if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
         raise DataError(
             "data.val_fraction must lie between 0 and 1, and leave something to train on beside data.test_fraction; "
             f"got {val_fraction} and {test_fraction}"
         )
-    folders = {name: _split_folder(root, names) for name, names in SPLIT_FOLDERS.items()}
-    if folders["train"] is None or not class_folders(os.path.join(root, folders["train"])):
+    layout = find_layout(root, folders)
+    train_folder, val_folder, test_folder = map(layout.folder, SPLITS)
+    if not layout.folders:
         return _divided_folder(root, val_fraction, test_fraction, val_split, split_seed, cache_dir)
+    if train_folder is None:
+        found = ", ".join(f"{split}={shown(layout.folder(split) or '.')}" for split in layout.folders)
+        raise DataError(
+            f"there must be a folder to train on in {shown(root)}, which has only {found}: data.splits.train=FOLDER names it"
+        )
 
-    notes: list[str] = []
-    train = scan(root, folders["train"], cache_dir=cache_dir, notes=notes)
-    test = scan(root, folders["test"], train.classes, cache_dir, notes) if folders["test"] else None
+    notes = list(layout.notes)
+    train = scan(root, train_folder, cache_dir=cache_dir, notes=notes)
+    test = None if test_folder is None else scan(root, test_folder, train.classes, cache_dir, notes)
     if val_split == "test":
         if test is None:
             raise DataError(f"data.val_split=test needs the folder {os.path.join(root, 'test')}, which is not there")
         notes.append("validating on the test split (data.val_split=test): its scores are no estimate for unseen images")
         return Splits(train, test, None, notes=(*notes, *absent("test", test)))
-    if folders["val"] is not None:
-        val = scan(root, folders["val"], train.classes, cache_dir, notes)
+    if val_folder is not None:
+        val = scan(root, val_folder, train.classes, cache_dir, notes)
         missing = (*absent("val", val), *(absent("test", test) if test else ()))
         return Splits(train, val, test, notes=(*notes, *missing))
     parts = _divide(train, {"val": val_fraction}, split_seed)
@@ -248,10 +268,34 @@ def scan(
         )
     if classes is None and len(listing.classes) < 2:
         raise DataError(f"a classifier needs at least 2 classes; {top} has one, {listing.classes[0]}")
-    if listing.ignored and notes is not None:
-        kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in sorted(listing.ignored.items()))
-        notes.append(f"{top}: files that are no images are left out: {kinds}")
+    if notes is not None:
+        notes += _left_out(top, listing)
     return Split(root, list(classes or listing.classes), listing.paths, labels, listing)
+
+
+def check_root(root: str, *, missing: str = "there is no such folder") -> None:
+    """Raises DataError unless there is such a folder; of a relative path the message gives the absolute one too."""
+    if os.path.isdir(root):
+        return
+    what = "it is a file" if os.path.exists(root) else missing
+    whole = "" if os.path.isabs(root) else f" (looked for {shown(os.path.abspath(root))})"
+    raise DataError(f"data.root must be a folder of images, one folder per class; got {shown(root)!r}: {what}{whole}")
+
+
+def _left_out(top: str, listing: Listing) -> Iterator[str]:
+    """Yield a note for each kind of file that a listing leaves out."""
+    if listing.ignored:
+        kinds = {kind or "without extension": count for kind, count in listing.ignored.items()}
+        yield f"{top}: files that are no images are left out: {counted(kinds)}"
+    if listing.litter:
+        yield f"{top}: hidden files and folders are left out: {counted(listing.litter)}"
+    if listing.special:
+        names = ", ".join(f"{shown(path)} ({kind})" for path, kind in listing.special[:5])
+        more = f", ... ({len(listing.special)})" if len(listing.special) > 5 else ""
+        yield f"{top}: only regular files are read, which these are not: {names}{more}"
+    beside = _count_images(top)
+    if beside:
+        yield f"{top}: {beside} images beside the class folders are left out"
 
 
 def _relabelled(place: str, own: Sequence[str], labels: np.ndarray, classes: Sequence[str], owner: str) -> np.ndarray:
@@ -279,15 +323,10 @@ def relabelled(split: Split, classes: Sequence[str], owner: str) -> Split:
     return replace(split, classes=list(classes), labels=_relabelled(split.root, names, places, classes, owner))
 
 
-def _split_folder(root: str, names: Sequence[str]) -> str | None:
-    found = [name for name in names if os.path.isdir(os.path.join(root, name))]
-    if len(found) > 1:
-        raise DataError(f"{root} must have one validation folder; got {' and '.join(found)}")
-    return found[0] if found else None
-
-
 def _count_images(top: str) -> int:
-    return sum(name.lower().endswith(IMAGE_EXTENSIONS) for name in os.listdir(top))
+    with os.scandir(top) as entries:
+        names = [entry.name for entry in entries if not hidden(entry.name) and file_kind(entry) == stat.S_IFREG]
+    return sum(name.lower().endswith(IMAGE_EXTENSIONS) for name in names)
 
 
 def _divided_folder(
@@ -301,71 +340,22 @@ def _divided_folder(
     parts = _divide(whole, fractions, seed)
     sizes = ", ".join(f"{name} {len(split)}" for name, split in parts.items())
     notes.append(f"{len(whole)} images divided by a hash of their paths: {sizes}")
+    assert whole.listing is not None
+    inner = {name for place in whole.listing.folders if place.count("/") == 1 and split_of(name := place.split("/")[1])}
+    if len(set(map(split_of, inner))) > 1:
+        notes.append(f"the class folders hold {', '.join(sorted(inner))}, which are not taken as splits")
     return Splits(parts["train"], parts["val"], parts.get("test"), made_here=True, notes=tuple(notes))
 
 
 def _divide(whole: Split, fractions: dict[str, float], seed: int) -> dict[str, Split]:
     parts = divide(whole.paths, whole.labels, whole.classes, fractions, seed)
-    return {name: _part(whole, rows) for name, rows in parts.items()}
+    return {name: part_of(whole, rows) for name, rows in parts.items()}
 
 
-def _part(whole: Split, rows: np.ndarray) -> Split:
+def part_of(whole: Split, rows: np.ndarray) -> Split:
+    """Return the images of a split that stand in some rows of its list."""
     assert isinstance(whole.paths, Paths)
     return Split(whole.root, whole.classes, whole.paths.take(rows), whole.labels[rows], whole.listing, rows)
-
-
-def _listed_splits(manifest: str) -> Splits:
-    """The splits of a manifest; its paths are relative to it, or absolute."""
-    root, rows = os.path.dirname(manifest) or ".", list(read_manifest(manifest))
-    found = {name: [number for number, row in enumerate(rows) if row.split == name] for name in SPLIT_FOLDERS}
-    for name in ("train", "val"):
-        if not found[name]:
-            raise DataError(f"a manifest that is trained on must have rows of the split {name}; {manifest} has none")
-    if any(not row.label for row in rows):
-        raise DataError(f"a manifest that is trained on must have a class in each row; {manifest} has not")
-    classes = sorted({rows[number].label for number in found["train"]})
-    unknown = sorted({row.label for row in rows} - set(classes))
-    if unknown:
-        raise DataError(f"every class must be in the training split; {manifest} has {', '.join(unknown)} elsewhere")
-    if len(classes) < 2:
-        raise DataError(f"a classifier needs at least 2 classes; {manifest} has one, {classes[0]}")
-    labels = np.array([classes.index(row.label) for row in rows], np.int64)
-    listing = Listing(root, os.path.basename(manifest), classes, Paths.of([row.path for row in rows]), labels, {}, {})
-    hashes = _hashes([row.sha256 for row in rows]) if all(row.sha256 for row in rows) else None
-    whole = Split(root, classes, listing.paths, labels, listing)
-
-    def part(name: str) -> Split:
-        chosen = np.array(found[name], np.int64)
-        return replace(_part(whole, chosen), hashes=None if hashes is None else hashes[chosen])
-
-    note = f"the splits are those of {manifest}" + ("" if hashes is None else ", and each file must have its SHA-256")
-    return Splits(part("train"), part("val"), part("test") if found["test"] else None, notes=(note,))
-
-
-def verified(splits: Splits, manifest: str) -> Splits:
-    """The splits with the SHA-256 that a manifest has for each of their files, which is then asked of every file read.
-
-    Raises:
-        DataError: when a file is not in the manifest, has no SHA-256 there, or not its size.
-    """
-    known = {row.path: row for row in read_manifest(manifest)}
-    parts: dict[str, Split] = {}
-    for name, split in splits.named():
-        missing = [path for path in split.paths if not known.get(path, Row(path)).sha256]
-        if missing:
-            raise DataError(
-                f"every image must be in data.manifest={manifest} with its sha256; {len(missing)} of the {name} split "
-                f"are not, such as {shown(missing[0])}"
-            )
-        parts[name] = replace(split, hashes=_hashes([known[path].sha256 for path in split.paths]))
-    return replace(splits, train=parts["train"], val=parts["val"], test=parts.get("test"))
-
-
-def _hashes(digits: Sequence[str]) -> np.ndarray:
-    try:
-        return np.frombuffer(b"".join(map(bytes.fromhex, digits)), np.uint8).reshape(len(digits), 32)
-    except ValueError as error:
-        raise DataError(f"a sha256 must have 64 hexadecimal digits: {error}") from error
 
 
 def check_val_split(val_split: str) -> None:

@@ -1,82 +1,38 @@
 """Which image files lie below a folder: found by one walk, kept in an index so that the next start need not walk again.
 
-A list of a million Python strings takes 100 MB in each process that touches it. Here the paths are one block of bytes and
-the labels one array, which the loader processes share with their parent. Imports no torch.
+Imports no torch.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
+from alexlab.data.names import hidden, litter_kind
+from alexlab.data.paths import END, Paths
 from alexlab.data.tree import written_whole
 from alexlab.errors import DataError
 from alexlab.shown import shown, writable
 
 # Those of torchvision.datasets.folder.IMG_EXTENSIONS, so that a clean folder gives the same list of files.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")
 _ENDINGS = tuple(form.encode() for extension in IMAGE_EXTENSIONS for form in (extension, extension.upper()))
 _DOT = ord(".")
-END = b"\0"  # after each path in a block
-VERSION = 2  # of the index
+VERSION = 3  # of the index
 SETTLED_S = 2.0  # a folder that changed so recently may change again within the same tick of its clock
-
-
-class Paths(Sequence[str]):
-    """Relative paths as one block of bytes; an item is decoded when it is asked for.
-
-    Args:
-        block: the paths, one after the other, as the file system has them, each closed by a zero byte.
-        ends: where each path ends in the block, with its zero, int64, and a 0 in front.
-        rows: which of them these are, and in which order; None for all.
-    """
-
-    def __init__(self, block: np.ndarray, ends: np.ndarray, rows: np.ndarray | None = None) -> None:
-        self.block, self.ends, self.rows = block, ends, rows
-
-    @classmethod
-    def of(cls, paths: Sequence[str]) -> "Paths":
-        """The paths of a list."""
-        return cls.of_block(np.frombuffer(b"".join(os.fsencode(path) + END for path in paths), np.uint8))
-
-    @classmethod
-    def of_block(cls, block: np.ndarray) -> "Paths":
-        """All the paths of a block."""
-        return cls(block, _ends(block))
-
-    def take(self, rows: np.ndarray) -> "Paths":
-        """Some of the paths, in the given order; the block is shared."""
-        return Paths(self.block, self.ends, rows if self.rows is None else self.rows[rows])
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1 if self.rows is None else len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        row = index % len(self) if self.rows is None else int(self.rows[index])
-        return os.fsdecode(self.block[self.ends[row] : self.ends[row + 1] - 1].tobytes())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))  # noqa: B905
-
-    __hash__ = None  # type: ignore[assignment]
+# What may bear the name of an image and would block a reader, or never end.
+SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +61,9 @@ class Listing:
         paths: of the images.
         labels: int64, for each path the index of its class.
         ignored: how many other files there are, by extension.
-        folders: every folder that was read, relative to root, with the time of its last change, in nanoseconds.
+        folders: every folder that was read, relative to root, with its state, see `_state`.
+        litter: number of hidden files and folders that were skipped, by `litter_kind`.
+        special: entries that have the name of an image and are no regular files: their path and what they are.
     """
 
     root: str
@@ -114,18 +72,28 @@ class Listing:
     paths: Paths
     labels: np.ndarray
     ignored: dict[str, int]
-    folders: dict[str, int]
-
-
-def hidden(name: str) -> bool:
-    """Whether a file or folder is no part of the data: dot files, AppleDouble files, what file managers leave behind."""
-    return name.startswith(".") or name in LITTER
+    folders: dict[str, list[int]]
+    litter: dict[str, int] = field(default_factory=dict)
+    special: Sequence[tuple[str, str]] = ()
 
 
 def class_folders(top: str) -> list[str]:
     """Names of the folders in a folder, sorted, less the hidden ones."""
     with os.scandir(top) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not hidden(entry.name))
+        return sorted(entry.name for entry in entries if not hidden(entry.name) and file_kind(entry) == stat.S_IFDIR)
+
+
+def file_kind(entry: "os.DirEntry[str] | os.DirEntry[bytes]") -> int:
+    """Return the type of what an entry of a folder leads to, `stat.S_IFREG` and so on.
+
+    A link to nowhere counts as a regular file: reading it gives the reason.
+    """
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    try:
+        return stat.S_IFMT(entry.stat().st_mode)
+    except OSError:
+        return stat.S_IFREG
 
 
 def list_images(
@@ -136,23 +104,47 @@ def list_images(
     Args:
         root: the data set's folder.
         folder: the split's folder inside root, or nothing.
-        cache_dir: where the index is kept, of which the next call reads it as long as no folder has changed; None for no
+        cache_dir: where the index is kept, which stands in for the walk as long as no folder has changed; None for no
             index.
         problems: takes what is wrong with folders, which is then left out; None raises the first.
 
     Raises:
         DataError: when a folder cannot be read, or links lead back into it.
     """
-    place = None if cache_dir is None else cache_dir / identity(root) / f"index{f'-{folder}' if folder else ''}"
+    place = None if cache_dir is None else cache_dir / identity(root) / f"index{suffix(folder)}"
     if place is not None:
         found = _read_index(place, root, folder)
         if found is not None:
             return found
     start_ns = time.time_ns()
     listing = _walk(root, folder, problems)
-    if place is not None and max(listing.folders.values(), default=0) < start_ns - SETTLED_S * 1e9:
+    if place is not None and _tells_changes(listing.folders.values(), start_ns - int(SETTLED_S * 1e9)):
         _write_index(listing, place)
     return listing
+
+
+def _state(status: os.stat_result) -> list[int]:
+    """Return what differs after an entry of a folder was added, removed or renamed.
+
+    Tools set the time of the last modification back (`cp -a`, `rsync -t`, `tar`, `touch -d`); nobody sets that of the last
+    change of the inode, and another folder in its place has another number.
+    """
+    return [status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _tells_changes(states: Iterable[list[int]], before_ns: int) -> bool:
+    """Return whether a change after the walk is sure to change one of these states.
+
+    It is not if a folder changed just now, nor on a file system that has one time for all of its folders, as those over
+    object stores do.
+    """
+    changes = [changed_ns for _, changed_ns, _ in states]
+    return max(changes) < before_ns and len(set(changes)) > 1
+
+
+def suffix(folder: str) -> str:
+    """Return the part of a file's name that stands for a split's folder inside root."""
+    return f"-{quote(folder, safe=' ')}" if folder else ""
 
 
 def identity(root: str) -> str:
@@ -164,78 +156,96 @@ def identity(root: str) -> str:
 
 def _walk(root: str, folder: str, problems: list[Problem] | None = None) -> Listing:
     top = os.path.join(root, folder)
-    classes = class_folders(top)
-    folders = {folder: os.stat(top).st_mtime_ns}
-    ignored: Counter[str] = Counter()
+    classes, found = class_folders(top), _Walk(root, problems)
+    found.folders[folder] = _state(os.stat(top))
+    found.litter.update(litter_kind(name) for name in os.listdir(top) if hidden(name))
     pieces: list[bytes] = []
     labels = []
     for label, name in enumerate(classes):
         count = 0
-        for place, names in _class_files(root, os.path.join(folder, name), folders, ignored, problems):
+        for place, names in found.class_files(os.path.join(folder, name)):
             prefix = os.fsencode(place) + b"/"
             pieces.append(prefix + (END + prefix).join(names) + END)
             count += len(names)
         labels.append(np.full(count, label, np.int64))
     block = np.frombuffer(b"".join(pieces), np.uint8)
     every = np.concatenate(labels) if labels else np.zeros(0, np.int64)
-    return Listing(root, folder, classes, Paths(block, _ends(block)), every, dict(ignored), folders)
+    paths = Paths.of_block(block)
+    return Listing(
+        root, folder, classes, paths, every, found.ignored, found.folders, found.litter, sorted(found.special)
+    )
 
 
-def _class_files(
-    root: str, top: str, folders: dict[str, int], ignored: Counter[str], problems: list[Problem] | None
-) -> list[tuple[str, list[bytes]]]:
-    """Folders below a class folder, in the order of their whole paths, each with the names of its images, sorted."""
-    visited: set[tuple[int, int]] = set()
-    found: list[tuple[str, list[bytes]]] = []
-    pending = [top]
-    while pending:
-        place = pending.pop()
-        status = os.stat(os.path.join(root, place))
-        if (status.st_dev, status.st_ino) in visited:
-            _tell(problems, Problem("loop", place, "is a link back to a folder that was already read"), root)
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[place] = status.st_mtime_ns
-        try:
-            names, others = _images(os.path.join(root, place))
-        except PermissionError:
-            _tell(problems, Problem("no_permission", place, "is a folder that may not be read"), root)
-            continue
-        if names:
-            found.append((place, names))
-        for name, is_folder in others:
-            if is_folder:
-                pending.append(f"{place}/{name}")
-            else:
-                ignored[os.path.splitext(name)[1].lower()] += 1
-    return sorted(found)
+class _Walk:
+    """What one walk has found besides images, see `Listing`.
 
-
-def _images(folder: str) -> tuple[list[bytes], list[tuple[str, bool]]]:
-    """The names of the images in a folder, sorted, and its other entries that are not hidden: whether each is a folder.
-
-    Names are bytes here: to decode and encode a million of them takes as long as to read them.
+    Args:
+        root: the data set's folder.
+        problems: as for `list_images`.
     """
-    with os.scandir(os.fsencode(folder)) as found:
-        entries = list(found)
-    names = [n for e in entries if (n := e.name).endswith(_ENDINGS) and n[0] != _DOT and not e.is_dir()]
-    others: list[tuple[str, bool]] = []
-    if len(names) < len(entries):
-        known = set(names)
-        for entry in entries:
-            name = os.fsdecode(entry.name)
-            if entry.name in known or hidden(name):
+
+    def __init__(self, root: str, problems: list[Problem] | None) -> None:
+        self.root, self.problems = root, problems
+        self.folders: dict[str, list[int]] = {}
+        self.ignored: Counter[str] = Counter()
+        self.litter: Counter[str] = Counter()
+        self.special: list[tuple[str, str]] = []
+
+    def class_files(self, top: str) -> list[tuple[str, list[bytes]]]:
+        """Return the folders below a class folder, in the order of their whole paths, each with its images' names, sorted."""
+        visited: set[tuple[int, int]] = set()
+        found: list[tuple[str, list[bytes]]] = []
+        pending = [top]
+        while pending:
+            place = pending.pop()
+            status = os.stat(os.path.join(self.root, place))
+            if (status.st_dev, status.st_ino) in visited:
+                _tell(
+                    self.problems, Problem("loop", place, "is a link back to a folder that was already read"), self.root
+                )
                 continue
-            if name.lower().endswith(IMAGE_EXTENSIONS) and not entry.is_dir():  # .Jpg
-                names.append(entry.name)
-            else:
-                others.append((name, entry.is_dir()))
-    names.sort()
-    return names, others
+            visited.add((status.st_dev, status.st_ino))
+            self.folders[place] = _state(status)
+            try:
+                names = self._images(place, pending)
+            except PermissionError:
+                _tell(self.problems, Problem("no_permission", place, "is a folder that may not be read"), self.root)
+                continue
+            if names:
+                found.append((place, names))
+        return sorted(found)
 
+    def _images(self, place: str, pending: list[str]) -> list[bytes]:
+        """Return the names of the images in a folder, sorted; its folders go to `pending`.
 
-def _ends(block: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(block == END[0]) + 1])
+        Names are bytes here: to decode and encode a million of them takes as long as to read them. Links are asked where
+        they lead to, other files are not: their type comes with the name.
+        """
+        with os.scandir(os.fsencode(os.path.join(self.root, place))) as found:
+            entries = list(found)
+        names = [
+            n for e in entries if (n := e.name).endswith(_ENDINGS) and n[0] != _DOT and e.is_file(follow_symlinks=False)
+        ]
+        if len(names) < len(entries):
+            known = set(names)
+            for entry in entries:
+                name = os.fsdecode(entry.name)
+                if entry.name in known:
+                    continue
+                if hidden(name):
+                    self.litter[litter_kind(name)] += 1
+                    continue
+                kind, is_image = file_kind(entry), name.lower().endswith(IMAGE_EXTENSIONS)  # .Jpg
+                if kind == stat.S_IFDIR:
+                    pending.append(f"{place}/{name}")
+                elif is_image and kind == stat.S_IFREG:
+                    names.append(entry.name)
+                elif is_image:
+                    self.special.append((f"{place}/{name}", SPECIAL.get(kind, "no regular file")))
+                else:
+                    self.ignored[os.path.splitext(name)[1].lower()] += 1
+        names.sort()
+        return names
 
 
 def _tell(problems: list[Problem] | None, problem: Problem, root: str) -> None:
@@ -250,13 +260,16 @@ def _read_index(place: Path, root: str, folder: str) -> Listing | None:
         about: dict[str, Any] = json.loads((place / "index.json").read_text())
         if about["version"] != VERSION or about["extensions"] != list(IMAGE_EXTENSIONS):
             return None
-        for name, changed_ns in about["folders"].items():
-            if os.stat(os.path.join(root, name)).st_mtime_ns != changed_ns:
+        for name, state in about["folders"].items():
+            if _state(os.stat(os.path.join(root, name))) != state:
                 return None
         block, ends, labels = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("paths", "ends", "labels"))
-    except (OSError, ValueError, KeyError):
+        if len(labels) != len(ends) - 1 or len(block) != ends[-1]:
+            return None
+        rest = [about[name] for name in ("ignored", "folders", "litter", "special")]
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return Listing(root, folder, about["classes"], Paths(block, ends), labels, about["ignored"], about["folders"])
+    return Listing(root, folder, about["classes"], Paths(block, ends), labels, *rest)
 
 
 def _write_index(listing: Listing, place: Path) -> None:
@@ -268,6 +281,8 @@ def _write_index(listing: Listing, place: Path) -> None:
         "classes": listing.classes,
         "ignored": listing.ignored,
         "folders": listing.folders,
+        "litter": listing.litter,
+        "special": listing.special,
     }
     try:
         shutil.rmtree(place, ignore_errors=True)

@@ -1,14 +1,17 @@
 """The one list of images that all commands write and read: a CSV file with a row for each image. Imports no torch."""
 
-import csv
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 
-from alexlab.cells import restored, write_csv
+from alexlab.cells import write_csv
+from alexlab.data.layout import split_of
+from alexlab.data.table import read_table
 from alexlab.errors import DataError
+from alexlab.shown import shown
 
 
 @dataclass(frozen=True)
@@ -43,35 +46,57 @@ def write_manifest(rows: Iterable[Row], path: Path) -> None:
     write_csv(path, itertools.chain([COLUMNS], (asdict(row).values() for row in rows)), errors="surrogateescape")
 
 
-def read_manifest(path: str | os.PathLike[str]) -> Iterator[Row]:
-    """The rows of a manifest; only the column `path` must be there.
+def read_manifest(path: str | Path, root: str) -> dict[str, Row]:
+    """Return the rows of a manifest by the location of their file, see `locator`; only the column `path` must be there.
+
+    Args:
+        path: of the manifest.
+        root: the folder that its paths are relative to.
 
     Raises:
-        DataError: when it is no such file.
+        DataError: if it is no manifest, or lists a file twice.
     """
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            if "path" not in (reader.fieldnames or ()):
-                raise DataError(
-                    f"a manifest must have the columns {', '.join(COLUMNS)}, at least path; {path} has "
-                    f"{', '.join(reader.fieldnames or ['none'])}"
-                )
-            for number, row in enumerate(reader, start=2):
-                yield _row(row, f"{path}, line {number}")
-    except OSError as error:
-        raise DataError(f"cannot read the manifest {path}: {error.strerror}") from error
+    located, rows, lines, twice = locator(root), dict[str, Row](), dict[str, str](), []
+    for where, cells in read_table(path, what="a manifest", needed=("path",)):
+        row = _row(cells, where)
+        location = located(row.path)
+        line = f"line {where.rpartition(' ')[2]} ({', '.join(filter(None, [row.path, row.split, row.label]))})"
+        if location in rows:
+            twice.append(f"{shown(line)} and {shown(lines[location])}")
+        rows.setdefault(location, row)
+        lines.setdefault(location, line)
+    if twice:
+        more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
+        raise DataError(f"a manifest must list each file once; {shown(path)} repeats {'; '.join(twice[:3])}{more}")
+    return rows
 
 
-def _row(row: dict[str, str | None], where: str) -> Row:
+def locator(root: str) -> Callable[[str], str]:
+    """Return a function that tells where a path leads: equal for `a.jpg`, `./a.jpg`, `x/../a.jpg` and its absolute path.
+
+    Folders are asked for links, once each; files are not.
+
+    Args:
+        root: the folder that relative paths are relative to.
+    """
+    folder_of = lru_cache(maxsize=None)(os.path.realpath)
+
+    def located(path: str) -> str:
+        folder, name = os.path.split(os.path.join(root, path))
+        return os.path.normpath(os.path.join(folder_of(folder), name))
+
+    return located
+
+
+def _row(row: dict[str, str], where: str) -> Row:
     def number(name: str) -> int | None:
-        text = row.get(name) or ""
+        text = row.get(name, "")
         if text and not text.isdigit():
             raise DataError(f"{where}: {name} must be a whole number; got {text!r}")
         return int(text) if text else None
 
     def text(name: str) -> str:
-        return restored(row.get(name) or "")
+        return row.get(name, "")
 
     if not text("path"):
         raise DataError(f"{where}: there is no path")
@@ -80,7 +105,7 @@ def _row(row: dict[str, str | None], where: str) -> Row:
         number("size"),
         text("sha256").lower(),
         text("class"),
-        text("split"),
+        split_of(text("split")) or text("split"),
         number("width"),
         number("height"),
         text("mode"),

@@ -19,7 +19,7 @@ import torch
 from torchvision.transforms import v2
 
 from alexlab.data.decode import unreadable
-from alexlab.data.listing import identity
+from alexlab.data.listing import identity, suffix
 from alexlab.data.transforms import CenterView, RandomCropView, Views
 from alexlab.errors import ConfigError
 
@@ -112,7 +112,7 @@ class PackedImages:
 
 def pack_path(cache_dir: Path, root: str, folder: str, pack: Pack, channels: int) -> Path:
     """Where the pack of a listing lies."""
-    name = f"pack{f'-{folder}' if folder else ''}-{pack.resize}-{pack.crop}-{pack.size}x{channels}"
+    name = f"pack{suffix(folder)}-{pack.resize}-{pack.crop}-{pack.size}x{channels}"
     return cache_dir / identity(root) / name
 
 

@@ -29,7 +29,7 @@ from alexlab.shown import shown
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 CHUNK = 32  # images between two marks of progress
 MAX_STATS = 100_000  # of a larger folder, so many files are looked at, evenly spaced, to see whether it has changed
 
@@ -94,14 +94,17 @@ def _locked(path: Path, place: Path) -> Iterator[None]:
 
 
 def _stats(listing: Listing, rows: np.ndarray) -> np.ndarray:
-    """Size and time of change of files, int64 (len(rows), 2); -1 for one that is not there."""
-    found = np.full((len(rows), 2), -1, np.int64)
+    """Size, time of modification and time of change of files, int64 (len(rows), 3); -1 for one that is not there.
+
+    Tools that copy set the first time back, nobody sets the second.
+    """
+    found = np.full((len(rows), 3), -1, np.int64)
     for number, row in enumerate(rows):
         try:
             status = os.stat(os.path.join(listing.root, listing.paths[int(row)]))
         except OSError:
             continue
-        found[number] = status.st_size, status.st_mtime_ns
+        found[number] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
     return found
 
 

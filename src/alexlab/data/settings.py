@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.data.digits import write_digits
-from alexlab.data.folder import Splits, find_splits, verified
+from alexlab.data.folder import Splits, find_splits
+from alexlab.data.listed import verified
 from alexlab.data.photographs import write_photographs
 from alexlab.data.shards import Stream, find_sharded
 from alexlab.data.store import is_url
@@ -35,6 +36,7 @@ class Data:
         val_fraction, test_fraction: parts of each class that are set aside where the folder has no such split.
         val_split: `val`, or `test` to validate on the test split.
         split_seed: another number divides an undivided folder in another way.
+        splits: the folder of each split in `root`, `.` for `root` itself; all null to find them by their names.
         sampler: `shuffle`, every image once an epoch; `balanced`, with replacement, every class equally often.
         cache: `packed` decodes every image once, to `pack.size`, and reads it from there; `device` keeps the packed images in the
             memory of each device and cuts them there; None decodes the files each time.
@@ -60,6 +62,7 @@ class Data:
     test_fraction: float = 0.0
     val_split: str = "val"
     split_seed: int = 0
+    splits: Mapping[str, str | None] = field(default_factory=dict)
     sampler: str = "shuffle"
     cache: str | None = None
     pack: Mapping[str, Any] = field(default_factory=dict)
@@ -104,6 +107,10 @@ class Data:
                 raise ConfigError(
                     f"data.{name} must be {wanted} with data.url, whose images come shard by shard; got {getattr(self, name)!r}"
                 )
+        if any(self.splits.values()):
+            raise ConfigError(
+                f"data.splits must be null with data.url, whose splits are fixed; got {dict(self.splits)}"
+            )
 
     @property
     def place(self) -> str:
@@ -130,6 +137,7 @@ class Data:
             test_fraction=self.test_fraction,
             val_split=self.val_split,
             split_seed=self.split_seed,
+            folders=self.splits,
             cache_dir=Path(self.cache_dir),
         )
         return splits if self.manifest is None else verified(splits, self.manifest)

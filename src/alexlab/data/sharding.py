@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from alexlab.data.decode import read, unreadable
+from alexlab.data.decode import FORMATS, read, unreadable
 from alexlab.data.folder import Split, Splits
-from alexlab.data.listing import Paths
+from alexlab.data.paths import Paths
 from alexlab.data.shards import INDEX, KIND, VERSION, Shard
 from alexlab.data.store import Store, check_place, is_url
 from alexlab.errors import ConfigError, DataError
@@ -34,7 +35,7 @@ class Plan:
     Args:
         name, split: the split.
         rows: its images in the order in which they are written.
-        lengths: of their files, int64.
+        states: of their files, int64 (N, 3), see `Split.state`.
         starts: of each file in its shard, int64.
         ends: number of the first image of each shard but the first, and of all images.
     """
@@ -42,9 +43,14 @@ class Plan:
     name: str
     split: Split
     rows: np.ndarray
-    lengths: np.ndarray
+    states: np.ndarray
     starts: np.ndarray
     ends: Sequence[int]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The bytes of each file, int64."""
+        return np.asarray(self.states[:, 0])
 
     def shards(self) -> list[tuple[str, range]]:
         """The name of each shard and the numbers of its images."""
@@ -97,12 +103,14 @@ def _plan(name: str, split: Split, shard_bytes: int, skip: bool) -> Plan:
     rows = np.arange(len(split))
     if name == "train":
         rows = np.random.Generator(np.random.Philox(0)).permutation(rows)
-    lengths = np.array([split.size(row) for row in rows.tolist()], np.int64)
+    states = np.array([split.state(row) for row in rows.tolist()], np.int64).reshape(-1, 3)
+    lengths = states[:, 0]
     if (lengths < 1).any():
         if not skip:
             row = int(rows[np.flatnonzero(lengths < 1)[0]])
             raise unreadable(split.place(row), "empty" if split.size(row) == 0 else "missing")
-        rows, lengths = rows[lengths > 0], lengths[lengths > 0]
+        rows, states = rows[lengths > 0], states[lengths > 0]
+        lengths = states[:, 0]
     label_bytes = 2 * BLOCK  # a header, and a number of a few digits
     sizes = BLOCK + -(-lengths // BLOCK) * BLOCK + label_bytes
     starts, ends, filled = np.zeros(len(rows), np.int64), [], 0
@@ -112,7 +120,7 @@ def _plan(name: str, split: Split, shard_bytes: int, skip: bool) -> Plan:
             filled = 0
         starts[number] = filled + BLOCK
         filled += size
-    return Plan(name, split, rows, lengths, starts, [*ends, len(rows)])
+    return Plan(name, split, rows, states, starts, [*ends, len(rows)])
 
 
 class _Writer:
@@ -133,6 +141,8 @@ class _Writer:
     def _done(self) -> dict[str, Shard]:
         """What an earlier call has written of the same, and that is still there."""
         what = hashlib.sha256(b"".join(table for table in self.tables.values()))
+        for plan in self.plans:
+            what.update(plan.states.tobytes())
         what.update(json.dumps([list(self.classes), *(list(plan.ends) for plan in self.plans)]).encode())
         try:
             first, *lines = self.progress.read_text().splitlines()
@@ -198,6 +208,8 @@ class _Writer:
         image = read(place)
         if len(image) != plan.lengths[number]:
             raise DataError(f"{shown(place)} has changed while the shards were written")
+        if os.path.normpath(plan.split.paths[row]).startswith(("/", "..")):
+            _check_image(image, place, plan.split.root)
         hashes = plan.split.hashes
         if hashes is not None and hashlib.sha256(image).digest() != hashes[row].tobytes():
             raise unreadable(place, "changed")
@@ -217,6 +229,16 @@ class _Writer:
         finally:
             unfinished.unlink(missing_ok=True)
         return Shard(name, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _check_image(content: bytes, place: str, root: str) -> None:
+    """Raises DataError unless it is an image: a manifest may come from a stranger, and shards be for others to see."""
+    try:
+        Image.open(io.BytesIO(content), formats=FORMATS).close()
+    except Exception as error:  # damaged files make decoders fail in every way
+        raise DataError(
+            f"only images are copied from outside of {shown(root)}, where the manifest is; {shown(place)} is none"
+        ) from error
 
 
 def _table(plan: Plan) -> bytes:

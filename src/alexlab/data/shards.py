@@ -22,7 +22,7 @@ import numpy as np
 from alexlab.data.decode import decode_bytes
 from alexlab.data.fetcher import is_here
 from alexlab.data.folder import Split, Splits, absent, check_val_split
-from alexlab.data.listing import Paths
+from alexlab.data.paths import Paths
 from alexlab.data.store import Store, check_place, is_url
 from alexlab.errors import ConfigError, DataError
 

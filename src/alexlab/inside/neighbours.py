@@ -17,6 +17,7 @@ from alexlab.inference import Inference
 from alexlab.inside.layers import head, watched
 
 METRICS = ("euclidean", "cosine")
+MAX_STATES = 100_000  # files of a split that are looked at, evenly spaced, to see whether they have changed
 CHUNK = 8192  # rows of the matrix that are compared at once
 
 
@@ -77,7 +78,7 @@ def feature_matrix(
 
 
 def matrix_path(cache_dir: Path, checkpoint: Path, split: Split) -> Path:
-    """Where the matrix of a checkpoint and a split is kept: another checkpoint or another list of files is another file."""
+    """Where the matrix of a checkpoint and a split is kept: another checkpoint or other files give another one."""
     digest = hashlib.blake2b(digest_size=12)
     with checkpoint.open("rb") as file:
         while part := file.read(1 << 20):
@@ -85,6 +86,7 @@ def matrix_path(cache_dir: Path, checkpoint: Path, split: Split) -> Path:
     digest.update(json.dumps([os.path.abspath(split.root), len(split)]).encode())
     for path in split.paths:
         digest.update(os.fsencode(path) + b"\0")
+    digest.update(np.array([split.state(row) for row in split.sample(MAX_STATES)], np.int64).tobytes())
     return cache_dir / "features" / f"{digest.hexdigest()}.npy"
 
 

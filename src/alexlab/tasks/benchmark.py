@@ -38,6 +38,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.benchmark.machine import ceilings
     from alexlab.benchmark.measuring import Measuring
     from alexlab.benchmark.settings import Arithmetic, Settings, write_subset
+    from alexlab.data.layout import SPLITS
     from alexlab.data.settings import Data
     from alexlab.launch import Limits, launch, num_ranks, wanted_gpus
     from alexlab.terminal import Terminal
@@ -54,7 +55,12 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         raise ConfigError(f"what is measured on must be files, data.root=DIR; got data.url={config['data']['url']}")
     found = Data(**config["data"]).find_splits()
     listed = write_subset(found, settings.train_images, settings.val_images, run_dir / "images.csv")
-    where = {"root": str(listed.resolve()), "make": None, "cache_dir": str(run_dir.resolve() / "cache")}
+    where = {
+        "root": str(listed.resolve()),
+        "make": None,
+        "splits": dict.fromkeys(SPLITS),
+        "cache_dir": str(run_dir.resolve() / "cache"),
+    }
     trained = {key: value for key, value in config.items() if key not in OWN}
     trained, _ = build.measured({**trained, "data": {**config["data"], **where}}, found)
     devices = {name: config["trainer"][name] for name in ("accelerator", "devices")}

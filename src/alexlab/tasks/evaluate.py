@@ -50,9 +50,11 @@ def ask(config: dict[str, Any], run_dir: Path) -> Any:
     trained = load_trained(config["ckpt"], class_names=config["class_names"], device=config["device"])
     view = build.eval_view(trained.config, config["views"])
     changes = {key: value for key, value in config["data"].items() if value is not None}
+    if not any(changes["splits"].values()):
+        del changes["splits"]
     own = not changes.keys() & {"root", "url"}
     if not own:  # a folder in the place of shards, or the other way round
-        changes = {"root": None, "url": None, "make": None} | changes
+        changes = {"root": None, "url": None, "make": None, "splits": {}} | changes
     settings = Data(**{**trained.config["data"], "cache": None, "manifest": None, **changes})
     name, split = chosen_split(trained, settings, config["split"], own=own)
     skipped = Skipped(run_dir / SKIPPED) if settings.on_error == "skip" else None

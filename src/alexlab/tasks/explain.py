@@ -84,6 +84,7 @@ def check(config: dict[str, Any]) -> None:
 def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> dict[str, Any]:
     """The section of the neighbours; the training data that it needs may be gone."""
     from alexlab.answers import chosen_split
+    from alexlab.data.layout import find_layout
     from alexlab.data.settings import Data
     from alexlab.inside import sections
     from alexlab.progress import watched
@@ -94,8 +95,8 @@ def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> 
     changes = {key: config["data"][key] for key in ("batch_size", "num_workers") if config["data"][key] is not None}
     name = "train"
     if wanted["root"] is not None:
-        changes |= {"root": wanted["root"], "url": None}
-        name = "train" if (Path(wanted["root"]) / "train").is_dir() else "all"
+        changes |= {"root": wanted["root"], "url": None, "splits": {}}
+        name = "train" if os.path.isdir(wanted["root"]) and find_layout(wanted["root"]).folders else "all"
     settings = Data(**{**trained.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes})
     try:
         _, train = chosen_split(trained, settings, name, own=wanted["root"] is None)

@@ -49,7 +49,7 @@ def check(config: dict[str, Any], run_dir: Path) -> None:
     if config["fix"] not in (None, "quarantine"):
         raise ConfigError(f"fix must be null or quarantine; got {config['fix']!r}")
     root = _root(config)
-    findings = look(root, config["manifest"])
+    findings = look(root, config["manifest"], folders=config["data"]["splits"])
     for table in check_page.summary(findings):
         Terminal().print(table)
     for note in findings.notes:
@@ -59,10 +59,11 @@ def check(config: dict[str, Any], run_dir: Path) -> None:
     check_page.write_page(findings, run_dir / "check.html")
     print_line(f"{os.path.relpath(run_dir)}/check.html, check.json, manifest.csv")
     if config["fix"] and findings.unreadable:
-        folder = Path(config["quarantine"] or f"{root.rstrip('/')}.quarantine")
+        folder = Path(config["quarantine"] or _beside(root, ".quarantine"))
         count = quarantine(root, findings.unreadable, folder)
         print_line(
-            f"{count} files were moved to {folder}; python src/prepare.py action=restore quarantine={folder} moves them back"
+            f"{count} files were moved to {folder}; python src/prepare.py action=restore data.root={root} "
+            f"quarantine={folder} moves them back"
         )
     if findings.problems:
         raise FoundError(check_page.counted(findings))
@@ -70,12 +71,12 @@ def check(config: dict[str, Any], run_dir: Path) -> None:
 
 
 def restore(config: dict[str, Any], run_dir: Path) -> None:
-    """Undoes a quarantine."""
+    """Undoes a quarantine of the data set that is named."""
     from alexlab.data.quarantine import restore as move_back
 
     if config["quarantine"] is None:
         raise ConfigError("quarantine must be given: quarantine=DIR")
-    print_line(f"{move_back(Path(config['quarantine']))} files were moved back")
+    print_line(f"{move_back(_root(config), Path(config['quarantine']))} files were moved back")
 
 
 def split(config: dict[str, Any], run_dir: Path) -> None:
@@ -83,9 +84,11 @@ def split(config: dict[str, Any], run_dir: Path) -> None:
     from alexlab.data.divide import find_source, plan, write_division
 
     root, data = _root(config), config["data"]
-    source = find_source(root, labels=config["labels"], pattern=config["pattern"], group=config["group"])
+    source = find_source(
+        root, labels=config["labels"], pattern=config["pattern"], group=config["group"], folders=data["splits"]
+    )
     parts = plan(source, {"val": data["val_fraction"], "test": data["test_fraction"]}, data["split_seed"])
-    out = Path(config["out"] or f"{root.rstrip('/')}_split")
+    out = Path(config["out"] or _beside(root, "_split"))
     _print_counts({name: len(rows) for name, rows in parts.items()}, out)
     if config["dry_run"]:
         print_line("dry run: nothing was written")
@@ -168,6 +171,12 @@ def _root(config: dict[str, Any]) -> str:
     if config["data"]["root"] is None:
         raise ConfigError("data.root must be given: data.root=DIR")
     return str(config["data"]["root"])
+
+
+def _beside(root: str, ending: str) -> str:
+    """The path of a folder beside the data set, whose name is that of the data set with an ending."""
+    plain = os.path.normpath(root)
+    return (os.path.abspath(root) if os.path.basename(plain) in (".", "..") else plain) + ending
 
 
 def _print_counts(counts: dict[str, int], out: Path) -> None:
