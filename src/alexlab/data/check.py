@@ -15,6 +15,7 @@ from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Problem, alike, list
 from alexlab.data.look import look_at
 from alexlab.data.manifest import Row, locator, read_manifest
 from alexlab.data.names import counted, hidden, litter_kind
+from alexlab.shown import writable
 
 # Pictures that people have and that are not read: they are findings, other files are only counted.
 UNSUPPORTED = (
