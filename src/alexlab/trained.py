@@ -4,7 +4,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -15,6 +16,7 @@ from torchvision.models import AlexNet_Weights
 
 from alexlab import build
 from alexlab.class_names import read_class_names, shown_names
+from alexlab.data.settings import Data
 from alexlab.errors import ConfigError
 from alexlab.inference import Inference
 from alexlab.models.weights import Source, files_of_weights, fit
@@ -107,16 +109,18 @@ def _inference(path: Path, record: dict[str, Any], state: State) -> Inference:
     try:
         check_targets(config)
         check_sizes(config)
+        check_types(Data, "data", config["data"])
         with Bounded(len(state) + SPARE):
             inference = build.inference(config, len(classes))
         build.eval_view(config)
         size, channels = config["data"]["image_size"], config["data"]["channels"]
         inference.net.eval()(torch.empty(1, channels, size, size, device="meta"))
-    except ConfigError:
-        raise
+        if not torch.isfinite(torch.stack([inference.mean, inference.std])).all():
+            raise ValueError("data.mean and data.std must be finite")
     except Exception as error:  # there is no end of what can be wrong with a config
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ConfigError(f"the config in {path} must describe a net and its preprocessing; {reason}") from error
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = " ".join(str(error).split())[:400]
+        raise ConfigError(f"the config in {path} must describe a net and its preprocessing: {kind}{reason}") from error
     try:
         check_head(inference.net, state, classes)
         load_state(inference.net, state)
@@ -133,6 +137,16 @@ def check_sizes(config: Any) -> None:
             raise ValueError(f"images must be at most {MAX_SIZE} pixels wide; got {node}")
         if isinstance(node, dict | list):
             waiting.extend(node.values() if isinstance(node, dict) else node)
+
+
+def check_types(target: Any, where: str, values: Mapping[str, Any]) -> None:
+    """Raise ValueError if an argument is not of the type that `target` declares."""
+    for name, hint in get_type_hints(target).items():
+        kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint])]
+        accepted = (*kinds, int) if float in kinds else tuple(kinds)
+        if name in values and not isinstance(values[name], accepted):
+            wanted = " | ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ValueError(f"{where}.{name} must be a {wanted}; got {type(values[name]).__name__}")
 
 
 def check_head(net: nn.Module, state: State, classes: Sequence[str]) -> None:

@@ -85,12 +85,14 @@ def checked_record(record: Any) -> dict[str, Any]:
     Raises:
         ValueError: if a part of it is missing or of the wrong kind.
     """
-    kinds = {"config": dict, "choices": dict, "classes": list | tuple}
+    kinds = {"config": dict, "choices": dict, "classes": list}
     if not isinstance(record, dict):
         raise ValueError(f"its record of the run must be a dict; got {type(record).__name__}")
     for name, kind in kinds.items():
         if not isinstance(record.get(name), kind):
-            raise ValueError(f"its record of the run must have {name}, a {kind}; got {type(record.get(name)).__name__}")
+            raise ValueError(
+                f"its record of the run must have {name}, a {kind.__name__}; got {type(record.get(name)).__name__}"
+            )
     check_classes(record["classes"])
     best = record.get("best") or {}
     if not isinstance(best, dict) or not all(isinstance(value, int | float) for value in best.values()):
@@ -105,14 +107,16 @@ def checked_record(record: Any) -> dict[str, Any]:
         isinstance(shown, dict) and all(isinstance(text, str) for text in [*shown, *shown.values()])
     ):
         raise ValueError("class_names in its config must map names to names")
-    return {**record, "classes": list(record["classes"]), "best": best}
+    return {**record, "best": best}
 
 
 def check_classes(classes: Any) -> None:
     """Raise ValueError unless these are names of classes: texts as long as a folder's name, no two of them equal."""
     for name in classes:
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-            kind = f"a text of {len(name)} characters" if isinstance(name, str) else f"a {type(name).__name__}"
+            kind = (
+                f"a text of {len(name)} characters" if isinstance(name, str) else f"one of type {type(name).__name__}"
+            )
             raise ValueError(f"the name of a class must be a text of 1 to {MAX_NAME} characters; it has {kind}")
     if not classes:
         raise ValueError("it must name the classes; it names none")
