@@ -60,7 +60,7 @@ SHAPES: list[tuple[str, Any, str]] = [
     ("alexlab/config/model/width", float("nan"), "model"),
     ("alexlab/config/model/width", 1e300, "the config in .* must describe a net"),
     ("alexlab/config/model/width", None, "model"),
-    ("alexlab/config/model/fc_widths", [1] * 5000, "the net must have no more than the .* tensors of the file"),
+    ("alexlab/config/model/fc_widths", [1] * 5000, "the net must have no more parameters than the file has tensors"),
     ("alexlab/config/model/grid", 10**9, "the config in .* must describe a net|do not fit"),
     ("alexlab/config/model/pool_stride", 0, "the config in .* must describe a net"),
     ("alexlab/config/model/surprise", 1, "model.surprise is no argument of"),

@@ -59,9 +59,11 @@ def misfit(path: Path) -> str | None:
         return "its end is missing: copy or download it again"
     if tarfile.is_tarfile(path):
         return _tar_misfit(path)
-    if text.startswith((b"{", b"[")) and not is_safetensors(path):
+    if is_safetensors(path) or TORCH_SAVE in head:
+        return None
+    if text.startswith((b"{", b"[")):
         return "it is a JSON text"
-    return None
+    return "it is no file that torch.save or safetensors has written, or it is corrupt"
 
 
 def _archive_misfit(path: Path) -> str | None:

@@ -142,9 +142,10 @@ def _collect(file: Any, found: set[str]) -> None:
 def _reason(path: Path, error: Exception, names: list[str]) -> str:
     if names:
         return f"it holds more than tensors and plain data; {conversion(path, names)}"
-    if isinstance(error, pickle.UnpicklingError):
-        return "it is no file that torch.save or safetensors has written, or it is corrupt"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    text = (str(error).splitlines() or [""])[0] or type(error).__name__
+    if isinstance(error, OSError):
+        return error.strerror or text
+    return text if isinstance(error, ValueError) else f"it is corrupt ({type(error).__name__}: {text})"
 
 
 def conversion(path: Path, names: list[str]) -> str:

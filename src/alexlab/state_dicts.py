@@ -173,4 +173,4 @@ class Bounded:
     def _registered(self, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
         self.count += 1
         if self.count > self.limit:
-            raise ValueError(f"the net must have no more than the {self.limit} tensors of the file")
+            raise ValueError("the net must have no more parameters than the file has tensors")

@@ -1,7 +1,6 @@
 """Weights from elsewhere: where they come from, how they are matched to a net, and what did not fit."""
 
 import itertools
-import logging
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,6 @@ from alexlab.runs import BEST
 from alexlab.state_dicts import State
 from alexlab.weight_files import read_weights
 
-log = logging.getLogger(__name__)
-
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 FILES = "a checkpoint or run folder of alexlab, a state dict (.pth, .pt, .safetensors), its URL"
 
@@ -33,11 +30,13 @@ class Source:
         name: what was asked for.
         state: tensors by name.
         classes: names of the classes that the head tells apart, where the file says them.
+        notes: what a person should know of how the file was read.
     """
 
     name: str
     state: State
     classes: Sequence[str] | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Fit:
         sliced: layers of which only the first channels were taken.
         fresh: names in the net that keep their initial weights, each with the reason.
         unused: names in the source that nothing took.
+        notes: of the source.
     """
 
     source: str
@@ -57,6 +57,7 @@ class Fit:
     sliced: list[str] = field(default_factory=list)
     fresh: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
     def load_into(self, net: nn.Module) -> None:
         """Copies the tensors into the net."""
@@ -65,6 +66,7 @@ class Fit:
     def lines(self) -> Iterator[str]:
         """What a person must know, a line each; nothing that did not fit is left out."""
         yield f"{len(self.taken)} tensors from {self.source}"
+        yield from self.notes
         if self.sliced:
             yield f"the first channels of wider layers: {', '.join(self.sliced)}"
         for reason in dict.fromkeys(self.fresh.values()):
@@ -137,9 +139,7 @@ def _of_torchvision(name: str, net: nn.Module) -> Source:
 
 def _source(name: str, path: Path, own: Collection[str]) -> Source:
     found = read_weights(path, own=own)
-    for line in found.notes:
-        log.info("weights: %s: %s", name, line)
-    return Source(name, found.state, None if found.record is None else found.record["classes"])
+    return Source(name, found.state, None if found.record is None else found.record["classes"], found.notes)
 
 
 def fit(
@@ -167,7 +167,7 @@ def fit(
     pairs = _paired(own, source.state)
     values = _sliced(own, source.state, pairs)
     other_head = _other_head(own, source, pairs, head, classes)
-    result = Fit(source.name)
+    result = Fit(source.name, notes=source.notes)
     for name, wanted in own.items():
         value = values.get(name)
         if name not in pairs:
