@@ -196,7 +196,7 @@ class Checkpoints(Checkpoint):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self.best_is_lost:
-            pl_module.best = {}
+            pl_module.best = {}  # type: ignore[assignment]
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy.checkpoint_io, DurableIO):

@@ -116,7 +116,7 @@ def load_best(module: Classifier, best: Path) -> None:
 def check_whole(content: Any, module: Classifier, trainer: lightning.Trainer) -> None:
     """Raise ValueError unless a checkpoint has all that the run needs to be resumed, in the right shapes."""
     state = dict(module.state_dict())
-    counts = dict.fromkeys(module.scores["train_scores"]._defaults, 0.0)
+    counts = dict.fromkeys(module._scores("train")._defaults, 0.0)
     inside = {"validated": False, "train_scores": [counts], "last_train": {}, "accumulate": 1}
     expected = {
         "epoch": 0,
