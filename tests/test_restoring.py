@@ -14,6 +14,7 @@ from alexlab import build
 from alexlab.cards import Card
 from alexlab.errors import ConfigError, DiskError
 from alexlab.restoring import check_whole, choose, load_best
+from alexlab.trained import load_trained
 from conftest import rows
 
 Train = Callable[..., float | None]
@@ -168,6 +169,24 @@ def test_a_lost_best_checkpoint_that_no_epoch_could_replace(parts: Any, content:
         ConfigError, match=r"best\.ckpt is corrupt \(it is empty.*\), and no epoch is left .*more than 3, or use"
     ):
         choose(last, parts.module, parts.trainer)
+
+
+def test_a_flipped_bit_is_found(parts: Any, trained_run: Path, tmp_path: Path) -> None:
+    """PyTorch does not verify the checksums of its archives: the weights would be others."""
+    content = bytearray((trained_run / "checkpoints/best.ckpt").read_bytes())
+    weight = torch.load(trained_run / "checkpoints/best.ckpt", weights_only=True)["state_dict"][
+        "net.classifier.fc6.weight"
+    ]
+    content[bytes(content).index(weight.numpy().tobytes()) + 1] ^= 1
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / name).write_bytes(content)
+    words = "it is corrupt: the checksum of its record .*/data/"
+    with pytest.raises(ConfigError, match=words):
+        choose(tmp_path / "last.ckpt", parts.module, parts.trainer)
+    with pytest.raises(DiskError, match=words):
+        load_best(parts.module, tmp_path / "best.ckpt")
+    with pytest.raises(ConfigError, match=words):
+        load_trained(str(tmp_path / "best.ckpt"), device="cpu")
 
 
 def test_none_is_whole(parts: Any, content: Content, tmp_path: Path) -> None:

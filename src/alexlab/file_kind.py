@@ -66,6 +66,18 @@ def misfit(path: Path) -> str | None:
     return "it is no file that torch.save or safetensors has written, or it is corrupt"
 
 
+def check_sums(path: Path) -> None:
+    """Raise ValueError if a record of a zip archive has not the checksum that it was written with; PyTorch does not look.
+
+    For files of ours: other programs may have switched the checksums off (torch.serialization.set_crc32_options).
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+        if record is not None:
+            raise ValueError(f"it is corrupt: the checksum of its record {record} is wrong")
+
+
 def _archive_misfit(path: Path) -> str | None:
     """Return why a zip archive is none that torch.save has written; None if it is one.
 

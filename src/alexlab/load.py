@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from alexlab.errors import ConfigError
-from alexlab.file_kind import CONVERT, is_safetensors, misfit
+from alexlab.file_kind import CONVERT, check_sums, is_safetensors, misfit
 
 DEFAULTDICT = "collections.defaultdict"
 FORCED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # with which torch.load runs any code, whatever it is asked
@@ -52,7 +52,7 @@ def _mapping(*args: Any) -> dict[Any, Any]:
 
 
 def load_file(path: Path) -> Any:
-    """Return the content of a checkpoint or of a file of weights (.ckpt, .pt, .pth, .safetensors).
+    """Return the content of a checkpoint of ours, whose checksums are verified, or of a file of weights.
 
     Raises:
         ConfigError: if it cannot be read, or holds more than tensors and plain data.
@@ -81,6 +81,8 @@ def _read(path: Path, *, with_placeholders: bool) -> tuple[Any, list[str]]:
             raise ValueError(reason)
         if is_safetensors(path):
             return _safetensors(path), names
+        if not with_placeholders:
+            check_sums(path)
         try:
             return _torch_load(path), names
         except pickle.UnpicklingError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.errors import ConfigError
-from alexlab.file_kind import is_safetensors
+from alexlab.file_kind import check_sums, is_safetensors
 from alexlab.load import conversion, load_foreign
 from alexlab.runs import CHECKPOINT_KEY
 from alexlab.state_dicts import State, check_state, find_state
@@ -53,6 +53,7 @@ def read_weights(path: Path, *, own: Any = ()) -> WeightFile:
         elif is_safetensors(path):
             state = content
         else:
+            check_sums(path)
             whole = content.get("state_dict")
             if not isinstance(whole, dict):
                 raise ValueError("it has no state_dict")
