@@ -33,12 +33,14 @@ def test_numbers_stay_numbers(number: object) -> None:
 def test_a_manifest_keeps_its_paths_and_classes(tmp_path: Path) -> None:
     wanted = [Row(text or "none", label=text, size=1) for text in TEXTS] + [Row("\udcff\u202e.png", label="-")]
     write_manifest(wanted, tmp_path / "manifest.csv")
-    assert [*read_manifest(tmp_path / "manifest.csv")] == wanted
+    assert [*read_manifest(tmp_path / "manifest.csv", str(tmp_path)).values()] == wanted
 
 
 def test_the_table_of_a_split_is_read_as_labels(tmp_path: Path) -> None:
     from alexlab.data.divide import find_source
 
+    for name in ("-a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
     write_manifest([Row("-a.jpg", label="@home"), Row("b.jpg", label="'=x")], tmp_path / "split.csv")
     source = find_source(str(tmp_path), labels=str(tmp_path / "split.csv"), pattern="", group=None)
     assert (source.paths, source.classes) == (["-a.jpg", "b.jpg"], ["@home", "'=x"])

@@ -150,10 +150,10 @@ def test_the_last_ones_are_kept_and_one_of_them_takes_the_place_of_a_damaged_one
     for path in (folder / "last.ckpt", folder / "step_00000009.ckpt"):
         path.write_bytes(whole[: len(whole) // 2])
     train(*words, resumed=True)
-    assert "taking the one before it" in caplog.text and "step 8" in caplog.text
+    assert "resuming from step_00000008.ckpt, step 8" in caplog.text and "step 8" in caplog.text
     one, other = torch.load(io.BytesIO(whole), weights_only=True), torch.load(folder / "last.ckpt", weights_only=True)
     assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
-    for path in (*folder.glob("step_*.ckpt"), folder / "last.ckpt"):
+    for path in folder.glob("*.ckpt"):
         path.write_bytes(b"")
-    with pytest.raises(ConfigError, match="cannot read the weights in"):
+    with pytest.raises(ConfigError, match="none of the checkpoints"):
         train(*words, resumed=True)

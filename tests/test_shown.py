@@ -330,7 +330,7 @@ def test_a_check_shows_and_keeps_names(strange_images: Path, tmp_path: Path) -> 
     text, page = "".join(map(printed, summary(findings))), (tmp_path / "check.html").read_text(encoding="utf-8")
     assert r"[red]a\nb" in text and r"bad\x1b\n.png" in text and not hidden(text)
     assert r"<code>@home/bad\x1b\n.png</code>" in page and not hidden(page) and "<script>alert" not in page
-    assert [*read_manifest(tmp_path / "manifest.csv")] == findings.rows
+    assert [*read_manifest(tmp_path / "manifest.csv", str(strange_images)).values()] == findings.rows
     again = check(str(strange_images), str(tmp_path / "manifest.csv"))
     assert not [problem for problem in again.problems if problem.code.startswith("manifest")]
     assert b"\r\n'@home/" in (tmp_path / "manifest.csv").read_bytes()

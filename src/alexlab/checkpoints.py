@@ -179,6 +179,9 @@ class Checkpoints(Checkpoint):
         self.due = False  # a `last.ckpt` is to be written after the validation that follows
         self.best_score: float | None = None
         self.last_step = 0  # of the last `last.ckpt`
+        self.best_is_lost = (
+            False  # `best.ckpt` is missing or corrupt, whatever the checkpoint that is resumed from says
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "last_step": self.last_step, "due": self.due}
@@ -186,6 +189,14 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.last_step = state_dict["best_score"], state_dict["last_step"]
         self.due = state_dict["due"]
+        if self.best_is_lost:
+            self.best_score = None  # the next validation makes another one
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.best_is_lost:
+            pl_module.best = {}  # type: ignore[assignment]
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy.checkpoint_io, DurableIO):

@@ -1,29 +1,37 @@
 """A checkpoint is enough: the net, its classes, its preprocessing and its data's place come from the file alone."""
 
-import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from torch import nn
 from torchvision.models import AlexNet_Weights
 
 from alexlab import build
 from alexlab.class_names import read_class_names, shown_names
+from alexlab.data.settings import Data
 from alexlab.errors import ConfigError
 from alexlab.inference import Inference
-from alexlab.load import load_file
-from alexlab.models.weights import Source, fit, parsed
+from alexlab.models.weights import Source, files_of_weights, fit
 from alexlab.overrides import CONFIG_DIR
-from alexlab.runs import BEST, CHECKPOINT_KEY, LAST
+from alexlab.runs import BEST, LAST
+from alexlab.state_dicts import Bounded, State, load_state
 from alexlab.trust import check_targets
+from alexlab.weight_files import WeightFile, read_weights
+
+log = logging.getLogger(__name__)
 
 KINDS = "a run folder, a checkpoint, an exported .safetensors file, or a state dict of torchvision's alexnet"
 
+SPARE = 100  # parameters that a net may make and drop while it is built: torchvision's for images that are not RGB
+MAX_SIZE = 4096  # pixels of an image's side, in a config that may be a stranger's
 NO_DATA = "(none)"  # the data folder of a file that knows of none
 
 
@@ -76,57 +84,91 @@ def load_trained(name: str, *, class_names: str | None = None, device: str = "au
     """
     path = _file(Path(name))
     given = None if class_names is None else read_class_names(class_names)
-    content = load_file(path)
-    record, state = _record(path, content), parsed(str(path), content, "ckpt")
-    if record is None:
-        return _of_torchvision(path, state, given, device)
-    check_targets(record["config"])  # it may be a stranger's
-    classes = list(record["classes"])
-    inference = build.inference(record["config"], len(classes))
-    try:
-        inference.net.load_state_dict(state.state, assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"the weights of {path} do not fit the net of its config: {reason}") from error
-    names = shown_names(classes, record["config"].get("class_names") if given is None else given)
+    found = read_weights(path)
+    for note in found.notes:
+        log.info("%s: %s", path, note)
+    if found.record is None:
+        return _of_torchvision(path, found, given, device)
+    record = found.record
+    inference = _inference(path, record, found.state)
+    names = shown_names(record["classes"], record["config"].get("class_names") if given is None else given)
     return Trained(
         path,
         record["config"],
         record["choices"],
-        classes,
+        record["classes"],
         names,
-        record.get("best") or {},
+        record["best"],
         inference.eval().to(_device(device)),
     )
+
+
+def _inference(path: Path, record: dict[str, Any], state: State) -> Inference:
+    """Return the net that a record describes, with the weights of its file; the record may be a stranger's."""
+    config, classes = record["config"], record["classes"]
+    try:
+        check_targets(config)
+        check_sizes(config)
+        check_types(Data, "data", config["data"])
+        with Bounded(len(state) + SPARE):
+            inference = build.inference(config, len(classes))
+        build.eval_view(config)
+        size, channels = config["data"]["image_size"], config["data"]["channels"]
+        inference.net.eval()(torch.empty(1, channels, size, size, device="meta"))
+        if not torch.isfinite(torch.stack([inference.mean, inference.std])).all():
+            raise ValueError("data.mean and data.std must be finite")
+    except Exception as error:  # there is no end of what can be wrong with a config
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = " ".join(str(error).split())[:400]
+        raise ConfigError(f"the config in {path} must describe a net and its preprocessing: {kind}{reason}") from error
+    try:
+        check_head(inference.net, state, classes)
+        load_state(inference.net, state)
+    except ValueError as error:
+        raise ConfigError(f"the weights of {path} do not fit the net of its config: {error}") from error
+    return inference
+
+
+def check_sizes(config: Any) -> None:
+    """Raise ValueError if the evaluation would make images that take gigabytes each."""
+    waiting = [config["data"]["image_size"], config["augmentation"]["eval"]]
+    for node in waiting:
+        if isinstance(node, int | float) and not node <= MAX_SIZE:
+            raise ValueError(f"images must be at most {MAX_SIZE} pixels wide; got {node}")
+        if isinstance(node, dict | list):
+            waiting.extend(node.values() if isinstance(node, dict) else node)
+
+
+def check_types(target: Any, where: str, values: Mapping[str, Any]) -> None:
+    """Raise ValueError if an argument is not of the type that `target` declares."""
+    for name, hint in get_type_hints(target).items():
+        kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint])]
+        accepted = (*kinds, int) if float in kinds else tuple(kinds)
+        if name in values and not isinstance(values[name], accepted):
+            wanted = " | ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ValueError(f"{where}.{name} must be a {wanted}; got {type(values[name]).__name__}")
+
+
+def check_head(net: nn.Module, state: State, classes: Sequence[str]) -> None:
+    """Raise ValueError if the last layer of the file is that of another number of classes."""
+    own, found = ([value for value in tensors.values() if value.dim() > 1] for tensors in (net.state_dict(), state))
+    if own and found and own[-1].shape[1:] == found[-1].shape[1:] and len(own[-1]) != len(found[-1]):
+        raise ValueError(f"it names {len(classes)} classes, but its last layer has {len(found[-1])} outputs")
 
 
 def _file(path: Path) -> Path:
     if path.is_dir():
         found = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
         if found is None:
-            raise ConfigError(f"ckpt must be {KINDS}; the folder {path} has no {BEST}")
+            raise ConfigError(f"ckpt must be {KINDS}; the folder {path} has no {BEST}{files_of_weights(path)}")
         return found
     if not path.is_file():
         raise ConfigError(f"ckpt must be {KINDS}; there is no {path}")
     return path
 
 
-def _record(path: Path, content: Any) -> dict[str, Any] | None:
-    """What a checkpoint says of its run; None of a file that says nothing."""
-    if isinstance(content, dict) and CHECKPOINT_KEY in content:
-        record: dict[str, Any] = content[CHECKPOINT_KEY]
-        return record
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(CHECKPOINT_KEY)
-        return None if text is None else dict(json.loads(text))
-    return None
-
-
-def _of_torchvision(path: Path, source: Source, names: dict[str, str] | None, device: str) -> Trained:
-    matrices = [tensor for tensor in source.state.values() if tensor.dim() == 2]
+def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | None, device: str) -> Trained:
+    matrices = [tensor for tensor in weights.state.values() if tensor.dim() == 2]
     if not matrices:
         raise ConfigError(f"ckpt must be {KINDS}; {path} holds none of them")
     count = len(matrices[-1])
@@ -141,12 +183,12 @@ def _of_torchvision(path: Path, source: Source, names: dict[str, str] | None, de
         )
     config = default_config("model=alexnet", "data=folder", f"data.root='{NO_DATA}'")
     inference = build.inference(config, count)
-    found = fit(inference.net, source, head=(), classes=classes)
+    found = fit(inference.net, Source(str(path), weights.state), key="ckpt", head=(), classes=classes)
     if found.fresh or found.unused:
         raise ConfigError(
             f"ckpt must be {KINDS}; in {path} these do not fit: {', '.join([*found.fresh, *found.unused])}"
         )
-    inference.net.load_state_dict(found.taken, assign=True)
+    load_state(inference.net, found.taken)
     shown = shown_names(classes, names)
     return Trained(path, config, {"model": "alexnet"}, classes, shown, {}, inference.eval().to(_device(device)))
 

@@ -18,7 +18,6 @@ from alexlab.cards import Card
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData
-from alexlab.errors import ConfigError
 from alexlab.load import load_file
 from alexlab.loggers import EpochCSV, TensorBoard
 from alexlab.lost import earlier_causes, restarts
@@ -26,6 +25,7 @@ from alexlab.machine import keep_memory
 from alexlab.models.towers import Tower
 from alexlab.parameters import kinds
 from alexlab.preview import preview_sheet, write_preview
+from alexlab.restoring import choose, load_best
 from alexlab.sharing import shared_file
 from alexlab.shown import print_line, shown
 from alexlab.signals import signals
@@ -77,7 +77,7 @@ def train(
     here = {"num_nodes": nodes, "accumulate_grad_batches": build.accumulation(config, ranks)}
     trainer = build.trainer({**config, "trainer": {**config["trainer"], **here}}, run_dir, num_ranks=ranks)
     data = build.folder_data(config, splits, run_dir)
-    ckpt = go_on(run_dir / runs.LAST, trainer, data) if resumed or restarts() else None
+    ckpt = go_on(config, splits, trainer, data) if resumed or restarts() else None
     data.trainer = trainer
     data.start()
     try:
@@ -147,21 +147,24 @@ def exchanged(tower: Tower, steps: int) -> str:
     )
 
 
-def go_on(last: Path, trainer: lightning.Trainer, data: FolderData) -> Path | None:
-    """Makes the data and the loggers continue where a checkpoint stands, and gives the checkpoint; None without one.
-
-    The place of a damaged `last.ckpt` takes an earlier one, where they are kept.
+def go_on(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer, data: FolderData) -> Path | None:
+    """Make the data and the loggers continue where the checkpoint to resume from stands; return it, None without one.
 
     Raises:
-        ConfigError: when none of those that are there can be read.
+        ConfigError: if there are checkpoints, and none of them is whole.
     """
-    if trainer.num_nodes > 1:  # the first node chooses
-        last = last.with_name(runs.agreed("checkpoint", lambda: _newest(last)[0].name if last.is_file() else last.name))
-        shared_file(last, "checkpoint")
-    if not last.is_file():
+    last = Path(trainer.default_root_dir) / runs.LAST
+    chosen = runs.agreed("checkpoint", lambda: choose(last, build.classifier(config, splits, device="meta"), trainer))
+    path = last.with_name(chosen["name"])
+    if trainer.num_nodes > 1:
+        shared_file(path, "checkpoint")
+    if not path.is_file():
         log.info("there is no checkpoint yet: the run begins anew")
         return None
-    last, reached = _newest(last)
+    reached = load_file(path)
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, checkpoints.Checkpoints):
+            callback.best_is_lost = chosen["best_is_lost"]
     checkpoints.rescale(reached, trainer.accumulate_grad_batches)
     data.first = checkpoints.position(reached)
     epochs, batches = data.first
@@ -170,18 +173,7 @@ def go_on(last: Path, trainer: lightning.Trainer, data: FolderData) -> Path | No
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard | EpochCSV):
             logger.go_on(epoch=epochs - 1, step=reached["global_step"])
-    return last
-
-
-def _newest(last: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint that can be read, with its content."""
-    candidates = [last, *sorted(last.parent.glob(runs.EARLIER_LASTS), reverse=True)]
-    for path in candidates[:-1]:
-        try:
-            return path, load_file(path)
-        except ConfigError as error:
-            log.warning("%s; taking the one before it", error)
-    return candidates[-1], load_file(candidates[-1])
+    return path
 
 
 def score_best(
@@ -193,16 +185,17 @@ def score_best(
     """
     if trainer.num_nodes > 1:
         shared_file(best, "best")
-    if not best.is_file():
+    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, checkpoints.Checkpoints)]
+    if not best.is_file() and all(callback.best_score is None for callback in kept):
         return {}
     views, splits = build.final_views(config), data.splits
     wanted: dict[str, Any] = {"test": data.eval_loader(splits.test)} if splits.test is not None else {}
     if views is not None:
         wanted[config["final"]["views"]] = data.eval_loader(splits.test or splits.val, views)
-    if wanted:
+    if wanted or trainer.is_global_zero:  # read back even if nothing is to be scored: it is what the run has made
         # Not by ckpt_path: Lightning would hand the checkpoint to the callbacks too, and the moving average's puts the
         # weights that were averaged in the place of their average.
-        module.load_state_dict(load_file(best)["state_dict"])
+        load_best(module, best)
     scores: dict[str, float] = {}
     for prefix, loader in wanted.items():
         module.test_prefix = prefix

@@ -211,6 +211,23 @@ def test_what_was_half_unpacked_is_told_by_its_count(tmp_path: Path, monkeypatch
         write_dataset("imagenette_160", tmp_path / "out", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["mnist", "imagenette_160", "oxford_pets"])
+def test_an_archive_is_verified_even_if_it_was_unpacked_before(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, counts, _ = MAKERS[name]
+    make(tmp_path / "d", monkeypatch)
+    own = CATALOGUE[name]
+    monkeypatch.setitem(catalogue.CATALOGUE, name, type(own)(**{**vars(own), "counts": counts}))
+    write_dataset(name, tmp_path / "first", tmp_path / "d")
+    archive = tmp_path / "d" / own.files()[0].path
+    archive.write_bytes(archive.read_bytes()[:-20])
+    with pytest.raises(DataError, match=rf"{archive} must have the MD5 .*; remove it and what was unpacked") as caught:
+        write_dataset(name, tmp_path / "second", tmp_path / "d")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "second").exists()
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     from alexlab.tasks.prepare import run
 

@@ -156,6 +156,7 @@ def write_dataset(name: str, out: Path, downloads: Path) -> dict[str, int]:
         raise ConfigError(f"out must be a new folder; {out} exists")
     dataset = CATALOGUE[name]
     opened = {split: _opened(name, dataset, split, downloads) for split in dataset.counts}
+    _check_archives(name, dataset, downloads)
     for split, found in opened.items():
         if len(found) != dataset.counts[split]:
             raise DataError(
@@ -182,6 +183,17 @@ def _opened(name: str, dataset: DataSet, split: str, downloads: Path) -> Any:
             "Get these files on another machine, put them there and run the command again:",
             *(f"  {file.url} (md5 {file.md5}) as {downloads / file.path}" for file in missing),
         ) from error
+
+
+def _check_archives(name: str, dataset: DataSet, downloads: Path) -> None:
+    """Raise DataError if an archive is corrupt: torchvision does not look at it where there are unpacked files already."""
+    for file in dataset.files():
+        path = downloads / file.path
+        if path.is_file() and not check_integrity(str(path), file.md5):
+            raise DataError(
+                f"{name} cannot be trusted: {path} must have the MD5 {file.md5}; remove it and what was unpacked in "
+                f"{path.parent}, and run the command again"
+            )
 
 
 def _write_split(opened: Any, dataset: DataSet, folder: Path, title: str) -> None:

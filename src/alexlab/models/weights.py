@@ -5,21 +5,21 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from alexlab.downloads import of_torchvision, of_url
 from alexlab.errors import ConfigError
-from alexlab.load import load_file
-from alexlab.runs import BEST, CHECKPOINT_KEY
+from alexlab.runs import BEST
+from alexlab.state_dicts import State
+from alexlab.weight_files import read_weights
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 FILES = "a checkpoint or run folder of alexlab, a state dict (.pth, .pt, .safetensors), its URL"
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class Source:
         name: what was asked for.
         state: tensors by name.
         classes: names of the classes that the head tells apart, where the file says them.
+        notes: what a person should know of how the file was read.
     """
 
     name: str
     state: State
     classes: Sequence[str] | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Fit:
         sliced: layers of which only the first channels were taken.
         fresh: names in the net that keep their initial weights, each with the reason.
         unused: names in the source that nothing took.
+        notes: of the source.
     """
 
     source: str
@@ -54,6 +57,7 @@ class Fit:
     sliced: list[str] = field(default_factory=list)
     fresh: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
     def load_into(self, net: nn.Module) -> None:
         """Copies the tensors into the net."""
@@ -62,6 +66,7 @@ class Fit:
     def lines(self) -> Iterator[str]:
         """What a person must know, a line each; nothing that did not fit is left out."""
         yield f"{len(self.taken)} tensors from {self.source}"
+        yield from self.notes
         if self.sliced:
             yield f"the first channels of wider layers: {', '.join(self.sliced)}"
         for reason in dict.fromkeys(self.fresh.values()):
@@ -71,43 +76,52 @@ class Fit:
 
 
 def read_source(name: str, net: nn.Module) -> Source:
-    """Reads weights; nothing but tensors and plain data is unpickled.
+    """Read weights without running any code that the file names.
 
     Args:
         name: a file (.ckpt, .pth, .pt, .safetensors), a run folder (its best checkpoint), the URL of a file, or the name of
-            weights of torchvision, such as IMAGENET1K_V1, which are downloaded once and checked by their hash.
+            weights of torchvision, such as IMAGENET1K_V1. Downloads are kept, and verified each time that they are read.
         net: tells which weights of torchvision are meant.
 
     Raises:
-        ConfigError: when there is no such file or name, it cannot be downloaded, or holds no weights.
+        ConfigError: if there is no such file or name, it cannot be downloaded, or it holds no weights.
     """
     path = Path(name)
-    if re.match(r"[a-z]+://", name):
-        return parsed(name, _downloaded(name))
+    own = net.state_dict().keys()
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
+        scheme = urlsplit(name).scheme
+        if scheme not in ("http", "https", "file"):
+            raise ConfigError(f"model.weights must be {FILES}, which begins with http:// or https://; got {name}")
+        if scheme == "file":
+            return _source(name, Path(url2pathname(urlsplit(name).path)), own)
+        return _of_url(name, own)
     if path.is_dir():
         path = path / BEST
         if not path.is_file():
-            raise ConfigError(f"model.weights={name} is a folder without {BEST}")
+            raise ConfigError(f"model.weights={name} is a folder without {BEST}{files_of_weights(Path(name))}")
     if path.is_file():
-        return parsed(name, load_file(path))
+        return _source(name, path, own)
     if path.suffix in SUFFIXES or "/" in name:
         raise ConfigError(f"model.weights must be {FILES}, or a name such as IMAGENET1K_V1; there is no file {name}")
-    return Source(name, _of_torchvision(name, net))
+    return _of_torchvision(name, net)
 
 
-def _downloaded(url: str) -> Any:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    target = folder / url.rsplit("/", 1)[-1]
-    if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(target))
-        except (URLError, OSError, ValueError) as error:
-            raise _no_download(url, target, error) from error
-    return load_file(target)
+def files_of_weights(folder: Path) -> str:
+    """Return a hint at the files of weights in a folder, for a message; nothing if there are none."""
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in (*SUFFIXES, ".bin"))
+    return f"; name a file in it, such as {folder / found[0]}" if found else ""
 
 
-def _of_torchvision(name: str, net: nn.Module) -> State:
+def _of_url(url: str, own: Collection[str]) -> Source:
+    path = of_url(url)
+    try:
+        return _source(url, path, own)
+    except ConfigError as error:
+        path.unlink(missing_ok=True)  # the server may send something better next time
+        raise ConfigError(str(error).replace(str(path), url)) from error
+
+
+def _of_torchvision(name: str, net: nn.Module) -> Source:
     model = getattr(net, "torchvision_name", None)
     if model is None:
         raise ConfigError(
@@ -120,46 +134,17 @@ def _of_torchvision(name: str, net: nn.Module) -> State:
             f"model.weights must be {FILES}, or the name of weights of torchvision's {model}: "
             f"{', '.join(choices.__members__)}; got {name!r}"
         )
-    try:
-        state: State = dict(entry.get_state_dict(progress=True, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
-        target = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
-        raise _no_download(entry.url, target, error) from error
-    return state
+    return _source(name, of_torchvision(entry.url), ())
 
 
-def _no_download(url: str, target: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"cannot download {url} ({error}); get it on another machine and put it at {target}")
+def _source(name: str, path: Path, own: Collection[str]) -> Source:
+    found = read_weights(path, own=own)
+    return Source(name, found.state, None if found.record is None else found.record["classes"], found.notes)
 
 
-def parsed(name: str, content: Any, key: str = "model.weights") -> Source:
-    """Finds the state dict in what was read: our checkpoint, {"state_dict": ...}, {"model": ...}, or the dict itself.
-
-    Args:
-        name: of the file.
-        content: what `load_file` gives.
-        key: of the config that names it, for messages.
-
-    Raises:
-        ConfigError: when there are no tensors.
-    """
-    classes = None
-    if isinstance(content, dict) and CHECKPOINT_KEY in content:
-        classes = content[CHECKPOINT_KEY]["classes"]
-        content = {key[4:]: value for key, value in content["state_dict"].items() if key.startswith("net.")}
-    for place in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(place), dict):
-            content = content[place]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"{key}={name} must hold a state dict; it holds no tensors by name")
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    for prefix in ("module.", "_orig_mod."):  # of DistributedDataParallel and torch.compile
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return Source(name, state, classes)
-
-
-def fit(net: nn.Module, source: Source, *, head: Collection[str], classes: Sequence[str]) -> Fit:
+def fit(
+    net: nn.Module, source: Source, *, head: Collection[str], classes: Sequence[str], key: str = "model.weights"
+) -> Fit:
     """Matches a source to a net, tensor by tensor.
 
     Layers are matched by their names; where the source uses other names, by their order among the layers of their kind
@@ -173,6 +158,7 @@ def fit(net: nn.Module, source: Source, *, head: Collection[str], classes: Seque
         source: the weights.
         head: names of the parameters that depend on the number of classes; they start afresh for other classes.
         classes: of the data.
+        key: of the config that names the source, for messages.
 
     Raises:
         ConfigError: when not one kernel or matrix fits.
@@ -181,25 +167,25 @@ def fit(net: nn.Module, source: Source, *, head: Collection[str], classes: Seque
     pairs = _paired(own, source.state)
     values = _sliced(own, source.state, pairs)
     other_head = _other_head(own, source, pairs, head, classes)
-    result = Fit(source.name)
-    for key, wanted in own.items():
-        value = values.get(key)
-        if key not in pairs:
-            result.fresh[key] = "not in the file"
-        elif key in head and other_head:
-            result.fresh[key] = other_head
+    result = Fit(source.name, notes=source.notes)
+    for name, wanted in own.items():
+        value = values.get(name)
+        if name not in pairs:
+            result.fresh[name] = "not in the file"
+        elif name in head and other_head:
+            result.fresh[name] = other_head
         elif value is None:
-            result.fresh[key] = "of another size in the file"
+            result.fresh[name] = "of another size in the file"
         else:
-            result.taken[key] = value
-            there = source.state[pairs[key]]
+            result.taken[name] = value
+            there = source.state[pairs[name]]
             if wanted.dim() > 1 and there.shape != wanted.shape:
-                result.sliced.append(f"{key.removesuffix('.weight')} ({_size(there)} -> {_size(wanted)})")
-    used = {pairs[key] for key in result.taken}
-    result.unused.extend(key for key in source.state if key not in used)
-    if not any(own[key].dim() > 1 for key in result.taken):
+                result.sliced.append(f"{name.removesuffix('.weight')} ({_size(there)} -> {_size(wanted)})")
+    used = {pairs[name] for name in result.taken}
+    result.unused.extend(name for name in source.state if name not in used)
+    if not any(own[name].dim() > 1 for name in result.taken):
         raise ConfigError(
-            f"model.weights={source.name} must fit the net; no layer of it does: the net begins with "
+            f"{key}={source.name} must fit the net; no layer of it does: the net begins with "
             f"{_beginning(own)}, the file with {_beginning(source.state)}"
         )
     return result
