@@ -16,6 +16,7 @@ from torchvision.models import AlexNet_Weights
 
 from alexlab import build
 from alexlab.class_names import read_class_names, shown_names
+from alexlab.confinement import confined_data
 from alexlab.data.settings import Data
 from alexlab.errors import ConfigError
 from alexlab.inference import Inference
@@ -94,7 +95,7 @@ def load_trained(name: str, *, class_names: str | None = None, device: str = "au
     names = shown_names(record["classes"], record["config"].get("class_names") if given is None else given)
     return Trained(
         path,
-        record["config"],
+        {**record["config"], "data": confined_data(record["config"]["data"])},
         record["choices"],
         record["classes"],
         names,

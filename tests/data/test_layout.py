@@ -1,6 +1,7 @@
 """Which folders are taken for splits: many spellings, and what is refused because it could mean several things."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -141,9 +142,15 @@ def test_names_that_cannot_be_splits(named: dict[str, str], words: str, tmp_path
         find_splits(root, **FRACTIONS, folders=named)
 
 
-def test_splits_inside_of_class_folders_are_noted(tmp_path: Path) -> None:
-    root = str(write_images(tmp_path, {f"{label}/{split}": 3 for label in "ab" for split in ("train", "test")}))
-    assert "the class folders hold test, train, which are not taken as splits" in find_splits(root, **FRACTIONS).notes
+@pytest.mark.parametrize(("outer", "inner"), [("ab", ("test", "train")), (("entrenamiento", "prueba"), "ab")])
+def test_class_folders_that_all_hold_the_same_folders_are_noted(
+    outer: Sequence[str], inner: Sequence[str], tmp_path: Path
+) -> None:
+    root = str(write_images(tmp_path, {f"{folder}/{name}": 3 for folder in outer for name in inner}))
+    words = f"each class folder holds {', '.join(inner)}, which are taken neither for splits nor for classes"
+    assert [note for note in find_splits(root, **FRACTIONS).notes if note.startswith(words)]
+    (tmp_path / outer[0] / inner[0]).rename(tmp_path / outer[0] / "other")
+    assert not [note for note in find_splits(root, **FRACTIONS).notes if note.startswith("each class folder")]
 
 
 def test_a_missing_folder_is_told_with_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from alexlab.data.decode import decode
 from alexlab.data.division import divide
-from alexlab.data.layout import SPLITS, find_layout, split_of
+from alexlab.data.layout import SPLITS, find_layout
 from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, check_class_names, file_kind, list_images
 from alexlab.data.manifest import Row, write_manifest
 from alexlab.data.names import counted, hidden
@@ -341,9 +341,13 @@ def _divided_folder(
     sizes = ", ".join(f"{name} {len(split)}" for name, split in parts.items())
     notes.append(f"{len(whole)} images divided by a hash of their paths: {sizes}")
     assert whole.listing is not None
-    inner = {name for place in whole.listing.folders if place.count("/") == 1 and split_of(name := place.split("/")[1])}
-    if len(set(map(split_of, inner))) > 1:
-        notes.append(f"the class folders hold {', '.join(sorted(inner))}, which are not taken as splits")
+    below = [place.split("/") for place in whole.listing.folders]
+    inner = [{parts[1] for parts in below if parts[0] == name and len(parts) == 2} for name in whole.classes]
+    if len(inner[0]) > 1 and all(names == inner[0] for names in inner):
+        notes.append(
+            f"each class folder holds {', '.join(map(shown, sorted(inner[0])))}, which are taken neither for splits nor for "
+            "classes: data.splits.train=FOLDER names a split"
+        )
     return Splits(parts["train"], parts["val"], parts.get("test"), made_here=True, notes=tuple(notes))
 
 
