@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, UnsupportedInterpolationType
 
-from alexlab import members, overrides, runs, sweeps, trust
+from alexlab import composition, members, overrides, runs, sweeps, trust
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.overrides import CONFIG_DIR
 from alexlab.signals import INTERRUPTED, Stopped, signals
@@ -102,7 +102,7 @@ def nobody_reads() -> None:
 def register() -> None:
     """Makes Hydra speak our words: the `tag` resolver and the checks of overrides."""
     OmegaConf.register_new_resolver("tag", lambda words: runs.tag(overrides.as_typed(words)), replace=True)
-    overrides.check_overrides()
+    composition.install()
 
 
 def check_job(name: str, config: DictConfig) -> None:

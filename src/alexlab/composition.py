@@ -1,0 +1,282 @@
+"""Composition of a command's config from YAML files, each checked before it is merged. Imports no torch.
+
+Hydra merges whatever a file holds. Here a file must be valid YAML, its keys must be keys that the command reads, and its values
+must be of the kind of those that they replace. Each mistake is one sentence with the file and the line.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from alexlab.overrides import CONFIG_DIR, Config, Misfit, check_change, check_override, unknown, with_home
+
+_load_config = ConfigRepository.load_config
+_load_configuration = ConfigLoaderImpl.load_configuration
+_compose_files = ConfigLoaderImpl._compose_config_from_defaults_list
+_apply_overrides = ConfigLoaderImpl._apply_overrides_to_config
+
+
+def install() -> None:
+    """Hook the checks into Hydra, which has no public place for them."""
+    ConfigRepository.load_config = load_config  # type: ignore[method-assign]
+    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
+    ConfigLoaderImpl._compose_config_from_defaults_list = compose_files  # type: ignore[method-assign]
+    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_overrides)  # type: ignore[assignment]
+
+
+def load_configuration(
+    self: ConfigLoaderImpl, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
+) -> DictConfig:
+    """Compose a config as Hydra does.
+
+    Raises:
+        Misfit: in one sentence.
+    """
+    try:
+        config = _load_configuration(self, config_name, overrides, *args, **kwargs)
+    except Misfit:
+        raise
+    except MissingConfigException as error:
+        raise Misfit(_missing(error, overrides, self.get_sources())) from None
+    except RecursionError:
+        raise Misfit(f"the defaults lists of the files of {' '.join(overrides)} name each other in a circle") from None
+    except (ValueError, yaml.YAMLError, OmegaConfBaseException, ConfigCompositionException) as error:
+        raise Misfit(_sentence(error, self.get_sources())) from error
+    with_home(config)
+    return config
+
+
+def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+    """Read a YAML file as Hydra does.
+
+    Raises:
+        Misfit: with file and line, unless it is a mapping in valid YAML.
+    """
+    source = self._find_object_source(config_path, ObjectType.CONFIG)
+    if source is None or source.scheme() != "file":
+        return _load_config(self, config_path)
+    path = Path(source.path) / ConfigSource._normalize_file_name(config_path)
+    try:
+        _check_text(path)
+        return _load_config(self, config_path)
+    except OSError as error:
+        raise Misfit(f"{shown(path)} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{shown(path)}, line {mark.line + 1}" if mark else shown(path)
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        hint = "; YAML is indented with spaces" if "'\\t'" in problem else ""
+        raise Misfit(f"{where}: {problem}{hint}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = f"byte 0x{error.object[error.start]:02x}"
+        raise Misfit(f"{shown(path)}, line {line}: {byte} is not UTF-8; save the file as UTF-8") from error
+    except (ValueError, OmegaConfBaseException) as error:
+        text = str(error).splitlines()[0].removeprefix(f"In {config_path}: ")
+        raise Misfit(f"{shown(path)}: {text}") from error
+
+
+def _check_text(path: Path) -> None:
+    text = path.read_bytes().decode()
+    if text.startswith("\ufeff"):
+        raise Misfit(
+            f"{shown(path)} begins with a byte order mark, which hides its first line from Hydra; save it as UTF-8 without one"
+        )
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise Misfit(f"{shown(path)} must hold keys and values, as in `seed: 1`")
+
+
+def shown(path: Path) -> str:
+    """Return a path as a person would type it: relative to the repository or the working directory where it lies inside."""
+    for folder in (Path.cwd(), CONFIG_DIR.parent):
+        if path.resolve().is_relative_to(folder.resolve()):
+            return str(path.resolve().relative_to(folder.resolve()))
+    return str(path)
+
+
+def compose_files(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+    """Merge the files of a defaults list as Hydra does, after these changes and checks.
+
+    Raises:
+        Misfit: with file and line, for a key that nothing reads or a value of the wrong kind.
+    """
+    files = _Files(self, defaults, repo)
+    files.add_standing()
+    files.check()
+    return _compose_files(self, defaults=defaults, repo=repo)
+
+
+class _Files:
+    """The files that a config is composed of, in the order in which they are merged.
+
+    Args:
+        loader, defaults, repo: Hydra's.
+    """
+
+    def __init__(self, loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> None:
+        self.loader, self.defaults, self.repo = loader, defaults, repo
+        # conf/train.yaml and what it extends. They decide which keys are read and which options stand for a group.
+        self.commands = [path for path in self.paths() if "/" not in path and self.found(path).provider == "main"]
+        self.standing: dict[str, Any] = {}
+        for entry in (entry for path in self.commands for entry in self.found(path).defaults_list or ()):
+            if isinstance(entry, GroupDefault) and not entry.override and entry.value:
+                self.standing[str(entry.group)] = entry.value
+
+    def paths(self) -> list[str]:
+        return [str(default.config_path) for default in self.defaults]
+
+    def found(self, config_path: str) -> ConfigResult:
+        result = self.repo.load_config(config_path)
+        assert result is not None  # Hydra has looked it up already
+        return result
+
+    def file(self, config_path: str) -> Path:
+        folder = str(self.found(config_path).path).partition("://")[2]
+        return Path(folder) / ConfigSource._normalize_file_name(config_path)
+
+    def add_standing(self) -> None:
+        """Put the options that the command lists for a group, such as callbacks, before any others: `callbacks=ema` adds one.
+
+        An empty list, `callbacks=[]`, is the way to have none.
+        """
+        for group, options in self.standing.items():
+            first = next((n for n, path in enumerate(self.paths()) if path.startswith(f"{group}/")), None)
+            if not isinstance(options, list) or first is None:
+                continue
+            wanted = [f"{group}/{option}" for option in options]
+            missing = [ResultDefault(path, package=group) for path in wanted if path not in self.paths()]
+            self.defaults[first:first] = missing
+            # A second merge of the same file would undo what files between them have changed.
+            repeated = [n for n, path in enumerate(self.paths()) if path in wanted and path in self.paths()[:n]]
+            for number in reversed(repeated):
+                del self.defaults[number]
+
+    def check(self) -> None:
+        """Raise Misfit for the first key or value that does not fit."""
+        known: Config = {}
+        kept = [default for default in self.defaults if not str(default.config_path).startswith("hydra/")]
+        own = {path: dict(self.found(path).config) for path in self.commands}
+        top = {*self.standing, *(str(key) for keys in own.values() for key in keys)} - {"hydra"}
+        for number, default in enumerate(kept):
+            path = str(default.config_path)
+            loaded = self.loader._load_single_config(default=default, repo=self.repo).config
+            content: Any = OmegaConf.to_container(loaded)  # type: ignore[arg-type]
+            content.pop("hydra", None)
+            group = path.rpartition("/")[0]
+            extends = any(str(other.config_path).rpartition("/")[0] == group for other in kept[:number])
+            try:
+                if path not in self.commands:
+                    self._check(known, content, top, group=group.split("/")[0], extends=extends)
+            except Misfit as error:
+                raise Misfit(f"{self._place(default, error.place)}: {error}", error.place) from None
+            _merge(known, content)
+        for group, option in self.standing.items():
+            if group not in known:
+                raise Misfit(f"{group} must be one of its options, as in {group}={option}; got none")
+
+    def _check(self, known: Config, content: Config, top: set[str], *, group: str, extends: bool) -> None:
+        for name, value in content.items():
+            if name not in top:
+                if name == group:
+                    raise Misfit(f"nothing reads {name}.*; the first line must be `# @package _global_`")
+                raise unknown([], str(name), sorted(top))
+            if name != group and name not in known:
+                raise Misfit(f"{name} is set again by a later file; set it in an experiment", [name])
+            free = name == group and not extends  # the first file of a group defines its keys
+            check_change(known, {name: value}, command=self.commands[-1], adds=True, free=free)
+
+    def _place(self, default: ResultDefault, place: Sequence[str]) -> str:
+        """Return the file and, where its text has the key, the line."""
+        path = self.file(str(default.config_path))
+        package = (default.package or "").split(".") if default.package != "_global_" else []
+        line = _line(path, [name for name in place][len([part for part in package if part]) :]) if place else None
+        return f"{shown(path)}, line {line}" if line else shown(path)
+
+
+def _merge(known: Config, content: Config) -> None:
+    for name, value in content.items():
+        if isinstance(value, dict) and isinstance(known.get(name), dict):
+            _merge(known[name], value)
+        else:
+            known[name] = value
+
+
+def _line(path: Path, place: Sequence[str]) -> int | None:
+    node, line = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), None
+    for name in place:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        key, node = next((pair for pair in pairs if pair[0].value == str(name)), (None, None))
+        if key is None:
+            return line
+        line = key.start_mark.line + 1
+    return line
+
+
+def apply_overrides(words: list[Override], config: DictConfig) -> None:
+    """Apply overrides one by one, each checked against the config that it changes."""
+    command = config.hydra.job.name
+    for word in words:
+        check_override(word, config, command=command)
+        _apply_overrides([word], config)
+
+
+def _missing(error: MissingConfigException, words: Sequence[str], sources: Sequence[ConfigSource]) -> str:
+    """Say which option or file is missing, who asks for it, and what there is."""
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    options = sorted({option for source in sources if source.is_group(group) for option in source.list(group, None)})
+    options = [option for option in dict.fromkeys(option.removesuffix(".yaml") for option in options)]
+    near = difflib.get_close_matches(name, options, n=1)
+    hint = f"did you mean {near[0]}? The options" if near else "the options"
+    choice = f"; {hint} of {group} are {', '.join(options)}" if group and options else ""
+    parent = re.match(r"In '([^']*)'", str(error))
+    asked = _asking(str(parent[1]) if parent else "", group, name, words, sources)
+    if asked is None:
+        return f"there is no {group}={name}{choice}"
+    return f"{asked}: there is no {group}/{name}.yaml{choice or ', which its defaults list names; a group begins with a slash'}"
+
+
+def _asking(parent: str, group: str, name: str, words: Sequence[str], sources: Sequence[ConfigSource]) -> str | None:
+    """Return the file whose defaults list asks for an option; None where the command line does."""
+    folders = [Path(source.path) for source in sources if source.scheme() == "file"]
+    if "/" in parent:
+        return next((shown(path) for folder in folders if (path := folder / f"{parent}.yaml").is_file()), parent)
+    if any(name in word for word in words):
+        return None
+    entry = re.compile(rf"\b{re.escape(group)}: *\[?[^#\n]*\b{re.escape(name)}\b")
+    files = (path for folder in folders for path in sorted(folder.rglob("*.yaml")))
+    return next((shown(path) for path in files if entry.search(path.read_text(errors="replace"))), None)
+
+
+def _sentence(error: Exception, sources: Sequence[ConfigSource]) -> str:
+    """Return what Hydra or OmegaConf says in one line, with a file in the place of a config's name."""
+    text, cause = str(error), error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        where = f"{cause.full_key}: " if cause.full_key else ""
+        text = f"{text}{': ' if text else ''}{where}{str(cause).splitlines()[0]}"
+    text = re.sub(r"\n\s*(full_key|reference_type|object_type)[:=].*", "", text)
+    found = re.match(r"In '?([\w/.-]+)'?: (.*)", text, re.DOTALL)
+    if found:
+        names = [Path(source.path) / f"{found[1]}.yaml" for source in sources if source.scheme() == "file"]
+        text = f"{next((shown(path) for path in names if path.is_file()), found[1])}: {found[2]}"
+    unused = re.search(r"Could not override '([^']*)'\. No match in the defaults list", text)
+    if unused:
+        group = unused[1]
+        groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
+        near = difflib.get_close_matches(group, [name for name in groups if name != group], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        text = f"{text[: unused.start()]}this command has no group {group}{hint}"
+    return text if "Ambiguous value" in text else " ".join(text.split())
