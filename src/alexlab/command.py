@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -40,7 +41,7 @@ def run_command(name: str) -> None:
     typed = sys.argv[1:]
     earlier = None
     with ending_in_words():
-        sys.argv[1:] = trust.without_trust(typed)
+        sys.argv[1:] = overrides.with_expanded(trust.without_trust(typed))
         if name == "train" and any(argument.startswith(("resume=", "rerun=")) for argument in typed):
             from alexlab.rerunning import find_rerun
             from alexlab.resuming import find_resumption, resumed_sweep
@@ -74,7 +75,11 @@ def run_command(name: str) -> None:
 
     try:
         with signals.heard() if name == "train" else nullcontext():
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and a traceback
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
+    except HydraException as error:
+        print(error, file=sys.stderr)
+        codes.append(ConfigError.exit_code)
     except (KeyboardInterrupt, Stopped) as error:
         codes.append(error.exit_code if isinstance(error, Stopped) else INTERRUPTED)
         if sweeps.jobs and sweeps.jobs[0].alone:

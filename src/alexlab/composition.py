@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -54,7 +54,7 @@ def load_configuration(
     except RecursionError:
         raise Misfit(f"the defaults lists of the files of {' '.join(overrides)} name each other in a circle") from None
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, ConfigCompositionException) as error:
-        raise Misfit(_sentence(error, self.get_sources())) from error
+        raise Misfit(_sentence(error, overrides, self.get_sources())) from error
     with_home(config)
     return config
 
@@ -169,18 +169,19 @@ class _Files:
         """Raise Misfit for the first key or value that does not fit."""
         known: Config = {}
         kept = [default for default in self.defaults if not str(default.config_path).startswith("hydra/")]
-        own = {path: dict(self.found(path).config) for path in self.commands}
-        top = {*self.standing, *(str(key) for keys in own.values() for key in keys)} - {"hydra"}
+        keys = [str(key) for path in self.commands for key in cast(DictConfig, self.found(path).config)]
+        top = {*self.standing, *keys} - {"hydra"}
         for number, default in enumerate(kept):
             path = str(default.config_path)
             loaded = self.loader._load_single_config(default=default, repo=self.repo).config
             content: Any = OmegaConf.to_container(loaded)  # type: ignore[arg-type]
             content.pop("hydra", None)
             group = path.rpartition("/")[0]
+            packages = (group.split("/")[0], (default.package or "").split(".")[0])
             extends = any(str(other.config_path).rpartition("/")[0] == group for other in kept[:number])
             try:
                 if path not in self.commands:
-                    self._check(known, content, top, group=group.split("/")[0], extends=extends)
+                    self._check(known, content, top, group=group.split("/")[0], packages=packages, extends=extends)
             except Misfit as error:
                 raise Misfit(f"{self._place(default, error.place)}: {error}", error.place) from None
             _merge(known, content)
@@ -188,15 +189,18 @@ class _Files:
             if group not in known:
                 raise Misfit(f"{group} must be one of its options, as in {group}={option}; got none")
 
-    def _check(self, known: Config, content: Config, top: set[str], *, group: str, extends: bool) -> None:
+    def _check(
+        self, known: Config, content: Config, top: set[str], *, group: str, packages: Sequence[str], extends: bool
+    ) -> None:
         for name, value in content.items():
             if name not in top:
-                if name == group:
-                    raise Misfit(f"nothing reads {name}.*; the first line must be `# @package _global_`")
+                if name in packages:
+                    text = f"nothing reads {name}.*, which its keys lie under; its first line must be `# @package _global_`"
+                    raise Misfit(text)
                 raise unknown([], str(name), sorted(top))
             if name != group and name not in known:
                 raise Misfit(f"{name} is set again by a later file; set it in an experiment", [name])
-            free = name == group and not extends  # the first file of a group defines its keys
+            free = name == group and group in self.standing and not extends  # the first file of a group defines its keys
             check_change(known, {name: value}, command=self.commands[-1], adds=True, free=free)
 
     def _place(self, default: ResultDefault, place: Sequence[str]) -> str:
@@ -246,7 +250,7 @@ def _missing(error: MissingConfigException, words: Sequence[str], sources: Seque
     asked = _asking(str(parent[1]) if parent else "", group, name, words, sources)
     if asked is None:
         return f"there is no {group}={name}{choice}"
-    return f"{asked}: there is no {group}/{name}.yaml{choice or ', which its defaults list names; a group begins with a slash'}"
+    return f"{asked}: there is no {group}/{name}.yaml{choice or '; a group of the top level begins with a slash, as in /optimizer'}"
 
 
 def _asking(parent: str, group: str, name: str, words: Sequence[str], sources: Sequence[ConfigSource]) -> str | None:
@@ -261,9 +265,13 @@ def _asking(parent: str, group: str, name: str, words: Sequence[str], sources: S
     return next((shown(path) for path in files if entry.search(path.read_text(errors="replace"))), None)
 
 
-def _sentence(error: Exception, sources: Sequence[ConfigSource]) -> str:
+def _sentence(error: Exception, words: Sequence[str], sources: Sequence[ConfigSource]) -> str:
     """Return what Hydra or OmegaConf says in one line, with a file in the place of a config's name."""
     text, cause = str(error), error.__cause__
+    if text.startswith(("Config group override must be", "Could not delete '")):
+        word = next((word for word in words if word.endswith("=null") or word.startswith("~")), "an override")
+        group = word.strip("~+").partition("=")[0]
+        return f"{word} must name an option; none is {group}=[] where several can be chosen, ~{group} where one can"
     if isinstance(cause, OmegaConfBaseException):
         where = f"{cause.full_key}: " if cause.full_key else ""
         text = f"{text}{': ' if text else ''}{where}{str(cause).splitlines()[0]}"

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse
 
@@ -34,7 +34,7 @@ ADDED_GROUPS = (("callbacks",), ("logger",))
 NAMED = ("callbacks", "logger", "augmentation.train", "augmentation.eval", "augmentation.batch")
 # Nodes with arguments that they do not list, and the commands that check them against the signature.
 _DATA = ("data", "data.pack", "data.stream")
-CALLED = {"train": _DATA, "benchmark": _DATA, "evaluate": ("data",), "explain": ("data",)}
+CALLED = {"train": _DATA, "benchmark": _DATA}
 MISSING = "???"
 
 Config = dict[str, Any]
@@ -65,6 +65,12 @@ def _quoted(argument: str, sweep: bool) -> str:
         return argument
     values = value.split(",") if swept and not Path(value).exists() else [value]
     return f"{key}={','.join(quoted_path(expanded(path)) for path in values)}"
+
+
+def with_expanded(arguments: Sequence[str]) -> list[str]:
+    """Expand `~` in the folders of `resume=` and `rerun=`, which are read before Hydra starts."""
+    pairs = [argument.partition("=") for argument in arguments]
+    return [f"{key}{equals}{expanded(value) if key in ('resume', 'rerun') else value}" for key, equals, value in pairs]
 
 
 def expanded(path: str) -> str:
@@ -165,6 +171,8 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
     node: Any = config
     path = override.key_or_group.split(".")
     for depth, name in enumerate(path):
+        if isinstance(node, AnyNode) and node._value() is not None:
+            raise Misfit(f"{'.'.join(path[:depth])} is a value and has no key {name}", path)
         if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
             return  # below a null or inside a list: Hydra's own words
         if depth == len(path) - 1 or name not in node.keys():  # `in` is false for a value that is still to be given
@@ -172,15 +180,16 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
         node = node._get_node(name)
     parents, rest = path[:depth], path[depth:]
     known: Any = OmegaConf.to_container(node)
+    if path[0] == "hydra":
+        # What Hydra has a type for takes no other keys; a mapping such as hydra.job.env_set does.
+        if rest[0] not in known and (not override.is_add() or OmegaConf.get_type(node) is not dict):
+            raise unknown(parents, rest[0], list(known))
+        return
     if override.is_delete():
-        if path[0] != "hydra" and rest[0] in known and not _is_open(known, parents, command):
+        if rest[0] in known and "_target_" not in known and ".".join(parents) not in NAMED:
             raise Misfit(f"{'.'.join(path)} is needed and cannot be removed; give it another value", path)
         return
     adds = override.is_add() or override.is_force_add()
-    if path[0] == "hydra":
-        if not adds and rest[0] not in known:
-            raise unknown(parents, rest[0], list(known))
-        return  # Hydra checks its own
     value: Any = override.value()
     for name in reversed(rest[1:]):
         value = {name: value}
@@ -233,7 +242,11 @@ def unknown(parents: Sequence[str], name: str, known: Sequence[str]) -> Misfit:
     if tuple(parents) in ADDED_GROUPS and _is_option([*parents, name]):
         text = f"{key} is not part of this run, which has {', '.join(known)}; add it with {parents[0]}={name}"
         return Misfit(text, [*parents, name])
-    groups = [] if parents else [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
+    if "." in name:
+        text = f"there is no key {key}; a YAML file writes `{name.split('.')[0]}:` and the rest indented below it"
+        return Misfit(text, [*parents, name])
+    # An overlay such as experiment= is no key of the config.
+    groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()] if "trainer" in known else []
     near = difflib.get_close_matches(name, sorted({*known, *groups}), n=3)
     if near:
         text = f"there is no key {key}; did you mean {' or '.join('.'.join([*parents, match]) for match in near)}?"
