@@ -349,7 +349,7 @@ def _check_loggers(config: Config) -> None:
             raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install -e '.[{name}]'")
         target, keywords = parts(node, f"logger.{name}")
         bind(target, f"logger.{name}", save_dir="", **keywords)
-        if issubclass(target, WandbLogger):
+        if isinstance(target, type) and issubclass(target, WandbLogger):
             check_wandb(keywords, f"logger.{name}")
 
 

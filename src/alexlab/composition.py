@@ -6,6 +6,7 @@ must be of the kind of those that they replace. Each mistake is one sentence wit
 
 import difflib
 import re
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alexlab.overrides import CONFIG_DIR, Config, Misfit, check_change, check_override, unknown, with_home
+from alexlab.overrides import CONFIG_DIR, CompositionError, Config, check_change, check_override, unknown, with_home
 
 _load_config = ConfigRepository.load_config
 _load_configuration = ConfigLoaderImpl.load_configuration
@@ -43,18 +44,18 @@ def load_configuration(
     """Compose a config as Hydra does.
 
     Raises:
-        Misfit: in one sentence.
+        CompositionError: in one sentence.
     """
     try:
         config = _load_configuration(self, config_name, overrides, *args, **kwargs)
-    except Misfit:
+    except CompositionError:
         raise
     except MissingConfigException as error:
-        raise Misfit(_missing(error, overrides, self.get_sources())) from None
-    except RecursionError:
-        raise Misfit(f"the defaults lists of the files of {' '.join(overrides)} name each other in a circle") from None
+        raise CompositionError(_missing(error, overrides, self.get_sources())) from None
+    except RecursionError as error:
+        raise CompositionError(_circle(error, self.get_sources())) from None
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, ConfigCompositionException) as error:
-        raise Misfit(_sentence(error, overrides, self.get_sources())) from error
+        raise CompositionError(_sentence(error, overrides, self.get_sources())) from error
     with_home(config)
     return config
 
@@ -63,41 +64,40 @@ def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None
     """Read a YAML file as Hydra does.
 
     Raises:
-        Misfit: with file and line, unless it is a mapping in valid YAML.
+        CompositionError: with file and line, unless it is a mapping in valid YAML.
     """
     source = self._find_object_source(config_path, ObjectType.CONFIG)
     if source is None or source.scheme() != "file":
         return _load_config(self, config_path)
     path = Path(source.path) / ConfigSource._normalize_file_name(config_path)
     try:
-        _check_text(path)
-        return _load_config(self, config_path)
+        text = path.read_bytes().decode()
+        if text.startswith("\ufeff"):
+            raise CompositionError(
+                f"{shown(path)} begins with a byte order mark, which hides its first line from Hydra; save it as UTF-8 without one"
+            )
+        found = _load_config(self, config_path)
+        # OmegaConf reads a file of one word as a key without a value.
+        if found is None or not isinstance(found.config, DictConfig) or (found.config and ":" not in text):
+            raise CompositionError(f"{shown(path)} must hold keys and values, as in `seed: 1`")
+        return found
+    except CompositionError:
+        raise
     except OSError as error:
-        raise Misfit(f"{shown(path)} cannot be read: {error.strerror}") from error
+        raise CompositionError(f"{shown(path)} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{shown(path)}, line {mark.line + 1}" if mark else shown(path)
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
         hint = "; YAML is indented with spaces" if "'\\t'" in problem else ""
-        raise Misfit(f"{where}: {problem}{hint}") from error
+        raise CompositionError(f"{where}: {problem}{hint}") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = f"byte 0x{error.object[error.start]:02x}"
-        raise Misfit(f"{shown(path)}, line {line}: {byte} is not UTF-8; save the file as UTF-8") from error
+        raise CompositionError(f"{shown(path)}, line {line}: {byte} is not UTF-8; save the file as UTF-8") from error
     except (ValueError, OmegaConfBaseException) as error:
         text = str(error).splitlines()[0].removeprefix(f"In {config_path}: ")
-        raise Misfit(f"{shown(path)}: {text}") from error
-
-
-def _check_text(path: Path) -> None:
-    text = path.read_bytes().decode()
-    if text.startswith("\ufeff"):
-        raise Misfit(
-            f"{shown(path)} begins with a byte order mark, which hides its first line from Hydra; save it as UTF-8 without one"
-        )
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if root is not None and not isinstance(root, yaml.MappingNode):
-        raise Misfit(f"{shown(path)} must hold keys and values, as in `seed: 1`")
+        raise CompositionError(f"{shown(path)}: {text}") from error
 
 
 def shown(path: Path) -> str:
@@ -112,7 +112,7 @@ def compose_files(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: I
     """Merge the files of a defaults list as Hydra does, after these changes and checks.
 
     Raises:
-        Misfit: with file and line, for a key that nothing reads or a value of the wrong kind.
+        CompositionError: with file and line, for a key that nothing reads or a value of the wrong kind.
     """
     files = _Files(self, defaults, repo)
     files.add_standing()
@@ -157,16 +157,12 @@ class _Files:
             first = next((n for n, path in enumerate(self.paths()) if path.startswith(f"{group}/")), None)
             if not isinstance(options, list) or first is None:
                 continue
-            wanted = [f"{group}/{option}" for option in options]
-            missing = [ResultDefault(path, package=group) for path in wanted if path not in self.paths()]
-            self.defaults[first:first] = missing
-            # A second merge of the same file would undo what files between them have changed.
-            repeated = [n for n, path in enumerate(self.paths()) if path in wanted and path in self.paths()[:n]]
-            for number in reversed(repeated):
-                del self.defaults[number]
+            standing = [f"{group}/{option}" for option in options]
+            others = [default for default in self.defaults[first:] if default.config_path not in standing]
+            self.defaults[first:] = [*(ResultDefault(path, package=group) for path in standing), *others]
 
     def check(self) -> None:
-        """Raise Misfit for the first key or value that does not fit."""
+        """Raise CompositionError for the first key or value that does not fit."""
         known: Config = {}
         kept = [default for default in self.defaults if not str(default.config_path).startswith("hydra/")]
         keys = [str(key) for path in self.commands for key in cast(DictConfig, self.found(path).config)]
@@ -174,7 +170,7 @@ class _Files:
         for number, default in enumerate(kept):
             path = str(default.config_path)
             loaded = self.loader._load_single_config(default=default, repo=self.repo).config
-            content: Any = OmegaConf.to_container(loaded)  # type: ignore[arg-type]
+            content: Any = OmegaConf.to_container(loaded)
             content.pop("hydra", None)
             group = path.rpartition("/")[0]
             packages = (group.split("/")[0], (default.package or "").split(".")[0])
@@ -182,12 +178,12 @@ class _Files:
             try:
                 if path not in self.commands:
                     self._check(known, content, top, group=group.split("/")[0], packages=packages, extends=extends)
-            except Misfit as error:
-                raise Misfit(f"{self._place(default, error.place)}: {error}", error.place) from None
+            except CompositionError as error:
+                raise CompositionError(f"{self._place(default, error.place)}: {error}", error.place) from None
             _merge(known, content)
         for group, option in self.standing.items():
             if group not in known:
-                raise Misfit(f"{group} must be one of its options, as in {group}={option}; got none")
+                raise CompositionError(f"{group} must be one of its options, as in {group}={option}; got none")
 
     def _check(
         self, known: Config, content: Config, top: set[str], *, group: str, packages: Sequence[str], extends: bool
@@ -196,18 +192,20 @@ class _Files:
             if name not in top:
                 if name in packages:
                     text = f"nothing reads {name}.*, which its keys lie under; its first line must be `# @package _global_`"
-                    raise Misfit(text)
+                    raise CompositionError(text)
                 raise unknown([], str(name), sorted(top))
             if name != group and name not in known:
-                raise Misfit(f"{name} is set again by a later file; set it in an experiment", [name])
-            free = name == group and group in self.standing and not extends  # the first file of a group defines its keys
+                raise CompositionError(f"{name} is set again by a later file; set it in an experiment", [name])
+            free = (
+                name == group and group in self.standing and not extends
+            )  # the first file of a group defines its keys
             check_change(known, {name: value}, command=self.commands[-1], adds=True, free=free)
 
     def _place(self, default: ResultDefault, place: Sequence[str]) -> str:
         """Return the file and, where its text has the key, the line."""
         path = self.file(str(default.config_path))
-        package = (default.package or "").split(".") if default.package != "_global_" else []
-        line = _line(path, [name for name in place][len([part for part in package if part]) :]) if place else None
+        package = "" if default.package in (None, "_global_") else str(default.package)
+        line = _line(path, place[len(package.split(".")) if package else 0 :])
         return f"{shown(path)}, line {line}" if line else shown(path)
 
 
@@ -238,11 +236,24 @@ def apply_overrides(words: list[Override], config: DictConfig) -> None:
         _apply_overrides([word], config)
 
 
+def _file(config_path: str, sources: Sequence[ConfigSource]) -> str:
+    """Return the file of a config for people; its name where it is in none of the folders."""
+    paths = (Path(source.path) / f"{config_path}.yaml" for source in sources if source.scheme() == "file")
+    return next((shown(path) for path in paths if path.is_file()), config_path)
+
+
+def _circle(error: RecursionError, sources: Sequence[ConfigSource]) -> str:
+    """Name the files whose defaults lists lead in a circle: those that Hydra was in when Python gave up."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if "parent" in frame.f_locals][-50:]
+    paths = dict.fromkeys(frame.f_locals["path"] for frame in frames if "path" in frame.f_locals)
+    return f"the defaults lists of {', '.join(_file(path, sources) for path in paths)} lead in a circle"
+
+
 def _missing(error: MissingConfigException, words: Sequence[str], sources: Sequence[ConfigSource]) -> str:
     """Say which option or file is missing, who asks for it, and what there is."""
     group, _, name = str(error.missing_cfg_file).rpartition("/")
-    options = sorted({option for source in sources if source.is_group(group) for option in source.list(group, None)})
-    options = [option for option in dict.fromkeys(option.removesuffix(".yaml") for option in options)]
+    groups = [source for source in sources if source.is_group(group)]
+    options = sorted({option for source in groups for option in source.list(group, ObjectType.CONFIG)})
     near = difflib.get_close_matches(name, options, n=1)
     hint = f"did you mean {near[0]}? The options" if near else "the options"
     choice = f"; {hint} of {group} are {', '.join(options)}" if group and options else ""
@@ -250,14 +261,15 @@ def _missing(error: MissingConfigException, words: Sequence[str], sources: Seque
     asked = _asking(str(parent[1]) if parent else "", group, name, words, sources)
     if asked is None:
         return f"there is no {group}={name}{choice}"
-    return f"{asked}: there is no {group}/{name}.yaml{choice or '; a group of the top level begins with a slash, as in /optimizer'}"
+    slash = "; a group that does not lie in this folder begins with a slash, as in /optimizer: sgd"
+    return f"{asked}: there is no {error.missing_cfg_file}.yaml{choice or slash}"
 
 
 def _asking(parent: str, group: str, name: str, words: Sequence[str], sources: Sequence[ConfigSource]) -> str | None:
     """Return the file whose defaults list asks for an option; None where the command line does."""
     folders = [Path(source.path) for source in sources if source.scheme() == "file"]
     if "/" in parent:
-        return next((shown(path) for folder in folders if (path := folder / f"{parent}.yaml").is_file()), parent)
+        return _file(parent, sources)
     if any(name in word for word in words):
         return None
     entry = re.compile(rf"\b{re.escape(group)}: *\[?[^#\n]*\b{re.escape(name)}\b")
@@ -278,8 +290,7 @@ def _sentence(error: Exception, words: Sequence[str], sources: Sequence[ConfigSo
     text = re.sub(r"\n\s*(full_key|reference_type|object_type)[:=].*", "", text)
     found = re.match(r"In '?([\w/.-]+)'?: (.*)", text, re.DOTALL)
     if found:
-        names = [Path(source.path) / f"{found[1]}.yaml" for source in sources if source.scheme() == "file"]
-        text = f"{next((shown(path) for path in names if path.is_file()), found[1])}: {found[2]}"
+        text = f"{_file(found[1], sources)}: {found[2]}"
     unused = re.search(r"Could not override '([^']*)'\. No match in the defaults list", text)
     if unused:
         group = unused[1]

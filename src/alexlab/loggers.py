@@ -3,6 +3,7 @@
 import csv
 import netrc
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from alexlab.errors import AlexlabError, ConfigError
 
 EPOCH_SCORES = ("train/", "val/", "best/")
 OFFLINE = ("offline", "dryrun", "disabled")  # modes in which Weights & Biases needs no key
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # its old and its new name
 # MLflow's own limits make it wait for four minutes for a server that is not there.
 MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
@@ -42,17 +44,19 @@ def _has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     settings = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config/wandb") / "settings"
-    if any(path.is_file() and "api_key" in path.read_text() for path in (settings, Path("wandb/settings"))):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    if any(
+        path.is_file() and re.search("api_key|base_url", path.read_text())
+        for path in (settings, Path("wandb/settings"))
+    ):
+        return True  # with the address of a private server, whose key is in the netrc file under its own name
+    hosts = {*WANDB_HOSTS, urlsplit(os.environ.get("WANDB_BASE_URL", "")).netloc}
     for path in (os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"):
         try:
-            if path and netrc.netrc(path).authenticators(str(host)):
+            if path and any(netrc.netrc(path).authenticators(host) for host in hosts):
                 return True
         except (OSError, netrc.NetrcParseError):
             continue
-    # A private server that `wandb login --host` has written there is named in the netrc file by its own host.
-    return settings.is_file() and "base_url" in settings.read_text()
+    return False
 
 
 @contextmanager
@@ -78,7 +82,7 @@ def open_loggers(loggers: Iterable[Logger]) -> None:
     for logger in loggers:
         if not isinstance(logger, TensorBoard | EpochCSV):
             with opening(f"logger {type(logger).__name__}"):
-                _ = logger.experiment
+                _ = getattr(logger, "experiment", None)
 
 
 class TensorBoard(TensorBoardLogger):

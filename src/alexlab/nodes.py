@@ -46,7 +46,9 @@ def bind(target: Callable[..., Any], where: str, /, *args: Any, **keywords: Any)
         )
     for name, value in keywords.items():
         if name in signature.parameters:
-            _check_kind(signature.parameters[name], value, f"{where}.{name}", ours=target.__module__.startswith("alexlab."))
+            _check_kind(
+                signature.parameters[name], value, f"{where}.{name}", ours=target.__module__.startswith("alexlab.")
+            )
     try:
         signature.bind(*args, **keywords)
     except TypeError as error:

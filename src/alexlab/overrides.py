@@ -13,6 +13,8 @@ from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse
 
+from alexlab.errors import ConfigError
+
 CONFIG_DIR = Path(__file__).parents[2] / "conf"
 # Keys whose values are paths, taken as typed: see `quoted_path`.
 PATH_KEYS = (
@@ -151,7 +153,7 @@ def _text(path: str) -> str:
     return quoted if quoted.startswith("'") else f"'{quoted}'"
 
 
-class Misfit(ConfigCompositionException):
+class CompositionError(ConfigError, ConfigCompositionException):
     """A mistake in a config file or an override, such as a key that nothing reads, in one sentence.
 
     Args:
@@ -165,14 +167,14 @@ class Misfit(ConfigCompositionException):
 
 
 def check_override(override: Override, config: DictConfig, *, command: str = "train") -> None:
-    """Raise Misfit unless an override changes, adds or removes what `command` reads."""
+    """Raise CompositionError unless an override changes, adds or removes what `command` reads."""
     if override.package is not None:
         return  # Hydra says that there is no such group
     node: Any = config
     path = override.key_or_group.split(".")
     for depth, name in enumerate(path):
         if isinstance(node, AnyNode) and node._value() is not None:
-            raise Misfit(f"{'.'.join(path[:depth])} is a value and has no key {name}", path)
+            raise CompositionError(f"{'.'.join(path[:depth])} is a value and has no key {name}", path)
         if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
             return  # below a null or inside a list: Hydra's own words
         if depth == len(path) - 1 or name not in node.keys():  # `in` is false for a value that is still to be given
@@ -187,7 +189,7 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
         return
     if override.is_delete():
         if rest[0] in known and "_target_" not in known and ".".join(parents) not in NAMED:
-            raise Misfit(f"{'.'.join(path)} is needed and cannot be removed; give it another value", path)
+            raise CompositionError(f"{'.'.join(path)} is needed and cannot be removed; give it another value", path)
         return
     adds = override.is_add() or override.is_force_add()
     value: Any = override.value()
@@ -199,7 +201,7 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
 def check_change(
     known: Config, change: Config, parents: Sequence[str] = (), *, command: str, adds: bool, free: bool = False
 ) -> None:
-    """Raise Misfit unless a change sets keys that are read, to values of the kind of those that they replace.
+    """Raise CompositionError unless a change sets keys that are read, to values of the kind of those that they replace.
 
     Args:
         known: a node of the config, plain and unresolved.
@@ -213,11 +215,18 @@ def check_change(
         place = [*parents, str(name)]
         default = known.get(name, MISSING)
         if isinstance(value, str) and "${" in value and not _is_parsed(value):
-            raise Misfit(f"{'.'.join(place)}: {value!r} is an incomplete interpolation; the text is written \\${{", place)
+            raise CompositionError(
+                f"{'.'.join(place)}: {value!r} is an incomplete interpolation; the text is written \\${{", place
+            )
         if name not in known:
             if not free and not (adds and _is_open(known, parents, command)):
                 raise unknown(parents, str(name), [str(key) for key in known])
-            if tuple(parents) in ADDED_GROUPS and isinstance(value, dict) and "_target_" not in value and _is_option(place):
+            if (
+                tuple(parents) in ADDED_GROUPS
+                and isinstance(value, dict)
+                and "_target_" not in value
+                and _is_option(place)
+            ):
                 raise unknown(parents, str(name), [str(key) for key in known])
         elif isinstance(default, dict) and isinstance(value, dict):
             inside = free or "_target_" in default
@@ -236,33 +245,39 @@ def _is_option(place: Sequence[str]) -> bool:
     return (CONFIG_DIR / place[0] / f"{place[1]}.yaml").is_file()
 
 
-def unknown(parents: Sequence[str], name: str, known: Sequence[str]) -> Misfit:
+def unknown(parents: Sequence[str], name: str, known: Sequence[str]) -> CompositionError:
     """The error for a key that nothing reads, with the key that was probably meant."""
     key = ".".join([*parents, name])
     if tuple(parents) in ADDED_GROUPS and _is_option([*parents, name]):
         text = f"{key} is not part of this run, which has {', '.join(known)}; add it with {parents[0]}={name}"
-        return Misfit(text, [*parents, name])
+        return CompositionError(text, [*parents, name])
     if "." in name:
         text = f"there is no key {key}; a YAML file writes `{name.split('.')[0]}:` and the rest indented below it"
-        return Misfit(text, [*parents, name])
+        return CompositionError(text, [*parents, name])
     # An overlay such as experiment= is no key of the config.
     groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()] if "trainer" in known else []
     near = difflib.get_close_matches(name, sorted({*known, *groups}), n=3)
     if near:
         text = f"there is no key {key}; did you mean {' or '.join('.'.join([*parents, match]) for match in near)}?"
-        return Misfit(text, [*parents, name])
+        return CompositionError(text, [*parents, name])
     where = f"{'.'.join(parents)} has" if parents else "the keys and groups are"
     listed = ", ".join(sorted(k for k in known if k != "hydra"))
-    return Misfit(f"there is no key {key}; {where} {listed}", [*parents, name])
+    return CompositionError(f"there is no key {key}; {where} {listed}", [*parents, name])
 
 
 def _check_kind(place: Sequence[str], default: Any, value: Any) -> None:
-    if default is None or default == MISSING or any(isinstance(text, str) and "${" in text for text in (default, value)):
+    if (
+        default is None
+        or default == MISSING
+        or any(isinstance(text, str) and "${" in text for text in (default, value))
+    ):
         return
     if (value is None and not isinstance(default, dict)) or _fits(value, default):
         return
     like = "" if isinstance(default, dict) else f", like its default {default!r}"
-    raise Misfit(f"{'.'.join(place)} must be {_kind(default)}{like}; got {_shown(value)}{_hint(default, value)}", place)
+    raise CompositionError(
+        f"{'.'.join(place)} must be {_kind(default)}{like}; got {_shown(value)}{_hint(default, value)}", place
+    )
 
 
 def _shown(value: Any) -> str:

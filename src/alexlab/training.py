@@ -196,7 +196,7 @@ def score_best(
     views, splits = build.final_views(config), data.splits
     if not best.is_file():
         if splits.test is not None or views is not None:
-            log.warning("no checkpoint was saved, so nothing but the validation of the last epochs is scored")
+            log.info("no checkpoint was saved, so the test split and final.views are not scored")
         return {}
     wanted: dict[str, Any] = {"test": data.eval_loader(splits.test)} if splits.test is not None else {}
     if views is not None:
