@@ -10,10 +10,12 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from alexlab.errors import ConfigError
-from alexlab.overrides import CONFIG_DIR
+from alexlab.overrides import CALLED, CONFIG_DIR, NAMED, CompositionError, check_override
 
 GLOBAL = "# @package _global_\n"
 # What a file says -> what is said about it.
@@ -136,6 +138,24 @@ def test_a_mistake_in_an_option_of_a_group(tmp_path: Path, name: str, text: str,
     group = name.partition("/")[0]
     with pytest.raises(ConfigError, match=re.escape(words)):
         compose(write(tmp_path, name, text), f"{group}=mine", "data.root=x")
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIG_DIR.glob("*.yaml")} - {"command"}))
+def test_a_key_that_no_command_reads_is_refused_in_every_node(tmp_path: Path, name: str) -> None:
+    config = compose(tmp_path, "data=folder" if name in ("train", "benchmark") else "hydra.verbose=false", name=name)
+    nodes = [
+        "",
+        *(str(key) for key, node in config.items_ex(resolve=False) if isinstance(node, DictConfig)),
+        "data.pack",
+    ]
+    for node in sorted(set(nodes) - {"hydra"}):
+        found = OmegaConf.select(config, node, default=None) if node else config
+        if found is None or "_target_" in found or node in NAMED or node in CALLED.get(name, ()):
+            continue
+        for plus in ("+", "++"):
+            (word,) = OverridesParser.create().parse_overrides([f"{plus}{node}{'.' * bool(node)}zzz=1"])
+            with pytest.raises(CompositionError, match=r"there is no key (\w+\.)*zzz"):
+                check_override(word, config, command=name)
 
 
 DEFAULT = ["checkpoint", "lr", "progress", "epochs", "layers"]

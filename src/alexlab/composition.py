@@ -73,9 +73,8 @@ def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None
     try:
         text = path.read_bytes().decode()
         if text.startswith("\ufeff"):
-            raise CompositionError(
-                f"{shown(path)} begins with a byte order mark, which hides its first line from Hydra; save it as UTF-8 without one"
-            )
+            mark = "a byte order mark, which hides its first line from Hydra"
+            raise CompositionError(f"{shown(path)} begins with {mark}; save it as UTF-8 without one")
         found = _load_config(self, config_path)
         # OmegaConf reads a file of one word as a key without a value.
         if found is None or not isinstance(found.config, DictConfig) or (found.config and ":" not in text):

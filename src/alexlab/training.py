@@ -281,7 +281,7 @@ def print_scores(scores: dict[str, float], run_dir: Path) -> None:
     table = Table(title=f"trained in {scores['train_s']:.0f} s")
     for column in ("split", "images", "top-1", "top-5", "loss", "of"):
         table.add_column(column, justify="left" if column in ("split", "of") else "right")
-    saved = "the best" if (run_dir / runs.BEST).is_file() else "the highest; no checkpoint of it"
+    saved = "the best" if (run_dir / runs.BEST).is_file() else "not saved"
     rows = [("val", "best", f"epoch {scores['best/epoch'] + 1:.0f}, {saved}")]
     if "test/top1" in scores:
         rows.append(("test", "test", "the same checkpoint"))
