@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from alexlab import build
-from alexlab.errors import ConfigError
 from alexlab.load import load_file
 from conftest import TINY, plain
 
@@ -31,11 +30,6 @@ def test_the_net_is_compiled_only_where_it_is_asked_for(images: Path) -> None:
         config = plain(*TINY, f"data.root={images}", f"compile.enabled={enabled}")
         module = build.classifier(config, build.data(config).find_splits())
         assert (module.net._compiled_call_impl is not None) == enabled
-
-
-def test_a_misspelt_key_is_told(train: Train) -> None:
-    with pytest.raises(ConfigError, match=r"compile.modes is no argument of alexlab.compiling.compile_net"):
-        train("+compile.modes=x")
 
 
 @pytest.mark.parametrize(

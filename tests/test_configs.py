@@ -40,7 +40,6 @@ COUNTS = {
     "sweep": 1,
     "trainer": 3,
 }
-ADDED = {"callbacks": "[default,{}]", "logger": "[{}]"}
 TWO_CLASSES = ("loss=binary_cross_entropy", *(f"experiment=catdog_tf_{number}" for number in (1, 2, 3)))
 NEEDED = {
     "optimizer=any": ["optimizer._target_=torch.optim.NAdam"],
@@ -62,8 +61,8 @@ def test_every_option_composes_and_builds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
-    value = ADDED.get(group, "{}").format(option) if option != "default" else option
-    override = f"{group}={value}"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    override = f"{group}={option}"
     own = [] if group == "data" and option == "folder" else ["data=folder"] if group != "data" else []
     config = plain(
         *own,

@@ -116,7 +116,7 @@ def test_balanced_sampler_and_weights(train: Train, tmp_path: Path) -> None:
 
 def test_early_stopping_is_added(train: Train, tmp_path: Path) -> None:
     train(
-        "callbacks=[default,early_stopping]",
+        "callbacks=early_stopping",
         "callbacks.early_stopping.patience=1",
         "callbacks.early_stopping.min_delta=1.0",
         "trainer.max_epochs=9",
@@ -213,11 +213,11 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
             "optimizer._target_ must name a class or function",
         ),
         (["+data.rot=x"], "data.rot is no argument of alexlab.data.settings.Data; it takes root, image_size"),
-        (
-            ["+elastic.wait_s=1"],
-            "elastic.wait_s is no argument of alexlab.launch.Limits; it takes timeout_s, shutdown_s",
-        ),
-        (["+parameters.kernel_decay=1"], "did you mean kernels_decay?"),
+        (["+data.pack.quality=9"], "data.pack.quality is no argument of alexlab.data.packed.Pack"),
+        (["+data.stream.mx=9"], "data.stream.mx is no argument of alexlab.data.shards.Stream"),
+        (["optimizer.lr=null"], "optimizer.lr must be a number; got null"),
+        (["data.batch_size=null"], "data.batch_size must be a whole number; got null"),
+        (["~optimizer.lr"], "optimizer.lr must be given: optimizer.lr=VALUE"),
         (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
         (["model.num_classes=7"], "model.num_classes must be null or the 3 classes of the data; got 7"),
         (["trainer.precision=17"], "trainer: "),

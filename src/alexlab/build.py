@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -40,6 +41,7 @@ from alexlab.errors import ConfigError
 from alexlab.finetuning import Finetune
 from alexlab.inference import Inference
 from alexlab.launch import wanted_gpus
+from alexlab.loggers import check_wandb, opening
 from alexlab.lost import Reports
 from alexlab.machine import cpu_has_bfloat16
 from alexlab.models.towers import check_towers
@@ -100,6 +102,8 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
         pretended: fill in numbers of the right shape without measuring, for a check.
     """
     node, views = dict(config["data"]), config["augmentation"]
+    if set(views) != {"train", "eval", "batch"}:
+        raise ConfigError(f"augmentation must have train, eval and batch; got {', '.join(views)}")
     noises = {
         name: transform
         for name, transform in views["train"].items()
@@ -169,9 +173,9 @@ def packing(config: Config) -> Pack | None:
         ConfigError: when a view of the recipe cannot come from such a pack.
     """
     settings = data(config)
+    bind(Pack, "data.pack", **settings.pack)
     if settings.cache is None:
         return None
-    bind(Pack, "data.pack", **settings.pack)
     pack = Pack(**settings.pack)
     views = config["augmentation"]
     first = {f"augmentation.{stage}": _first(views[stage], f"augmentation.{stage}") for stage in ("eval", "train")}
@@ -241,6 +245,8 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
     schedule, shape = parts(config["scheduler"], "scheduler")
     bind(compile_net, "compile", None, **config["compile"])
     bind(optimizer, "optimizer", [], **options)
+    if "lr" not in options:
+        raise ConfigError("optimizer.lr must be given: optimizer.lr=VALUE")
     bind(schedule, "scheduler", None, num_epochs=1, steps_per_epoch=1, **shape)
     with torch.device(device):
         built = net(config, num_classes, num_outputs=loss.num_outputs)
@@ -329,7 +335,11 @@ def callbacks(config: Config) -> list[Callback]:
 
 def loggers(config: Config, run_dir: Path) -> list[Logger]:
     """The loggers, writing into the run folder."""
-    return [make(node, f"logger.{name}", save_dir=str(run_dir)) for name, node in _entries(config["logger"]).items()]
+    made = []
+    for name, node in _entries(config["logger"]).items():
+        with opening(f"logger.{name}"):
+            made.append(make(node, f"logger.{name}", save_dir=str(run_dir)))
+    return made
 
 
 def _check_loggers(config: Config) -> None:
@@ -339,6 +349,8 @@ def _check_loggers(config: Config) -> None:
             raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install -e '.[{name}]'")
         target, keywords = parts(node, f"logger.{name}")
         bind(target, f"logger.{name}", save_dir="", **keywords)
+        if isinstance(target, type) and issubclass(target, WandbLogger):
+            check_wandb(keywords, f"logger.{name}")
 
 
 def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Trainer:

@@ -4,27 +4,26 @@ Imports no torch: `--help`, `--cfg job` and a mistake in the command are answere
 """
 
 import importlib
-import io
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import hydra
-import hydra._internal.utils as hydra_utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, UnsupportedInterpolationType
 
-from alexlab import members, overrides, runs, sweeps, trust
+from alexlab import composition, members, overrides, runs, sweeps, trust
 from alexlab.confinement import check_confined, check_folder
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.overrides import CONFIG_DIR
@@ -46,7 +45,7 @@ def run_command(name: str) -> None:
     typed = sys.argv[1:]
     earlier, sweep = None, None
     with ending_in_words():
-        sys.argv[1:] = trust.without_trust(typed)
+        sys.argv[1:] = overrides.with_expanded(trust.without_trust(typed))
         if name == "train" and any(argument.startswith(("resume", "rerun=")) for argument in typed):
             from alexlab.rerunning import find_rerun
             from alexlab.resuming import find_resumed_sweep, find_resumption
@@ -90,7 +89,12 @@ def run_command(name: str) -> None:
 
     try:
         with signals.heard() if name == "train" else nullcontext():
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and a traceback
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
+    except HydraException as error:
+        for line in str(error).splitlines():
+            print_line(line, file=sys.stderr)
+        codes.append(ConfigError.exit_code)
     except SystemExit as error:
         if error.code:
             remove_unused()
@@ -136,26 +140,7 @@ def nobody_reads() -> None:
 def register() -> None:
     """Makes Hydra speak our words: the `tag` resolver, the checks of overrides, its own errors without control characters."""
     OmegaConf.register_new_resolver("tag", lambda words: runs.tag(overrides.as_typed(words)), replace=True)
-    overrides.check_overrides()
-    hydra_utils.run_and_report = partial(report_shown, hydra_utils.run_and_report)
-
-
-def report_shown(run_and_report: Callable[[Any], Any], work: Callable[[], Any]) -> Any:
-    """Run Hydra's work; if it fails, print what Hydra reports on stderr as `shown`, line by line."""
-    try:
-        return work()
-    except Exception as error:
-        cause, reported = error, io.StringIO()
-
-    def fail() -> None:
-        raise cause
-
-    try:
-        with redirect_stderr(reported):
-            return run_and_report(fail)
-    finally:
-        for line in reported.getvalue().splitlines():
-            print_line(line, file=sys.stderr)
+    composition.install()
 
 
 def check_job(name: str, config: DictConfig) -> None:

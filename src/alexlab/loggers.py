@@ -1,17 +1,89 @@
 """Loggers that write into the run folder itself, one file each, and go on with that file for as long as the run lives."""
 
 import csv
+import netrc
 import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from alexlab.cells import write_csv
+from alexlab.errors import AlexlabError, ConfigError
 
 EPOCH_SCORES = ("train/", "val/", "best/")
+OFFLINE = ("offline", "dryrun", "disabled")  # modes in which Weights & Biases needs no key
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # its old and its new name
+# MLflow's own limits make it wait for four minutes for a server that is not there.
+MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+def check_wandb(node: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError where Weights & Biases would ask for a key. Neither imports it nor contacts it.
+
+    Args:
+        node: arguments of a WandbLogger.
+        where: place of the node in the config.
+    """
+    mode = str(node.get("mode") or os.environ.get("WANDB_MODE", "")).lower()
+    if node.get("offline") or node.get("anonymous") or mode in OFFLINE or _has_wandb_key():
+        return
+    raise ConfigError(
+        f"{where} needs an API key: run `wandb login` or set WANDB_API_KEY; WANDB_MODE=offline keeps the run on this disk, "
+        "and `wandb sync` sends it later"
+    )
+
+
+def _has_wandb_key() -> bool:
+    """Return whether a key is in one of the places where Weights & Biases looks for it."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    settings = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config/wandb") / "settings"
+    if any(
+        path.is_file() and re.search("api_key|base_url", path.read_text())
+        for path in (settings, Path("wandb/settings"))
+    ):
+        return True  # with the address of a private server, whose key is in the netrc file under its own name
+    hosts = {*WANDB_HOSTS, urlsplit(os.environ.get("WANDB_BASE_URL", "")).netloc}
+    for path in (os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"):
+        try:
+            if path and any(netrc.netrc(path).authenticators(host) for host in hosts):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+@contextmanager
+def opening(where: str) -> Iterator[None]:
+    """Turn any error of a logger that is made or opened, such as a server that does not answer, into a ConfigError."""
+    before = {name: os.environ.get(name) for name in MLFLOW_LIMITS}
+    os.environ.update({name: value for name, value in MLFLOW_LIMITS.items() if before[name] is None})
+    try:
+        yield
+    except AlexlabError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        hint = "; WANDB_MODE=offline keeps the run on this disk" if type(error).__module__.startswith("wandb") else ""
+        raise ConfigError(f"{where} cannot be opened: {text}{hint}") from error
+    finally:
+        for name in (name for name, value in before.items() if value is None):
+            del os.environ[name]
+
+
+def open_loggers(loggers: Iterable[Logger]) -> None:
+    """Connect loggers of other packages to their servers before the first step, so that what is wrong is known at once."""
+    for logger in loggers:
+        if not isinstance(logger, TensorBoard | EpochCSV):
+            with opening(f"logger {type(logger).__name__}"):
+                _ = getattr(logger, "experiment", None)
 
 
 class TensorBoard(TensorBoardLogger):

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,10 @@ from alexlab.errors import ConfigError
 from alexlab.trust import check_found, check_target
 
 Config = dict[str, Any]
+WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
+KINDS = {kind.__name__: kind for kind in WORDS}
+_NUMBER = r"[-+]?[\d.,]+(e[-+]?\d+)?"
+TEXTS = {bool: "true|false|yes|no|on|off", int: _NUMBER, float: _NUMBER}  # that cannot be meant as a text
 
 
 def locate(path: str, where: str) -> Callable[..., Any]:
@@ -39,10 +44,33 @@ def bind(target: Callable[..., Any], where: str, /, *args: Any, **keywords: Any)
             f"{where}.{unknown[0]} is no argument of {target.__module__}.{target.__qualname__}; "
             f"it takes {', '.join(choices)}{hint}"
         )
+    for name, value in keywords.items():
+        if name in signature.parameters:
+            _check_kind(
+                signature.parameters[name], value, f"{where}.{name}", ours=target.__module__.startswith("alexlab.")
+            )
     try:
         signature.bind(*args, **keywords)
     except TypeError as error:
         raise ConfigError(f"{where} does not fit {target.__module__}.{target.__qualname__}: {error}") from error
+
+
+def _check_kind(parameter: inspect.Parameter, value: Any, where: str, *, ours: bool) -> None:
+    """Raise ConfigError for a text in the place of a number or of true or false, and for a null that no annotation admits.
+
+    In a file of one's own `lr: "0.1"`, `lr: 0,1` and `lr:` replace no default that would tell them to be wrong. Annotations
+    of other packages are not always true: `value="random"` of torchvision's RandomErasing is a float there.
+    """
+    annotated = KINDS.get(str(getattr(parameter.annotation, "__name__", parameter.annotation)))
+    kind = annotated or KINDS.get(type(parameter.default).__name__)
+    if kind is None or (value is not None and not isinstance(value, str)):
+        return
+    if value is None:
+        wrong = parameter.default is not None and not re.search("None|Optional", str(parameter.annotation))
+    else:
+        wrong = (annotated is not None and ours) or re.fullmatch(TEXTS[kind], value, re.IGNORECASE) is not None
+    if wrong:
+        raise ConfigError(f"{where} must be {WORDS[kind]}; got {'null' if value is None else repr(value)}")
 
 
 def make(node: Config, where: str, /, *args: Any, **extra: Any) -> Any:

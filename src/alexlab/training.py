@@ -19,7 +19,7 @@ from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData
 from alexlab.load import load_file
-from alexlab.loggers import EpochCSV, TensorBoard
+from alexlab.loggers import EpochCSV, TensorBoard, open_loggers
 from alexlab.lost import earlier_causes, restarts
 from alexlab.machine import keep_memory
 from alexlab.models.towers import Tower
@@ -101,6 +101,7 @@ def _trained(
     if weights is not None:
         weights.load_into(module.net)
     if trainer.is_global_zero:
+        open_loggers(trainer.loggers)
         if restarts():
             Card(run_dir).update(restarts=earlier_causes)
         describe(config, splits, module, trainer)
@@ -186,9 +187,11 @@ def score_best(
     if trainer.num_nodes > 1:
         shared_file(best, "best")
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, checkpoints.Checkpoints)]
-    if not best.is_file() and all(callback.best_score is None for callback in kept):
-        return {}
     views, splits = build.final_views(config), data.splits
+    if not best.is_file() and all(callback.best_score is None for callback in kept):
+        if splits.test is not None or views is not None:
+            log.info("no checkpoint was saved, so the test split and final.views are not scored")
+        return {}
     wanted: dict[str, Any] = {"test": data.eval_loader(splits.test)} if splits.test is not None else {}
     if views is not None:
         wanted[config["final"]["views"]] = data.eval_loader(splits.test or splits.val, views)
@@ -272,7 +275,8 @@ def print_scores(scores: dict[str, float], run_dir: Path) -> None:
     table = Table(title=f"trained in {scores['train_s']:.0f} s")
     for column in ("split", "images", "top-1", "top-5", "loss", "of"):
         table.add_column(column, justify="left" if column in ("split", "of") else "right")
-    rows = [("val", "best", f"epoch {scores['best/epoch'] + 1:.0f}, the best")]
+    saved = "the best" if (run_dir / runs.BEST).is_file() else "not saved"
+    rows = [("val", "best", f"epoch {scores['best/epoch'] + 1:.0f}, {saved}")]
     if "test/top1" in scores:
         rows.append(("test", "test", "the same checkpoint"))
     for views in ("five", "ten_crop"):

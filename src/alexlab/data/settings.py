@@ -76,6 +76,7 @@ class Data:
         if not self.root and not self.url:
             raise ConfigError("data.root must name a folder of images: data.root=DIR")
         self._check_url()
+        bind(Stream, "data.stream", **self.stream)
         if self.channels not in (1, 3):
             raise ConfigError(f"an image has 1 or 3 channels; got model.in_channels={self.channels}")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -120,7 +121,6 @@ class Data:
     def find_splits(self) -> Splits:
         """Looks the files up; writes the data set first where it can be made and is not there."""
         if self.url is not None:
-            bind(Stream, "data.stream", **self.stream)
             return find_sharded(
                 self.url,
                 Stream(**self.stream),
