@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hydra.core.utils import configure_log
-from hydra.errors import ConfigCompositionException
 from omegaconf import read_write
 from PIL import Image
 from rich.console import Console
@@ -159,16 +158,19 @@ def test_a_traceback_keeps_its_lines() -> None:
     assert shown_lines("a\n\x1b\n") == "a\n\\x1b\n"
 
 
-def test_hydra_reports_its_own_errors_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    from hydra._internal.utils import run_and_report
-
-    def fail() -> None:
-        raise ConfigCompositionException("Key 'x\x1b[31m' is unknown\nfull_key: a\u202eb")
-
-    with pytest.raises(SystemExit):
-        run_and_report(fail)
-    printed = capsys.readouterr().err
-    assert printed.startswith("Key 'x\\x1b[31m' is unknown\nfull_key: a\\u202eb\n")
+def test_an_error_of_hydra_is_printed_without_control_characters(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweeps, "checks", [])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["train.py", "seed.\x1b[31m\u202eb=1"])
+    with pytest.raises(SystemExit) as caught:
+        command.run_command("train")
+    assert caught.value.code == 1
+    text = capsys.readouterr().err
+    assert r"\x1b[31m\u202eb" in text and not hidden(text)
+    assert not [*tmp_path.iterdir()]
 
 
 def printed(table: Any) -> str:
