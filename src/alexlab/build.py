@@ -112,7 +112,7 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
     found = (
         PRETENDED
         if pretended
-        else measure(splits.train, channels=node["channels"], skip=data(config).on_error == "skip")
+        else measure(splits.train, decoding=data(config).decoding, skip=data(config).on_error == "skip")
     )
     node["mean"] = found.mean if node["mean"] is None else node["mean"]
     node["std"] = found.std if node["std"] is None else node["std"]
@@ -211,7 +211,7 @@ def packed(config: Config, splits: Splits) -> Splits:
             opened[listing.folder] = open_pack(
                 listing,
                 pack,
-                channels=settings.channels,
+                decoding=settings.decoding,
                 cache_dir=Path(settings.cache_dir),
                 hashes=splits.hashes_of(listing),
                 skip=settings.on_error == "skip",

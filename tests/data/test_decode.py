@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from alexlab.data import decode as module
-from alexlab.data.decode import REASONS, decode, upright_size
+from alexlab.data.decode import decode, upright_size
+from alexlab.data.image_file import REASONS, Decoding
 from alexlab.errors import DataError, ImageError
 from bad_inputs import READABLE, UNREADABLE, encoded, gradient, oriented
 from conftest import ROOT, environment
@@ -23,7 +24,7 @@ def test_what_is_readable(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(READABLE[name])
     pixels = decode(tmp_path / name)
     assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
-    assert decode(tmp_path / name, channels=1).shape == (*pixels.shape[:2], 1)
+    assert decode(tmp_path / name, Decoding(channels=1)).shape == (*pixels.shape[:2], 1)
     if not name.startswith(("one", "exif", "deep", "ycck")):
         grey = name in ("la.png", "grey.jpg")
         expected = np.asarray(Image.fromarray(gradient()).convert("L"))[..., None] if grey else gradient()
@@ -48,9 +49,6 @@ def test_what_is_not_there_and_what_may_not_be_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=words):
             decode(tmp_path / name)
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(DataError, match="Is a directory"):
-        decode(tmp_path / "folder.png")
 
 
 def test_a_file_without_permission(tmp_path: Path) -> None:
@@ -76,7 +74,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
 def test_16_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     deep = np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60)
     Image.fromarray(deep).save(tmp_path / f"deep.{suffix}")
-    assert np.array_equal(decode(tmp_path / f"deep.{suffix}", channels=1)[..., 0], deep >> 8)
+    assert np.array_equal(decode(tmp_path / f"deep.{suffix}", Decoding(channels=1))[..., 0], deep >> 8)
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -109,10 +107,10 @@ def test_the_fast_decoder_gives_what_pillow_gives(
             path = tmp_path / f"{quality}_{subsampling}.jpg"
             path.write_bytes(encoded("JPEG", smooth, quality=quality, subsampling=subsampling))
             files.append(path)
-    fast = [decode(path, channels) for path in files]
+    fast = [decode(path, Decoding(channels=channels)) for path in files]
     monkeypatch.setattr(module, "simplejpeg", None)
     for path, pixels in zip(files, fast, strict=True):
-        difference = np.abs(decode(path, channels).astype(int) - pixels)
+        difference = np.abs(decode(path, Decoding(channels=channels)).astype(int) - pixels)
         assert np.percentile(difference, 99) <= 2, path
 
 
@@ -139,5 +137,11 @@ def test_damaged_files_never_end_the_process(tmp_path: Path) -> None:
 
 
 def test_every_reason_is_reached() -> None:
-    assert set(REASONS) == {code for _, code in UNREADABLE.values()} | {"missing", "no_permission", "changed"}
+    assert set(REASONS) == {code for _, code in UNREADABLE.values()} | {
+        "missing",
+        "no_permission",
+        "changed",
+        "not_regular",
+        "too_large_file",
+    }
     assert re.match(r"its content is none of JPEG, PNG", REASONS["unknown_format"])

@@ -98,7 +98,10 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     for name in ("a/x.gif", "a/y.GIF", "b/z.heic", "b/README"):
         (root / "train" / name).touch()
     notes = find_splits(str(root), val_fraction=0.2, test_fraction=0.0).notes
-    assert notes == (f"{root}/train: files that are no images are left out: 1 without extension, 2 .gif, 1 .heic",)
+    assert notes == (
+        f"{root}/train: files that are no images are left out: 1 without extension, 2 .gif, 1 .heic; "
+        "reading HEIC needs pillow-heif (pip install pillow-heif)",
+    )
 
 
 def test_names_of_classes_that_are_too_alike(tmp_path: Path) -> None:

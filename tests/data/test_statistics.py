@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from alexlab.data.folder import Split, scan
+from alexlab.data.image_file import Decoding
 from alexlab.data.statistics import measure
 
 
@@ -23,7 +24,7 @@ def correlated(root: Path, count: int, *, size: int = 40) -> Split:
 
 def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
     split = correlated(tmp_path / "x", 6)
-    found = measure(split, channels=3)
+    found = measure(split, decoding=Decoding())
     pixels = [np.asarray(Image.open(Path(split.root, path))).reshape(-1, 3) / 255 for path in split.paths]
     mean = np.mean([one.mean(0) for one in pixels], 0)
     covariance = np.mean([(one - mean).T @ (one - mean) / len(one) for one in pixels], 0)
@@ -37,7 +38,9 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
 
 def test_a_large_split_is_sampled_evenly(tmp_path: Path) -> None:
     split = correlated(tmp_path / "x", 10)
-    assert measure(split, channels=3, max_images=4).num_images == 4
-    assert measure(split, channels=1, max_images=99).num_images == 10
-    assert len(measure(split, channels=1).mean) == 1
-    assert measure(split, channels=3).mean == pytest.approx(measure(split, channels=3, max_images=5).mean, abs=0.01)
+    assert measure(split, decoding=Decoding(), max_images=4).num_images == 4
+    assert measure(split, decoding=Decoding(channels=1), max_images=99).num_images == 10
+    assert len(measure(split, decoding=Decoding(channels=1)).mean) == 1
+    assert measure(split, decoding=Decoding()).mean == pytest.approx(
+        measure(split, decoding=Decoding(), max_images=5).mean, abs=0.01
+    )

@@ -4,20 +4,32 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from alexlab.data.duplicates import Pair, find_pairs
 from alexlab.data.folder import SPLIT_FOLDERS
-from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Problem, alike, class_folders, hidden, list_images, shown
+from alexlab.data.image_file import DEFAULT, Decoding
+from alexlab.data.listing import (
+    HEIF_EXTENSIONS,
+    HEIF_PACKAGE,
+    IMAGE_EXTENSIONS,
+    Listing,
+    Problem,
+    alike,
+    class_folders,
+    hidden,
+    list_images,
+    shown,
+)
 from alexlab.data.look import look_at
 from alexlab.data.manifest import Row, read_manifest
 from alexlab.errors import DataError
 
 # Pictures that people have and that are not read: they are findings, other files are only counted.
 UNSUPPORTED = (
-    *(".gif", ".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".jxl", ".svg"),
+    *(".gif", *HEIF_EXTENSIONS, ".jp2", ".jxl", ".svg"),
     *(".raw", ".cr2", ".nef", ".dng", ".psd", ".eps"),
 )
 
@@ -28,6 +40,7 @@ class Findings:
 
     Args:
         root: its folder.
+        decoding: the settings by which files become pixels.
         classes: of all splits together.
         counts: images by split and class; the split of an undivided folder has the name "".
         problems: all that should be looked into, by path.
@@ -39,6 +52,7 @@ class Findings:
     """
 
     root: str
+    decoding: Decoding = DEFAULT
     classes: list[str] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -56,19 +70,20 @@ class Findings:
         return [problem.path for problem in self.problems if problem.code.startswith("unreadable_")]
 
 
-def check(root: str, manifest: str | None = None) -> Findings:
+def check(root: str, manifest: str | None = None, *, decoding: Decoding = DEFAULT) -> Findings:
     """Looks at every folder and every file of a data set and tells all that is wrong; nothing is changed.
 
     Args:
         root: the data set's folder, with or without split folders.
         manifest: a list with the SHA-256 of each file, to compare with.
+        decoding: the settings by which files become pixels.
 
     Raises:
         DataError: when there is no such folder, or it holds no class folder.
     """
     if not os.path.isdir(root):
         raise DataError(f"data.root must be a folder of images, one folder per class; there is no folder {root!r}")
-    findings = Findings(root)
+    findings = Findings(root, replace(decoding, channels=3))
     listings = list(_listings(root, findings))
     _names(listings, findings)
     rows = [
@@ -78,7 +93,7 @@ def check(root: str, manifest: str | None = None) -> Findings:
     ]
     if not rows:
         findings.problems.append(Problem("no_images", ".", "holds no images"))
-    seen = look_at(root, rows)
+    seen = look_at(root, rows, findings.decoding)
     findings.rows = [one.row for one in seen]
     findings.problems += [one.problem for one in seen if one.problem is not None]
     pictures = [one.picture for one in seen if one.picture is not None]
@@ -130,10 +145,11 @@ def _others(root: str, name: str, top: str, findings: Findings) -> None:
             suffix = os.path.splitext(file)[1].lower()
             if hidden(file):
                 left_out["hidden files"] += 1
-            elif suffix in UNSUPPORTED:
+            elif suffix in UNSUPPORTED and suffix not in IMAGE_EXTENSIONS:
                 path = os.path.normpath(os.path.join(relative, file))
+                needed = f" without {HEIF_PACKAGE}" if suffix in HEIF_EXTENSIONS else ""
                 findings.problems.append(
-                    Problem("unsupported_format", path, f"is left out: {suffix} files are not read")
+                    Problem("unsupported_format", path, f"is left out: {suffix} files are not read{needed}")
                 )
             elif suffix not in IMAGE_EXTENSIONS:
                 left_out[f"{suffix or 'extensionless'} files"] += 1

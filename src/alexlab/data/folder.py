@@ -18,7 +18,18 @@ import numpy as np
 
 from alexlab.data.decode import decode
 from alexlab.data.division import divide
-from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Paths, check_class_names, class_folders, list_images, shown
+from alexlab.data.image_file import Decoding
+from alexlab.data.listing import (
+    HEIF_EXTENSIONS,
+    HEIF_PACKAGE,
+    IMAGE_EXTENSIONS,
+    Listing,
+    Paths,
+    check_class_names,
+    class_folders,
+    list_images,
+    shown,
+)
 from alexlab.data.manifest import Row, read_manifest, write_manifest
 from alexlab.errors import DataError
 
@@ -76,7 +87,7 @@ class Split:
         except OSError:
             return -1
 
-    def decoded(self, index: int, channels: int) -> np.ndarray:
+    def decoded(self, index: int, decoding: Decoding) -> np.ndarray:
         """An image, uint8 (H, W, channels).
 
         Raises:
@@ -85,7 +96,7 @@ class Split:
         if self.pack is not None:
             return self.pack[index if self.rows is None else int(self.rows[index])]
         sha256 = None if self.hashes is None else self.hashes[index].tobytes()
-        return decode(self.place(index), channels, sha256)
+        return decode(self.place(index), decoding, sha256)
 
     def sample(self, count: int) -> list[int]:
         """Numbers of at most so many images that stand for all: evenly spaced ones or, in random order, the first."""
@@ -249,7 +260,8 @@ def scan(
         raise DataError(f"a classifier needs at least 2 classes; {top} has one, {listing.classes[0]}")
     if listing.ignored and notes is not None:
         kinds = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in sorted(listing.ignored.items()))
-        notes.append(f"{top}: files that are no images are left out: {kinds}")
+        needed = f"; reading HEIC needs {HEIF_PACKAGE}" if listing.ignored.keys() & set(HEIF_EXTENSIONS) else ""
+        notes.append(f"{top}: files that are no images are left out: {kinds}{needed}")
     return Split(root, list(classes or listing.classes), listing.paths, labels, listing)
 
 

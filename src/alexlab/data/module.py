@@ -68,7 +68,7 @@ class FolderData(lightning.LightningDataModule):
 
     def dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImageSplit:
         """A split as a data set."""
-        return ImageSplit(split, transform=transform, channels=self.data.channels, skipped=self.skipped)
+        return ImageSplit(split, transform=transform, decoding=self.data.decoding, skipped=self.skipped)
 
     def _parts(self, split: Split, transform: Callable[[Tensor], Tensor]) -> tuple[MapDataset, Finish | None]:
         """What the loader processes read, and what is made of it on the device."""

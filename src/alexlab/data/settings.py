@@ -8,6 +8,7 @@ from typing import Any
 
 from alexlab.data.digits import write_digits
 from alexlab.data.folder import Splits, find_splits, verified
+from alexlab.data.image_file import MAX_MEGAPIXELS, Decoding
 from alexlab.data.photographs import write_photographs
 from alexlab.data.shards import Stream, find_sharded
 from alexlab.data.store import is_url
@@ -42,6 +43,7 @@ class Data:
         on_error: `raise` ends the run at an image that cannot be read, `skip` lists it and goes on without it.
         cache_dir: where packs and lists of files are kept, the latter so that the next start need not walk the folder again.
         preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
+        max_megapixels, deep_range: see `alexlab.data.image_file.Decoding`.
         manifest: a list of all images with their SHA-256, as `prepare.py action=check` writes it; every file that is read
             must have it.
         make: writes the data set when `root` is not there: `digits`, `photographs` (made ones, to measure with), or None.
@@ -64,6 +66,8 @@ class Data:
     cache: str | None = None
     pack: Mapping[str, Any] = field(default_factory=dict)
     on_error: str = "raise"
+    max_megapixels: float = MAX_MEGAPIXELS
+    deep_range: Sequence[float] | None = None
     cache_dir: str = "data/cache"
     preview: int = 0
     manifest: str | None = None
@@ -73,8 +77,7 @@ class Data:
         if not self.root and not self.url:
             raise ConfigError("data.root must name a folder of images: data.root=DIR")
         self._check_url()
-        if self.channels not in (1, 3):
-            raise ConfigError(f"an image has 1 or 3 channels; got model.in_channels={self.channels}")
+        self.decoding  # noqa: B018 - checks its values
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and (len(values) not in (1, 3) or (name == "std" and min(values) <= 0)):
                 kind = "positive numbers" if name == "std" else "numbers"
@@ -106,6 +109,11 @@ class Data:
                 )
 
     @property
+    def decoding(self) -> Decoding:
+        """The settings by which files become pixels."""
+        return Decoding(channels=self.channels, max_megapixels=self.max_megapixels, deep_range=self.deep_range)
+
+    @property
     def place(self) -> str:
         """Where the images are, for people."""
         return str(self.url or self.root)
@@ -117,7 +125,7 @@ class Data:
             return find_sharded(
                 self.url,
                 Stream(**self.stream),
-                channels=self.channels,
+                decoding=self.decoding,
                 cache_dir=Path(self.cache_dir),
                 val_split=self.val_split,
             )

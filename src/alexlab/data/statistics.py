@@ -11,6 +11,7 @@ import numpy as np
 from rich.progress import track
 
 from alexlab.data.folder import Split
+from alexlab.data.image_file import Decoding
 from alexlab.errors import DataError, ImageError
 from alexlab.machine import num_cores
 
@@ -39,24 +40,24 @@ class Statistics:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
 
-def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES, skip: bool = False) -> Statistics:
+def measure(split: Split, *, decoding: Decoding, max_images: int = MAX_IMAGES, skip: bool = False) -> Statistics:
     """Decodes the images of a split on all cores, with a progress bar in a terminal.
 
     Args:
         split: the files.
-        channels: 3 for RGB, 1 for grey.
+        decoding: the settings by which files become pixels.
         max_images: of a larger split, so many are looked at.
         skip: go on without the images that cannot be read.
 
     Raises:
         DataError: with path and reason, when a file is no readable picture.
     """
-    chosen = split.sample(max_images)
+    chosen, channels = split.sample(max_images), decoding.channels
     first, second = np.zeros(channels), np.zeros((channels, channels))
     # Threads: Pillow and numpy let each other work, and the ranks of the run can still be forked afterwards.
     num_images = 0
     with ThreadPoolExecutor(num_cores()) as pool:
-        moments = pool.map(lambda index: _moments(split, index, channels, skip), chosen)
+        moments = pool.map(lambda index: _moments(split, index, decoding, skip), chosen)
         bar = track(moments, "measuring colours", total=len(chosen), transient=True, disable=not sys.stdout.isatty())
         for found in bar:
             if found is not None:
@@ -77,9 +78,9 @@ def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES, skip: 
     )
 
 
-def _moments(split: Split, index: int, channels: int, skip: bool) -> tuple[np.ndarray, np.ndarray] | None:
+def _moments(split: Split, index: int, decoding: Decoding, skip: bool) -> tuple[np.ndarray, np.ndarray] | None:
     try:
-        pixels = split.decoded(index, channels).reshape(-1, channels).astype(np.float64) / 255
+        pixels = split.decoded(index, decoding).reshape(-1, decoding.channels).astype(np.float64) / 255
     except ImageError:
         if skip:
             return None

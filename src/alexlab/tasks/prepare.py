@@ -49,7 +49,7 @@ def check(config: dict[str, Any], run_dir: Path) -> None:
     if config["fix"] not in (None, "quarantine"):
         raise ConfigError(f"fix must be null or quarantine; got {config['fix']!r}")
     root = _root(config)
-    findings = look(root, config["manifest"])
+    findings = look(root, config["manifest"], decoding=_data(config).decoding)
     for table in check_page.summary(findings):
         Console().print(table)
     for note in findings.notes:
@@ -98,12 +98,8 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
     """Decodes every image once into a pack that runs with `data.cache=packed` read; a pack of changed files is replaced."""
     from alexlab.data.packed import Pack
     from alexlab.data.packing import open_pack
-    from alexlab.data.settings import Data
 
-    _root(config)
-    keys = {key: value for key, value in config["data"].items() if key != "ratio"}
-    bind(Data, "data", mean=None, std=None, batch_size=1, **keys)
-    data = Data(mean=None, std=None, batch_size=1, **keys)
+    data = _data(config)
     bind(Pack, "data.pack", **data.pack)
     settings = dict(data.pack)
     if settings["size"] is None:
@@ -118,7 +114,7 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
         found = open_pack(
             part.listing,
             Pack(**settings),
-            channels=data.channels,
+            decoding=data.decoding,
             cache_dir=Path(data.cache_dir),
             skip=data.on_error == "skip",
             anew=True,
@@ -130,27 +126,25 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
 
 def shard(config: dict[str, Any], run_dir: Path) -> None:
     """Writes the images as shards into a folder or an object store, for runs with `data=streaming`."""
-    from alexlab.data.settings import Data
     from alexlab.data.sharding import write_shards
 
-    root = _root(config)
+    data = _data(config)
     if config["out"] is None:
         raise ConfigError("out must be given: out=s3://bucket/prefix (gs://, az://), or out=DIR")
     if config["shard_mb"] <= 0:
         raise ConfigError(f"shard_mb must be positive; got {config['shard_mb']}")
-    keys = {key: value for key, value in config["data"].items() if key != "ratio"}
-    bind(Data, "data", mean=None, std=None, batch_size=1, **keys)
-    data, out = Data(mean=None, std=None, batch_size=1, **keys), str(config["out"])
+    out = str(config["out"])
     index = write_shards(
         data.find_splits(),
         out,
         shard_bytes=int(config["shard_mb"] * 1e6),
         cache_dir=Path(data.cache_dir),
+        decoding=data.decoding,
         skip=data.on_error == "skip",
     )
     for name, about in index["splits"].items():
         count, size = sum(images for *_, images in about["shards"]), sum(size for _, size, _, _ in about["shards"])
-        print(f"{name}: {count:,} images of {root} in {len(about['shards'])} shards, {size / 1e9:.3g} GB")
+        print(f"{name}: {count:,} images of {data.root} in {len(about['shards'])} shards, {size / 1e9:.3g} GB")
     print(f"python src/train.py data=streaming data.url={out}")
 
 
@@ -168,6 +162,16 @@ def _root(config: dict[str, Any]) -> str:
     if config["data"]["root"] is None:
         raise ConfigError("data.root must be given: data.root=DIR")
     return str(config["data"]["root"])
+
+
+def _data(config: dict[str, Any]) -> Any:
+    """Return the settings of the `data` node, which has no keys of a net."""
+    from alexlab.data.settings import Data
+
+    _root(config)
+    keys = {key: value for key, value in config["data"].items() if key != "ratio"}
+    bind(Data, "data", mean=None, std=None, batch_size=1, **keys)
+    return Data(mean=None, std=None, batch_size=1, **keys)
 
 
 def _print_counts(counts: dict[str, int], out: Path) -> None:
