@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from alexlab.data.listing import HAS_HEIF
+
 SIZE = 60, 40
 
 
@@ -141,7 +143,8 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "thin.png": (png(2500, 1), "too_oblong"),
     "scans.jpg": (rescanned(1000, 2000), "too_many_scans"),
     "float.tif": (encoded("TIFF", Image.fromarray(gradient()[..., 0].astype(np.float32))), "unknown_range"),
-    "heic_named.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "no_decoder"),
+    "heic_named.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "damaged" if HAS_HEIF else "no_decoder"),
+    "14_bits.tif": (tiff(np.zeros((40, 60), np.uint16), {258: ("H", 14)}), "no_decoder"),
     "broken_data.png": (encoded("PNG")[:60] + bytes(20) + encoded("PNG")[80:], "damaged"),
 }
 

@@ -33,8 +33,8 @@ MODES = {1: "L", 3: "RGB"}
 SHARES = {"WEBP": 5 / 9, "AVIF": 5 / 9, "HEIF": 5 / 9}  # of data.max_megapixels
 # A progressive JPEG has some ten scans, each of which may touch every pixel and take 60 bytes: a megabyte could take hours.
 MAX_SCANS = 17  # of the largest picture; a smaller one may have more
-START_OF_SCAN = b"\xff\xda"  # ITU T.81, B.1.1.3; in the compressed data a 0 follows each 255
-# Markers but for those in the compressed data: a stuffed 0, restarts (D0 to D7) and TEM (01).
+# ITU T.81, B.1.1.3: markers but for those within the compressed data, where a 0 follows each 255, and restarts (D0 to D7).
+START_OF_SCAN, END_OF_IMAGE, FIRST_WITH_LENGTH = 0xDA, 0xD9, 0xC0
 MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 ORIENTATION = 0x0112  # the EXIF tag
 STRIP = 512  # rows that are converted at a time
@@ -122,9 +122,8 @@ def check_size(path: str | Path, image: Image.Image, decoding: Decoding) -> None
 
 def _check_scans(path: str | Path, image: Image.Image, content: bytes, decoding: Decoding) -> None:
     """Raise ImageError for a JPEG that would take too long."""
-    limit = MAX_SCANS * decoding.max_pixels // max(1, image.width * image.height)
-    # Counting bytes costs no time, but counts what lies in thumbnails and behind the picture too.
-    if content.count(START_OF_SCAN) > limit and (scans := _num_scans(content)) > limit:
+    limit, scans = MAX_SCANS * decoding.max_pixels // max(1, image.width * image.height), _num_scans(content)
+    if scans > limit:
         raise unreadable(path, "too_many_scans", f"{image.width} x {image.height} in {scans} scans, at most {limit}")
 
 
@@ -133,10 +132,10 @@ def _num_scans(content: bytes) -> int:
     scans, place = 0, 2
     while (found := MARKER.search(content, place)) is not None:
         marker, place = content[found.end() - 1], found.end()
-        if marker == 0xD9:  # the end of the picture
+        if marker == END_OF_IMAGE:
             break
-        scans += marker == START_OF_SCAN[1]
-        if marker >= 0xC0:  # libjpeg skips lower ones, which nothing defines, without a length
+        scans += marker == START_OF_SCAN
+        if marker >= FIRST_WITH_LENGTH:  # libjpeg skips lower ones, which nothing defines, without a length
             place += max(2, int.from_bytes(content[place : place + 2]))
     return scans
 
@@ -153,7 +152,8 @@ def _orientation(image: Image.Image) -> int:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height of an opened picture once it stands upright."""
     width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+    turned = _orientation(image) >= 5 and image.format != "TIFF"  # whose size Pillow turns itself
+    return (height, width) if turned else (width, height)
 
 
 def _by_simplejpeg(content: bytes, image: Image.Image, channels: int) -> np.ndarray | None:
