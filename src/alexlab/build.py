@@ -34,7 +34,7 @@ from alexlab.data.packing import open_pack
 from alexlab.data.resident import check_plans
 from alexlab.data.settings import Data
 from alexlab.data.skipped import Skipped
-from alexlab.data.statistics import Statistics, measure
+from alexlab.data.statistics import Statistics, check_std, measure
 from alexlab.data.transforms import PCAColorNoise, Views
 from alexlab.errors import ConfigError
 from alexlab.finetuning import Finetune
@@ -114,6 +114,8 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
         if pretended
         else measure(splits.train, decoding=data(config).decoding, skip=data(config).on_error == "skip")
     )
+    if node["std"] is None:
+        check_std(found)
     node["mean"] = found.mean if node["mean"] is None else node["mean"]
     node["std"] = found.std if node["std"] is None else node["std"]
     axes = {"eigenvalues": found.eigenvalues, "eigenvectors": found.eigenvectors}

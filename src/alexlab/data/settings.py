@@ -1,5 +1,6 @@
 """The keys of the `data` node: what is read, how it is divided and how it is handed to the net. Imports no torch."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,9 @@ class Data:
         self._check_url()
         self.decoding  # noqa: B018 - checks its values
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and (len(values) not in (1, 3) or (name == "std" and min(values) <= 0)):
+            if values is not None and not (
+                len(values) in (1, 3) and all(map(math.isfinite, values)) and (name == "mean" or min(values) > 0)
+            ):
                 kind = "positive numbers" if name == "std" else "numbers"
                 raise ConfigError(f"data.{name} must be one or three {kind}, or null to measure; got {list(values)}")
         if self.preview < 0:

@@ -15,6 +15,7 @@ from alexlab.data.image_file import Decoding
 from alexlab.errors import DataError, ImageError
 from alexlab.machine import num_cores
 
+MIN_STD = 0.001  # a quarter of a grey level: dividing by less would blow up rounding
 MAX_IMAGES = 10_000  # of a larger split so many, evenly spaced: the mean of as many images is right within .003
 
 
@@ -72,10 +73,25 @@ def measure(split: Split, *, decoding: Decoding, max_images: int = MAX_IMAGES, s
     return Statistics(
         num_images=num_images,
         mean=first.tolist(),
-        std=np.sqrt(covariance.diagonal()).tolist(),
+        std=np.sqrt(covariance.diagonal().clip(min=0)).tolist(),  # of one colour, rounding may leave less than 0
         eigenvalues=values.tolist(),
         eigenvectors=vectors.tolist(),
     )
+
+
+def check_std(found: Statistics) -> None:
+    """Check that values can be divided by the standard deviation that was measured.
+
+    Raises:
+        DataError: if a channel is the same everywhere, or almost.
+    """
+    for channel, std in enumerate(found.std):
+        if not std >= MIN_STD:
+            raise DataError(
+                f"data.std must be given where it cannot be measured: the standard deviation of channel {channel} is "
+                f"{round(std, 4):g} over {found.num_images} images, too little to divide by. Check that the images are not all of "
+                "one colour, or set data.mean=[0.5] data.std=[0.5]"
+            )
 
 
 def _moments(split: Split, index: int, decoding: Decoding, skip: bool) -> tuple[np.ndarray, np.ndarray] | None:
