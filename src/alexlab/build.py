@@ -28,7 +28,7 @@ from alexlab.class_names import read_class_names, shown_names
 from alexlab.classifier import Classifier
 from alexlab.compiling import compile_net
 from alexlab.data.folder import Split, Splits
-from alexlab.data.module import FolderData, check_batch_size
+from alexlab.data.module import FolderData, check_batch_size, check_limits
 from alexlab.data.packed import Pack, PackedImages, misfit, needed_size
 from alexlab.data.packing import open_pack
 from alexlab.data.resident import check_plans
@@ -406,6 +406,7 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     settings = data(config)
     shares = image_shares(config, num_ranks)
     check_batch_size(settings, splits, num_ranks=shares, accumulate=config["trainer"]["accumulate_grad_batches"])
+    check_limits(config["trainer"], settings, splits)
     module = classifier(config, splits, device="meta")
     _check_image_size(module.net, settings)
     if config["trainer"]["strategy"] == TOWERS:

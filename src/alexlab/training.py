@@ -18,7 +18,7 @@ from alexlab import build, checkpoints, runs
 from alexlab.cards import Card
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
-from alexlab.data.module import FolderData
+from alexlab.data.module import FolderData, num_scored
 from alexlab.errors import ConfigError
 from alexlab.load import load_file
 from alexlab.loggers import EpochCSV, TensorBoard
@@ -195,9 +195,10 @@ def score_best(
     if not best.is_file():
         return {}
     views, splits = build.final_views(config), data.splits
-    wanted: dict[str, Any] = {"test": data.eval_loader(splits.test)} if splits.test is not None else {}
+    limit = trainer.limit_test_batches
+    wanted: dict[str, Any] = {"test": data.eval_loader(splits.test, limit=limit)} if splits.test is not None else {}
     if views is not None:
-        wanted[config["final"]["views"]] = data.eval_loader(splits.test or splits.val, views)
+        wanted[config["final"]["views"]] = data.eval_loader(splits.test or splits.val, views, limit=limit)
     if wanted:
         # Not by ckpt_path: Lightning would hand the checkpoint to the callbacks too, and the moving average's puts the
         # weights that were averaged in the place of their average.
@@ -246,6 +247,14 @@ def describe(config: dict[str, Any], splits: Splits, module: Classifier, trainer
     )
     for note in splits.notes:
         log.info("data: %s", note)
+    limits = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    for split_name, split in splits.named():
+        count = num_scored(split, build.data(config), limits.get(split_name, 1.0))
+        if 0 < count < len(split):
+            log.info(
+                "data: scores are of a fixed sample of %d of the %d %s images, stratified by class (trainer.limit_%s_batches)",
+                *(count, len(split), split_name, split_name),
+            )
     if len(splits.classes) < 5:
         log.info("top-5 is top-%d: there are only %d classes", len(splits.classes), len(splits.classes))
     name = config["model"]["_target_"].rsplit(".", 1)[-1]

@@ -89,8 +89,8 @@ def check_std(found: Statistics) -> None:
         if not std >= MIN_STD:
             raise DataError(
                 f"data.std must be given where it cannot be measured: the standard deviation of channel {channel} is "
-                f"{round(std, 4):g} over {found.num_images} images, too little to divide by. Check that the images are not all of "
-                "one colour, or set data.mean=[0.5] data.std=[0.5]"
+                f"{round(std, 4):g} over {found.num_images} images, too little to divide by. Check that the images are not "
+                "all of one colour, or set data.mean=[0.5] data.std=[0.5]"
             )
 
 
