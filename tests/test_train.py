@@ -161,7 +161,7 @@ def test_debug_limit(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixt
     caplog.set_level(logging.INFO)
     train("debug=limit", "trainer.max_epochs=3", "trainer.limit_train_batches=2")
     assert [row["step"] for row in rows(tmp_path / "run/metrics.csv")] == ["1", "3", "5"]
-    words = "scores are of a fixed sample of 8 of the 10 val images, stratified by class (trainer.limit_val_batches)"
+    words = "scores are of a fixed sample of 8 of the 11 val images, stratified by class (trainer.limit_val_batches)"
     assert caplog.text.count(words) == 1
 
 
