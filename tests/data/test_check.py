@@ -17,7 +17,7 @@ from alexlab.data.listing import shown
 from alexlab.data.manifest import read_manifest
 from alexlab.errors import ConfigError, DataError, FoundError, ImageError
 from alexlab.tasks.prepare import run
-from bad_inputs import READABLE, UNREADABLE, write_odd_files
+from bad_inputs import READABLE, UNREADABLE, tiff, write_odd_files
 from conftest import plain
 
 
@@ -82,6 +82,16 @@ def test_the_words_are_those_of_a_run(clean: Path) -> None:
             decode(clean / "train/a" / name)
         problem = next(problem for problem in check(str(clean)).problems if problem.path == f"train/a/{name}")
         assert problem.text == f"cannot be read: {caught.value.reason}"
+
+
+def test_broken_pictures_behind_the_first_one_are_no_problem(clean: Path) -> None:
+    """They are counted to tell an animation, and never read."""
+    content = tiff(np.arange(2400, dtype=np.uint8).reshape(40, 60))
+    place = len(content) - 4  # of the offset of the next directory
+    (clean / "train/a/stack.tif").write_bytes(content[:place] + b"\xff\xff\xff\x7f")
+    findings = check(str(clean))
+    assert not found(findings)
+    assert "1 animated files: their first picture is taken" in findings.notes
 
 
 def test_folders(clean: Path) -> None:

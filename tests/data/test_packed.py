@@ -146,6 +146,15 @@ def test_random_crops_come_from_any_large_enough_pack(train: Train, photos: Path
     assert reason == "it needs data.pack.resize=shorter and a data.pack.size of at least 64"
 
 
+def test_other_settings_of_decoding_are_refused(photos: Path, tmp_path: Path) -> None:
+    listing, pack, keys = list_images(str(photos)), Pack(size=73), {"cache_dir": tmp_path / "cache"}
+    first = open_pack(listing, pack, decoding=Decoding(deep_range=(0, 4095)), **keys)
+    assert open_pack(listing, pack, decoding=Decoding(deep_range=[0.0, 4095.0]), **keys).place == first.place
+    with pytest.raises(DataError, match=r"made with other values of data.max_megapixels or data.deep_range"):
+        open_pack(listing, pack, decoding=Decoding(), **keys)
+    open_pack(listing, pack, decoding=Decoding(), anew=True, **keys)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -5,6 +5,7 @@ libjpeg-turbo, without Pillow's copies); what it refuses goes to Pillow, which h
 """
 
 import hashlib
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -107,15 +108,11 @@ def _unidentified(path: str | Path, content: bytes) -> ImageError:
 def check_size(path: str | Path, image: Image.Image, decoding: Decoding) -> None:
     """Raise ImageError for an opened picture that would need too much memory."""
     width, height = image.size
-    limit = decoding.max_pixels * SHARES.get(image.format or "", 1)
-    if width * height > limit:
-        megapixels = width * height / 1e6
-        raise unreadable(
-            path,
-            "too_large",
-            f"{width} x {height} = {megapixels:.1f} megapixels, more than the {limit / 1e6:g} that "
-            f"data.max_megapixels={decoding.max_megapixels:g} admits for {image.format}",
-        )
+    share = SHARES.get(image.format or "", 1)
+    if width * height > decoding.max_pixels * share:
+        needed = math.ceil(width * height / share / 1e6)
+        detail = f"{width} x {height}: data.max_megapixels={needed} admits it, {decoding.max_megapixels:g} does not"
+        raise unreadable(path, "too_large", detail)
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise unreadable(path, "too_oblong", f"{width} x {height}")
 

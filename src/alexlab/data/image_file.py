@@ -118,8 +118,8 @@ def open_image_file(path: str | Path, decoding: Decoding) -> BinaryIO:
             raise unreadable(path, "empty")
         if status.st_size > decoding.max_bytes:
             detail = (
-                f"{status.st_size / 1e9:,.2f} GB, more than the {decoding.max_bytes / 1e9:,.2f} GB that "
-                f"data.max_megapixels={decoding.max_megapixels:g} admits"
+                f"{status.st_size / 1e9:,.2f} GB, more than any picture of data.max_megapixels={decoding.max_megapixels:g} "
+                f"needs, {decoding.max_bytes / 1e9:,.2f} GB"
             )
             raise unreadable(path, "too_large_file", detail)
         return open(descriptor, "rb")

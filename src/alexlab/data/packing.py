@@ -112,8 +112,8 @@ def _change(place: Path, listing: Listing, decoding: Decoding, hashes: np.ndarra
     about = json.loads((place / "index.json").read_text())
     if about["version"] != VERSION:
         return "its pack was made by another version of this program"
-    if about["decoding"] != asdict(decoding):
-        return "its pack was made with another data.max_megapixels or data.deep_range"
+    if about["decoding"] != _plain(decoding):
+        return "its pack was made with other values of data.max_megapixels or data.deep_range"
     if hashes is not None and about["sha256"] != _digest(hashes):
         return "its pack was not made with this manifest"
     if about["files"] != list(listing.paths):
@@ -131,6 +131,12 @@ def _change(place: Path, listing: Listing, decoding: Decoding, hashes: np.ndarra
         if len(differ)
         else None
     )
+
+
+def _plain(decoding: Decoding) -> dict[str, Any]:
+    """Return the settings as JSON gives them back, to compare with."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(decoding)))
+    return found
 
 
 def _digest(hashes: np.ndarray | None) -> str | None:
@@ -155,7 +161,7 @@ class _Writer:
             "root": os.path.abspath(self.listing.root),
             "files": list(self.listing.paths),
             "sha256": _digest(self.hashes),
-            "decoding": asdict(self.decoding),
+            "decoding": _plain(self.decoding),
         }
         progress = self.folder / "start.json"
         begun = progress.is_file() and json.loads(progress.read_text()) == start
