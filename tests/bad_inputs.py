@@ -3,11 +3,14 @@
 import os
 import struct
 import zlib
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from alexlab.data.listing import HAS_HEIF
 
 SIZE = 60, 40
 
@@ -44,6 +47,56 @@ def rescanned(side: int, scans: int) -> bytes:
     return whole[:-2] + last * scans + b"\xff\xd9"
 
 
+def tiff(
+    values: np.ndarray, tags: Mapping[int, tuple[str, float]] | None = None, *, order: str = "<", deflate: bool = False
+) -> bytes:
+    """A grey or RGB TIFF file of the values as they are (TIFF 6.0), with more tags or others than those that describe them.
+
+    Args:
+        values: (H, W) or (H, W, 3).
+        tags: number to struct's letter of its type and its value, in the place of the tags that are written anyway.
+        order: of the bytes, `<` or `>`.
+        deflate: whether the values are compressed.
+    """
+    kinds = {"H": 3, "I": 4, "h": 8, "i": 9, "f": 11}
+    height, width, *channels = values.shape
+    content = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    content = zlib.compress(content, 9) if deflate else content
+    entries = {
+        256: ("I", width),
+        257: ("I", height),
+        258: ("H", 8 * values.itemsize),
+        259: ("H", 8 if deflate else 1),
+        262: ("H", 2 if channels else 1),
+        273: ("I", 8),
+        277: ("H", channels[0] if channels else 1),
+        278: ("I", height),
+        279: ("I", len(content)),
+        339: ("H", {"u": 1, "i": 2, "f": 3}[values.dtype.kind]),
+        **(tags or {}),
+    }
+    if channels:
+        entries |= {258: ("H", *[entries[258][1]] * 3), 339: ("H", 1, 1, 1)}
+    content += bytes(len(content) % 2)
+    table, more = struct.pack(f"{order}H", len(entries)), b""
+    behind = 8 + len(content) + 2 + 12 * len(entries) + 4
+    for tag, (letter, *numbers) in sorted(entries.items()):
+        packed = struct.pack(f"{order}{len(numbers)}{letter}", *numbers)
+        if len(packed) > 4:
+            packed, more = struct.pack(f"{order}I", behind + len(more)), more + packed
+        table += struct.pack(f"{order}HHI", tag, kinds[letter], len(numbers)) + packed.ljust(4, b"\0")
+    header = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(content))
+    return header + content + table + bytes(4) + more
+
+
+def in_mpo(first: bytes) -> bytes:
+    """A multi-picture file (CIPA DC-007) with another first picture, as large as its own segment of sizes allows."""
+    whole = encoded("MPO", Image.new("RGB", (16, 16)), save_all=True, append_images=[Image.new("RGB", (16, 16))])
+    start = whole.index(b"\xff\xe2")
+    end = start + 2 + int.from_bytes(whole[start + 2 : start + 4])
+    return first[:2] + whole[start:end] + first[2:]
+
+
 def oriented(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -71,6 +124,9 @@ READABLE: dict[str, bytes] = {
     "unicode é 文 and space.png": encoded("PNG"),
     "png_named.jpg": encoded("PNG"),
     "progressive.jpg": encoded("JPEG", progressive=True),
+    "photo.jfif": encoded("JPEG"),
+    "photo.JPE": encoded("JPEG"),
+    "photo.avif": encoded("AVIF", quality=90),
     "grey.jpg": encoded("JPEG", Image.fromarray(gradient()).convert("L")),
 }
 
@@ -86,7 +142,9 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "bomb.png": (png(30_000, 30_000), "too_large"),
     "thin.png": (png(2500, 1), "too_oblong"),
     "scans.jpg": (rescanned(1000, 2000), "too_many_scans"),
-    "float.tif": (encoded("TIFF", Image.fromarray(gradient()[..., 0].astype(np.float32))), "float"),
+    "float.tif": (encoded("TIFF", Image.fromarray(gradient()[..., 0].astype(np.float32))), "unknown_range"),
+    "heic_named.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "damaged" if HAS_HEIF else "no_decoder"),
+    "14_bits.tif": (tiff(np.zeros((40, 60), np.uint16), {258: ("H", 14)}), "no_decoder"),
     "broken_data.png": (encoded("PNG")[:60] + bytes(20) + encoded("PNG")[80:], "damaged"),
 }
 
@@ -94,9 +152,7 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
 IGNORED: dict[str, bytes] = {
     "unknown.xyz": encoded("PNG"),
     "animated.gif": encoded("GIF"),
-    "photo.heic": b"heic",
-    "photo.avif": b"avif",
-    "photo.jfif": encoded("JPEG"),
+    "photo.jxl": b"jxl",
     "._apple_double.jpg": b"\x00\x05\x16\x07",
     "__MACOSX/inner.jpg": encoded("JPEG"),
     ".hidden.png": encoded("PNG"),

@@ -45,6 +45,7 @@ NEEDED = {
     "optimizer=any": ["optimizer._target_=torch.optim.NAdam"],
     "trainer=two_towers": ["model=alexnet_two_tower"],
     "data=streaming": ["data.root=null", "data.url=shards"],
+    "debug=limit": ["trainer.limit_train_batches=0.5"],  # a fifth of the 3 batches would be less than one
 }
 
 

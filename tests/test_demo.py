@@ -15,6 +15,7 @@ import pytest
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
+from alexlab.data.image_file import REASONS
 from alexlab.errors import ConfigError
 from alexlab.tasks.demo import serve
 from browser import dumped
@@ -56,7 +57,7 @@ def test_answers_and_refusals(server: Any, images: Path) -> None:
     status, content, _ = ask(f"{server.address}/predict", b"no picture")
     assert (status, json.loads(content)["error"]) == (
         400,
-        "cannot read this picture: its content is none of JPEG, PNG, WEBP, BMP, TIFF, PPM",
+        f"cannot read this picture: {REASONS['unknown_format']}",
     )
     status, content, _ = ask(f"{server.address}/predict", bytes(100_001))
     assert (status, json.loads(content)["error"]) == (413, "a picture must have at most 0.1 MB")

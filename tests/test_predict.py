@@ -11,6 +11,7 @@ import torch
 
 from alexlab import build
 from alexlab.data.decode import decode
+from alexlab.data.image_file import Decoding
 from alexlab.data.images import to_tensor
 from alexlab.errors import ConfigError, DataError
 from alexlab.predicting import find_files, listed_files, predictions
@@ -160,7 +161,7 @@ def test_a_million_files_need_constant_memory(trained_run: Path, images: Path) -
         trained.inference,
         endless(),
         build.eval_view(trained.config),
-        channels=3,
+        decoding=Decoding(),
         top_k=1,
         batch_size=8,
         num_threads=2,

@@ -157,9 +157,12 @@ def test_debug_profile_says_where_the_time_goes(train: Train, tmp_path: Path) ->
     assert "run_training_batch" in (tmp_path / "run/fit-profile.txt").read_text()
 
 
-def test_debug_limit(train: Train, tmp_path: Path) -> None:
+def test_debug_limit(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     train("debug=limit", "trainer.max_epochs=3", "trainer.limit_train_batches=2")
     assert [row["step"] for row in rows(tmp_path / "run/metrics.csv")] == ["1", "3", "5"]
+    words = "scores are of a fixed sample of 8 of the 11 val images, stratified by class (trainer.limit_val_batches)"
+    assert caplog.text.count(words) == 1
 
 
 def test_debug_lr_find_draws_and_names_a_rate(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

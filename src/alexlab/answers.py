@@ -138,7 +138,7 @@ def batches(
     split: Split, transform: Callable[[Tensor], Tensor], settings: Data, *, skipped: Skipped | None = None
 ) -> DataLoader[Any]:
     """A loader of (images, labels, numbers) over each image of a split once; the label is below 0 where it cannot be read."""
-    items = Item(ImageSplit(split, transform=transform, channels=settings.channels, skipped=skipped))
+    items = Item(ImageSplit(split, transform=transform, decoding=settings.decoding, skipped=skipped))
     workers = settings.workers(1) if len(split) > settings.batch_size else 0
     return DataLoader(
         items,  # type: ignore[arg-type]

@@ -29,13 +29,13 @@ from alexlab.class_names import read_class_names, shown_names
 from alexlab.classifier import Classifier
 from alexlab.compiling import compile_net
 from alexlab.data.folder import Split, Splits
-from alexlab.data.module import FolderData, check_batch_size
+from alexlab.data.module import FolderData, check_batch_size, check_limits
 from alexlab.data.packed import Pack, PackedImages, misfit, needed_size
 from alexlab.data.packing import open_pack
 from alexlab.data.resident import check_plans
 from alexlab.data.settings import Data
 from alexlab.data.skipped import Skipped
-from alexlab.data.statistics import Statistics, measure
+from alexlab.data.statistics import Statistics, check_std, measure
 from alexlab.data.transforms import PCAColorNoise, Views
 from alexlab.errors import ConfigError
 from alexlab.finetuning import Finetune
@@ -116,8 +116,10 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
     found = (
         PRETENDED
         if pretended
-        else measure(splits.train, channels=node["channels"], skip=data(config).on_error == "skip")
+        else measure(splits.train, decoding=data(config).decoding, skip=data(config).on_error == "skip")
     )
+    if node["std"] is None:
+        check_std(found)
     node["mean"] = found.mean if node["mean"] is None else node["mean"]
     node["std"] = found.std if node["std"] is None else node["std"]
     axes = {"eigenvalues": found.eigenvalues, "eigenvectors": found.eigenvectors}
@@ -215,7 +217,7 @@ def packed(config: Config, splits: Splits) -> Splits:
             opened[listing.folder] = open_pack(
                 listing,
                 pack,
-                channels=settings.channels,
+                decoding=settings.decoding,
                 cache_dir=Path(settings.cache_dir),
                 hashes=splits.hashes_of(listing),
                 skip=settings.on_error == "skip",
@@ -416,6 +418,7 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     settings = data(config)
     shares = image_shares(config, num_ranks)
     check_batch_size(settings, splits, num_ranks=shares, accumulate=config["trainer"]["accumulate_grad_batches"])
+    check_limits(config["trainer"], settings, splits)
     module = classifier(config, splits, device="meta")
     _check_image_size(module.net, settings)
     if config["trainer"]["strategy"] == TOWERS:

@@ -117,7 +117,7 @@ def look(trained: Trained, view: Callable[[Tensor], Tensor], content: bytes) -> 
     Raises:
         ImageError: when it cannot be read.
     """
-    image = view(to_tensor(decode_bytes(content, trained.config["data"]["channels"])))
+    image = view(to_tensor(decode_bytes(content, trained.decoding)))
     with torch.inference_mode():
         probs = trained.inference.probs(image[None])[0].cpu()
     best = probs.topk(min(TOP_K, len(probs)))

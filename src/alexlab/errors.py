@@ -50,7 +50,7 @@ class DataError(AlexlabError, ValueError):
 
 
 class ImageError(DataError):
-    """A file that is no readable picture; see `alexlab.data.decode.REASONS` for the codes.
+    """A file that is no readable picture; see `alexlab.data.image_file.REASONS` for the codes.
 
     Args:
         text: the sentence.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from alexlab.data.decode import decode
+from alexlab.data.image_file import Decoding
 from alexlab.data.images import to_tensor
 from alexlab.data.listing import IMAGE_EXTENSIONS, SPECIAL, file_kind
 from alexlab.data.names import hidden
@@ -156,7 +157,7 @@ def predictions(
     paths: Iterable[str],
     view: Callable[[Tensor], Tensor],
     *,
-    channels: int,
+    decoding: Decoding,
     top_k: int,
     batch_size: int,
     num_threads: int,
@@ -167,13 +168,13 @@ def predictions(
         inference: the net.
         paths: of the files; at most some batches of them are held at once.
         view: from a uint8 image (C, H, W) to what the net takes, or to several views of it.
-        channels: of an image, 1 or 3.
+        decoding: the settings by which files become pixels.
         top_k: answers of each file.
         batch_size: files that are asked about at once.
         num_threads: that decode files beside the net.
     """
     batch: list[tuple[str, Tensor | ImageError]] = []
-    for item in _prepared(paths, view, channels, num_threads, ahead=2 * batch_size):
+    for item in _prepared(paths, view, decoding, num_threads, ahead=2 * batch_size):
         batch.append(item)
         if len(batch) == batch_size:
             yield from _asked(inference, batch, top_k)
@@ -183,13 +184,13 @@ def predictions(
 
 
 def _prepared(
-    paths: Iterable[str], view: Callable[[Tensor], Tensor], channels: int, num_threads: int, ahead: int
+    paths: Iterable[str], view: Callable[[Tensor], Tensor], decoding: Decoding, num_threads: int, ahead: int
 ) -> Iterator[tuple[str, Tensor | ImageError]]:
     """Files and their views, in order, so many of them at once."""
 
     def prepare(path: str) -> Tensor | ImageError:
         try:
-            return view(to_tensor(decode(path, channels)))
+            return view(to_tensor(decode(path, decoding)))
         except ImageError as error:
             return error
 

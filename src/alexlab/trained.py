@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -17,6 +17,7 @@ from torchvision.models import AlexNet_Weights
 from alexlab import build
 from alexlab.class_names import read_class_names, shown_names
 from alexlab.confinement import confined_data
+from alexlab.data.image_file import Decoding
 from alexlab.data.settings import Data
 from alexlab.errors import ConfigError
 from alexlab.inference import Inference
@@ -63,6 +64,16 @@ class Trained:
         """The run folder that the checkpoint lies in, or None."""
         folder = self.path.parent.parent
         return folder if self.path.parent.name == BEST.parent.name and (folder / "run.json").is_file() else None
+
+    @property
+    def decoding(self) -> Decoding:
+        """The settings by which files become pixels."""
+        return build.data(self.config).decoding
+
+    def decoding_with(self, data: Mapping[str, Any]) -> "Trained":
+        """Return the same net with other settings of decoding, where a `data` node has some that are not null."""
+        changes = {key: data[key] for key in ("max_megapixels", "deep_range") if data.get(key) is not None}
+        return replace(self, config={**self.config, "data": {**self.config["data"], **changes}})
 
     @property
     def about(self) -> str:

@@ -17,7 +17,7 @@ from alexlab import build, checkpoints, runs
 from alexlab.cards import Card
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
-from alexlab.data.module import FolderData
+from alexlab.data.module import FolderData, num_scored
 from alexlab.load import load_file
 from alexlab.loggers import EpochCSV, TensorBoard, open_loggers
 from alexlab.lost import earlier_causes, restarts
@@ -192,9 +192,10 @@ def score_best(
         if splits.test is not None or views is not None:
             log.info("no checkpoint was saved, so the test split and final.views are not scored")
         return {}
-    wanted: dict[str, Any] = {"test": data.eval_loader(splits.test)} if splits.test is not None else {}
+    limit = trainer.limit_test_batches
+    wanted: dict[str, Any] = {"test": data.eval_loader(splits.test, limit=limit)} if splits.test is not None else {}
     if views is not None:
-        wanted[config["final"]["views"]] = data.eval_loader(splits.test or splits.val, views)
+        wanted[config["final"]["views"]] = data.eval_loader(splits.test or splits.val, views, limit=limit)
     if wanted or trainer.is_global_zero:  # read back even if nothing is to be scored: it is what the run has made
         # Not by ckpt_path: Lightning would hand the checkpoint to the callbacks too, and the moving average's puts the
         # weights that were averaged in the place of their average.
@@ -243,6 +244,14 @@ def describe(config: dict[str, Any], splits: Splits, module: Classifier, trainer
     )
     for note in splits.notes:
         log.info("data: %s", note)
+    limits = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    for split_name, split in splits.named():
+        count = num_scored(split, build.data(config), limits.get(split_name, 1.0))
+        if 0 < count < len(split):
+            log.info(
+                "data: scores are of a fixed sample of %d of the %d %s images, stratified by class (trainer.limit_%s_batches)",
+                *(count, len(split), split_name, split_name),
+            )
     if len(splits.classes) < 5:
         log.info("top-5 is top-%d: there are only %d classes", len(splits.classes), len(splits.classes))
     name = config["model"]["_target_"].rsplit(".", 1)[-1]

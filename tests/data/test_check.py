@@ -19,7 +19,7 @@ from alexlab.data.quarantine import quarantine, restore
 from alexlab.errors import ConfigError, DataError, FoundError, ImageError
 from alexlab.shown import shown
 from alexlab.tasks.prepare import run
-from bad_inputs import READABLE, UNREADABLE, write_odd_files
+from bad_inputs import READABLE, UNREADABLE, tiff, write_odd_files
 from conftest import plain
 
 
@@ -62,7 +62,7 @@ def test_every_odd_file_is_found_by_its_reason(clean: Path) -> None:
     """The table of bad input: what is unreadable, what is left out, what is not what its name says, and nothing else."""
     expected = {(f"unreadable_{code}", f"train/a/{name}") for name, code in write_odd_files(clean / "train/a").items()}
     expected |= {("extension", "train/a/png_named.jpg")}
-    expected |= {("unsupported_format", f"train/a/{name}") for name in ("animated.gif", "photo.heic", "photo.avif", "photo.jfif")}  # fmt: skip
+    expected |= {("unsupported_format", f"train/a/{name}") for name in ("animated.gif", "photo.jxl")}  # fmt: skip
     findings = check(str(clean))
     odd = {entry for entry in found(findings) if "duplicate" not in entry[0]}
     assert odd == expected
@@ -84,6 +84,16 @@ def test_the_words_are_those_of_a_run(clean: Path) -> None:
             decode(clean / "train/a" / name)
         problem = next(problem for problem in check(str(clean)).problems if problem.path == f"train/a/{name}")
         assert problem.text == f"cannot be read: {caught.value.reason}"
+
+
+def test_broken_pictures_behind_the_first_one_are_no_problem(clean: Path) -> None:
+    """They are counted to tell an animation, and never read."""
+    content = tiff(np.arange(2400, dtype=np.uint8).reshape(40, 60))
+    place = len(content) - 4  # of the offset of the next directory
+    (clean / "train/a/stack.tif").write_bytes(content[:place] + b"\xff\xff\xff\x7f")
+    findings = check(str(clean))
+    assert not found(findings)
+    assert "1 animated files: their first picture is taken" in findings.notes
 
 
 def test_folders(clean: Path) -> None:

@@ -1,7 +1,10 @@
 import os
 import re
+import struct
 import subprocess
 import sys
+import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -10,9 +13,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from alexlab.data import decode as module
-from alexlab.data.decode import REASONS, decode, upright_size
+from alexlab.data.decode import decode, decode_bytes, upright_size
+from alexlab.data.image_file import REASONS, Decoding
+from alexlab.data.listing import HAS_HEIF
 from alexlab.errors import DataError, ImageError
-from bad_inputs import READABLE, UNREADABLE, encoded, gradient, oriented
+from bad_inputs import READABLE, UNREADABLE, encoded, gradient, in_mpo, oriented, rescanned, tiff
 from conftest import ROOT, environment
 
 CATS = ROOT.parent / "shared/data/cats_and_dogs/val/cat"
@@ -23,7 +28,7 @@ def test_what_is_readable(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(READABLE[name])
     pixels = decode(tmp_path / name)
     assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
-    assert decode(tmp_path / name, channels=1).shape == (*pixels.shape[:2], 1)
+    assert decode(tmp_path / name, Decoding(channels=1)).shape == (*pixels.shape[:2], 1)
     if not name.startswith(("one", "exif", "deep", "ycck")):
         grey = name in ("la.png", "grey.jpg")
         expected = np.asarray(Image.fromarray(gradient()).convert("L"))[..., None] if grey else gradient()
@@ -48,9 +53,6 @@ def test_what_is_not_there_and_what_may_not_be_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=words):
             decode(tmp_path / name)
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(DataError, match="Is a directory"):
-        decode(tmp_path / "folder.png")
 
 
 def test_a_file_without_permission(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
 def test_16_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     deep = np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60)
     Image.fromarray(deep).save(tmp_path / f"deep.{suffix}")
-    assert np.array_equal(decode(tmp_path / f"deep.{suffix}", channels=1)[..., 0], deep >> 8)
+    assert np.array_equal(decode(tmp_path / f"deep.{suffix}", Decoding(channels=1))[..., 0], deep >> 8)
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -109,11 +111,88 @@ def test_the_fast_decoder_gives_what_pillow_gives(
             path = tmp_path / f"{quality}_{subsampling}.jpg"
             path.write_bytes(encoded("JPEG", smooth, quality=quality, subsampling=subsampling))
             files.append(path)
-    fast = [decode(path, channels) for path in files]
+    fast = [decode(path, Decoding(channels=channels)) for path in files]
     monkeypatch.setattr(module, "simplejpeg", None)
     for path, pixels in zip(files, fast, strict=True):
-        difference = np.abs(decode(path, channels).astype(int) - pixels)
+        difference = np.abs(decode(path, Decoding(channels=channels)).astype(int) - pixels)
         assert np.percentile(difference, 99) <= 2, path
+
+
+def test_what_is_appended_to_a_photograph_does_not_count_as_its_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Motion photos have a video behind the picture, and thumbnails lie in segments before it."""
+    monkeypatch.setattr(module, "MAX_SCANS", 1)
+    decoding = Decoding(max_megapixels=40 * 60 * 10 / 1e6)
+    photo, scans = oriented(1), b"\xff\xda" * 1_000_000
+    thumbnail = b"\xff\xe5" + (2 + 60_000).to_bytes(2) + scans[:60_000]
+    for content in (photo, photo + scans, photo[:2] + thumbnail + photo[2:] + scans):
+        assert np.array_equal(decode_bytes(content, decoding), decode_bytes(photo))
+
+
+@pytest.mark.parametrize(
+    "hidden", [b"", b"\xff\xff", b"\xff\x00", b"\xff\xd3", b"\xff\x02\xff\xff", b"\xff\xfe\x00\x00"]
+)
+@pytest.mark.parametrize("wrap", [bytes, in_mpo])
+def test_scans_of_the_picture_count_however_they_are_hidden(hidden: bytes, wrap: Callable[[bytes], bytes]) -> None:
+    whole = rescanned(1000, 2000)
+    place = whole.rindex(b"\xff\xda")
+    content = wrap(whole[:place] + hidden + whole[place:])
+    with pytest.raises(ImageError, match=r"would take too long \(1000 x 1000 in 201\d scans, at most 1530\)") as caught:
+        decode_bytes(content)
+    assert caught.value.code == "too_many_scans"
+
+
+BROKEN_EXIF = {
+    "no header": b"Exif\0\0garbage",
+    "text as orientation": b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0",
+    "orientation 99": b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",
+    "cut": b"II+\0\x08\0\0\0",
+    "empty": b"II*\0\xff\xff\xff\xff",
+}
+
+
+@pytest.mark.parametrize("exif", BROKEN_EXIF)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_no_pixel_depends_on_broken_exif(kind: str, exif: str) -> None:
+    content = encoded(kind, exif=BROKEN_EXIF[exif])
+    assert np.array_equal(decode_bytes(content), decode_bytes(encoded(kind)))
+    with Image.open(BytesIO(content)) as image:
+        assert upright_size(image) == (60, 40)
+
+
+def test_no_pixel_depends_on_a_broken_raw_profile() -> None:
+    content = encoded("PNG")
+    place, chunk = (
+        content.index(b"IDAT") - 4,
+        b"zTXtRaw profile type exif\0\0" + zlib.compress(b"\nexif\n  5\n4578zz\n"),
+    )
+    added = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    assert np.array_equal(decode_bytes(content[:place] + added + content[place:]), decode_bytes(content))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_a_tiff_is_applied_once(orientation: int) -> None:
+    content = tiff(gradient(), {274: ("H", orientation)})
+    with Image.open(BytesIO(content)) as image:
+        assert upright_size(image) == decode_bytes(content).shape[1::-1]
+        assert np.array_equal(np.asarray(ImageOps.exif_transpose(image)), decode_bytes(content))
+
+
+def test_a_format_without_its_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HAS_HEIF", False)
+    monkeypatch.setattr(module, "FORMATS", ("JPEG",))
+    monkeypatch.setattr(module.features, "check", lambda _: False)
+    for content, words in (
+        (UNREADABLE["heic_named.jpg"][0], r"HEIC needs pillow-heif \(pip install pillow-heif\)"),
+        (encoded("AVIF"), "this Pillow was built without AVIF"),
+    ):
+        with pytest.raises(ImageError, match=rf"no installed decoder reads its kind of file \({words}\)"):
+            decode_bytes(content)
+
+
+@pytest.mark.skipif(not HAS_HEIF, reason="pillow-heif is not installed")
+def test_heic_is_read_where_its_package_is(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").write_bytes(encoded("HEIF", quality=95))
+    assert np.abs(decode(tmp_path / "a.heic").astype(int) - gradient()).mean() < 6
 
 
 def test_damaged_files_never_end_the_process(tmp_path: Path) -> None:
@@ -139,5 +218,11 @@ def test_damaged_files_never_end_the_process(tmp_path: Path) -> None:
 
 
 def test_every_reason_is_reached() -> None:
-    assert set(REASONS) == {code for _, code in UNREADABLE.values()} | {"missing", "no_permission", "changed"}
+    assert set(REASONS) == {code for _, code in UNREADABLE.values()} | {
+        "missing",
+        "no_permission",
+        "changed",
+        "not_regular",
+        "too_large_file",
+    }
     assert re.match(r"its content is none of JPEG, PNG", REASONS["unknown_format"])

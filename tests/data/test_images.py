@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from alexlab.data.folder import scan
+from alexlab.data.image_file import Decoding
 from alexlab.data.images import ImageSplit, to_tensor
 from bad_inputs import gradient
 from conftest import write_images
@@ -11,7 +12,7 @@ from conftest import write_images
 
 def test_one_channel_where_the_net_wants_it(tmp_path: Path) -> None:
     root = write_images(tmp_path, {"a": 1, "b": 1})
-    image, label = ImageSplit(scan(str(root)), channels=1)[1]
+    image, label = ImageSplit(scan(str(root)), decoding=Decoding(channels=1))[1]
     assert (image.shape, image.dtype, label) == ((1, 70, 71), torch.uint8, 1)
 
 

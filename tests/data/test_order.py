@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from alexlab.data.order import EvalBatches, PaddedItems, SeededItems, TrainBatches, derived_seed
+from alexlab.data.order import (
+    EvalBatches,
+    PaddedItems,
+    SeededItems,
+    TrainBatches,
+    derived_seed,
+    num_limited,
+    stratified_sample,
+)
 
 
 class Noisy:
@@ -125,6 +133,45 @@ def test_an_evaluation_reads_every_image_once_in_as_many_steps_on_every_rank(len
     assert len(ranks[0]) == len(EvalBatches(length, batch_size=4, num_ranks=num_ranks))
     read = list(chain.from_iterable(chain.from_iterable(ranks)))
     assert sorted(index for index in read if index >= 0) == list(range(length))
+
+
+def test_a_sample_has_its_share_of_each_class() -> None:
+    labels = np.repeat([0, 1, 2, 4], [500, 300, 150, 50])
+    for count in (20, 100, 333, 1000):
+        sample = stratified_sample(labels, count, seed=3)
+        assert len(set(sample.tolist())) == count and (np.diff(sample) > 0).all()
+        found = np.bincount(labels[sample], minlength=5) / count
+        assert np.abs(found - [0.5, 0.3, 0.15, 0, 0.05]).max() <= 1.5 / count
+    first, other = stratified_sample(labels, 100, seed=3), stratified_sample(labels, 100, seed=4)
+    assert np.array_equal(first, stratified_sample(labels.tolist(), 100, seed=3))
+    assert not np.array_equal(first, other)
+    many = np.arange(1000) // 2  # more classes than the sample has images
+    assert len(set(many[stratified_sample(many, 100, seed=0)].tolist())) == 100
+
+
+@pytest.mark.parametrize("limit", [1, 3, 99, 0.5, 1.0])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_a_limited_evaluation_scores_one_sample_on_any_number_of_ranks(num_ranks: int, limit: float) -> None:
+    """The first batches of each rank, as many as Lightning takes, hold the sample and nothing else."""
+    labels = np.repeat([0, 1], 25)
+    count = min(50, 8 * num_limited(7, limit))
+    sample = stratified_sample(labels, count, seed=0)
+    keys = {"batch_size": 8, "num_ranks": num_ranks, "sample": sample}
+    ranks = [EvalBatches(50, rank=rank, **keys) for rank in range(num_ranks)]
+    assert {len(batches) for batches in ranks} == {7}
+    read = [index for batches in ranks for batch in list(batches)[: num_limited(7, limit)] for index in batch]
+    assert sorted(index for index in read if index >= 0) == sample.tolist()
+    assert abs(2 * labels[sample].sum() - count) <= 1
+
+
+def test_limits_are_counted_as_lightning_counts_them() -> None:
+    from lightning.pytorch.trainer.connectors.data_connector import RunningStage, _parse_num_batches
+
+    for length in range(1, 40):
+        for limit in (0, 1, 7, 100, 0.0, 0.29, 0.5, 0.999, 1.0):
+            if isinstance(limit, float) and limit > 0 and int(length * limit) == 0:
+                continue  # an error of Lightning, and of ours before it
+            assert num_limited(length, limit) == _parse_num_batches(RunningStage.VALIDATING, length, limit)
 
 
 def test_padding_is_labelled() -> None:

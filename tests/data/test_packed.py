@@ -18,6 +18,7 @@ from PIL import Image
 
 from alexlab.data import packed
 from alexlab.data.decode import decode
+from alexlab.data.image_file import Decoding
 from alexlab.data.images import to_tensor
 from alexlab.data.listing import list_images
 from alexlab.data.packed import Pack, PackedImages, pack_path
@@ -48,7 +49,7 @@ def photos(tmp_path: Path) -> Path:
 
 def made(root: Path, cache: Path, **options: Any) -> PackedImages:
     keys = {name: options.pop(name) for name in ("size", "resize", "crop") if name in options}
-    return open_pack(list_images(str(root)), Pack(**{"size": 73, **keys}), channels=options.pop("channels", 3), cache_dir=cache, **options)  # fmt: skip
+    return open_pack(list_images(str(root)), Pack(**{"size": 73, **keys}), decoding=Decoding(channels=options.pop("channels", 3)), cache_dir=cache, **options)  # fmt: skip
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -59,7 +60,7 @@ def test_a_pack_holds_what_the_view_gives(photos: Path, tmp_path: Path, resize: 
     paths = list_images(str(photos)).paths
     assert len(found) == len(paths) == 70
     for row, path in enumerate(paths):
-        expected = pack.view()(to_tensor(decode(photos / path, channels)))
+        expected = pack.view()(to_tensor(decode(photos / path, Decoding(channels=channels))))
         assert torch.equal(to_tensor(found[row]), expected), path
 
 
@@ -143,6 +144,15 @@ def test_random_crops_come_from_any_large_enough_pack(train: Train, photos: Path
     train(f"data.root={photos}", PACKED, "augmentation=mixup", "data.pack.crop=full")
     reason = packed.misfit(packed.v2.RandomResizedCrop(64), Pack(size=60))
     assert reason == "it needs data.pack.resize=shorter and a data.pack.size of at least 64"
+
+
+def test_other_settings_of_decoding_are_refused(photos: Path, tmp_path: Path) -> None:
+    listing, pack, keys = list_images(str(photos)), Pack(size=73), {"cache_dir": tmp_path / "cache"}
+    first = open_pack(listing, pack, decoding=Decoding(deep_range=(0, 4095)), **keys)
+    assert open_pack(listing, pack, decoding=Decoding(deep_range=[0.0, 4095.0]), **keys).place == first.place
+    with pytest.raises(DataError, match=r"made with other values of data.max_megapixels or data.deep_range"):
+        open_pack(listing, pack, decoding=Decoding(), **keys)
+    open_pack(listing, pack, decoding=Decoding(), anew=True, **keys)
 
 
 @pytest.mark.parametrize(

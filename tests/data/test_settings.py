@@ -21,6 +21,9 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
             {"std": [1.0, 0.0, 1.0]},
             "data.std must be one or three positive numbers, or null to measure; got [1.0, 0.0, 1.0]",
         ),
+        ({"std": [float("nan")]}, "data.std must be one or three positive numbers, or null to measure; got [nan]"),
+        ({"max_megapixels": 0}, "data.max_megapixels must be a positive number; got 0"),
+        ({"deep_range": [9, 1]}, "data.deep_range must be null or two numbers, black and a larger white"),
         ({"sampler": "random"}, "data.sampler must be shuffle or balanced; got 'random'"),
         ({"make": "mnist"}, "data.make must be null or one of digits, photographs; got 'mnist'"),
         (

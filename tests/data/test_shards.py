@@ -24,6 +24,7 @@ from alexlab.data import fetcher, sharding
 from alexlab.data.decode import decode
 from alexlab.data.fetcher import Fetcher
 from alexlab.data.folder import Split, Splits, find_splits
+from alexlab.data.image_file import Decoding
 from alexlab.data.settings import Data
 from alexlab.data.sharding import write_shards
 from alexlab.data.shards import ShardedImages, Stream, find_sharded
@@ -80,7 +81,7 @@ def write(images: Path, out: str, cache_dir: Path, **options: Any) -> dict[str, 
 
 
 def found(place: str | Path, tmp_path: Path, **options: Any) -> Splits:
-    return find_sharded(str(place), Stream(**options), channels=3, cache_dir=tmp_path / "cache")
+    return find_sharded(str(place), Stream(**options), decoding=Decoding(), cache_dir=tmp_path / "cache")
 
 
 def pack(split: Split) -> ShardedImages:
@@ -157,7 +158,7 @@ def test_every_image_is_there_once_in_a_small_cache(
             path = split.paths[number]
             seen.add(path)
             assert split.classes[split.labels[number]] == Path(path).parent.name
-            assert np.array_equal(split.decoded(number, 3), decode(images / path))
+            assert np.array_equal(split.decoded(number, Decoding()), decode(images / path))
             assert split.size(number) == (images / path).stat().st_size
             taken = min(room_of(objects) for _ in range(3))  # what goes and comes meanwhile may be counted twice
             assert taken <= limit
@@ -220,9 +221,9 @@ def test_a_missing_or_damaged_shard_is_named(
     for number in range(len(split)):
         if number in bad:
             with pytest.raises(DataError, match=rf"^cannot read .*train-000001\.tar: {reason}$"):
-                split.decoded(number, 3)
+                split.decoded(number, Decoding())
             break
-        split.decoded(number, 3)
+        split.decoded(number, Decoding())
     replaced(client, place, "val.npz", change)
     with pytest.raises(DataError, match=rf"^cannot read .*val\.npz: {reason}$"):
         found(place, tmp_path / "other")
@@ -236,10 +237,10 @@ def test_a_missing_or_damaged_shard_is_named(
 def test_a_shard_of_a_folder_that_changes_is_looked_at_again(folder: Path, tmp_path: Path) -> None:
     place = shutil.copytree(folder, tmp_path / "copy")
     split = found(place, tmp_path).train
-    split.decoded(0, 3)
+    split.decoded(0, Decoding())
     replaced(None, str(place), "train-000000.tar", lambda content: content[:600] + bytes(8) + content[608:])
     with pytest.raises(DataError, match="its content is not that of the index"):
-        split.decoded(0, 3)
+        split.decoded(0, Decoding())
 
 
 def test_an_image_that_cannot_be_decoded_is_named_in_its_shard(images: Path, tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_an_image_that_cannot_be_decoded_is_named_in_its_shard(images: Path, tmp
     split = found(tmp_path / "out", tmp_path).val
     number = list(split.paths).index("val/bee/001.png")
     with pytest.raises(ImageError, match=r"val-00000\d\.tar: val/bee/001\.png: its content is none of"):
-        split.decoded(number, 3)
+        split.decoded(number, Decoding())
 
 
 def test_sharding_goes_on_where_it_was_ended(
@@ -441,7 +442,7 @@ def test_a_web_server(folder: Path, tmp_path: Path) -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         splits = found(f"http://127.0.0.1:{server.server_port}", tmp_path)
-        assert splits.val.decoded(0, 3).shape == (70, 73, 3)
+        assert splits.val.decoded(0, Decoding()).shape == (70, 73, 3)
         pack(splits.val).store.close()
         server.shutdown()
         thread.join()
@@ -529,7 +530,7 @@ def test_the_index_of_a_stranger_leads_nowhere_else(folder: Path, tmp_path: Path
 
 
 def test_the_test_split_as_validation(folder: Path, tmp_path: Path) -> None:
-    splits = find_sharded(str(folder), Stream(), channels=3, cache_dir=tmp_path, val_split="test")
+    splits = find_sharded(str(folder), Stream(), decoding=Decoding(), cache_dir=tmp_path, val_split="test")
     assert (len(splits.val), splits.test) == (7, None)
     assert any("validating on the test split" in note for note in splits.notes)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexlab.data.decode import unreadable
+from alexlab.data.image_file import unreadable
 from alexlab.data.skipped import Skipped
 from alexlab.errors import DataError, ImageError
 from conftest import rows, scalars

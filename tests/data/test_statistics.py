@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alexlab import build
 from alexlab.data.folder import Split, scan
+from alexlab.data.image_file import Decoding
 from alexlab.data.statistics import measure
+from alexlab.errors import DataError
+from conftest import TINY, plain, write_images
 
 
 def correlated(root: Path, count: int, *, size: int = 40) -> Split:
@@ -23,7 +27,7 @@ def correlated(root: Path, count: int, *, size: int = 40) -> Split:
 
 def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
     split = correlated(tmp_path / "x", 6)
-    found = measure(split, channels=3)
+    found = measure(split, decoding=Decoding())
     pixels = [np.asarray(Image.open(Path(split.root, path))).reshape(-1, 3) / 255 for path in split.paths]
     mean = np.mean([one.mean(0) for one in pixels], 0)
     covariance = np.mean([(one - mean).T @ (one - mean) / len(one) for one in pixels], 0)
@@ -37,7 +41,37 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
 
 def test_a_large_split_is_sampled_evenly(tmp_path: Path) -> None:
     split = correlated(tmp_path / "x", 10)
-    assert measure(split, channels=3, max_images=4).num_images == 4
-    assert measure(split, channels=1, max_images=99).num_images == 10
-    assert len(measure(split, channels=1).mean) == 1
-    assert measure(split, channels=3).mean == pytest.approx(measure(split, channels=3, max_images=5).mean, abs=0.01)
+    assert measure(split, decoding=Decoding(), max_images=4).num_images == 4
+    assert measure(split, decoding=Decoding(channels=1), max_images=99).num_images == 10
+    assert len(measure(split, decoding=Decoding(channels=1)).mean) == 1
+    assert measure(split, decoding=Decoding()).mean == pytest.approx(
+        measure(split, decoding=Decoding(), max_images=5).mean, abs=0.01
+    )
+
+
+@pytest.mark.parametrize(("colour", "channel"), [((90, 20, 30), 0), ((None, None, 255), 2)])
+def test_images_of_one_colour_have_no_standard_deviation(
+    tmp_path: Path, colour: tuple[int | None, ...], channel: int
+) -> None:
+    ramp = np.arange(400, dtype=np.uint8).reshape(20, 20)
+    pixels = np.stack([ramp if value is None else np.full_like(ramp, value) for value in colour], -1)
+    root = write_images(tmp_path / "data", {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
+    for path in (root / "train").rglob("*.png"):
+        Image.fromarray(pixels).save(path)
+    config = plain(*TINY, f"data.root={root}", f"data.cache_dir={tmp_path}", "data.mean=null", "data.std=null")
+    splits = build.data(config).find_splits()
+    words = rf"data.std must be given .* standard deviation of channel {channel} is 0 over 6 images"
+    with pytest.raises(DataError, match=words):
+        build.measured(config, splits)
+    config["data"]["std"] = [0.5]
+    assert build.measured(config, splits)[0]["data"]["std"] == [0.5]
+
+
+def test_a_standard_deviation_is_never_no_number(tmp_path: Path) -> None:
+    """In one colour, the mean of squares less the square of the mean may be a little below 0."""
+    for name, value in (("a", 77), ("b", 77)):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("RGB", (31 + number, 17), (value, 101, 203)).save(tmp_path / name / f"{number}.png")
+    found = measure(scan(str(tmp_path)), decoding=Decoding())
+    assert all(0 <= std < 1e-6 for std in found.std)

@@ -82,7 +82,8 @@ class Measuring:
         files = self.unpacked()
         out = self.settings.shards or str(self.out / "shards")
         cache_dir = Path(files.config["data"]["cache_dir"])
-        index = write_shards(files.splits, out, shard_bytes=SHARD_BYTES, cache_dir=cache_dir)
+        decoding = build.data(files.config).decoding
+        index = write_shards(files.splits, out, shard_bytes=SHARD_BYTES, cache_dir=cache_dir, decoding=decoding)
         largest = max(size for about in index["splits"].values() for _, size, _, _ in about["shards"])
         stream = {"mix": MIX, "ahead": MIX // 2, "cache_gb": (MIX + MIX // 2 + SPARE) * largest / 1e9}
         data = {**files.config["data"], "root": None, "url": out, "stream": stream}

@@ -4,14 +4,15 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from alexlab.data.duplicates import Pair, find_pairs
 from alexlab.data.folder import check_root
+from alexlab.data.image_file import DEFAULT, Decoding
 from alexlab.data.layout import find_layout
-from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, Problem, alike, list_images
+from alexlab.data.listing import HEIF_EXTENSIONS, HEIF_PACKAGE, IMAGE_EXTENSIONS, Listing, Problem, alike, list_images
 from alexlab.data.look import look_at
 from alexlab.data.manifest import Row, locator, read_manifest
 from alexlab.data.names import counted, hidden, litter_kind
@@ -19,7 +20,7 @@ from alexlab.shown import writable
 
 # Pictures that people have and that are not read: they are findings, other files are only counted.
 UNSUPPORTED = (
-    *(".gif", ".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".jxl", ".svg"),
+    *(".gif", *HEIF_EXTENSIONS, ".jp2", ".jxl", ".svg"),
     *(".raw", ".cr2", ".nef", ".dng", ".psd", ".eps"),
 )
 
@@ -30,6 +31,7 @@ class Findings:
 
     Args:
         root: its folder.
+        decoding: the settings by which files become pixels.
         classes: of all splits together.
         counts: images by split and class; the split of an undivided folder has the name "".
         problems: all that should be looked into, by path.
@@ -41,6 +43,7 @@ class Findings:
     """
 
     root: str
+    decoding: Decoding = DEFAULT
     classes: list[str] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -58,19 +61,26 @@ class Findings:
         return [problem.path for problem in self.problems if problem.code.startswith("unreadable_")]
 
 
-def check(root: str, manifest: str | None = None, *, folders: Mapping[str, str | None] | None = None) -> Findings:
+def check(
+    root: str,
+    manifest: str | None = None,
+    *,
+    folders: Mapping[str, str | None] | None = None,
+    decoding: Decoding = DEFAULT,
+) -> Findings:
     """Looks at every folder and every file of a data set and tells all that is wrong; nothing is changed.
 
     Args:
         root: the data set's folder, with or without split folders.
         manifest: a list with the SHA-256 of each file, to compare with.
         folders: as for `find_splits`.
+        decoding: the settings by which files become pixels.
 
     Raises:
         DataError: when there is no such folder, or it holds no class folder.
     """
     check_root(root)
-    findings = Findings(root)
+    findings = Findings(root, replace(decoding, channels=3))
     listings = list(_listings(root, folders, findings))
     _names(listings, findings)
     rows = [
@@ -80,7 +90,7 @@ def check(root: str, manifest: str | None = None, *, folders: Mapping[str, str |
     ]
     if not rows:
         findings.problems.append(Problem("no_images", ".", "holds no images"))
-    seen = look_at(root, rows)
+    seen = look_at(root, rows, findings.decoding)
     findings.rows = [one.row for one in seen]
     findings.problems += [one.problem for one in seen if one.problem is not None]
     pictures = [one.picture for one in seen if one.picture is not None]
@@ -135,10 +145,11 @@ def _others(root: str, name: str, top: str, findings: Findings) -> None:
             suffix = os.path.splitext(file)[1].lower()
             if hidden(file):
                 left_out[litter_kind(file)] += 1
-            elif suffix in UNSUPPORTED:
+            elif suffix in UNSUPPORTED and suffix not in IMAGE_EXTENSIONS:
                 path = os.path.normpath(os.path.join(relative, file))
+                needed = f" without {HEIF_PACKAGE}" if suffix in HEIF_EXTENSIONS else ""
                 findings.problems.append(
-                    Problem("unsupported_format", path, f"is left out: {suffix} files are not read")
+                    Problem("unsupported_format", path, f"is left out: {suffix} files are not read{needed}")
                 )
             elif suffix not in IMAGE_EXTENSIONS:
                 left_out[f"{suffix or 'extensionless'} files"] += 1

@@ -156,7 +156,7 @@ def _samples(findings: Findings) -> list[str]:
 
 def _picture(findings: Findings, path: str) -> str:
     try:
-        return pages.picture(decode(os.path.join(findings.root, path)), path)
+        return pages.picture(decode(os.path.join(findings.root, path), findings.decoding), path)
     except ImageError:
         return ""
 

@@ -5,95 +5,85 @@ libjpeg-turbo, without Pillow's copies); what it refuses goes to Pillow, which h
 """
 
 import hashlib
-import os
+import math
+import re
 import warnings
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
+from alexlab.data.deep import UnknownRangeError, conversion, depth_of, use_native_order
+from alexlab.data.image_file import DEFAULT, FORMATS, MAX_ASPECT, Decoding, read, unreadable
+from alexlab.data.listing import HAS_HEIF, HEIF_PACKAGE
 from alexlab.errors import ImageError
-from alexlab.shown import shown
 
 try:
     import simplejpeg
 except ImportError:  # a platform without a wheel
     simplejpeg = None
+if HAS_HEIF:
+    import pillow_heif
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
+    pillow_heif.register_heif_opener()
+
 MODES = {1: "L", 3: "RGB"}
-# 16 bits a value; Pillow's own conversion to 8 bits clips them to white.
-DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-# Small files can ask for any amount of memory: these limits are ours, so that it is an error and no warning.
-MAX_PIXELS = 89_478_485  # Pillow's limit of what is suspicious: 1 GiB / 4 / 3 bytes
-MAX_ASPECT = 100  # of the sides: an 87-byte PNG of 2500 x 1, resized to 256 in height, would be 640,000 x 256
-MAX_WEBP_PIXELS = 50_000_000  # its decoder holds the picture four times
+# WebP's decoder holds the picture four times, those of AVIF and HEIC three times.
+SHARES = {"WEBP": 5 / 9, "AVIF": 5 / 9, "HEIF": 5 / 9}  # of data.max_megapixels
 # A progressive JPEG has some ten scans, each of which may touch every pixel and take 60 bytes: a megabyte could take hours.
-MAX_SCANNED = 1_500_000_000  # pixels, times scans
-START_OF_SCAN = b"\xff\xda"  # ITU T.81, B.1.1.3; in the compressed data a 0 follows each 255
+MAX_SCANS = 17  # of the largest picture; a smaller one may have more
+# ITU T.81, B.1.1.3: markers but for those within the compressed data, where a 0 follows each 255, and restarts (D0 to D7).
+START_OF_SCAN, END_OF_IMAGE, FIRST_WITH_LENGTH = 0xDA, 0xD9, 0xC0
+MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 ORIENTATION = 0x0112  # the EXIF tag
 STRIP = 512  # rows that are converted at a time
-
-REASONS = {
-    "missing": "there is no such file",
-    "no_permission": "no permission to read it",
-    "empty": "it is empty",
-    "unknown_format": f"its content is none of {', '.join(FORMATS)}",
-    "too_large": "it has too many pixels",
-    "too_oblong": f"one side is more than {MAX_ASPECT} times the other",
-    "too_many_scans": f"its pixels times its scans are more than {MAX_SCANNED:,}",
-    "float": "its values are floating-point numbers of unknown range",
-    "damaged": "its content is damaged",
-    "truncated": "its end is missing",
-    "changed": "its content is not what the manifest says",
+BRANDS = {  # of ISO base media files: bytes 8 to 12, after "ftyp"
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), f"HEIC needs {HEIF_PACKAGE}"),
+    **dict.fromkeys((b"avif", b"avis"), "this Pillow was built without AVIF"),
 }
 
 
-def unreadable(path: str | Path, code: str, detail: str = "") -> ImageError:
-    """The error of a file: `code` is a key of REASONS, `detail` what the decoder said."""
-    reason = REASONS[code] + (f" ({detail})" if detail else "")
-    text = f"cannot read the image {shown(path)}: {reason}"
-    return ImageError(text, path=os.fspath(path), code=code, reason=reason, detail=detail)
+def decode(path: str | Path, decoding: Decoding = DEFAULT, sha256: bytes | None = None) -> np.ndarray:
+    """Decode a file into an upright picture, uint8 (H, W, channels), grey for 1 channel and RGB for 3.
 
-
-def decode(path: str | Path, channels: int = 3, sha256: bytes | None = None) -> np.ndarray:
-    """Decodes a file into an upright picture, uint8 (H, W, channels), grey for 1 channel and RGB for 3.
-
-    Transparency is dropped, of an animation the first picture is taken, 16 bits are scaled to 8.
+    Transparency is dropped, of an animation the first picture is taken, more than 8 bits are scaled to 8.
 
     Args:
         path: of the file.
-        channels: 3 or 1.
+        decoding: the settings.
         sha256: which the file must have, if any.
 
     Raises:
         ImageError: with the path and the reason.
     """
-    content = read(path)
+    content = read(path, decoding)
     if sha256 is not None and hashlib.sha256(content).digest() != sha256:
         raise unreadable(path, "changed")
-    return decode_bytes(content, channels, path)
+    return decode_bytes(content, decoding, path)
 
 
-def decode_bytes(content: bytes, channels: int = 3, path: str | Path = "") -> np.ndarray:
-    """Decodes the content of a file as `decode` does; `path` is for messages.
+def decode_bytes(content: bytes, decoding: Decoding = DEFAULT, path: str | Path = "") -> np.ndarray:
+    """Decode the content of a file as `decode` does; `path` is for messages.
 
     Raises:
         ImageError: with the path and the reason.
     """
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
-            check_size(path, *image.size, MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS)
-            if image.format == "JPEG":
-                _check_scans(path, image, content)
-            pixels = _by_simplejpeg(content, image, channels)
+            check_size(path, image, decoding)
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(path, image, content, decoding)
+            pixels = _by_simplejpeg(content, image, decoding.channels)
             if pixels is None:
-                pixels = _by_pillow(path, image, channels)
+                pixels = _by_pillow(image, content, decoding)
     except ImageError:
         raise
+    except UnknownRangeError as error:
+        raise unreadable(path, "unknown_range", str(error)) from error
     except UnidentifiedImageError as error:
-        raise unreadable(path, "unknown_format") from error
+        raise _unidentified(path, content) from error
     except Exception as error:  # damaged files make decoders fail in every way
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         code = "truncated" if "truncated" in detail.lower() else "damaged"
@@ -101,61 +91,81 @@ def decode_bytes(content: bytes, channels: int = 3, path: str | Path = "") -> np
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def read(path: str | Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        ImageError: when it is missing, empty, or not to be read.
-    """
-    try:
-        content = Path(path).read_bytes()
-    except PermissionError as error:
-        raise unreadable(path, "no_permission") from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        detail = "a link to nowhere" if os.path.islink(path) else ""
-        raise unreadable(path, "missing", detail) from error
-    except OSError as error:
-        raise unreadable(path, "damaged", str(error.strerror)) from error
-    if not content:
-        raise unreadable(path, "empty")
-    return content
+def _unidentified(path: str | Path, content: bytes) -> ImageError:
+    """Return the error of a file that no decoder has recognised."""
+    if content[4:8] == b"ftyp" and content[8:12] in BRANDS:
+        is_there = features.check("avif") if content[8:10] == b"av" else HAS_HEIF
+        return unreadable(path, "damaged" if is_there else "no_decoder", "" if is_there else BRANDS[content[8:12]])
+    if content.startswith(tuple(TiffImagePlugin.PREFIXES)):
+        try:
+            TiffImagePlugin.TiffImageFile(BytesIO(content))
+        except Exception as error:  # why Pillow does not read this kind of TIFF, which Image.open does not say
+            code = "no_decoder" if str(error).startswith("unknown") else "damaged"
+            return unreadable(path, code, f"TIFF: {error}")
+    return unreadable(path, "unknown_format")
 
 
-def check_size(path: str | Path, width: int, height: int, limit: int = MAX_PIXELS) -> None:
-    """Raises ImageError for a picture that would need too much memory."""
-    if width * height > limit:
-        raise unreadable(path, "too_large", f"{width} x {height}, more than {limit:,}")
+def check_size(path: str | Path, image: Image.Image, decoding: Decoding) -> None:
+    """Raise ImageError for an opened picture that would need too much memory."""
+    width, height = image.size
+    share = SHARES.get(image.format or "", 1)
+    if width * height > decoding.max_pixels * share:
+        needed = math.ceil(width * height / share / 1e6)
+        detail = f"{width} x {height}: data.max_megapixels={needed} admits it, {decoding.max_megapixels:g} does not"
+        raise unreadable(path, "too_large", detail)
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise unreadable(path, "too_oblong", f"{width} x {height}")
 
 
-def _check_scans(path: str | Path, image: Image.Image, content: bytes) -> None:
-    """Raises ImageError for a JPEG that would take too long."""
-    scans = content.count(START_OF_SCAN)
-    if scans * image.width * image.height > MAX_SCANNED:
-        raise unreadable(path, "too_many_scans", f"{image.width} x {image.height} in {scans} scans")
+def _check_scans(path: str | Path, image: Image.Image, content: bytes, decoding: Decoding) -> None:
+    """Raise ImageError for a JPEG that would take too long."""
+    limit, scans = MAX_SCANS * decoding.max_pixels // max(1, image.width * image.height), _num_scans(content)
+    if scans > limit:
+        raise unreadable(path, "too_many_scans", f"{image.width} x {image.height} in {scans} scans, at most {limit}")
+
+
+def _num_scans(content: bytes) -> int:
+    """Return the number of scans of the first picture of a JPEG file, as libjpeg reads it: from marker to marker."""
+    scans, place = 0, 2
+    while (found := MARKER.search(content, place)) is not None:
+        marker, place = content[found.end() - 1], found.end()
+        if marker == END_OF_IMAGE:
+            break
+        scans += marker == START_OF_SCAN
+        if marker >= FIRST_WITH_LENGTH:  # libjpeg skips lower ones, which nothing defines, without a length
+            place += max(2, int.from_bytes(content[place : place + 2]))
+    return scans
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where there is none or the metadata is broken, on which no pixel depends."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # it fails in as many ways as metadata can be broken
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in range(1, 9) else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened picture once it stands upright."""
+    """Return width and height of an opened picture once it stands upright."""
     width, height = image.size
-    return (height, width) if image.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
+    turned = _orientation(image) >= 5 and image.format != "TIFF"  # whose size Pillow turns itself
+    return (height, width) if turned else (width, height)
 
 
 def _by_simplejpeg(content: bytes, image: Image.Image, channels: int) -> np.ndarray | None:
-    """The picture, or None where this is nothing for simplejpeg."""
+    """Return the picture, or None where this is nothing for simplejpeg."""
     if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(content, colorspace="RGB" if channels == 3 else "GRAY")
     except ValueError:
         return None
-    orientation = image.getexif().get(ORIENTATION, 1) if "exif" in image.info else 1
-    return _turned(pixels, orientation)
+    return _turned(pixels, _orientation(image) if "exif" in image.info else 1)
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """A stored picture as its EXIF orientation means it to be seen (EXIF 2.3, tag 0x0112)."""
+    """Return a stored picture as its EXIF orientation means it to be seen (EXIF 2.3, tag 0x0112)."""
     if orientation not in range(2, 9):
         return pixels
     if orientation >= 5:
@@ -167,21 +177,28 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _by_pillow(path: str | Path, image: Image.Image, channels: int) -> np.ndarray:
-    """Converts strip by strip, so that a large picture is not in memory in each of its forms."""
+def _by_pillow(image: Image.Image, content: bytes, decoding: Decoding) -> np.ndarray:
+    """Convert strip by strip, so that a large picture is not in memory in each of its forms."""
+    depth = depth_of(image, content)
+    use_native_order(image)
     image.load()
-    orientation = image.getexif().get(ORIENTATION, 1)
-    if image.mode == "F":
-        raise unreadable(path, "float")
-    pixels = np.empty((image.height, image.width, channels), np.uint8)
-    for top in range(0, image.height, STRIP):
-        strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
-        if strip.mode in DEEP_MODES:
-            strip = Image.fromarray((np.asarray(strip).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    orientation = _orientation(image)
+    to_8_bits = None if depth is None else conversion(image.mode, (s for _, s in _strips(image)), depth, decoding)
+    pixels = np.empty((image.height, image.width, decoding.channels), np.uint8)
+    for top, strip in _strips(image):
+        if to_8_bits is not None:
+            strip = Image.fromarray(to_8_bits(strip))
         if strip.mode == "P" and "transparency" in image.info:
             strip = strip.convert("RGBA")
-        pixels[top : top + STRIP] = np.asarray(strip.convert(MODES[channels])).reshape(-1, image.width, channels)
+        converted = np.asarray(strip.convert(MODES[decoding.channels]))
+        pixels[top : top + STRIP] = converted.reshape(-1, image.width, decoding.channels)
     return _turned(pixels, orientation)
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield parts of an image, each with its first row."""
+    for top in range(0, image.height, STRIP):
+        yield top, image.crop((0, top, image.width, min(top + STRIP, image.height)))
 
 
 # Our own limit is an error before anything is decoded; Pillow's would be a warning first.

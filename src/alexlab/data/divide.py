@@ -229,6 +229,8 @@ def _place(source: Source, row: int, folder: Path, how: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(target):
             raise DataError(f"two files would be {target.name} of {source.classes[row]}: {shown(source.paths[row])}")
+        if how != "symlink" and not os.path.isfile(original):  # a device could be copied without end
+            raise DataError(f"cannot {how} {shown(original)}: it is missing or not a regular file")
         if how == "copy":
             shutil.copyfile(original, target)
         elif how == "hardlink":

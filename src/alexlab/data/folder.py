@@ -19,8 +19,17 @@ import numpy as np
 
 from alexlab.data.decode import decode
 from alexlab.data.division import divide
+from alexlab.data.image_file import Decoding
 from alexlab.data.layout import SPLITS, find_layout
-from alexlab.data.listing import IMAGE_EXTENSIONS, Listing, check_class_names, file_kind, list_images
+from alexlab.data.listing import (
+    HEIF_EXTENSIONS,
+    HEIF_PACKAGE,
+    IMAGE_EXTENSIONS,
+    Listing,
+    check_class_names,
+    file_kind,
+    list_images,
+)
 from alexlab.data.manifest import Row, write_manifest
 from alexlab.data.names import counted, hidden
 from alexlab.data.paths import Paths
@@ -87,7 +96,7 @@ class Split:
             return -1, -1, -1
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
-    def decoded(self, index: int, channels: int) -> np.ndarray:
+    def decoded(self, index: int, decoding: Decoding) -> np.ndarray:
         """An image, uint8 (H, W, channels).
 
         Raises:
@@ -96,7 +105,7 @@ class Split:
         if self.pack is not None:
             return self.pack[index if self.rows is None else int(self.rows[index])]
         sha256 = None if self.hashes is None else self.hashes[index].tobytes()
-        return decode(self.place(index), channels, sha256)
+        return decode(self.place(index), decoding, sha256)
 
     def sample(self, count: int) -> list[int]:
         """Numbers of at most so many images that stand for all: evenly spaced ones or, in random order, the first."""
@@ -286,7 +295,8 @@ def _left_out(top: str, listing: Listing) -> Iterator[str]:
     """Yield a note for each kind of file that a listing leaves out."""
     if listing.ignored:
         kinds = {kind or "without extension": count for kind, count in listing.ignored.items()}
-        yield f"{top}: files that are no images are left out: {counted(kinds)}"
+        hint = f"; reading HEIC needs {HEIF_PACKAGE}" if kinds.keys() & set(HEIF_EXTENSIONS) else ""
+        yield f"{top}: files that are no images are left out: {counted(kinds)}{hint}"
     if listing.litter:
         yield f"{top}: hidden files and folders are left out: {counted(listing.litter)}"
     if listing.special:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alexlab.data.folder import Split
+from alexlab.data.image_file import DEFAULT, Decoding
 from alexlab.data.order import SKIPPED
 from alexlab.data.skipped import Skipped
 from alexlab.errors import ImageError
@@ -26,7 +27,7 @@ class ImageSplit:
     Args:
         split: the files.
         transform: called with the tensor; None leaves it as it is.
-        channels: 1 for grey, 3 for RGB.
+        decoding: the settings by which files become pixels.
         skipped: where given, an image that cannot be read is listed there, and its item has the label SKIPPED; else it is an
             ImageError.
     """
@@ -36,7 +37,7 @@ class ImageSplit:
         split: Split,
         *,
         transform: Callable[[Tensor], Any] | None = None,
-        channels: int = 3,
+        decoding: Decoding = DEFAULT,
         skipped: Skipped | None = None,
     ) -> None:
         self.split = split
@@ -44,7 +45,7 @@ class ImageSplit:
         self.classes = list(split.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         self.transform = transform
-        self.channels = channels
+        self.decoding = decoding
         self.skipped = skipped
 
     @property
@@ -69,10 +70,10 @@ class ImageSplit:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         label = int(self.split.labels[index])
         try:
-            image = to_tensor(self.split.decoded(index, self.channels))
+            image = to_tensor(self.split.decoded(index, self.decoding))
         except ImageError as error:
             if self.skipped is None:
                 raise
             self.skipped.add(error)
-            image, label = torch.zeros(self.channels, 256, 256, dtype=torch.uint8), SKIPPED
+            image, label = torch.zeros(self.decoding.channels, 256, 256, dtype=torch.uint8), SKIPPED
         return (self.transform(image) if self.transform else image), label

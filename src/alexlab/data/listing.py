@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,8 +26,16 @@ from alexlab.data.tree import written_whole
 from alexlab.errors import DataError
 from alexlab.shown import shown, writable
 
-# Those of torchvision.datasets.folder.IMG_EXTENSIONS, so that a clean folder gives the same list of files.
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+HEIF_EXTENSIONS = (".heic", ".heif")
+HAS_HEIF = find_spec("pillow_heif") is not None
+HEIF_PACKAGE = "pillow-heif (pip install pillow-heif)"
+# Those of torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder without the others gives the same list of files; then
+# other names of JPEG, and what torchvision leaves out.
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
+    *(".jfif", ".jpe", ".avif"),
+    *(HEIF_EXTENSIONS if HAS_HEIF else ()),
+)
 _ENDINGS = tuple(form.encode() for extension in IMAGE_EXTENSIONS for form in (extension, extension.upper()))
 _DOT = ord(".")
 VERSION = 3  # of the index

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from alexlab.data.decode import FORMATS, decode, read
+from alexlab.data.decode import decode_bytes
+from alexlab.data.image_file import FORMATS, Decoding, read
 from alexlab.data.listing import Problem
 from alexlab.data.manifest import Row
 from alexlab.errors import ImageError
@@ -18,13 +19,15 @@ from alexlab.machine import num_cores
 from alexlab.progress import watched
 
 EXTENSIONS = {
-    "JPEG": (".jpg", ".jpeg"),
+    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
     "MPO": (".jpg", ".jpeg"),
     "PNG": (".png",),
     "WEBP": (".webp",),
     "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif"),
 }
 MIN_SPREAD = 4.0  # of grey values; the hash of a flat picture says nothing
 FEW = 64  # files that are not worth starting processes for
@@ -63,9 +66,9 @@ class Seen:
     picture: Picture | None = None
 
 
-def look_at(root: str, rows: Sequence[Row]) -> list[Seen]:
+def look_at(root: str, rows: Sequence[Row], decoding: Decoding) -> list[Seen]:
     """Decodes every file, in as many processes as there are cores, with a progress bar in a terminal."""
-    work = [(root, row) for row in rows]
+    work = [(root, row, decoding) for row in rows]
     if len(rows) < FEW:
         return [look(one) for one in watched(work, "looking at the images")]
     with multiprocessing.get_context("fork").Pool(num_cores()) as pool:
@@ -73,22 +76,30 @@ def look_at(root: str, rows: Sequence[Row]) -> list[Seen]:
         return list(watched(found, "looking at the images", len(work)))
 
 
-def look(work: tuple[str, Row]) -> Seen:
-    """Decodes one file: the data set's folder and the file in it."""
-    root, row = work
+def look(work: tuple[str, Row, Decoding]) -> Seen:
+    """Decode one file: the data set's folder, the file in it, and the settings."""
+    root, row, decoding = work
     path = os.path.join(root, row.path)
     try:
-        content = read(path)
+        content = read(path, decoding)
         row = replace(row, size=len(content), sha256=hashlib.sha256(content).hexdigest())
-        pixels = decode(path)
+        pixels = decode_bytes(content, decoding, path)
     except ImageError as error:
         return Seen(row, Problem(f"unreadable_{error.code}", row.path, f"cannot be read: {error.reason}"))
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        kind, mode, frames = image.format or "", image.mode, getattr(image, "n_frames", 1)
+        kind, mode, frames = image.format or "", image.mode, _num_frames(image)
     row = replace(row, width=pixels.shape[1], height=pixels.shape[0], mode=mode)
     odd = not row.path.lower().endswith(EXTENSIONS.get(kind, ()))
     problem = Problem("extension", row.path, f"is a {kind} file, whatever its name says") if odd else None
     return Seen(row, problem, _measured(pixels, animated=frames > 1))
+
+
+def _num_frames(image: Image.Image) -> int:
+    """Return the number of pictures in a file whose first one can be read; those behind it may be broken."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # Pillow reads all of them to count them, which fails in as many ways as decoding
+        return 2
 
 
 def _measured(pixels: np.ndarray, *, animated: bool) -> Picture:

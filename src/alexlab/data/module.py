@@ -1,7 +1,7 @@
 """The LightningDataModule: loaders over the splits of a folder."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,15 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from alexlab.data.ahead import Finish, Loader, ToDevice
 from alexlab.data.folder import Split, Splits
 from alexlab.data.images import ImageSplit
-from alexlab.data.order import EvalBatches, MapDataset, PaddedItems, SeededItems, TrainBatches
+from alexlab.data.order import (
+    EvalBatches,
+    MapDataset,
+    PaddedItems,
+    SeededItems,
+    TrainBatches,
+    num_limited,
+    stratified_sample,
+)
 from alexlab.data.packed import PackedImages
 from alexlab.data.resident import Cuts, Plan, Resident
 from alexlab.data.settings import Data
@@ -68,7 +76,7 @@ class FolderData(lightning.LightningDataModule):
 
     def dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImageSplit:
         """A split as a data set."""
-        return ImageSplit(split, transform=transform, channels=self.data.channels, skipped=self.skipped)
+        return ImageSplit(split, transform=transform, decoding=self.data.decoding, skipped=self.skipped)
 
     def _parts(self, split: Split, transform: Callable[[Tensor], Tensor]) -> tuple[MapDataset, Finish | None]:
         """What the loader processes read, and what is made of it on the device."""
@@ -133,29 +141,38 @@ class FolderData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's share of the validation split."""
-        return self.started.pop("val", None) or self.eval_loader(self.splits.val)
+        assert self.trainer is not None
+        limit = self.trainer.limit_val_batches
+        return self.started.pop("val", None) or self.eval_loader(self.splits.val, limit=limit)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's share of the test split."""
         if self.splits.test is None:
             raise ConfigError(f"{self.data.place} has no test split")
-        return self.eval_loader(self.splits.test)
+        assert self.trainer is not None
+        return self.eval_loader(self.splits.test, limit=self.trainer.limit_test_batches)
 
-    def eval_loader(self, split: Split, transform: Callable[[Tensor], Tensor] | None = None) -> DataLoader[Any]:
-        """Batches of this rank's share of a split, each image once over all ranks.
+    def eval_loader(
+        self, split: Split, transform: Callable[[Tensor], Tensor] | None = None, *, limit: float = 1.0
+    ) -> DataLoader[Any]:
+        """Return batches of this rank's share of a split, each image once over all ranks.
 
         Args:
             split: the files.
             transform: in the place of `eval_transform`; it may give several views of an image, (V, C, H, W).
+            limit: batches that the Trainer takes. They hold a fixed sample, on any number of devices: files are sorted by
+                class, so the first batches would hold one class.
         """
         assert self.trainer is not None
         dataset, finish = self._parts(split, transform or self.eval_transform)
         num_ranks, rank = shares(self.trainer)
+        count = num_scored(split, self.data, limit)
         batches = EvalBatches(
             len(dataset),
             batch_size=self.data.batch_size,
             num_ranks=num_ranks,
             rank=rank,
+            sample=None if count == len(split) else stratified_sample(split.labels, count, seed=self.data.split_seed),
         )
         return self._loader(PaddedItems(dataset), batches, finish)
 
@@ -174,6 +191,11 @@ class FolderData(lightning.LightningDataModule):
             to_device=ToDevice(device, finish) if finish or device.type == "cuda" else None,
             pin_memory=isinstance(self.trainer.accelerator, CUDAAccelerator),
         )
+
+
+def num_scored(split: Split, data: Data, limit: float) -> int:
+    """Return how many images of a split are scored where the Trainer limits the batches."""
+    return min(len(split), data.batch_size * num_limited(-(-len(split) // data.batch_size), limit))
 
 
 def begin_worker(parent: int, number: int) -> None:
@@ -216,3 +238,22 @@ def check_batch_size(data: Data, splits: Splits, *, num_ranks: int, accumulate: 
             f"data.batch_size must not exceed the {len(splits.train)} training images of {data.place}; "
             f"got {data.batch_size}"
         )
+
+
+def check_limits(trainer: Mapping[str, Any], data: Data, splits: Splits) -> None:
+    """Raise ConfigError where a fraction of the batches is less than one batch.
+
+    Args:
+        trainer: the `trainer` node.
+        data: the settings.
+        splits: the files.
+    """
+    for name, split in splits.named():
+        key = "overfit_batches" if trainer["overfit_batches"] and name != "test" else f"limit_{name}_batches"
+        all_batches = len(split) // data.batch_size if name == "train" else -(-len(split) // data.batch_size)
+        all_batches *= trainer["accumulate_grad_batches"] if name == "train" else 1
+        if isinstance(trainer[key], float) and trainer[key] > 0 and not num_limited(all_batches, trainer[key]):
+            raise ConfigError(
+                f"trainer.{key} must leave a batch: {trainer[key]:g} of {all_batches} {name} batches is less than one. "
+                f"trainer.{key}=1 takes one batch"
+            )

@@ -171,6 +171,30 @@ class TrainBatches:
         return generator.choice(len(self.labels), len(self.labels), p=weights / weights.sum())
 
 
+def stratified_sample(labels: Sequence[int] | np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Return the positions of `count` random images in ascending order, of each class as many as its share, within one.
+
+    Args:
+        labels: of all images.
+        count: number of images to draw.
+        seed: another one draws other images.
+    """
+    generator = np.random.Generator(np.random.Philox(derived_seed(seed)))
+    drawn = generator.permutation(len(labels))
+    drawn = drawn[np.asarray(labels)[drawn].argsort(kind="stable")]  # class after class
+    own = np.asarray(labels)[drawn]
+    sizes = np.bincount(own)
+    within = np.arange(len(own)) - (sizes.cumsum() - sizes)[own]
+    # The images of each class are spread evenly over 0..1, from a random start: any part from 0 on has its share of each.
+    places = (within + generator.random(len(sizes))[own]) / sizes[own]
+    return np.sort(drawn[places.argsort(kind="stable")[:count]])
+
+
+def num_limited(num_batches: int, limit: float) -> int:
+    """Return how many batches a limit of Lightning's Trainer leaves: a number of them (int) or a fraction (float)."""
+    return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
+
+
 class EvalBatches:
     """The batches of one rank in an evaluation: every image once over all ranks, padded so that all ranks take as many steps.
 
@@ -178,10 +202,14 @@ class EvalBatches:
         length: number of images.
         batch_size: images of one step, over all ranks.
         num_ranks, rank: how many processes share the images, and which one this is.
+        sample: positions of the only images that are scored. The length stays that of all of them, since Lightning takes its
+            limit of it.
     """
 
-    def __init__(self, length: int, *, batch_size: int, num_ranks: int = 1, rank: int = 0) -> None:
-        self.length = length
+    def __init__(
+        self, length: int, *, batch_size: int, num_ranks: int = 1, rank: int = 0, sample: np.ndarray | None = None
+    ) -> None:
+        self.length, self.sample = length, sample
         self.share = max(1, batch_size // num_ranks)
         self.num_ranks, self.rank = num_ranks, rank
         self.asleep = False  # gives nothing
@@ -192,8 +220,9 @@ class EvalBatches:
     def __iter__(self) -> Iterator[list[int]]:
         if self.asleep:
             return
-        own = range(self.rank, self.length, self.num_ranks)
-        longest = -(-self.length // self.num_ranks)
+        chosen = np.arange(self.length) if self.sample is None else self.sample
+        own = chosen[self.rank :: self.num_ranks].tolist()
+        longest = -(-len(chosen) // self.num_ranks)
         padded = [*own, *[PADDING] * (longest - len(own))]
         for start in range(0, longest, self.share):
             yield padded[start : start + self.share]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from alexlab.data.decode import unreadable
+from alexlab.data.image_file import unreadable
 from alexlab.data.listing import identity, suffix
 from alexlab.data.transforms import CenterView, RandomCropView, Views
 from alexlab.errors import ConfigError

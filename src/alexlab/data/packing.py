@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from alexlab.data.decode import FORMATS, check_size, decode, upright_size
+from alexlab.data.decode import check_size, decode, upright_size
+from alexlab.data.image_file import FORMATS, Decoding, open_image_file
 from alexlab.data.images import to_tensor
 from alexlab.data.listing import Listing
 from alexlab.data.packed import Pack, PackedImages, pack_path
@@ -38,7 +40,7 @@ def open_pack(
     listing: Listing,
     pack: Pack,
     *,
-    channels: int,
+    decoding: Decoding,
     cache_dir: Path,
     hashes: np.ndarray | None = None,
     skip: bool = False,
@@ -49,7 +51,7 @@ def open_pack(
     Args:
         listing: the files.
         pack: how they are kept; its size is given.
-        channels: 3 for RGB, 1 for grey.
+        decoding: the settings by which files become pixels.
         cache_dir: where packs are kept.
         hashes: uint8 (N, 32), the SHA-256 that each file must have.
         skip: go on when a file cannot be read; its item is then an ImageError.
@@ -58,11 +60,11 @@ def open_pack(
     Raises:
         DataError: when the folder has changed since it was packed, the disk is too small, or a file cannot be read.
     """
-    place = pack_path(cache_dir, listing.root, listing.folder, pack, channels)
+    place = pack_path(cache_dir, listing.root, listing.folder, pack, decoding.channels)
     place.parent.mkdir(parents=True, exist_ok=True)
     with _locked(place.with_name(f"{place.name}.lock"), place):
         if place.is_dir():
-            change = _change(place, listing, hashes)
+            change = _change(place, listing, decoding, hashes)
             if change is None:
                 found = PackedImages(place)
                 if found.bad and not skip:
@@ -73,7 +75,7 @@ def open_pack(
                     f"{shown(listing.root)} has changed since it was packed: {change}. "
                     f"python src/prepare.py action=pack data.root={shown(listing.root)} packs it anew"
                 )
-        _Writer(listing, pack, channels, place, hashes, skip).run()
+        _Writer(listing, pack, decoding, place, hashes, skip).run()
     return PackedImages(place)
 
 
@@ -108,11 +110,13 @@ def _stats(listing: Listing, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _change(place: Path, listing: Listing, hashes: np.ndarray | None) -> str | None:
+def _change(place: Path, listing: Listing, decoding: Decoding, hashes: np.ndarray | None) -> str | None:
     """What has changed between a pack and the files, or None."""
     about = json.loads((place / "index.json").read_text())
     if about["version"] != VERSION:
         return "its pack was made by another version of this program"
+    if about["decoding"] != _plain(decoding):
+        return "its pack was made with other values of data.max_megapixels or data.deep_range"
     if hashes is not None and about["sha256"] != _digest(hashes):
         return "its pack was not made with this manifest"
     if about["files"] != list(listing.paths):
@@ -132,6 +136,12 @@ def _change(place: Path, listing: Listing, hashes: np.ndarray | None) -> str | N
     )
 
 
+def _plain(decoding: Decoding) -> dict[str, Any]:
+    """Return the settings as JSON gives them back, to compare with."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(decoding)))
+    return found
+
+
 def _digest(hashes: np.ndarray | None) -> str | None:
     """One hash of all."""
     return None if hashes is None else hashlib.sha256(hashes.tobytes()).hexdigest()
@@ -141,9 +151,9 @@ class _Writer:
     """Writes one pack into an unfinished folder, which takes its name at the end; a killed one is taken up again."""
 
     def __init__(
-        self, listing: Listing, pack: Pack, channels: int, place: Path, hashes: np.ndarray | None, skip: bool
+        self, listing: Listing, pack: Pack, decoding: Decoding, place: Path, hashes: np.ndarray | None, skip: bool
     ) -> None:
-        self.listing, self.pack, self.channels, self.place = listing, pack, channels, place
+        self.listing, self.pack, self.decoding, self.place = listing, pack, decoding, place
         self.hashes, self.skip = hashes, skip
         self.folder = place.with_name(f"{place.name}.unfinished")
 
@@ -154,6 +164,7 @@ class _Writer:
             "root": os.path.abspath(self.listing.root),
             "files": list(self.listing.paths),
             "sha256": _digest(self.hashes),
+            "decoding": _plain(self.decoding),
         }
         progress = self.folder / "start.json"
         begun = progress.is_file() and json.loads(progress.read_text()) == start
@@ -172,7 +183,7 @@ class _Writer:
             "folder": self.listing.folder,
             "classes": list(self.listing.classes),
             "labels": self.listing.labels.tolist(),
-            "channels": self.channels,
+            "channels": self.decoding.channels,
             "size": self.pack.size,
             "resize": self.pack.resize,
             "crop": self.pack.crop,
@@ -195,8 +206,8 @@ class _Writer:
         for row, path in enumerate(self.listing.paths):
             try:
                 whole = os.path.join(self.listing.root, path)
-                with Image.open(whole, formats=FORMATS) as image:
-                    check_size(whole, *image.size)
+                with open_image_file(whole, self.decoding) as file, Image.open(file, formats=FORMATS) as image:
+                    check_size(whole, image, self.decoding)
                     found[row] = self.pack.shape(*upright_size(image))
             except Exception:  # told when it is decoded
                 continue
@@ -206,8 +217,8 @@ class _Writer:
         """Makes the file at its whole size: a full disk is told now, not by a signal in the middle."""
         count = len(self.listing.paths)
         size = self.pack.size or 0
-        whole = (int(shapes.prod(1).sum()) * self.channels,)
-        shape = (count, size, size, self.channels) if self.pack.square else whole
+        whole = (int(shapes.prod(1).sum()) * self.decoding.channels,)
+        shape = (count, size, size, self.decoding.channels) if self.pack.square else whole
         num_bytes = math.prod(shape)
         free = shutil.disk_usage(self.folder).free
         log.info(
@@ -238,7 +249,7 @@ class _Writer:
         pending = [number for number in range(-(-count // CHUNK)) if number not in done]
         if done and pending:
             log.info("going on with the packing of %s: %d of %d images are done", self.place, len(done) * CHUNK, count)
-        chunks = _Chunks(self.listing, self.pack, self.channels, self.folder / "images.npy", shapes, self.hashes)
+        chunks = _Chunks(self.listing, self.pack, self.decoding, self.folder / "images.npy", shapes, self.hashes)
         workers = min(num_cores(), len(pending))
         loader: Any = DataLoader(
             chunks,
@@ -275,14 +286,14 @@ class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
         self,
         listing: Listing,
         pack: Pack,
-        channels: int,
+        decoding: Decoding,
         path: Path,
         shapes: np.ndarray,
         hashes: np.ndarray | None,
     ) -> None:
-        self.listing, self.pack, self.channels, self.path = listing, pack, channels, path
+        self.listing, self.pack, self.decoding, self.path = listing, pack, decoding, path
         self.shapes, self.hashes = shapes, hashes
-        self.starts = np.concatenate([[0], np.cumsum(shapes.prod(1) * channels)])
+        self.starts = np.concatenate([[0], np.cumsum(shapes.prod(1) * decoding.channels)])
         self.view = pack.view()
         self.pixels: np.ndarray | None = None
 
@@ -293,7 +304,7 @@ class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
         for row in range(number * CHUNK, min(len(self.listing.paths), (number + 1) * CHUNK)):
             try:
                 sha256 = None if self.hashes is None else self.hashes[row].tobytes()
-                image = decode(os.path.join(self.listing.root, self.listing.paths[row]), self.channels, sha256)
+                image = decode(os.path.join(self.listing.root, self.listing.paths[row]), self.decoding, sha256)
             except ImageError as error:
                 bad.append((row, error))
                 continue

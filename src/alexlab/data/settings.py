@@ -1,5 +1,6 @@
 """The keys of the `data` node: what is read, how it is divided and how it is handed to the net. Imports no torch."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 
 from alexlab.data.digits import write_digits
 from alexlab.data.folder import Splits, find_splits
+from alexlab.data.image_file import MAX_MEGAPIXELS, Decoding
 from alexlab.data.listed import verified
 from alexlab.data.photographs import write_photographs
 from alexlab.data.shards import Stream, find_sharded
@@ -44,6 +46,7 @@ class Data:
         on_error: `raise` ends the run at an image that cannot be read, `skip` lists it and goes on without it.
         cache_dir: where packs and lists of files are kept, the latter so that the next start need not walk the folder again.
         preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
+        max_megapixels, deep_range: see `alexlab.data.image_file.Decoding`.
         manifest: a list of all images with their SHA-256, as `prepare.py action=check` writes it; every file that is read
             must have it.
         make: writes the data set when `root` is not there: `digits`, `photographs` (made ones, to measure with), or None.
@@ -67,6 +70,8 @@ class Data:
     cache: str | None = None
     pack: Mapping[str, Any] = field(default_factory=dict)
     on_error: str = "raise"
+    max_megapixels: float = MAX_MEGAPIXELS
+    deep_range: Sequence[float] | None = None
     cache_dir: str = "data/cache"
     preview: int = 0
     manifest: str | None = None
@@ -77,10 +82,11 @@ class Data:
             raise ConfigError("data.root must name a folder of images: data.root=DIR")
         self._check_url()
         bind(Stream, "data.stream", **self.stream)
-        if self.channels not in (1, 3):
-            raise ConfigError(f"an image has 1 or 3 channels; got model.in_channels={self.channels}")
+        self.decoding  # noqa: B018 - checks its values
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and (len(values) not in (1, 3) or (name == "std" and min(values) <= 0)):
+            if values is not None and not (
+                len(values) in (1, 3) and all(map(math.isfinite, values)) and (name == "mean" or min(values) > 0)
+            ):
                 kind = "positive numbers" if name == "std" else "numbers"
                 raise ConfigError(f"data.{name} must be one or three {kind}, or null to measure; got {list(values)}")
         if self.preview < 0:
@@ -114,6 +120,11 @@ class Data:
             )
 
     @property
+    def decoding(self) -> Decoding:
+        """The settings by which files become pixels."""
+        return Decoding(channels=self.channels, max_megapixels=self.max_megapixels, deep_range=self.deep_range)
+
+    @property
     def place(self) -> str:
         """Where the images are, for people."""
         return str(self.url or self.root)
@@ -124,7 +135,7 @@ class Data:
             return find_sharded(
                 self.url,
                 Stream(**self.stream),
-                channels=self.channels,
+                decoding=self.decoding,
                 cache_dir=Path(self.cache_dir),
                 val_split=self.val_split,
             )

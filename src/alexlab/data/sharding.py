@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alexlab.data.decode import FORMATS, read, unreadable
 from alexlab.data.folder import Split, Splits
+from alexlab.data.image_file import DEFAULT, FORMATS, Decoding, open_image_file, read, unreadable
 from alexlab.data.paths import Paths
 from alexlab.data.shards import INDEX, KIND, VERSION, Shard
 from alexlab.data.store import Store, check_place, is_url
@@ -59,7 +59,9 @@ class Plan:
         return [(f"{self.name}-{number:06d}.tar", span) for number, span in enumerate(spans)]
 
 
-def write_shards(splits: Splits, out: str, *, shard_bytes: int, cache_dir: Path, skip: bool = False) -> dict[str, Any]:
+def write_shards(
+    splits: Splits, out: str, *, shard_bytes: int, cache_dir: Path, decoding: Decoding = DEFAULT, skip: bool = False
+) -> dict[str, Any]:
     """Writes `out`; one that was ended in the middle is gone on with. The index comes last: without it there is no data set.
 
     Training images are written in a random order, always the same, so that few shards at a time are a fair sample of all.
@@ -69,7 +71,8 @@ def write_shards(splits: Splits, out: str, *, shard_bytes: int, cache_dir: Path,
         out: a folder, or the URL of a prefix of an object store.
         shard_bytes: of a shard, about.
         cache_dir: where is kept what was done, and what is on its way.
-        skip: leave files out that are not there or empty.
+        decoding: the settings, of which the size of a file is limited.
+        skip: leave files out that are missing, empty, too large or not regular.
 
     Returns:
         The index.
@@ -81,8 +84,8 @@ def write_shards(splits: Splits, out: str, *, shard_bytes: int, cache_dir: Path,
     check_place(out, "out")
     store = Store(out, cache_dir, limit=sys.maxsize)
     _check_new(store)
-    plans = [_plan(name, split, shard_bytes, skip) for name, split in splits.named()]
-    writer = _Writer(store, splits.classes, plans, cache_dir)
+    plans = [_plan(name, split, shard_bytes, decoding, skip) for name, split in splits.named()]
+    writer = _Writer(store, splits.classes, plans, cache_dir, decoding)
     index = writer.run(list(splits.notes))
     store.close()
     return index
@@ -99,18 +102,19 @@ def _check_new(store: Store) -> None:
     raise ConfigError(f"out must be a new place; {store.place(INDEX)} is there already")
 
 
-def _plan(name: str, split: Split, shard_bytes: int, skip: bool) -> Plan:
+def _plan(name: str, split: Split, shard_bytes: int, decoding: Decoding, skip: bool) -> Plan:
     rows = np.arange(len(split))
     if name == "train":
         rows = np.random.Generator(np.random.Philox(0)).permutation(rows)
     states = np.array([split.state(row) for row in rows.tolist()], np.int64).reshape(-1, 3)
     lengths = states[:, 0]
-    if (lengths < 1).any():
+    fits = (lengths > 0) & (lengths <= decoding.max_bytes)
+    if not fits.all():
         if not skip:
-            row = int(rows[np.flatnonzero(lengths < 1)[0]])
-            raise unreadable(split.place(row), "empty" if split.size(row) == 0 else "missing")
-        rows, states = rows[lengths > 0], states[lengths > 0]
-        lengths = states[:, 0]
+            place = split.place(int(rows[~fits][0]))
+            open_image_file(place, decoding).close()  # raises, with the reason
+            raise DataError(f"{shown(place)} has changed while the shards were written")
+        rows, states, lengths = rows[fits], states[fits], lengths[fits]
     label_bytes = 2 * BLOCK  # a header, and a number of a few digits
     sizes = BLOCK + -(-lengths // BLOCK) * BLOCK + label_bytes
     starts, ends, filled = np.zeros(len(rows), np.int64), [], 0
@@ -126,8 +130,10 @@ def _plan(name: str, split: Split, shard_bytes: int, skip: bool) -> Plan:
 class _Writer:
     """Writes the shards of some plans, on all cores, and remembers which are done."""
 
-    def __init__(self, store: Store, classes: Sequence[str], plans: Sequence[Plan], cache_dir: Path) -> None:
-        self.store, self.classes, self.plans = store, classes, plans
+    def __init__(
+        self, store: Store, classes: Sequence[str], plans: Sequence[Plan], cache_dir: Path, decoding: Decoding
+    ) -> None:
+        self.store, self.classes, self.plans, self.decoding = store, classes, plans, decoding
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
             if not is_url(store.url):
@@ -205,7 +211,7 @@ class _Writer:
 
     def _image(self, plan: Plan, number: int, row: int) -> bytes:
         place = plan.split.place(row)
-        image = read(place)
+        image = read(place, self.decoding)
         if len(image) != plan.lengths[number]:
             raise DataError(f"{shown(place)} has changed while the shards were written")
         if os.path.normpath(plan.split.paths[row]).startswith(("/", "..")):

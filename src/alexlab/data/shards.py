@@ -22,6 +22,7 @@ import numpy as np
 from alexlab.data.decode import decode_bytes
 from alexlab.data.fetcher import is_here
 from alexlab.data.folder import Split, Splits, absent, check_val_split
+from alexlab.data.image_file import Decoding
 from alexlab.data.paths import Paths
 from alexlab.data.store import Store, check_place, is_url
 from alexlab.errors import ConfigError, DataError
@@ -89,7 +90,7 @@ class ShardedImages:
         shards: in the order of the images.
         shard, starts, lengths: of each image the number of its shard and where it lies in it, int64 (N,).
         paths: of the images, for messages.
-        channels: 3 for RGB, 1 for grey.
+        decoding: the settings by which files become pixels.
         ahead: shards that are fetched before they are asked for.
         mix: shards whose images are mixed in a training.
     """
@@ -103,13 +104,13 @@ class ShardedImages:
         starts: np.ndarray,
         lengths: np.ndarray,
         paths: Sequence[str],
-        channels: int,
+        decoding: Decoding,
         ahead: int,
         mix: int,
     ) -> None:
         self.store, self.shards = store, shards
         self.shard, self.starts, self.lengths, self.paths = shard, starts, lengths, paths
-        self.channels, self.ahead, self.mix = channels, ahead, mix
+        self.decoding, self.ahead, self.mix = decoding, ahead, mix
         self.used_s = np.full(len(shards), -np.inf)  # when this process has marked each as used
         self.follow(np.arange(len(shards)))
 
@@ -124,7 +125,7 @@ class ShardedImages:
             ImageError: when it cannot be decoded.
         """
         path = f"{self.store.place(self.shards[self.shard[row]].name)}: {self.paths[row]}"
-        return decode_bytes(self.content(row), self.channels, path)
+        return decode_bytes(self.content(row), self.decoding, path)
 
     def content(self, row: int) -> bytes:
         """The file of an image."""
@@ -180,14 +181,14 @@ class ShardedImages:
 
 
 def find_sharded(
-    url: str, stream: Stream, *, channels: int, cache_dir: Path, val_split: str = "val", key: str = "data.url"
+    url: str, stream: Stream, *, decoding: Decoding, cache_dir: Path, val_split: str = "val", key: str = "data.url"
 ) -> Splits:
     """The splits that lie in shards at a place.
 
     Args:
         url: of the place, or its folder.
         stream: how they are read.
-        channels: 3 for RGB, 1 for grey.
+        decoding: the settings by which files become pixels.
         cache_dir: where copies are kept.
         val_split: `val`, or `test` to validate on the test split.
         key: of the config, for messages.
@@ -204,7 +205,7 @@ def find_sharded(
         _check_room(index, stream)
         classes = [str(name) for name in index["classes"]]
         found = {
-            name: _split(store, name, index["splits"][name], classes, stream, channels)
+            name: _split(store, name, index["splits"][name], classes, stream, decoding)
             for name in ("train", "val", "test")
             if name in index["splits"] or name != "test"
         }
@@ -258,7 +259,7 @@ def _check_room(index: Mapping[str, Any], stream: Stream) -> None:
 
 
 def _split(
-    store: Store, name: str, about: Mapping[str, Any], classes: Sequence[str], stream: Stream, channels: int
+    store: Store, name: str, about: Mapping[str, Any], classes: Sequence[str], stream: Stream, decoding: Decoding
 ) -> Split:
     shards = [Shard(name, size, sha256) for name, size, sha256, _ in about["shards"]]
     with np.load(store.get(*Shard(*about["table"]).file)) as table:
@@ -277,7 +278,7 @@ def _split(
         starts=starts,
         lengths=lengths,
         paths=paths,
-        channels=channels,
+        decoding=decoding,
         ahead=stream.ahead,
         mix=stream.mix,
     )

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from alexlab.data.folder import Split
+from alexlab.data.image_file import Decoding
 from alexlab.errors import DataError, ImageError
 from alexlab.machine import num_cores
 from alexlab.progress import watched
 
+MIN_STD = 0.001  # a quarter of a grey level: dividing by less would blow up rounding
 MAX_IMAGES = 10_000  # of a larger split so many, evenly spaced: the mean of as many images is right within .003
 
 
@@ -38,24 +40,24 @@ class Statistics:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
 
-def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES, skip: bool = False) -> Statistics:
+def measure(split: Split, *, decoding: Decoding, max_images: int = MAX_IMAGES, skip: bool = False) -> Statistics:
     """Decodes the images of a split on all cores, with a progress bar in a terminal.
 
     Args:
         split: the files.
-        channels: 3 for RGB, 1 for grey.
+        decoding: the settings by which files become pixels.
         max_images: of a larger split, so many are looked at.
         skip: go on without the images that cannot be read.
 
     Raises:
         DataError: with path and reason, when a file is no readable picture.
     """
-    chosen = split.sample(max_images)
+    chosen, channels = split.sample(max_images), decoding.channels
     first, second = np.zeros(channels), np.zeros((channels, channels))
     # Threads: Pillow and numpy let each other work, and the ranks of the run can still be forked afterwards.
     num_images = 0
     with ThreadPoolExecutor(num_cores()) as pool:
-        moments = pool.map(lambda index: _moments(split, index, channels, skip), chosen)
+        moments = pool.map(lambda index: _moments(split, index, decoding, skip), chosen)
         for found in watched(moments, "measuring colours", len(chosen)):
             if found is not None:
                 first, second, num_images = first + found[0], second + found[1], num_images + 1
@@ -69,15 +71,30 @@ def measure(split: Split, *, channels: int, max_images: int = MAX_IMAGES, skip: 
     return Statistics(
         num_images=num_images,
         mean=first.tolist(),
-        std=np.sqrt(covariance.diagonal()).tolist(),
+        std=np.sqrt(covariance.diagonal().clip(min=0)).tolist(),  # of one colour, rounding may leave less than 0
         eigenvalues=values.tolist(),
         eigenvectors=vectors.tolist(),
     )
 
 
-def _moments(split: Split, index: int, channels: int, skip: bool) -> tuple[np.ndarray, np.ndarray] | None:
+def check_std(found: Statistics) -> None:
+    """Check that values can be divided by the standard deviation that was measured.
+
+    Raises:
+        DataError: if a channel is the same everywhere, or almost.
+    """
+    for channel, std in enumerate(found.std):
+        if not std >= MIN_STD:
+            raise DataError(
+                f"data.std must be given where it cannot be measured: the standard deviation of channel {channel} is "
+                f"{round(std, 4):g} over {found.num_images} images, too little to divide by. Check that the images are not "
+                "all of one colour, or set data.mean=[0.5] data.std=[0.5]"
+            )
+
+
+def _moments(split: Split, index: int, decoding: Decoding, skip: bool) -> tuple[np.ndarray, np.ndarray] | None:
     try:
-        pixels = split.decoded(index, channels).reshape(-1, channels).astype(np.float64) / 255
+        pixels = split.decoded(index, decoding).reshape(-1, decoding.channels).astype(np.float64) / 255
     except ImageError:
         if skip:
             return None

@@ -25,7 +25,7 @@ View = Callable[[Tensor], Tensor]
 
 def seen(split: Split, number: int, trained: Trained, view: View) -> Tensor:
     """An image of a split as the net sees it, uint8 (C, H, W)."""
-    return view(to_tensor(split.decoded(int(number), trained.config["data"]["channels"])))
+    return view(to_tensor(split.decoded(int(number), trained.decoding)))
 
 
 def filters(trained: Trained) -> Figures:

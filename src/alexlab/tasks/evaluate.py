@@ -48,6 +48,7 @@ def ask(config: dict[str, Any], run_dir: Path) -> Any:
     from alexlab.trained import load_trained
 
     trained = load_trained(config["ckpt"], class_names=config["class_names"], device=config["device"])
+    trained = trained.decoding_with(config["data"])
     view = build.eval_view(trained.config, config["views"])
     changes = {key: value for key, value in config["data"].items() if value is not None}
     if not any(changes["splits"].values()):

@@ -56,7 +56,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         title, image = found.paths[surest], sections.seen(found.split, found.numbers[surest], trained, view)
     else:
         title = config["image"]
-        image = view(to_tensor(decode(title, trained.config["data"]["channels"])))
+        image = view(to_tensor(decode(title, trained.decoding)))
     figures = {
         **sections.mistakes(trained, found, view, config["num_mistakes"]),
         **sections.filters(trained),

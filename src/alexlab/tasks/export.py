@@ -65,17 +65,16 @@ def _images(config: dict[str, Any], trained: Any, view: Any) -> Any:
 
     if config["num_images"] < 1:
         raise ConfigError(f"num_images must be at least 1; got {config['num_images']}")
-    channels = trained.config["data"]["channels"]
     images: Iterator[Callable[[], Any]]
     if config["input"] is not None:
-        images = (partial(decode, path, channels) for path in find_files(config["input"]))
+        images = (partial(decode, path, trained.decoding) for path in find_files(config["input"]))
     else:
         try:
             _, split = chosen_split(trained, Data(**{**trained.config["data"], "manifest": None}), None, own=True)
         except (DataError, ConfigError) as error:
             raise ConfigError(f"the exported net is compared on real images: input=DIR names some ({error})") from error
         step = max(1, len(split) // config["num_images"])
-        images = (partial(split.decoded, row, channels) for row in range(0, len(split), step))
+        images = (partial(split.decoded, row, trained.decoding) for row in range(0, len(split), step))
     found = []
     for image in images:
         try:

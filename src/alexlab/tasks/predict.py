@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,18 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         if config[key] < 1:
             raise ConfigError(f"{key} must be at least 1; got {config[key]}")
     trained = load_trained(config["ckpt"], class_names=config["class_names"], device=config["device"])
+    trained = trained.decoding_with(config["data"])
     found = predictions(
         trained.inference,
         find_files(config["input"]),
         build.eval_view(trained.config, config["views"]),
-        channels=trained.config["data"]["channels"],
+        decoding=trained.decoding,
         top_k=config["top_k"],
         batch_size=config["batch_size"],
         num_threads=config["num_workers"] or num_cores(),
     )
     limit = config["gallery_limit"] if config["gallery"] else 0
-    with Writers(run_dir, trained.names, title=trained.about, gallery_limit=limit) as writers:
+    with Writers(run_dir, trained, gallery_limit=limit) as writers:
         for prediction in watched(found, "images"):
             writers.write(prediction)
     writers.report(config["input"])
@@ -59,13 +61,12 @@ class Writers:
 
     Args:
         out: the folder.
-        names: of the classes.
-        title: of the gallery.
+        trained: the net.
         gallery_limit: images of the gallery; 0 for none.
     """
 
-    def __init__(self, out: Path, names: list[str], *, title: str, gallery_limit: int) -> None:
-        self.out, self.names, self.title, self.limit = out, names, title, gallery_limit
+    def __init__(self, out: Path, trained: Any, *, gallery_limit: int) -> None:
+        self.out, self.trained, self.names, self.limit = out, trained, trained.names, gallery_limit
         self.rows: list[Any] = []  # the first ones
         self.counts: Counter[str] = Counter()
         self.num_failed = 0
@@ -81,7 +82,7 @@ class Writers:
         self.table.writerow(["path", "answer", "prob", "others"])
         self.gallery = opened("gallery.html") if self.limit else None
         if self.gallery is not None:
-            self.gallery.write("\n".join([*pages.beginning(self.title), "<div class=row>"]))
+            self.gallery.write("\n".join([*pages.beginning(self.trained.about), "<div class=row>"]))
         self.failed: Any = None
         self.opened = opened
         return self
@@ -124,9 +125,10 @@ class Writers:
         from alexlab import pages
         from alexlab.data.decode import decode
 
+        decoding = replace(self.trained.decoding, channels=3)
         first, *others = [f"{pages.text(each['class'])} {each['prob']:.3f}" for each in said[:3]]
         caption = "<br>".join([f"<b>{first}</b>", *others, pages.text(os.path.basename(path))])
-        return pages.captioned(pages.picture(decode(path), path, height=150), caption)
+        return pages.captioned(pages.picture(decode(path, decoding), path, height=150), caption)
 
     def report(self, wanted: str) -> None:
         """Prints the first predictions, how often each class was the answer, and how many files could not be read.

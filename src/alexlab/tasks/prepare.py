@@ -49,7 +49,7 @@ def check(config: dict[str, Any], run_dir: Path) -> None:
     if config["fix"] not in (None, "quarantine"):
         raise ConfigError(f"fix must be null or quarantine; got {config['fix']!r}")
     root = _root(config)
-    findings = look(root, config["manifest"], folders=config["data"]["splits"])
+    findings = look(root, config["manifest"], folders=config["data"]["splits"], decoding=_data(config).decoding)
     for table in check_page.summary(findings):
         Terminal().print(table)
     for note in findings.notes:
@@ -101,12 +101,8 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
     """Decodes every image once into a pack that runs with `data.cache=packed` read; a pack of changed files is replaced."""
     from alexlab.data.packed import Pack
     from alexlab.data.packing import open_pack
-    from alexlab.data.settings import Data
 
-    _root(config)
-    keys = {key: value for key, value in config["data"].items() if key != "ratio"}
-    bind(Data, "data", mean=None, std=None, batch_size=1, **keys)
-    data = Data(mean=None, std=None, batch_size=1, **keys)
+    data = _data(config)
     bind(Pack, "data.pack", **data.pack)
     settings = dict(data.pack)
     if settings["size"] is None:
@@ -121,7 +117,7 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
         found = open_pack(
             part.listing,
             Pack(**settings),
-            channels=data.channels,
+            decoding=data.decoding,
             cache_dir=Path(data.cache_dir),
             skip=data.on_error == "skip",
             anew=True,
@@ -133,27 +129,25 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
 
 def shard(config: dict[str, Any], run_dir: Path) -> None:
     """Writes the images as shards into a folder or an object store, for runs with `data=streaming`."""
-    from alexlab.data.settings import Data
     from alexlab.data.sharding import write_shards
 
-    root = _root(config)
+    data = _data(config)
     if config["out"] is None:
         raise ConfigError("out must be given: out=s3://bucket/prefix (gs://, az://), or out=DIR")
     if config["shard_mb"] <= 0:
         raise ConfigError(f"shard_mb must be positive; got {config['shard_mb']}")
-    keys = {key: value for key, value in config["data"].items() if key != "ratio"}
-    bind(Data, "data", mean=None, std=None, batch_size=1, **keys)
-    data, out = Data(mean=None, std=None, batch_size=1, **keys), str(config["out"])
+    out = str(config["out"])
     index = write_shards(
         data.find_splits(),
         out,
         shard_bytes=int(config["shard_mb"] * 1e6),
         cache_dir=Path(data.cache_dir),
+        decoding=data.decoding,
         skip=data.on_error == "skip",
     )
     for name, about in index["splits"].items():
         count, size = sum(images for *_, images in about["shards"]), sum(size for _, size, _, _ in about["shards"])
-        print_line(f"{name}: {count:,} images of {root} in {len(about['shards'])} shards, {size / 1e9:.3g} GB")
+        print_line(f"{name}: {count:,} images of {data.root} in {len(about['shards'])} shards, {size / 1e9:.3g} GB")
     print_line(f"python src/train.py data=streaming data.url={out}")
 
 
@@ -177,6 +171,16 @@ def _beside(root: str, ending: str) -> str:
     """The path of a folder beside the data set, whose name is that of the data set with an ending."""
     plain = os.path.normpath(root)
     return (os.path.abspath(root) if os.path.basename(plain) in (".", "..") else plain) + ending
+
+
+def _data(config: dict[str, Any]) -> Any:
+    """Return the settings of the `data` node, which has no keys of a net."""
+    from alexlab.data.settings import Data
+
+    _root(config)
+    keys = {key: value for key, value in config["data"].items() if key != "ratio"}
+    bind(Data, "data", mean=None, std=None, batch_size=1, **keys)
+    return Data(mean=None, std=None, batch_size=1, **keys)
 
 
 def _print_counts(counts: dict[str, int], out: Path) -> None:

@@ -1,0 +1,154 @@
+"""Files that are no files, too large, or in the way of a process that reads them: refused at once, by name."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from alexlab.data.check import check
+from alexlab.data.decode import decode
+from alexlab.data.divide import find_source, plan, write_division
+from alexlab.data.folder import find_splits
+from alexlab.data.image_file import Decoding, read
+from alexlab.data.listing import list_images
+from alexlab.data.packed import Pack
+from alexlab.data.packing import open_pack
+from alexlab.data.sharding import write_shards
+from alexlab.errors import ConfigError, DataError, ImageError
+from bad_inputs import encoded
+from conftest import write_images
+
+
+def bind_socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the path of a socket has at most 107 bytes
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def make_sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(20_000_000_000)
+
+
+def make_link_to_fifo(path: Path) -> None:
+    os.mkfifo(path.with_suffix(".fifo"))
+    path.symlink_to(path.with_suffix(".fifo"))
+
+
+TRAPS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "fifo.jpg": (os.mkfifo, "not_regular", "a FIFO"),
+    "linked_fifo.jpg": (make_link_to_fifo, "not_regular", "a FIFO"),
+    "zero.jpg": (lambda path: path.symlink_to("/dev/zero"), "not_regular", "a device"),
+    "null.jpg": (lambda path: path.symlink_to("/dev/null"), "not_regular", "a device"),
+    "socket.jpg": (bind_socket, "not_regular", "a socket"),
+    "kernel.jpg": (lambda path: path.symlink_to("/proc/self/mem"), "empty", "it is empty"),
+    "sparse.jpg": (
+        make_sparse,
+        "too_large_file",
+        "20.00 GB, more than any picture of data.max_megapixels=90 needs, 0.78 GB",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """An end to what waits for a file."""
+
+    def interrupt(*_: object) -> None:
+        raise TimeoutError("a file was waited for")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def trapped(tmp_path: Path) -> Path:
+    """A data set with one of each in its class a."""
+    root = write_images(tmp_path / "data", {"train/a": 2, "train/b": 2, "val/a": 2, "val/b": 2})
+    for name, (make, _, _) in TRAPS.items():
+        make(root / "train/a" / name)
+    return root
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_only_regular_files_of_limited_size_are_read(name: str, tmp_path: Path) -> None:
+    make, code, words = TRAPS[name]
+    make(tmp_path / name)
+    with pytest.raises(ImageError, match=words) as caught:
+        decode(tmp_path / name)
+    assert (caught.value.code, caught.value.path) == (code, str(tmp_path / name))
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"it is not a regular file \(a folder\)"):
+        decode(tmp_path)
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    with pytest.raises(ImageError, match="there is no such file") as caught:
+        decode("a\0.jpg")
+    assert caught.value.code == "missing"
+
+
+def test_the_limit_of_a_file_follows_the_limit_of_its_picture(tmp_path: Path) -> None:
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(65_000_000)
+    with pytest.raises(ImageError, match=r"more than any picture of data.max_megapixels=0.01 needs, 0.06 GB"):
+        read(tmp_path / "a.jpg", Decoding(max_megapixels=0.01))
+    assert len(read(tmp_path / "a.jpg", Decoding())) == 65_000_000
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_the_limit_is_positive(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"data.max_megapixels must be a positive number; got"):
+        Decoding(max_megapixels=value)
+
+
+def test_a_larger_picture_is_read_with_the_key(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded("PNG"))
+    with pytest.raises(ImageError, match=r"\(60 x 40: data.max_megapixels=1 admits it, 0.002 does not\)"):
+        decode(tmp_path / "a.png", Decoding(max_megapixels=0.002))
+    assert decode(tmp_path / "a.png", Decoding(max_megapixels=0.0024)).shape == (40, 60, 3)
+
+
+def test_a_check_lists_them(trapped: Path) -> None:
+    found = {problem.path: problem.code for problem in check(str(trapped)).problems}
+    assert found == {f"train/a/{name}": f"unreadable_{code}" for name, (_, code, _) in TRAPS.items()}
+
+
+@pytest.mark.parametrize("crop", ["center", "full"])
+def test_a_pack_skips_or_names_them(trapped: Path, crop: str, tmp_path: Path) -> None:
+    listing, pack = list_images(str(trapped), "train"), Pack(size=32, crop=crop)
+    found = open_pack(listing, pack, decoding=Decoding(), cache_dir=tmp_path / "skip", skip=True)
+    names = {os.path.basename(error.path): error.code for error in found.bad.values()}
+    assert names == {name: code for name, (_, code, _) in TRAPS.items()}
+    with pytest.raises(ImageError, match="cannot read the image"):
+        open_pack(listing, pack, decoding=Decoding(), cache_dir=tmp_path / "raise")
+
+
+def test_shards_skip_or_name_them(trapped: Path, tmp_path: Path) -> None:
+    splits = find_splits(str(trapped), val_fraction=0.2, test_fraction=0.0)
+    options = {"shard_bytes": 100_000, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(ImageError, match=r"it is not a regular file|it is empty|the file is too large"):
+        write_shards(splits, str(tmp_path / "raised"), **options)
+    index = write_shards(splits, str(tmp_path / "shards"), skip=True, **options)
+    assert sum(images for *_, images in index["splits"]["train"]["shards"]) == 4
+
+
+@pytest.mark.parametrize("how", ["copy", "hardlink"])
+def test_a_device_is_not_copied_without_end(how: str, tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", {"a": 4, "b": 4})
+    (root / "a/zero.png").symlink_to("/dev/zero")
+    source = find_source(str(root), labels=None, pattern="", group=None)
+    with pytest.raises(DataError, match=rf"cannot {how} .*/zero.png: it is missing or not a regular file"):
+        write_division(source, plan(source, {"val": 0.5}, 0), tmp_path / "out", how)
