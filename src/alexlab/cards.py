@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from alexlab.data.decode import read
 from alexlab.data.folder import Splits
+from alexlab.data.image_file import DEFAULT, read
 from alexlab.data.paths import END, Paths
 from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.machine import num_cores
@@ -339,7 +339,7 @@ def data_state(splits: Splits) -> dict[str, Any]:
 def _content(path: str) -> bytes:
     """The bytes of an image; none of a file that cannot be read, which is reported when the run comes to it."""
     try:
-        return read(path)
+        return read(path, DEFAULT)
     except ImageError:
         return b""
 

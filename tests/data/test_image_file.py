@@ -56,6 +56,9 @@ TRAPS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     ),
 }
 
+# The others are not even listed.
+LISTED = {name: code for name, (_, code, _) in TRAPS.items() if code != "not_regular"}
+
 
 @pytest.fixture(autouse=True)
 def no_hang() -> Iterator[None]:
@@ -123,7 +126,8 @@ def test_a_larger_picture_is_read_with_the_key(tmp_path: Path) -> None:
 
 def test_a_check_lists_them(trapped: Path) -> None:
     found = {problem.path: problem.code for problem in check(str(trapped)).problems}
-    assert found == {f"train/a/{name}": f"unreadable_{code}" for name, (_, code, _) in TRAPS.items()}
+    codes = {name: f"unreadable_{LISTED[name]}" if name in LISTED else "special_file" for name in TRAPS}
+    assert found == {f"train/a/{name}": code for name, code in codes.items()}
 
 
 @pytest.mark.parametrize("crop", ["center", "full"])
@@ -131,7 +135,7 @@ def test_a_pack_skips_or_names_them(trapped: Path, crop: str, tmp_path: Path) ->
     listing, pack = list_images(str(trapped), "train"), Pack(size=32, crop=crop)
     found = open_pack(listing, pack, decoding=Decoding(), cache_dir=tmp_path / "skip", skip=True)
     names = {os.path.basename(error.path): error.code for error in found.bad.values()}
-    assert names == {name: code for name, (_, code, _) in TRAPS.items()}
+    assert names == LISTED
     with pytest.raises(ImageError, match="cannot read the image"):
         open_pack(listing, pack, decoding=Decoding(), cache_dir=tmp_path / "raise")
 
@@ -139,7 +143,7 @@ def test_a_pack_skips_or_names_them(trapped: Path, crop: str, tmp_path: Path) ->
 def test_shards_skip_or_name_them(trapped: Path, tmp_path: Path) -> None:
     splits = find_splits(str(trapped), val_fraction=0.2, test_fraction=0.0)
     options = {"shard_bytes": 100_000, "cache_dir": tmp_path / "cache"}
-    with pytest.raises(ImageError, match=r"it is not a regular file|it is empty|the file is too large"):
+    with pytest.raises(ImageError, match=r"it is empty|the file is too large"):
         write_shards(splits, str(tmp_path / "raised"), **options)
     index = write_shards(splits, str(tmp_path / "shards"), skip=True, **options)
     assert sum(images for *_, images in index["splits"]["train"]["shards"]) == 4
@@ -150,5 +154,5 @@ def test_a_device_is_not_copied_without_end(how: str, tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 4, "b": 4})
     (root / "a/zero.png").symlink_to("/dev/zero")
     source = find_source(str(root), labels=None, pattern="", group=None)
-    with pytest.raises(DataError, match=rf"cannot {how} .*/zero.png: it is missing or not a regular file"):
-        write_division(source, plan(source, {"val": 0.5}, 0), tmp_path / "out", how)
+    write_division(source, plan(source, {"val": 0.5}, 0), tmp_path / "out", how)
+    assert {path.name for path in (tmp_path / "out").rglob("*.png")} == {f"00{number}.png" for number in range(4)}

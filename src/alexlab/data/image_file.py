@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from alexlab.data.listing import HAS_HEIF, shown
+from alexlab.data.listing import HAS_HEIF
 from alexlab.errors import ConfigError, ImageError
+from alexlab.shown import shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "AVIF", *(("HEIF",) if HAS_HEIF else ()))
 # Small files can ask for any amount of memory: these limits are ours, so that it is an error and no warning.
