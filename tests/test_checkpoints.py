@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from alexlab.cards import Card
-from alexlab.checkpoints import Checkpoints, DurableIO, write_durably
+from alexlab.checkpoints import Checkpoints, DurableIO
+from alexlab.disk import write_durably
 from alexlab.errors import ConfigError, DiskError
 from conftest import rows
 
@@ -83,7 +84,7 @@ def filling(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 
     def sometimes(descriptor: int) -> None:
         nonlocal count
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+        if ".ckpt." not in os.readlink(f"/proc/self/fd/{descriptor}"):
             return fsync(descriptor)
         count += 1
         return full(descriptor) if count == at else fsync(descriptor)

@@ -22,6 +22,7 @@ import numpy as np
 
 from alexlab.data.folder import Splits
 from alexlab.data.listing import END, Paths
+from alexlab.disk import write_durably
 from alexlab.errors import ConfigError
 from alexlab.machine import num_cores
 from alexlab.runs import CARD, DIFF, LOCK
@@ -74,14 +75,16 @@ class Card:
         return found
 
     def update(self, **values: Any) -> None:
-        """Changes entries."""
+        """Changes entries.
+
+        Raises:
+            DiskError: when the disk has no room for them; the card is what it was.
+        """
         try:
             found = json.loads(self.path.read_text())
         except (FileNotFoundError, ValueError):
             found = {}
-        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(found | values, indent=2) + "\n")
-        os.replace(unfinished, self.path)
+        write_durably(self.path, (json.dumps(found | values, indent=2) + "\n").encode())
 
     def start(self, config: dict[str, Any], choices: dict[str, str]) -> None:
         """Begins the card of a new run, or another attempt of a resumed one."""

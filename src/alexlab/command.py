@@ -22,9 +22,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, UnsupportedInterpolationType
 
 from alexlab import members, overrides, runs, sweeps, trust
+from alexlab.disk import check_room, short_socket_paths
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
+from alexlab.failures import explaining
 from alexlab.overrides import CONFIG_DIR
 from alexlab.signals import INTERRUPTED, Stopped, signals
+from alexlab.streams import check_output, open_streams
 
 if TYPE_CHECKING:
     from alexlab.rerunning import Rerun
@@ -37,9 +40,11 @@ log = logging.getLogger(__name__)
 
 def run_command(name: str) -> None:
     """Composes `conf/<name>.yaml` with the command line, runs `alexlab.tasks.<name>.run` and exits with its code."""
+    open_streams()
     typed = sys.argv[1:]
     earlier = None
     with ending_in_words():
+        short_socket_paths()
         sys.argv[1:] = trust.without_trust(typed)
         if name == "train" and any(argument.startswith(("resume=", "rerun=")) for argument in typed):
             from alexlab.rerunning import find_rerun
@@ -59,9 +64,8 @@ def run_command(name: str) -> None:
 
     def job(config: DictConfig) -> float | None:
         try:
-            return (submit if is_for_a_cluster() else run_job)(name, config, earlier, typed)
-        except BrokenPipeError:
-            nobody_reads()
+            with explaining(Path(HydraConfig.get().runtime.output_dir)):
+                return (submit if is_for_a_cluster() else run_job)(name, config, earlier, typed)
         except Exception as error:
             if isinstance(error, AlexlabError):
                 log.log(logging.INFO if isinstance(error, PrunedError) else logging.ERROR, "%s", error)
@@ -87,16 +91,9 @@ def run_command(name: str) -> None:
             )
     if any(job.state == sweeps.FAILED for job in sweeps.jobs):
         codes.append(1)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        nobody_reads()
+    with ending_in_words():
+        check_output()
     sys.exit(max(codes))
-
-
-def nobody_reads() -> None:
-    """After `... | head`: what is still to be said goes nowhere, and is no error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def register() -> None:
@@ -290,12 +287,14 @@ class ending_in_words:  # noqa: N801 - reads as a statement
 
 def _claimed(path: str, given: bool) -> Path:
     try:
-        if not given:
-            return runs.claim(path)
         folder = Path(path)
-        if any((folder / name).exists() for name in (".hydra", sweeps.MULTIRUN)):
-            raise ConfigError(f"a run must have a folder of its own; {folder} already holds one")
-        folder.mkdir(parents=True, exist_ok=True)
+        if given:
+            if any((folder / name).exists() for name in (".hydra", sweeps.MULTIRUN)):
+                raise ConfigError(f"a run must have a folder of its own; {folder} already holds one")
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = runs.claim(path)
+        check_room(folder)
         return folder
     except OSError as error:
         raise ConfigError(f"the output folder must be writable; cannot make {path}: {error.strerror}") from error

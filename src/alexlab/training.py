@@ -20,6 +20,7 @@ from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData
 from alexlab.errors import ConfigError
+from alexlab.failures import explaining
 from alexlab.load import load_file
 from alexlab.loggers import EpochCSV, TensorBoard
 from alexlab.lost import earlier_causes, restarts
@@ -80,7 +81,8 @@ def train(
     data.trainer = trainer
     data.start()
     try:
-        return _trained(config, splits, trainer, data, ckpt, run_dir=run_dir, choices=choices)
+        with explaining(run_dir):
+            return _trained(config, splits, trainer, data, ckpt, run_dir=run_dir, choices=choices)
     finally:
         data.stop()
 

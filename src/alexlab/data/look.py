@@ -4,8 +4,10 @@ import hashlib
 import io
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +18,7 @@ from alexlab.data.decode import FORMATS, decode, read
 from alexlab.data.listing import Problem
 from alexlab.data.manifest import Row
 from alexlab.errors import ImageError
-from alexlab.machine import num_cores
+from alexlab.machine import end_with, num_cores
 
 EXTENSIONS = {
     "JPEG": (".jpg", ".jpeg"),
@@ -70,9 +72,21 @@ def look_at(root: str, rows: Sequence[Row]) -> list[Seen]:
     silent = not sys.stdout.isatty()
     if len(rows) < FEW:
         return [look(one) for one in track(work, "looking at the images", disable=silent, transient=True)]
-    with multiprocessing.get_context("fork").Pool(num_cores()) as pool:
-        found = pool.imap(look, work, chunksize=16)
+    # Not multiprocessing.Pool, which waits for ever for a process that was killed.
+    pool = ProcessPoolExecutor(
+        num_cores(), multiprocessing.get_context("fork"), initializer=_begin, initargs=(os.getpid(),)
+    )
+    try:
+        found = pool.map(look, work, chunksize=16)
         return list(track(found, "looking at the images", total=len(work), disable=silent, transient=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def look(work: tuple[str, Row]) -> Seen:

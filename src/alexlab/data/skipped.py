@@ -5,12 +5,13 @@ import io
 from pathlib import Path
 
 from alexlab.data.listing import shown
+from alexlab.disk import Writer, write_durably
 from alexlab.errors import ImageError
 
 COLUMNS = ("path", "code", "reason")
 
 
-class Skipped:
+class Skipped(Writer):
     """Adds each unreadable image to a CSV file: a line is one write, so that processes do not mix their lines.
 
     Args:
@@ -22,14 +23,19 @@ class Skipped:
         self.known: set[str] = set()
 
     def add(self, error: ImageError) -> None:
-        """Lists the image, once for each process."""
+        """Lists the image, once for each process.
+
+        Raises:
+            DiskError: when the disk has no room; a run that goes on lists the image when it meets it again.
+        """
         if error.path in self.known:
             return
-        self.known.add(error.path)
         line = io.StringIO()
         csv.writer(line).writerow([shown(error.path), error.code, error.reason])
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line.getvalue())
+        if not self.failed:
+            self.known.add(error.path)
 
     def finish(self) -> int:
         """Puts a header over the list, each image once, and gives their number. For one process, when all are done."""
@@ -37,6 +43,8 @@ class Skipped:
             return 0
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = {row[0]: row for row in csv.reader(file) if row and row[0] != COLUMNS[0]}
-        with self.path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *(row for _, row in sorted(rows.items()))])
+        content = io.StringIO(newline="")
+        csv.writer(content).writerows([COLUMNS, *(row for _, row in sorted(rows.items()))])
+        with self.writing(self.path):
+            write_durably(self.path, content.getvalue().encode())
         return len(rows)

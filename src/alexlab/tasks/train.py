@@ -11,7 +11,8 @@ from alexlab import members
 from alexlab.cards import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, data_state
 from alexlab.data.folder import Splits
 from alexlab.data.settings import Data
-from alexlab.errors import AlexlabError, ConfigError, PrunedError
+from alexlab.errors import AlexlabError, ConfigError, DiskError, PrunedError
+from alexlab.failures import explaining
 from alexlab.fingerprint import check_equal, fingerprint
 from alexlab.nodes import bind
 from alexlab.runs import STATISTICS, agreed, rank, started_outside, world
@@ -56,21 +57,30 @@ def _run(config: dict[str, Any], run_dir: Path, choices: dict[str, str], isolate
     with signals.heard(), Lock(run_dir):
         card.start(config, choices)
         try:
-            scores = _train(config, run_dir, choices, isolated, resumed)
+            with explaining(run_dir):
+                scores = _train(config, run_dir, choices, isolated, resumed)
         except Stopped as error:
-            card.finish(INTERRUPTED, reason=str(error), exit_code=error.exit_code)
+            _ended(card, INTERRUPTED, reason=str(error), exit_code=error.exit_code)
             if not isolated:
                 log.warning("%s; python src/train.py resume=%s goes on", error, os.path.relpath(run_dir))
             raise
         except PrunedError as error:
-            card.finish(PRUNED, reason=str(error))
+            _ended(card, PRUNED, reason=str(error))
             raise
         except BaseException as error:
             code = error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code
-            card.finish(FAILED, reason=f"{type(error).__name__}: {error}", exit_code=code)
+            _ended(card, FAILED, reason=f"{type(error).__name__}: {error}", exit_code=code)
             raise
         card.finish(FINISHED, scores=scores)
     return scores.get("best/top1")
+
+
+def _ended(card: Card, status: str, **values: Any) -> None:
+    """Says in the card of a run that is ending what has ended it; a full disk must not take the place of that."""
+    try:
+        card.finish(status, **values)
+    except DiskError as error:
+        log.error("%s", error)
 
 
 def check(config: dict[str, Any]) -> None:
