@@ -23,7 +23,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from alexlab import members, overrides, runs, sweeps, trust
 from alexlab.disk import check_room, short_socket_paths
-from alexlab.errors import AlexlabError, ConfigError, PrunedError
+from alexlab.errors import AlexlabError, ConfigError, DiskError, PrunedError
 from alexlab.failures import explaining
 from alexlab.overrides import CONFIG_DIR
 from alexlab.signals import INTERRUPTED, Stopped, signals
@@ -294,7 +294,12 @@ def _claimed(path: str, given: bool) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = runs.claim(path)
-        check_room(folder)
+        try:
+            check_room(folder)
+        except DiskError:
+            if not given:
+                folder.rmdir()
+            raise
         return folder
     except OSError as error:
         raise ConfigError(f"the output folder must be writable; cannot make {path}: {error.strerror}") from error

@@ -1,6 +1,7 @@
 """Errors of the system as sentences: a full disk, a process that was killed. Imports no torch."""
 
 import re
+import signal
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from alexlab.disk import disk_error, free
 from alexlab.errors import AlexlabError, DiskError, RankError
 
 LOADERS = ("torch/utils/data/dataloader.py", "torch/multiprocessing/reductions.py")
+SEMAPHORES = ("multiprocessing/synchronize.py",)  # they are files in /dev/shm, too
 REMEDY = "usually the machine has run out of memory: take a smaller data.num_workers, or 0"
 
 
@@ -51,12 +53,15 @@ def _explained(error: BaseException, folder: Path) -> AlexlabError | None:
     if isinstance(error, RuntimeError):
         worker = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.+)", text)
         if worker is not None:
-            how = re.sub(r"is killed by signal: ([\w ]+).*", r"was killed (\1)", worker[2])
-            more = _shared_memory() if "Bus error" in text else REMEDY
-            return RankError(f"a loader process (pid {worker[1]}) {how.rstrip('. ')}; {more}")
+            by = next((each.name for each in signal.Signals if f"{signal.strsignal(each)}." in worker[2]), None)
+            how = f"was killed by {by}" if by else worker[2].rstrip(". ")
+            more = _shared_memory() if by == "SIGBUS" else REMEDY
+            return RankError(f"a loader process (pid {worker[1]}) {how}; {more}")
     if isinstance(error, RuntimeError | OSError) and re.search(r"shared memory|</?torch_\d+|/dev/shm", text):
         return DiskError(f"loader processes need shared memory: {text.splitlines()[-1]}; {_shared_memory()}")
-    if isinstance(error, EOFError | ConnectionError | FileNotFoundError) and _in_loader(error):
+    if isinstance(error, OSError) and _passes(error, SEMAPHORES):
+        return DiskError(f"loader processes need shared memory: {error.strerror}; {_shared_memory()}")
+    if isinstance(error, EOFError | ConnectionError | FileNotFoundError) and _passes(error, LOADERS):
         return RankError(f"a loader process has ended; {REMEDY}")
     return disk_error(error, folder) if isinstance(error, OSError) else None
 
@@ -65,6 +70,6 @@ def _shared_memory() -> str:
     return f"{free(Path('/dev/shm'))}: make it larger (docker run --shm-size=8g), or take data.num_workers=0"
 
 
-def _in_loader(error: BaseException) -> bool:
-    """Whether it was raised while a batch was taken from a loader process."""
-    return any(frame.f_code.co_filename.endswith(LOADERS) for frame, _ in walk_tb(error.__traceback__))
+def _passes(error: BaseException, modules: tuple[str, ...]) -> bool:
+    """Return whether an error was raised below one of these modules."""
+    return any(frame.f_code.co_filename.endswith(modules) for frame, _ in walk_tb(error.__traceback__))

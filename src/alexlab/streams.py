@@ -72,9 +72,9 @@ def check_output() -> None:
 
 
 class LogFile(logging.FileHandler):
-    """The log of a run; lines for which the disk has no room wait for the next one."""
+    """The log of a run; lines for which the disk has no room are in the terminal only."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of logging
-        """Leave a full disk to those who write more than a line, which the terminal has got too."""
+        """Leave a full disk to what writes more than lines, which report it."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)

@@ -79,12 +79,12 @@ def train(
     data = build.folder_data(config, splits, run_dir)
     ckpt = go_on(run_dir / runs.LAST, trainer, data) if resumed or restarts() else None
     data.trainer = trainer
-    data.start()
-    try:
-        with explaining(run_dir):
+    with explaining(run_dir):
+        try:
+            data.start()
             return _trained(config, splits, trainer, data, ckpt, run_dir=run_dir, choices=choices)
-    finally:
-        data.stop()
+        finally:
+            data.stop()
 
 
 def _trained(
