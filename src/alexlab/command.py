@@ -27,7 +27,7 @@ from alexlab.errors import AlexlabError, ConfigError, DiskError, PrunedError
 from alexlab.failures import explaining
 from alexlab.overrides import CONFIG_DIR
 from alexlab.signals import INTERRUPTED, Stopped, signals
-from alexlab.streams import check_output, open_streams
+from alexlab.streams import check_output, open_streams, restart_in_utf8
 
 if TYPE_CHECKING:
     from alexlab.rerunning import Rerun
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 def run_command(name: str) -> None:
     """Composes `conf/<name>.yaml` with the command line, runs `alexlab.tasks.<name>.run` and exits with its code."""
+    restart_in_utf8()
     open_streams()
     typed = sys.argv[1:]
     earlier = None
@@ -248,8 +249,10 @@ class Folders(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints every job with its score, and every failed one with its cause."""
-        sweeps.print_jobs(Path(config.hydra.sweep.dir))
-        sweeps.write_report(Path(config.hydra.sweep.dir))
+        folder = Path(config.hydra.sweep.dir)
+        with ending_in_words(), explaining(folder):
+            sweeps.print_jobs(folder)
+            sweeps.write_report(folder)
 
 
 def _sweep_folder(config: DictConfig, given: bool) -> Path:

@@ -30,7 +30,8 @@ def disk_error(error: OSError, path: Path) -> DiskError | None:
         error: what the system said; it names its own path only when a file could not be opened.
         path: the file or the folder that was being written.
     """
-    number, reason, name = error.errno, error.strerror, error.filename
+    number, reason = error.errno, error.strerror
+    name = error.filename2 or error.filename  # of a copy, the target is the second
     if number is None:
         # A loader process passes on the text only. NumPy has no number for a disk that takes less than it was given.
         found = re.findall(r"\[Errno (\d+)\] ([^:\n]+)(?:: '([^'\n]*)')?", str(error))

@@ -66,6 +66,9 @@ class EventFile:
 class Board(SummaryWriter):
     """A SummaryWriter on such a file."""
 
+    file_writer: Any
+    all_writers: Any
+
     def _get_file_writer(self) -> Any:
         if self.file_writer is None:
             self.file_writer = FileWriter.__new__(FileWriter)  # its constructor starts the thread

@@ -1,7 +1,9 @@
-"""Standard streams and a log file that never end a command, whatever they are connected to. Imports no torch."""
+"""Standard streams and a log file that never end a command, whatever they are connected to, in UTF-8. Imports no torch."""
 
+import codecs
 import errno
 import io
+import locale
 import logging
 import os
 import sys
@@ -33,6 +35,17 @@ class Outlet(io.FileIO):
             return len(data)
 
 
+def restart_in_utf8() -> None:
+    """Start this command again in Python's UTF-8 mode where the locale has another encoding.
+
+    Names of files and classes are UTF-8 on every machine; in another encoding they could not be told from broken ones.
+    """
+    names = sys.getfilesystemencoding(), locale.getpreferredencoding(False)
+    if any(codecs.lookup(name).name != "utf-8" for name in names):
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def open_streams() -> None:
     """Open the standard streams that are closed, and make output accept any text and outlive who reads it.
 
@@ -49,7 +62,7 @@ def open_streams() -> None:
         stream: Any = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):
             continue
-        kept = {"encoding": "utf-8", "line_buffering": number == 2, "write_through": False}
+        kept: dict[str, Any] = {"encoding": "utf-8", "line_buffering": number == 2, "write_through": False}
         if stream is not None:
             stream.flush()
             kept = {key: getattr(stream, key) for key in kept}

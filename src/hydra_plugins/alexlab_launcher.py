@@ -148,11 +148,11 @@ class SweepLauncher(Launcher):
         if result.status == JobStatus.COMPLETED:
             job.end(FINISHED, score=result.return_value)
             return
-        error = result._return_value
-        if isinstance(error, PrunedError):
-            job.end(PRUNED, cause=str(error))
+        raised = result._return_value
+        if isinstance(raised, PrunedError):
+            job.end(PRUNED, cause=str(raised))
         else:
-            job.end(FAILED, cause=f"{type(error).__name__}: {error}")
+            job.end(FAILED, cause=f"{type(raised).__name__}: {raised}")
 
 
 def _returned(job: Job) -> JobReturn:

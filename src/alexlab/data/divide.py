@@ -16,6 +16,7 @@ from alexlab.data.division import divide
 from alexlab.data.listing import IMAGE_EXTENSIONS, class_folders, hidden, list_images, shown
 from alexlab.data.manifest import Row, write_manifest
 from alexlab.data.tree import written_whole
+from alexlab.disk import disk_error
 from alexlab.errors import ConfigError, DataError
 
 HOW = ("copy", "hardlink", "symlink", "manifest")
@@ -195,4 +196,4 @@ def _place(source: Source, row: int, folder: Path, how: str) -> None:
         else:
             target.symlink_to(original)
     except OSError as error:
-        raise DataError(f"cannot {how} {shown(original)}: {error.strerror}") from error
+        raise disk_error(error, target) or DataError(f"cannot {how} {shown(original)}: {error.strerror}") from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexlab.data.listing import shown
+from alexlab.disk import writing
 from alexlab.errors import ConfigError, DataError
 
 MOVES = "moves.jsonl"
@@ -31,10 +32,11 @@ def quarantine(root: str, paths: Sequence[str], folder: Path) -> int:
     there = [path for path in paths if os.path.lexists(os.path.join(root, path))]
     for path in there:
         source, target = os.path.abspath(os.path.join(root, path)), folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (folder / MOVES).open("a") as file:
-            file.write(json.dumps({"from": source, "to": path}) + "\n")
-        shutil.move(source, target)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with (folder / MOVES).open("a") as file:
+                file.write(json.dumps({"from": source, "to": path}) + "\n")
+            shutil.move(source, target)
     return len(there)
 
 
