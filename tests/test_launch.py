@@ -11,6 +11,7 @@ import torch
 from alexlab import build, machine
 from alexlab.errors import ConfigError, DataError, RankError
 from alexlab.launch import Limits, launch, num_ranks
+from alexlab.signals import signals
 from conftest import names, rows, scalars
 
 LIMITS = Limits(timeout_s=60.0, shutdown_s=2)
@@ -166,3 +167,19 @@ def test_the_batch_of_a_step_stays_on_fewer_ranks(
     trainer = {"num_nodes": nodes, "devices": devices, "accelerator": "cpu", "accumulate_grad_batches": accumulate}
     trainer["strategy"] = "auto"
     assert build.accumulation({"data": {"batch_size": batch}, "trainer": trainer}, ranks) == wanted
+
+
+def hung_up() -> bool:
+    for pid in (os.getppid(), os.getpid()):
+        os.kill(pid, signal.SIGHUP)
+    time.sleep(0.2)
+    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_ranks_and_their_parent_ignore_a_hang_up_that_nohup_has_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.heard():
+            assert launch(hung_up, num_ranks=2, isolated=True, limits=LIMITS) is True
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -98,8 +98,9 @@ def test_two_ranks_that_hear_it_together_or_alone_or_from_their_parent(
     before = 0
     for number, at in enumerate((1, 6, 8, 11, 15)):  # 6 batches of training and 3 of validation in each of 2 epochs
         sender.arm(at, to[number % 4])
+        sender.signum = (signal.SIGUSR1, signal.SIGHUP)[number % 2]
         start_s = time.monotonic()
-        with pytest.raises(Stopped, match="stopped by SIGUSR1"):
+        with pytest.raises(Stopped, match=f"stopped by {signal.Signals(sender.signum).name}"):
             run(*words, name=f"to_{at}")
         assert time.monotonic() - start_s < 10
         sender.arm(-1)
@@ -138,13 +139,20 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_what_was_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_what_was_ignored_stays_ignored(signum: signal.Signals) -> None:
+    before = signal.signal(signum, signal.SIG_IGN)
     try:
         with Signals().heard():
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signum)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signum, before)
+
+
+def test_a_closed_terminal_is_a_preemption() -> None:
+    with Signals().heard(), pytest.raises(Stopped, match="stopped by SIGHUP") as stopped:
+        signal.raise_signal(signal.SIGHUP)
+    assert stopped.value.exit_code == 75
 
 
 def test_loader_processes_outlive_a_signal_to_all(

@@ -292,13 +292,16 @@ def eval_view(config: Config, views: str = "center") -> Callable[..., Any]:
 def folder_data(config: Config, splits: Splits, run_dir: Path | None = None) -> FolderData:
     """The LightningDataModule; the run folder takes the list of the images that cannot be read."""
     views = config["augmentation"]
+    skipped = None if run_dir is None else Skipped(run_dir / SKIPPED)
+    if skipped is not None:  # loader processes are forked before the callback that has the key is asked
+        skipped.goes_on = any(node.get("on_error") == "go_on" for node in _entries(config["callbacks"]).values())
     return FolderData(
         data(config),
         splits,
         train_transform=_transforms(views["train"], "augmentation.train"),
         eval_transform=_transforms(views["eval"], "augmentation.eval"),
         seed=config["seed"],
-        skipped=None if run_dir is None else Skipped(run_dir / SKIPPED),
+        skipped=skipped,
     )
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from alexlab.cards import Card, peak_memory_mb
 from alexlab.cells import write_csv
 from alexlab.data.module import shares
+from alexlab.disk import Writer, write_durably
 from alexlab.errors import NumericError
 from alexlab.layers import layer_rows, layer_table, write_rows
 from alexlab.runs import LAYERS, NOT_FINITE
@@ -46,8 +47,17 @@ class ProgressBar(TQDMProgressBar):
         return metrics if loss is None else {"loss": f"{loss.item():.4f}", **metrics}
 
 
-class CardUpdates(Callback):
+class CardUpdates(Writer, Callback):
     """Keeps `run.json` up to date with the last and the best epoch, the rate and the memory."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}  # all of it, since an earlier update may have found the disk full
+
+    def _update(self, trainer: lightning.Trainer, **values: Any) -> None:
+        self.known |= values
+        card = Card(Path(trainer.default_root_dir))
+        with self.writing(card.path):
+            card.update(**self.known)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -57,7 +67,7 @@ class CardUpdates(Callback):
             gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         net: Any = getattr(pl_module.net, "whole", pl_module.net)  # of two towers, the net that they are
         count = sum(parameter.numel() for parameter in net.parameters())
-        Card(Path(trainer.default_root_dir)).update(gpus=gpus, parameters=count)
+        self._update(trainer, gpus=gpus, parameters=count)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -66,7 +76,8 @@ class CardUpdates(Callback):
         logs = [log for log in trainer.callbacks if isinstance(log, EpochLog)]  # type: ignore[attr-defined]
         rates = [row["images_per_s"] for log in logs for row in log.rows if "images_per_s" in row]
         best: Any = pl_module.best
-        Card(Path(trainer.default_root_dir)).update(
+        self._update(
+            trainer,
             last={**scores, "epoch": trainer.current_epoch, "step": trainer.global_step},
             best=dict(best),
             images_per_s=statistics.median(rates) if rates else None,
@@ -74,7 +85,7 @@ class CardUpdates(Callback):
         )
 
 
-class NotFinite(Callback):
+class NotFinite(Writer, Callback):
     """Lists the images of the step whose loss or gradient was not finite: epoch, batch, path and label."""
 
     def on_exception(
@@ -89,7 +100,9 @@ class NotFinite(Callback):
             for _, index in batch:
                 label = trainer.datamodule.splits.classes[split.labels[index]]  # type: ignore[attr-defined]
                 rows.append((trainer.current_epoch, number, split.paths[index], label))
-        write_csv(Path(trainer.default_root_dir) / NOT_FINITE.format(rank=trainer.global_rank), rows)
+        path = Path(trainer.default_root_dir) / NOT_FINITE.format(rank=trainer.global_rank)
+        with self.writing(path, ending=True):
+            write_csv(path, rows)
 
 
 class LayerSummary(Callback):
@@ -124,7 +137,7 @@ class LayerSummary(Callback):
             log.info("%s", line)
 
 
-class EpochLog(Callback):
+class EpochLog(Writer, Callback):
     """A line in `train.log` for each epoch, `train/images_per_s`, and `curves.png` with training against validation.
 
     Args:
@@ -173,14 +186,18 @@ class EpochLog(Callback):
         last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "-"
         log.info("epoch %s/%s  %s", trainer.current_epoch + 1, last, epoch_line(row))
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, ending: bool = False
+    ) -> None:
         if self.curves and self.rows and trainer.is_global_zero:
-            draw_curves(self.rows, Path(trainer.default_root_dir) / "curves.png")
+            path = Path(trainer.default_root_dir) / "curves.png"
+            with self.writing(path, ending=ending):
+                draw_curves(self.rows, path)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        self.on_train_end(trainer, pl_module)
+        self.on_train_end(trainer, pl_module, ending=True)
 
 
 def epoch_scores(trainer: lightning.Trainer) -> dict[str, float]:
@@ -214,10 +231,16 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
-class LearningRateTest(Callback):
+def _save(figure: Any, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_durably(path, content.getbuffer())
+
+
+class LearningRateTest(Writer, Callback):
     """Raises the learning rate from step to step and draws the loss over it, then ends the run (Smith, arXiv 1506.01186).
 
     Writes `lr_find.png` and `lr_find.csv`, and names the rate where the smoothed loss falls most steeply. The schedule of
@@ -261,14 +284,17 @@ class LearningRateTest(Callback):
         if len(self.rates) >= self.num_steps or self.losses[-1] > self.stop_factor * min(self.losses):
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, ending: bool = False
+    ) -> None:
         if trainer.is_global_zero:
-            self._report(Path(trainer.default_root_dir))
+            with self.writing(Path(trainer.default_root_dir) / "lr_find.csv", ending=ending):
+                self._report(Path(trainer.default_root_dir))
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        self.on_train_end(trainer, pl_module)
+        self.on_train_end(trainer, pl_module, ending=True)
 
     def _report(self, run_dir: Path) -> None:
         rows = list(zip(self.rates, self.losses, strict=False))
@@ -288,4 +314,4 @@ class LearningRateTest(Callback):
         axes.set(xlabel="optimizer.lr", ylabel="training loss, smoothed")
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(run_dir / "lr_find.png", dpi=120)
+        _save(figure, run_dir / "lr_find.png")

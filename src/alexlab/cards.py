@@ -26,6 +26,7 @@ import numpy as np
 from alexlab.data.folder import Splits
 from alexlab.data.image_file import DEFAULT, read
 from alexlab.data.paths import END, Paths
+from alexlab.disk import write_durably
 from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.machine import num_cores
 from alexlab.runs import CARD, DIFF, LOCK
@@ -175,11 +176,12 @@ class Card:
         return found if isinstance(found, dict) else {}
 
     def update(self, **values: Any) -> None:
-        """Change entries."""
-        found = self._stored()
-        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(found | values, indent=2) + "\n")
-        os.replace(unfinished, self.path)
+        """Change entries.
+
+        Raises:
+            DiskError: when the disk has no room for them; the file is what it was.
+        """
+        write_durably(self.path, (json.dumps(self._stored() | values, indent=2) + "\n").encode())
 
     def start(self, config: dict[str, Any], choices: dict[str, str]) -> None:
         """Begins the card of a new run, or another attempt of a resumed one."""

@@ -5,6 +5,7 @@ advises; one that begins so after some `'` gets one more, so that `restored` giv
 """
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterable
@@ -46,15 +47,20 @@ class CellWriter:
         self._writer.writerow(map(neutralised, row))
 
 
-def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]], *, errors: str = "shown") -> None:
-    """Write rows, the header first, to a CSV file in UTF-8.
+def csv_bytes(rows: Iterable[Iterable[Any]], *, errors: str = "shown") -> bytes:
+    """Return rows, the header first, as a CSV file in UTF-8.
 
     Args:
-        path: of the file.
         rows: cells; None is an empty one.
         errors: what becomes of file names that are not UTF-8: `shown` escapes their bytes, `surrogateescape` keeps them.
     """
-    with Path(path).open("w", newline="", encoding="utf-8", errors=errors) as file:
-        writer = CellWriter(file)
-        for row in rows:
-            writer.writerow(row)
+    text = io.StringIO(newline="")
+    writer = CellWriter(text)
+    for row in rows:
+        writer.writerow(row)
+    return text.getvalue().encode("utf-8", errors)
+
+
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]], *, errors: str = "shown") -> None:
+    """Write rows to a CSV file, as `csv_bytes` returns them."""
+    Path(path).write_bytes(csv_bytes(rows, errors=errors))

@@ -2,19 +2,18 @@
 
 import logging
 import os
-import shutil
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from alexlab.errors import DiskError, NumericError
+from alexlab.disk import Writer, write_durably
+from alexlab.errors import NumericError
 from alexlab.load import load_file
 from alexlab.runs import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST
 from alexlab.signals import Stopped, signals
@@ -22,20 +21,12 @@ from alexlab.signals import Stopped, signals
 log = logging.getLogger(__name__)
 
 
-class DurableIO(TorchCheckpointIO):
+class DurableIO(Writer, TorchCheckpointIO):
     """Writes a checkpoint beside its place, then puts it there: a reader sees the old one or the new one.
 
     Lightning's own writes to the temporary folder first, which destroys the old checkpoint when the process is killed and
     that folder is on another file system, and it says nothing when the target cannot be written.
-
-    Args:
-        goes_on: an error is logged instead of raised, and told by `failed`.
     """
-
-    def __init__(self, goes_on: bool = False) -> None:
-        super().__init__()
-        self.goes_on = goes_on
-        self.failed = False  # whether the last checkpoint could not be written
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Replaces the file; it is written as it is serialised, so that it is in memory only once.
@@ -45,14 +36,8 @@ class DurableIO(TorchCheckpointIO):
             DiskError: when the file cannot be written.
         """
         check_finite(checkpoint, path)
-        self.failed = False
-        try:
+        with self.writing(Path(path)):
             write_durably(Path(path), partial(torch.save, checkpoint), size=_size(checkpoint))
-        except DiskError as error:
-            if not self.goes_on:
-                raise
-            self.failed = True
-            log.error("%s; the run goes on", error)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads plain data only, whatever is asked."""
@@ -77,67 +62,13 @@ def _size(checkpoint: dict[str, Any]) -> int:
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
-def write_durably(path: Path, content: bytes | memoryview | Callable[[BinaryIO], None], *, size: int = 0) -> None:
-    """Writes a file whole or not at all, and only returns when it is on the disk.
-
-    Args:
-        path: of the file.
-        content: its bytes, or what writes them to an open file.
-        size: of the file, in bytes, where the content does not tell; for the message.
-
-    Raises:
-        DiskError: with the path and the free space; what was there before is still there.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with unfinished.open("wb") as file:
-                if callable(content):
-                    _call(content, file)
-                else:
-                    size = len(content)
-                    file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise DiskError(
-            f"cannot write {path}, {size / 1e6:.1f} MB: {error.strerror}; {_free(path.parent)}what was there is kept"
-        ) from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # of the new name
-    finally:
-        os.close(folder)
-
-
-def _call(write: Callable[[BinaryIO], None], file: BinaryIO) -> None:
-    try:
-        write(file)
-    except RuntimeError as error:
-        # torch.save closes its archive after an error of the file, and that fails with an error of its own.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from error
-        raise
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free; "
-    except OSError:
-        return ""
-
-
 def sweep_unfinished(folder: Path) -> None:
     """Removes what a process that was killed while it wrote has left; for the one writer of a run folder."""
     for path in folder.glob(".*.ckpt.*"):
         path.unlink(missing_ok=True)
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(Writer, Checkpoint):
     """`checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run folder; of equally good epochs the first stays best.
 
     The last one is that of the last epoch, or step, whatever its score (Lightning's ModelCheckpoint writes it only when the
@@ -150,7 +81,8 @@ class Checkpoints(Checkpoint):
         every_epochs: epochs between two `last.ckpt`; the last epoch has one always.
         every_steps: optimizer steps between two `last.ckpt` inside an epoch; None for none.
         every_s: seconds between two `last.ckpt` inside an epoch; None for none.
-        on_error: what a checkpoint that cannot be written does to the run: `stop` or `go_on`.
+        on_error: what a full disk does to the run: `stop`, or `go_on` without the checkpoint. Metrics are then kept in memory
+            and written when there is room again.
         keep: how many of the last ones stay, as `step_<n>.ckpt` beside `last.ckpt`; 1 is `last.ckpt` alone.
     """
 
@@ -199,8 +131,9 @@ class Checkpoints(Checkpoint):
             pl_module.best = {}  # type: ignore[assignment]
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if isinstance(trainer.strategy.checkpoint_io, DurableIO):
-            trainer.strategy.checkpoint_io.goes_on = self.on_error == "go_on"
+        for writer in (trainer.strategy.checkpoint_io, *trainer.loggers, *trainer.callbacks):  # type: ignore[attr-defined]
+            if isinstance(writer, Writer):
+                writer.goes_on = self.on_error == "go_on"
         if trainer.is_global_zero:
             sweep_unfinished(Path(trainer.default_root_dir) / BEST.parent)
 
@@ -287,17 +220,13 @@ class Checkpoints(Checkpoint):
                 return
         if not trainer.is_global_zero:
             return
-        try:
+        with self.writing(last):
             if equals_best:
                 _link(best, last)
             if self.keep > 1:
                 _link(last, last.with_name(EARLIER_LASTS.replace("*", f"{trainer.global_step:08d}")))
                 for path in sorted(last.parent.glob(EARLIER_LASTS))[: -self.keep]:
                     path.unlink()
-        except DiskError as error:
-            if self.on_error == "stop":
-                raise
-            log.error("%s; the run goes on", error)
 
 
 def save_last(trainer: lightning.Trainer) -> None:

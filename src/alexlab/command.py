@@ -25,10 +25,13 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from alexlab import composition, members, overrides, runs, sweeps, trust
 from alexlab.confinement import check_confined, check_folder
+from alexlab.disk import check_room, short_socket_paths
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
+from alexlab.failures import explaining
 from alexlab.overrides import CONFIG_DIR
 from alexlab.shown import print_line
 from alexlab.signals import INTERRUPTED, Stopped, signals
+from alexlab.streams import check_output, open_streams, restart_in_utf8
 from alexlab.sweep_record import RECORD, read_record, recorded
 
 if TYPE_CHECKING:
@@ -42,9 +45,12 @@ log = logging.getLogger(__name__)
 
 def run_command(name: str) -> None:
     """Composes `conf/<name>.yaml` with the command line, runs `alexlab.tasks.<name>.run` and exits with its code."""
+    restart_in_utf8()
+    open_streams()
     typed = sys.argv[1:]
     earlier, sweep = None, None
     with ending_in_words():
+        short_socket_paths()
         sys.argv[1:] = overrides.with_expanded(trust.without_trust(typed))
         if name == "train" and any(argument.startswith(("resume", "rerun=")) for argument in typed):
             from alexlab.rerunning import find_rerun
@@ -70,11 +76,10 @@ def run_command(name: str) -> None:
         # Relative paths are those of the folder where the command was typed, with hydra.job.chdir=true too.
         os.chdir(HydraConfig.get().runtime.cwd)
         try:
-            if is_for_a_cluster():
-                return submit(name, config, earlier, typed)
-            return run_job(name, config, earlier, typed, sweep)
-        except BrokenPipeError:
-            nobody_reads()
+            with explaining(Path(HydraConfig.get().runtime.output_dir)):
+                if is_for_a_cluster():
+                    return submit(name, config, earlier, typed)
+                return run_job(name, config, earlier, typed, sweep)
         except Exception as error:
             if isinstance(error, AlexlabError) and error.refused:
                 print_line(error, file=sys.stderr)
@@ -113,10 +118,8 @@ def run_command(name: str) -> None:
         codes.append(1)
     if max(codes):
         remove_unused()
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        nobody_reads()
+    with ending_in_words():
+        check_output()
     sys.exit(max(codes))
 
 
@@ -130,11 +133,6 @@ def remove_unused() -> None:
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"gone"}
         if not names - UNUSED - {path.name for path in folder.glob("*.log")}:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def nobody_reads() -> None:
-    """After `... | head`: what is still to be said goes nowhere, and is no error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def register() -> None:
@@ -301,8 +299,10 @@ class Folders(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints every job with its score, and every failed one with its cause."""
-        sweeps.print_jobs(Path(config.hydra.sweep.dir))
-        sweeps.write_report(Path(config.hydra.sweep.dir))
+        folder = Path(config.hydra.sweep.dir)
+        with ending_in_words(), explaining(folder):
+            sweeps.print_jobs(folder)
+            sweeps.write_report(folder)
 
 
 def _sweep_folder(config: DictConfig, given: bool) -> Path:
@@ -351,15 +351,17 @@ def _claimed(path: str, given: bool) -> Path:
     try:
         missing = [folder for folder in Path(path).absolute().parents if not folder.exists()]
         created.extend(reversed(missing))
-        if not given:
-            created.append(runs.claim(path))
-            return created[-1]
         folder = Path(path)
-        if not folder.exists():
+        if given:
+            if not folder.exists():
+                created.append(folder)
+            if any((folder / name).exists() for name in (".hydra", sweeps.MULTIRUN)):
+                raise ConfigError(f"a run must have a folder of its own; {folder} already holds one")
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = runs.claim(path)
             created.append(folder)
-        if any((folder / name).exists() for name in (".hydra", sweeps.MULTIRUN)):
-            raise ConfigError(f"a run must have a folder of its own; {folder} already holds one")
-        folder.mkdir(parents=True, exist_ok=True)
+        check_room(folder)
         return folder
     except OSError as error:
         raise ConfigError(f"the output folder must be writable; cannot make {path}: {error.strerror}") from error

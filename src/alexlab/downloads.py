@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from alexlab.checkpoints import write_durably
+from alexlab.disk import write_durably
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.sharing import digest
 

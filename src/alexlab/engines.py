@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from omegaconf import OmegaConf
 
 from alexlab import machine, sweeps
-from alexlab.errors import ConfigError
+from alexlab.errors import AlexlabError, ConfigError
+from alexlab.failures import explaining
 from alexlab.runs import OUTPUT
 from alexlab.signals import Stopped, signals
 from alexlab.sweeps import FAILED, RUNNING, Job
@@ -249,12 +250,15 @@ def _body(job: Job, work: Callable[[Job], None], seat: Seat, answer: Connection,
     machine.end_with(parent)
     signals.afresh()
     seat.sit()
-    job.folder.mkdir(parents=True, exist_ok=True)
     assert sys.__stdout__ is not None and sys.__stderr__ is not None
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the live table has put its own in their place
-    print_into(job.folder / OUTPUT)
     try:
+        with explaining(job.folder):
+            job.folder.mkdir(parents=True, exist_ok=True)
+            print_into(job.folder / OUTPUT)
         work(job)
+    except AlexlabError as error:
+        job.end(FAILED, cause=str(error))
     except Stopped as error:  # by a signal to this process alone, or the sweep has ended too
         job.stopped(error)
     answer.send((job.state, job.score, job.cause))

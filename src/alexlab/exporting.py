@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alexlab.checkpoints import write_durably
+from alexlab.disk import write_durably
 from alexlab.errors import ConfigError, NumericError
 from alexlab.inference import of_all_classes
 from alexlab.inside.layers import watched

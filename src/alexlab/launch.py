@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from alexlab import lost, machine, members, rendezvous, rounds
+from alexlab import disk, lost, machine, members, rendezvous, rounds
 from alexlab.errors import ConfigError
 from alexlab.runs import started_outside
 from alexlab.signals import Stopped, signals
@@ -134,9 +134,11 @@ def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: L
         return result
     if group.num_nodes == num_ranks == 1 and not isolated and not limits.max_restarts:
         return task()
+    disk.short_socket_paths()
     folder = Path(tempfile.mkdtemp(prefix="alexlab_"))
     report = None
     try:
+        disk.check_room(folder)
         with signals.answered_by(_hand_on), lost.Witness(folder, limits.shutdown_s):
             while True:
                 place = group.next(report, partial(lost.judge, folder))
@@ -182,7 +184,7 @@ def _round(
         rdzv_configs={"place": place, "over": over, "timeout": timeout_s},
         max_restarts=0,
         start_method="fork",
-        signals_to_handle="SIGHUP,SIGQUIT",  # of the others, `_hand_on` takes care
+        signals_to_handle="SIGQUIT",  # of the others, `_hand_on` takes care
         local_addr=place.address if place.number == 0 else None,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )

@@ -11,10 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_only
 
-from alexlab.cells import write_csv
+from alexlab.cells import csv_bytes
+from alexlab.disk import Writer, write_durably
 from alexlab.errors import AlexlabError, ConfigError
 
 EPOCH_SCORES = ("train/", "val/", "best/")
@@ -86,8 +87,10 @@ def open_loggers(loggers: Iterable[Logger]) -> None:
                 _ = getattr(logger, "experiment", None)
 
 
-class TensorBoard(TensorBoardLogger):
+class TensorBoard(Writer, TensorBoardLogger):
     """TensorBoard's event file directly in the run folder: one file for training, test and HParams together.
+
+    PyTorch's own writer has a thread, which ends with the first event that the disk does not take.
 
     Args:
         save_dir: the run folder.
@@ -95,6 +98,16 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The SummaryWriter."""
+        if self._experiment is None:
+            from alexlab.events import Board
+
+            self._experiment = Board(self.log_dir, **self._kwargs)
+        return self._experiment
 
     def go_on(self, *, epoch: int, step: int) -> None:
         """Continues a run: TensorBoard then hides what an earlier file has from this step on."""
@@ -113,13 +126,14 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def save(self) -> None:
         """Flushes the event file; Lightning's own also writes an hparams.yaml beside `.hydra`."""
-        self.experiment.flush()
+        with self.writing(Path(self.log_dir)):
+            self.experiment.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Flushes: Lightning calls this after fit and again after test, and a closed writer would start a second file."""
         if self._experiment is not None:
-            self.experiment.flush()
+            self.save()
 
     @rank_zero_only
     def close(self) -> None:
@@ -128,13 +142,15 @@ class TensorBoard(TensorBoardLogger):
             return
         if hasattr(self, "_session_end"):
             self.experiment._get_file_writer().add_summary(self._session_end)
-        self.experiment.close()
+        with self.writing(Path(self.log_dir)):
+            self.experiment.close()
 
 
-class EpochCSV(Logger):
+class EpochCSV(Writer, Logger):
     """`metrics.csv` in the run folder: a row for each epoch, a column for each score.
 
-    The whole file is written again at each change, to a temporary name first, so that a reader never sees half of it.
+    The whole file is written again at each change, so that a reader never sees half of it, and a row for which the disk had
+    no room comes with the next one.
 
     Args:
         save_dir: the run folder.
@@ -178,6 +194,6 @@ class EpochCSV(Logger):
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(["epoch", "step", *sorted({name for row in self.rows.values() for name in row})]))
-        unfinished = self.path.with_suffix(".csv.tmp")
-        write_csv(unfinished, [columns, *([row.get(name) for name in columns] for _, row in sorted(self.rows.items()))])
-        os.replace(unfinished, self.path)
+        rows: list[Any] = [columns, *([row.get(name) for name in columns] for _, row in sorted(self.rows.items()))]
+        with self.writing(self.path):
+            write_durably(self.path, csv_bytes(rows))

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import Callback
 
 from alexlab import errors
 from alexlab.errors import AlexlabError, RankError
+from alexlab.failures import explained
 from alexlab.rounds import Report
 from alexlab.signals import Stopped, signals
 
@@ -51,7 +53,8 @@ def report(error: BaseException) -> None:
     word = {"time_s": time.time(), "type": type(error).__name__, "text": str(error), "stopped": _stopped()}
     if isinstance(error, Stopped):
         word["signum"] = error.signum
-    _path("json").write_text(json.dumps(word))
+    with suppress(OSError):  # no room for it: the exit code says less
+        _path("json").write_text(json.dumps(word))
 
 
 class Reports(Callback):
@@ -61,7 +64,7 @@ class Reports(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         if not (isinstance(exception, Stopped) and exception.agreed):
-            report(exception)
+            report(explained(exception, Path(trainer.default_root_dir)) or exception)
 
 
 class Witness(logging.Handler):

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from alexlab.checkpoints import write_durably
+from alexlab.disk import write_durably
 from alexlab.runs import rank, ranks_store
 
 CHUNK = 1 << 24  # bytes that are under way at once

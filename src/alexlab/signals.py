@@ -1,6 +1,7 @@
 """What a signal does: a run ends after the step that it is in, with a checkpoint; a second one ends it at once. Imports no torch.
 
-SIGTERM comes from a scheduler or `kill`, SIGUSR1 from SLURM before the time is up, SIGINT from Ctrl-C. Each may reach any
+SIGTERM comes from a scheduler or `kill`, SIGUSR1 from SLURM before the time is up, SIGINT from Ctrl-C, SIGHUP from a terminal
+that is closed. Each may reach any
 process of a run, or all: the parent hands it on to the ranks, and the ranks agree on the step (`alexlab.stopping`).
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SAME_S = 1.0  # two signals within it are one that has come by two ways: to all processes, and handed on by their parent
 PREEMPTED, INTERRUPTED = 75, 130  # exit codes: EX_TEMPFAIL of <sysexits.h>, and 128 + SIGINT
 

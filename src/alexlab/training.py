@@ -18,6 +18,7 @@ from alexlab.cards import Card
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData, num_scored
+from alexlab.failures import explaining
 from alexlab.load import load_file
 from alexlab.loggers import EpochCSV, TensorBoard, open_loggers
 from alexlab.lost import earlier_causes, restarts
@@ -79,11 +80,12 @@ def train(
     data = build.folder_data(config, splits, run_dir)
     ckpt = go_on(config, splits, trainer, data) if resumed or restarts() else None
     data.trainer = trainer
-    data.start()
-    try:
-        return _trained(config, splits, trainer, data, ckpt, run_dir=run_dir, choices=choices)
-    finally:
-        data.stop()
+    with explaining(run_dir):
+        try:
+            data.start()
+            return _trained(config, splits, trainer, data, ckpt, run_dir=run_dir, choices=choices)
+        finally:
+            data.stop()
 
 
 def _trained(

@@ -13,6 +13,7 @@ from alexlab import sweeps
 from alexlab.command import ending_in_words
 from alexlab.engines import Engine
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
+from alexlab.failures import explaining
 from alexlab.runs import CARD, LAUNCHER_WORDS
 from alexlab.sweeps import FAILED, FINISHED, PRUNED, Job
 
@@ -131,22 +132,28 @@ class SweepLauncher(Launcher):
 
     def work(self, job: Job) -> None:
         """Runs a job in this process and says in it what became of it."""
-        result = run_job(
-            hydra_context=self.hydra_context,
-            task_function=self.task_function,
-            config=job.config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
-        self._configure_log()
+        try:
+            with explaining(job.folder):
+                result = run_job(
+                    hydra_context=self.hydra_context,
+                    task_function=self.task_function,
+                    config=job.config,
+                    job_dir_key="hydra.sweep.dir",
+                    job_subdir_key="hydra.sweep.subdir",
+                )
+        except AlexlabError as error:  # the disk is full: Hydra cannot write the config of the job
+            job.end(FAILED, cause=str(error))
+            return
+        finally:
+            self._configure_log()
         if result.status == JobStatus.COMPLETED:
             job.end(FINISHED, score=result.return_value)
             return
-        error = result._return_value
-        if isinstance(error, PrunedError):
-            job.end(PRUNED, cause=str(error))
+        raised = result._return_value
+        if isinstance(raised, PrunedError):
+            job.end(PRUNED, cause=str(raised))
         else:
-            job.end(FAILED, cause=f"{type(error).__name__}: {error}")
+            job.end(FAILED, cause=f"{type(raised).__name__}: {raised}")
 
 
 def _returned(job: Job) -> JobReturn:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import unicodedata
 from io import BytesIO
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alexlab.data import look
 from alexlab.data.check import Findings, check
 from alexlab.data.folder import find_splits
 from alexlab.data.manifest import read_manifest
 from alexlab.data.quarantine import quarantine, restore
-from alexlab.errors import ConfigError, DataError, FoundError, ImageError
+from alexlab.errors import ConfigError, DataError, FoundError, ImageError, RankError
+from alexlab.failures import explaining
 from alexlab.shown import shown
 from alexlab.tasks.prepare import run
 from bad_inputs import READABLE, UNREADABLE, tiff, write_odd_files
@@ -405,3 +408,14 @@ def test_a_manifest_is_a_data_set(clean: Path, tmp_path: Path) -> None:
         manifest.write_text(content)
         with pytest.raises(DataError, match=words):
             find_splits(str(manifest), val_fraction=0.2, test_fraction=0.0)
+
+
+def killed(work: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_ends_the_check(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "FEW", 1)
+    monkeypatch.setattr(look, "look", killed)
+    with pytest.raises(RankError, match="a process that reads images was killed; usually"), explaining(clean):
+        check(str(clean))

@@ -15,6 +15,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 from alexlab.data.tree import written_whole
+from alexlab.disk import writing
 from alexlab.errors import ConfigError, DataError
 from alexlab.machine import num_cores
 from alexlab.progress import watched
@@ -163,7 +164,7 @@ def write_dataset(name: str, out: Path, downloads: Path) -> dict[str, int]:
                 f"{name} must have {dataset.counts[split]} {split} images; {downloads} holds {len(found)}: remove what "
                 "was unpacked there and run the command again"
             )
-    with written_whole(out) as folder:
+    with writing(out), written_whole(out) as folder:
         for split, found in opened.items():
             _write_split(found, dataset, folder / split, f"{name}, {split}")
     return {split: len(found) for split, found in opened.items()}

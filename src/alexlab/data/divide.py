@@ -18,6 +18,7 @@ from alexlab.data.manifest import Row, locator, write_manifest
 from alexlab.data.names import hidden, unfit_for_a_folder
 from alexlab.data.table import read_table
 from alexlab.data.tree import written_whole
+from alexlab.disk import disk_error
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.progress import watched
 from alexlab.shown import shown
@@ -238,4 +239,4 @@ def _place(source: Source, row: int, folder: Path, how: str) -> None:
         else:
             target.symlink_to(original)
     except OSError as error:
-        raise DataError(f"cannot {how} {shown(original)}: {error.strerror}") from error
+        raise disk_error(error, target) or DataError(f"cannot {how} {shown(original)}: {error.strerror}") from error

@@ -4,7 +4,9 @@ import hashlib
 import io
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +17,7 @@ from alexlab.data.image_file import FORMATS, Decoding, read
 from alexlab.data.listing import Problem
 from alexlab.data.manifest import Row
 from alexlab.errors import ImageError
-from alexlab.machine import num_cores
+from alexlab.machine import end_with, num_cores
 from alexlab.progress import watched
 
 EXTENSIONS = {
@@ -71,9 +73,21 @@ def look_at(root: str, rows: Sequence[Row], decoding: Decoding) -> list[Seen]:
     work = [(root, row, decoding) for row in rows]
     if len(rows) < FEW:
         return [look(one) for one in watched(work, "looking at the images")]
-    with multiprocessing.get_context("fork").Pool(num_cores()) as pool:
-        found = pool.imap(look, work, chunksize=16)
+    # Not multiprocessing.Pool, which waits for ever for a process that was killed.
+    pool = ProcessPoolExecutor(
+        num_cores(), multiprocessing.get_context("fork"), initializer=_begin, initargs=(os.getpid(),)
+    )
+    try:
+        found = pool.map(look, work, chunksize=16)
         return list(watched(found, "looking at the images", len(work)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def look(work: tuple[str, Row, Decoding]) -> Seen:

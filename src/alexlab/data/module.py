@@ -1,8 +1,10 @@
 """The LightningDataModule: loaders over the splits of a folder."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import lightning
@@ -207,6 +209,13 @@ def begin_worker(parent: int, number: int) -> None:
     """
     end_with(parent)
     outlive_one(number)
+    sys.excepthook = _hush
+
+
+def _hush(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Leave it to the parent to report another loader process that has ended while it was given a batch."""
+    if not isinstance(error, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _follow(images: ShardedImages, batches: TrainBatches, epoch: int) -> None:

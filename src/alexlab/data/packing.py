@@ -24,6 +24,7 @@ from alexlab.data.image_file import FORMATS, Decoding, open_image_file
 from alexlab.data.images import to_tensor
 from alexlab.data.listing import Listing
 from alexlab.data.packed import Pack, PackedImages, pack_path
+from alexlab.disk import writing
 from alexlab.errors import DataError, ImageError
 from alexlab.machine import num_cores
 from alexlab.progress import progress_bar
@@ -61,8 +62,7 @@ def open_pack(
         DataError: when the folder has changed since it was packed, the disk is too small, or a file cannot be read.
     """
     place = pack_path(cache_dir, listing.root, listing.folder, pack, decoding.channels)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(place.with_name(f"{place.name}.lock"), place):
+    with writing(place), _locked(place.with_name(f"{place.name}.lock"), place):
         if place.is_dir():
             change = _change(place, listing, decoding, hashes)
             if change is None:
@@ -82,6 +82,7 @@ def open_pack(
 @contextmanager
 def _locked(path: Path, place: Path) -> Iterator[None]:
     """Holds a lock that the system gives back when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

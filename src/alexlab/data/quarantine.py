@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexlab.data.folder import check_root
+from alexlab.disk import writing
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.shown import shown
 
@@ -39,10 +40,11 @@ def quarantine(root: str, paths: Sequence[str], folder: Path) -> int:
             raise DataError(f"only files inside {shown(root)} are moved; a link leads out of it to {shown(path)}")
     for path in there:
         source, target = os.path.abspath(os.path.join(root, path)), folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (folder / MOVES).open("a") as file:
-            file.write(json.dumps({"from": source, "to": path}) + "\n")
-        shutil.move(source, target)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with (folder / MOVES).open("a") as file:
+                file.write(json.dumps({"from": source, "to": path}) + "\n")
+            shutil.move(source, target)
     return len(there)
 
 

@@ -20,6 +20,7 @@ from alexlab.data.image_file import DEFAULT, FORMATS, Decoding, open_image_file,
 from alexlab.data.paths import Paths
 from alexlab.data.shards import INDEX, KIND, VERSION, Shard
 from alexlab.data.store import Store, check_place, is_url
+from alexlab.disk import disk_error
 from alexlab.errors import ConfigError, DataError
 from alexlab.machine import num_cores
 from alexlab.progress import progress_bar
@@ -139,7 +140,9 @@ class _Writer:
             if not is_url(store.url):
                 Path(store.url).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"cannot write {shown(store.url)}: {error.strerror}") from error
+            raise disk_error(error, Path(store.url)) or DataError(
+                f"cannot write {shown(store.url)}: {error.strerror}"
+            ) from error
         self.progress = store.folder.parent / "shards.jsonl"
         self.tables = {plan.name: _table(plan) for plan in plans}
         self.done = self._done()
@@ -231,7 +234,9 @@ class _Writer:
             else:
                 os.replace(unfinished, folder / name)
         except OSError as error:
-            raise DataError(f"cannot write {shown(self.store.place(name))}: {error.strerror}") from error
+            raise disk_error(error, folder / name) or DataError(
+                f"cannot write {shown(self.store.place(name))}: {error.strerror}"
+            ) from error
         finally:
             unfinished.unlink(missing_ok=True)
         return Shard(name, len(content), hashlib.sha256(content).hexdigest())

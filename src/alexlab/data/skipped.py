@@ -4,13 +4,14 @@ import csv
 import io
 from pathlib import Path
 
-from alexlab.cells import CellWriter, restored, write_csv
+from alexlab.cells import CellWriter, csv_bytes, restored
+from alexlab.disk import Writer, write_durably
 from alexlab.errors import ImageError
 
 COLUMNS = ("path", "code", "reason")
 
 
-class Skipped:
+class Skipped(Writer):
     """Adds each unreadable image to a CSV file: a line is one write, so that processes do not mix their lines.
 
     Args:
@@ -22,14 +23,19 @@ class Skipped:
         self.known: set[str] = set()
 
     def add(self, error: ImageError) -> None:
-        """Lists the image, once for each process."""
+        """Lists the image, once for each process.
+
+        Raises:
+            DiskError: when the disk has no room; a run that goes on lists the image when it meets it again.
+        """
         if error.path in self.known:
             return
-        self.known.add(error.path)
         line = io.StringIO()
         CellWriter(line).writerow([error.path, error.code, error.reason])
-        with self.path.open("a", newline="", encoding="utf-8", errors="shown") as file:
+        with self.writing(self.path), self.path.open("a", newline="", encoding="utf-8", errors="shown") as file:
             file.write(line.getvalue())
+        if not self.failed:
+            self.known.add(error.path)
 
     def finish(self) -> int:
         """Puts a header over the list, each image once, and gives their number. For one process, when all are done."""
@@ -39,5 +45,6 @@ class Skipped:
             rows = {
                 row[0]: [restored(cell) for cell in row] for row in csv.reader(file) if row and row[0] != COLUMNS[0]
             }
-        write_csv(self.path, [COLUMNS, *(row for _, row in sorted(rows.items()))])
+        with self.writing(self.path):
+            write_durably(self.path, csv_bytes([COLUMNS, *(row for _, row in sorted(rows.items()))]))
         return len(rows)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from alexlab.data.folder import Split
+from alexlab.disk import writing
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference import Inference
 from alexlab.inside.layers import head, watched
@@ -70,6 +71,8 @@ def feature_matrix(
         rows = features(inference, images, layer).numpy()
         if matrix is None:
             matrix = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(split), rows.shape[1]))
+            with writing(path), unfinished.open("r+b") as file:  # else a full disk is a SIGBUS below
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         matrix[numbers.numpy()] = rows
     assert matrix is not None
     matrix.flush()

@@ -13,7 +13,8 @@ from alexlab import members
 from alexlab.cards import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, check_same_data, data_state
 from alexlab.data.folder import Splits
 from alexlab.data.settings import Data
-from alexlab.errors import AlexlabError, ConfigError, PrunedError
+from alexlab.errors import AlexlabError, ConfigError, DiskError, PrunedError
+from alexlab.failures import explaining
 from alexlab.fingerprint import check_equal, fingerprint
 from alexlab.nodes import bind
 from alexlab.resuming import store_attempt
@@ -75,21 +76,30 @@ def _recorded(
     card.start(checked.config, choices)
     card.update(data=checked.data)
     try:
-        scores = _train(checked, run_dir, choices, isolated, resumed)
+        with explaining(run_dir):
+            scores = _train(checked, run_dir, choices, isolated, resumed)
     except Stopped as error:
-        card.finish(INTERRUPTED, reason=str(error), exit_code=error.exit_code)
+        _ended(card, INTERRUPTED, reason=str(error), exit_code=error.exit_code)
         if not isolated:
             log.warning("%s; python src/train.py resume=%s goes on", error, os.path.relpath(run_dir))
         raise
     except PrunedError as error:
-        card.finish(PRUNED, reason=str(error))
+        _ended(card, PRUNED, reason=str(error))
         raise
     except BaseException as error:
         code = error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code
-        card.finish(FAILED, reason=f"{type(error).__name__}: {error}", exit_code=code)
+        _ended(card, FAILED, reason=f"{type(error).__name__}: {error}", exit_code=code)
         raise
     card.finish(FINISHED, scores=scores)
     return scores.get("best/top1")
+
+
+def _ended(card: Card, status: str, **values: Any) -> None:
+    """Says in the card of a run that is ending what has ended it; a full disk must not take the place of that."""
+    try:
+        card.finish(status, **values)
+    except DiskError as error:
+        log.error("%s", error)
 
 
 def check(config: dict[str, Any]) -> None:
