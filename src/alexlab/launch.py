@@ -43,6 +43,12 @@ def num_ranks(*, accelerator: str, devices: int | str | list[int]) -> int:
     elsewhere = machine.jobs_elsewhere  # on another machine there are other devices
     if accelerator in ("gpu", "cuda") and gpus == 0 and not elsewhere:
         raise ConfigError(f"trainer.accelerator={accelerator} needs a GPU; there is none. Take trainer.accelerator=cpu")
+    if accelerator == "mps" and not torch.backends.mps.is_available() and not elsewhere:
+        raise ConfigError(
+            "trainer.accelerator=mps needs a Mac with an Apple GPU; there is none. Take trainer.accelerator=cpu"
+        )
+    if accelerator == "mps" and _count(devices, 1) > 1:
+        raise ConfigError(f"trainer.devices must be 1 with trainer.accelerator=mps; got {devices}")
     on_gpu = _on_gpu(accelerator, gpus)
     # Two processes always can be tried; more of them than cores only wait for each other.
     available, kind = (

@@ -15,6 +15,7 @@ from alexlab.errors import ConfigError
 from alexlab.machine import num_cores
 from alexlab.nodes import bind
 
+MAX_WORKERS = 1024  # loader processes of a device; more than the cores only wait for each other
 MAKERS = {"digits": write_digits, "photographs": write_photographs}
 
 
@@ -89,6 +90,10 @@ class Data:
             raise ConfigError(f"data.on_error must be raise or skip; got {self.on_error!r}")
         if self.make is not None and self.make not in MAKERS:
             raise ConfigError(f"data.make must be null or one of {', '.join(MAKERS)}; got {self.make!r}")
+        if self.num_workers is not None and not 0 <= self.num_workers <= MAX_WORKERS:
+            raise ConfigError(
+                f"data.num_workers must be null or a number of processes from 0 to {MAX_WORKERS}; got {self.num_workers}"
+            )
         if self.batch_size < 1:
             raise ConfigError(f"data.batch_size must be at least 1; got {self.batch_size}")
 

@@ -3,6 +3,8 @@
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,10 +81,30 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         AlexlabError: in one sentence.
     """
-    from alexlab import build
+    with naming_keys(config):
+        _check(config)
+
+
+def _check(config: dict[str, Any]) -> None:
+    from alexlab import build, rehearsal
 
     splits, ranks = _found(config)
-    build.check(build.measured(build.named(config, splits), splits, pretended=True)[0], splits, num_ranks=ranks)
+    config = build.measured(build.named(config, splits), splits, pretended=True)[0]
+    build.check(config, splits, num_ranks=ranks)
+    rehearsal.rehearse(config, splits, num_ranks=ranks)
+
+
+@contextmanager
+def naming_keys(config: dict[str, Any]) -> Iterator[None]:
+    """Turns any error of a check into a ConfigError that names the key without which `_check` passes, if there is one."""
+    try:
+        yield
+    except AlexlabError:
+        raise
+    except Exception as error:
+        from alexlab import rehearsal
+
+        rehearsal.explain(error, config, _check)
 
 
 def _found(config: dict[str, Any]) -> tuple[Splits, int]:
@@ -111,20 +133,13 @@ def _found(config: dict[str, Any]) -> tuple[Splits, int]:
 def _train(
     config: dict[str, Any], run_dir: Path, choices: dict[str, str], isolated: bool, resumed: bool
 ) -> dict[str, float]:
-    splits, ranks = _found(config)
+    with naming_keys(config):
+        config, splits, ranks = _prepared(config, run_dir)
 
     from alexlab import build
     from alexlab.launch import Limits, launch
     from alexlab.training import print_scores, train
 
-    config = build.named(config, splits)
-    check_nodes(config, splits, ranks)
-    config, statistics = build.agreed_measures(config, splits)
-    if rank() == 0:
-        Card(run_dir).update(data=data_state(splits), config=config)
-    build.check(config, splits, num_ranks=ranks * config["trainer"]["num_nodes"])
-    if statistics is not None and rank() == 0:
-        statistics.write(run_dir / STATISTICS)
     splits = build.packed(config, splits)
     members.here.fits = lambda nodes: build.accumulation(config, nodes * ranks) is not None
     task = partial(train, config, splits, run_dir=run_dir, choices=choices, resumed=resumed)
@@ -132,6 +147,25 @@ def _train(
     if scores and rank() == 0 and members.is_first():
         print_scores(scores, run_dir)
     return scores
+
+
+def _prepared(config: dict[str, Any], run_dir: Path) -> tuple[dict[str, Any], Splits, int]:
+    """The config with what is measured, the data and the number of processes, when everything has been checked."""
+    splits, ranks = _found(config)
+
+    from alexlab import build, rehearsal
+
+    config = build.named(config, splits)
+    check_nodes(config, splits, ranks)
+    config, statistics = build.agreed_measures(config, splits)
+    if rank() == 0:
+        Card(run_dir).update(data=data_state(splits), config=config)
+    all_ranks = ranks * config["trainer"]["num_nodes"]
+    build.check(config, splits, num_ranks=all_ranks)
+    rehearsal.rehearse(config, splits, num_ranks=all_ranks)
+    if statistics is not None and rank() == 0:
+        statistics.write(run_dir / STATISTICS)
+    return config, splits, ranks
 
 
 def check_nodes(config: dict[str, Any], splits: Splits, ranks: int) -> None:
