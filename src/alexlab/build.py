@@ -170,6 +170,8 @@ def named(config: Config, splits: Splits) -> Config:
     if isinstance(names, str):
         names = read_class_names(names)
         shown_names(splits.classes, names)
+    elif names is not None and not isinstance(names, dict):
+        raise ConfigError(f"class_names must be null or a JSON file; got {names!r}")
     return {**config, "class_names": names}
 
 
@@ -445,9 +447,11 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     if config["trainer"]["strategy"] == TOWERS:
         _check_towers(config, module.net, num_ranks)
     pretrained(config, module.net, splits)
+    if "lr" not in config["optimizer"]:
+        raise ConfigError("optimizer.lr must be given: +optimizer.lr=VALUE")
     try:
         optimizer = module.optimizer(module.parameter_groups(module.net))
-    except Exception as error:
+    except (ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {error}") from error
     schedule = module.schedule(optimizer, num_epochs=1, steps_per_epoch=100)
     folder_data(config, splits)

@@ -118,6 +118,16 @@ class Limits:
     silence_s: float = 15.0
     join_s: float = 30.0
 
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "silence_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"elastic.{name} must be positive; got {getattr(self, name)}")
+        for name in ("shutdown_s", "max_restarts", "join_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"elastic.{name} must be at least 0; got {getattr(self, name)}")
+        if self.min_nodes is not None and self.min_nodes < 1:
+            raise ConfigError(f"elastic.min_nodes must be null or at least 1; got {self.min_nodes}")
+
 
 def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: Limits) -> Any:
     """Runs `task` on every rank and returns what rank 0 returned.

@@ -74,7 +74,7 @@ def rehearse(config: Config, splits: Splits, *, num_ranks: int) -> None:
         return
     if failure[0]:
         raise ConfigError(failure[1])
-    keys = culprits(config, lambda changed: _failure(changed, splits, num_ranks, accelerator) is None)
+    keys = culprits(config, failure[1], lambda changed: _failure(changed, splits, num_ranks, accelerator) is None)
     if keys:
         raise ConfigError(f"{keys} cannot be used: {failure[1]}")
     log.warning("a rehearsal of the run failed, and no key explains it: %s", failure[1])
@@ -90,19 +90,39 @@ def explain(error: Exception, config: Config, check: Callable[[Config], Any]) ->
             return False
         return True
 
-    keys = culprits(config, passes)
+    keys = culprits(config, str(error), passes)
     if keys:
         raise ConfigError(f"{keys} cannot be used: {sentence(error)}") from error
     raise error
 
 
-def culprits(config: Config, passes: Callable[[Config], bool]) -> str:
-    """Return the keys, with their values, each of which makes a config pass where it has its default; "" for none."""
-    for alternatives in (_keys(config), _nodes(config)):
-        found = [key for key, changed in alternatives if passes(changed)]
+def culprits(config: Config, text: str, passes: Callable[[Config], bool]) -> str:
+    """Return the keys, with their values, each of which makes a config pass where it has its default; "" for none.
+
+    Args:
+        config: one that does not pass.
+        text: of the error; keys and values that it names are tried first.
+        passes: tells whether a config passes.
+    """
+    keys = list(_keys(config))
+    named = [words for words, _ in keys if any(len(word) > 1 and word in text for word in _words(words))]
+    for chosen in (
+        [each for each in keys if each[0] in named],
+        [each for each in keys if each[0] not in named],
+        _nodes(config),
+    ):
+        found = [words for words, changed in chosen if passes(changed)]
         if found:
             return " with ".join(found[:3])
-    return ""
+    defaults = _defaults()["trainer"]
+    together = {key: value for key, value in config["trainer"].items() if value != defaults.get(key)}
+    if not passes(_with(config, "trainer", {key: defaults.get(key) for key in together})):
+        return ""
+    for key in tuple(together):
+        others = [other for other in together if other != key]
+        if passes(_with(config, "trainer", {other: defaults.get(other) for other in others})):
+            del together[key]
+    return " with ".join(f"trainer.{key}={_shown(value)}" for key, value in together.items())
 
 
 def _failure(config: Config, splits: Splits, num_ranks: int, accelerator: str) -> tuple[bool, str] | None:
@@ -168,6 +188,7 @@ def sentence(error: Exception) -> str:
 
 
 def _perform(config: Config, splits: Splits, num_ranks: int, accelerator: str, folder: Path) -> None:
+    build.check(config, splits, num_ranks=num_ranks)
     build.trainer(_on_one_device(config, accelerator), folder, num_ranks=1)  # with all callbacks
     compile_net(nn.Identity(), **config["compile"])
     _transform_images(config)
@@ -263,16 +284,19 @@ def _keys(config: Config) -> Iterator[tuple[str, Config]]:
     for group, defaults in _defaults().items():
         for key, value in config[group].items():
             default = defaults.get(key)
-            if value != default and not (isinstance(default, str) and default.startswith(("$", "?"))):
-                yield f"{group}.{key}={_shown(value)}", _with(config, group, {key: default})
+            if value == default or (isinstance(default, str) and default.startswith(("$", "?"))):
+                continue
+            kept = {name: other for name, other in config[group].items() if name != key}
+            changed = {**kept, key: default} if key in defaults else kept
+            yield f"{group}.{key}={_shown(value)}", {**config, group: changed}
     for group in ("loss", "optimizer", "scheduler", "model"):
         for key, value in config[group].items():
             if key not in ("_target_", "lr"):
                 kept = {name: other for name, other in config[group].items() if name != key}
                 yield f"{group}.{key}={_shown(value)}", {**config, group: kept}
     if "lr" in config["optimizer"]:
-        yield f"optimizer.lr={config['optimizer']['lr']}", _with(config, "optimizer", {"lr": 1e-3})
-    yield f"seed={config['seed']}", {**config, "seed": 1}
+        yield f"optimizer.lr={_shown(config['optimizer']['lr'])}", _with(config, "optimizer", {"lr": 1e-3})
+    yield f"seed={_shown(config['seed'])}", {**config, "seed": 1}
     for group in ("callbacks", *(f"augmentation.{stage}" for stage in ("batch", "train", "eval"))):
         outer, _, inner = group.partition(".")
         nodes = build.entries(config[outer][inner] if inner else config[outer])
@@ -283,7 +307,7 @@ def _keys(config: Config) -> Iterator[tuple[str, Config]]:
 
 
 def _nodes(config: Config) -> Iterator[tuple[str, Config]]:
-    """Yield configs without one node, and one whose Trainer is the default one."""
+    """Yield configs without one node."""
     for group in ("callbacks", "augmentation.batch", "augmentation.train"):
         outer, _, inner = group.partition(".")
         for name in build.entries(config[outer][inner] if inner else config[outer]):
@@ -294,9 +318,12 @@ def _nodes(config: Config) -> Iterator[tuple[str, Config]]:
     }
     for group, node in plain.items():
         yield f"{group}={config[group].get('_target_')}", {**config, group: node}
-    defaults = _defaults()["trainer"]
-    changed = {key: value for key, value in config["trainer"].items() if value != defaults.get(key)}
-    yield " and ".join(f"trainer.{key}={value}" for key, value in changed.items()), {**config, "trainer": defaults}
+
+
+def _words(key: str) -> tuple[str, str]:
+    """Split `group.key=value` into key and value."""
+    path, _, value = key.partition("=")
+    return path.rpartition(".")[2], value
 
 
 def _shown(value: Any) -> str:

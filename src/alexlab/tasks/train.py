@@ -118,6 +118,7 @@ def _found(config: dict[str, Any]) -> tuple[Splits, int]:
 
     hush_lightning()
     bind(Limits, "elastic", **config["elastic"])
+    Limits(**config["elastic"])
     trainer = config["trainer"]
     nodes = world()[1]
     if nodes > trainer["num_nodes"]:
