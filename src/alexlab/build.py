@@ -323,6 +323,8 @@ def entries(nodes: Config) -> Config:
 
 
 def _transforms(nodes: Config, where: str) -> Callable[..., Any]:
+    if not entries(nodes):
+        raise ConfigError(f"{where} must have a transform that gives images of data.image_size; it has none")
     return v2.Compose([make(node, f"{where}.{name}") for name, node in entries(nodes).items()])
 
 
@@ -451,6 +453,8 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
         raise ConfigError("optimizer.lr must be given: +optimizer.lr=VALUE")
     try:
         optimizer = module.optimizer(module.parameter_groups(module.net))
+    except ConfigError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {error}") from error
     schedule = module.schedule(optimizer, num_epochs=1, steps_per_epoch=100)

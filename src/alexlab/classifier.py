@@ -106,7 +106,10 @@ class Classifier(lightning.LightningModule):
         if self.mix is not None:
             images, labels = self.mix(images, labels)
         logits = self._logits(images)
-        if self.dtype.itemsize < 4:  # trainer.precision=bf16-true or 16-true; autocast does so by itself
+        if self.dtype in (
+            torch.float16,
+            torch.bfloat16,
+        ):  # trainer.precision=bf16-true or 16-true; autocast does so by itself
             logits = logits.float()
         losses = self.loss(logits, labels) if len(labels) else 0 * logits.sum(1)
         # Over the whole share: an image that was skipped counts as nothing, on one device as on several.
@@ -126,6 +129,8 @@ class Classifier(lightning.LightningModule):
         found = [
             (name, parameter.grad) for name, parameter in self.net.named_parameters() if parameter.grad is not None
         ]
+        if not found:  # StochasticWeightAveraging passes over the data once more for the norms, without a gradient
+            return
         names, gradients = zip(*found, strict=True)
         batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
         whole = batch_idx % self.trainer.accumulate_grad_batches + 1

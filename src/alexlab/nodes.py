@@ -73,7 +73,7 @@ def _refused(target: Callable[..., Any], where: str, args: Any, keywords: Config
             target(*args, **{key: other for key, other in keywords.items() if key != name}, **extra)
         except Exception:
             continue
-        return f"{where}.{name}={value} cannot be used"
+        return f"{where}.{name}={'null' if value is None else value} cannot be used"
     return where
 
 

@@ -50,6 +50,11 @@ SHORT = {
 }
 HERE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "enable_model_summary": False}
 
+PLAIN = {
+    "optimizer": {"_target_": "torch.optim.SGD", "lr": 1e-3},
+    "scheduler": {"_target_": "alexlab.schedules.constant"},
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -60,28 +65,38 @@ def rehearse(config: Config, splits: Splits, *, num_ranks: int) -> None:
         ConfigError: naming the key without which the rehearsal succeeds. A failure that no key explains is none of the
             config's: it is left to the run.
     """
-    gpus = wanted_gpus(accelerator=config["trainer"]["accelerator"], devices=config["trainer"]["devices"])
-    if machine.jobs_elsewhere and config["trainer"]["accelerator"] in ("gpu", "cuda", "mps"):
+    accelerator = config["trainer"]["accelerator"]
+    if machine.jobs_elsewhere and accelerator in ("gpu", "cuda", "mps"):
         return  # the job rehearses on its machine
-    # On the CPU first: starting CUDA takes seconds. Only what fails there is tried on the device of the run.
-    failure = _failure(config, splits, num_ranks, "cpu")
-    accelerator = "gpu" if gpus else config["trainer"]["accelerator"]
-    if failure is not None and accelerator not in ("auto", "cpu"):
-        failure = _failure(config, splits, num_ranks, accelerator)
-    else:
-        accelerator = "cpu"
-    if failure is None:
-        return
+    gpus = wanted_gpus(accelerator=accelerator, devices=config["trainer"]["devices"])
+    devices = ["cpu", *(["gpu"] if gpus else ["mps"] if accelerator == "mps" else [])]
+    failure = None
+    for device in devices:  # on the CPU first, since starting CUDA takes seconds: only what fails there is tried on it
+        failure = _failure(config, splits, num_ranks, device, names_key=device == devices[-1])
+        if failure is None:
+            return
+    assert failure is not None
     if failure[0]:
         raise ConfigError(failure[1])
-    keys = culprits(config, failure[1], lambda changed: _failure(changed, splits, num_ranks, accelerator) is None)
-    if keys:
-        raise ConfigError(f"{keys} cannot be used: {failure[1]}")
     log.warning("a rehearsal of the run failed, and no key explains it: %s", failure[1])
 
 
 def explain(error: Exception, config: Config, check: Callable[[Config], Any]) -> NoReturn:
     """Raise a ConfigError that names the key without which a check succeeds, or the error where there is none."""
+    keys = culprits(config, str(error), check)
+    if keys:
+        raise ConfigError(f"{keys} cannot be used: {sentence(error)}") from error
+    raise error
+
+
+def culprits(config: Config, text: str, check: Callable[[Config], Any]) -> str:
+    """Return the keys, with their values, each of which makes a config pass where it has its default; "" for none.
+
+    Args:
+        config: one that does not pass.
+        text: of the error; keys and values that it names are tried first.
+        check: raises an error for a config that does not pass.
+    """
 
     def passes(changed: Config) -> bool:
         try:
@@ -90,48 +105,32 @@ def explain(error: Exception, config: Config, check: Callable[[Config], Any]) ->
             return False
         return True
 
-    keys = culprits(config, str(error), passes)
-    if keys:
-        raise ConfigError(f"{keys} cannot be used: {sentence(error)}") from error
-    raise error
+    groups = list(_groups(config))
+    keys = [key for _, _, keys in groups for key in keys]
+    found = [words for words, changed in keys if _is_named(words, text) and passes(changed)]
+    if not found:
+        for words, whole, keys in groups:
+            if passes(whole):
+                found += [key for key, changed in keys if passes(changed)] or [words]
+    return " with ".join(found[:3])
 
 
-def culprits(config: Config, text: str, passes: Callable[[Config], bool]) -> str:
-    """Return the keys, with their values, each of which makes a config pass where it has its default; "" for none.
-
-    Args:
-        config: one that does not pass.
-        text: of the error; keys and values that it names are tried first.
-        passes: tells whether a config passes.
-    """
-    keys = list(_keys(config))
-    named = [words for words, _ in keys if any(len(word) > 1 and word in text for word in _words(words))]
-    for chosen in (
-        [each for each in keys if each[0] in named],
-        [each for each in keys if each[0] not in named],
-        _nodes(config),
-    ):
-        found = [words for words, changed in chosen if passes(changed)]
-        if found:
-            return " with ".join(found[:3])
-    defaults = _defaults()["trainer"]
-    together = {key: value for key, value in config["trainer"].items() if value != defaults.get(key)}
-    if not passes(_with(config, "trainer", {key: defaults.get(key) for key in together})):
-        return ""
-    for key in tuple(together):
-        others = [other for other in together if other != key]
-        if passes(_with(config, "trainer", {other: defaults.get(other) for other in others})):
-            del together[key]
-    return " with ".join(f"trainer.{key}={_shown(value)}" for key, value in together.items())
+def _is_named(key: str, text: str) -> bool:
+    path, _, value = key.partition("=")
+    return any(len(word) > 1 and word in text for word in (path.rpartition(".")[2], value))
 
 
-def _failure(config: Config, splits: Splits, num_ranks: int, accelerator: str) -> tuple[bool, str] | None:
-    """Return how a rehearsal fails: whether the sentence names its key, and the sentence; None for a success."""
+def _failure(
+    config: Config, splits: Splits, num_ranks: int, accelerator: str, *, names_key: bool = True
+) -> tuple[bool, str] | None:
+    """Return how a rehearsal fails: whether a key explains it, and the sentence; None for a success."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix="alexlab_") as folder:
         child = context.Process(
-            target=_child, args=(sender, config, splits, num_ranks, accelerator, Path(folder), os.getpid())
+            target=_child,
+            args=(sender, config, splits, num_ranks, accelerator, Path(folder), os.getpid()),
+            kwargs={"names_key": names_key},
         )
         child.start()
         sender.close()
@@ -147,7 +146,15 @@ def _failure(config: Config, splits: Splits, num_ranks: int, accelerator: str) -
 
 
 def _child(
-    sender: Any, config: Config, splits: Splits, num_ranks: int, accelerator: str, folder: Path, parent: int
+    sender: Any,
+    config: Config,
+    splits: Splits,
+    num_ranks: int,
+    accelerator: str,
+    folder: Path,
+    parent: int,
+    *,
+    names_key: bool,
 ) -> None:
     """Rehearse, and send what was found; nothing is printed, and nothing written outside the folder."""
     machine.end_with(parent)
@@ -162,12 +169,17 @@ def _child(
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the first backward pass would look for GPUs
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, resource.RLIM_INFINITY))
+
+    def perform(changed: Config) -> None:
+        _perform(changed, splits, num_ranks, accelerator, folder)
+
     try:
-        _perform(config, splits, num_ranks, accelerator, folder)
+        perform(config)
     except AlexlabError as error:
         sender.send((True, str(error)))
     except Exception as error:
-        sender.send((False, sentence(error)))
+        keys = culprits(config, str(error), perform) if names_key else ""
+        sender.send((bool(keys), f"{keys} cannot be used: {sentence(error)}" if keys else sentence(error)))
     else:
         sender.send(None)
 
@@ -271,68 +283,59 @@ def _transform_images(config: Config) -> None:
         views(torch.zeros(channels, *SIDES, dtype=torch.uint8))
 
 
-def _defaults() -> Config:
-    """Return the defaults of the groups whose keys are looked at one by one."""
+def _groups(config: Config) -> Iterator[tuple[str, Config, list[tuple[str, Config]]]]:
+    """Yield the parts of a config, each with a config that has the defaults there, and one such for each of its keys.
+
+    Parts and keys come with the words that name them.
+    """
     files = {"trainer": "trainer/default.yaml", "data": "data/folder.yaml"}
     defaults = {group: yaml.safe_load((CONFIG_DIR / path).read_text()) for group, path in files.items()}
     whole = yaml.safe_load((CONFIG_DIR / "train.yaml").read_text())
-    return {**defaults, **{group: whole[group] for group in ("compile", "elastic", "parameters", "final")}}
-
-
-def _keys(config: Config) -> Iterator[tuple[str, Config]]:
-    """Yield configs with one key reset to its default, each with the key and the value that it had."""
-    for group, defaults in _defaults().items():
-        for key, value in config[group].items():
-            default = defaults.get(key)
-            if value == default or (isinstance(default, str) and default.startswith(("$", "?"))):
-                continue
-            kept = {name: other for name, other in config[group].items() if name != key}
-            changed = {**kept, key: default} if key in defaults else kept
-            yield f"{group}.{key}={_shown(value)}", {**config, group: changed}
-    for group in ("loss", "optimizer", "scheduler", "model"):
-        for key, value in config[group].items():
-            if key not in ("_target_", "lr"):
-                kept = {name: other for name, other in config[group].items() if name != key}
-                yield f"{group}.{key}={_shown(value)}", {**config, group: kept}
-    if "lr" in config["optimizer"]:
-        yield f"optimizer.lr={_shown(config['optimizer']['lr'])}", _with(config, "optimizer", {"lr": 1e-3})
-    yield f"seed={_shown(config['seed'])}", {**config, "seed": 1}
-    for group in ("callbacks", *(f"augmentation.{stage}" for stage in ("batch", "train", "eval"))):
-        outer, _, inner = group.partition(".")
-        nodes = build.entries(config[outer][inner] if inner else config[outer])
-        for name, node in nodes.items():
-            for key in [key for key in node if key != "_target_"]:
-                kept = {other: value for other, value in node.items() if other != key}
-                yield f"{group}.{name}.{key}={_shown(node[key])}", _with(config, group, {name: kept})
-
-
-def _nodes(config: Config) -> Iterator[tuple[str, Config]]:
-    """Yield configs without one node."""
-    for group in ("callbacks", "augmentation.batch", "augmentation.train"):
+    defaults |= {group: whole[group] for group in ("compile", "elastic", "parameters", "final")}
+    for group in (*defaults, "model", "loss"):
+        own = {
+            key: default
+            for key, default in defaults.get(group, {}).items()
+            if not (isinstance(default, str) and default.startswith(("$", "?")))
+        }
+        required = {key: value for key, value in config[group].items() if key == "_target_" or key not in own}
+        other = required if group == "data" else {key: required[key] for key in required if key == "_target_"}
+        yield _part(config, group, {**other, **own}, own)
+    for group, node in PLAIN.items():
+        yield _part(config, group, node, {key: node[key] for key in node if key == "lr"})
+    yield "seed", {**config, "seed": 1}, []
+    for group in ("callbacks", "augmentation.batch"):
         outer, _, inner = group.partition(".")
         for name in build.entries(config[outer][inner] if inner else config[outer]):
-            yield f"{group}.{name}", _with(config, group, {name: None})
-    plain = {
-        "optimizer": {"_target_": "torch.optim.SGD", "lr": 1e-3},
-        "scheduler": {"_target_": "alexlab.schedules.constant"},
-    }
-    for group, node in plain.items():
-        yield f"{group}={config[group].get('_target_')}", {**config, group: node}
+            yield _part(config, f"{group}.{name}", None, {})
 
 
-def _words(key: str) -> tuple[str, str]:
-    """Split `group.key=value` into key and value."""
-    path, _, value = key.partition("=")
-    return path.rpartition(".")[2], value
+def _part(config: Config, where: str, whole: Any, defaults: Config) -> tuple[str, Config, list[tuple[str, Config]]]:
+    """Return the words of a part, the config with `whole` in its place, and configs with one key reset or left out."""
+    node: Any = config
+    for name in where.split("."):
+        node = node[name]
+    keys = []
+    for key, value in node.items():
+        if key == "_target_" or (key in defaults and defaults[key] == value):
+            continue
+        changed = {name: other for name, other in node.items() if name != key}
+        changed |= {key: defaults[key]} if key in defaults else {}
+        keys.append((f"{where}.{key}={_shown(value)}", _with(config, where, changed)))
+    if where == "trainer":
+        words = " with ".join(key for key, _ in keys)
+    else:
+        words = f"{where}={node['_target_']}" if where in PLAIN else where
+    return words, _with(config, where, whole), keys
 
 
 def _shown(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def _with(config: Config, group: str, changes: Config) -> Config:
-    outer, _, inner = group.partition(".")
-    return {**config, outer: _with(config[outer], inner, changes) if inner else {**config[outer], **changes}}
+def _with(config: Config, where: str, value: Any) -> Config:
+    outer, _, inner = where.partition(".")
+    return {**config, outer: _with(config[outer], inner, value) if inner else value}
 
 
 class StandIn(nn.Module):
@@ -342,7 +345,7 @@ class StandIn(nn.Module):
         super().__init__()
         self.features = nn.Sequential(nn.Conv2d(channels, 2, 3, padding=1), nn.BatchNorm2d(2))
         self.classifier = nn.Linear(2, num_outputs)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the nets of runs
+        self.to(memory_format=torch.channels_last)  # as the nets of runs
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.features(images).mean((2, 3)))

@@ -6,6 +6,7 @@ moves a run, not what it is.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from alexlab.sweeps import MULTIRUN, stored_words
 
 RUNS = "outputs/train/*/*"
 NUM_TRIALS = "hydra.sweeper.num_trials"
+LENGTHS = ("max_epochs", "max_steps")
 # What a resumed run may be given: how long, where and how watched.
 CHANGEABLE = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
@@ -94,10 +96,17 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
         return Resumption(run_dir, config, card["choices"], changes, where)
     if card["status"] == RUNNING:
         raise ConfigError(f"a run that is resumed must have ended; process {holder(run_dir)} is writing {run_dir}")
-    longest = config["trainer"]["max_epochs"] or 0
-    if card["status"] == FINISHED and longest <= (card["config"]["trainer"]["max_epochs"] or 0):
-        raise ConfigError(f"{run_dir} is finished; trainer.max_epochs=N with more than {longest} goes on with it")
+    if card["status"] == FINISHED and not is_longer(config["trainer"], than=card["config"]["trainer"]):
+        limits = [(name, card["config"]["trainer"][name]) for name in LENGTHS]
+        given = " and ".join(f"trainer.{name}={limit}" for name, limit in limits if limit not in (None, -1))
+        raise ConfigError(f"{run_dir} is finished, with {given}; a larger number extends it")
     return Resumption(run_dir, config, card["choices"], changes, where)
+
+
+def is_longer(trainer: dict[str, Any], *, than: dict[str, Any]) -> bool:
+    """Return whether no limit of a `trainer` node is lower than that of another one, and one is higher."""
+    pairs = [[math.inf if node[name] in (None, -1) else node[name] for node in (than, trainer)] for name in LENGTHS]
+    return all(after >= before for before, after in pairs) and any(after > before for before, after in pairs)
 
 
 def changed(config: dict[str, Any], arguments: Sequence[str], run_dir: Path) -> dict[str, Any]:

@@ -94,8 +94,9 @@ class Data:
             raise ConfigError(
                 f"data.num_workers must be null or a number of processes from 0 to {MAX_WORKERS}; got {self.num_workers}"
             )
-        if self.batch_size < 1:
-            raise ConfigError(f"data.batch_size must be at least 1; got {self.batch_size}")
+        for name in ("batch_size", "image_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} must be a whole number of at least 1; got {getattr(self, name)}")
 
     def _check_url(self) -> None:
         if self.root and is_url(self.root):

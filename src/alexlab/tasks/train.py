@@ -86,12 +86,19 @@ def check(config: dict[str, Any]) -> None:
 
 
 def _check(config: dict[str, Any]) -> None:
-    from alexlab import build, rehearsal
+    from alexlab import build
 
     splits, ranks = _found(config)
     config = build.measured(build.named(config, splits), splits, pretended=True)[0]
     build.check(config, splits, num_ranks=ranks)
-    rehearsal.rehearse(config, splits, num_ranks=ranks)
+    rehearse(config, splits, num_ranks=ranks)
+
+
+def rehearse(config: dict[str, Any], splits: Splits, *, num_ranks: int) -> None:
+    """Trains a small net in a child process, see `alexlab.rehearsal`; tests of other things leave it out."""
+    from alexlab import rehearsal
+
+    rehearsal.rehearse(config, splits, num_ranks=num_ranks)
 
 
 @contextmanager
@@ -154,7 +161,7 @@ def _prepared(config: dict[str, Any], run_dir: Path) -> tuple[dict[str, Any], Sp
     """The config with what is measured, the data and the number of processes, when everything has been checked."""
     splits, ranks = _found(config)
 
-    from alexlab import build, rehearsal
+    from alexlab import build
 
     config = build.named(config, splits)
     check_nodes(config, splits, ranks)
@@ -163,7 +170,7 @@ def _prepared(config: dict[str, Any], run_dir: Path) -> tuple[dict[str, Any], Sp
         Card(run_dir).update(data=data_state(splits), config=config)
     all_ranks = ranks * config["trainer"]["num_nodes"]
     build.check(config, splits, num_ranks=all_ranks)
-    rehearsal.rehearse(config, splits, num_ranks=all_ranks)
+    rehearse(config, splits, num_ranks=all_ranks)
     if statistics is not None and rank() == 0:
         statistics.write(run_dir / STATISTICS)
     return config, splits, ranks
