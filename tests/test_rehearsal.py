@@ -155,6 +155,7 @@ def test_a_value_that_only_a_training_refuses(changed: Changed, values: dict[str
         {"trainer.enable_progress_bar": False},
         {"data.num_workers": None},
         {"optimizer.capturable": True},
+        {"optimizer.lr": 1e35, "trainer.log_every_n_steps": 1},
         {"callbacks": {"b": {"_target_": f"{CALLBACKS}.StochasticWeightAveraging", "swa_lrs": 0.01}}},
         {"callbacks.early": {"_target_": f"{CALLBACKS}.EarlyStopping", "monitor": "train/loss"}},
         {"augmentation.train.erase": {"_target_": f"{V2}.RandomErasing", "p": 1.0, "value": "random"}},

@@ -24,10 +24,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from alexlab import build, machine
+from alexlab.callbacks import NotFinite
 from alexlab.compiling import compile_net
 from alexlab.data.folder import Splits
 from alexlab.data.order import EvalBatches, TrainBatches
-from alexlab.errors import AlexlabError, ConfigError
+from alexlab.errors import AlexlabError, ConfigError, NumericError
 from alexlab.launch import RANK_VARIABLES, wanted_gpus
 from alexlab.nodes import Config, value_of
 from alexlab.overrides import CONFIG_DIR
@@ -50,7 +51,7 @@ SHORT = {
 }
 HERE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "enable_model_summary": False}
 
-PLAIN = {
+PLAIN: dict[str, Config] = {
     "optimizer": {"_target_": "torch.optim.SGD", "lr": 1e-3},
     "scheduler": {"_target_": "alexlab.schedules.constant"},
 }
@@ -171,7 +172,8 @@ def _child(
             resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, resource.RLIM_INFINITY))
 
     def perform(changed: Config) -> None:
-        _perform(changed, splits, num_ranks, accelerator, folder)
+        with contextlib.suppress(NumericError):  # with other images and another net it may stay finite
+            _perform(changed, splits, num_ranks, accelerator, folder)
 
     try:
         perform(config)
@@ -214,8 +216,8 @@ def _perform(config: Config, splits: Splits, num_ranks: int, accelerator: str, f
         data = StandInData(counts, channels=config["data"]["channels"], num_classes=len(splits.classes))
         module = build.classifier(config, splits, device="meta")
         module.net = StandIn(config["data"]["channels"], module.loss.num_outputs)  # type: ignore[arg-type]
-        if not changes:
-            trainer.callbacks.append(Begun())  # type: ignore[attr-defined]
+        kept = [each for each in trainer.callbacks if not isinstance(each, NotFinite)]  # type: ignore[attr-defined]
+        trainer.callbacks = kept if changes else [*kept, Begun()]  # type: ignore[attr-defined]
         with contextlib.suppress(_HasBegun):
             trainer.fit(module, datamodule=data)
         with contextlib.suppress(_HasBegun):

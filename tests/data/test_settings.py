@@ -23,7 +23,7 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
         ),
         ({"sampler": "random"}, "data.sampler must be shuffle or balanced; got 'random'"),
         ({"make": "mnist"}, "data.make must be null or one of digits, photographs; got 'mnist'"),
-        ({"batch_size": 0}, "data.batch_size must be at least 1; got 0"),
+        ({"batch_size": 0}, "data.batch_size must be a whole number of at least 1; got 0"),
     ],
 )
 def test_words(options: dict, words: str) -> None:
