@@ -361,7 +361,7 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     node = {name: value_of(value, f"trainer.{name}") for name, value in fastest(config["trainer"]).items()}
     node["strategy"] = _strategy(node["strategy"], config, num_ranks=num_ranks)
     if not wanted_gpus(accelerator=node["accelerator"], devices=node["devices"]):
-        node["devices"] = launch.num_ranks(accelerator=node["accelerator"], devices=node["devices"])  # auto, -1
+        node["devices"] = launch.count_devices(node["devices"], 1)  # Lightning takes no -1 and no list for a CPU
     called, logged = callbacks(config), loggers(config, run_dir)
     # Without these Lightning adds a checkpoint and a bar of its own where the config has none.
     for name, kind in (("enable_checkpointing", Checkpoint), ("enable_progress_bar", ProgressBar)):

@@ -47,14 +47,14 @@ def num_ranks(*, accelerator: str, devices: int | str | list[int]) -> int:
         raise ConfigError(
             "trainer.accelerator=mps needs a Mac with an Apple GPU; there is none. Take trainer.accelerator=cpu"
         )
-    if accelerator == "mps" and _count(devices, 1) > 1:
+    if accelerator == "mps" and count_devices(devices, 1) > 1:
         raise ConfigError(f"trainer.devices must be 1 with trainer.accelerator=mps; got {devices}")
     on_gpu = _on_gpu(accelerator, gpus)
     # Two processes always can be tried; more of them than cores only wait for each other.
     available, kind = (
         (gpus, "GPUs") if on_gpu else (max(2, machine.num_cores()), "processes on this machine's CPU cores")
     )
-    count = _count(devices, gpus if on_gpu else 1)
+    count = count_devices(devices, gpus if on_gpu else 1)
     if count > available and not elsewhere:
         raise ConfigError(f"trainer.devices must be at most {available}, the {kind}; got {devices}")
     if started_outside() and count != int(os.environ["LOCAL_WORLD_SIZE"]):
@@ -75,14 +75,19 @@ def wanted_gpus(*, accelerator: str, devices: int | str | list[int]) -> int | li
     gpus = num_gpus()
     if not _on_gpu(accelerator, gpus):
         return 0
-    return devices if isinstance(devices, list) else _count(devices, gpus)
+    return devices if isinstance(devices, list) else count_devices(devices, gpus)
 
 
 def _on_gpu(accelerator: str, gpus: int) -> bool:
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
 
 
-def _count(devices: int | str | list[int], everything: int) -> int:
+def count_devices(devices: int | str | list[int], everything: int) -> int:
+    """Return the number of devices that `trainer.devices` asks for, where `everything` are there.
+
+    Raises:
+        ConfigError: unless it is at least 1.
+    """
     if isinstance(devices, list):
         count = len(devices)
     elif devices in ("auto", -1, "-1"):
