@@ -55,6 +55,13 @@ def _registered() -> None:
     command.register()
 
 
+@pytest.fixture(autouse=True)
+def _unrehearsed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the rehearsal of each run out, which takes as long as training the tiny net."""
+    if "rehearsed" not in request.keywords:
+        monkeypatch.setattr("alexlab.tasks.train.rehearse", lambda config, splits, *, num_ranks: None)
+
+
 def write_images(root: Path, counts: dict[str, int], *, size: int = 70, seed: int = 0) -> Path:
     """Writes `counts[folder]` images into each folder; the class is told by the brightness and one bright corner."""
     generator = np.random.default_rng(seed)

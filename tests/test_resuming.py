@@ -21,7 +21,7 @@ from alexlab import build
 from alexlab.cards import Card
 from alexlab.checkpoints import position
 from alexlab.errors import ConfigError, DataError, RankError
-from alexlab.resuming import find_resumed_sweep, find_resumption, store_attempt
+from alexlab.resuming import find_resumed_sweep, find_resumption, is_longer, store_attempt
 from alexlab.sweep_record import SweepRecord
 from conftest import ROOT, TINY, environment, plain, rows
 
@@ -121,6 +121,48 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
         assert len(list(folder.glob("events.out.tfevents.*"))) == 2
 
 
+@pytest.mark.parametrize("limits", [(1, -1, 3, -1), (4, -1, 2, -1), (-1, 4, -1, 7)])
+@pytest.mark.parametrize("name", ["constant", "cosine", "one_cycle"])
+def test_another_length_changes_the_rate_at_once(
+    train: Train, tmp_path: Path, name: str, limits: tuple[int, int, int, int]
+) -> None:
+    """The rate and the momentum of the last step are those of a run that always had that length."""
+    before, after = (
+        (f"trainer.max_epochs={epochs}", f"trainer.max_steps={steps}", f"scheduler={name}")
+        for epochs, steps in zip(limits[::2], limits[1::2], strict=True)
+    )
+    folder = tmp_path / "run"
+    if limits[0] == 4:
+        stopped(train, 1, *before, run_dir=folder)
+    else:
+        train(*before, run_dir=folder)
+    train(*after, run_dir=folder, resumed=True)
+    train(*after, run_dir=tmp_path / "whole")
+    resumed, whole = weights(folder), weights(tmp_path / "whole")
+    assert resumed["global_step"] == whole["global_step"]
+    for key in ("lr", "betas"):
+        assert [group[key] for group in resumed["optimizer_states"][0]["param_groups"]] == [
+            group[key] for group in whole["optimizer_states"][0]["param_groups"]
+        ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ((3, -1), (4, -1), True),
+        ((3, -1), (3, -1), False),
+        ((3, -1), (2, -1), False),
+        ((-1, 10), (-1, 20), True),
+        ((None, 10), (5, 10), False),
+        ((3, 10), (None, 10), True),
+        ((3, 10), (2, 20), False),
+    ],
+)
+def test_which_limits_are_longer(before: tuple, after: tuple, expected: bool) -> None:
+    first, second = (dict(zip(("max_epochs", "max_steps"), limits, strict=True)) for limits in (before, after))
+    assert is_longer(second, than=first) is expected
+
+
 def test_two_ranks_resume_too(train: Train, tmp_path: Path) -> None:
     overrides = ("trainer.max_epochs=3", "trainer.devices=2", "scheduler=cosine")
     train(*overrides, run_dir=tmp_path / "whole")
@@ -159,7 +201,7 @@ def test_what_may_be_changed(train: Train, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], r"is finished; trainer.max_epochs=N with more than 1 goes on with it"),
+        ([], r"is finished, with trainer.max_epochs=1; a larger number extends it"),
         (["trainer.max_epochs=1"], "is finished"),
         (["model=alexnet_half"], "a resumed run keeps its model, so model=alexnet_half is refused; start a new run for another model"),
         (["optimizer.lr=0.1"], r"a resumed run keeps its config, so optimizer.lr=0.1 is refused; of .* you can change trainer.max_epochs"),

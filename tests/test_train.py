@@ -223,7 +223,6 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
         (["~optimizer.lr"], "optimizer.lr must be given: optimizer.lr=VALUE"),
         (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
         (["model.num_classes=7"], "model.num_classes must be null or the 3 classes of the data; got 7"),
-        (["trainer.precision=17"], "trainer: "),
         (
             ["trainer.max_epochs=-1"],
             "trainer.max_epochs or trainer.max_steps must be at least 1, the schedule needs the length",

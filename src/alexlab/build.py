@@ -1,8 +1,8 @@
 """From the config to objects. This is the only module that reads config keys, and each node is the arguments of one call."""
 
 import importlib.util
-import warnings
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -14,10 +14,10 @@ import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torchvision.transforms import v2
@@ -46,13 +46,24 @@ from alexlab.lost import Reports
 from alexlab.machine import cpu_has_bfloat16
 from alexlab.models.towers import check_towers
 from alexlab.models.weights import Fit, fit, read_source
-from alexlab.nodes import Config, bind, locate, make, parts, value_of
+from alexlab.nodes import Config, bind, make, parts, value_of
 from alexlab.parameters import parameter_groups
 from alexlab.runs import SKIPPED, agreed
 from alexlab.stopping import Stopping
 from alexlab.towers import TwoTowers
 
 TOWERS = "two_towers"  # as trainer.strategy
+# Of values below these Lightning makes something that nobody means, or fails in the middle of a run.
+LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "num_sanity_val_steps": -1,
+}
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 SCORES = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 PRETENDED = Statistics(0, (0.5,) * 3, (0.25,) * 3, (0.1, 0.01, 0.001), IDENTITY)
@@ -165,6 +176,8 @@ def named(config: Config, splits: Splits) -> Config:
     if isinstance(names, str):
         names = read_class_names(names)
         shown_names(splits.classes, names)
+    elif names is not None and not isinstance(names, dict):
+        raise ConfigError(f"class_names must be null or a JSON file; got {names!r}")
     return {**config, "class_names": names}
 
 
@@ -198,7 +211,7 @@ def packing(config: Config) -> Pack | None:
 
 
 def _first(nodes: Config, where: str) -> Any:
-    for name, node in _entries(nodes).items():
+    for name, node in entries(nodes).items():
         return make(node, f"{where}.{name}")
     return None
 
@@ -227,7 +240,7 @@ def packed(config: Config, splits: Splits) -> Splits:
 
 
 def _is_noise(node: Config | None, where: str) -> bool:
-    return node is not None and locate(node.get("_target_", ""), where) is PCAColorNoise
+    return node is not None and parts(node, where)[0] is PCAColorNoise
 
 
 def data(config: Config) -> Data:
@@ -294,7 +307,7 @@ def folder_data(config: Config, splits: Splits, run_dir: Path | None = None) -> 
     views = config["augmentation"]
     skipped = None if run_dir is None else Skipped(run_dir / SKIPPED)
     if skipped is not None:  # loader processes are forked before the callback that has the key is asked
-        skipped.goes_on = any(node.get("on_error") == "go_on" for node in _entries(config["callbacks"]).values())
+        skipped.goes_on = any(node.get("on_error") == "go_on" for node in entries(config["callbacks"]).values())
     return FolderData(
         data(config),
         splits,
@@ -315,18 +328,20 @@ def final_views(config: Config) -> Views | None:
     return None if config["final"]["views"] == "center" else views
 
 
-def _entries(nodes: Config) -> Config:
+def entries(nodes: Config) -> Config:
     """The nodes of a named dict; null leaves an entry out."""
-    return {name: node for name, node in nodes.items() if node is not None}
+    return {name: node for name, node in (nodes or {}).items() if node is not None}
 
 
 def _transforms(nodes: Config, where: str) -> Callable[..., Any]:
-    return v2.Compose([make(node, f"{where}.{name}") for name, node in _entries(nodes).items()])
+    if not entries(nodes):
+        raise ConfigError(f"{where} must have a transform that gives images of data.image_size; it has none")
+    return v2.Compose([make(node, f"{where}.{name}") for name, node in entries(nodes).items()])
 
 
 def _mix(nodes: Config, num_classes: int) -> Callable[..., Any] | None:
     mixers = [
-        make(node, f"augmentation.batch.{name}", num_classes=num_classes) for name, node in _entries(nodes).items()
+        make(node, f"augmentation.batch.{name}", num_classes=num_classes) for name, node in entries(nodes).items()
     ]
     if not mixers:
         return None
@@ -335,13 +350,13 @@ def _mix(nodes: Config, num_classes: int) -> Callable[..., Any] | None:
 
 def callbacks(config: Config) -> list[Callback]:
     """The callbacks, in the order of the config."""
-    return [make(node, f"callbacks.{name}") for name, node in _entries(config["callbacks"]).items()]
+    return [make(node, f"callbacks.{name}") for name, node in entries(config["callbacks"]).items()]
 
 
 def loggers(config: Config, run_dir: Path) -> list[Logger]:
     """The loggers, writing into the run folder."""
     made = []
-    for name, node in _entries(config["logger"]).items():
+    for name, node in entries(config["logger"]).items():
         with opening(f"logger.{name}"):
             made.append(make(node, f"logger.{name}", save_dir=str(run_dir)))
     return made
@@ -349,7 +364,7 @@ def loggers(config: Config, run_dir: Path) -> list[Logger]:
 
 def _check_loggers(config: Config) -> None:
     """Looks at the loggers without making them: some open a file or a connection at once."""
-    for name, node in _entries(config["logger"]).items():
+    for name, node in entries(config["logger"]).items():
         if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
             raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install -e '.[{name}]'")
         target, keywords = parts(node, f"logger.{name}")
@@ -361,32 +376,53 @@ def _check_loggers(config: Config) -> None:
 def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Trainer:
     """The Trainer; what alexlab decides itself (samplers, folder, process group) is no key of the `trainer` node."""
     node = {name: value_of(value, f"trainer.{name}") for name, value in fastest(config["trainer"]).items()}
-    timeout = timedelta(seconds=config["elastic"]["timeout_s"])
-    if node["strategy"] == TOWERS:
-        node["strategy"] = TwoTowers(timeout)
-    elif num_ranks > 1 and node["strategy"] == "auto":
-        # Gradients live in the buckets that are sent: no second copy of them. No static_graph: it fails an internal
-        # assertion of PyTorch 2.15 with accumulated batches.
-        node["strategy"] = DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
-    called = callbacks(config)
+    node["strategy"] = _strategy(node["strategy"], config, num_ranks=num_ranks)
+    if not wanted_gpus(accelerator=node["accelerator"], devices=node["devices"]):
+        node["devices"] = launch.count_devices(node["devices"], 1)  # Lightning takes no -1 and no list for a CPU
+    called, logged = callbacks(config), loggers(config, run_dir)
     # Without these Lightning adds a checkpoint and a bar of its own where the config has none.
     for name, kind in (("enable_checkpointing", Checkpoint), ("enable_progress_bar", ProgressBar)):
         if node[name] is None:
             node[name] = any(isinstance(callback, kind) for callback in called)
+        elif not node[name]:
+            called = [callback for callback in called if not isinstance(callback, kind)]
+    if not logged:
+        called = [callback for callback in called if not isinstance(callback, LearningRateMonitor)]
+    own = plugins(node["plugins"])
+    if config["trainer"]["precision"] == "auto" and any(isinstance(plugin, Precision) for plugin in own):
+        node["precision"] = None
     keywords = {
         **node,
-        "plugins": _plugins(node["plugins"] or ()),
+        "plugins": own,
         "callbacks": [NotFinite(), Reports(), Stopping(config["elastic"]["timeout_s"]), *called, CardUpdates()],
-        "logger": loggers(config, run_dir),
+        "logger": logged,
         "default_root_dir": str(run_dir),
         "use_distributed_sampler": False,
     }
     return lightning.Trainer(**keywords)
 
 
-def _plugins(own: Sequence[Any]) -> list[Any]:
+def _strategy(given: Any, config: Config, *, num_ranks: int) -> Any:
+    """The strategy of `trainer.strategy`, which is one of alexlab's own, a DDPStrategy or the name of one."""
+    timeout = timedelta(seconds=config["elastic"]["timeout_s"])
+    if given == TOWERS:
+        return TwoTowers(timeout)
+    if given not in STRATEGIES and not isinstance(given, DDPStrategy):
+        raise ConfigError(
+            f"trainer.strategy must be one of {', '.join(STRATEGIES)}, {TOWERS} or a DDPStrategy; got {given!r}. Sharded "
+            "strategies as fsdp and deepspeed are for nets that do not fit on one device; these do, and DDP is faster"
+        )
+    if num_ranks > 1 and given == "auto":
+        # Gradients live in the buckets that are sent: no second copy of them. No static_graph: it fails an internal
+        # assertion of PyTorch 2.15 with accumulated batches.
+        return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
+    return given
+
+
+def plugins(given: Any) -> list[Any]:
     """Those of the config and ours. Our launcher or torchrun has started the ranks: left to itself, Lightning would take those
     of SLURM wherever there is `srun`, and queue the job again by itself."""
+    own = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
     outside = TorchElasticEnvironment if TorchElasticEnvironment.detect() else LightningEnvironment
     defaults = {CheckpointIO: DurableIO, ClusterEnvironment: outside}
     return [
@@ -418,6 +454,10 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     Raises:
         ConfigError: in one sentence, for the first thing that does not fit.
     """
+    _check_numbers(config, "")
+    if not 0 <= config["seed"] < 2**32:
+        raise ConfigError(f"seed must be a whole number from 0 to {2**32 - 1}; got {config['seed']}")
+    _check_trainer(config, num_ranks)
     settings = data(config)
     shares = image_shares(config, num_ranks)
     check_batch_size(settings, splits, num_ranks=shares, accumulate=config["trainer"]["accumulate_grad_batches"])
@@ -427,18 +467,21 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     if config["trainer"]["strategy"] == TOWERS:
         _check_towers(config, module.net, num_ranks)
     pretrained(config, module.net, splits)
+    if "lr" not in config["optimizer"]:
+        raise ConfigError("optimizer.lr must be given: +optimizer.lr=VALUE")
     try:
         optimizer = module.optimizer(module.parameter_groups(module.net))
-    except (TypeError, ValueError) as error:
+    except ConfigError:
+        raise
+    except (ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {error}") from error
     schedule = module.schedule(optimizer, num_epochs=1, steps_per_epoch=100)
     folder_data(config, splits)
     final_views(config)
     packing(config)
     _check_loggers(config)
-    _check_trainer(config)
     monitors = {
-        f"callbacks.{name}": node for name, node in zip(_entries(config["callbacks"]), callbacks(config), strict=True)
+        f"callbacks.{name}": node for name, node in zip(entries(config["callbacks"]), callbacks(config), strict=True)
     }
     for where, callback in monitors.items():
         if isinstance(callback, Finetune):
@@ -457,7 +500,7 @@ def _check_towers(config: Config, built: nn.Module, num_ranks: int) -> None:
         raise ConfigError(str(error)) from error
     if num_ranks != 2:
         raise ConfigError(f"trainer=two_towers needs trainer.devices=2, on one node; got {num_ranks} processes")
-    averaged = [name for name, node in _entries(config["callbacks"]).items() if "WeightAverag" in node["_target_"]]
+    averaged = [name for name, node in entries(config["callbacks"]).items() if "WeightAverag" in node["_target_"]]
     asked = {
         "trainer.gradient_clip_val": config["trainer"]["gradient_clip_val"] is not None,
         "trainer.sync_batchnorm": config["trainer"]["sync_batchnorm"],
@@ -469,26 +512,32 @@ def _check_towers(config: Config, built: nn.Module, num_ranks: int) -> None:
             raise ConfigError(f"{name} needs the whole net in one process, so trainer=two_towers refuses it")
 
 
-def _check_trainer(config: Config) -> None:
-    """Makes a Trainer of one CPU process from the same arguments: it starts nothing, and says what it does not take."""
+def _check_trainer(config: Config, num_ranks: int) -> None:
     node = config["trainer"]
     if max(node["max_epochs"] or 0, node["max_steps"]) < 1:
         raise ConfigError(
             "trainer.max_epochs or trainer.max_steps must be at least 1, the schedule needs the length of the run; "
             f"got {node['max_epochs']} and {node['max_steps']}"
         )
-    here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
-    if node["precision"] == "auto":
-        node = {**node, "precision": "32-true"}
-    bare = {"enable_checkpointing": False, "enable_progress_bar": False, "profiler": None, "logger": False}
-    bind(lightning.Trainer, "trainer", **{**node, **here, **bare})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what a CPU lacks
-        try:
-            plugins = _plugins(value_of(node["plugins"], "trainer.plugins") or ())
-            lightning.Trainer(**{**node, **here, **bare, "plugins": plugins})
-        except (TypeError, ValueError, MisconfigurationException) as error:
-            raise ConfigError(f"trainer: {error}") from error
+    if node["limit_train_batches"] in (0, None):
+        raise ConfigError(f"trainer.limit_train_batches must be positive; got {node['limit_train_batches']}")
+    if node["max_steps"] == 0:
+        raise ConfigError("trainer.max_steps must be at least 1, or -1 for trainer.max_epochs alone; got 0")
+    for name, least in LEAST.items():
+        if node[name] is not None and node[name] < least:
+            raise ConfigError(f"trainer.{name} must be at least {least}; got {node[name]}")
+    bind(lightning.Trainer, "trainer", **node)
+    _strategy(value_of(node["strategy"], "trainer.strategy"), config, num_ranks=num_ranks)
+
+
+def _check_numbers(node: Any, where: str) -> None:
+    """Raises ConfigError for a number that is not finite; no key takes one."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for name, value in children:
+        key = f"{where}.{name}" if where else str(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} must be a finite number; got {value}")
+        _check_numbers(value, key)
 
 
 def _check_monitor(monitor: str | None, where: str) -> None:

@@ -123,7 +123,7 @@ class LayerSummary(Callback):
         # A copy whose tensors have shapes and no memory.
         memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in net.buffers()}
         memo |= {id(parameter): torch.nn.Parameter(parameter.to("meta")) for parameter in net.parameters()}
-        rows = layer_rows(copy.deepcopy(net, memo), channels=settings.channels, size=settings.image_size)
+        rows = layer_rows(copy.deepcopy(net, memo).float(), channels=settings.channels, size=settings.image_size)
         write_rows(rows, Path(trainer.default_root_dir) / LAYERS)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             return  # a table for each job of a sweep is too much
@@ -261,6 +261,14 @@ class LearningRateTest(Writer, Callback):
         smoothing: float = 0.9,
         stop_factor: float = 4.0,
     ) -> None:
+        if not 0 < min_lr < max_lr:
+            raise ValueError(f"min_lr must be positive and below max_lr; got {min_lr} and {max_lr}")
+        if num_steps < 2:
+            raise ValueError(f"num_steps must be at least 2; got {num_steps}")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must lie in [0, 1); got {smoothing}")
+        if stop_factor <= 1:
+            raise ValueError(f"stop_factor must be greater than 1; got {stop_factor}")
         self.min_lr, self.max_lr, self.num_steps = min_lr, max_lr, num_steps
         self.smoothing, self.stop_factor = smoothing, stop_factor
         self.rates: list[float] = []

@@ -106,6 +106,11 @@ class Classifier(lightning.LightningModule):
         if self.mix is not None:
             images, labels = self.mix(images, labels)
         logits = self._logits(images)
+        if self.dtype in (
+            torch.float16,
+            torch.bfloat16,
+        ):  # trainer.precision=bf16-true or 16-true; autocast does so by itself
+            logits = logits.float()
         losses = self.loss(logits, labels) if len(labels) else 0 * logits.sum(1)
         # Over the whole share: an image that was skipped counts as nothing, on one device as on several.
         loss = losses.sum() / share
@@ -124,6 +129,8 @@ class Classifier(lightning.LightningModule):
         found = [
             (name, parameter.grad) for name, parameter in self.net.named_parameters() if parameter.grad is not None
         ]
+        if not found:  # StochasticWeightAveraging passes over the data once more for the norms, without a gradient
+            return
         names, gradients = zip(*found, strict=True)
         batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
         whole = batch_idx % self.trainer.accumulate_grad_batches + 1
@@ -150,7 +157,8 @@ class Classifier(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs the scores of the epoch after its last batch, before the validation."""
-        if self.trainer.is_last_batch or self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.is_last_batch or (every and self.global_step % every == 0):
             self._raise_unless_finite()
         if self.trainer.is_last_batch:
             scores = self._finished("train")
@@ -196,6 +204,7 @@ class Classifier(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule over the steps of the whole run."""
         optimizer = self.optimizer(self.parameter_groups(self.net))
+        self.trainer.fit_loop.setup_data()  # a run without max_epochs has not asked for its loader yet
         steps = int(self.trainer.estimated_stepping_batches)
         num_batches = self.trainer.num_training_batches
         steps_per_epoch = max(1, -(-int(num_batches) // self.trainer.accumulate_grad_batches))
@@ -226,7 +235,7 @@ class Classifier(lightning.LightningModule):
         return normalised(images, *self.constants[images.device])
 
     def _logits(self, images: Tensor) -> Tensor:
-        return of_all_classes(self.net(images))
+        return of_all_classes(self.net(images.to(self.dtype)))
 
     def _scores(self, stage: str) -> Scores:
         scores = self.scores[f"{stage}_scores"]

@@ -51,6 +51,7 @@ def run_command(name: str) -> None:
     earlier, sweep = None, None
     with ending_in_words():
         short_socket_paths()
+        overrides.check_flags(typed)
         sys.argv[1:] = overrides.with_expanded(trust.without_trust(typed))
         if name == "train" and any(argument.startswith(("resume", "rerun=")) for argument in typed):
             from alexlab.rerunning import find_rerun
@@ -65,6 +66,7 @@ def run_command(name: str) -> None:
     sys.argv[1:] = overrides.with_quoted_paths(words)
     if name in ("train", "benchmark"):
         sys.argv[1:] = overrides.selects_own_folder(sys.argv[1:])
+    sys.argv[1:] = overrides.in_order(sys.argv[1:])
     if earlier is not None:
         sys.argv[1:] = earlier.arguments()
     register()
@@ -86,7 +88,7 @@ def run_command(name: str) -> None:
             elif isinstance(error, AlexlabError):
                 log.log(logging.INFO if isinstance(error, PrunedError) else logging.ERROR, "%s", error)
             else:
-                log.exception("%s", error)
+                report_bug(error, Path(HydraConfig.get().runtime.output_dir))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the launcher counts it, and goes on with the next job
             codes.append(error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code)
@@ -133,6 +135,14 @@ def remove_unused() -> None:
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"gone"}
         if not names - UNUSED - {path.name for path in folder.glob("*.log")}:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def report_bug(error: Exception, run_dir: Path) -> None:
+    """Log an error that is none of the user's, with its traceback and what to do."""
+    record = run_dir / runs.CARD
+    attached = f" and {record}" if record.is_file() else ""
+    log.exception("%s", error, exc_info=error)
+    log.error("This is a bug in alexlab. Please report it with the traceback above%s.", attached)
 
 
 def register() -> None:

@@ -43,12 +43,18 @@ def num_ranks(*, accelerator: str, devices: int | str | list[int]) -> int:
     elsewhere = machine.jobs_elsewhere  # on another machine there are other devices
     if accelerator in ("gpu", "cuda") and gpus == 0 and not elsewhere:
         raise ConfigError(f"trainer.accelerator={accelerator} needs a GPU; there is none. Take trainer.accelerator=cpu")
+    if accelerator == "mps" and not torch.backends.mps.is_available() and not elsewhere:
+        raise ConfigError(
+            "trainer.accelerator=mps needs a Mac with an Apple GPU; there is none. Take trainer.accelerator=cpu"
+        )
+    if accelerator == "mps" and count_devices(devices, 1) > 1:
+        raise ConfigError(f"trainer.devices must be 1 with trainer.accelerator=mps; got {devices}")
     on_gpu = _on_gpu(accelerator, gpus)
     # Two processes always can be tried; more of them than cores only wait for each other.
     available, kind = (
         (gpus, "GPUs") if on_gpu else (max(2, machine.num_cores()), "processes on this machine's CPU cores")
     )
-    count = _count(devices, gpus if on_gpu else 1)
+    count = count_devices(devices, gpus if on_gpu else 1)
     if count > available and not elsewhere:
         raise ConfigError(f"trainer.devices must be at most {available}, the {kind}; got {devices}")
     if started_outside() and count != int(os.environ["LOCAL_WORLD_SIZE"]):
@@ -69,14 +75,19 @@ def wanted_gpus(*, accelerator: str, devices: int | str | list[int]) -> int | li
     gpus = num_gpus()
     if not _on_gpu(accelerator, gpus):
         return 0
-    return devices if isinstance(devices, list) else _count(devices, gpus)
+    return devices if isinstance(devices, list) else count_devices(devices, gpus)
 
 
 def _on_gpu(accelerator: str, gpus: int) -> bool:
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
 
 
-def _count(devices: int | str | list[int], everything: int) -> int:
+def count_devices(devices: int | str | list[int], everything: int) -> int:
+    """Return the number of devices that `trainer.devices` asks for, where `everything` are there.
+
+    Raises:
+        ConfigError: unless it is at least 1.
+    """
     if isinstance(devices, list):
         count = len(devices)
     elif devices in ("auto", -1, "-1"):
@@ -111,6 +122,16 @@ class Limits:
     min_nodes: int | None = None
     silence_s: float = 15.0
     join_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "silence_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"elastic.{name} must be positive; got {getattr(self, name)}")
+        for name in ("shutdown_s", "max_restarts", "join_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"elastic.{name} must be at least 0; got {getattr(self, name)}")
+        if self.min_nodes is not None and self.min_nodes < 1:
+            raise ConfigError(f"elastic.min_nodes must be null or at least 1; got {self.min_nodes}")
 
 
 def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: Limits) -> Any:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from alexlab.errors import ConfigError
+from alexlab.errors import AlexlabError, ConfigError
 from alexlab.trust import check_found, check_target
 
 Config = dict[str, Any]
@@ -85,10 +85,24 @@ def make(node: Config, where: str, /, *args: Any, **extra: Any) -> Any:
     bind(target, where, *args, **{**keywords, **extra})
     try:
         return target(*args, **keywords, **extra)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+    except AlexlabError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        if text.startswith(where) or any(name in text for name in keywords):
+            raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from error
+        raise ConfigError(f"{_refused(target, where, args, keywords, extra)}: {text}") from error
+
+
+def _refused(target: Callable[..., Any], where: str, args: Any, keywords: Config, extra: Config) -> str:
+    """The key without which a call succeeds, with its value; the node where there is none."""
+    for name, value in keywords.items():
+        try:
+            target(*args, **{key: other for key, other in keywords.items() if key != name}, **extra)
+        except Exception:
+            continue
+        return f"{where}.{name}={'null' if value is None else value} cannot be used"
+    return where
 
 
 def parts(node: Config, where: str) -> tuple[Callable[..., Any], Config]:
@@ -100,7 +114,9 @@ def parts(node: Config, where: str) -> tuple[Callable[..., Any], Config]:
 
 
 def value_of(value: Any, where: str) -> Any:
-    """A value of a node: itself, or what it makes where it is a node."""
+    """A value of a node: itself, or what it makes where it is a node or a list of them."""
     if isinstance(value, dict) and "_target_" in value:
         return make(value, where)
+    if isinstance(value, list):
+        return [value_of(item, f"{where}.{number}") for number, item in enumerate(value)]
     return value

@@ -144,6 +144,20 @@ def selects_own_folder(arguments: Sequence[str]) -> list[str]:
     return list(arguments)
 
 
+def check_flags(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a sweep that is also asked for its config: Hydra shows that of one job."""
+    shown = [word for word in arguments if word in ("-c", "-i") or word.partition("=")[0] in ("--cfg", "--info")]
+    if shown and any(word in ("-m", "--multirun") for word in arguments):
+        raise ConfigError(f"{shown[0]} shows the config of one run, and -m starts a sweep: leave one of them out")
+
+
+def in_order(arguments: Sequence[str]) -> list[str]:
+    """Put the overrides before the flags, as Hydra's parser needs them, with `callbacks=null` as `callbacks=[]`."""
+    empty = {f"{group}=null": f"{group}=[]" for (group,) in ADDED_GROUPS}
+    words = [empty.get(word, word) for word in arguments]
+    return sorted(words, key=lambda word: word.startswith("-") or not ("=" in word or word.startswith("~")))
+
+
 def with_runs(arguments: Sequence[str]) -> list[str]:
     """Turn arguments without a key, which are folders, into the list `runs`."""
     words = [word for word in arguments if not word.startswith("-") and ("=" not in word or Path(word).exists())]

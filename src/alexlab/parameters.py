@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from alexlab.errors import ConfigError
+
 KINDS = ("kernels", "linear", "biases", "norms")
 
 Group = dict[str, Any]
@@ -50,6 +52,10 @@ def parameter_groups(
         head_lr: learning rate of the head.
     """
     decays = dict(zip(KINDS, (kernels_decay, linear_decay, biases_decay, norms_decay), strict=True))
+    values = {**{f"{kind}_decay": decay for kind, decay in decays.items()}, "head_lr": head_lr}
+    for name, value in values.items():
+        if value is not None and value < 0:  # of groups, torch takes any number
+            raise ConfigError(f"parameters.{name} must be at least 0; got {value}")
     by_kind = any(decay is not None for decay in decays.values())
     if not by_kind and head_lr is None:
         return [{"params": list(net.parameters())}]

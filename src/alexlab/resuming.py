@@ -7,6 +7,7 @@ it is. The folder may be a stranger's: see `alexlab.confinement`.
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 RUNS = "outputs/train/*/*"
 ON_CHANGED_DATA = "resume_on_changed_data="
 NUM_TRIALS = "hydra.sweeper.num_trials"
+LENGTHS = ("max_epochs", "max_steps")
 # What a resumed run may be given: how long, where and how watched.
 CHANGEABLE = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
@@ -122,9 +124,10 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
         return found
     if card["status"] == RUNNING:
         raise ConfigError(f"a run that is resumed must have ended; process {holder(run_dir)} is writing {run_dir}")
-    longest = config["trainer"]["max_epochs"] or 0
-    if card["status"] == FINISHED and longest <= (card["config"]["trainer"]["max_epochs"] or 0):
-        raise ConfigError(f"{run_dir} is finished; trainer.max_epochs=N with more than {longest} goes on with it")
+    if card["status"] == FINISHED and not is_longer(config["trainer"], than=card["config"]["trainer"]):
+        limits = [(name, card["config"]["trainer"][name]) for name in LENGTHS]
+        given = " and ".join(f"trainer.{name}={limit}" for name, limit in limits if limit not in (None, -1))
+        raise ConfigError(f"{run_dir} is finished, with {given}; a larger number extends it")
     return found
 
 
@@ -205,6 +208,12 @@ def _read(run_dir: Path) -> dict[str, Any]:
             log.warning("%s; using the config in %s", error, path)
             return found
         raise
+
+
+def is_longer(trainer: dict[str, Any], *, than: dict[str, Any]) -> bool:
+    """Return whether no limit of a `trainer` node is lower than that of another one, and one is higher."""
+    pairs = [[math.inf if node[name] in (None, -1) else node[name] for node in (than, trainer)] for name in LENGTHS]
+    return all(after >= before for before, after in pairs) and any(after > before for before, after in pairs)
 
 
 def changed(config: dict[str, Any], arguments: Sequence[str], run_dir: Path) -> dict[str, Any]:

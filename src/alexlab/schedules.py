@@ -1,7 +1,9 @@
 """Learning-rate schedules as Lightning wants them: each function gives the `lr_scheduler` entries of one optimizer.
 
-All of them are counted in optimizer steps and take a linear warm-up from `warmup_start` times the rate to the rate. The
-closed-form ones give a factor for a position in epochs, so that a resumed or a longer run needs no hidden state.
+All of them are counted in optimizer steps and take a linear warm-up from `warmup_start` times the rate to the rate. All but
+`plateau` are functions of the step and the length of the run, and a checkpoint keeps only the step. A run that is resumed
+with another length goes on with the rate that a run of that length has at that step: `constant`, `step`, `multistep` and
+`plateau` do not depend on the length, `cosine`, `poly` and `one_cycle` do, and their rate may jump, up in a longer run.
 """
 
 import math
@@ -9,12 +11,53 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
 
 from alexlab.errors import ConfigError
 
 Schedule = list[dict[str, Any]]
 NEVER = 2**62  # epochs between two steps that Lightning makes
+BASE_MOMENTUM, MAX_MOMENTUM = 0.85, 0.95  # of one_cycle, the defaults of PyTorch's OneCycleLR
+
+
+class ByStep(LRScheduler):
+    """The rate, and the momentum where asked, as functions of the number of optimizer steps.
+
+    A checkpoint keeps only that number. PyTorch's own schedulers keep what they were made with as well, and put a run that
+    is resumed with another length back to its old one.
+
+    Args:
+        optimizer: its rates are multiplied.
+        factor: step to the factor of the rate.
+        momentum: step to the momentum, or to the first of Adam's betas; None leaves it alone.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        factor: Callable[[int], float],
+        momentum: Callable[[int], float] | None = None,
+    ) -> None:
+        self.factor, self.momentum = factor, momentum
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[Any]:
+        """Return the rate of each group at the current step; sets the momentum."""
+        for group in self.optimizer.param_groups if self.momentum else ():
+            assert self.momentum is not None
+            momentum = self.momentum(self.last_epoch)
+            group |= {"betas": (momentum, *group["betas"][1:])} if "betas" in group else {"momentum": momentum}
+        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the step of a checkpoint, with the rate of this run there; its optimizer must be loaded before."""
+        super().load_state_dict(state_dict)
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
 
 
 def constant(
@@ -40,8 +83,8 @@ def step(
     warmup_start: float = 0.01,
 ) -> Schedule:
     """Times `gamma` every `step_epochs` epochs (torchvision's recipe for AlexNet: x.1 every 30)."""
-    if step_epochs < 1:
-        raise ConfigError(f"scheduler.step_epochs must be at least 1; got {step_epochs}")
+    _check(step_epochs >= 1, "step_epochs", "at least 1", step_epochs)
+    _check(gamma > 0, "gamma", "positive", gamma)
     return _per_step(
         optimizer, lambda epoch: gamma ** int(epoch // step_epochs), steps_per_epoch, warmup_epochs, warmup_start
     )
@@ -57,7 +100,9 @@ def multistep(
     warmup_epochs: float = 0,
     warmup_start: float = 0.01,
 ) -> Schedule:
-    """Times `gamma` at each epoch of `milestones`."""
+    """Times `gamma` at each epoch of `milestones`, in any order."""
+    _check(all(milestone > 0 for milestone in milestones), "milestones", "epochs after the first", milestones)
+    _check(gamma > 0, "gamma", "positive", gamma)
     passed = sorted(milestones)
 
     def after(epoch: float) -> float:
@@ -76,10 +121,11 @@ def cosine(
     warmup_start: float = 0.01,
 ) -> Schedule:
     """Half a cosine from the rate to `final_factor` times the rate (Loshchilov and Hutter, SGDR, without restarts)."""
+    _check(final_factor >= 0, "final_factor", "at least 0", final_factor)
 
     def after(epoch: float) -> float:
         progress = _progress(epoch, warmup_epochs, num_epochs)
-        return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return _cosine(1.0, final_factor, progress)
 
     return _per_step(optimizer, after, steps_per_epoch, warmup_epochs, warmup_start)
 
@@ -95,6 +141,8 @@ def poly(
     warmup_start: float = 0.01,
 ) -> Schedule:
     """(1 - progress) to the `power`, down to `final_factor` times the rate."""
+    _check(final_factor >= 0, "final_factor", "at least 0", final_factor)
+    _check(power > 0, "power", "positive", power)
 
     def after(epoch: float) -> float:
         progress = _progress(epoch, warmup_epochs, num_epochs)
@@ -118,19 +166,24 @@ def one_cycle(
     The way up takes `warmup_epochs`, or .3 of the run when that is 0; the momentum goes the other way, .95 to .85.
     """
     _check_warmup(warmup_epochs, warmup_start)
-    # OneCycleLR divides by zero when the way up or the way down has fewer than 2 steps.
-    total_steps = max(4, round(num_epochs * steps_per_epoch))
-    up = 0.3 * total_steps if warmup_epochs == 0 else warmup_epochs * steps_per_epoch
-    scheduler = OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=total_steps,
-        pct_start=min(max(2, up), total_steps - 2) / total_steps,
-        div_factor=1 / warmup_start,
-        final_div_factor=warmup_start / final_factor,
-        cycle_momentum=cycle_momentum and any(key in optimizer.defaults for key in ("momentum", "betas")),
-    )
-    return [{"scheduler": scheduler, "interval": "step"}]
+    _check(final_factor >= 0, "final_factor", "at least 0", final_factor)
+    last = max(4, round(num_epochs * steps_per_epoch)) - 1
+    up = 0.3 * (last + 1) if warmup_epochs == 0 else warmup_epochs * steps_per_epoch
+    top = min(max(2, up), last - 1) - 1  # step of the highest rate
+
+    def between(step: int, start: float, middle: float, end: float) -> float:
+        if step <= top:
+            return _cosine(start, middle, step / top)
+        return _cosine(middle, end, min(1.0, (step - top) / (last - top)))
+
+    def factor(step: int) -> float:
+        return between(step, warmup_start, 1.0, final_factor)
+
+    def momentum(step: int) -> float:
+        return between(step, MAX_MOMENTUM, BASE_MOMENTUM, MAX_MOMENTUM)
+
+    cycles = cycle_momentum and any(key in optimizer.defaults for key in ("momentum", "betas"))
+    return [{"scheduler": ByStep(optimizer, factor, momentum if cycles else None), "interval": "step"}]
 
 
 def plateau(
@@ -150,14 +203,20 @@ def plateau(
 ) -> Schedule:
     """Times `factor` when the best `monitor` is more than `patience` validations old (the paper, section 5)."""
     _check_warmup(warmup_epochs, warmup_start)
+    _check(0 < factor < 1, "factor", "between 0 and 1", factor)
+    _check(patience >= 0, "patience", "at least 0", patience)
+    _check(mode in ("min", "max"), "mode", "min or max", mode)
+    _check(threshold_mode in ("rel", "abs"), "threshold_mode", "rel or abs", threshold_mode)
+    _check(threshold >= 0, "threshold", "at least 0", threshold)
+    _check(min_lr >= 0, "min_lr", "at least 0", min_lr)
     reduce = ReduceLROnPlateau(
         optimizer, mode, factor, patience, threshold=threshold, threshold_mode=threshold_mode, min_lr=min_lr
     )
     # The classifier steps it, before the checkpoint is written: Lightning would afterwards, and a resumed run would miss it.
     schedule: Schedule = [{"scheduler": reduce, "interval": "epoch", "frequency": NEVER, "monitor": monitor}]
-    if warmup_epochs:
+    steps = round(warmup_epochs * steps_per_epoch)
+    if steps:
         # LinearLR multiplies the rate that it finds, and leaves it alone after its last step: so both can act on it.
-        steps = round(warmup_epochs * steps_per_epoch)
         schedule.insert(0, {"scheduler": LinearLR(optimizer, warmup_start, total_iters=steps), "interval": "step"})
     return schedule
 
@@ -176,21 +235,27 @@ def _per_step(
     _check_warmup(warmup_epochs, warmup_start)
     warmup_steps = round(warmup_epochs * steps_per_epoch)
 
-    # A function, no object: LambdaLR stores the attributes of an object in the checkpoint, which must stay plain data.
     def factor(step: int) -> float:
         if step < warmup_steps:
             return warmup_start + (1 - warmup_start) * step / warmup_steps
         return after(step / steps_per_epoch)
 
-    return [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+    return [{"scheduler": ByStep(optimizer, factor), "interval": "step"}]
 
 
 def _progress(epoch: float, start: float, end: float) -> float:
     return 1.0 if epoch >= end else (epoch - start) / (end - start)
 
 
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def _check_warmup(warmup_epochs: float, warmup_start: float) -> None:
-    if warmup_epochs < 0:
-        raise ConfigError(f"scheduler.warmup_epochs must be at least 0; got {warmup_epochs}")
-    if not 0 < warmup_start <= 1:
-        raise ConfigError(f"scheduler.warmup_start must be a factor in (0, 1]; got {warmup_start}")
+    _check(warmup_epochs >= 0, "warmup_epochs", "at least 0", warmup_epochs)
+    _check(0 < warmup_start <= 1, "warmup_start", "a factor in (0, 1]", warmup_start)
+
+
+def _check(holds: bool, name: str, must: str, value: Any) -> None:
+    if not holds:
+        raise ConfigError(f"scheduler.{name} must be {must}; got {value}")

@@ -18,6 +18,7 @@ from alexlab.errors import ConfigError
 from alexlab.machine import num_cores
 from alexlab.nodes import bind
 
+MAX_WORKERS = 1024  # loader processes of a device; more than the cores only wait for each other
 MAKERS = {"digits": write_digits, "photographs": write_photographs}
 
 
@@ -99,8 +100,13 @@ class Data:
             raise ConfigError(f"data.on_error must be raise or skip; got {self.on_error!r}")
         if self.make is not None and self.make not in MAKERS:
             raise ConfigError(f"data.make must be null or one of {', '.join(MAKERS)}; got {self.make!r}")
-        if self.batch_size < 1:
-            raise ConfigError(f"data.batch_size must be at least 1; got {self.batch_size}")
+        if self.num_workers is not None and not 0 <= self.num_workers <= MAX_WORKERS:
+            raise ConfigError(
+                f"data.num_workers must be null or a number of processes from 0 to {MAX_WORKERS}; got {self.num_workers}"
+            )
+        for name in ("batch_size", "image_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} must be a whole number of at least 1; got {getattr(self, name)}")
 
     def _check_url(self) -> None:
         if self.root and is_url(self.root):

@@ -3,7 +3,8 @@
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,8 @@ def run(
                 return _train(checked(), run_dir, choices, isolated, resumed).get("best/top1")
         with signals.heard(), Lock(run_dir):
             try:
-                found = checked()
+                with naming_keys(config):
+                    found = checked()
             except AlexlabError as error:
                 error.refused = True
                 raise
@@ -108,10 +110,37 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         AlexlabError: in one sentence.
     """
+    with naming_keys(config):
+        _check(config)
+
+
+def _check(config: dict[str, Any]) -> None:
     from alexlab import build
 
     splits, ranks = _found(config)
-    build.check(build.measured(build.named(config, splits), splits, pretended=True)[0], splits, num_ranks=ranks)
+    config = build.measured(build.named(config, splits), splits, pretended=True)[0]
+    build.check(config, splits, num_ranks=ranks)
+    rehearse(config, splits, num_ranks=ranks)
+
+
+def rehearse(config: dict[str, Any], splits: Splits, *, num_ranks: int) -> None:
+    """Trains a small net in a child process, see `alexlab.rehearsal`; tests of other things leave it out."""
+    from alexlab import rehearsal
+
+    rehearsal.rehearse(config, splits, num_ranks=num_ranks)
+
+
+@contextmanager
+def naming_keys(config: dict[str, Any]) -> Iterator[None]:
+    """Turns any error of a check into a ConfigError that names the key without which `_check` passes, if there is one."""
+    try:
+        yield
+    except AlexlabError:
+        raise
+    except Exception as error:
+        from alexlab import rehearsal
+
+        rehearsal.explain(error, config, _check)
 
 
 @dataclass(frozen=True)
@@ -144,7 +173,9 @@ def _checked(config: dict[str, Any], run_dir: Path, *, resumed: bool, began_with
     tried = build.measured(config, splits, pretended=True)[0]
     if resumed and (run_dir / LAST).is_file():
         tried = {**tried, "model": {**tried["model"], "weights": None}}  # those of the checkpoint are taken
-    build.check(tried, splits, num_ranks=ranks * config["trainer"]["num_nodes"])
+    all_ranks = ranks * config["trainer"]["num_nodes"]
+    build.check(tried, splits, num_ranks=all_ranks)
+    rehearse(tried, splits, num_ranks=all_ranks)
     return Checked(config, splits, ranks, data)
 
 
@@ -159,6 +190,7 @@ def _found(config: dict[str, Any]) -> tuple[Splits, int]:
 
     hush_lightning()
     bind(Limits, "elastic", **config["elastic"])
+    Limits(**config["elastic"])
     trainer = config["trainer"]
     nodes = world()[1]
     if nodes > trainer["num_nodes"]:
