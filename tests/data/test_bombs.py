@@ -124,7 +124,7 @@ def test_a_small_file_that_is_a_large_picture(name: str, tmp_path: Path) -> None
 
 
 @linux
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP", "PPM", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP", "PPM", "JPEG", "AVIF"])
 def test_a_thousand_damaged_files_end_no_process(kind: str, tmp_path: Path) -> None:
     """500 truncations and 500 with flipped bits: each is a picture or an ImageError."""
     options = {"TIFF": {"compression": "tiff_lzw"}}.get(kind, {})

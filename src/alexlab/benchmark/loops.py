@@ -118,6 +118,7 @@ def one_device(data: FolderData, device: str = "cpu") -> FolderData:
         num_devices=1,
         accumulate_grad_batches=1,
         overfit_batches=0,
+        limit_val_batches=1.0,
         current_epoch=0,
         accelerator=CUDAAccelerator() if device == "cuda" else None,
         strategy=SimpleNamespace(root_device=torch.device(device)),

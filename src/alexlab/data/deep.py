@@ -135,9 +135,11 @@ def conversion(
     black, white = _range(depth, float(low), float(high), decoding, unscaled=unscaled)
 
     def convert(strip: Image.Image) -> np.ndarray:
-        values = _grey_values(strip, depth).astype(np.float64)
-        scaled = np.nan_to_num((values - black) * (SCALE / (white - black)))  # what is no number becomes black
-        pixels: np.ndarray = scaled.clip(0, 255).astype(np.uint8)
+        scaled = _grey_values(strip, depth).astype(np.float64)
+        scaled -= black
+        scaled *= SCALE / (white - black)
+        scaled = np.fmin(np.fmax(scaled, 0, out=scaled), 255, out=scaled)  # what is no number becomes black
+        pixels: np.ndarray = scaled.astype(np.uint8)
         return 255 - pixels if depth.inverted else pixels
 
     return convert
