@@ -226,7 +226,10 @@ def changed(config: dict[str, Any], arguments: Sequence[str], run_dir: Path) -> 
                 continue
             _check(override, run_dir)
             overrides.check_override(override, result)
-            OmegaConf.update(result, override.key_or_group, override.value(), merge=False)
+            value = override.value()
+            if isinstance(value, str):  # the config is plain data, in which nothing is resolved or escaped
+                value = value.replace("\\${", "${")
+            OmegaConf.update(result, override.key_or_group, value, merge=False)
     except HydraException as error:
         raise ConfigError(*str(error).split("\n")) from error
     plain: Any = OmegaConf.to_container(result)

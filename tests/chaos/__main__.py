@@ -56,7 +56,15 @@ TESTS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "S1": (
         "sweep folders that name a class, a resolver or a key of Hydra: refused, nothing executed",
-        {"test_attacks.py": "test_(a_sweep_record|a_corrupt_sweep|text_in|what_hydra|a_journal)"},
+        {"test_attacks.py": "test_(a_sweep_record_has|a_corrupt_sweep|text_in|a_journal)"},
+    ),
+    "S2": (
+        "sweep folders with log handlers, launcher options and names of another shape: refused, nothing truncated",
+        {"test_attacks.py": "test_(a_sweep_record_of|what_hydra)"},
+    ),
+    "S3": (
+        "downloads under equal names, corrupt copies, other schemes, servers that fail: the right file or none",
+        {"test_downloads.py": "test_"},
     ),
     "S4": (
         "configs and checkpoints with a class where none belongs, or another than its place takes: refused before any import",
@@ -65,11 +73,52 @@ TESTS: dict[str, tuple[str, dict[str, str]]] = {
             "test_attacks.py": "test_a_(class|model)",
         },
     ),
+    "S5": (
+        "quarantines whose list leads elsewhere: nothing moved",
+        {"data/test_check.py": "test_(a_quarantine_of|a_listed_file|what_is_not_moved)"},
+    ),
+    "S6": (
+        "tables whose classes or paths lead elsewhere: refused by row, nothing written",
+        {"data/test_divide.py": "test_(a_class_must|a_pattern_must|the_files_of|classes_that)"},
+    ),
     "S7": (
         "run folders that lead elsewhere, by their config or by links: refused, nothing written outside",
         {"test_attacks.py": "test_(a_resumed_run|made_data|links)"},
     ),
-    "H8": ("run records of the wrong shape: named", {"test_cards.py": "test_a_corrupt_record"}),
+    "S8": (
+        "names with control characters and markup, wherever they are shown: as they are or escaped",
+        {"test_shown.py": "test_"},
+    ),
+    "S9": ("cells of tables that a spreadsheet would compute: neutralised, and read back", {"test_cells.py": "test_"}),
+    "H1": (
+        "temporary folders with a long path: short sockets, or one sentence",
+        {"test_disk.py": "test_(sockets|no_folder)"},
+    ),
+    "H2": (
+        "hang-ups and ignored signals: a preemption, or ignored",
+        {"test_signals.py": "test_(what_was_ignored|a_closed)"},
+    ),
+    "H3": (
+        "FIFOs, devices, sockets and endless files among the images: named, nothing hangs",
+        {"data/test_image_file.py": "test_(only_regular|a_check|a_pack|shards|a_device)"},
+    ),
+    "H5": (
+        "full disks at the start and during a run: named, or the run goes on",
+        {"test_disk.py": "test_(an_error|a_run|a_disk|a_list|events|a_real)"},
+    ),
+    "H6": (
+        "runs of another length under each schedule: the rate of a run of that length",
+        {"test_schedules.py": "test_a_run_(of|that)"},
+    ),
+    "H7": ("killed loader processes: one sentence", {"test_failures.py": "test_"}),
+    "H8": (
+        "corrupt records and checkpoints: named, and resumed from what is whole",
+        {"test_cards.py": "test_a_corrupt_record", "test_restoring.py": "test_", "test_trust.py": "test_a_checkpoint"},
+    ),
+    "H9": (
+        "checkpoints of nets without end, of NaN, of classes that are none: refused in bounded time",
+        {"test_foreign_checkpoints.py": "test_"},
+    ),
     "D3": ("files of at most 1 MB, large or damaged: within 1 GB and 10 s", {"data/test_bombs.py": "test_"}),
 }
 
