@@ -230,7 +230,8 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
                 axes.plot(*zip(*points, strict=True), style, markersize=3, label=split)
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:  # a run may end before its first validation, without a score
+            axes.legend()
     _save(figure, path)
 
 
