@@ -95,6 +95,7 @@ REHEARSED = [
     ({"trainer.fast_dev_run": -1}, "trainer.fast_dev_run=-1 cannot be used: "),
     ({"trainer.precision": "nope"}, "trainer.precision=nope cannot be used: Precision 'nope' is invalid"),
     ({"trainer.precision": "transformer-engine"}, "trainer.precision=transformer-engine cannot be used: "),
+    ({"trainer.precision": "bf16-true", "model.norm": "lrn"}, "trainer.precision=bf16-true cannot be used: "),
     ({"trainer.barebones": True}, "trainer.barebones=True cannot be used: "),
     ({"trainer.max_time": "x"}, "trainer.max_time=x cannot be used: "),
     ({"trainer.profiler": "nope"}, "trainer.profiler=nope cannot be used: "),

@@ -222,6 +222,15 @@ def _perform(config: Config, splits: Splits, num_ranks: int, accelerator: str, f
             trainer.fit(module, datamodule=data)
         with contextlib.suppress(_HasBegun):
             trainer.test(module, datamodule=data, verbose=False)
+    if module.dtype != torch.float32:
+        _train_step(config, splits, module.dtype, trainer.strategy.root_device)
+
+
+def _train_step(config: Config, splits: Splits, dtype: Any, device: torch.device) -> None:
+    """Try the net itself in a precision for which not every layer is made: local response normalisation is one."""
+    net = build.classifier({**config, "compile": {}}, splits).net.to(device, dtype)
+    sides = [config["data"]["image_size"]] * 2
+    net(torch.zeros(2, config["data"]["channels"], *sides, device=device, dtype=dtype)).sum().backward()
 
 
 def _on_one_device(config: Config, accelerator: str, **changes: Any) -> Config:

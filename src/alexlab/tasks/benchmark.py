@@ -41,6 +41,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.data.layout import SPLITS
     from alexlab.data.settings import Data
     from alexlab.launch import Limits, launch, num_ranks, wanted_gpus
+    from alexlab.tasks.train import rehearse
     from alexlab.terminal import Terminal
     from alexlab.training import hush_lightning
 
@@ -68,7 +69,9 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     # In a child: to ask a GPU what it computes in starts CUDA, after which this process could not be forked.
     ask, limits = partial(build.fastest, trained["trainer"]), Limits(**config["elastic"])
     trained["trainer"] = launch(ask, num_ranks=1, isolated=True, limits=limits)
-    build.check(trained, Data(**trained["data"]).find_splits(), num_ranks=ranks)
+    splits = Data(**trained["data"]).find_splits()
+    build.check(trained, splits, num_ranks=ranks)
+    rehearse(trained, splits, num_ranks=ranks)
 
     try:
         results = ceilings(device, rounds=settings.pairs, log_dir=run_dir / "logs")
