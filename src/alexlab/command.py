@@ -52,7 +52,10 @@ def run_command(name: str) -> None:
             from alexlab.resuming import find_resumption, resumed_sweep
 
             sys.argv[1:] = resumed_sweep(sys.argv[1:])
-            earlier = find_resumption(sys.argv[1:]) or find_rerun(sys.argv[1:])
+            resumption = find_resumption(sys.argv[1:])
+            if resumption is not None:  # Hydra opens the log in its folder
+                check_room(resumption.run_dir)
+            earlier = resumption or find_rerun(sys.argv[1:])
     words = overrides.with_runs(sys.argv[1:]) if name == "report" else sys.argv[1:]
     sys.argv[1:] = overrides.with_quoted_paths(words)
     if name in ("train", "benchmark"):
@@ -270,6 +273,7 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
     )
     if before != now:
         raise ConfigError(f"{folder} holds another sweep, {' '.join(before)}; a sweep must have a folder of its own")
+    check_room(folder)
     sweeps.locks.append(Lock(folder))
     return folder
 
