@@ -46,6 +46,15 @@ def test_another_error_is_none_of_the_disk() -> None:
         Path("/nowhere/x").write_text("")
 
 
+def test_a_folder_that_takes_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DiskError, match=f"cannot write {tmp_path}/gone: No such file or directory; "):
+        disk.check_room(tmp_path / "gone")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EDQUOT, "Disk quota exceeded")))
+    with pytest.raises(DiskError, match=rf"cannot write {tmp_path}: Disk quota exceeded; [\d.]+ MB are free in"):
+        disk.check_room(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def filled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Lets the disk of a run be full in some of its epochs, counted from 0."""

@@ -58,10 +58,13 @@ def run_command(name: str) -> None:
             from alexlab.resuming import find_resumed_sweep, find_resumption
 
             sweep = find_resumed_sweep(sys.argv[1:])
+            resumption = None if sweep is not None else find_resumption(sys.argv[1:])
+            if resumption is not None:  # Hydra opens the log in its folder
+                check_room(resumption.run_dir)
             if sweep is not None:
                 sys.argv[1:] = sweep.arguments
             else:
-                earlier = find_resumption(sys.argv[1:]) or find_rerun(sys.argv[1:])
+                earlier = resumption or find_rerun(sys.argv[1:])
     words = overrides.with_runs(sys.argv[1:]) if name == "report" else sys.argv[1:]
     sys.argv[1:] = overrides.with_quoted_paths(words)
     if name in ("train", "benchmark"):
@@ -328,6 +331,7 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
             raise ConfigError(
                 f"{folder} holds another sweep, {' '.join(before.words())}; a sweep must have a folder of its own"
             )
+        check_room(folder)
         claimed = folder
     else:
         claimed = _claimed(config.hydra.sweep.dir, given)

@@ -145,10 +145,13 @@ def check_room(folder: Path) -> None:
     Raises:
         DiskError: when there is no room for what every command writes.
     """
-    with writing(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".room.") as file:
-        file.write(os.urandom(ROOM))  # of zeros a file system with compression would keep nothing
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".room.") as file:
+            file.write(os.urandom(ROOM))  # of zeros a file system with compression would keep nothing
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DiskError(f"cannot write {folder}: {error.strerror}; {free(folder)}") from error
 
 
 def short_socket_paths() -> None:
