@@ -34,7 +34,7 @@ ALLOWED = {
 # hold other transforms.
 PLACES = re.compile(
     r"model|optimizer|scheduler|loss|augmentation\.(train|eval|batch)\.[^.]+(\..+)?|callbacks\.[^.]+|logger\.[^.]+"
-    r"|trainer\.(profiler|strategy|plugins)"
+    r"|trainer\.(profiler|strategy|plugins(\.\d+)?)"
 )
 # What a function must return, or a class must be, by the place or its group.
 KINDS = {
