@@ -113,7 +113,7 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
     node, views = dict(config["data"]), config["augmentation"]
     noises = {
         name: transform
-        for name, transform in views["train"].items()
+        for name, transform in entries(views["train"]).items()
         if _is_noise(transform, f"augmentation.train.{name}") and transform.get("eigenvalues") is None
     }
     if noises and node["channels"] != 3:
@@ -128,7 +128,7 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
     node["mean"] = found.mean if node["mean"] is None else node["mean"]
     node["std"] = found.std if node["std"] is None else node["std"]
     axes = {"eigenvalues": found.eigenvalues, "eigenvectors": found.eigenvectors}
-    train = views["train"] | {name: {**transform, **axes} for name, transform in noises.items()}
+    train = (views["train"] or {}) | {name: {**transform, **axes} for name, transform in noises.items()}
     return {**config, "data": node, "augmentation": {**views, "train": train}}, found
 
 

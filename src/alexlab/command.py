@@ -40,7 +40,7 @@ def run_command(name: str) -> None:
     typed = sys.argv[1:]
     earlier = None
     with ending_in_words():
-        overrides.check_flags(typed)
+        overrides.check_words(typed)
         sys.argv[1:] = trust.without_trust(typed)
         if name == "train" and any(argument.startswith(("resume=", "rerun=")) for argument in typed):
             from alexlab.rerunning import find_rerun

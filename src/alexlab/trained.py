@@ -96,7 +96,7 @@ def load_trained(name: str, *, class_names: str | None = None, device: str = "au
         classes,
         names,
         record.get("best") or {},
-        inference.eval().to(_device(device)),
+        inference.eval().to(_device(device), torch.float32),
     )
 
 
@@ -148,7 +148,9 @@ def _of_torchvision(path: Path, source: Source, names: dict[str, str] | None, de
         )
     inference.net.load_state_dict(found.taken, assign=True)
     shown = shown_names(classes, names)
-    return Trained(path, config, {"model": "alexnet"}, classes, shown, {}, inference.eval().to(_device(device)))
+    return Trained(
+        path, config, {"model": "alexnet"}, classes, shown, {}, inference.eval().to(_device(device), torch.float32)
+    )
 
 
 def default_config(*overrides: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from alexlab import members
 from alexlab.cards import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, data_state
+from alexlab.culprits import explain
 from alexlab.data.folder import Splits
 from alexlab.data.settings import Data
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
@@ -109,9 +110,7 @@ def naming_keys(config: dict[str, Any]) -> Iterator[None]:
     except AlexlabError:
         raise
     except Exception as error:
-        from alexlab import rehearsal
-
-        rehearsal.explain(error, config, _check)
+        explain(error, config, _check)
 
 
 def _found(config: dict[str, Any]) -> tuple[Splits, int]:
