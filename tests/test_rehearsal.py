@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from alexlab import build, overrides, rehearsal
 from alexlab.command import report_bug
@@ -16,6 +17,7 @@ from alexlab.errors import AlexlabError, ConfigError
 from alexlab.launch import num_ranks
 from alexlab.nodes import make
 from alexlab.tasks.train import check
+from alexlab.trained import load_trained
 from conftest import TINY, plain
 
 pytestmark = pytest.mark.rehearsed
@@ -75,6 +77,7 @@ ALONE = [
     ({"elastic.timeout_s": 0}, "elastic.timeout_s must be positive; got 0"),
     ({"elastic.max_restarts": -1}, "elastic.max_restarts must be at least 0; got -1"),
     ({"elastic.min_nodes": 0}, "elastic.min_nodes must be null or at least 1; got 0"),
+    ({"augmentation.train": None}, "augmentation.train must have a transform"),
     ({"augmentation.eval": {}}, "augmentation.eval must have a transform"),
     ({"augmentation.train.erase": "RandomErasing"}, "augmentation.train.erase must have a _target_"),
     ({"augmentation.train.flip.p": -1}, "augmentation.train.flip: `p` should be"),
@@ -195,6 +198,19 @@ def test_what_passes_can_be_trained(changed: Changed, values: dict[str, Any], tm
     assert checkpoints.is_file() == ("checkpoint" in (changed(values)["callbacks"] or {}) and values.get("trainer.enable_checkpointing", True))  # fmt: skip
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_net_of_another_precision_answers_in_32_bits(changed: Changed, tmp_path: Path, precision: str) -> None:
+    from alexlab.tasks.train import run
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run(changed({"trainer.precision": precision}), run_dir=folder, choices={"model": "alexnet"})
+    found = load_trained(str(folder), device="cpu")
+    probs = found.inference.probs(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    assert probs.dtype == torch.float32
+    assert torch.allclose(probs.sum(1), torch.ones(2))
+
+
 def test_a_rehearsal_leaves_nothing(changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -272,9 +288,21 @@ def test_flags_of_a_command() -> None:
     with pytest.raises(
         ConfigError, match="--cfg shows the config of one run, and -m starts a sweep: leave one of them"
     ):
-        overrides.check_flags(["-m", "seed=1,2", "--cfg", "job"])
-    overrides.check_flags(["seed=1", "--cfg", "job"])
-    words = ["callbacks=null", "--cfg", "job", "seed=1", "~augmentation.train.flip", "logger=null", "data=folder"]
+        overrides.check_words(["-m", "seed=1,2", "--cfg", "job"])
+    overrides.check_words(["seed=1", "--cfg", "job"])
+    with pytest.raises(ConfigError, match=r"scheduler must be one of constant, cosine, .*; got null"):
+        overrides.check_words(["scheduler=null"])
+    overrides.check_words(["callbacks=null", "logger=null", "ablation=null", "debug=null"])
+    words = [
+        "callbacks=null",
+        "debug=null",
+        "--cfg",
+        "job",
+        "seed=1",
+        "~augmentation.train.flip",
+        "logger=null",
+        "data=folder",
+    ]
     assert overrides.in_order(words) == [
         *("callbacks=[]", "seed=1", "~augmentation.train.flip", "logger=[]", "data=folder"),
         *("--cfg", "job"),

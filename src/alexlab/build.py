@@ -117,7 +117,7 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
         raise ConfigError(f"augmentation must have train, eval and batch; got {', '.join(views)}")
     noises = {
         name: transform
-        for name, transform in views["train"].items()
+        for name, transform in entries(views["train"]).items()
         if _is_noise(transform, f"augmentation.train.{name}") and transform.get("eigenvalues") is None
     }
     if noises and node["channels"] != 3:
@@ -134,7 +134,7 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
     node["mean"] = found.mean if node["mean"] is None else node["mean"]
     node["std"] = found.std if node["std"] is None else node["std"]
     axes = {"eigenvalues": found.eigenvalues, "eigenvectors": found.eigenvectors}
-    train = views["train"] | {name: {**transform, **axes} for name, transform in noises.items()}
+    train = (views["train"] or {}) | {name: {**transform, **axes} for name, transform in noises.items()}
     return {**config, "data": node, "augmentation": {**views, "train": train}}, found
 
 

@@ -51,7 +51,7 @@ def run_command(name: str) -> None:
     earlier, sweep = None, None
     with ending_in_words():
         short_socket_paths()
-        overrides.check_flags(typed)
+        overrides.check_words(typed)
         sys.argv[1:] = overrides.with_expanded(trust.without_trust(typed))
         if name == "train" and any(argument.startswith(("resume", "rerun=")) for argument in typed):
             from alexlab.rerunning import find_rerun

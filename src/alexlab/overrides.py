@@ -42,6 +42,9 @@ MISSING = "???"
 
 Config = dict[str, Any]
 
+EMPTY_GROUPS = ("callbacks", "logger", "ablation")  # of which nothing may be chosen
+UNCHOSEN = ("experiment=null", "debug=null", "sweep=null")  # as it is anyway
+
 
 def as_typed(words: Sequence[str]) -> list[str]:
     """The overrides that Hydra keeps in a config, which OmegaConf would resolve: `hydra.sweep.subdir=${hydra.job.num}`."""
@@ -144,17 +147,22 @@ def selects_own_folder(arguments: Sequence[str]) -> list[str]:
     return list(arguments)
 
 
-def check_flags(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for a sweep that is also asked for its config: Hydra shows that of one job."""
+def check_words(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for words that Hydra answers with a traceback: a sweep that is to show a config, a group of null."""
     shown = [word for word in arguments if word in ("-c", "-i") or word.partition("=")[0] in ("--cfg", "--info")]
     if shown and any(word in ("-m", "--multirun") for word in arguments):
         raise ConfigError(f"{shown[0]} shows the config of one run, and -m starts a sweep: leave one of them out")
+    for word in in_order(arguments):
+        group = word.removesuffix("=null")
+        if group != word and (CONFIG_DIR / group).is_dir():
+            options = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+            raise ConfigError(f"{group} must be one of {', '.join(options)}; got null")
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:
     """Put the overrides before the flags, as Hydra's parser needs them, with `callbacks=null` as `callbacks=[]`."""
-    empty = {f"{group}=null": f"{group}=[]" for (group,) in ADDED_GROUPS}
-    words = [empty.get(word, word) for word in arguments]
+    empty = {f"{group}=null": f"{group}=[]" for group in EMPTY_GROUPS}
+    words = [empty.get(word, word) for word in arguments if word not in UNCHOSEN]
     return sorted(words, key=lambda word: word.startswith("-") or not ("=" in word or word.startswith("~")))
 
 

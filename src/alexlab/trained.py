@@ -111,7 +111,7 @@ def load_trained(name: str, *, class_names: str | None = None, device: str = "au
         record["classes"],
         names,
         record["best"],
-        inference.eval().to(_device(device)),
+        inference.eval().to(_device(device), torch.float32),
     )
 
 
@@ -202,7 +202,9 @@ def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | Non
         )
     load_state(inference.net, found.taken)
     shown = shown_names(classes, names)
-    return Trained(path, config, {"model": "alexnet"}, classes, shown, {}, inference.eval().to(_device(device)))
+    return Trained(
+        path, config, {"model": "alexnet"}, classes, shown, {}, inference.eval().to(_device(device), torch.float32)
+    )
 
 
 def default_config(*overrides: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from alexlab import members
 from alexlab.cards import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, check_same_data, data_state
+from alexlab.culprits import explain
 from alexlab.data.folder import Splits
 from alexlab.data.settings import Data
 from alexlab.errors import AlexlabError, ConfigError, DiskError, PrunedError
@@ -138,9 +139,7 @@ def naming_keys(config: dict[str, Any]) -> Iterator[None]:
     except AlexlabError:
         raise
     except Exception as error:
-        from alexlab import rehearsal
-
-        rehearsal.explain(error, config, _check)
+        explain(error, config, _check)
 
 
 @dataclass(frozen=True)
