@@ -231,7 +231,7 @@ def test_the_table_shows_what_runs(tmp_path: Path) -> None:
 
 def test_what_an_earlier_attempt_has_left(tmp_path: Path) -> None:
     card = Card(tmp_path)
-    card.update(status=CARD_PRUNED, reason="it fell behind")
+    card.update(status=CARD_PRUNED, reason="it fell behind", config={})
     assert (earlier(tmp_path).state, earlier(tmp_path).cause) == (PRUNED, "it fell behind")
     card.update(status=CARD_FINISHED, scores={"best/top1": 0.5})
     assert (earlier(tmp_path).state, earlier(tmp_path).score) == (FINISHED, 0.5)
@@ -253,7 +253,7 @@ def test_a_job_that_is_running_already_is_waited_for_by_the_engine_that_has_it(t
     with contextlib.ExitStack() as locks:
         for each in jobs:
             each.folder.mkdir()
-            Card(each.folder).update(status="running")
+            Card(each.folder).update(status="running", config={})
             locks.enter_context(Lock(each.folder))
         found = list(SweepLauncher(engine)._to_run(iter(jobs), lambda job: ended.append(job.number)))
     assert [each.number for each in found] == [1] and ended == [0]

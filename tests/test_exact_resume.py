@@ -67,8 +67,10 @@ class Recorded:
         (run_dir / "checkpoints").mkdir(parents=True)
         if begin is not None:
             shutil.copy(begin, run_dir / "checkpoints/last.ckpt")
-            first = self.folder / begin.parent.name.removesuffix("_kept")
-            shutil.copy(first / "checkpoints/best.ckpt", run_dir / "checkpoints/best.ckpt")
+            first = self.folder / begin.parent.name.removesuffix("_kept") / "checkpoints"
+            best = (begin.parent if begin.name == "last.ckpt" else first) / "best.ckpt"
+            if best.exists():
+                shutil.copy(best, run_dir / "checkpoints/best.ckpt")
         write, link = checkpoints.write_durably, checkpoints._link
 
         def keep(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Two machines that train one net: each a network namespace with a disk of its own."""
 
+import json
 import os
 import shutil
 import signal
@@ -73,7 +74,8 @@ def resume(*words: str) -> int:
     from alexlab.tasks.train import run
 
     try:
-        earlier = find_resumption(["resume=run", *words])
+        meeting = json.loads(Path("run/run.json").read_text())["config"]["elastic"]["rendezvous"]
+        earlier = find_resumption(["resume=run", f"elastic.rendezvous='{meeting}'", *words])
         assert earlier is not None
         earlier.run(run, Path("run"))
     except (AlexlabError, Stopped) as error:

@@ -26,6 +26,7 @@ from alexlab.class_names import choose_fonts
 from alexlab.data.check import check
 from alexlab.data.check_page import summary, write_page
 from alexlab.data.folder import Split
+from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.evaluation_page import evaluated
 from alexlab.progress import progress_bar
@@ -343,7 +344,8 @@ def test_predictions_show_and_keep_names(
 ) -> None:
     classes = [*NASTY]
     paths = [os.path.join(strange_images, "@home", f"{name}.png") for name in FILES]
-    with Writers(tmp_path, classes, title="a net", gallery_limit=100) as writers:
+    trained = SimpleNamespace(names=classes, about="a net", decoding=Decoding())
+    with Writers(tmp_path, trained, gallery_limit=100) as writers:
         for number, path in enumerate(paths):
             writers.write(SimpleNamespace(path=path, answers=(number, len(classes) - 1), probs=(0.6, 0.4), error=None))
         bad = ImageError("no", path="-bad\n\x1b", code="x", reason="=1\x1b")
@@ -369,7 +371,7 @@ def test_the_demo_answers_with_names_as_they_are_shown(monkeypatch: pytest.Monke
     classes = [*NASTY]
     probs = torch.linspace(0, 1, len(classes))[None]
     trained: Any = SimpleNamespace(
-        names=classes, config={"data": {"channels": 3}}, inference=SimpleNamespace(probs=lambda images: probs)
+        names=classes, decoding=Decoding(), inference=SimpleNamespace(probs=lambda images: probs)
     )
     monkeypatch.setattr(demo, "grad_cam", lambda *_: torch.zeros(1, 8, 8))
     monkeypatch.setattr(demo, "TOP_K", len(classes))

@@ -145,7 +145,9 @@ def test_a_job_that_saves_nothing_is_not_queued_again(tmp_path: Path) -> None:
     last.parent.mkdir()
     last.write_bytes(b"")
     for begun_s, gone_on in ((last.stat().st_mtime - 10, True), (last.stat().st_mtime + 10, False)):
-        (tmp_path / "run.json").write_text(json.dumps({"status": "finished", "attempts": [{"start_s": begun_s}]}))
+        (tmp_path / "run.json").write_text(
+            json.dumps({"status": "finished", "config": {}, "attempts": [{"start_s": begun_s}]})
+        )
         assert slurm.has_gone_on(tmp_path) == gone_on
 
 

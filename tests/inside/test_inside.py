@@ -229,8 +229,13 @@ def test_the_whole_page(trained_run: Path, tmp_path: Path, images: Path, monkeyp
 
 
 def test_without_the_training_data(
-    train: Callable[..., float | None], images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    train: Callable[..., float | None],
+    images: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # a checkpoint may be a stranger's, so its data.cache_dir is not used
     shutil.copytree(images, tmp_path / "moved")
     train(f"data.root={tmp_path / 'moved'}")
     shutil.rmtree(tmp_path / "moved")
@@ -245,7 +250,7 @@ def test_without_the_training_data(
         f"image='{images / 'val/cat/001.png'}'",
     )  # fmt: skip
     assert (whole / "neighbours.png").exists() and (whole / "grad_cam.png").exists()
-    sizes = sorted(len(np.load(path)) for path in (tmp_path / "cache/features").iterdir())
+    sizes = sorted(len(np.load(path)) for path in (tmp_path / "data/cache/features").iterdir())
     assert sizes == [24, 24], "of a folder that is not divided, every image"
 
 
