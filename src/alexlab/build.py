@@ -53,7 +53,7 @@ from alexlab.stopping import Stopping
 from alexlab.towers import TwoTowers
 
 TOWERS = "two_towers"  # as trainer.strategy
-# Of values below these Lightning makes something that nobody means, or fails in the middle of a run.
+# Below these values Lightning does something unintended, or fails in the middle of a run.
 LEAST = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,

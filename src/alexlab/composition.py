@@ -249,7 +249,7 @@ def _circle(error: RecursionError, sources: Sequence[ConfigSource]) -> str:
 
 
 def _missing(error: MissingConfigException, words: Sequence[str], sources: Sequence[ConfigSource]) -> str:
-    """Say which option or file is missing, who asks for it, and what there is."""
+    """Return a sentence with the missing option or file, the file that asks for it, and the options that exist."""
     group, _, name = str(error.missing_cfg_file).rpartition("/")
     groups = [source for source in sources if source.is_group(group)]
     options = sorted({option for source in groups for option in source.list(group, ObjectType.CONFIG)})

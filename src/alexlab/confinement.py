@@ -100,7 +100,7 @@ def confined_data(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _made_at_home(data: dict[str, Any]) -> bool:
-    """Whether the data set is not generated, or generated in the folder that its option in conf/data names."""
+    """Return whether a generated data set is written to the default folder of its option; true if it is not generated."""
     return data.get("make") is None or data.get("root") == f"data/{data['make']}"
 
 

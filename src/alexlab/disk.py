@@ -49,7 +49,7 @@ def disk_error(error: OSError, path: Path) -> DiskError | None:
 
 
 def free(path: Path) -> str:
-    """Return the room beside a file that may not exist, for a message."""
+    """Return the free space on the disk of a file, which need not exist, as text for a message."""
     folder = next((folder for folder in (path, *path.absolute().parents) if folder.is_dir()), Path("/"))
     return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free in {folder}"
 

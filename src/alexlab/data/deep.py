@@ -36,7 +36,7 @@ class UnknownRangeError(Exception):
 
 @dataclass(frozen=True)
 class Depth:
-    """What a file declares of its values.
+    """Declared bit depth, range and sign of the values of a file.
 
     Args:
         bits: of a value.

@@ -86,7 +86,7 @@ class Split:
     def state(self, index: int) -> tuple[int, int, int]:
         """Return the size of an image's file and when it was modified and changed, in ns; -1 if it is not there.
 
-        Tools that copy set the first time back, nobody sets the second.
+        Copying tools may restore the modification time; no tool can set the change time.
         """
         if self.lengths is not None:
             return int(self.lengths[index]), 0, 0

@@ -124,7 +124,7 @@ def _unclear_classes(root: str, splits: Sequence[str], others: Sequence[str]) ->
     kinds = {split_of(name) for name in splits}
     if len(kinds) > 1 and not others:
         return _problem(root, f"{_listed(splits)} are named like splits but hold no class folders", splits)
-    # A train is also what pictures show; nobody photographs a validation.
+    # A train is also a thing in photographs, so a class may be called so; a validation is not.
     odd = [name for name in splits if name.lower() != "train"]
     if odd and others:
         return _problem(root, f"{_listed(odd)} is named like a split, {_listed(others)} like a class", splits)

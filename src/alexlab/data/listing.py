@@ -135,8 +135,8 @@ def list_images(
 def _state(status: os.stat_result) -> list[int]:
     """Return what differs after an entry of a folder was added, removed or renamed.
 
-    Tools set the time of the last modification back (`cp -a`, `rsync -t`, `tar`, `touch -d`); nobody sets that of the last
-    change of the inode, and another folder in its place has another number.
+    Tools restore the modification time (`cp -a`, `rsync -t`, `tar`, `touch -d`). They cannot set the change time, and a folder
+    that replaces this one has another inode number.
     """
     return [status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
@@ -186,7 +186,7 @@ def _walk(root: str, folder: str, problems: list[Problem] | None = None) -> List
 
 
 class _Walk:
-    """What one walk has found besides images, see `Listing`.
+    """Entries other than images that one walk has found, see `Listing`.
 
     Args:
         root: the data set's folder.

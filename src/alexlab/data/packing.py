@@ -99,7 +99,7 @@ def _locked(path: Path, place: Path) -> Iterator[None]:
 def _stats(listing: Listing, rows: np.ndarray) -> np.ndarray:
     """Size, time of modification and time of change of files, int64 (len(rows), 3); -1 for one that is not there.
 
-    Tools that copy set the first time back, nobody sets the second.
+    Copying tools may restore the modification time; no tool can set the change time.
     """
     found = np.full((len(rows), 3), -1, np.int64)
     for number, row in enumerate(rows):
