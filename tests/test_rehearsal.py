@@ -144,6 +144,15 @@ def test_a_value_that_only_a_training_refuses(changed: Changed, values: dict[str
     assert words in told(changed(values))
 
 
+def test_a_value_of_a_distribution_is_refused_after_a_compilation(
+    changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch.compile turns the checks of torch.distributions off for the whole process.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
+    mix = {"m": {"_target_": f"{V2}.MixUp", "alpha": -1.0}}
+    assert "augmentation.batch.m.alpha=-1.0 cannot be used: " in told(changed({"augmentation.batch": mix}))
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
+from torch.distributions import Distribution
 from torchvision.transforms import v2
 
 from alexlab import launch
@@ -340,6 +341,8 @@ def _transforms(nodes: Config, where: str) -> Callable[..., Any]:
 
 
 def _mix(nodes: Config, num_classes: int) -> Callable[..., Any] | None:
+    # torch.compile turns these checks off for the whole process, and MixUp(alpha=-1) would pass.
+    Distribution.set_default_validate_args(True)
     mixers = [
         make(node, f"augmentation.batch.{name}", num_classes=num_classes) for name, node in entries(nodes).items()
     ]
