@@ -17,6 +17,7 @@ from alexlab import command, training
 from alexlab.classifier import Classifier
 from alexlab.runs import LAST
 from alexlab.signals import Stopped
+from alexlab.tasks import train
 from conftest import IMAGES, trains_on, write_images
 from test_exact_resume import content, difference
 
@@ -59,10 +60,10 @@ class Place:
 
     Args:
         folder: an empty one.
-        patch: sets an attribute of a class, for good or for a while.
+        patch: sets an attribute of a class or a module, for good or for a while.
     """
 
-    def __init__(self, folder: Path, patch: Callable[[type, str, Any], None] = setattr) -> None:
+    def __init__(self, folder: Path, patch: Callable[[Any, str, Any], None] = setattr) -> None:
         command.register()
         training.hush_lightning()
         torch.set_num_threads(1)  # a process whose threads have started cannot be forked
@@ -70,6 +71,7 @@ class Place:
         self.train = trains_on(write_images(folder / "images", IMAGES), folder)
         self.step = FORK.Value("i", -1)  # batches of training and validation that have begun on rank 0
         self.count = 0
+        patch(train, "rehearse", lambda config, splits, *, num_ranks: None)  # its steps would be counted as the run's
         for name in ("training_step", "validation_step"):
             patch(Classifier, name, self._counted(getattr(Classifier, name)))
         self.acts: list[Callable[[Classifier, int], None]] = []  # before a batch: the module, the number of the batch
