@@ -364,9 +364,10 @@ def check_same_data(before: Mapping[str, Any], now: Mapping[str, Any], *, where:
             for n, pair in enumerate(itertools.zip_longest(old, new, fillvalue="absent"))
             if pair[0] != pair[1]
         )
+        lengths = ": in it" if len(new) == len(old) else f" has {len(new)} classes instead of {len(old)}:"
         raise DataError(
-            f"a resumed run must have the classes that it began with, in their order; {where} has {len(new)} classes instead "
-            f"of {len(old)}: class {number} is {is_now} instead of {was}. A new run can start from its weights: "
+            f"a resumed run must have the classes that it began with, in their order; {where}{lengths} "
+            f"class {number} is {is_now} instead of {was}. A new run can start from its weights: "
             "model.weights=RUN_DIR"
         )
     differing = [name for name in ("fingerprint", "contents") if before.get(name, now[name]) != now[name]]

@@ -1,7 +1,6 @@
 """Which folders are taken for splits: many spellings, and what is refused because it could mean several things."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -90,6 +89,16 @@ def test_splits_are_recognised(folders: str, expected: dict[str, str], tmp_path:
         ),
         ("seg_train/a seg_test/a seg_pred*", "seg_test, seg_train look like splits", "train=seg_train"),
         ("trainA* trainB* testA* testB*", "testA, testB, trainA, trainB look like splits", "train=trainA"),
+        (
+            "entrenamiento/a entrenamiento/b prueba/a prueba/b",
+            "entrenamiento, prueba hold folders of the same names, a, b, as splits do",
+            "train=FOLDER",
+        ),
+        (
+            "cat/test cat/train dog/test dog/train",
+            "each of cat, dog holds test, train, but classes must lie inside splits: train/cat",
+            "train=FOLDER",
+        ),
         ("train/a my_test/a", "my_test may be another split beside train", "train=train data.splits.test=my_test"),
     ],
 )
@@ -142,15 +151,17 @@ def test_names_that_cannot_be_splits(named: dict[str, str], words: str, tmp_path
         find_splits(root, **FRACTIONS, folders=named)
 
 
-@pytest.mark.parametrize(("outer", "inner"), [("ab", ("test", "train")), (("entrenamiento", "prueba"), "ab")])
-def test_class_folders_that_all_hold_the_same_folders_are_noted(
-    outer: Sequence[str], inner: Sequence[str], tmp_path: Path
-) -> None:
-    root = str(write_images(tmp_path, {f"{folder}/{name}": 3 for folder in outer for name in inner}))
-    words = f"each class folder holds {', '.join(inner)}, which are taken neither for splits nor for classes"
+def test_many_class_folders_that_all_hold_the_same_folders_are_noted(tmp_path: Path) -> None:
+    root = str(write_images(tmp_path, {f"{folder}/{name}": 3 for folder in "abcd" for name in ("2024", "2025")}))
+    words = "each class folder holds 2024, 2025, which are taken neither for splits nor for classes"
     assert [note for note in find_splits(root, **FRACTIONS).notes if note.startswith(words)]
-    (tmp_path / outer[0] / inner[0]).rename(tmp_path / outer[0] / "other")
+    (tmp_path / "a/2024").rename(tmp_path / "a/other")
     assert not [note for note in find_splits(root, **FRACTIONS).notes if note.startswith("each class folder")]
+
+
+def test_few_class_folders_that_hold_the_same_folders_are_classes_if_that_is_said(tmp_path: Path) -> None:
+    root = str(write_images(tmp_path, {f"{folder}/{name}": 3 for folder in "ab" for name in ("2024", "2025")}))
+    assert find_splits(root, **FRACTIONS, folders={"train": "."}).classes == ["a", "b"]
 
 
 def test_a_missing_folder_is_told_with_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,15 @@ def _unclear_classes(root: str, splits: Sequence[str], others: Sequence[str]) ->
     looks = [name for name, hint in hinted.items() if hint]
     if 2 * len(looks) > len(others) and len({hinted[name] for name in looks}) > 1:
         return _problem(root, f"{_listed(looks)} look like splits", looks)
+    inner = [_folders_in(root, name) for name in others]
+    if len(others) < 2 or len(inner[0]) < 2 or any(names != inner[0] for names in inner):
+        return None
+    if len({split_of(name) for name in inner[0]} - {None}) > 1:
+        reason = f"each of {_listed(others)} holds {_listed(inner[0])}, but classes must lie inside splits: "
+        return _problem(root, f"{reason}{inner[0][-1]}/{others[0]}", [])
+    if len(others) <= len(SPLITS) and not any(_images_in(root, name) for name in others):
+        reason = f"{_listed(others)} hold folders of the same names, {_listed(inner[0])}, as splits do"
+        return _problem(root, reason, [])
     return None
 
 
@@ -166,11 +175,11 @@ def _hint(name: str) -> str | None:
     return next((split for split in map(split_of, words) if split), None)
 
 
-def _folders_in(root: str, name: str) -> bool:
+def _folders_in(root: str, name: str) -> list[str]:
     try:
-        return bool(class_folders(os.path.join(root, name)))
+        return class_folders(os.path.join(root, name))
     except OSError:
-        return False  # named when its files are listed
+        return []  # named when its files are listed
 
 
 def _images_in(root: str, name: str) -> bool:
