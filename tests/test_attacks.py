@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from alexlab import nodes
+from alexlab import command, nodes
 from alexlab.cards import Card
 from alexlab.confinement import check_confined, check_folder, confined_data
 from alexlab.errors import ConfigError
@@ -21,7 +22,7 @@ from alexlab.rerunning import find_rerun
 from alexlab.resuming import find_resumed_sweep, find_resumption
 from alexlab.sweep_record import RECORD, as_data, as_word
 from alexlab.trust import check_targets
-from conftest import ROOT, TINY, environment, plain
+from conftest import ROOT, TINY, environment, plain, write_images
 
 TOUCH = {"_target_": "distutils.spawn.spawn", "cmd": ["/usr/bin/touch", "PWNED"]}
 DECODED = "${oc.decode:'{_targ${oc.env:NOPE,et}_: distutils.spawn.spawn, cmd: [/usr/bin/touch, PWNED]}'}"
@@ -303,6 +304,8 @@ ELSEWHERE = [
     ("logger.x", {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "http://evil"}, "logger.x.tracking_uri"),
     ("logger.mlflow", {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "sqlite:///x.db"}, "logger.mlflow.tracking_uri"),
     ("logger.x", {"_target_": "lightning.pytorch.loggers.WandbLogger", "settings": {"base_url": "evil"}}, "logger.x.settings.base_url"),
+    ("logger.x", {"_target_": "lightning.pytorch.loggers.WandbLogger", "entity": "evil"}, "logger.x.entity"),
+    ("logger.x", {"_target_": "lightning.pytorch.loggers.CometLogger", "workspace": "evil"}, "logger.x.workspace"),
     ("logger.x", {"_target_": "lightning.pytorch.loggers.CometLogger", "api_key": "evil"}, "logger.x.api_key"),
     ("logger.x", {"_target_": "lightning.pytorch.loggers.WandbLogger", "tags": ["a", "s3://evil/x"]}, "logger.x.tags"),
     ("trainer.profiler", {"_target_": "lightning.pytorch.profilers.SimpleProfiler", "dirpath": "x"}, "trainer.profiler.dirpath"),
@@ -348,6 +351,19 @@ def test_a_resumed_run_leads_nowhere_else_unless_it_is_typed(key: str, value: An
         check_confined(config, folder, own=foreign("seed", 1))
     check_confined(config, folder, own=copy.deepcopy(config))
     assert {path.name for path in folder.iterdir()} == {"run.json"}
+
+
+def test_the_check_of_a_resumed_sweep_writes_nowhere_else(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path / "sweep", overrides=[{"key": "seed", "value": 1}])
+    sweep = find_resumed_sweep(["-m", f"resume={folder}"])
+    elsewhere = tmp_path / "elsewhere"
+    root = write_images(tmp_path / "images", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
+    config = OmegaConf.create(plain(*TINY, f"data.root={root}", f"data.cache_dir={elsewhere}"))
+    with pytest.raises(ConfigError, match=r"sets data\.cache_dir=.*, which leads out of its own folder"):
+        command.check_job("train", config, sweep)
+    assert not elsewhere.exists()
+    command.check_job("train", config)  # without a sweep of a stranger the same config is fine
+    assert elsewhere.exists()
 
 
 def test_every_option_of_ours_may_be_resumed(tmp_path: Path) -> None:

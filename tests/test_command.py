@@ -60,6 +60,7 @@ def test_help_is_a_page_and_imports_no_torch(tmp_path: Path) -> None:
     [
         (["--cfg", "job"], "max_epochs: 20", 0),
         (["modle=x"], "there is no key modle; did you mean model?", 1),
+        (["seed=(1"], "seed=(1 must be KEY=VALUE in Hydra's grammar", 1),
         (["trainer.max_epochs=x"], "trainer.max_epochs must be a whole number", 1),
         (["data.root=/no where"], "got '/no where': there is no such folder", 3),
         (["data=folder"], "data.root must be given: data.root=VALUE", 1),

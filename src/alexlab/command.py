@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -75,7 +75,7 @@ def run_command(name: str) -> None:
     register()
     codes = [0]
     created.clear()
-    sweeps.checks.append(lambda config: check_job(name, config))
+    sweeps.checks.append(lambda config: check_job(name, config, sweep))
 
     def job(config: DictConfig) -> float | None:
         # Relative paths are those of the folder where the command was typed, with hydra.job.chdir=true too.
@@ -101,6 +101,13 @@ def run_command(name: str) -> None:
         with signals.heard() if name == "train" else nullcontext():
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and a traceback
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
+    except OverrideParseException as error:
+        print_line(
+            f"{error.override} must be KEY=VALUE in Hydra's grammar; a value with spaces, brackets or other special "
+            "characters needs quotes inside the shell's, such as 'KEY=\"VALUE\"'",
+            file=sys.stderr,
+        )
+        codes.append(ConfigError.exit_code)
     except HydraException as error:
         for line in str(error).splitlines():
             print_line(line, file=sys.stderr)
@@ -154,9 +161,11 @@ def register() -> None:
     composition.install()
 
 
-def check_job(name: str, config: DictConfig) -> None:
-    """Raises AlexlabError when the task of a command could not run this config."""
+def check_job(name: str, config: DictConfig, sweep: "ResumedSweep | None" = None) -> None:
+    """Raise AlexlabError if the task of a command cannot run this config, or a resumed sweep must not."""
     task = importlib.import_module(f"alexlab.tasks.{name}")
+    if sweep is not None:
+        check_confined(plain(config), sweep.folder, confirmed=sweep.confirmed)
     if hasattr(task, "check"):
         task.check(plain(config))
 

@@ -21,7 +21,7 @@ from alexlab.runs import SLURM_LOG
 
 METRIC = re.compile(r"(train|val|test|best)/\w+")
 # Arguments of callbacks, loggers and profilers that say where something goes, and to whom.
-DESTINATION = re.compile(r"dir|path|folder|root|uri|url|host|key|token", re.IGNORECASE)
+DESTINATION = re.compile(r"dir|path|folder|root|uri|url|host|key|token|entity|workspace", re.IGNORECASE)
 ELSEWHERE = re.compile(r"[/\\]|\.\.|^~|:")  # in a value that is no metric
 
 
