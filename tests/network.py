@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # <linux/sched.h>
-MS_REC, MS_PRIVATE = 1 << 14, 1 << 18  # <linux/mount.h>
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWNET = 0x00020000, 0x04000000, 0x40000000  # <linux/sched.h>
+MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18  # <linux/mount.h>
 FIRST = "10.77.0.1"
 PORT = 29571
 
@@ -83,19 +83,32 @@ def network() -> Iterator[Network]:
         made.remove()
 
 
-def hide(folder: Path) -> None:
-    """Lets this process, and no other, find an empty directory there."""
+def become(node: str, folder: Path, hidden: Path | None) -> None:
+    """Give this process, and no other, a host name, and names for both machines as Debian has them.
+
+    A machine's own name leads to 127.0.1.1, that of the other one to its address.
+
+    Args:
+        node: `first` or `other`.
+        folder: an existing one, for a file.
+        hidden: a directory that appears empty.
+    """
     library = ctypes.CDLL(None, use_errno=True)
-    private, empty = MS_REC | MS_PRIVATE, os.fsencode(folder)
-    folder.mkdir(exist_ok=True)
-    steps = (
-        lambda: library.unshare(CLONE_NEWNS),
-        lambda: library.mount(None, b"/", None, private, None),
-        lambda: library.mount(b"none", empty, b"tmpfs", 0, None),
-    )
+    hosts = folder / "hosts"
+    others = {"first": "10.77.0.2 other", "other": "10.77.0.1 first"}
+    hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {node}\n{others[node]}\n")
+    steps = [
+        lambda: library.unshare(CLONE_NEWNS | CLONE_NEWUTS),
+        lambda: library.sethostname(os.fsencode(node), len(node)),
+        lambda: library.mount(None, b"/", None, MS_REC | MS_PRIVATE, None),
+        lambda: library.mount(os.fsencode(hosts), b"/etc/hosts", None, MS_BIND, None),
+    ]
+    if hidden is not None:
+        hidden.mkdir(exist_ok=True)
+        steps.append(lambda: library.mount(b"none", os.fsencode(hidden), b"tmpfs", 0, None))
     for step in steps:
         if step():
-            raise OSError(ctypes.get_errno(), "hide")
+            raise OSError(ctypes.get_errno(), "become")
 
 
 class Machine:
@@ -104,7 +117,7 @@ class Machine:
     Args:
         net: the network.
         node: `first` or `other`.
-        disk: the directory; what the process prints is in `log` there, appended.
+        disk: the directory; what the process prints is in a log there, appended.
         command: what it does; its return value is the exit code.
         hidden: a directory that this machine does not see.
     """
@@ -113,13 +126,12 @@ class Machine:
         self, net: Network, node: str, disk: Path, command: Callable[[], int | None], *, hidden: Path | None = None
     ) -> None:
         disk.mkdir(exist_ok=True)
-        self.log = disk / "log"
+        self.log = disk / f"{node}.log"
 
         def body() -> None:
             os.setsid()
             net.enter(node)
-            if hidden is not None:
-                hide(hidden)
+            become(node, disk, hidden)
             os.chdir(disk)
             output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for descriptor in (1, 2):

@@ -26,13 +26,12 @@ AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -41,7 +40,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 KillWait=5
 ReturnToService=2
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+{nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -56,13 +55,15 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class Cluster:
-    """One controller and one node with two CPUs, which is this machine.
+    """One controller, and nodes with two CPUs each, all of which are this machine.
 
     Args:
         folder: of its configuration, state and logs; its path must be short, as that of a socket.
+        num_nodes: number of nodes, `n1` and so on.
     """
 
     folder: Path
+    num_nodes: int = 1
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -70,21 +71,26 @@ class Cluster:
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def start(self) -> None:
-        for name in ("state", "spool"):
+        names = [f"n{number}" for number in range(1, self.num_nodes + 1)]
+        for name in ("state", *(f"spool.{name}" for name in names)):
             (self.folder / name).mkdir()
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
         host = socket.gethostname().split(".")[0]
-        (self.folder / "slurm.conf").write_text(
-            CONF.format(host=host, folder=self.folder, ports=free_ports(2), cpus=CPUS)
+        ports = free_ports(1 + self.num_nodes)
+        nodes = "\n".join(
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} State=UNKNOWN"
+            for name, port in zip(names, ports[1:], strict=True)
         )
+        (self.folder / "slurm.conf").write_text(CONF.format(host=host, folder=self.folder, ports=ports, nodes=nodes))
         places = [f"--{name}={self.folder}/munge.{name}" for name in ("pid-file", "log-file", "seed-file")]
         self._daemon("munged", "--force", f"--key-file={key}", f"--socket={self.folder}/munge.socket", *places)
         self._until(lambda: (self.folder / "munge.socket").exists())
         self._daemon("slurmctld", "-D", "-i")
-        self._daemon("slurmd", "-D")
-        self._until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T"))
+        for name in names:
+            self._daemon("slurmd", "-D", "-N", name)
+        self._until(lambda: self.ask("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * self.num_nodes)
 
     def ask(self, *command: str) -> str:
         """What a command of SLURM prints."""
@@ -127,14 +133,14 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
+def cluster(folder: Path, *, num_nodes: int = 1) -> Iterator[Cluster]:
     """Starts a cluster and ends it; skips the test, with the reason, where that cannot be."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         pytest.skip(f"SLURM is not here, {', '.join(missing)}: {DEBIAN}")
     if os.geteuid() != 0:
         pytest.skip("SLURM's daemons need root")
-    made = Cluster(folder)
+    made = Cluster(folder, num_nodes)
     try:
         try:
             made.start()

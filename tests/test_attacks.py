@@ -313,7 +313,6 @@ ELSEWHERE = [
     ("trainer.model_registry", "evil", "trainer.model_registry"),
     ("data.cache_dir", "/home/x/.ssh", "data.cache_dir"),
     ("data.cache_dir", "../x", "data.cache_dir"),
-    ("elastic.rendezvous", "evil:1", "elastic.rendezvous"),
 ]  # fmt: skip
 
 

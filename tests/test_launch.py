@@ -80,7 +80,7 @@ def test_a_killed_rank_is_named_and_the_others_end(rank: int) -> None:
 
     start_s = time.monotonic()
     with pytest.raises(
-        RankError, match=rf"rank {rank} \(process \d+\) was ended by SIGKILL; the other ranks were stopped"
+        RankError, match=rf"rank {rank} \(pid \d+\) was killed by SIGKILL; the other ranks were terminated"
     ):
         launch(task, num_ranks=2, isolated=False, limits=LIMITS)
     assert time.monotonic() - start_s < 10
@@ -98,12 +98,12 @@ def test_what_a_rank_raises_is_raised_here() -> None:
     def bug() -> None:
         raise KeyError("missing")
 
-    with pytest.raises(RankError, match=r"^rank 0 raised KeyError: 'missing'; the other ranks were stopped$"):
+    with pytest.raises(RankError, match=r"^rank 0 raised KeyError: 'missing'; the other ranks were terminated$"):
         launch(bug, num_ranks=1, isolated=True, limits=LIMITS)
 
 
 def test_a_rank_that_leaves_without_a_word_is_named() -> None:
-    with pytest.raises(RankError, match=r"rank 0 \(process \d+\) ended with exit code 3 and left no word"):
+    with pytest.raises(RankError, match=r"rank 0 \(pid \d+\) exited with code 3 without an error message"):
         launch(lambda: os._exit(3), num_ranks=1, isolated=True, limits=LIMITS)
 
 

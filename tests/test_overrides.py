@@ -180,7 +180,7 @@ def test_a_folder_of_one_s_own_is_no_digits() -> None:
         ("+classifier._target_=x.Y", "there is no key classifier; the keys and groups are augmentation"),
         ("++foo=1", "there is no key foo"),
         ("experimnt=x", "there is no key experimnt; did you mean experiment?"),
-        ("+elastic.wait_s=1", "there is no key elastic.wait_s; elastic has join_s, max_restarts"),
+        ("+elastic.wait_s=1", "there is no key elastic.wait_s; elastic has max_restarts, shutdown_s"),
         ("+parameters.kernel_decay=1", "did you mean parameters.kernels_decay"),
         ("+compile.modes=x", "did you mean compile.mode?"),
         ("+final.x=1", "there is no key final.x; final has views"),

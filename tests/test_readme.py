@@ -1,4 +1,4 @@
-"""Every command in the README is one that works: train commands compose, make targets and paths exist."""
+"""Every command in the README and the pages under `docs/` is one that works: it composes, make targets and paths exist."""
 
 import re
 import shlex
@@ -12,9 +12,13 @@ from conftest import ROOT, plain
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+DOCS = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+DOC_BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL)).replace("\\\n", " ")
 COMMANDS = sorted(
     set(re.findall(r"^python src/\w+\.py[^\n#]*", BLOCKS, re.MULTILINE))
     | set(re.findall(r"`(python src/\w+\.py[^`]*)`", README))
+    # Whatever starts it there: torchrun, srun, mpirun.
+    | {f"python {command}" for command in re.findall(r"src/\w+\.py[^\n#]*", DOC_BLOCKS)}
 )
 
 

@@ -20,7 +20,7 @@ from alexlab.cluster import Submitit
 from alexlab.errors import ConfigError
 from alexlab.runs import LAST
 from alexlab.sweeps import Job
-from conftest import ROOT, TINY, environment, plain, trains_on
+from conftest import ROOT, TINY, environment, plain, rows, trains_on
 from slurm import Cluster, cluster
 
 LONG_S = 180.0  # for which any step of a test may take
@@ -29,6 +29,12 @@ LONG_S = 180.0  # for which any step of a test may take
 @pytest.fixture(scope="module")
 def queue() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="al") as folder, cluster(Path(folder)) as made:
+        yield made
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="al") as folder, cluster(Path(folder), num_nodes=2) as made:
         yield made
 
 
@@ -111,6 +117,32 @@ def test_a_single_run_prints_its_scores_or_its_error(queue: Cluster, images: Pat
         assert text in said and "Traceback" not in said
     assert json.loads((tmp_path / "bad/run.json").read_text())["status"] == "failed"
     assert (tmp_path / "bad/output.log").read_text().strip()
+
+
+def test_ranks_on_two_nodes(two_nodes: Cluster, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started by srun directly, and as a job that submitit hands to SLURM; the scores are those of one process."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # no name server knows n1
+    words = [*TINY, f"data.root={images}", "model.dropout=0", "optimizer=sgd", "trainer.num_nodes=2"]
+    program = [sys.executable, str(ROOT / "src/train.py"), *words, "hydra.run.dir=srun"]
+    said = subprocess.run(
+        ["srun", "--nodes=2", "--ntasks-per-node=1", *program],
+        cwd=tmp_path,
+        env=environment(**two_nodes.environment),
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "8 = 2 devices on 2 nodes x 1 accumulated x 4 images" in said.stdout + said.stderr
+
+    head = train(two_nodes, tmp_path, *words, "hydra.run.dir=job", "launcher=submitit", "launcher.cpus_per_task=1")
+    told = head.communicate(timeout=LONG_S)[0]
+    assert head.returncode == 0, told
+    trains_on(images, tmp_path)(*words[len(TINY) : -1], run_dir=tmp_path / "alone")
+    found = [rows(tmp_path / name / "metrics.csv")[0] for name in ("alone", "srun", "job")]
+    for row in found[1:]:
+        assert (row["val/top1"], row["train/top1"]) == (found[0]["val/top1"], found[0]["train/top1"])
+        assert float(row["val/loss"]) == pytest.approx(float(found[0]["val/loss"]), rel=1e-5)
 
 
 def test_the_queue_is_asked(queue: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

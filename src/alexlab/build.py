@@ -38,18 +38,19 @@ from alexlab.data.settings import Data
 from alexlab.data.skipped import Skipped
 from alexlab.data.statistics import Statistics, check_std, measure
 from alexlab.data.transforms import PCAColorNoise, Views
+from alexlab.error_files import ErrorFiles
 from alexlab.errors import ConfigError
 from alexlab.finetuning import Finetune
 from alexlab.inference import Inference
 from alexlab.launch import wanted_gpus
 from alexlab.loggers import check_wandb, opening
-from alexlab.lost import Reports
 from alexlab.machine import cpu_has_bfloat16
 from alexlab.models.towers import check_towers
 from alexlab.models.weights import Fit, fit, read_source
 from alexlab.nodes import Config, bind, make, parts, value_of
 from alexlab.parameters import parameter_groups
-from alexlab.runs import SKIPPED, agreed
+from alexlab.ranks import agreed, joined
+from alexlab.runs import SKIPPED
 from alexlab.stopping import Stopping
 from alexlab.towers import TwoTowers
 
@@ -397,7 +398,7 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     keywords = {
         **node,
         "plugins": own,
-        "callbacks": [NotFinite(), Reports(), Stopping(config["elastic"]["timeout_s"]), *called, CardUpdates()],
+        "callbacks": [NotFinite(), ErrorFiles(), Stopping(config["elastic"]["timeout_s"]), *called, CardUpdates()],
         "logger": logged,
         "default_root_dir": str(run_dir),
         "use_distributed_sampler": False,
@@ -426,7 +427,7 @@ def plugins(given: Any) -> list[Any]:
     """Those of the config and ours. Our launcher or torchrun has started the ranks: left to itself, Lightning would take those
     of SLURM wherever there is `srun`, and queue the job again by itself."""
     own = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
-    outside = TorchElasticEnvironment if TorchElasticEnvironment.detect() else LightningEnvironment
+    outside = TorchElasticEnvironment if joined() else LightningEnvironment
     defaults = {CheckpointIO: DurableIO, ClusterEnvironment: outside}
     return [
         *own,

@@ -1,6 +1,7 @@
 """Jobs on a SLURM cluster, or in processes of this machine, by submitit. Imports no torch."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,19 +137,21 @@ class Submitit(Engine):
     def _submit(self, batch: Sequence[Job], work: Callable[[Job], None]) -> list["_Submitted"]:
         import submitit
 
-        fresh = [job for job in batch if not self.has(job)]
+        fresh = sorted((job for job in batch if not self.has(job)), key=_tasks)
         handles = []
         try:
-            with self.executor.batch() if fresh else nullcontext():  # an array, on SLURM
-                for job in fresh:
-                    handles.append(
-                        self.executor.submit(_there, work, job, Singleton.get_state(), trust.trusted, sys.argv[0])
-                    )
+            for (nodes, tasks_per_node), alike in itertools.groupby(fresh, _tasks):
+                self.executor.update_parameters(nodes=nodes, tasks_per_node=tasks_per_node)
+                with self.executor.batch():  # an array, on SLURM
+                    for job in alike:
+                        handles.append(
+                            self.executor.submit(_there, work, job, Singleton.get_state(), trust.trusted, sys.argv[0])
+                        )
         except Exception as error:
             if type(error).__module__.startswith("submitit"):
                 raise ConfigError(f"{self.cluster} takes no job: {str(error).strip().splitlines()[-1]}") from error
             raise
-        submitted = [_Submitted(job, handle) for job, handle in zip(fresh, handles, strict=True)]
+        submitted = [_Submitted(job, handle.task(0)) for job, handle in zip(fresh, handles, strict=True)]
         for job in filter(self.has, batch):  # it leaves its word where it was told to
             handle: Any = submitit.SlurmJob(self.papers / "%j", self.queued[job.folder.name], [0])
             submitted.append(_Submitted(job, handle, attached=True))
@@ -178,6 +181,21 @@ class Submitit(Engine):
         if states is None:
             raise ConfigError("SLURM must say whether jobs of this sweep are in its queue; squeue does not answer")
         return {name: number for name, number in numbers.items() if not slurm.has_ended(states[number])}
+
+
+def _tasks(job: Job) -> tuple[int, int]:
+    """Return the number of nodes of a job, and of the processes that SLURM starts on each.
+
+    On one node it starts one, which forks the ranks; on several it starts each rank.
+    """
+    trainer = job.config.trainer if job.config is not None and "trainer" in job.config else {}
+    nodes = int(trainer.get("num_nodes", 1))
+    if nodes == 1:
+        return 1, 1
+    devices = trainer["devices"]
+    if not isinstance(devices, int) or devices < 1:
+        raise ConfigError(f"trainer.devices must be a number for a job of {nodes} nodes; got {devices}")
+    return nodes, devices
 
 
 @dataclass
@@ -265,16 +283,20 @@ def _there(
     sys.argv[:] = [command]
     place = submitit.JobEnvironment()
     job.folder.mkdir(parents=True, exist_ok=True)
-    if place.cluster == "slurm":
+    first = place.global_rank == 0  # what the others print is in the files of submitit only
+    if first and place.cluster == "slurm":
         log = job.folder / SLURM_LOG
         log.unlink(missing_ok=True)
         log.symlink_to(os.path.relpath(place.paths.stderr, job.folder))
-    print_into(job.folder / OUTPUT)
+    if first:
+        print_into(job.folder / OUTPUT)
     try:
         work(job)
     except Stopped as error:
         if place.cluster != "slurm":
             job.stopped(error)
+        elif not first:
+            raise SystemExit(error.exit_code) from error
         else:
             _end_or_queue(job, error, place.job_id)
     return job.state, job.score, job.cause

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, UnsupportedInterpolationType
 
-from alexlab import composition, members, overrides, runs, sweeps, trust
+from alexlab import composition, overrides, ranks, rendezvous, runs, sweeps, trust
 from alexlab.confinement import check_confined, check_folder
 from alexlab.disk import check_room, short_socket_paths
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
@@ -86,6 +86,10 @@ def run_command(name: str) -> None:
                     return submit(name, config, earlier, typed)
                 return run_job(name, config, earlier, typed, sweep)
         except Exception as error:
+            if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun prints it at its end
+                from alexlab.error_files import write
+
+                write(error)
             if isinstance(error, AlexlabError) and error.refused:
                 print_line(error, file=sys.stderr)
             elif isinstance(error, AlexlabError):
@@ -136,7 +140,7 @@ def run_command(name: str) -> None:
 
 
 created: list[Path] = []  # folders that this command has made, each before those inside of it
-UNUSED = {".hydra", runs.LOCK, runs.NONCE, RECORD, sweeps.MULTIRUN}  # in a folder in which no work was begun
+UNUSED = {".hydra", runs.LOCK, ranks.NONCE, RECORD, sweeps.MULTIRUN}  # in a folder in which no work was begun
 
 
 def remove_unused() -> None:
@@ -194,9 +198,11 @@ def run_job(
         best: float | None = earlier.run(task.run, run_dir)
         return best
     own = plain(config)
+    if name == "train":  # the processes that a cluster starts for a job of several nodes
+        rendezvous.join(own["trainer"], timeout_s=own["elastic"]["timeout_s"])
     if sweep is not None:
         check_confined(own, sweep.folder, confirmed=sweep.confirmed)
-    if name == "train" and sweeps.earlier(run_dir).resumed:
+    if name == "train" and ranks.agreed("is resumed", lambda: sweeps.earlier(run_dir).resumed):
         from alexlab.cards import Card
         from alexlab.resuming import check_foreign, images_to_match
 
@@ -233,11 +239,6 @@ def submit(
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    if config.trainer.num_nodes > 1:
-        raise ConfigError(
-            f"launcher=submitit runs on one node; got trainer.num_nodes={config.trainer.num_nodes}. For several: srun "
-            "--ntasks-per-node=1 python src/train.py elastic.rendezvous=HOST:PORT ... in a batch script"
-        )
     engine = hydra.utils.instantiate(hydra_config.launcher.engine)
     engine.prepare(run_dir)
     if earlier is None:
@@ -295,21 +296,22 @@ class Folders(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Claims `hydra.run.dir`; of several nodes or ranks the first does, and the others are told."""
+        """Meet the other ranks, if something has started any, and claim `hydra.run.dir` on the first of them."""
         with ending_in_words(), open_dict(config):
             given = any(word.startswith("hydra.run.dir=") for word in overrides.as_typed(config.hydra.overrides.hydra))
             if config.hydra.job.name == "train":
-                members.join_nodes({name: plain(config[name]) for name in ("trainer", "elastic")})
+                rendezvous.join(plain(config.trainer), timeout_s=config.elastic.timeout_s)
             wanted = config.hydra.run.dir
-            config.hydra.run.dir = runs.agreed_folder(lambda: str(_claimed(wanted, given)))
-            if runs.rank() > 0:
+            config.hydra.run.dir = ranks.agreed_folder(lambda: str(_claimed(wanted, given)))
+            if ranks.rank() > 0:
                 config.hydra.output_subdir = None
                 config.hydra.job_logging.root.handlers = ["console"]
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claims `hydra.sweep.dir`, and says so to the jobs, whose configs are composed anew."""
         with ending_in_words(), open_dict(config):
-            if runs.started_outside():
+            rendezvous.join({"accelerator": "cpu", "devices": 1, "num_nodes": 1}, timeout_s=rendezvous.PEERS_S)
+            if ranks.joined():
                 raise ConfigError("a sweep starts the processes of its jobs itself: run it without torchrun")
             given = any(
                 word.startswith("hydra.sweep.dir=") for word in overrides.as_typed(config.hydra.overrides.hydra)

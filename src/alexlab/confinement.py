@@ -60,8 +60,6 @@ def _leading_elsewhere(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "data.root", data["root"]  # it would be written there
     if trainer.get("model_registry") is not None:
         yield "trainer.model_registry", trainer["model_registry"]
-    if config.get("elastic", {}).get("rendezvous") is not None:
-        yield "elastic.rendezvous", config["elastic"]["rendezvous"]
     nodes = {name: trainer.get(name) for name in ("profiler", "strategy", "plugins")}
     for group, content in (("callbacks", config["callbacks"]), ("logger", config["logger"]), ("trainer", nodes)):
         for key, value in _leaves(content, group):

@@ -17,7 +17,7 @@ import torch
 
 from alexlab.disk import write_durably
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.sharing import digest
+from alexlab.ranks import file_digest
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def of_torchvision(url: str) -> Path:
     match = HASH.search(path.name)
     expected = match[1] if match else ""
     if path.is_file():
-        if digest(path).startswith(expected):
+        if file_digest(path).startswith(expected):
             return path
         log.warning("%s is corrupt: its SHA-256 does not begin with %s; downloading it again", path, expected)
     hint = f"download it on another machine and put it at {path}"
@@ -65,7 +65,7 @@ def of_url(url: str) -> Path:
     folder = cache_dir() / "alexlab" / hashlib.sha256(url.encode()).hexdigest()[:16]
     suffix = Path(urlsplit(url).path).suffix
     for path in sorted(folder.glob("[0-9a-f]*")):
-        if digest(path) == path.stem:
+        if file_digest(path) == path.stem:
             return path
         log.warning("%s is corrupt, its SHA-256 is not that in its name; downloading %s again", path, url)
         path.unlink()

@@ -90,3 +90,7 @@ class RankError(AlexlabError, RuntimeError):
     """One of several processes of a run was lost."""
 
     exit_code = 5
+
+
+class LostPeerError(RankError):
+    """A rank has lost its connection to another one, whose own end says why."""

@@ -9,10 +9,16 @@ from pathlib import Path
 from traceback import walk_tb
 
 from alexlab.disk import disk_error, free
-from alexlab.errors import AlexlabError, DiskError, RankError
+from alexlab.errors import AlexlabError, DiskError, LostPeerError, RankError
 
 LOADERS = ("torch/utils/data/dataloader.py", "torch/multiprocessing/reductions.py")
 SEMAPHORES = ("multiprocessing/synchronize.py",)  # they are files in /dev/shm, too
+# What gloo, NCCL and the store of the ranks say when another rank is gone, or does not answer.
+PEERS = re.compile(
+    r"connection (closed|reset) by (remote )?peer|timed out waiting|gloo.*(timed out|timeout|broken pipe)|"
+    r"remote process exited|nccl.*(timed? ?out|remote error|aborted)|failed to recv, got 0 bytes",
+    re.IGNORECASE | re.DOTALL,
+)
 REMEDY = "usually the machine has run out of memory: take a smaller data.num_workers, or 0"
 
 
@@ -57,6 +63,8 @@ def _explained(error: BaseException, folder: Path) -> AlexlabError | None:
             how = f"was killed by {by}" if by else worker[2].rstrip(". ")
             more = _shared_memory() if by == "SIGBUS" else REMEDY
             return RankError(f"a loader process (pid {worker[1]}) {how}; {more}")
+    if isinstance(error, RuntimeError) and PEERS.search(text):
+        return LostPeerError(f"the connection to another rank was lost: {text.splitlines()[0].rpartition('] ')[2]}")
     if isinstance(error, RuntimeError | OSError) and re.search(r"shared memory|</?torch_\d+|/dev/shm", text):
         return DiskError(f"loader processes need shared memory: {text.splitlines()[-1]}; {_shared_memory()}")
     if isinstance(error, OSError) and _passes(error, SEMAPHORES):

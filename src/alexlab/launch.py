@@ -1,34 +1,39 @@
-"""One process or several: starts a function of the composed config on every device of a run.
+"""One process or several: runs a function of the composed config on every device of a run.
 
-The process that composed the config stays a parent that builds no trainer: PyTorch's elastic launcher forks the ranks from
-it, so that torch, torchvision and lightning are imported once (0.8 s against 30 s for two spawned ranks on 2 cores). What
-follows from the fork: the parent must not start CUDA nor run a parallel operation on the CPU, so every job of a sweep, also
-one of a single device, runs in a child of its own, which is also what keeps the jobs apart.
+The process that composed the config stays a parent that builds no trainer and forks the ranks, so that torch, torchvision and
+lightning are imported once (0.8 s against 30 s for two spawned ranks on 2 cores). Hence the parent must not start CUDA nor run
+a parallel operation on the CPU, so every job of a sweep, also one of a single device, runs in a child of its own, which is also
+what keeps the jobs apart.
 """
 
+import logging
 import multiprocessing
 import os
-import shutil
 import signal
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from multiprocessing import connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from alexlab import disk, lost, machine, members, rendezvous, rounds
-from alexlab.errors import ConfigError
-from alexlab.runs import started_outside
+from alexlab import disk, error_files, machine, ranks
+from alexlab.errors import AlexlabError, ConfigError, RankError
 from alexlab.signals import Stopped, signals
+from alexlab.started import LOOPBACK
 
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID")
+FORK = multiprocessing.get_context("fork")
+POLL_S, GRACE_S = 0.1, 0.1
+
+log = logging.getLogger(__name__)
 
 
 def num_ranks(*, accelerator: str, devices: int | str | list[int]) -> int:
@@ -57,7 +62,7 @@ def num_ranks(*, accelerator: str, devices: int | str | list[int]) -> int:
     count = count_devices(devices, gpus if on_gpu else 1)
     if count > available and not elsewhere:
         raise ConfigError(f"trainer.devices must be at most {available}, the {kind}; got {devices}")
-    if started_outside() and count != int(os.environ["LOCAL_WORLD_SIZE"]):
+    if ranks.joined() and count != int(os.environ["LOCAL_WORLD_SIZE"]):
         raise ConfigError(
             f"trainer.devices must be the {os.environ['LOCAL_WORLD_SIZE']} processes that torchrun has started; got {count}"
         )
@@ -103,156 +108,190 @@ def count_devices(devices: int | str | list[int], everything: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long ranks and nodes wait, the keys of the `elastic` node.
+    """How long ranks wait, the keys of the `elastic` node.
 
     Args:
-        timeout_s: how long a rank waits for the others before the run ends, and a node for enough of them.
-        shutdown_s: what a rank gets to end by itself when another one was lost.
-        max_restarts: how often lost ranks are started again, from the last checkpoint.
-        rendezvous: HOST:PORT, where the nodes meet; HOST is the first of them. None: one node.
-        min_nodes: with how many nodes a run of `trainer.num_nodes` goes on; None: with all.
-        silence_s: after how long a node that says nothing is lost.
-        join_s: how long the first nodes wait for one more, when there are enough.
+        timeout_s: how long a rank waits for the others before the run ends.
+        shutdown_s: how long a rank may take to end when another one was lost.
+        max_restarts: how often lost ranks are started again, from the last checkpoint; under torchrun that is its own option.
     """
 
     timeout_s: float
-    shutdown_s: int
+    shutdown_s: float
     max_restarts: int = 0
-    rendezvous: str | None = None
-    min_nodes: int | None = None
-    silence_s: float = 15.0
-    join_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("timeout_s", "silence_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"elastic.{name} must be positive; got {getattr(self, name)}")
-        for name in ("shutdown_s", "max_restarts", "join_s"):
+        if self.timeout_s <= 0:
+            raise ConfigError(f"elastic.timeout_s must be positive; got {self.timeout_s}")
+        for name in ("shutdown_s", "max_restarts"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"elastic.{name} must be at least 0; got {getattr(self, name)}")
-        if self.min_nodes is not None and self.min_nodes < 1:
-            raise ConfigError(f"elastic.min_nodes must be null or at least 1; got {self.min_nodes}")
 
 
-def launch(task: Callable[[], Any], *, num_ranks: int, isolated: bool, limits: Limits) -> Any:
-    """Runs `task` on every rank and returns what rank 0 returned.
+def launch(
+    task: Callable[[], Any],
+    *,
+    num_ranks: int,
+    isolated: bool,
+    limits: Limits,
+    restarted: Callable[[list[str]], None] = lambda causes: None,
+) -> Any:
+    """Run `task` on every rank and return what rank 0 returned.
 
     Args:
         task: called without arguments in each process.
-        num_ranks: processes.
+        num_ranks: number of processes on this machine.
         isolated: use a child also for one rank, as each job of a sweep must.
         limits: how long ranks wait.
+        restarted: called before each restart with the causes of all of them.
 
     Raises:
-        AlexlabError: the one that a rank raised, or RankError, which names the rank that was lost and the cause.
-        Stopped: when a signal has ended the ranks.
+        AlexlabError: the one that a rank raised, or RankError, which names the lost rank and the cause.
+        Stopped: if a signal has ended the ranks.
     """
-    group = members.here if members.here.num_nodes > 1 else members.Alone(limits.max_restarts)
-    if started_outside():
+    if ranks.joined():
         result = task()
         if torch.distributed.is_initialized():  # else its threads may outlive what they use, and abort the process
             torch.distributed.destroy_process_group()
         return result
-    if group.num_nodes == num_ranks == 1 and not isolated and not limits.max_restarts:
+    if num_ranks == 1 and not isolated and not limits.max_restarts:
         return task()
     disk.short_socket_paths()
-    folder = Path(tempfile.mkdtemp(prefix="alexlab_"))
-    report = None
+    causes: list[str] = []
+    while True:
+        with tempfile.TemporaryDirectory(prefix="alexlab_") as folder:
+            disk.check_room(Path(folder))
+            try:
+                return _Attempt(task, num_ranks, len(causes), Path(folder), limits.shutdown_s).run()
+            except RankError as error:
+                if len(causes) >= limits.max_restarts:
+                    raise
+                causes.append(str(error))
+                log.warning("restart %d of %d, from the last checkpoint: %s", len(causes), limits.max_restarts, error)
+        restarted(causes)
+
+
+class _Attempt:
+    """One start of all ranks of this machine.
+
+    A loop of our own rather than PyTorch's elastic agent, which reports one failed rank only, not always the first, and waits
+    half a minute for one that is suspended.
+
+    Args:
+        task, num_ranks: as for `launch`.
+        number: of the attempt, from 0.
+        folder: an empty one, for the error files.
+        shutdown_s: how long a rank may take to end when another one was lost.
+    """
+
+    def __init__(self, task: Callable[[], Any], num_ranks: int, number: int, folder: Path, shutdown_s: float) -> None:
+        self.folder, self.shutdown_s = folder, shutdown_s
+        listener = socket.create_server((LOOPBACK, 0))
+        port = int(listener.getsockname()[1])
+        # In the parent, so that no rank loses it by the end of another one; on the loopback address, for nobody else.
+        self.store = TCPStore(
+            LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+        self.results, sender = FORK.Pipe(duplex=False)
+        self.processes = []
+        for rank in range(num_ranks):
+            variables = ranks.environment(
+                rank=rank, local_size=num_ranks, num_nodes=1, address=LOOPBACK, port=port, attempt=number
+            )
+            variables[error_files.ERROR_FILE] = str(folder / f"{rank}.json")
+            self.processes.append(FORK.Process(target=_run_rank, args=(task, variables, sender, os.getpid())))
+        with signals.answered_by(lambda signum: None):  # one that comes now is passed on below
+            for process in self.processes:
+                process.start()
+        sender.close()
+
+    def run(self) -> Any:
+        """Return what rank 0 returned, when all ranks have ended.
+
+        Raises:
+            AlexlabError, Stopped: what has ended them.
+        """
+        result: tuple[str, Any] | None = None
+        try:
+            with signals.answered_by(self._pass_on):
+                while any(map(_alive, self.processes)) and not self._failed():
+                    # With a time limit: the sentinel of a rank stays open while a loader process of it lives.
+                    sentinels = [process.sentinel for process in filter(_alive, self.processes)]
+                    connection.wait([*sentinels, *([self.results] if result is None else [])], POLL_S)
+                    if result is None and self.results.poll():
+                        with suppress(EOFError):  # all ranks are ending without one
+                            result = self.results.recv()
+        finally:
+            failed = self._failed()
+            exits, suspended = self._end() if failed or any(map(_alive, self.processes)) else ({}, {})
+        if failed or result is None:
+            raise error_files.cause(error_files.read(self.folder), exits, suspended)
+        kind, value = result
+        if kind == "stopped":
+            raise Stopped(signals.first or value, agreed=True)
+        return value
+
+    def _failed(self) -> bool:
+        return any(process.exitcode not in (None, 0) for process in self.processes)
+
+    def _pass_on(self, signum: int) -> None:
+        for process in filter(_alive, self.processes):
+            os.kill(process.pid or 0, signum)
+
+    def _end(self) -> tuple[dict[int, tuple[int, int]], dict[int, int]]:
+        """Terminate the ranks that are left; return how the others had ended, and which of them were suspended."""
+        time.sleep(GRACE_S)  # the kernel closes a killed rank's connections a moment before its exit code is there
+        exits = {
+            rank: (process.pid or 0, process.exitcode)
+            for rank, process in enumerate(self.processes)
+            if process.exitcode is not None
+        }
+        suspended = {
+            rank: process.pid or 0 for rank, process in enumerate(self.processes) if _is_suspended(process.pid or 0)
+        }
+        self._pass_on(signal.SIGTERM)
+        deadline_s = time.monotonic() + self.shutdown_s
+        for process in self.processes:
+            process.join(max(0.0, deadline_s - time.monotonic()))
+            process.kill()
+            process.join()
+        return exits, suspended
+
+
+def _alive(process: ForkProcess) -> bool:
+    return process.pid is not None and process.exitcode is None
+
+
+def _is_suspended(pid: int) -> bool:
+    """Return whether a process is stopped by SIGSTOP, Ctrl-Z or a debugger; Linux only."""
     try:
-        disk.check_room(folder)
-        with signals.answered_by(_hand_on), lost.Witness(folder, limits.shutdown_s):
-            while True:
-                place = group.next(report, partial(lost.judge, folder))
-                result = _round(task, folder, place, group, num_ranks=num_ranks, timeout_s=limits.timeout_s)
-                if not isinstance(result, rounds.Report):
-                    return result
-                report = result
-                if report.heard is not None:
-                    raise Stopped(report.heard, agreed=report.stopped is not None)
-    except SignalException as error:
-        raise SystemExit(128 + error.sigval) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
 
 
-def _round(
-    task: Callable[[], Any],
-    folder: Path,
-    place: rounds.Place,
-    group: rounds.Group,
-    *,
-    num_ranks: int,
-    timeout_s: float,
-) -> Any:
-    """Starts the ranks of this node once; gives what the first of them returned, or how they have ended instead."""
-    told = False
-
-    def over() -> bool:
-        nonlocal told
-        why = group.over()
-        if why == rounds.JOINED and not told:  # the ranks agree on a step, save and stop, on all nodes
-            told = True
-            _hand_on(signal.SIGTERM)
-        return why == rounds.LOST
-
-    config = LaunchConfig(
-        min_nodes=place.count,
-        max_nodes=place.count,
-        nproc_per_node=num_ranks,
-        run_id=f"round_{place.attempt}",
-        rdzv_backend=rendezvous.BACKEND,
-        rdzv_endpoint=place.address,
-        rdzv_configs={"place": place, "over": over, "timeout": timeout_s},
-        max_restarts=0,
-        start_method="fork",
-        signals_to_handle="SIGQUIT",  # of the others, `_hand_on` takes care
-        local_addr=place.address if place.number == 0 else None,
-        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
-    )
-    try:
-        results = elastic_launch(config, _run_rank)(task, folder, os.getpid(), place, group)
-        result = results[min(results)]
-        if isinstance(result, Stopped):
-            return rounds.Report(place.attempt, stopped=result.signum, heard=signals.first)
-        return result
-    except (ChildFailedError, rendezvous.RoundOver):
-        return rounds.Report(place.attempt, words=lost.words(folder, place.attempt), heard=signals.first)
-
-
-def _hand_on(signum: int) -> None:
-    """Gives a signal to the ranks, which end by themselves; without any there is nothing to wait for."""
-    ranks = multiprocessing.active_children()
-    if not ranks:
-        raise Stopped(signum)
-    for process in ranks:
-        if process.pid is not None:
-            os.kill(process.pid, signum)
-
-
-def _run_rank(task: Callable[[], Any], words: Path, parent: int, place: rounds.Place, group: rounds.Group) -> Any:
-    """The body of a forked process."""
+def _run_rank(task: Callable[[], Any], variables: dict[str, str], results: Any, parent: int) -> None:
+    """Run the task in a forked process."""
     machine.end_with(parent)
-    group.forked()
-    lost.begin(words, place.attempt, group.causes)
-    if sys.platform.startswith("linux"):  # else gloo listens where the name of the machine leads
-        interface = members.interface(group.address)
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        if group.num_nodes > 1:
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
-    local_ranks = int(os.environ["LOCAL_WORLD_SIZE"])
+    os.environ.update(variables)
+    local_ranks = int(variables["LOCAL_WORLD_SIZE"])
     # Without this each rank would compute on every core, and two ranks on two cores would be slower than one.
     torch.set_num_threads(max(1, machine.num_cores() // local_ranks))
-    if local_ranks == place.count == 1:  # a run on one device is no distributed run
-        for name in RANK_VARIABLES:
-            os.environ.pop(name, None)
+    if sys.platform.startswith("linux"):  # else gloo listens where the name of the machine leads
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    is_first = variables["RANK"] == "0"
+    if local_ranks == 1:  # a run on one device is no distributed run
+        ranks.leave()
     try:
         signals.afresh()
-        return task()
+        result = ("result", task())
     except Stopped as error:
-        if error.agreed:
-            return error  # all ranks do so: no failure
-        lost.report(error)
-        sys.exit(error.exit_code)
+        if not error.agreed:
+            error_files.write(error)
+            sys.exit(error.exit_code)
+        result = ("stopped", error.signum)  # by all ranks after the same step: no failure
     except Exception as error:
-        lost.report(error)
-        raise
+        error_files.write(error)
+        sys.exit(error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code)
+    if is_first:
+        results.send(result)

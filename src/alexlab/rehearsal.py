@@ -22,14 +22,14 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from alexlab import build, machine
+from alexlab import build, machine, ranks
 from alexlab.callbacks import NotFinite
 from alexlab.compiling import compile_net
 from alexlab.culprits import culprits, sentence
 from alexlab.data.folder import Splits
 from alexlab.data.order import EvalBatches, TrainBatches
 from alexlab.errors import AlexlabError, ConfigError, NumericError
-from alexlab.launch import RANK_VARIABLES, wanted_gpus
+from alexlab.launch import wanted_gpus
 from alexlab.nodes import Config, value_of
 
 TIMEOUT_S = 120.0  # a rehearsal that takes longer says nothing
@@ -118,8 +118,7 @@ def _child(
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    for name in RANK_VARIABLES:
-        os.environ.pop(name, None)
+    ranks.leave()
     torch.set_num_threads(1)
     if accelerator == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the first backward pass would look for GPUs

@@ -1,88 +1,294 @@
-"""Where the ranks of a round meet: a store that the launcher of the first node serves, on the address that the nodes use.
+"""Where the ranks that something else has started meet. Imports no torch at its top.
 
-On one machine that is 127.0.0.1. A round has a store of its own: in PyTorch 2.15 ranks that are started again find the
-addresses of the lost ones in a store that stays.
+torchrun, srun, mpirun and whatever sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, such as a Kubernetes PyTorchJob, are
+brought into one form: the variables of torchrun, and a store on rank 0 that is new in every attempt. In torchrun's own store
+restarted ranks would read the addresses of their predecessors and hang (pytorch/pytorch#135712).
 """
 
-from collections.abc import Callable
+import fcntl
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.rendezvous import (
-    RendezvousHandler,
-    RendezvousInfo,
-    RendezvousParameters,
-    RendezvousStoreInfo,
-    rendezvous_handler_registry,
-)
+from alexlab import ranks
+from alexlab.errors import ConfigError, RankError
+from alexlab.shown import print_line
+from alexlab.started import LOOPBACK, TORCHRUN, Start, find_start
 
-from alexlab.rounds import Place
+POLL_S = 0.05
+PEERS_S = 10.0  # for which a run of one process waits for the other ranks that its environment promises
+SIOCGIFADDR = 0x8915  # <linux/sockios.h>
+MEETING, VERDICT = "alexlab/meeting", "alexlab/verdict"
 
-BACKEND = "alexlab"
-
-
-class RoundOver(Exception):  # noqa: N818 - no error
-    """The ranks of this node were ended, since the round is over on another one."""
+_kept: list[Any] = []  # the store of a run that trains alone, where a rank that comes late finds out
 
 
-class Round(RendezvousHandler):
-    """The rendezvous of one round, whose places are known.
+def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
+    """Meet the other ranks if this process was started as one of several; from then on `ranks.joined()` is true.
+
+    Variables left in a shell do not disturb a run of one process: if no other rank appears, they are removed.
 
     Args:
-        run_id: of the launch.
-        place: of this node.
-        over: whether the round has ended on another node.
-        timeout_s: how long a rank waits for what another one is to say.
+        trainer: the node of the config.
+        timeout_s: how long to wait for the other ranks.
+
+    Raises:
+        ConfigError: if the config asks for another number of ranks.
+        RankError: if another rank does not appear.
     """
+    start = find_start()
+    if start is None or ranks.store is not None:
+        return
+    if start.by == TORCHRUN:
+        address = _meet_under_torchrun(start, timeout_s)
+    else:
+        from alexlab.launch import num_ranks
 
-    def __init__(self, run_id: str, place: Place, over: Callable[[], bool], timeout_s: float) -> None:
-        self.run_id, self.place, self.over, self.timeout = run_id, place, over, timedelta(seconds=timeout_s)
-        self.begun = self.closed = False
+        local = num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
+        found = _meet_at(start, local_size=local, num_nodes=int(trainer["num_nodes"]), timeout_s=timeout_s)
+        if found is None:
+            ranks.leave()
+            return
+        address = found
+    network = interface(address)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", network)  # else gloo listens where the name of the machine leads
+    if ranks.world()[1] > 1:
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", network)
 
-    def get_backend(self) -> str:
-        return BACKEND
 
-    @property
-    def use_agent_store(self) -> bool:
-        return True
+def _meet_under_torchrun(start: Start, timeout_s: float) -> str:
+    """Make or find the store of this attempt; return the address of this node on the network of the ranks.
 
-    def next_rendezvous(self) -> RendezvousInfo:
-        """The store of the round; a second one there is not."""
-        if self.begun:
-            raise RoundOver
-        self.begun = True
-        place, listener = self.place, self.place.listener
-        self.store = TCPStore(
-            place.address,
-            place.port,
-            is_master=place.number == 0,
-            timeout=self.timeout,
+    Rank 0 announces its store in torchrun's. A rank that reads an old announcement finds nobody there, and reads again.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    serves = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and start.rank == 0
+    seen = _resolved(start)
+    if seen.startswith("127.") and os.environ["GROUP_RANK"] != "0":
+        _check_same_machine(start, seen)
+    try:
+        outer = TCPStore(start.address, start.port, is_master=serves, wait_for_workers=False, timeout=_delta(timeout_s))
+    except RuntimeError as error:
+        raise _unreachable(start, timeout_s, error) from error
+    outer.set(f"alexlab/seen/{start.rank}", seen)
+    if start.rank == 0:
+        others = range(int(os.environ["LOCAL_WORLD_SIZE"]), start.world_size)
+        address = _own_address(seen, outer, others, timeout_s)
+        listener = socket.create_server((address, 0))
+        port = int(listener.getsockname()[1])
+        ranks.store = TCPStore(
+            *(address, port),
+            is_master=True,
             wait_for_workers=False,
-            master_listen_fd=None if listener is None else listener.detach(),
+            timeout=_delta(timeout_s),
+            master_listen_fd=listener.detach(),
         )
-        return RendezvousInfo(self.store, place.number, place.count, RendezvousStoreInfo(place.address, place.port))
-
-    def is_closed(self) -> bool:
-        return self.closed
-
-    def set_closed(self) -> None:
-        self.closed = True
-
-    def num_nodes_waiting(self) -> int:
-        """Asked all the time: a number other than 0 makes the launcher end the ranks."""
-        return int(self.over())
-
-    def get_run_id(self) -> str:
-        return self.run_id
-
-    def shutdown(self) -> bool:
-        self.closed = True
-        return True
+        _kept.append(outer)
+        outer.set(MEETING, json.dumps([address, port]))
+    else:
+        address, port = _announced(outer, start, timeout_s)
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
+    return address if start.rank == 0 else _source_address(address)
 
 
-def _made(parameters: RendezvousParameters) -> RendezvousHandler:
-    options = parameters.config
-    return Round(parameters.run_id, options["place"], options["over"], float(options["timeout"]))
+def _check_same_machine(start: Start, seen: str) -> None:
+    """Raise ConfigError unless the first node, whose address is a loopback address here, is this machine too."""
+    with suppress(OSError):
+        socket.create_connection((seen, start.port), timeout=PEERS_S).close()
+        return
+    raise ConfigError(
+        f"MASTER_ADDR={start.address} must lead to the first node from every node; on {socket.gethostname()} it is {seen}, where "
+        "nobody answers. Start torchrun with --local-addr=IP on each node, or with --master-addr=IP"
+    )
 
 
-rendezvous_handler_registry.register(BACKEND, _made)
+def _announced(outer: Any, start: Start, timeout_s: float) -> tuple[str, int]:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        with suppress(RuntimeError, OSError):  # nobody there any more
+            if outer.check([MEETING]):
+                address, port = json.loads(outer.get(MEETING))
+                socket.create_connection((address, port), timeout=2.0).close()  # TCPStore would try for long
+                ranks.store = TCPStore(
+                    address, port, is_master=False, wait_for_workers=False, timeout=_delta(timeout_s)
+                )
+                return str(address), int(port)
+        time.sleep(POLL_S)
+    raise RankError(f"rank 0 must appear within elastic.timeout_s={timeout_s:g}; rank {start.rank} has not met it")
+
+
+def _meet_at(start: Start, *, local_size: int, num_nodes: int, timeout_s: float) -> str | None:
+    """Meet at MASTER_ADDR and MASTER_PORT; return the address of this node, or None if this process is alone after all."""
+    expected = local_size * num_nodes
+    if not start.address or not start.port:
+        if expected > 1:
+            raise ConfigError(
+                f"ranks started by {start.by} must have MASTER_ADDR and MASTER_PORT, where rank 0 is reached; they are not "
+                "set. Set them, or unset RANK and WORLD_SIZE"
+            )
+        _say_ignored(start, "MASTER_ADDR and MASTER_PORT are not set")
+        return None
+    wait_s = timeout_s if expected == start.world_size else PEERS_S
+    store = _store_at(start, wait_s)
+    if store is None:
+        if expected == 1:
+            _say_ignored(start, f"rank 0 does not answer at {start.address}:{start.port}")
+            return None
+        raise _unreachable(start, wait_s, None)
+    complaint = _complaint(start, local_size=local_size, num_nodes=num_nodes)
+    seen = _resolved(start)
+    store.set(f"alexlab/seen/{start.rank}", seen)
+    if store.add(f"alexlab/arrivals/{start.rank}", 1) > 1:
+        complaint = f"every rank must be started once; there are two with rank {start.rank}"
+    store.set(f"alexlab/arrived/{start.rank}", complaint)
+    if start.rank > 0:
+        verdict: str | None = _verdict(store, start, wait_s)
+    else:
+        verdict = _judge(store, start, complaint, wait_s, alone=expected == 1)
+    if verdict is None:
+        _kept.append(store)
+        return None
+    if verdict:
+        raise ConfigError(verdict)
+    ranks.store = store
+    os.environ.update(
+        ranks.environment(
+            rank=start.rank, local_size=local_size, num_nodes=num_nodes, address=start.address, port=start.port
+        )
+    )
+    if start.rank >= local_size:
+        return _source_address(start.address)
+    return _own_address(seen, store, range(local_size, start.world_size), timeout_s)
+
+
+def _complaint(start: Start, *, local_size: int, num_nodes: int) -> str:
+    """Return why a rank does not fit its config; an empty string if it does."""
+    if local_size * num_nodes != start.world_size:
+        return (
+            f"trainer.devices x trainer.num_nodes must be the {start.world_size} ranks that {start.by} started; got "
+            f"{local_size} x {num_nodes}"
+        )
+    if start.local_rank not in (None, start.rank % local_size) or start.local_size not in (None, local_size):
+        return (
+            f"ranks must be numbered node by node, trainer.devices={local_size} on each; got rank {start.rank} with local "
+            f"rank {start.local_rank} of {'unknown' if start.local_size is None else start.local_size}"
+        )
+    return ""
+
+
+def _judge(store: Any, start: Start, complaint: str, wait_s: float, *, alone: bool) -> str | None:
+    """Return on rank 0, and tell the others, why the run is refused; an empty string if it is not, None if nobody came."""
+    others = [f"alexlab/arrived/{other}" for other in range(1, start.world_size)]
+    deadline_s = time.monotonic() + wait_s
+    while time.monotonic() < deadline_s:
+        arrived = [other for other in others if store.check([other])]
+        if len(arrived) == len(others) or (arrived and complaint):
+            break
+        time.sleep(POLL_S)
+    if alone and not arrived:
+        store.set(VERDICT, "rank 0 trains alone, as its trainer.devices=1 and trainer.num_nodes=1 say")
+        _say_ignored(start, f"no other rank appeared within {wait_s:g} s")
+        return None
+    complaints = [complaint, *(store.get(other).decode() for other in arrived)]
+    verdict = next(filter(None, complaints), "")
+    if not verdict and len(arrived) < len(others):
+        missing = min({*others} - {*arrived}).rpartition("/")[2]
+        verdict = f"all {start.world_size} ranks must appear; rank {missing} has not within {wait_s:g} s"
+    store.set(VERDICT, verdict)
+    if verdict:
+        time.sleep(1.0)  # the store ends with this process; the others read it first
+    return verdict
+
+
+def _verdict(store: Any, start: Start, wait_s: float) -> str:
+    try:
+        store.wait([VERDICT], _delta(wait_s + PEERS_S))
+        return str(store.get(VERDICT).decode())
+    except RuntimeError as error:
+        raise _unreachable(start, wait_s, error) from error
+
+
+def _store_at(start: Start, wait_s: float) -> Any:
+    """Return the store at MASTER_PORT, which rank 0 serves; None if it cannot be had.
+
+    It is served on all interfaces, as PyTorch does: MASTER_ADDR may be that of a Kubernetes service.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    master = start.rank == 0
+    with suppress(RuntimeError):
+        address = LOOPBACK if master else start.address
+        return TCPStore(address, start.port, is_master=master, wait_for_workers=False, timeout=_delta(wait_s))
+    return None
+
+
+def _say_ignored(start: Start, why: str) -> None:
+    print_line(f"{start.by} say rank {start.rank} of {start.world_size}, which is ignored: {why}", file=sys.stderr)
+
+
+def _unreachable(start: Start, wait_s: float, error: Exception | None) -> RankError:
+    reason = f": {str(error).splitlines()[0]}" if error is not None else ""
+    what = "its port must be free" if start.rank == 0 else f"it must answer within {wait_s:g} s"
+    return RankError(f"rank 0 is at MASTER_ADDR={start.address} MASTER_PORT={start.port}, and {what}{reason}")
+
+
+def _resolved(start: Start) -> str:
+    try:
+        return socket.gethostbyname(str(start.address))
+    except OSError as error:
+        raise ConfigError(f"MASTER_ADDR must be the address of the first node; {start.address}: {error}") from error
+
+
+def _own_address(seen: str, store: Any, elsewhere: Iterable[int], timeout_s: float) -> str:
+    """Return the address of the first node on the network of the ranks.
+
+    Debian and Ubuntu map the name of a machine to 127.0.1.1 on that machine, so another node is asked what it sees.
+
+    Args:
+        seen: the address of the first node as it sees itself.
+        store: where each rank says what it sees.
+        elsewhere: the ranks on other nodes.
+    """
+    if not elsewhere:
+        return LOOPBACK
+    if not seen.startswith("127."):
+        return _source_address(seen)
+    store.set_timeout(_delta(timeout_s))
+    found = str(store.get(f"alexlab/seen/{next(iter(elsewhere))}").decode())
+    return LOOPBACK if found.startswith("127.") else found
+
+
+def _source_address(target: str) -> str:
+    """Return the address of this machine from which packets to another one go."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unsent:
+        unsent.connect((target, 9))
+        return str(unsent.getsockname()[0])
+
+
+def interface(address: str) -> str:
+    """Return the name of the network interface that has an IPv4 address, such as `lo` or `eth0`; Linux only.
+
+    Raises:
+        RankError: if none has it.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has no address
+                answer = fcntl.ioctl(asking, SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    raise RankError(f"no network interface has the address {address}")
+
+
+def _delta(seconds: float) -> timedelta:
+    return timedelta(seconds=seconds)

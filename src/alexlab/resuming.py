@@ -8,6 +8,7 @@ it is. The folder may be a stranger's: see `alexlab.confinement`.
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,12 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alexlab import members, overrides
+from alexlab import overrides, rendezvous
 from alexlab.cards import FINISHED, INTERRUPTED, RUNNING, Card, CorruptError, checked, holder
 from alexlab.confinement import check_confined, check_folder
 from alexlab.errors import ConfigError
-from alexlab.runs import BEST, CARD, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_WORDS, agreed_folder, rank
+from alexlab.ranks import agreed_folder, rank
+from alexlab.runs import BEST, CARD, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_WORDS
 from alexlab.sweep_record import RECORD, as_data, read_record
 from alexlab.trust import check_targets
 
@@ -75,7 +77,7 @@ class Resumption:
 
     def run(self, task: Callable[..., float | None], run_dir: Path) -> float | None:
         """Resume the run."""
-        run_dir = Path(agreed_folder(lambda: str(run_dir)))
+        run_dir = Path(agreed_folder(lambda: os.path.relpath(run_dir)))
         return task(
             self.config,
             run_dir=run_dir,
@@ -117,10 +119,10 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
     config = changed(card["config"], changes, run_dir)
     check_foreign(config, run_dir, confirmed=typed_keys(changes))
     check_folder(run_dir)
-    members.join_nodes(config)
+    rendezvous.join(config["trainer"], timeout_s=config["elastic"]["timeout_s"])
     data = images_to_match(card, anyway=accepts_changed_data(arguments))
     found = Resumption(run_dir, config, card["choices"], changes, where, data)
-    if rank() > 0 or not members.is_first():  # the first looks at the card, and writes on it at once
+    if rank() > 0:  # rank 0 looks at the card, and writes on it at once
         return found
     if card["status"] == RUNNING:
         raise ConfigError(f"a run that is resumed must have ended; process {holder(run_dir)} is writing {run_dir}")

@@ -13,21 +13,18 @@ import lightning
 import torch
 from rich.table import Table
 
-from alexlab import build, checkpoints, runs
-from alexlab.cards import Card
+from alexlab import build, checkpoints, ranks, runs
 from alexlab.classifier import Classifier
 from alexlab.data.folder import Splits
 from alexlab.data.module import FolderData, num_scored
 from alexlab.failures import explaining
 from alexlab.load import load_file
 from alexlab.loggers import EpochCSV, TensorBoard, open_loggers
-from alexlab.lost import earlier_causes, restarts
 from alexlab.machine import keep_memory
 from alexlab.models.towers import Tower
 from alexlab.parameters import kinds
 from alexlab.preview import preview_sheet, write_preview
 from alexlab.restoring import choose, load_best
-from alexlab.sharing import shared_file
 from alexlab.shown import print_line, shown
 from alexlab.signals import signals
 from alexlab.terminal import Terminal
@@ -60,25 +57,23 @@ def train(
     *,
     run_dir: Path,
     choices: dict[str, str],
-    resumed: bool = False,
 ) -> dict[str, float]:
-    """Trains, scores the best checkpoint on the test split where there is one, and returns the scores.
+    """Train, from the last checkpoint in the run folder if there is one, score the best one on the test split, return the scores.
 
     Args:
         config, splits: what to train, and on which files.
         run_dir, choices: as for `tasks.train.run`.
-        resumed: go on from the last checkpoint.
     """
-    if runs.rank() > 0:
+    if ranks.rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     keep_memory()
 
-    ranks, nodes = runs.world()
-    here = {"num_nodes": nodes, "accumulate_grad_batches": build.accumulation(config, ranks)}
-    trainer = build.trainer({**config, "trainer": {**config["trainer"], **here}}, run_dir, num_ranks=ranks)
+    num_ranks, nodes = ranks.world()
+    here = {"num_nodes": nodes, "accumulate_grad_batches": build.accumulation(config, num_ranks)}
+    trainer = build.trainer({**config, "trainer": {**config["trainer"], **here}}, run_dir, num_ranks=num_ranks)
     data = build.folder_data(config, splits, run_dir)
-    ckpt = go_on(config, splits, trainer, data) if resumed or restarts() else None
+    ckpt = go_on(config, splits, trainer, data)
     data.trainer = trainer
     with explaining(run_dir):
         try:
@@ -104,15 +99,13 @@ def _trained(
         weights.load_into(module.net)
     if trainer.is_global_zero:
         open_loggers(trainer.loggers)
-        if restarts():
-            Card(run_dir).update(restarts=earlier_causes)
         describe(config, splits, module, trainer)
         for line in weights.lines() if weights else ():
             log.info("weights: %s", line)
         if splits.made_here:
             splits.write_manifest(run_dir / runs.MANIFEST)
     if isinstance(trainer.strategy, TwoTowers):
-        module.net = Tower(module.net, runs.rank())
+        module.net = Tower(module.net, ranks.rank())
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
     if config["data"]["preview"] and trainer.is_global_zero:
         sheet = preview_sheet(data, num_images=config["data"]["preview"], mix=module.mix)
@@ -157,12 +150,17 @@ def go_on(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer, da
         ConfigError: if there are checkpoints, and none of them is whole.
     """
     last = Path(trainer.default_root_dir) / runs.LAST
-    chosen = runs.agreed("checkpoint", lambda: choose(last, build.classifier(config, splits, device="meta"), trainer))
+
+    def chosen_here() -> dict[str, Any]:
+        if not any(last.parent.glob("*.ckpt")):
+            return {"name": last.name, "best_is_lost": False}
+        return choose(last, build.classifier(config, splits, device="meta"), trainer)
+
+    chosen = ranks.agreed("checkpoint", chosen_here)
     path = last.with_name(chosen["name"])
     if trainer.num_nodes > 1:
-        shared_file(path, "checkpoint")
+        ranks.share_file(path, "checkpoint")
     if not path.is_file():
-        log.info("there is no checkpoint yet: the run begins anew")
         return None
     reached = load_file(path)
     for callback in trainer.checkpoint_callbacks:
@@ -187,7 +185,7 @@ def score_best(
     The views are those of the test split, or of the validation split where there is no test split.
     """
     if trainer.num_nodes > 1:
-        shared_file(best, "best")
+        ranks.share_file(best, "best")
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, checkpoints.Checkpoints)]
     views, splits = build.final_views(config), data.splits
     if not best.is_file() and all(callback.best_score is None for callback in kept):

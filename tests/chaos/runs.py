@@ -11,7 +11,6 @@ from typing import Any
 
 from alexlab.cards import Card
 from alexlab.classifier import Classifier
-from alexlab.lost import restarts
 from alexlab.runs import LAST
 from chaos.harness import Figure, Place, acting, said, same
 from test_exact_resume import Recorded, compare, content
@@ -126,9 +125,9 @@ def lost(place: Place, tries: int, draw: random.Random) -> list[Figure]:
         os.kill(os.getpid(), signal.SIGSTOP)
 
     cases: dict[str, tuple[Any, str, float]] = {
-        "killed": (kill, "was ended by SIGKILL", 10.0),
+        "killed": (kill, "was killed by SIGKILL", 10.0),
         "raised": (fail, "raised KeyError: 'a bug'", 10.0),
-        "stopped": (stop, "does not run on, it is stopped", 15.0),
+        "stopped": (stop, "is suspended (SIGSTOP)", 15.0),
     }
     figures = []
     for name, (act, words, limit_s) in cases.items():
@@ -140,7 +139,7 @@ def lost(place: Place, tries: int, draw: random.Random) -> list[Figure]:
             def strike(
                 module: Classifier, count: int, rank: int = rank, at: int = at, struck: Any = struck, act: Any = act
             ) -> None:
-                if (module.global_rank, count) == (rank, at) and not restarts():
+                if (module.global_rank, count) == (rank, at):
                     struck.write_text(str(time.monotonic()))
                     act()
 
@@ -172,7 +171,8 @@ def restarted(place: Place, tries: int, draw: random.Random) -> Figure:
         points = sorted(draw.sample(range(2, BATCHES - 1), 2))
 
         def strike(module: Classifier, count: int, points: Any = points) -> None:
-            if module.global_rank == 1 and restarts() < 2 and module.global_step >= points[restarts()] // 2:
+            attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+            if module.global_rank == 1 and attempt < 2 and module.global_step >= points[attempt] // 2:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         with acting(place, strike):

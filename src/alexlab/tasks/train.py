@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alexlab import members
+from alexlab import machine, ranks
 from alexlab.cards import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, check_same_data, data_state
 from alexlab.culprits import explain
 from alexlab.data.folder import Splits
@@ -19,8 +19,8 @@ from alexlab.errors import AlexlabError, ConfigError, DiskError, PrunedError
 from alexlab.failures import explaining
 from alexlab.fingerprint import check_equal, fingerprint
 from alexlab.nodes import bind
-from alexlab.resuming import store_attempt
-from alexlab.runs import LAST, STATISTICS, agreed, rank, started_outside, world
+from alexlab.resuming import images_to_match, store_attempt
+from alexlab.runs import CARD, LAST, STATISTICS
 from alexlab.signals import Stopped, signals
 from alexlab.trust import check_targets
 
@@ -54,33 +54,36 @@ def run(
         AlexlabError: in one sentence.
         Stopped: when a signal has ended it.
     """
-    with members.taking_part():
-        checked = partial(_checked, config, run_dir, resumed=resumed, began_with=began_with or {})
-        if rank() > 0:  # started by torchrun, or on a node that shares the disk of the first: that one keeps the record
-            with signals.heard():
-                return _train(checked(), run_dir, choices, isolated, resumed).get("best/top1")
-        with signals.heard(), Lock(run_dir):
-            try:
-                with naming_keys(config):
-                    found = checked()
-            except AlexlabError as error:
-                error.refused = True
-                raise
-            if changes:
-                store_attempt(run_dir, config, changes)
-            return _recorded(found, run_dir, choices, isolated, resumed)
+    if (
+        ranks.joined() and not resumed and (run_dir / CARD).is_file()
+    ):  # torchrun has started the ranks again, with the same command
+        resumed, began_with = True, images_to_match(Card(run_dir).read(), anyway=False)
+    if resumed and not any((run_dir / LAST).parent.glob("*.ckpt")):
+        log.info("there is no checkpoint yet: the run begins anew")
+    checked = partial(_checked, config, run_dir, resumed=resumed, began_with=began_with or {})
+    if ranks.rank() > 0:  # rank 0 keeps the record
+        with signals.heard():
+            return _train(checked(), run_dir, choices, isolated).get("best/top1")
+    with signals.heard(), Lock(run_dir):
+        try:
+            with naming_keys(config):
+                found = checked()
+        except AlexlabError as error:
+            error.refused = True
+            raise
+        if changes:
+            store_attempt(run_dir, config, changes)
+        return _recorded(found, run_dir, choices, isolated)
 
 
-def _recorded(
-    checked: "Checked", run_dir: Path, choices: dict[str, str], isolated: bool, resumed: bool
-) -> float | None:
+def _recorded(checked: "Checked", run_dir: Path, choices: dict[str, str], isolated: bool) -> float | None:
     """Train, and say in the record of the run what became of it."""
     card = Card(run_dir)
     card.start(checked.config, choices)
     card.update(data=checked.data)
     try:
         with explaining(run_dir):
-            scores = _train(checked, run_dir, choices, isolated, resumed)
+            scores = _train(checked, run_dir, choices, isolated)
     except Stopped as error:
         _ended(card, INTERRUPTED, reason=str(error), exit_code=error.exit_code)
         if not isolated:
@@ -94,6 +97,7 @@ def _recorded(
         _ended(card, FAILED, reason=f"{type(error).__name__}: {error}", exit_code=code)
         raise
     card.finish(FINISHED, scores=scores)
+    ranks.forget_folder()
     return scores.get("best/top1")
 
 
@@ -118,10 +122,10 @@ def check(config: dict[str, Any]) -> None:
 def _check(config: dict[str, Any]) -> None:
     from alexlab import build
 
-    splits, ranks = _found(config)
+    splits, local_ranks = _found(config)
     config = build.measured(build.named(config, splits), splits, pretended=True)[0]
-    build.check(config, splits, num_ranks=ranks)
-    rehearse(config, splits, num_ranks=ranks)
+    build.check(config, splits, num_ranks=local_ranks)
+    rehearse(config, splits, num_ranks=local_ranks)
 
 
 def rehearse(config: dict[str, Any], splits: Splits, *, num_ranks: int) -> None:
@@ -149,33 +153,38 @@ class Checked:
     Args:
         config: its config, with the content of the files that it names.
         splits: its images.
-        ranks: the processes on this machine.
+        local_ranks: the processes on this machine.
         data: what its record says of the images.
     """
 
     config: dict[str, Any]
     splits: Splits
-    ranks: int
+    local_ranks: int
     data: dict[str, Any]
 
 
 def _checked(config: dict[str, Any], run_dir: Path, *, resumed: bool, began_with: Mapping[str, Any]) -> Checked:
     """Look at everything that can be known before training, writing nothing."""
-    splits, ranks = _found(config)
+    splits, local_ranks = _found(config)
 
     from alexlab import build
 
     config = build.named(config, splits)
-    check_nodes(config, splits, ranks)
+    check_ranks(config, splits, local_ranks)
+    if ranks.joined() and build.accumulation(config, ranks.world()[0]) is None:
+        raise ConfigError(
+            f"data.batch_size={config['data']['batch_size']} cannot be divided among the {ranks.world()[0]} ranks that are left "
+            "so that none gets more images at once"
+        )
     data = data_state(splits)
     check_same_data(began_with, data, where=Data(**config["data"]).place)
     tried = build.measured(config, splits, pretended=True)[0]
     if resumed and (run_dir / LAST).is_file():
         tried = {**tried, "model": {**tried["model"], "weights": None}}  # those of the checkpoint are taken
-    all_ranks = ranks * config["trainer"]["num_nodes"]
+    all_ranks = max(local_ranks * config["trainer"]["num_nodes"], ranks.world()[0])
     build.check(tried, splits, num_ranks=all_ranks)
     rehearse(tried, splits, num_ranks=all_ranks)
-    return Checked(config, splits, ranks, data)
+    return Checked(config, splits, local_ranks, data)
 
 
 def _found(config: dict[str, Any]) -> tuple[Splits, int]:
@@ -191,44 +200,50 @@ def _found(config: dict[str, Any]) -> tuple[Splits, int]:
     bind(Limits, "elastic", **config["elastic"])
     Limits(**config["elastic"])
     trainer = config["trainer"]
-    nodes = world()[1]
+    nodes = ranks.world()[1]
     if nodes > trainer["num_nodes"]:
         raise ConfigError(f"trainer.num_nodes must be the {nodes} nodes of torchrun; got {trainer['num_nodes']}")
-    if not started_outside() and members.here.num_nodes == 1 < trainer["num_nodes"]:
+    if not ranks.joined() and trainer["num_nodes"] > 1 and not machine.jobs_elsewhere:
         raise ConfigError(
-            f"trainer.num_nodes={trainer['num_nodes']} needs elastic.rendezvous=HOST:PORT, the same on every node, HOST "
-            "being one of them; a sweep runs each job on one node"
+            f"trainer.num_nodes={trainer['num_nodes']} needs ranks on several nodes, which torchrun, srun or mpirun starts: "
+            f"torchrun --nnodes={trainer['num_nodes']} ... src/train.py trainer.num_nodes={trainer['num_nodes']} ...; see "
+            "docs/distributed.md"
         )
     return splits, num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
 
 
-def _train(checked: Checked, run_dir: Path, choices: dict[str, str], isolated: bool, resumed: bool) -> dict[str, float]:
+def _train(checked: Checked, run_dir: Path, choices: dict[str, str], isolated: bool) -> dict[str, float]:
     from alexlab import build
     from alexlab.launch import Limits, launch
     from alexlab.training import print_scores, train
 
-    ranks = checked.ranks
     config, statistics = build.agreed_measures(checked.config, checked.splits)
-    if rank() == 0:
+    if ranks.rank() == 0:
         Card(run_dir).update(config=config)
         if statistics is not None:
             statistics.write(run_dir / STATISTICS)
     splits = build.packed(config, checked.splits)
-    members.here.fits = lambda nodes: build.accumulation(config, nodes * ranks) is not None
-    task = partial(train, config, splits, run_dir=run_dir, choices=choices, resumed=resumed)
-    scores: dict[str, float] = launch(task, num_ranks=ranks, isolated=isolated, limits=Limits(**config["elastic"]))
-    if scores and rank() == 0 and members.is_first():
+    task = partial(train, config, splits, run_dir=run_dir, choices=choices)
+    scores: dict[str, float] = launch(
+        task,
+        num_ranks=checked.local_ranks,
+        isolated=isolated,
+        limits=Limits(**config["elastic"]),
+        restarted=lambda causes: Card(run_dir).update(restarts=causes),
+    )
+    if scores and ranks.rank() == 0:
         print_scores(scores, run_dir)
     return scores
 
 
-def check_nodes(config: dict[str, Any], splits: Splits, ranks: int) -> None:
-    """Compares this node, which has so many ranks, with the first one, in a run of several.
+def check_ranks(config: dict[str, Any], splits: Splits, local_ranks: int) -> None:
+    """Compare the ranks, which may be on other nodes with other files: all must train the same.
 
     Raises:
-        ConfigError: when it would train something else.
+        ConfigError: on every rank, naming the node that differs.
     """
-    if config["trainer"]["num_nodes"] == 1:
-        return
-    own = fingerprint(config, splits, ranks)
-    check_equal(agreed("fingerprint", lambda: own), own, name=socket.gethostname())
+    name = f"{socket.gethostname()} (rank {ranks.rank()})"
+    if ranks.world()[0] > 1:
+        found = ranks.agreed_on_all("fingerprint", [name, fingerprint(config, splits, local_ranks)])
+        for other, own in found[1:]:
+            check_equal(found[0][1], own, name=other)
