@@ -124,11 +124,12 @@ def test_variables_left_in_a_shell_do_not_disturb_a_run_of_one_process(
 ) -> None:
     monkeypatch.setattr(rendezvous, "PEERS_S", 0.3)
     variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": LOOPBACK}
-    for number, more in enumerate(({"MASTER_PORT": free_ports(1)[0]}, {})):
+    elsewhere = {"MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": free_ports(1)[0]}
+    for number, more in enumerate(({"MASTER_PORT": free_ports(1)[0]}, elsewhere, {})):
         alone = Rank(tmp_path, number, variables | more, *WORDS, f"data.root={images}")
         assert alone.wait() == 0, alone.said()
         assert f"RANK and WORLD_SIZE say rank {rank} of 2, which is ignored: " in alone.said()
-    assert len(list((tmp_path / "outputs/train").glob("*/*/checkpoints/best.ckpt"))) == 2
+    assert len(list((tmp_path / "outputs/train").glob("*/*/checkpoints/best.ckpt"))) == 3
 
 
 def test_a_rank_that_comes_late_finds_out_that_the_first_trains_alone(

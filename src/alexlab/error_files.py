@@ -1,4 +1,4 @@
-"""Why the ranks of a run have ended: each writes its error to a file at once, as torchrun expects it, and the parent judges.
+"""Why the ranks of a run have ended: each writes its error to a file at once, as torchrun expects it; the parent finds the cause.
 
 When one rank is gone, the others fail because of its absence and may be seen first, so the parent looks at all of them.
 """

@@ -25,7 +25,7 @@ from alexlab.started import LOOPBACK, TORCHRUN, Start, find_start
 POLL_S = 0.05
 PEERS_S = 10.0  # for which a run of one process waits for the other ranks that its environment promises
 SIOCGIFADDR = 0x8915  # <linux/sockios.h>
-MEETING, VERDICT = "alexlab/meeting", "alexlab/verdict"
+MEETING, REFUSAL = "alexlab/meeting", "alexlab/refusal"
 
 _kept: list[Any] = []  # the store of a run that trains alone, where a rank that comes late finds out
 
@@ -136,30 +136,30 @@ def _meet_at(start: Start, *, local_size: int, num_nodes: int, timeout_s: float)
                 f"ranks started by {start.by} must have MASTER_ADDR and MASTER_PORT, where rank 0 is reached; they are not "
                 "set. Set them, or unset RANK and WORLD_SIZE"
             )
-        _say_ignored(start, "MASTER_ADDR and MASTER_PORT are not set")
+        _print_ignored(start, "MASTER_ADDR and MASTER_PORT are not set")
         return None
     wait_s = timeout_s if expected == start.world_size else PEERS_S
     store = _store_at(start, wait_s)
     if store is None:
         if expected == 1:
-            _say_ignored(start, f"rank 0 does not answer at {start.address}:{start.port}")
+            _print_ignored(start, f"rank 0 does not answer at {start.address}:{start.port}")
             return None
         raise _unreachable(start, wait_s, None)
-    complaint = _complaint(start, local_size=local_size, num_nodes=num_nodes)
-    seen = _resolved(start)
+    mismatch = _mismatch(start, local_size=local_size, num_nodes=num_nodes)
+    seen = _resolved(start) if expected > 1 else LOOPBACK
     store.set(f"alexlab/seen/{start.rank}", seen)
     if store.add(f"alexlab/arrivals/{start.rank}", 1) > 1:
-        complaint = f"every rank must be started once; there are two with rank {start.rank}"
-    store.set(f"alexlab/arrived/{start.rank}", complaint)
+        mismatch = f"every rank must be started once; there are two with rank {start.rank}"
+    store.set(f"alexlab/arrived/{start.rank}", mismatch)
     if start.rank > 0:
-        verdict: str | None = _verdict(store, start, wait_s)
+        refusal: str | None = _read_refusal(store, start, wait_s)
     else:
-        verdict = _judge(store, start, complaint, wait_s, alone=expected == 1)
-    if verdict is None:
+        refusal = _find_refusal(store, start, mismatch, wait_s, alone=expected == 1)
+    if refusal is None:
         _kept.append(store)
         return None
-    if verdict:
-        raise ConfigError(verdict)
+    if refusal:
+        raise ConfigError(refusal)
     ranks.store = store
     os.environ.update(
         ranks.environment(
@@ -171,7 +171,7 @@ def _meet_at(start: Start, *, local_size: int, num_nodes: int, timeout_s: float)
     return _own_address(seen, store, range(local_size, start.world_size), timeout_s)
 
 
-def _complaint(start: Start, *, local_size: int, num_nodes: int) -> str:
+def _mismatch(start: Start, *, local_size: int, num_nodes: int) -> str:
     """Return why a rank does not fit its config; an empty string if it does."""
     if local_size * num_nodes != start.world_size:
         return (
@@ -186,34 +186,34 @@ def _complaint(start: Start, *, local_size: int, num_nodes: int) -> str:
     return ""
 
 
-def _judge(store: Any, start: Start, complaint: str, wait_s: float, *, alone: bool) -> str | None:
+def _find_refusal(store: Any, start: Start, mismatch: str, wait_s: float, *, alone: bool) -> str | None:
     """Return on rank 0, and tell the others, why the run is refused; an empty string if it is not, None if nobody came."""
     others = [f"alexlab/arrived/{other}" for other in range(1, start.world_size)]
     deadline_s = time.monotonic() + wait_s
     while time.monotonic() < deadline_s:
         arrived = [other for other in others if store.check([other])]
-        if len(arrived) == len(others) or (arrived and complaint):
+        if len(arrived) == len(others) or (arrived and mismatch):
             break
         time.sleep(POLL_S)
     if alone and not arrived:
-        store.set(VERDICT, "rank 0 trains alone, as its trainer.devices=1 and trainer.num_nodes=1 say")
-        _say_ignored(start, f"no other rank appeared within {wait_s:g} s")
+        store.set(REFUSAL, "rank 0 trains alone, as its trainer.devices=1 and trainer.num_nodes=1 say")
+        _print_ignored(start, f"no other rank appeared within {wait_s:g} s")
         return None
-    complaints = [complaint, *(store.get(other).decode() for other in arrived)]
-    verdict = next(filter(None, complaints), "")
-    if not verdict and len(arrived) < len(others):
+    mismatches = [mismatch, *(store.get(other).decode() for other in arrived)]
+    refusal = next(filter(None, mismatches), "")
+    if not refusal and len(arrived) < len(others):
         missing = min({*others} - {*arrived}).rpartition("/")[2]
-        verdict = f"all {start.world_size} ranks must appear; rank {missing} has not within {wait_s:g} s"
-    store.set(VERDICT, verdict)
-    if verdict:
+        refusal = f"all {start.world_size} ranks must appear; rank {missing} has not within {wait_s:g} s"
+    store.set(REFUSAL, refusal)
+    if refusal:
         time.sleep(1.0)  # the store ends with this process; the others read it first
-    return verdict
+    return refusal
 
 
-def _verdict(store: Any, start: Start, wait_s: float) -> str:
+def _read_refusal(store: Any, start: Start, wait_s: float) -> str:
     try:
-        store.wait([VERDICT], _delta(wait_s + PEERS_S))
-        return str(store.get(VERDICT).decode())
+        store.wait([REFUSAL], _delta(wait_s + PEERS_S))
+        return str(store.get(REFUSAL).decode())
     except RuntimeError as error:
         raise _unreachable(start, wait_s, error) from error
 
@@ -232,7 +232,7 @@ def _store_at(start: Start, wait_s: float) -> Any:
     return None
 
 
-def _say_ignored(start: Start, why: str) -> None:
+def _print_ignored(start: Start, why: str) -> None:
     print_line(f"{start.by} say rank {start.rank} of {start.world_size}, which is ignored: {why}", file=sys.stderr)
 
 
