@@ -276,9 +276,9 @@ class _Tasks:
     def stop(self) -> None:
         """Interrupt the jobs that run and wait until they have saved their checkpoints."""
         refs = list(self.running)
-        for ref in refs:
-            self.ray.cancel(ref)
         while refs:
+            for ref in refs:  # again and again: a worker that is starting may not hear it
+                self.ray.cancel(ref)
             refs = self.ray.wait(refs, num_returns=len(refs), timeout=0)[1]
             time.sleep(STOP_POLL_S)
 
@@ -295,6 +295,10 @@ def _run_task(
             job's CPU cores.
         again: whether the job's earlier worker was lost.
     """
+    # `ray.cancel` calls the handler of SIGINT, unless it is ignored, as in what a shell starts in the background. The signal itself
+    # is blocked by Ray, which would stop the signals to the job.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         os.chdir(settings[3])
     except OSError as error:
@@ -310,7 +314,6 @@ def _run_task(
         if found.resumed:
             with open_dict(job.config):
                 job.config.hydra.output_subdir = None  # the first .hydra stays as it is
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which Ray blocks; `ray.cancel` only calls its handler
     with signals.heard(), signals.answered_by(lambda signum: None):
         process = JobProcess(job, partial(_work_there, work, settings), Seat(0, []))
         told = False
@@ -318,6 +321,7 @@ def _run_task(
             while not wait([process.process.sentinel], timeout=STOP_POLL_S):
                 if signals.first is not None and not told and process.process.pid is not None:
                     told = True
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the same interrupt, repeated
                     os.kill(process.process.pid, signals.first)
         finally:
             process.process.kill()  # which has ended, unless there was a second signal
