@@ -27,7 +27,7 @@ from alexlab.errors import ConfigError
 from alexlab.signals import HEARD, Stopped, signals
 from alexlab.sweeps import FAILED, RUNNING, Job
 
-CONNECT_S = 20.0  # for which a cluster may take to answer; Ray itself tries for two minutes
+CONNECT_S = 15.0  # for which a cluster may take to answer; Ray itself tries for two minutes
 MAX_REPEATS = 3  # of a job whose worker was lost, as Ray itself repeats a task
 STOP_POLL_S = 0.2  # between two looks at processes that are ending
 HELD_S = 10.0  # for which the processes of a lost worker may take to end
