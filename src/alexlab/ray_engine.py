@@ -144,7 +144,8 @@ def _check_answers(address: str) -> None:
     try:
         command = [sys.executable, "-c", PROBE, address]
         found = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=CONNECT_S)
-        reason = (found.stderr.strip().splitlines() or [f"exit code {found.returncode}"])[-1] if found.returncode else ""
+        last = (found.stderr.strip().splitlines() or [f"exit code {found.returncode}"])[-1]
+        reason = last if found.returncode else ""
     except subprocess.TimeoutExpired:
         reason = f"it has not answered for {CONNECT_S:g} s"
     if reason:
@@ -295,8 +296,8 @@ def _run_task(
             job's CPU cores.
         again: whether the job's earlier worker was lost.
     """
-    # `ray.cancel` calls the handler of SIGINT, unless it is ignored, as in what a shell starts in the background. The signal itself
-    # is blocked by Ray, which would stop the signals to the job.
+    # `ray.cancel` calls the handler of SIGINT unless the signal is ignored, as it is in what a shell starts in the background. Ray
+    # blocks the signal itself; the ranks of the job would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
