@@ -160,13 +160,8 @@ def _connected(address: str | None) -> Iterator[Any]:
     """Connect to Ray, or start it on this machine and shut it down at the end, leaving nothing."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Workers import this package as this process does, installed or not.
-    path = os.pathsep.join([str(SOURCE_DIR), *filter(None, [os.environ.get("PYTHONPATH")])])
-    options: dict[str, Any] = {
-        "address": address or "local",
-        "runtime_env": {"env_vars": {"PYTHONPATH": path}},
-        "log_to_driver": False,
-        "configure_logging": False,
-    }
+    path = os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE_DIR), *filter(None, [os.environ.get("PYTHONPATH")])])
+    options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "configure_logging": False}
     temporary = None
     if address is None:
         # Without this variable Ray takes the address of the network instead of 127.0.0.1; it is read by the import.
@@ -180,6 +175,8 @@ def _connected(address: str | None) -> Iterator[Any]:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+    else:
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
     import ray
 
     handlers = {signum: signal.getsignal(signum) for signum in HEARD}
@@ -296,8 +293,8 @@ def _run_task(
             job's CPU cores.
         again: whether the job's earlier worker was lost.
     """
-    # `ray.cancel` calls the handler of SIGINT unless the signal is ignored, as it is in what a shell starts in the background. Ray
-    # blocks the signal itself; the ranks of the job would inherit that.
+    # `ray.cancel` calls the handler of SIGINT unless the signal is ignored, as in what a shell starts in the background.
+    # Ray blocks the signal itself; the ranks of the job would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
