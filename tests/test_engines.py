@@ -261,7 +261,8 @@ def test_a_job_that_is_running_already_is_waited_for_by_the_engine_that_has_it(t
 
 
 def test_the_launcher_names_the_engine() -> None:
-    for words, kind in (([], "Sequential"), (["launcher=parallel"], "Parallel"), (["launcher=submitit"], "Submitit")):
+    kinds = {"parallel": "Parallel", "submitit": "Submitit", "ray": "Ray"}
+    for words, kind in (([], "Sequential"), *(([f"launcher={option}"], kind) for option, kind in kinds.items())):
         made = instantiate(composed(*words).hydra.launcher)
         # Hydra has imported its plugins by itself: its classes are not those of an import here.
         assert (type(made).__name__, type(made.engine).__name__) == ("SweepLauncher", kind)

@@ -172,7 +172,7 @@ class Parallel(Engine):
         from alexlab.launch import num_gpus
 
         seats = Seats(self.jobs, per_gpu=self.per_gpu, num_gpus=num_gpus())
-        running: dict[Any, _Running] = {}
+        running: dict[Any, JobProcess] = {}
         following: Job | None = None
         with sweeps.watched() as show:
             try:
@@ -182,7 +182,7 @@ class Parallel(Engine):
                         seat = seats.take(_wanted_gpus(following)) if following else None
                         if following is None or seat is None:
                             break
-                        started = _Running(following, work, seat)
+                        started = JobProcess(following, work, seat)
                         running[started.process.sentinel] = started
                         following = None
                     if not running:
@@ -198,7 +198,7 @@ class Parallel(Engine):
                 _stop(list(running.values()))
 
 
-class _Running:
+class JobProcess:
     """A job in a process of its own.
 
     Args:
@@ -229,7 +229,7 @@ class _Running:
         self.job.end(state, score=score, cause=cause)
 
 
-def _stop(running: Sequence[_Running]) -> None:
+def _stop(running: Sequence[JobProcess]) -> None:
     """Ends jobs by the signal that has ended this process: each writes a checkpoint and its card; a second signal kills them."""
     try:
         for each in running:

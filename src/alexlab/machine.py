@@ -11,10 +11,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 jobs_elsewhere = False  # while jobs are looked at that will run on other machines than this one
 
 
+CORES = "ALEXLAB_CORES"  # environment variable: the logical processors of a job that is not bound to them
+
+
 def num_cores() -> int:
-    """Logical processors that this process may use; in a job of SLURM, which need not bind it to them, those of the job."""
+    """Return the logical processors that this process may use; those of its job where Ray or SLURM need not bind it to them."""
     found = len(cores()) or os.cpu_count() or 1
-    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    given = os.environ.get(CORES) or os.environ.get("SLURM_CPUS_ON_NODE", "")
     return min(found, int(given)) if given.isdigit() and int(given) else found
 
 

@@ -319,6 +319,12 @@ def find_resumed_sweep(arguments: Sequence[str]) -> ResumedSweep | None:
     if any(word.startswith(NUM_TRIALS) for word in others):
         hydra = [word for word in hydra if not word.startswith(NUM_TRIALS)]
     launcher = [] if any(word.startswith("launcher=") for word in others) else record.launcher_words()
+    address = record.settings.get("address") if launcher else None
+    if address not in (None, "auto") and not any(word.startswith("launcher.address=") for word in others):
+        raise ConfigError(
+            f"{folder} ran on the Ray cluster {address}, which would run code on this machine; if you trust it, add "
+            f"launcher.address={address} to the command"
+        )
     lost = [word for word in record.not_kept if word not in others]
     if lost:
         log.warning(

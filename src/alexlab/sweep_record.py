@@ -26,7 +26,7 @@ from alexlab.trust import check_target
 RECORD = "sweep.json"
 VERSION = 1
 MAX_BYTES = 10_000_000
-LAUNCHERS = ("sequential", "parallel", "submitit")
+LAUNCHERS = ("sequential", "parallel", "submitit", "ray")
 SWEEPERS = ("basic", "optuna")
 SWEEPER_KEYS = ("num_trials", "seed", "max_batch_size")
 KEY = re.compile(r"(~|\+{0,2})([A-Za-z]\w*)((?:[./]\w+)*)")
@@ -36,7 +36,7 @@ OPTION = re.compile(r"\w[\w-]*(/\w[\w-]*)*")
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{(?![a-z_]\w*(?:\.\w+)*\})")
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")  # texts that Hydra reads unquoted as themselves
 NOT_TEXT = ("true", "false", "null", "nan", "inf")
-SETTING = re.compile(r"[\w.,:@%+-]+")  # text in a setting of a launcher
+SETTING = re.compile(r"[\w.,:@%+/-]+")  # text in a setting of a launcher
 SUBDIR = re.compile(r"(\$\{hydra\.job\.(num|name)\}|\$\{tag:\$\{hydra\.overrides\.task\}\}|[\w-])+")
 
 
