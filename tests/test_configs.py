@@ -11,6 +11,7 @@ import pytest
 from alexlab import build
 from alexlab.command import CONFIG_DIR
 from alexlab.data.folder import find_splits
+from alexlab.ddp import KEYS
 from conftest import ROOT, composed, plain, write_images
 
 # Group -> options. Counted, so that a file that nobody tests is noticed, and one that is missing too.
@@ -83,10 +84,10 @@ def test_every_option_composes_and_builds(
     )
 
 
-def test_the_trainer_lists_every_argument_of_lightning() -> None:
+def test_the_trainer_lists_every_argument_of_lightning_and_the_options_of_ddp() -> None:
     arguments = set(inspect.signature(lightning.Trainer).parameters)
     ours = {"callbacks", "logger", "default_root_dir", "use_distributed_sampler"}
-    assert set(plain()["trainer"]) == arguments - ours
+    assert set(plain()["trainer"]) == (arguments - ours) | KEYS
 
 
 def test_two_devices_by_the_group_or_the_key() -> None:

@@ -38,6 +38,8 @@ from alexlab.data.settings import Data
 from alexlab.data.skipped import Skipped
 from alexlab.data.statistics import Statistics, check_std, measure
 from alexlab.data.transforms import PCAColorNoise, Views
+from alexlab.ddp import KEYS as DDP_KEYS
+from alexlab.ddp import DDPOptions, HookedDDP
 from alexlab.error_files import ErrorFiles
 from alexlab.errors import ConfigError
 from alexlab.finetuning import Finetune
@@ -65,7 +67,7 @@ LEAST = {
     "min_steps": 0,
     "num_sanity_val_steps": -1,
 }
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
+STRATEGIES = ("auto", "ddp")
 SCORES = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 PRETENDED = Statistics(0, (0.5,) * 3, (0.25,) * 3, (0.1, 0.01, 0.001), IDENTITY)
@@ -379,7 +381,8 @@ def _check_loggers(config: Config) -> None:
 
 def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Trainer:
     """The Trainer; what alexlab decides itself (samplers, folder, process group) is no key of the `trainer` node."""
-    node = {name: value_of(value, f"trainer.{name}") for name, value in fastest(config["trainer"]).items()}
+    given = _divided(fastest(config["trainer"]))[1]
+    node = {name: value_of(value, f"trainer.{name}") for name, value in given.items()}
     node["strategy"] = _strategy(node["strategy"], config, num_ranks=num_ranks)
     if not wanted_gpus(accelerator=node["accelerator"], devices=node["devices"]):
         node["devices"] = launch.count_devices(node["devices"], 1)  # Lightning takes no -1 and no list for a CPU
@@ -406,21 +409,35 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     return lightning.Trainer(**keywords)
 
 
+def _divided(node: Config) -> tuple[Config, Config]:
+    """Return the keys of a `trainer` node that DDPOptions takes, and those that lightning.Trainer takes."""
+    return (
+        {name: value for name, value in node.items() if name in DDP_KEYS},
+        {name: value for name, value in node.items() if name not in DDP_KEYS},
+    )
+
+
 def _strategy(given: Any, config: Config, *, num_ranks: int) -> Any:
     """The strategy of `trainer.strategy`, which is one of alexlab's own, a DDPStrategy or the name of one."""
     timeout = timedelta(seconds=config["elastic"]["timeout_s"])
+    options = DDPOptions(**_divided(config["trainer"])[0])
+    if given not in (*STRATEGIES, TOWERS) and not isinstance(given, DDPStrategy):
+        raise ConfigError(
+            f"trainer.strategy must be one of {', '.join(STRATEGIES)}, {TOWERS} or a DDPStrategy, since the net fits on one "
+            "device and DDP, with trainer.comm_hook=bf16 for a slow network, is faster than sharding it as fsdp and "
+            f"deepspeed do; got {given!r}"
+        )
+    if given not in STRATEGIES and options.changed:
+        averages = f"trainer={TOWERS} averages no gradients"
+        reason = averages if given == TOWERS else "a DDPStrategy takes its arguments from its own node"
+        raise ConfigError(f"trainer.{options.changed[0]} needs trainer.strategy=auto or ddp, since {reason}")
     if given == TOWERS:
         return TwoTowers(timeout)
-    if given not in STRATEGIES and not isinstance(given, DDPStrategy):
-        raise ConfigError(
-            f"trainer.strategy must be one of {', '.join(STRATEGIES)}, {TOWERS} or a DDPStrategy; got {given!r}. Sharded "
-            "strategies as fsdp and deepspeed are for nets that do not fit on one device; these do, and DDP is faster"
-        )
-    if num_ranks > 1 and given == "auto":
-        # Gradients live in the buckets that are sent: no second copy of them. No static_graph: it fails an internal
-        # assertion of PyTorch 2.15 with accumulated batches.
-        return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
-    return given
+    if num_ranks == 1 or given not in STRATEGIES:
+        return given
+    node = config["trainer"]
+    options.check(accumulate=node["accumulate_grad_batches"], precision=node["precision"])
+    return HookedDDP(options, timeout)
 
 
 def plugins(given: Any) -> list[Any]:
@@ -530,7 +547,8 @@ def _check_trainer(config: Config, num_ranks: int) -> None:
     for name, least in LEAST.items():
         if node[name] is not None and node[name] < least:
             raise ConfigError(f"trainer.{name} must be at least {least}; got {node[name]}")
-    bind(lightning.Trainer, "trainer", **node)
+    for called, keywords in zip((DDPOptions, lightning.Trainer), _divided(node), strict=True):
+        bind(called, "trainer", **keywords)
     _strategy(value_of(node["strategy"], "trainer.strategy"), config, num_ranks=num_ranks)
 
 

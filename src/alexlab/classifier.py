@@ -14,6 +14,7 @@ from alexlab import finite
 from alexlab.checkpoints import rescale
 from alexlab.data.module import shares
 from alexlab.data.order import PADDING, derived_seed
+from alexlab.ddp import HookedDDP
 from alexlab.errors import DataError, NumericError
 from alexlab.inference import mean_probs, normalised, of_all_classes
 from alexlab.parameters import Group
@@ -148,10 +149,13 @@ class Classifier(lightning.LightningModule):
         if found is None:
             return
         files = NOT_FINITE.format(rank=self.global_rank)
+        strategy = self.trainer.strategy
+        halved = isinstance(strategy, HookedDDP) and strategy.options.comm_hook == "fp16"
+        other = ", or trainer.comm_hook=bf16: gradients above 65504 overflow in fp16" if halved else ""
         raise NumericError(
             f"{found.name} must stay finite; it is {found.value} at step {found.step} (epoch {self.current_epoch}, "
             f"batch {found.batch_idx}); its images are listed in {files}, and the earlier checkpoints are kept. "
-            "Try a smaller optimizer.lr or a warm-up",
+            f"Try a smaller optimizer.lr or a warm-up{other}",
             batches=range(found.batch_idx - found.batches + 1, found.batch_idx + 1),
         )
 

@@ -9,6 +9,7 @@ what keeps the jobs apart.
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -220,7 +221,7 @@ class _Attempt:
                     connection.wait([*sentinels, *([self.results] if result is None else [])], POLL_S)
                     if result is None and self.results.poll():
                         with suppress(EOFError):  # all ranks are ending without one
-                            result = self.results.recv()
+                            result = pickle.loads(self.results.recv_bytes())
         finally:
             failed = self._failed()
             exits, suspended = self._end() if failed or any(map(_alive, self.processes)) else ({}, {})
@@ -294,4 +295,4 @@ def _run_rank(task: Callable[[], Any], variables: dict[str, str], results: Any, 
         error_files.write(error)
         sys.exit(error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code)
     if is_first:
-        results.send(result)
+        results.send_bytes(pickle.dumps(result))  # by value: `send` would leave tensors in this process's shared memory
