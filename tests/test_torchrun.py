@@ -219,6 +219,17 @@ def test_a_node_that_would_train_something_else_is_refused_by_name(net: Network,
     assert not list((tmp_path / "first/outputs").glob("*/run.json"))
 
 
+def test_a_node_that_may_miss_others_says_what_they_need(net: Network, images: Path, tmp_path: Path) -> None:
+    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=1")
+    first = torchrun(net, "first", tmp_path / "first", *words, nodes=(1, 2))
+    assert first.wait() == 0, first.said()
+    assert (
+        "1 of 2 nodes take part; for others to join, torchrun needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+        in first.said()
+    )
+    assert "8 = 1 devices x 2 accumulated x 4 images" in first.said()
+
+
 def test_words_for_a_master_address_that_leads_nowhere(net: Network, images: Path, tmp_path: Path) -> None:
     environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "1"}
     environment |= {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "other", "MASTER_PORT": "9"}

@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributions import Distribution
 from torchvision.transforms import v2
 
-from alexlab import launch
+from alexlab import launch, machine
 from alexlab.callbacks import CardUpdates, NotFinite
 from alexlab.checkpoints import Checkpoints, DurableIO
 from alexlab.class_names import read_class_names, shown_names
@@ -547,6 +547,9 @@ def _check_trainer(config: Config, num_ranks: int) -> None:
     for name, least in LEAST.items():
         if node[name] is not None and node[name] < least:
             raise ConfigError(f"trainer.{name} must be at least {least}; got {node[name]}")
+    on_gpu = machine.jobs_elsewhere or wanted_gpus(accelerator=node["accelerator"], devices=node["devices"])
+    if node["sync_batchnorm"] is True and num_ranks > 1 and not on_gpu:
+        raise ConfigError("trainer.sync_batchnorm=true needs GPUs: PyTorch synchronises batch norms only there")
     for called, keywords in zip((DDPOptions, lightning.Trainer), _divided(node), strict=True):
         bind(called, "trainer", **keywords)
     _strategy(value_of(node["strategy"], "trainer.strategy"), config, num_ranks=num_ranks)

@@ -47,7 +47,17 @@ def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
     if start is None or ranks.store is not None:
         return
     if start.by == TORCHRUN:
+        shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         address = _meet_under_torchrun(start, timeout_s)
+        wanted, nodes = int(trainer["num_nodes"]), ranks.world()[1]
+        if (
+            start.rank == 0 and nodes < wanted and shares_store
+        ):  # PyTorch 2.15 publishes the address of rank 0 only once
+            print_line(
+                f"{nodes} of {wanted} nodes take part; for others to join, torchrun needs "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment",
+                file=sys.stderr,
+            )
     else:
         from alexlab.launch import num_ranks
 
