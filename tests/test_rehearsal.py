@@ -77,7 +77,6 @@ ALONE = [
     ({"elastic.timeout_s": 0}, "elastic.timeout_s must be positive; got 0"),
     ({"trainer.sync_batchnorm": True, "trainer.devices": 2}, "trainer.sync_batchnorm=true needs GPUs"),
     ({"elastic.max_restarts": -1}, "elastic.max_restarts must be at least 0; got -1"),
-    ({"elastic.max_restarts": -1}, "elastic.max_restarts must be at least 0; got -1"),
     ({"trainer.num_nodes": 2}, "trainer.num_nodes=2 needs ranks on several nodes, which torchrun, srun or mpirun starts"),
     ({"augmentation.train": None}, "augmentation.train must have a transform"),
     ({"augmentation.eval": {}}, "augmentation.eval must have a transform"),
