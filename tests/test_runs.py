@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alexlab import runs
+from alexlab import ranks, runs
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
 
 
 def test_alone_everybody_agrees() -> None:
-    assert (runs.agreed("where", lambda: "here"), runs.rank()) == ("here", 0)
+    assert (ranks.agreed("where", lambda: "here"), ranks.rank()) == ("here", 0)
