@@ -133,8 +133,8 @@ def lost(place: Place, tries: int, draw: random.Random) -> list[Figure]:
     for name, (act, words, limit_s) in cases.items():
         right, seconds = 0, []
         for number in range(tries):
-            run_dir, rank, at = place.new(f"{name}_{number}"), draw.randint(0, 1), draw.randint(2, BATCHES - 1)
-            struck = place.new(f"{name}_{number}.struck")
+            run_dir, rank, at = place.new(f"lost_{name}_{number}"), draw.randint(0, 1), draw.randint(2, BATCHES - 1)
+            struck = place.new(f"lost_{name}_{number}.struck")
 
             def strike(
                 module: Classifier, count: int, rank: int = rank, at: int = at, struck: Any = struck, act: Any = act
