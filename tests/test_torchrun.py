@@ -59,7 +59,7 @@ def torchrun(
 ) -> Machine:
     """Start `torchrun --nnodes=MIN:MAX --rdzv-backend=BACKEND src/train.py WORDS` on a machine."""
     own = {"rank": int(node == "other")} if backend == "static" else {"is_host": node == "first"}
-    times = {"timeout": 60, "last_call_timeout": 2, "keep_alive_interval": 1, "keep_alive_max_attempt": 6}
+    times = {"timeout": 60, "last_call_timeout": 2, "keep_alive_interval": 1, "keep_alive_max_attempt": 10}
     config = LaunchConfig(
         min_nodes=nodes[0],
         max_nodes=nodes[1],
