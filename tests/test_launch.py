@@ -102,6 +102,16 @@ def test_what_a_rank_raises_is_raised_here() -> None:
         launch(bug, num_ranks=1, isolated=True, limits=LIMITS)
 
 
+def test_the_traceback_of_a_failed_run_keeps_no_store() -> None:
+    """Torch 2.11 aborts a process forked later, as for the next job of a sweep, that collects the store."""
+    with pytest.raises(RankError) as caught:
+        launch(lambda: {}["missing"], num_ranks=2, isolated=True, limits=LIMITS)
+    kept = [
+        value for entry in caught.traceback for value in entry.frame.f_locals.values() if hasattr(value, "processes")
+    ]
+    assert kept and not any(hasattr(value, "store") for value in kept)
+
+
 def test_a_rank_that_leaves_without_a_word_is_named() -> None:
     with pytest.raises(RankError, match=r"rank 0 \(pid \d+\) exited with code 3 without an error message"):
         launch(lambda: os._exit(3), num_ranks=1, isolated=True, limits=LIMITS)

@@ -225,6 +225,9 @@ class _Attempt:
         finally:
             failed = self._failed()
             exits, suspended = self._end() if failed or any(map(_alive, self.processes)) else ({}, {})
+            # Now, and not when a traceback that refers to it is collected: in a process forked later its thread is missing,
+            # and joining it there aborts that process.
+            del self.store
         if failed or result is None:
             raise error_files.cause(error_files.read(self.folder), exits, suspended)
         kind, value = result
