@@ -104,7 +104,7 @@ def test_what_contradicts_the_config_is_refused_by_every_rank(images: Path, tmp_
     started = several(tmp_path, images, "variables")
     assert [rank.wait() for rank in started] == [1, 1]
     for rank in started:
-        words = "trainer.devices x trainer.num_nodes must be the 2 ranks that RANK and WORLD_SIZE started; got 1 x 1"
+        words = "trainer.devices x trainer.num_nodes must equal the world size, 2 according to RANK and WORLD_SIZE; got 1 x 1"
         assert words in rank.said()
     assert not (tmp_path / "outputs").exists()
 
@@ -162,7 +162,7 @@ def test_a_missing_rank_and_one_that_was_started_twice(images: Path, tmp_path: P
 def test_a_sweep_starts_the_processes_of_its_jobs_itself(images: Path, tmp_path: Path) -> None:
     started = several(tmp_path, images, "variables", "-m", "seed=1,2")
     assert [rank.wait() for rank in started] == [1, 1]
-    assert "must be the 2 ranks that RANK and WORLD_SIZE started; got 1 x 1" in started[0].said()
+    assert "must equal the world size, 2 according to RANK and WORLD_SIZE; got 1 x 1" in started[0].said()
 
 
 SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "node[07-08]"}
@@ -206,7 +206,7 @@ def test_what_the_environment_says(
     [
         ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK must be a whole number; got 'one'"),
         ({"RANK": "0", "WORLD_SIZE": "-2"}, "WORLD_SIZE must be a whole number; got '-2'"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK and WORLD_SIZE says rank 2 of 2"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "got rank 2 of 2 from RANK and WORLD_SIZE"),
         ({"PMI_SIZE": "2"}, "a rank started by mpirun must have the variables PMI_RANK and PMI_SIZE"),
     ],
 )
@@ -215,3 +215,22 @@ def test_words_for_variables(variables: dict[str, str], words: str, monkeypatch:
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=words):
         find_start()
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "there are 2 ranks according to RANK and WORLD_SIZE; they are not set"),
+        (
+            {"PMI_RANK": "1", "PMI_SIZE": "2", "MASTER_ADDR": "x"},
+            "there are 2 ranks according to mpirun; they are not set",
+        ),
+    ],
+)
+def test_several_ranks_need_the_address_of_the_first(
+    variables: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"MASTER_ADDR and MASTER_PORT must be the address of rank 0, since {words}"):
+        rendezvous.join({"accelerator": "cpu", "devices": 2, "num_nodes": 1}, timeout_s=1.0)

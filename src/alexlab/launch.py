@@ -109,7 +109,7 @@ def count_devices(devices: int | str | list[int], everything: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long ranks wait, the keys of the `elastic` node.
+    """Time limits and restarts of the ranks: the keys of the `elastic` node.
 
     Args:
         timeout_s: how long a rank waits for the others before the run ends.
@@ -189,7 +189,7 @@ class _Attempt:
         self.folder, self.shutdown_s = folder, shutdown_s
         listener = socket.create_server((LOOPBACK, 0))
         port = int(listener.getsockname()[1])
-        # In the parent, so that no rank loses it by the end of another one; on the loopback address, for nobody else.
+        # Served by the parent, so that it outlives each rank, and only on the loopback address.
         self.store = TCPStore(
             LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
         )
@@ -281,7 +281,7 @@ def _run_rank(task: Callable[[], Any], variables: dict[str, str], results: Any, 
     local_ranks = int(variables["LOCAL_WORLD_SIZE"])
     # Without this each rank would compute on every core, and two ranks on two cores would be slower than one.
     torch.set_num_threads(max(1, machine.num_cores() // local_ranks))
-    if sys.platform.startswith("linux"):  # else gloo listens where the name of the machine leads
+    if sys.platform.startswith("linux"):  # else gloo resolves the host name, often to 127.0.1.1
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     is_first = variables["RANK"] == "0"
     if local_ranks == 1:  # a run on one device is no distributed run

@@ -1,4 +1,4 @@
-"""Where the ranks that something else has started meet. Imports no torch at its top.
+"""Rendezvous of ranks that alexlab did not start itself. Imports no torch at its top.
 
 torchrun, srun, mpirun and whatever sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, such as a Kubernetes PyTorchJob, are
 brought into one form: the variables of torchrun, and a store on rank 0 that is new in every attempt. In torchrun's own store
@@ -23,11 +23,11 @@ from alexlab.shown import print_line
 from alexlab.started import LOOPBACK, TORCHRUN, Start, find_start
 
 POLL_S = 0.05
-PEERS_S = 10.0  # for which a run of one process waits for the other ranks that its environment promises
+PEERS_S = 10.0  # how long a single-process run waits for the other ranks that its environment mentions
 SIOCGIFADDR = 0x8915  # <linux/sockios.h>
 MEETING, REFUSAL = "alexlab/meeting", "alexlab/refusal"
 
-_kept: list[Any] = []  # the store of a run that trains alone, where a rank that comes late finds out
+_kept: list[Any] = []  # stores that stay open: a late rank reads there that rank 0 trains alone
 
 
 def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
@@ -50,9 +50,8 @@ def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
         shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         address = _meet_under_torchrun(start, timeout_s)
         wanted, nodes = int(trainer["num_nodes"]), ranks.world()[1]
-        if (
-            start.rank == 0 and nodes < wanted and shares_store
-        ):  # PyTorch 2.15 publishes the address of rank 0 only once
+        # PyTorch 2.15 publishes the address of rank 0 only once in a shared store.
+        if start.rank == 0 and nodes < wanted and shares_store:
             print_line(
                 f"{nodes} of {wanted} nodes take part; for others to join, torchrun needs "
                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment",
@@ -68,7 +67,7 @@ def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
             return
         address = found
     network = interface(address)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", network)  # else gloo listens where the name of the machine leads
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", network)  # else gloo resolves the host name, often to 127.0.1.1
     if ranks.world()[1] > 1:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", network)
 
@@ -76,7 +75,7 @@ def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
 def _meet_under_torchrun(start: Start, timeout_s: float) -> str:
     """Make or find the store of this attempt; return the address of this node on the network of the ranks.
 
-    Rank 0 announces its store in torchrun's. A rank that reads an old announcement finds nobody there, and reads again.
+    Rank 0 publishes its address in torchrun's store. A rank that reads an outdated address cannot connect, and retries.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -116,7 +115,7 @@ def _check_same_machine(start: Start, seen: str) -> None:
         return
     raise ConfigError(
         f"MASTER_ADDR={start.address} must lead to the first node from every node; on {socket.gethostname()} it is {seen}, where "
-        "nobody answers. Start torchrun with --local-addr=IP on each node, or with --master-addr=IP"
+        "nothing listens. Start torchrun with --local-addr=IP on each node, or with --master-addr=IP"
     )
 
 
@@ -125,7 +124,7 @@ def _announced(outer: Any, start: Start, timeout_s: float) -> tuple[str, int]:
 
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
-        with suppress(RuntimeError, OSError):  # nobody there any more
+        with suppress(RuntimeError, OSError):  # outdated: its process has exited
             if outer.check([MEETING]):
                 address, port = json.loads(outer.get(MEETING))
                 socket.create_connection((address, port), timeout=2.0).close()  # TCPStore would try for long
@@ -143,8 +142,8 @@ def _meet_at(start: Start, *, local_size: int, num_nodes: int, timeout_s: float)
     if not start.address or not start.port:
         if expected > 1:
             raise ConfigError(
-                f"ranks started by {start.by} must have MASTER_ADDR and MASTER_PORT, where rank 0 is reached; they are not "
-                "set. Set them, or unset RANK and WORLD_SIZE"
+                f"MASTER_ADDR and MASTER_PORT must be the address of rank 0, since there are {start.world_size} ranks according "
+                f"to {start.by}; they are not set"
             )
         _print_ignored(start, "MASTER_ADDR and MASTER_PORT are not set")
         return None
@@ -185,7 +184,7 @@ def _mismatch(start: Start, *, local_size: int, num_nodes: int) -> str:
     """Return why a rank does not fit its config; an empty string if it does."""
     if local_size * num_nodes != start.world_size:
         return (
-            f"trainer.devices x trainer.num_nodes must be the {start.world_size} ranks that {start.by} started; got "
+            f"trainer.devices x trainer.num_nodes must equal the world size, {start.world_size} according to {start.by}; got "
             f"{local_size} x {num_nodes}"
         )
     if start.local_rank not in (None, start.rank % local_size) or start.local_size not in (None, local_size):
@@ -197,7 +196,7 @@ def _mismatch(start: Start, *, local_size: int, num_nodes: int) -> str:
 
 
 def _find_refusal(store: Any, start: Start, mismatch: str, wait_s: float, *, alone: bool) -> str | None:
-    """Return on rank 0, and tell the others, why the run is refused; an empty string if it is not, None if nobody came."""
+    """Return why the run is refused and publish it to the other ranks: an empty string if it is not, None if no rank appeared."""
     others = [f"alexlab/arrived/{other}" for other in range(1, start.world_size)]
     deadline_s = time.monotonic() + wait_s
     while time.monotonic() < deadline_s:

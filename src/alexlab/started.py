@@ -1,4 +1,4 @@
-"""How this process was started as one rank of several, as its environment says. Imports no torch at its top."""
+"""Detection of the launcher of this rank (torchrun, srun, mpirun) from its environment. Imports no torch at its top."""
 
 import hashlib
 import os
@@ -54,7 +54,7 @@ def find_start() -> Start | None:
         return None
     if found.rank >= found.world_size:
         raise ConfigError(
-            f"a rank must be less than the number of ranks; {found.by} says rank {found.rank} of {found.world_size}"
+            f"a rank must be less than the world size; got rank {found.rank} of {found.world_size} from {found.by}"
         )
     return found
 

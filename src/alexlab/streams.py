@@ -1,4 +1,4 @@
-"""Standard streams and a log file that never end a command, whatever they are connected to, in UTF-8. Imports no torch."""
+"""UTF-8 standard streams and a log file whose write errors never end a command. Imports no torch."""
 
 import codecs
 import errno

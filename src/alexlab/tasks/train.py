@@ -63,7 +63,9 @@ def run(
     checked = partial(_checked, config, run_dir, resumed=resumed, began_with=began_with or {})
     if ranks.rank() > 0:  # rank 0 keeps the record
         with signals.heard():
-            return _train(checked(), run_dir, choices, isolated).get("best/top1")
+            scores = _train(checked(), run_dir, choices, isolated)
+            ranks.forget_folder()
+            return scores.get("best/top1")
     with signals.heard(), Lock(run_dir):
         try:
             with naming_keys(config):
