@@ -102,7 +102,7 @@ def fitted(images: Path, folder: Path, *words: str, unused: bool = False) -> dic
 
 @pytest.fixture(scope="module")
 def found(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What `fitted` returns on rank 0 for each of RUNS, and for `all-reduce`: no compression, by a hook that is counted."""
+    """Results of `fitted` on rank 0 for each of RUNS, and for `all-reduce`, an uncompressed hook that is counted."""
     hush_lightning()
     folder = tmp_path_factory.mktemp("hooks")
 

@@ -106,7 +106,7 @@ def test_a_disk_that_stays_full_is_told_at_the_end(
     with pytest.raises(DiskError, match=r"cannot write .*run.json.*No space left on device; [\d.]+ MB are free"):
         train(*GO_ON)
     assert len([line for line in caplog.messages if "metrics.csv" in line]) >= 2
-    assert Card(tmp_path / "run").read()["status"] == "interrupted", "nobody holds the lock"
+    assert Card(tmp_path / "run").read()["status"] == "interrupted", "the lock is free"
 
 
 def test_a_run_that_stops_is_not_left_running(train: Train, tmp_path: Path, filled: Callable[..., None]) -> None:

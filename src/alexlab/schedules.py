@@ -2,7 +2,7 @@
 
 All of them are counted in optimizer steps and take a linear warm-up from `warmup_start` times the rate to the rate. All but
 `plateau` are functions of the step and the length of the run, and a checkpoint keeps only the step. A run that is resumed
-with another length goes on with the rate that a run of that length has at that step: `constant`, `step`, `multistep` and
+with another length continues at the rate that a run of that length has at that step: `constant`, `step`, `multistep` and
 `plateau` do not depend on the length, `cosine`, `poly` and `one_cycle` do, and their rate may jump, up in a longer run.
 """
 
