@@ -1,6 +1,6 @@
 """Serves a page to try a trained net: `python src/demo.py --help` shows the options and an example."""
 
-from alexlab.command import run_command
+from alexlab.cli.command import run_command
 
 if __name__ == "__main__":
     run_command("demo")

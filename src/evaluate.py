@@ -1,6 +1,6 @@
 """Scores a trained net on labelled images: `python src/evaluate.py --help` shows the options and examples."""
 
-from alexlab.command import run_command
+from alexlab.cli.command import run_command
 
 if __name__ == "__main__":
     run_command("evaluate")

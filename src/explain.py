@@ -1,6 +1,6 @@
 """Looks inside a trained net: `python src/explain.py --help` shows the options and examples."""
 
-from alexlab.command import run_command
+from alexlab.cli.command import run_command
 
 if __name__ == "__main__":
     run_command("explain")

@@ -1,6 +1,6 @@
 """Says what a trained net sees in images: `python src/predict.py --help` shows the options and examples."""
 
-from alexlab.command import run_command
+from alexlab.cli.command import run_command
 
 if __name__ == "__main__":
     run_command("predict")

@@ -1,6 +1,6 @@
 """Makes a data set ready for training: `python src/prepare.py --help` shows the data sets and examples."""
 
-from alexlab.command import run_command
+from alexlab.cli.command import run_command
 
 if __name__ == "__main__":
     run_command("prepare")

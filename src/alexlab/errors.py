@@ -1,6 +1,6 @@
 """What went wrong, in one sentence for the person at the terminal, and the exit code that a script can test."""
 
-from alexlab.shown import shown
+from alexlab.output.escape import shown
 
 
 class AlexlabError(Exception):

@@ -9,13 +9,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from alexlab import sweeps
-from alexlab.command import ending_in_words
-from alexlab.engines import Engine
+from alexlab.cli.command import ending_in_words
+from alexlab.distributed.failures import explaining
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
-from alexlab.failures import explaining
-from alexlab.runs import CARD, LAUNCHER_WORDS
-from alexlab.sweeps import FAILED, FINISHED, PRUNED, Job
+from alexlab.runs.layout import CARD, LAUNCHER_WORDS
+from alexlab.sweeps import jobs as sweeps
+from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, Job
+from alexlab.sweeps.local import Engine
 
 
 class SweepLauncher(Launcher):

@@ -17,7 +17,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from alexlab.sweeps import FAILED, FINISHED, PRUNED, Job
+from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, Job
 
 if TYPE_CHECKING:
     import optuna
@@ -123,7 +123,7 @@ def _checked_study(folder: Path, spaces: dict[str, BaseDistribution]) -> optuna.
     Raises:
         ConfigCompositionException: unless each trial has a value of each search space.
     """
-    from alexlab.pruning import STORAGE, open_study
+    from alexlab.sweeps.pruning import STORAGE, open_study
 
     path = folder / STORAGE
     try:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from alexlab.benchmark.config import Settings
 from alexlab.benchmark.memory import children, private_mb
-from alexlab.benchmark.settings import Settings
 from alexlab.errors import ConfigError
 from alexlab.tasks.benchmark import SUITES, check, run, suites, train_words
-from conftest import TINY, plain, write_images
+from support.images import write_images
+from support.runs import TINY, plain
 
 SMALL = (
     *(word for word in TINY if not word.startswith("scheduler")),
@@ -54,25 +55,6 @@ def measured(suite: str, photographs: Path, out: Path, *words: str) -> dict[str,
     return {f"{row['what']} | {row['beside']}": row for row in found["rows"]}
 
 
-def test_scale_model(photographs: Path, tmp_path: Path) -> None:
-    """What is left out is measured, what is given is taken; both sums are checked beside a training."""
-    words = (
-        "arithmetic.devices=[1,4]",
-        "arithmetic.loader=1e9",
-        "arithmetic.network_gb_s=0.0001",
-        "arithmetic.price=2",
-    )
-    found = measured("scale-model", photographs, tmp_path, *words, "arithmetic.images=1000")
-    for name in ("step", "loader", "validation", "step, two at once", "optimizer", "exchange"):
-        assert f"measured: {name} | " in found
-    for ranks in (1, 2):
-        row = found[f"reckoned: training, {ranks} rank(s) | measured"]
-        assert min(row["others"]) > 0
-    one, four = (found[f"90 epochs of 1,000 images, {count} x 128 | "] for count in (1, 4))
-    assert "cost" in one["limit"]
-    assert four["limit"].startswith("network")
-
-
 def test_loader(photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = measured("loader", photographs, tmp_path)
     names = [name for name in found if "ImageFolder" in name]
@@ -101,7 +83,7 @@ def test_step(photographs: Path, tmp_path: Path) -> None:
 
 def test_fit(photographs: Path, tmp_path: Path) -> None:
     """Whole epochs of all four, with everything that a run leaves."""
-    found = measured("fit", photographs, tmp_path, "data.cache=packed")
+    found = measured("epochs", photographs, tmp_path, "data.cache=packed")
     for other in ("a bare loop", "stock Lightning", "torchvision's reference"):
         for what in ("whole epochs", "training", "validation"):
             assert f"{what}: alexnet, packed | {other}" in found
@@ -112,12 +94,12 @@ def test_fit(photographs: Path, tmp_path: Path) -> None:
 
 
 def test_fit_on_two_ranks(photographs: Path, tmp_path: Path) -> None:
-    found = measured("fit", photographs, tmp_path, "trainer.devices=2")
+    found = measured("epochs", photographs, tmp_path, "trainer.devices=2")
     assert "training: alexnet, JPEG, 2 ranks | stock Lightning, DDP" in found
 
 
 def test_scale(photographs: Path, tmp_path: Path) -> None:
-    found = measured("scale", photographs, tmp_path)
+    found = measured("scaling", photographs, tmp_path)
     for name in (
         "10 files: listed by a walk | torchvision's ImageFolder",
         "10 files: known from the index | torchvision's ImageFolder",
@@ -142,7 +124,7 @@ def test_memory(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_start_beside_a_script(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gaps and the helps; the first step takes half a minute of imports, and one is enough."""
-    from alexlab.benchmark import start
+    from alexlab.benchmark import startup
 
     took: list[Any] = []
 
@@ -151,10 +133,10 @@ def test_start_beside_a_script(photographs: Path, tmp_path: Path, monkeypatch: p
         took.append(found)
         return found
 
-    monkeypatch.setattr(start, "in_turn", once)
+    monkeypatch.setattr(startup, "in_turn", once)
     words = [word for word in SMALL if not word.startswith("benchmark")]
     monkeypatch.setattr("alexlab.tasks.benchmark.train_words", lambda choices, own: [*words, "optimizer=sgd"])
-    config = plain(*SMALL, "suite=start", f"data.root={photographs}", name="benchmark")
+    config = plain(*SMALL, "suite=startup", f"data.root={photographs}", name="benchmark")
     run(config, run_dir=tmp_path, choices=CHOICES)
     helps, steps = took
     assert helps["ours"][0] < steps["ours"][0]
@@ -185,10 +167,10 @@ def test_memory_is_that_of_one_process() -> None:
 
 def test_what_is_asked_for_is_told() -> None:
     assert suites(None) == list(SUITES)
-    assert suites(["fit", "loader"]) == ["loader", "fit"]
+    assert suites(["epochs", "loader"]) == ["loader", "epochs"]
     with pytest.raises(ConfigError, match=r"suite must be null, for all, or one or several of loader, .*; got fits"):
         check({"suite": "fits"})
     with pytest.raises(ConfigError, match=r"benchmark\.pairs must be at least 1; got 0"):
         Settings(pairs=0)
-    words = train_words({"model": "nin", "data": "folder", "debug": "None"}, ["model=nin", "suite=fit", "seed=2"])
+    words = train_words({"model": "nin", "data": "folder", "debug": "None"}, ["model=nin", "suite=epochs", "seed=2"])
     assert words == ["model=nin", "data=folder", "seed=2"]

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from rich.console import Console
 from rich.table import Table
 
-from alexlab.cards import hardware, versions
+from alexlab.runs.record import hardware, versions
 from chaos import commands, files, runs, stock
 from chaos.harness import Figure, Place
 

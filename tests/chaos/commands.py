@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from chaos.harness import Figure, Place, same
-from conftest import ROOT, TINY, environment
+from support.runs import ROOT, TINY, environment
 
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 130, signal.SIGUSR1: 75}
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from alexlab.checkpoints import DurableIO, sweep_unfinished
 from alexlab.errors import DiskError
+from alexlab.training.callbacks.checkpoint import DurableIO, sweep_unfinished
 from chaos.harness import FORK, Figure, Place
 
 CLONE_NEWNS = 0x00020000  # <linux/sched.h>

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
-from alexlab import command, training
-from alexlab.classifier import Classifier
-from alexlab.runs import LAST
-from alexlab.signals import Stopped
+from alexlab.cli import command
+from alexlab.distributed.signals import Stopped
+from alexlab.runs.layout import LAST
 from alexlab.tasks import train
-from conftest import IMAGES, trains_on, write_images
-from test_exact_resume import content, difference
+from alexlab.training import loop
+from alexlab.training.module import Classifier
+from support.exact_resume import content, difference
+from support.images import IMAGES, write_images
+from support.runs import trains_on
 
 FORK = multiprocessing.get_context("fork")
 WORDS = (
@@ -65,7 +67,7 @@ class Place:
 
     def __init__(self, folder: Path, patch: Callable[[Any, str, Any], None] = setattr) -> None:
         command.register()
-        training.hush_lightning()
+        loop.hush_lightning()
         torch.set_num_threads(1)  # a process whose threads have started cannot be forked
         self.folder = folder
         self.train = trains_on(write_images(folder / "images", IMAGES), folder)

@@ -9,11 +9,11 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
-from alexlab.cards import Card
-from alexlab.classifier import Classifier
-from alexlab.runs import LAST
+from alexlab.runs.layout import LAST
+from alexlab.runs.record import Card
+from alexlab.training.module import Classifier
 from chaos.harness import Figure, Place, acting, said, same
-from test_exact_resume import Recorded, compare, content
+from support.exact_resume import Recorded, compare, content
 
 BATCHES = 18  # of a run: 2 epochs of 6 batches of training and 3 of validation
 

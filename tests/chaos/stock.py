@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from alexlab.launch import Limits, launch
+from alexlab.distributed.launch import Limits, launch
 from chaos.harness import Figure, Place
 
 STEPS = 8  # of an epoch

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import MAX_SCANS, SHARES, decode
 from alexlab.data.image_file import DEFAULT
-from alexlab.data.images import to_tensor
 from alexlab.data.transforms import CenterView
 from alexlab.errors import ImageError
-from bad_inputs import encoded, gradient, in_mpo, rescanned, tiff
+from support.bad_images import encoded, gradient, in_mpo, rescanned, tiff
 
 MEMORY, TIME_S, SIZE = 1_000_000_000, 10.0, 1_000_000
 SIDE = int(DEFAULT.max_pixels**0.5)

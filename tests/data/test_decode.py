@@ -17,8 +17,8 @@ from alexlab.data.decode import decode, decode_bytes, upright_size
 from alexlab.data.image_file import REASONS, Decoding
 from alexlab.data.listing import HAS_HEIF
 from alexlab.errors import DataError, ImageError
-from bad_inputs import READABLE, UNREADABLE, encoded, gradient, in_mpo, oriented, rescanned, tiff
-from conftest import ROOT, environment
+from support.bad_images import READABLE, UNREADABLE, encoded, gradient, in_mpo, oriented, rescanned, tiff
+from support.runs import ROOT, environment
 
 CATS = ROOT.parent / "shared/data/cats_and_dogs/val/cat"
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from alexlab.data.check import check
+from alexlab.data.audit.audit import check
+from alexlab.data.audit.split import find_source, plan, write_division
+from alexlab.data.cache.build_pack import open_pack
+from alexlab.data.cache.pack import Pack
 from alexlab.data.decode import decode
-from alexlab.data.divide import find_source, plan, write_division
-from alexlab.data.folder import find_splits
 from alexlab.data.image_file import Decoding, read
 from alexlab.data.listing import list_images
-from alexlab.data.packed import Pack
-from alexlab.data.packing import open_pack
-from alexlab.data.sharding import write_shards
+from alexlab.data.splits import find_splits
+from alexlab.data.streaming.writer import write_shards
 from alexlab.errors import ConfigError, DataError, ImageError
-from bad_inputs import encoded
-from conftest import write_images
+from support.bad_images import encoded
+from support.images import write_images
 
 
 def bind_socket(path: Path) -> None:

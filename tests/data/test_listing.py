@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from alexlab.data import listing
-from alexlab.data.folder import find_splits, scan
 from alexlab.data.listing import HAS_HEIF, identity, list_images
 from alexlab.data.paths import Paths
+from alexlab.data.splits import find_splits, scan
 from alexlab.errors import DataError
-from alexlab.shown import shown
-from conftest import write_images
+from alexlab.output.escape import shown
+from support.images import write_images
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexlab import build
-from alexlab.data.folder import Split, scan
+from alexlab.config import build
 from alexlab.data.image_file import Decoding
+from alexlab.data.splits import Split, scan
 from alexlab.data.statistics import measure
 from alexlab.errors import DataError
-from conftest import TINY, plain, write_images
+from support.images import write_images
+from support.runs import TINY, plain
 
 
 def correlated(root: Path, count: int, *, size: int = 40) -> Split:

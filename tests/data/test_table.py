@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from alexlab.data.check import check
-from alexlab.data.folder import find_splits
-from alexlab.data.listed import verified
+from alexlab.data.audit.audit import check
+from alexlab.data.manifest_splits import verified
+from alexlab.data.splits import find_splits
 from alexlab.data.table import read_table
 from alexlab.errors import DataError
-from conftest import write_images
+from support.images import write_images
 
 ROWS = [("a/000.png", "ant", "train"), ("b/000.png", "bee, wild", "train"), ("é.png", "ant", "val")]
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torchvision.models import alexnet as torchvision_alexnet
 
-from alexlab import build
+from alexlab.config import build
 from alexlab.models.alexnet import AlexNet
-from conftest import plain
+from support.runs import plain
 
 
 def on_meta(*overrides: str, num_classes: int = 1000) -> nn.Module:

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from alexlab import build
-from alexlab.command import CONFIG_DIR
+from alexlab.cli.command import CONFIG_DIR
+from alexlab.config import build
 from alexlab.errors import ConfigError
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.models.init import SCHEMES
 from alexlab.models.nin import NiN
 from alexlab.models.vgg import VGG
-from conftest import plain
+from support.runs import plain
 
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml") if path.stem != "torchvision")
 

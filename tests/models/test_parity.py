@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alexlab import build
-from conftest import plain
+from alexlab.config import build
+from support.runs import plain
 
 LIST = {
     "alexnet": (

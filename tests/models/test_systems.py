@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torchvision import models as torchvision_models
 
-from alexlab import build
-from alexlab.command import CONFIG_DIR
+from alexlab.cli.command import CONFIG_DIR
+from alexlab.config import build
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.models.nin import NiN
 from alexlab.models.vgg import VGG
-from conftest import TINY, plain
+from support.runs import TINY, plain
 
 # model -> channels, classes (1 is one logit), trainable parameters; worked out from the sources' lists of layers.
 COUNTS = {

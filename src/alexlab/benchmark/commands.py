@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.progress import watched
+from alexlab.output.progress import watched
 
 
 def command_of(script: str, words: Sequence[str]) -> list[str]:

@@ -9,17 +9,17 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from alexlab import build
-from alexlab.benchmark.contest import Contender, Figures, repeated
-from alexlab.benchmark.fit import job_of
-from alexlab.benchmark.loops import Job, Usual, one_device, usual_transforms
-from alexlab.benchmark.machine import rates
-from alexlab.benchmark.measuring import Measuring
-from alexlab.benchmark.rows import Row
-from alexlab.data.module import FolderData
-from alexlab.data.settings import Data
+from alexlab.benchmark.baselines import Job, Usual, one_device, usual_transforms
+from alexlab.benchmark.context import Measuring
+from alexlab.benchmark.epochs import job_of
+from alexlab.benchmark.interleave import Contender, Figures, repeated
+from alexlab.benchmark.roofline import rates
+from alexlab.benchmark.table import Row
+from alexlab.config import build
+from alexlab.data.config import Data
+from alexlab.data.datamodule import FolderData
 from alexlab.data.transforms import CenterView, RandomCropView
-from alexlab.machine import cores
+from alexlab.distributed.hardware import cores
 
 PACKED_TIMES = 20  # so many times more packed images in a turn
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from alexlab.benchmark.contest import Contender, Figures, Turns
-from alexlab.benchmark.fit import job_of, ours
-from alexlab.benchmark.loops import Job, reference
-from alexlab.benchmark.machine import rates
-from alexlab.benchmark.measuring import Measuring
-from alexlab.benchmark.rows import Row
+from alexlab.benchmark.baselines import Job, reference
+from alexlab.benchmark.context import Measuring
+from alexlab.benchmark.epochs import job_of, ours
+from alexlab.benchmark.interleave import Contender, Figures, Turns
+from alexlab.benchmark.roofline import rates
+from alexlab.benchmark.table import Row
 
 EVERY_S = 0.05
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from alexlab.benchmark.contest import Contender, Figures, repeated
-from alexlab.benchmark.fit import job_of
-from alexlab.benchmark.loops import Job
-from alexlab.benchmark.machine import CEILING, elapsed, rates, share, train_flops
-from alexlab.benchmark.measuring import Measuring
-from alexlab.benchmark.rows import Row
-from alexlab.inference import normalised
-from alexlab.machine import cpu_has_bfloat16, keep_memory
+from alexlab.benchmark.baselines import Job
+from alexlab.benchmark.context import Measuring
+from alexlab.benchmark.epochs import job_of
+from alexlab.benchmark.interleave import Contender, Figures, repeated
+from alexlab.benchmark.roofline import CEILING, elapsed, rates, share, train_flops
+from alexlab.benchmark.table import Row
+from alexlab.distributed.hardware import cpu_has_bfloat16, keep_memory
+from alexlab.training.preprocessing import normalised
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Way:
         optimizer: the choice of the optimizer's implementation.
         bfloat16: under autocast.
         compiled: by `torch.compile`.
-        keeps_memory: see `alexlab.machine.keep_memory`.
+        keeps_memory: see `alexlab.distributed.hardware.keep_memory`.
     """
 
     channels_last: bool = True

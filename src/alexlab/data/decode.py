@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
-from alexlab.data.deep import UnknownRangeError, conversion, depth_of, use_native_order
+from alexlab.data.bit_depth import UnknownRangeError, conversion, depth_of, use_native_order
 from alexlab.data.image_file import DEFAULT, FORMATS, MAX_ASPECT, Decoding, read, unreadable
 from alexlab.data.listing import HAS_HEIF, HEIF_PACKAGE
 from alexlab.errors import ImageError

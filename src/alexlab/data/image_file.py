@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from alexlab.data.listing import HAS_HEIF
 from alexlab.errors import ConfigError, ImageError
-from alexlab.shown import shown
+from alexlab.output.escape import shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "AVIF", *(("HEIF",) if HAS_HEIF else ()))
 # Small files can ask for any amount of memory: these limits are ours, so that it is an error and no warning.

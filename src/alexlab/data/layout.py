@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from alexlab.data.listing import IMAGE_EXTENSIONS, class_folders
 from alexlab.data.names import counted, hidden, litter_kind
 from alexlab.errors import DataError
-from alexlab.shown import shown
+from alexlab.output.escape import shown
 
 SPLITS = ("train", "val", "test")
 _WORDS = {

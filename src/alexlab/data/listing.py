@@ -22,9 +22,9 @@ import numpy as np
 
 from alexlab.data.names import hidden, litter_kind
 from alexlab.data.paths import END, Paths
-from alexlab.data.tree import written_whole
 from alexlab.errors import DataError
-from alexlab.shown import shown, writable
+from alexlab.output.escape import shown, writable
+from alexlab.runs.tree import written_whole
 
 HEIF_EXTENSIONS = (".heic", ".heif")
 HAS_HEIF = find_spec("pillow_heif") is not None

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-from alexlab.cells import write_csv
 from alexlab.data.layout import split_of
 from alexlab.data.table import read_table
 from alexlab.errors import DataError
-from alexlab.shown import shown
+from alexlab.output.csv_files import write_csv
+from alexlab.output.escape import shown
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from alexlab.data.folder import Split
 from alexlab.data.image_file import Decoding
+from alexlab.data.splits import Split
+from alexlab.distributed.hardware import num_cores
 from alexlab.errors import DataError, ImageError
-from alexlab.machine import num_cores
-from alexlab.progress import watched
+from alexlab.output.progress import watched
 
 MIN_STD = 0.001  # a quarter of a grey level: dividing by less would blow up rounding
 MAX_IMAGES = 10_000  # of a larger split so many, evenly spaced: the mean of as many images is right within .003

@@ -7,9 +7,9 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from alexlab.cells import restored
 from alexlab.errors import DataError
-from alexlab.shown import shown
+from alexlab.output.csv_files import restored
+from alexlab.output.escape import shown
 
 DELIMITERS = ",;\t"
 # Columns under the names that other people give them.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alexlab.models.init import initialise
-from alexlab.models.sizes import check_image_size
+from alexlab.models.layers import check_image_size
 
 KERNELS = (11, 5, 3, 3, 3)
 STRIDES = (4, 1, 1, 1, 1)

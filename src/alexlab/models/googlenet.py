@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from alexlab.models.init import initialise
-from alexlab.models.sizes import check_image_size
+from alexlab.models.layers import check_image_size
 
 # 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection: the paper, table 1.
 WIDTHS = {

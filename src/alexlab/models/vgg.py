@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alexlab.models.init import initialise
-from alexlab.models.sizes import check_image_size
+from alexlab.models.layers import check_image_size
 
 # Of vgg11, vgg13, vgg16 and vgg19, the nets A, B, D and E of the paper.
 TORCHVISION_DEPTHS = ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4))

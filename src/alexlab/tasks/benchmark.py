@@ -8,15 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alexlab.cli.overrides import as_typed
+from alexlab.config.instantiate import bind
 from alexlab.errors import ConfigError
-from alexlab.nodes import bind
-from alexlab.overrides import as_typed
-from alexlab.shown import print_line
+from alexlab.output.escape import print_line
 
-SUITES = ("loader", "step", "fit", "start", "scale", "memory")
-NAMED = (*SUITES, "scale-model")  # the last one must be asked for
+SUITES = ("loader", "step", "epochs", "startup", "scaling", "memory")
 GROUPS = ("model", "data", "augmentation", "loss", "optimizer", "scheduler", "trainer")
-OWN = ("suite", "peer", "benchmark", "arithmetic")
+OWN = ("suite", "peer", "benchmark")
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
@@ -33,23 +32,22 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     """
     from hydra.core.hydra_config import HydraConfig
 
-    from alexlab import build, cards
-    from alexlab.benchmark import rows
-    from alexlab.benchmark.machine import ceilings
-    from alexlab.benchmark.measuring import Measuring
-    from alexlab.benchmark.settings import Arithmetic, Settings, write_subset
+    from alexlab.benchmark import table
+    from alexlab.benchmark.config import Settings, write_subset
+    from alexlab.benchmark.context import Measuring
+    from alexlab.benchmark.roofline import ceilings
+    from alexlab.config import build
+    from alexlab.data.config import Data
     from alexlab.data.layout import SPLITS
-    from alexlab.data.settings import Data
-    from alexlab.launch import Limits, launch, num_ranks, wanted_gpus
+    from alexlab.distributed.launch import Limits, launch, num_ranks, wanted_gpus
+    from alexlab.output.terminal import Terminal
+    from alexlab.runs import record
     from alexlab.tasks.train import rehearse
-    from alexlab.terminal import Terminal
-    from alexlab.training import hush_lightning
+    from alexlab.training.loop import hush_lightning
 
     names = suites(config["suite"])
     bind(Settings, "benchmark", **config["benchmark"])
     settings = Settings(**config["benchmark"])
-    bind(Arithmetic, "arithmetic", **config["arithmetic"])
-    Arithmetic(**config["arithmetic"])
     hush_lightning()
     bind(Data, "data", **config["data"])
     if config["data"].get("url") is not None:
@@ -85,34 +83,33 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
             ranks=ranks,
             out=run_dir.resolve(),
             peer=config["peer"],
-            arithmetic=Arithmetic(**config["arithmetic"]),
         )
         about = {
-            "hardware": cards.hardware(),
-            "versions": cards.versions(),
+            "hardware": record.hardware(),
+            "versions": record.versions(),
             "device": device,
             "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-            "code": cards.code_state(cards.CODE_DIR)[0],
+            "code": record.code_state(record.CODE_DIR)[0],
             "choices": choices,
             "config": trained,
             "settings": config["benchmark"],
         }
         for name in names:
-            results += importlib.import_module(f"alexlab.benchmark.{name.replace('-', '_')}").suite(measuring)
-            rows.write(results, about, run_dir)  # what has been measured is not lost when a later suite fails
+            results += importlib.import_module(f"alexlab.benchmark.{name}").suite(measuring)
+            table.write(results, about, run_dir)  # what has been measured is not lost when a later suite fails
     finally:
         shutil.rmtree(trained["data"]["cache_dir"], ignore_errors=True)
-    Terminal(width=None if Terminal().is_terminal else 200).print(rows.table(results, _title(about)))
+    Terminal(width=None if Terminal().is_terminal else 200).print(table.table(results, _title(about)))
     print_line(os.path.relpath(run_dir / "benchmark.json"))
 
 
 def suites(word: str | list[str] | None) -> list[str]:
     """The suites that `suite=` names, in their order."""
     wanted = list(SUITES) if word is None else [word] if isinstance(word, str) else list(word)
-    unknown = [name for name in wanted if name not in NAMED]
+    unknown = [name for name in wanted if name not in SUITES]
     if unknown or not wanted:
-        raise ConfigError(f"suite must be null, for all, or one or several of {', '.join(NAMED)}; got {word}")
-    return [name for name in NAMED if name in wanted]
+        raise ConfigError(f"suite must be null, for all, or one or several of {', '.join(SUITES)}; got {word}")
+    return [name for name in SUITES if name in wanted]
 
 
 def train_words(choices: Mapping[str, str], words: list[str]) -> list[str]:

@@ -43,9 +43,9 @@ def serve(config: dict[str, Any]) -> tuple[Any, socket.socket]:
         raise ConfigError(f"max_mb must be positive; got {config['max_mb']}")
     import uvicorn
 
-    from alexlab import build
-    from alexlab.demo import demo
-    from alexlab.trained import load_trained
+    from alexlab.config import build
+    from alexlab.inference.checkpoint import load_trained
+    from alexlab.inference.demo import demo
 
     host, port = str(config["host"]), config["port"]
     listening = _bound(host, port)

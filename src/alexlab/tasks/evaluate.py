@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.errors import ConfigError
-from alexlab.shown import print_line
+from alexlab.output.escape import print_line
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> float:
@@ -20,16 +20,16 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     Raises:
         AlexlabError: in one sentence.
     """
-    from alexlab import pages
-    from alexlab.evaluation_page import evaluated
-    from alexlab.runs import SKIPPED
-    from alexlab.terminal import Terminal
+    from alexlab.inference.report import evaluated
+    from alexlab.output.terminal import Terminal
+    from alexlab.pages import html
+    from alexlab.runs.layout import SKIPPED
 
     trained, found, about, skipped = ask(config, run_dir)
     tables, parts = evaluated(found, trained.names, run_dir, about)
     for table in tables:
         Terminal().print(table)
-    pages.write_page(run_dir / "evaluation.html", f"{trained.about}: {about['split']}", parts)
+    html.write_page(run_dir / "evaluation.html", f"{trained.about}: {about['split']}", parts)
     shown = os.path.relpath(run_dir)
     if skipped:
         print_line(f"{skipped} images could not be read and were left out: {Path(shown) / SKIPPED}")
@@ -39,13 +39,13 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
 
 def ask(config: dict[str, Any], run_dir: Path) -> Any:
     """The net, what it says of the images, what was evaluated, and how many images could not be read."""
-    from alexlab import build
-    from alexlab.answers import answers, batches, chosen_split
-    from alexlab.data.settings import Data
-    from alexlab.data.skipped import Skipped
-    from alexlab.progress import watched
-    from alexlab.runs import SKIPPED
-    from alexlab.trained import load_trained
+    from alexlab.config import build
+    from alexlab.data.config import Data
+    from alexlab.data.unreadable import Skipped
+    from alexlab.inference.checkpoint import load_trained
+    from alexlab.inference.predictions import answers, batches, chosen_split
+    from alexlab.output.progress import watched
+    from alexlab.runs.layout import SKIPPED
 
     trained = load_trained(config["ckpt"], class_names=config["class_names"], device=config["device"])
     trained = trained.decoding_with(config["data"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.errors import ConfigError, DataError
-from alexlab.shown import print_line
+from alexlab.output.escape import print_line
 from alexlab.tasks import evaluate
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,14 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     Raises:
         AlexlabError: in one sentence.
     """
-    from alexlab import build, pages
-    from alexlab.class_names import choose_fonts
+    from alexlab.config import build
+    from alexlab.data.dataset import to_tensor
     from alexlab.data.decode import decode
-    from alexlab.data.images import to_tensor
-    from alexlab.evaluation_page import evaluated
-    from alexlab.inside import sections
-    from alexlab.inside.neighbours import METRICS
+    from alexlab.inference.class_names import choose_fonts
+    from alexlab.inference.explain import sections
+    from alexlab.inference.explain.neighbours import METRICS
+    from alexlab.inference.report import evaluated
+    from alexlab.pages import html
 
     if config["neighbours"]["metric"] not in METRICS:
         raise ConfigError(
@@ -64,11 +65,11 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         **sections.one_image(trained, image, title),
     }
     for name, figure in figures.items():
-        content = pages.png(figure)
+        content = html.png(figure)
         (run_dir / f"{name}.png").write_bytes(content)
         parts += [f"<h2>{TITLES[name]}</h2>"] if name in TITLES else []
-        parts.append(pages.plot(content, name))
-    pages.write_page(run_dir / "evaluation.html", f"{trained.about}: {about['split']}", parts)
+        parts.append(html.plot(content, name))
+    html.write_page(run_dir / "evaluation.html", f"{trained.about}: {about['split']}", parts)
     if config["tensorboard"]:
         _to_tensorboard(trained, run_dir)
     shown = os.path.relpath(run_dir)
@@ -83,11 +84,11 @@ def check(config: dict[str, Any]) -> None:
 
 def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> dict[str, Any]:
     """The section of the neighbours; the training data that it needs may be gone."""
-    from alexlab.answers import chosen_split
+    from alexlab.data.config import Data
     from alexlab.data.layout import find_layout
-    from alexlab.data.settings import Data
-    from alexlab.inside import sections
-    from alexlab.progress import watched
+    from alexlab.inference.explain import sections
+    from alexlab.inference.predictions import chosen_split
+    from alexlab.output.progress import watched
 
     wanted = config["neighbours"]
     if not wanted["images"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.errors import ConfigError, DataError
-from alexlab.shown import print_line
+from alexlab.output.escape import print_line
 from alexlab.tasks import evaluate
 
 
@@ -23,10 +23,10 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     Raises:
         AlexlabError: in one sentence; a file that does not agree with the checkpoint is removed.
     """
-    from alexlab import build
+    from alexlab.config import build
     from alexlab.errors import NumericError
-    from alexlab.exporting import FORMATS, about, largest_difference
-    from alexlab.trained import load_trained
+    from alexlab.inference.checkpoint import load_trained
+    from alexlab.inference.export import FORMATS, about, largest_difference
 
     if config["format"] not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}; got {config['format']!r}")
@@ -56,12 +56,12 @@ def _images(config: dict[str, Any], trained: Any, view: Any) -> Any:
     """Real images as the net sees them, uint8 (N, C, H, W): of `input`, or of the run's data."""
     import torch
 
-    from alexlab.answers import chosen_split
+    from alexlab.data.config import Data
+    from alexlab.data.dataset import to_tensor
     from alexlab.data.decode import decode
-    from alexlab.data.images import to_tensor
-    from alexlab.data.settings import Data
     from alexlab.errors import ImageError
-    from alexlab.predicting import find_files
+    from alexlab.inference.predict import find_files
+    from alexlab.inference.predictions import chosen_split
 
     if config["num_images"] < 1:
         raise ConfigError(f"num_images must be at least 1; got {config['num_images']}")

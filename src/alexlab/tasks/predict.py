@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alexlab.cells import CellWriter
 from alexlab.errors import ConfigError, DataError
-from alexlab.shown import print_line, writable
+from alexlab.output.csv_files import CellWriter
+from alexlab.output.escape import print_line, writable
 
 MAX_ROWS = 20  # in the terminal
 
@@ -27,11 +27,11 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     Raises:
         AlexlabError: in one sentence.
     """
-    from alexlab import build
-    from alexlab.machine import num_cores
-    from alexlab.predicting import find_files, predictions
-    from alexlab.progress import watched
-    from alexlab.trained import load_trained
+    from alexlab.config import build
+    from alexlab.distributed.hardware import num_cores
+    from alexlab.inference.checkpoint import load_trained
+    from alexlab.inference.predict import find_files, predictions
+    from alexlab.output.progress import watched
 
     for key in ("top_k", "batch_size"):
         if config[key] < 1:
@@ -73,7 +73,7 @@ class Writers:
         self.open_files = ExitStack()
 
     def __enter__(self) -> "Writers":
-        from alexlab import pages
+        from alexlab.pages import html
 
         def opened(name: str) -> Any:
             return self.open_files.enter_context((self.out / name).open("w", newline="", encoding="utf-8"))
@@ -82,18 +82,18 @@ class Writers:
         self.table.writerow(["path", "answer", "prob", "others"])
         self.gallery = opened("gallery.html") if self.limit else None
         if self.gallery is not None:
-            self.gallery.write("\n".join([*pages.beginning(self.trained.about), "<div class=row>"]))
+            self.gallery.write("\n".join([*html.beginning(self.trained.about), "<div class=row>"]))
         self.failed: Any = None
         self.opened = opened
         return self
 
     def __exit__(self, *_: object) -> None:
-        from alexlab import pages
+        from alexlab.pages import html
 
         if self.gallery is not None:
             left = self.num_read - self.limit
             more = f"<p>{left:,} more images are in predictions.csv.</p>" if left > 0 else ""
-            self.gallery.write(f"</div>{more}{pages.ending()}")
+            self.gallery.write(f"</div>{more}{html.ending()}")
         self.open_files.close()
 
     @property
@@ -122,13 +122,13 @@ class Writers:
         self.counts[answers[0]] += 1
 
     def _card(self, path: str, said: list[dict[str, Any]]) -> str:
-        from alexlab import pages
         from alexlab.data.decode import decode
+        from alexlab.pages import html
 
         decoding = replace(self.trained.decoding, channels=3)
-        first, *others = [f"{pages.text(each['class'])} {each['prob']:.3f}" for each in said[:3]]
-        caption = "<br>".join([f"<b>{first}</b>", *others, pages.text(os.path.basename(path))])
-        return pages.captioned(pages.picture(decode(path, decoding), path, height=150), caption)
+        first, *others = [f"{html.text(each['class'])} {each['prob']:.3f}" for each in said[:3]]
+        caption = "<br>".join([f"<b>{first}</b>", *others, html.text(os.path.basename(path))])
+        return html.captioned(html.picture(decode(path, decoding), path, height=150), caption)
 
     def report(self, wanted: str) -> None:
         """Prints the first predictions, how often each class was the answer, and how many files could not be read.
@@ -138,7 +138,7 @@ class Writers:
         """
         from rich.table import Table
 
-        from alexlab.terminal import Terminal
+        from alexlab.output.terminal import Terminal
 
         if not self.num_read:
             bad = (

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from alexlab.config.instantiate import bind
 from alexlab.errors import ConfigError, FoundError
-from alexlab.nodes import bind
-from alexlab.shown import print_line
+from alexlab.output.escape import print_line
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
@@ -30,7 +30,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
 
 def download(config: dict[str, Any], run_dir: Path) -> None:
     """Writes a data set of the catalogue as a tree of image files."""
-    from alexlab.data.catalogue import write_dataset
+    from alexlab.data.sources.downloads import write_dataset
 
     name = str(config["dataset"])
     out = Path(config["out"] or f"data/{name}")
@@ -40,23 +40,23 @@ def download(config: dict[str, Any], run_dir: Path) -> None:
 
 def check(config: dict[str, Any], run_dir: Path) -> None:
     """Looks at every file, prints what was found, writes check.json, check.html and manifest.csv into the run folder."""
-    from alexlab.data import check_page
-    from alexlab.data.check import check as look
+    from alexlab.data.audit import report
+    from alexlab.data.audit.audit import check as look
+    from alexlab.data.audit.quarantine import quarantine
     from alexlab.data.manifest import write_manifest
-    from alexlab.data.quarantine import quarantine
-    from alexlab.terminal import Terminal
+    from alexlab.output.terminal import Terminal
 
     if config["fix"] not in (None, "quarantine"):
         raise ConfigError(f"fix must be null or quarantine; got {config['fix']!r}")
     root = _root(config)
     findings = look(root, config["manifest"], folders=config["data"]["splits"], decoding=_data(config).decoding)
-    for table in check_page.summary(findings):
+    for table in report.summary(findings):
         Terminal().print(table)
     for note in findings.notes:
         print_line(note)
     write_manifest(findings.rows, run_dir / "manifest.csv")
-    check_page.write_json(findings, run_dir / "check.json")
-    check_page.write_page(findings, run_dir / "check.html")
+    report.write_json(findings, run_dir / "check.json")
+    report.write_page(findings, run_dir / "check.html")
     print_line(f"{os.path.relpath(run_dir)}/check.html, check.json, manifest.csv")
     if config["fix"] and findings.unreadable:
         folder = Path(config["quarantine"] or _beside(root, ".quarantine"))
@@ -66,13 +66,13 @@ def check(config: dict[str, Any], run_dir: Path) -> None:
             f"quarantine={folder} moves them back"
         )
     if findings.problems:
-        raise FoundError(check_page.counted(findings))
-    print_line(check_page.counted(findings))
+        raise FoundError(report.counted(findings))
+    print_line(report.counted(findings))
 
 
 def restore(config: dict[str, Any], run_dir: Path) -> None:
     """Undoes a quarantine of the data set that is named."""
-    from alexlab.data.quarantine import restore as move_back
+    from alexlab.data.audit.quarantine import restore as move_back
 
     if config["quarantine"] is None:
         raise ConfigError("quarantine must be given: quarantine=DIR")
@@ -81,7 +81,7 @@ def restore(config: dict[str, Any], run_dir: Path) -> None:
 
 def split(config: dict[str, Any], run_dir: Path) -> None:
     """Divides a data set into train, val and test."""
-    from alexlab.data.divide import find_source, plan, write_division
+    from alexlab.data.audit.split import find_source, plan, write_division
 
     root, data = _root(config), config["data"]
     source = find_source(
@@ -99,8 +99,8 @@ def split(config: dict[str, Any], run_dir: Path) -> None:
 
 def pack(config: dict[str, Any], run_dir: Path) -> None:
     """Decodes every image once into a pack that runs with `data.cache=packed` read; a pack of changed files is replaced."""
-    from alexlab.data.packed import Pack
-    from alexlab.data.packing import open_pack
+    from alexlab.data.cache.build_pack import open_pack
+    from alexlab.data.cache.pack import Pack
 
     data = _data(config)
     bind(Pack, "data.pack", **data.pack)
@@ -129,7 +129,7 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
 
 def shard(config: dict[str, Any], run_dir: Path) -> None:
     """Writes the images as shards into a folder or an object store, for runs with `data=streaming`."""
-    from alexlab.data.sharding import write_shards
+    from alexlab.data.streaming.writer import write_shards
 
     data = _data(config)
     if config["out"] is None:
@@ -175,7 +175,7 @@ def _beside(root: str, ending: str) -> str:
 
 def _data(config: dict[str, Any]) -> Any:
     """Return the settings of the `data` node, which has no keys of a net."""
-    from alexlab.data.settings import Data
+    from alexlab.data.config import Data
 
     _root(config)
     keys = {key: value for key, value in config["data"].items() if key != "ratio"}
@@ -186,7 +186,7 @@ def _data(config: dict[str, Any]) -> Any:
 def _print_counts(counts: dict[str, int], out: Path) -> None:
     from rich.table import Table
 
-    from alexlab.terminal import Terminal
+    from alexlab.output.terminal import Terminal
 
     table = Table("split", "images", title=os.fspath(out))
     for name, count in counts.items():

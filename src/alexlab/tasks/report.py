@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from alexlab.shown import print_line, without_markdown
+from alexlab.output.escape import print_line, without_markdown
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
@@ -18,8 +18,8 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     Raises:
         ConfigError: when there are no runs.
     """
-    from alexlab.report_data import relative
-    from alexlab.report_page import write_report
+    from alexlab.runs.compare import relative
+    from alexlab.runs.report import write_report
 
     page = write_report([str(word) for word in config["runs"]], Path(config["out"] or run_dir))
     for line in page.with_name("report.md").read_text(encoding="utf-8").split("\n"):

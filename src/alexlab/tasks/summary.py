@@ -18,10 +18,10 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     """
     import torch
 
-    from alexlab import build
+    from alexlab.config import build
     from alexlab.errors import ConfigError
-    from alexlab.layers import layer_rows, layer_table, write_rows
-    from alexlab.terminal import Terminal
+    from alexlab.models.summary import layer_rows, layer_table, write_rows
+    from alexlab.output.terminal import Terminal
 
     size, channels = config["data"]["image_size"], config["model"]["in_channels"]
     num_classes = config["model"]["num_classes"] or config["num_classes"]

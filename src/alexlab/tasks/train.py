@@ -10,19 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alexlab import machine, ranks
-from alexlab.cards import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, check_same_data, data_state
-from alexlab.culprits import explain
-from alexlab.data.folder import Splits
-from alexlab.data.settings import Data
+from alexlab.cli.resume import images_to_match, store_attempt
+from alexlab.config.allowlist import check_targets
+from alexlab.config.culprits import explain
+from alexlab.config.instantiate import bind
+from alexlab.data.config import Data
+from alexlab.data.splits import Splits
+from alexlab.distributed import hardware, ranks
+from alexlab.distributed.consistency import check_equal, fingerprint
+from alexlab.distributed.failures import explaining
+from alexlab.distributed.signals import Stopped, signals
 from alexlab.errors import AlexlabError, ConfigError, DiskError, PrunedError
-from alexlab.failures import explaining
-from alexlab.fingerprint import check_equal, fingerprint
-from alexlab.nodes import bind
-from alexlab.resuming import images_to_match, store_attempt
-from alexlab.runs import CARD, LAST, STATISTICS
-from alexlab.signals import Stopped, signals
-from alexlab.trust import check_targets
+from alexlab.runs.layout import CARD, LAST, STATISTICS
+from alexlab.runs.record import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, check_same_data, data_state
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def check(config: dict[str, Any]) -> None:
 
 
 def _check(config: dict[str, Any]) -> None:
-    from alexlab import build
+    from alexlab.config import build
 
     splits, local_ranks = _found(config)
     config = build.measured(build.named(config, splits), splits, pretended=True)[0]
@@ -131,8 +131,8 @@ def _check(config: dict[str, Any]) -> None:
 
 
 def rehearse(config: dict[str, Any], splits: Splits, *, num_ranks: int) -> None:
-    """Trains a small net in a child process, see `alexlab.rehearsal`; tests of other things leave it out."""
-    from alexlab import rehearsal
+    """Trains a small net in a child process, see `alexlab.config.rehearsal`; tests of other things leave it out."""
+    from alexlab.config import rehearsal
 
     rehearsal.rehearse(config, splits, num_ranks=num_ranks)
 
@@ -169,7 +169,7 @@ def _checked(config: dict[str, Any], run_dir: Path, *, resumed: bool, began_with
     """Look at everything that can be known before training, writing nothing."""
     splits, local_ranks = _found(config)
 
-    from alexlab import build
+    from alexlab.config import build
 
     config = build.named(config, splits)
     check_ranks(config, splits, local_ranks)
@@ -195,8 +195,8 @@ def _found(config: dict[str, Any]) -> tuple[Splits, int]:
     bind(Data, "data", **config["data"])
     splits = Data(**config["data"]).find_splits()  # a missing folder is told before torch is imported
 
-    from alexlab.launch import Limits, num_ranks
-    from alexlab.training import hush_lightning
+    from alexlab.distributed.launch import Limits, num_ranks
+    from alexlab.training.loop import hush_lightning
 
     hush_lightning()
     bind(Limits, "elastic", **config["elastic"])
@@ -205,7 +205,7 @@ def _found(config: dict[str, Any]) -> tuple[Splits, int]:
     nodes = ranks.world()[1]
     if nodes > trainer["num_nodes"]:
         raise ConfigError(f"trainer.num_nodes must be the {nodes} nodes of torchrun; got {trainer['num_nodes']}")
-    if not ranks.joined() and trainer["num_nodes"] > 1 and not machine.jobs_elsewhere:
+    if not ranks.joined() and trainer["num_nodes"] > 1 and not hardware.jobs_elsewhere:
         raise ConfigError(
             f"trainer.num_nodes={trainer['num_nodes']} needs ranks on several nodes, which torchrun, srun or mpirun starts: "
             f"torchrun --nnodes={trainer['num_nodes']} ... src/train.py trainer.num_nodes={trainer['num_nodes']} ...; see "
@@ -215,9 +215,9 @@ def _found(config: dict[str, Any]) -> tuple[Splits, int]:
 
 
 def _train(checked: Checked, run_dir: Path, choices: dict[str, str], isolated: bool) -> dict[str, float]:
-    from alexlab import build
-    from alexlab.launch import Limits, launch
-    from alexlab.training import print_scores, train
+    from alexlab.config import build
+    from alexlab.distributed.launch import Limits, launch
+    from alexlab.training.loop import print_scores, train
 
     config, statistics = build.agreed_measures(checked.config, checked.splits)
     if ranks.rank() == 0:

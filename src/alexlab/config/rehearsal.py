@@ -1,0 +1,326 @@
+"""A rehearsal of a run in a child process: what Lightning and torch refuse is found before any work, and its key named.
+
+Many values pass every constructor and fail only when a run begins, validates or ends. So a net of two layers is trained for
+two epochs of two steps by the real Trainer, optimizer, schedule, loss and callbacks. This takes 0.2 s. In a child, since
+training starts threads, and CUDA's where there is a GPU, and ranks could not be forked from this process afterwards.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import resource
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from alexlab.config import build
+from alexlab.config.culprits import culprits, sentence
+from alexlab.config.instantiate import Config, value_of
+from alexlab.data.samplers import EvalBatches, TrainBatches
+from alexlab.data.splits import Splits
+from alexlab.distributed import hardware, ranks
+from alexlab.distributed.launch import wanted_gpus
+from alexlab.errors import AlexlabError, ConfigError, NumericError
+from alexlab.training.callbacks.progress import NotFinite
+from alexlab.training.compiling import compile_net
+
+TIMEOUT_S = 120.0  # a rehearsal that takes longer says nothing
+MEMORY = 8 << 30  # bytes that it may take
+SIDES = 70, 90  # of the image that the transforms are tried on
+TRIES = 4  # with each transform; most are random
+# Whole runs, of which a rehearsal is a small part.
+SHORT = {
+    **dict.fromkeys(("min_epochs", "min_steps", "max_time")),
+    "max_epochs": 2,
+    "max_steps": -1,
+    "check_val_every_n_epoch": 1,
+    "val_check_interval": 1.0,
+    "limit_train_batches": 1.0,
+    "limit_val_batches": 1.0,
+    "limit_test_batches": 1.0,
+    "overfit_batches": 0.0,
+}
+HERE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "enable_model_summary": False}
+
+log = logging.getLogger(__name__)
+
+
+def rehearse(config: Config, splits: Splits, *, num_ranks: int) -> None:
+    """Train a small net as the config says, on one device.
+
+    Raises:
+        ConfigError: naming the key without which the rehearsal succeeds. A failure that no key explains is none of the
+            config's: it is left to the run.
+    """
+    accelerator = config["trainer"]["accelerator"]
+    if hardware.jobs_elsewhere and accelerator in ("gpu", "cuda", "mps"):
+        return  # the job rehearses on its machine
+    gpus = wanted_gpus(accelerator=accelerator, devices=config["trainer"]["devices"])
+    devices = ["cpu", *(["gpu"] if gpus else ["mps"] if accelerator == "mps" else [])]
+    failure = None
+    for device in devices:  # on the CPU first, since starting CUDA takes seconds: only what fails there is tried on it
+        failure = _failure(config, splits, num_ranks, device, names_key=device == devices[-1])
+        if failure is None:
+            return
+    assert failure is not None
+    if failure[0]:
+        raise ConfigError(failure[1])
+    log.warning("a rehearsal of the run failed, and no key explains it: %s", failure[1])
+
+
+def _failure(
+    config: Config, splits: Splits, num_ranks: int, accelerator: str, *, names_key: bool = True
+) -> tuple[bool, str] | None:
+    """Return how a rehearsal fails: whether a key explains it, and the sentence; None for a success."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory(prefix="alexlab_") as folder:
+        child = context.Process(
+            target=_child,
+            args=(sender, config, splits, num_ranks, accelerator, Path(folder), os.getpid()),
+            kwargs={"names_key": names_key},
+        )
+        child.start()
+        sender.close()
+        try:
+            found: tuple[bool, str] | None = receiver.recv() if receiver.poll(TIMEOUT_S) else None
+        except EOFError:  # it was killed
+            found = None
+        finally:
+            child.kill()
+            child.join()
+            receiver.close()
+    return found
+
+
+def _child(
+    sender: Any,
+    config: Config,
+    splits: Splits,
+    num_ranks: int,
+    accelerator: str,
+    folder: Path,
+    parent: int,
+    *,
+    names_key: bool,
+) -> None:
+    """Rehearse, and send what was found; nothing is printed, and nothing written outside the folder."""
+    hardware.end_with(parent)
+    for number in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    ranks.leave()
+    torch.set_num_threads(1)
+    if accelerator == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the first backward pass would look for GPUs
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, resource.RLIM_INFINITY))
+
+    def perform(changed: Config) -> None:
+        with contextlib.suppress(NumericError):  # with other images and another net it may stay finite
+            _perform(changed, splits, num_ranks, accelerator, folder)
+
+    try:
+        perform(config)
+    except AlexlabError as error:
+        sender.send((True, str(error)))
+    except Exception as error:
+        keys = culprits(config, str(error), perform) if names_key else ""
+        sender.send((bool(keys), f"{keys} cannot be used: {sentence(error)}" if keys else sentence(error)))
+    else:
+        sender.send(None)
+
+
+def _address_space() -> int:
+    """Return the bytes of memory that this process has mapped. Linux only.
+
+    Raises:
+        OSError: elsewhere.
+    """
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _perform(config: Config, splits: Splits, num_ranks: int, accelerator: str, folder: Path) -> None:
+    build.check(config, splits, num_ranks=num_ranks)
+    build.trainer(_on_one_device(config, accelerator), folder, num_ranks=1)  # with all callbacks
+    compile_net(nn.Identity(), **config["compile"])
+    _transform_images(config)
+    lengths = _lengths(config, splits, num_ranks)
+    for changes, counts in (({}, lengths), (SHORT, dict.fromkeys(lengths, 2))):
+        node = {**_on_one_device(config, accelerator, **changes), "callbacks": _of_lightning(config["callbacks"])}
+        plugins = build.plugins(value_of(node["trainer"]["plugins"], "trainer.plugins"))
+        others = [plugin for plugin in plugins if not isinstance(plugin, CheckpointIO)]
+        node["trainer"]["plugins"] = [*others, Nowhere()]
+        trainer = build.trainer(node, folder, num_ranks=1)
+        data = StandInData(counts, channels=config["data"]["channels"], num_classes=len(splits.classes))
+        module = build.classifier(config, splits, device="meta")
+        module.net = StandIn(config["data"]["channels"], module.loss.num_outputs)  # type: ignore[arg-type]
+        kept = [each for each in trainer.callbacks if not isinstance(each, NotFinite)]  # type: ignore[attr-defined]
+        trainer.callbacks = kept if changes else [*kept, Begun()]  # type: ignore[attr-defined]
+        with contextlib.suppress(_HasBegun):
+            trainer.fit(module, datamodule=data)
+        with contextlib.suppress(_HasBegun):
+            trainer.test(module, datamodule=data, verbose=False)
+    if module.dtype != torch.float32:
+        _train_step(config, splits, module.dtype, trainer.strategy.root_device)
+
+
+def _train_step(config: Config, splits: Splits, dtype: Any, device: torch.device) -> None:
+    """Try the net itself in a precision for which not every layer is made: local response normalisation is one."""
+    net = build.classifier({**config, "compile": {}}, splits).net.to(device, dtype)
+    sides = [config["data"]["image_size"]] * 2
+    net(torch.zeros(2, config["data"]["channels"], *sides, device=device, dtype=dtype)).sum().backward()
+
+
+def _on_one_device(config: Config, accelerator: str, **changes: Any) -> Config:
+    node = {**config["trainer"], **HERE, "accelerator": accelerator, **changes}
+    if isinstance(node["profiler"], dict):
+        node["profiler"] = {key: value for key, value in node["profiler"].items() if key != "dirpath"}
+    logger = {"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger"}} if build.entries(config["logger"]) else {}
+    return {**config, "trainer": node, "logger": logger}
+
+
+def _of_lightning(nodes: Config) -> Config:
+    """Return the callbacks that a rehearsal runs: ours check their arguments, those of a person may do anything."""
+    return {
+        name: node
+        for name, node in build.entries(nodes).items()
+        if node["_target_"].startswith("lightning.") and "Progress" not in node["_target_"]
+    }
+
+
+def _lengths(config: Config, splits: Splits, num_ranks: int) -> dict[str, int]:
+    """Return the number of batches of each split on a rank."""
+    shares, batch_size = build.image_shares(config, num_ranks), config["data"]["batch_size"]
+    train = TrainBatches(
+        splits.train.labels,
+        batch_size=batch_size,
+        num_ranks=shares,
+        accumulate=config["trainer"]["accumulate_grad_batches"],
+    )
+    tests = {"val": splits.val, "test": splits.test or splits.val}
+    evals = {name: EvalBatches(len(split), batch_size=batch_size, num_ranks=shares) for name, split in tests.items()}
+    return {"train": len(train), **{name: len(batches) for name, batches in evals.items()}}
+
+
+def _transform_images(config: Config) -> None:
+    """Try the transforms on images of noise.
+
+    Raises:
+        ConfigError: naming the transform that fails, or the stage whose images are not as the net takes them.
+    """
+    channels, size = config["data"]["channels"], config["data"]["image_size"]
+    generator = torch.Generator().manual_seed(0)
+    for stage in ("eval", "train"):
+        where, nodes = f"augmentation.{stage}", build.entries(config["augmentation"][stage])
+        made = {name: value_of(node, f"{where}.{name}") for name, node in nodes.items()}
+        for number in range(TRIES):
+            sides = SIDES[:: 1 if number % 2 else -1]
+            image = torch.randint(0, 256, (*sides, channels), dtype=torch.uint8, generator=generator).permute(2, 0, 1)
+            for name, transform in made.items():
+                try:
+                    image = transform(image)
+                except Exception as error:
+                    raise ConfigError(f"{where}.{name} cannot be used: {sentence(error)}") from error
+            found = (str(image.dtype), tuple(image.shape)) if isinstance(image, Tensor) else (type(image).__name__, ())
+            if found != ("torch.uint8", (channels, size, size)):
+                raise ConfigError(
+                    f"{where} must give images of whole numbers, torch.uint8, of shape {(channels, size, size)} as "
+                    f"data.image_size says; its transforms give {found[0]} of shape {found[1]}"
+                )
+    views = build.final_views(config)
+    if views is not None:
+        views(torch.zeros(channels, *SIDES, dtype=torch.uint8))
+
+
+class StandIn(nn.Module):
+    """A convolution, a norm and a linear layer, so that there is a parameter of each kind."""
+
+    def __init__(self, channels: int, num_outputs: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(channels, 2, 3, padding=1), nn.BatchNorm2d(2))
+        self.classifier = nn.Linear(2, num_outputs)
+        self.to(memory_format=torch.channels_last)  # as the nets of runs
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(images).mean((2, 3)))
+        return logits
+
+
+class StandInData(lightning.LightningDataModule):
+    """Loaders with given numbers of batches of two images of 4 x 4 pixels."""
+
+    def __init__(self, counts: dict[str, int], *, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.loader = {name: Batches(count, channels, num_classes) for name, count in counts.items()}
+
+    def train_dataloader(self) -> Any:
+        return self.loader["train"]
+
+    def val_dataloader(self) -> Any:
+        return self.loader["val"]
+
+    def test_dataloader(self) -> Any:
+        return self.loader["test"]
+
+
+class Batches:
+    """A loader of grey images."""
+
+    def __init__(self, count: int, channels: int, num_classes: int) -> None:
+        self.count = count
+        self.dataset = range(2 * count)
+        self.batch = torch.full((2, channels, 4, 4), 100, dtype=torch.uint8), torch.tensor([0, num_classes - 1])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter([self.batch] * self.count)
+
+
+class _HasBegun(Exception):  # noqa: N818 - no error
+    pass
+
+
+class Begun(Callback):
+    """Ends a run of the real length after its first batch, when Lightning has looked at the lengths of its loaders."""
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx:
+            raise _HasBegun
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            raise _HasBegun
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        raise _HasBegun
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        raise _HasBegun
+
+
+class Nowhere(CheckpointIO):
+    """Writes no checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        pass
+
+    def load_checkpoint(self, *args: Any, **options: Any) -> dict[str, Any]:
+        raise FileNotFoundError("a rehearsal has no checkpoint")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        pass

@@ -1,0 +1,242 @@
+"""Writes a data set as train, val and test: from class folders, from names of files, or from a table. Imports no torch."""
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from alexlab.data.hash_split import divide
+from alexlab.data.layout import find_layout
+from alexlab.data.listing import IMAGE_EXTENSIONS, check_class_names, class_folders, file_kind, list_images
+from alexlab.data.manifest import Row, locator, write_manifest
+from alexlab.data.names import hidden, unfit_for_a_folder
+from alexlab.data.splits import check_root
+from alexlab.data.table import read_table
+from alexlab.errors import ConfigError, DataError, DiskError
+from alexlab.output.escape import shown
+from alexlab.output.progress import watched
+from alexlab.runs.atomic import disk_error
+from alexlab.runs.tree import written_whole
+
+HOW = ("copy", "hardlink", "symlink", "manifest")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that are not yet divided.
+
+    Args:
+        root: what `paths` are relative to.
+        paths: of the images.
+        classes: the name of each image's class.
+        groups: for each image, what must stay together; None where each image stands for itself.
+    """
+
+    root: str
+    paths: Sequence[str]
+    classes: Sequence[str]
+    groups: Sequence[str] | None = None
+
+
+def find_source(
+    root: str,
+    *,
+    labels: str | None,
+    pattern: str,
+    group: str | None,
+    folders: Mapping[str, str | None] | None = None,
+) -> Source:
+    """Finds the images and their classes.
+
+    Args:
+        root: a folder of class folders, or of images whose names tell the class.
+        labels: a CSV file with the columns path and class; its paths are relative to root, or absolute and inside of it.
+        pattern: a regular expression with a group `class`, matched at the start of the name of each file of a flat folder.
+        group: a regular expression, searched for in each path; what it finds, or its first group, must stay together.
+        folders: as for `find_splits`; `train=.` takes all folders as classes.
+
+    Raises:
+        DataError: when there are no images, a name does not match, or no folder can have the name of a class.
+    """
+    check_root(root)
+    if labels is not None:
+        paths, classes = _table(labels, root)
+    elif class_folders(root):
+        layout = find_layout(root, folders)
+        if layout.folder("train") != "" and layout.folders:
+            raise DataError(f"{root} is divided already: it has {', '.join(class_folders(root))}")
+        listing = list_images(root)
+        paths, classes = list(listing.paths), [listing.classes[label] for label in listing.labels.tolist()]
+    else:
+        paths, classes = _flat(root, pattern)
+    if not paths:
+        raise DataError(f"{root} holds no images: looked for {', '.join(IMAGE_EXTENSIONS)}")
+    check_class_names(sorted(set(classes)), labels or root)
+    return Source(root, paths, classes, None if group is None else [_group(path, group) for path in paths])
+
+
+def _flat(root: str, pattern: str) -> tuple[list[str], list[str]]:
+    expression = _expression(pattern, "pattern")
+    if "class" not in expression.groupindex:
+        raise ConfigError(f"pattern must have a group for the class, (?P<class>...); got {pattern!r}")
+    with os.scandir(root) as entries:
+        paths = sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(IMAGE_EXTENSIONS)
+            and not hidden(entry.name)
+            and file_kind(entry) == stat.S_IFREG
+        )
+    classes = []
+    for path in paths:
+        match = expression.match(path)
+        if match is None or match["class"] is None:
+            raise DataError(
+                f"the name of every file must tell its class by pattern={pattern!r}; {shown(path)} does not"
+            )
+        _check_class(match["class"], f"pattern={pattern!r}, file {shown(path)}")
+        classes.append(match["class"])
+    return paths, classes
+
+
+def _check_class(name: str, where: str) -> None:
+    reason = unfit_for_a_folder(name)
+    if reason is not None:
+        raise DataError(f"{where}: a class must be a plain folder name; got {name!r}: {reason}")
+
+
+def _table(labels: str, root: str) -> tuple[list[str], list[str]]:
+    """The paths, relative to root and without `.` or `..`, and the classes of a table, which may come from a stranger.
+
+    Raises:
+        DataError: by line, when a file is listed twice, missing or outside of root, or no folder can have the name of a class.
+    """
+    located, whole = locator(root), os.path.realpath(root)
+    lines: dict[str, str] = {}
+    classes = []
+    for where, cells in read_table(labels, what="labels", needed=("path", "class")):
+        path = os.path.relpath(located(cells["path"]), whole)
+        if not cells["path"] or path.split(os.sep)[0] == os.pardir:
+            raise DataError(f"{where}: a path must lead to a file inside {shown(root)}; got {shown(cells['path'])!r}")
+        if path in lines:
+            raise DataError(f"{where}: each file must be listed once; {shown(path)} is also in {lines[path]}")
+        if not os.path.isfile(os.path.join(whole, path)):
+            raise DataError(f"{where}: there is no file {shown(path)} in {shown(root)}")
+        if any(map(hidden, path.split(os.sep))):
+            raise DataError(f"{where}: hidden files are no part of a data set; got {shown(path)}")
+        _check_class(cells["class"], where)
+        lines[path] = where.rpartition(", ")[2]
+        classes.append(cells["class"])
+    return list(lines), classes
+
+
+def _expression(text: str, key: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"{key} must be a regular expression; got {text!r}: {error}") from error
+
+
+def _group(path: str, pattern: str) -> str:
+    match = _expression(pattern, "group").search(path)
+    if match is None:
+        raise DataError(f"every path must tell its group by group={pattern!r}; {shown(path)} does not")
+    found: str | None = match[1] if match.re.groups else match[0]
+    if found is None:
+        raise DataError(f"every path must tell its group by group={pattern!r}; the first group is not in {shown(path)}")
+    return found
+
+
+def plan(source: Source, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
+    """The rows of each split: the same division that a run makes of the undivided folder.
+
+    Raises:
+        ConfigError: when the fractions leave nothing to train on.
+        DataError: when a class is too small, or there is only one.
+    """
+    if not all(0 <= fraction < 1 for fraction in fractions.values()) or not 0 < sum(fractions.values()) < 1:
+        raise ConfigError(f"data.val_fraction and data.test_fraction must leave something to train on; got {fractions}")
+    classes = sorted(set(source.classes))
+    if len(classes) < 2:
+        raise DataError(f"a classifier needs at least 2 classes; {source.root} has {', '.join(classes)}")
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = np.array([numbers[name] for name in source.classes], np.int64)
+    wanted = {name: fraction for name, fraction in fractions.items() if fraction}
+    return divide(source.paths, labels, classes, wanted, seed, source.groups)
+
+
+def write_division(source: Source, parts: Mapping[str, np.ndarray], out: Path, how: str) -> None:
+    """Writes `out/<split>/<class>/<file>`, or only `out/split.csv`, whole or not at all.
+
+    Args:
+        source: the images.
+        parts: the rows of each split.
+        out: a folder that is not there, or empty.
+        how: `copy`, `hardlink` or `symlink` the files, or only list them: `manifest`.
+
+    Raises:
+        ConfigError: when `how` is none of these, or the folder is not empty.
+        DataError: when a file cannot be read or linked, or two files would have one name.
+        DiskError: when the folder cannot be written.
+    """
+    if how not in HOW:
+        raise ConfigError(f"how must be one of {', '.join(HOW)}; got {how!r}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"out must be a new or an empty folder; {out} is not")
+    try:
+        if out.is_dir():
+            out.rmdir()
+        with written_whole(out) as folder:
+            _write(source, parts, out, folder, how)
+    except OSError as error:
+        raise DiskError(f"out must be a folder that can be written; got {shown(out)}: {error.strerror}") from error
+
+
+def _write(source: Source, parts: Mapping[str, np.ndarray], out: Path, folder: Path, how: str) -> None:
+    rows = [(split, int(row)) for split, chosen in parts.items() for row in chosen]
+    if how != "manifest":
+        for split, row in watched(rows, "writing the files"):
+            _place(source, row, folder / split, how)
+    base = os.path.relpath(os.path.realpath(source.root), os.path.realpath(out))
+    write_manifest(
+        (
+            Row(
+                os.path.join(base, source.paths[row])
+                if how == "manifest"
+                else os.path.join(split, _target(source, row)),
+                label=source.classes[row],
+                split=split,
+            )
+            for split, row in rows
+        ),
+        folder / "split.csv",
+    )
+
+
+def _target(source: Source, row: int) -> str:
+    """Where an image goes below its split: its class, and its path inside the folder of its class."""
+    name = source.classes[row]
+    return os.path.join(name, source.paths[row].removeprefix(f"{name}/"))
+
+
+def _place(source: Source, row: int, folder: Path, how: str) -> None:
+    original, target = os.path.abspath(os.path.join(source.root, source.paths[row])), folder / _target(source, row)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(target):
+            raise DataError(f"two files would be {target.name} of {source.classes[row]}: {shown(source.paths[row])}")
+        if how != "symlink" and not os.path.isfile(original):  # a device could be copied without end
+            raise DataError(f"cannot {how} {shown(original)}: it is missing or not a regular file")
+        if how == "copy":
+            shutil.copyfile(original, target)
+        elif how == "hardlink":
+            os.link(original, target)
+        else:
+            target.symlink_to(original)
+    except OSError as error:
+        raise disk_error(error, target) or DataError(f"cannot {how} {shown(original)}: {error.strerror}") from error

@@ -1,0 +1,173 @@
+"""The keys of the `data` node: what is read, how it is divided and how it is handed to the net. Imports no torch."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alexlab.config.instantiate import bind
+from alexlab.data.image_file import MAX_MEGAPIXELS, Decoding
+from alexlab.data.manifest_splits import verified
+from alexlab.data.sources.digits import write_digits
+from alexlab.data.sources.synthetic import write_photographs
+from alexlab.data.splits import Splits, find_splits
+from alexlab.data.streaming.reader import Stream, find_sharded
+from alexlab.data.streaming.store import is_url
+from alexlab.distributed.hardware import num_cores
+from alexlab.errors import ConfigError
+
+MAX_WORKERS = 1024  # loader processes of a device; more than the cores only wait for each other
+MAKERS = {"digits": write_digits, "photographs": write_photographs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """One data set and the way it is fed.
+
+    Args:
+        root: the folder, in one of the layouts of `alexlab.data.splits`, relative to the working directory; None with `url`.
+        url: where the shards lie that `prepare.py action=shard` has written, a folder or a prefix of an object store.
+        stream: see `alexlab.data.streaming.reader.Stream`.
+        image_size: height and width of what the net gets, in pixels.
+        channels: 3 for RGB, 1 for grey.
+        mean, std: of the values in [0, 1], for each channel; with one channel, three numbers are averaged. None is what a
+            run measures on its training split.
+        batch_size: images of one optimizer step, over all devices and accumulated batches.
+        num_workers: loader processes of each device; None takes one for each core that a device has, at most 8.
+        val_fraction, test_fraction: parts of each class that are set aside where the folder has no such split.
+        val_split: `val`, or `test` to validate on the test split.
+        split_seed: another number divides an undivided folder in another way.
+        splits: the folder of each split in `root`, `.` for `root` itself; all null to find them by their names.
+        sampler: `shuffle`, every image once an epoch; `balanced`, with replacement, every class equally often.
+        cache: `packed` decodes every image once, to `pack.size`, and reads it from there; `device` keeps the packed images in the
+            memory of each device and cuts them there; None decodes the files each time.
+        pack: see `alexlab.data.cache.pack.Pack`.
+        on_error: `raise` ends the run at an image that cannot be read, `skip` lists it and goes on without it.
+        cache_dir: where packs and lists of files are kept, the latter so that the next start need not walk the folder again.
+        preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
+        max_megapixels, deep_range: see `alexlab.data.image_file.Decoding`.
+        manifest: a list of all images with their SHA-256, as `prepare.py action=check` writes it; every file that is read
+            must have it.
+        make: writes the data set when `root` is not there: `digits`, `photographs` (made ones, to measure with), or None.
+    """
+
+    root: str | None
+    image_size: int
+    channels: int
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    batch_size: int
+    num_workers: int | None = None
+    url: str | None = None
+    stream: Mapping[str, Any] = field(default_factory=dict)
+    val_fraction: float = 0.2
+    test_fraction: float = 0.0
+    val_split: str = "val"
+    split_seed: int = 0
+    splits: Mapping[str, str | None] = field(default_factory=dict)
+    sampler: str = "shuffle"
+    cache: str | None = None
+    pack: Mapping[str, Any] = field(default_factory=dict)
+    on_error: str = "raise"
+    max_megapixels: float = MAX_MEGAPIXELS
+    deep_range: Sequence[float] | None = None
+    cache_dir: str = "data/cache"
+    preview: int = 0
+    manifest: str | None = None
+    make: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.root and not self.url:
+            raise ConfigError("data.root must name a folder of images: data.root=DIR")
+        self._check_url()
+        bind(Stream, "data.stream", **self.stream)
+        self.decoding  # noqa: B018 - checks its values
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and not (
+                len(values) in (1, 3) and all(map(math.isfinite, values)) and (name == "mean" or min(values) > 0)
+            ):
+                kind = "positive numbers" if name == "std" else "numbers"
+                raise ConfigError(f"data.{name} must be one or three {kind}, or null to measure; got {list(values)}")
+        if self.preview < 0:
+            raise ConfigError(f"data.preview must be a number of images; got {self.preview}")
+        if self.sampler not in ("shuffle", "balanced"):
+            raise ConfigError(f"data.sampler must be shuffle or balanced; got {self.sampler!r}")
+        if self.cache not in (None, "packed", "device"):
+            raise ConfigError(f"data.cache must be null, packed or device; got {self.cache!r}")
+        if self.on_error not in ("raise", "skip"):
+            raise ConfigError(f"data.on_error must be raise or skip; got {self.on_error!r}")
+        if self.make is not None and self.make not in MAKERS:
+            raise ConfigError(f"data.make must be null or one of {', '.join(MAKERS)}; got {self.make!r}")
+        if self.num_workers is not None and not 0 <= self.num_workers <= MAX_WORKERS:
+            raise ConfigError(
+                f"data.num_workers must be null or a number of processes from 0 to {MAX_WORKERS}; got {self.num_workers}"
+            )
+        for name in ("batch_size", "image_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} must be a whole number of at least 1; got {getattr(self, name)}")
+
+    def _check_url(self) -> None:
+        if self.root and is_url(self.root):
+            raise ConfigError(f"data.root must be a folder; shards are read with data=streaming data.url={self.root}")
+        if self.url is None:
+            return
+        others = {"cache": None, "sampler": "shuffle", "manifest": None, "root": None}
+        for name, needed in others.items():
+            if getattr(self, name) != needed:
+                wanted = "null" if needed is None else needed
+                raise ConfigError(
+                    f"data.{name} must be {wanted} with data.url, whose images come shard by shard; got {getattr(self, name)!r}"
+                )
+        if any(self.splits.values()):
+            raise ConfigError(
+                f"data.splits must be null with data.url, whose splits are fixed; got {dict(self.splits)}"
+            )
+
+    @property
+    def decoding(self) -> Decoding:
+        """The settings by which files become pixels."""
+        return Decoding(channels=self.channels, max_megapixels=self.max_megapixels, deep_range=self.deep_range)
+
+    @property
+    def place(self) -> str:
+        """Where the images are, for people."""
+        return str(self.url or self.root)
+
+    def find_splits(self) -> Splits:
+        """Looks the files up; writes the data set first where it can be made and is not there."""
+        if self.url is not None:
+            return find_sharded(
+                self.url,
+                Stream(**self.stream),
+                decoding=self.decoding,
+                cache_dir=Path(self.cache_dir),
+                val_split=self.val_split,
+            )
+        assert self.root is not None
+        if self.make is not None and not os.path.exists(self.root):
+            MAKERS[self.make](self.root)
+        splits = find_splits(
+            self.root,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            val_split=self.val_split,
+            split_seed=self.split_seed,
+            folders=self.splits,
+            cache_dir=Path(self.cache_dir),
+        )
+        return splits if self.manifest is None else verified(splits, self.manifest)
+
+    def per_channel(self, values: Sequence[float] | None) -> list[float]:
+        """As many numbers as channels: three are averaged for one, one is repeated for three."""
+        assert values is not None, "measured before the run is built"
+        if len(values) == self.channels:
+            return list(values)
+        return [sum(values) / len(values)] * self.channels
+
+    def workers(self, num_ranks: int) -> int:
+        """Loader processes of each of `num_ranks` ranks of this machine."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return min(8, max(1, num_cores() // num_ranks))

@@ -1,0 +1,129 @@
+"""What a net is made of: a row for each layer, worked out on the meta device without memory."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from alexlab.output.csv_files import write_csv
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer as it meets one image.
+
+    Args:
+        name: its place in the net.
+        kind: its class.
+        kernel, stride, padding: of convolutions and poolings, "11 x 11", "4", "2".
+        number: output channels or values.
+        input, output: sizes without the batch, "64 x 55 x 55".
+        parameters: trainable and not.
+        multiply_adds: for one image.
+        memory_mib: of its output for one image in 32 bits, in MiB.
+    """
+
+    name: str
+    kind: str
+    kernel: str
+    number: int
+    padding: str
+    stride: str
+    input: str
+    output: str
+    parameters: int
+    multiply_adds: int
+    memory_mib: float
+
+
+def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
+    """The layers of a net in the order in which an image of (channels, size, size) meets them.
+
+    Args:
+        net: on the device `meta`.
+        channels: of the image.
+        size: its height and width.
+
+    Raises:
+        ValueError: when the image is too small for the net.
+    """
+    check_size = getattr(net, "check_image_size", None)
+    if check_size is not None:
+        check_size(size)
+    rows: list[Layer] = []
+    names = {layer: name for name, layer in net.named_modules()}
+
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shape = tuple(output.shape[1:])
+        window: Any = layer if isinstance(layer, nn.Conv2d | nn.MaxPool2d) else None
+        rows.append(
+            Layer(
+                name=names[layer],
+                kind=type(layer).__name__,
+                kernel=_pair(window.kernel_size) if window else "",
+                number=shape[0],
+                padding=_single(window.padding) if window else "",
+                stride=_single(window.stride) if window else "",
+                input=_size(inputs[0].shape[1:]),
+                output=_size(shape),
+                parameters=sum(parameter.numel() for parameter in layer.parameters()),
+                multiply_adds=_multiply_adds(layer, output),
+                memory_mib=math.prod(shape) * 4 / 2**20,
+            )
+        )
+
+    leaves = [layer for layer in net.modules() if not list(layer.children())]
+    hooks = [layer.register_forward_hook(record) for layer in leaves]
+    training = net.training
+    net.eval()
+    net(torch.empty(1, channels, size, size, device="meta"))
+    net.train(training)
+    for hook in hooks:
+        hook.remove()
+    return rows
+
+
+def layer_table(rows: list[Layer], title: str) -> Table:
+    """The rows as a table for the terminal, with their sums."""
+    table = Table(title=title)
+    for column in fields(Layer):
+        table.add_column(column.name.replace("_", " "), justify="left" if column.name in ("name", "kind") else "right")
+    for row in rows:
+        table.add_row(*(_shown(value) for value in asdict(row).values()))
+    sums = [sum(getattr(row, name) for row in rows) for name in ("parameters", "multiply_adds", "memory_mib")]
+    table.add_section()
+    table.add_row("all", *[""] * 7, *(_shown(value) for value in sums))
+    return table
+
+
+def write_rows(rows: list[Layer], path: Path) -> None:
+    """Writes the rows as CSV."""
+    write_csv(path, [[column.name for column in fields(Layer)], *(asdict(row).values() for row in rows)])
+
+
+def _multiply_adds(layer: nn.Module, output: Tensor) -> int:
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        return output[0].numel() * layer.weight[0].numel()
+    return 0
+
+
+def _shown(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def _size(shape: tuple[int, ...] | torch.Size) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _single(value: int | tuple[int, ...] | str) -> str:
+    return str(value[0]) if isinstance(value, tuple) else str(value)
+
+
+def _pair(value: int | tuple[int, ...]) -> str:
+    return _size(value) if isinstance(value, tuple) else f"{value} x {value}"

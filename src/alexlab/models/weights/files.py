@@ -1,0 +1,126 @@
+"""One reader for every file of weights: a checkpoint of ours or of another program, a state dict, an exported file."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alexlab.errors import ConfigError
+from alexlab.models.weights.state_dicts import State, check_state, find_state
+from alexlab.runs.file_kind import check_sums, is_safetensors
+from alexlab.runs.layout import CHECKPOINT_KEY
+from alexlab.runs.safe_load import conversion, load_foreign
+
+NET = "net."  # before the names of the net's tensors in a checkpoint of ours
+MAX_NAME = 255  # characters of the name of a class, which is that of a folder
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The weights in a file.
+
+    Args:
+        state: finite, dense tensors by name.
+        record: what the file says of its run, if we have written it: `config`, `choices`, `classes` and `best`.
+        notes: what a person should know of how it was read.
+    """
+
+    state: State
+    record: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_weights(path: Path, *, own: Any = ()) -> WeightFile:
+    """Read a file of weights without running any code that it names.
+
+    Args:
+        path: of the file.
+        own: names of the tensors of the net that the weights are for, where it is known.
+
+    Raises:
+        ConfigError: if it cannot be read, holds no weights, or what it holds cannot be used.
+    """
+    content, names = load_foreign(path)
+    notes = []
+    try:
+        record = _record(path, content)
+        if record is None:
+            place, state = find_state(content, own=own)
+            if place:
+                notes.append(f"the weights are those of its entry {place}")
+        elif is_safetensors(path):
+            state = content
+        else:
+            check_sums(path)
+            whole = content.get("state_dict")
+            if not isinstance(whole, dict):
+                raise ValueError("it has no state_dict")
+            state = {str(name).removeprefix(NET): value for name, value in whole.items() if str(name).startswith(NET)}
+        check_state(state)
+    except ValueError as error:
+        more = f"; {conversion(path, names)}" if names and str(error).endswith("by name") else ""
+        raise ConfigError(f"{path} must hold a state dict: {error}{more}") from error
+    if names:
+        notes.append(f"objects of {', '.join(names[:5])}{', ...' if len(names) > 5 else ''} in it were not loaded")
+    return WeightFile(state, record, notes)
+
+
+def _record(path: Path, content: Any) -> dict[str, Any] | None:
+    """Return what a file of ours says of its run, checked; None of another file."""
+    if isinstance(content, dict) and CHECKPOINT_KEY in content:
+        return checked_record(content[CHECKPOINT_KEY])
+    if is_safetensors(path):
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(CHECKPOINT_KEY)
+        return None if text is None else checked_record(json.loads(text))
+    return None
+
+
+def checked_record(record: Any) -> dict[str, Any]:
+    """Return what a file says of its run.
+
+    Raises:
+        ValueError: if a part of it is missing or of the wrong kind.
+    """
+    kinds = {"config": dict, "choices": dict, "classes": list}
+    if not isinstance(record, dict):
+        raise ValueError(f"its record of the run must be a dict; got {type(record).__name__}")
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(
+                f"its record of the run must have {name}, a {kind.__name__}; got {type(record.get(name)).__name__}"
+            )
+    check_classes(record["classes"])
+    best = record.get("best") or {}
+    if not isinstance(best, dict) or not all(isinstance(value, int | float) for value in best.values()):
+        raise ValueError("the best scores in its record must be numbers by name")
+    option = record["choices"].get("model")
+    if option is not None and not (isinstance(option, str) and re.fullmatch(r"[\w-]{1,100}", option)):
+        raise ValueError(
+            f"the name of the model in its record must be letters, digits, _ and -; got {str(option)[:100]!r}"
+        )
+    shown = record["config"].get("class_names")
+    if shown is not None and not (
+        isinstance(shown, dict) and all(isinstance(text, str) for text in [*shown, *shown.values()])
+    ):
+        raise ValueError("class_names in its config must map names to names")
+    return {**record, "best": best}
+
+
+def check_classes(classes: Any) -> None:
+    """Raise ValueError unless these are names of classes: texts as long as a folder's name, no two of them equal."""
+    for name in classes:
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+            kind = (
+                f"a text of {len(name)} characters" if isinstance(name, str) else f"one of type {type(name).__name__}"
+            )
+            raise ValueError(f"the name of a class must be a text of 1 to {MAX_NAME} characters; it has {kind}")
+    if not classes:
+        raise ValueError("it must name the classes; it names none")
+    (name, count), *_ = Counter(classes).most_common(1)
+    if count > 1:
+        raise ValueError(f"no two classes may have the same name; it has {name!r} {count} times")

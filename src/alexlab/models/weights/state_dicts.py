@@ -1,0 +1,176 @@
+"""Finds the state dict in the content of a file, whatever program has written it, and checks its tensors."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+MAX_TENSORS = (
+    5000  # of a state dict: loading one takes time in proportion to their square, 7 s; torchvision's largest has 1548
+)
+MAX_DEPTH = 4  # dicts inside of each other that are looked into
+# Where programs keep the weights; of several in one file the first is taken, an average of the weights last.
+PLACES = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "net_state_dict", "network", "module"),
+    *("weights", "params", "student", "encoder"),
+    *("model_ema", "ema", "ema_state_dict", "state_dict_ema", "model_ema_state_dict", "ema_model", "params_ema"),
+)
+NO_WEIGHTS = ("optim", "sched", "scaler", "callback", "loops")  # in the names of what else is in a checkpoint
+# Before the names of all weights: DistributedDataParallel and AveragedModel, torch.compile, attributes of a LightningModule.
+PREFIXES = ("module.", "_orig_mod.", "net.", "model.", "network.", "ema_model.")
+COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+
+
+def find_state(content: Any, *, own: Collection[str] = ()) -> tuple[str, State]:
+    """Return the place of the state dict in the content of a file, such as `model.state_dict`, and the state dict.
+
+    Args:
+        content: what `alexlab.runs.safe_load` returns.
+        own: names of the net's own tensors; prefixes are removed from the names until one of them is among these.
+
+    Raises:
+        ValueError: if there is none, or there are several and no telling which is meant.
+    """
+    found = dict(_state_dicts(content))
+    shallowest = min((place.count(".") for place in found if place), default=0)
+    if _has_matrix(found.get("", {})):
+        place = ""
+    else:
+        choices = [name for name in found if name and name.count(".") == shallowest] or list(found)
+        choices = [name for name in choices if _has_matrix(found[name])] or choices
+        named = [name for name in PLACES if name in choices]
+        if not choices:
+            raise ValueError("it holds no tensors by name")
+        if not named and len(choices) > 1:
+            raise ValueError(
+                f"it holds several: {', '.join(choices)}; save the one that is meant: "
+                f"torch.save(torch.load(FILE)[{choices[0]!r}], 'weights.pth')"
+            )
+        place = (named or choices)[0]
+    return place, _unprefixed(found[place], own)
+
+
+def _state_dicts(content: Any) -> Iterator[tuple[str, State]]:
+    """Yield all dicts that hold tensors by name, the outer ones first, each with its place."""
+    waiting, seen = [("", content)], set()
+    for place, node in waiting:
+        if id(node) in seen or place.count(".") >= MAX_DEPTH:
+            continue
+        seen.add(id(node))
+        if isinstance(getattr(node, "__dict__", {}).get("_modules"), Mapping):
+            yield place, _of_module(node)
+            continue
+        children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+        state = {}
+        for key, value in children:
+            if isinstance(value, Tensor) and isinstance(key, str):
+                state[key] = value
+            elif isinstance(value, Mapping | list) and not any(word in str(key).lower() for word in NO_WEIGHTS):
+                waiting.append((f"{place}.{key}" if place else str(key), value))
+        if state:
+            yield place, state
+
+
+def _of_module(node: Any, prefix: str = "", depth: int = 0) -> State:
+    """Return the state dict of a pickled module: a placeholder that has its attributes.
+
+    Raises:
+        ValueError: if modules contain each other without end.
+    """
+    if depth > 100:
+        raise ValueError("its modules must not contain each other")
+    known = vars(node)
+    state = {}
+    for kind in ("_parameters", "_buffers"):
+        for name, value in known.get(kind, {}).items():
+            if isinstance(value, Tensor) and name not in known.get("_non_persistent_buffers_set", ()):
+                state[f"{prefix}{name}"] = value
+    for name, child in known["_modules"].items():
+        if isinstance(getattr(child, "__dict__", {}).get("_modules"), Mapping):
+            state |= _of_module(child, f"{prefix}{name}.", depth + 1)
+        if len(state) > MAX_TENSORS:
+            break  # refused by `check_state`
+    return state
+
+
+def _has_matrix(state: State) -> bool:
+    return any(value.dim() > 1 for value in state.values())
+
+
+def _unprefixed(state: State, own: Collection[str]) -> State:
+    """Remove what wrappers put before the names of all weights."""
+    if "module.n_averaged" in state or COUNTER in state:
+        state = {key: value for key, value in state.items() if key.rpartition(".")[2] != COUNTER}
+    while not any(key in own for key in state):
+        layers = [key for key, value in state.items() if value.dim() > 1]
+        prefix = next((prefix for prefix in PREFIXES if layers and all(key.startswith(prefix) for key in layers)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def check_state(state: Mapping[Any, Any]) -> None:
+    """Raise ValueError unless these are finite, dense tensors by name, each as large as what the file holds of it."""
+    if not state:
+        raise ValueError("it holds no tensors by name")
+    if len(state) > MAX_TENSORS:
+        raise ValueError(f"a state dict must have at most {MAX_TENSORS:,} tensors; it has {len(state):,}")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"a state dict must hold tensors by name; {str(key)[:80]!r} is a {type(value).__name__}")
+        name = key[:80]
+        if value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_complex():
+            raise ValueError(f"its tensors must be dense and real; {name} is {_kind(value)}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(
+                f"its tensors must be as large as what the file holds of them; {name} is {tuple(value.shape)}"
+            )
+        if value.is_floating_point() and not torch.isfinite(value.float()).all():
+            raise ValueError(f"its weights must be finite; {name} holds NaN or infinity")
+
+
+def _kind(value: Tensor) -> str:
+    if value.is_meta:
+        return "without values (device meta)"
+    return "quantized" if value.is_quantized else f"{str(value.layout).removeprefix('torch.')}, {value.dtype}"
+
+
+def load_state(net: nn.Module, state: State) -> None:
+    """Put tensors into a net on the device `meta`, in the net's own types of numbers.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    own = net.state_dict()
+    converted = {key: value.to(own[key].dtype) if key in own else value for key, value in state.items()}
+    try:
+        net.load_state_dict(converted, assign=True)
+    except RuntimeError as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from error
+
+
+class Bounded:
+    """Limit the parameters that modules register inside a `with` block, so that a config cannot describe a net without end.
+
+    Args:
+        limit: number of parameters.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.count = 0
+
+    def __enter__(self) -> None:
+        self.handle: Any = nn.modules.module.register_module_parameter_registration_hook(self._registered)
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _registered(self, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        self.count += 1
+        if self.count > self.limit:
+            raise ValueError("the net must have no more parameters than the file has tensors")

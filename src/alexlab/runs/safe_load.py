@@ -1,0 +1,165 @@
+"""Reading of checkpoints and weights, which may be a stranger's: tensors and plain data, no more than the file holds."""
+
+import os
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alexlab.errors import ConfigError
+from alexlab.runs.file_kind import CONVERT, check_sums, is_safetensors, misfit
+
+DEFAULTDICT = "collections.defaultdict"
+FORCED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # with which torch.load runs any code, whatever it is asked
+MAX_NAMES = 200  # classes that one file may mention; the unpickler walks through all of them for each object
+# What torch.load allows by itself.
+ALLOWED = re.compile(
+    r"torch\.\w+|torch\.(_utils|_tensor|storage|serialization|nn\.parameter)\..*|collections\.\w+|_codecs\.encode|builtins\.set"
+)
+
+
+class _PlaceholderType(type):
+    """The metaclass of `Placeholder`: a call makes an empty object, whatever the arguments."""
+
+    def __call__(cls, *args: Any, **keywords: Any) -> Any:
+        return object.__new__(cls)  # type: ignore[arg-type]  # a class, not an instance of one
+
+
+class Placeholder(metaclass=_PlaceholderType):
+    """What stands in for a class that a file names, so that the tensors beside its objects can be read.
+
+    The named class is neither imported nor called. Pickle makes an object either by a call, which gives an empty one, or by
+    `__new__`, which gives a mapping: it takes the entries of a dict's subclass, and in its `__dict__` the attributes of others.
+    """
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Any:
+        return OrderedDict()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _mapping(*args: Any) -> dict[Any, Any]:
+    """Stand in for `collections.defaultdict`, which pickle calls before it sets entries."""
+    return {}
+
+
+def load_file(path: Path) -> Any:
+    """Return the content of a checkpoint of ours, whose checksums are verified, or of a file of weights.
+
+    Raises:
+        ConfigError: if it cannot be read, or holds more than tensors and plain data.
+    """
+    return _read(path, with_placeholders=False)[0]
+
+
+def load_foreign(path: Path) -> tuple[Any, list[str]]:
+    """Return the content of a file that another program has written, and the names of the classes in it that were not loaded.
+
+    Objects of these classes (settings, NumPy scalars, whole modules) are replaced by placeholders.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    return _read(path, with_placeholders=True)
+
+
+def _read(path: Path, *, with_placeholders: bool) -> tuple[Any, list[str]]:
+    if os.environ.get(FORCED, "0") not in ("0", ""):
+        raise ConfigError(f"{FORCED} must not be set: a checkpoint could run any code; unset {FORCED}")
+    names: list[str] = []
+    try:
+        reason = misfit(path)
+        if reason is not None:
+            raise ValueError(reason)
+        if is_safetensors(path):
+            return _safetensors(path), names
+        if not with_placeholders:
+            check_sums(path)
+        try:
+            return _torch_load(path), names
+        except pickle.UnpicklingError:
+            names = named_classes(path)
+            if not with_placeholders or not names:
+                raise
+        stand_ins: list[Any] = [(_mapping if name == DEFAULTDICT else Placeholder, name) for name in names]
+        with torch.serialization.safe_globals(stand_ins):
+            return _torch_load(path), names
+    except Exception as error:  # a corrupt file fails in as many ways as there are parsers
+        raise ConfigError(f"cannot read the weights in {path}: {_reason(path, error, names)}") from error
+
+
+def _torch_load(path: Path) -> Any:
+    # By an open file: of a path that ends in .safetensors, torch.load would expect that format.
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of formats that are rare, which is no concern of the person at the terminal
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file as load_safetensors
+
+    found = load_safetensors(path)
+    # The file does not keep the order of the layers, by which they may have to be matched.
+    return {key: found[key] for key in sorted(found, key=_natural)}
+
+
+def named_classes(path: Path) -> list[str]:
+    """Return the classes and functions that a file of torch.save mentions besides those that torch.load allows.
+
+    Raises:
+        ValueError: if there are too many of them, or the file is no pickle.
+    """
+    found: set[str] = set()
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            record = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(record) as file:
+                _collect(file, found)
+    else:  # before PyTorch 1.6: three pickles of constants, then that of the content
+        with path.open("rb") as file:
+            for _ in range(4):
+                _collect(file, found)
+    return sorted(name for name in found if not ALLOWED.fullmatch(name) or name == DEFAULTDICT)
+
+
+def _collect(file: Any, found: set[str]) -> None:
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name != "GLOBAL":
+            continue
+        module, name = str(argument).split(" ", 1)
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # of Python 2
+        found.add(f"{module}.{name}")
+        if len(found) > MAX_NAMES:
+            raise ValueError(f"it must mention at most {MAX_NAMES} classes")
+
+
+def _reason(path: Path, error: Exception, names: list[str]) -> str:
+    if names:
+        return f"it holds more than tensors and plain data; {conversion(path, names)}"
+    text = (str(error).splitlines() or [""])[0] or type(error).__name__
+    if isinstance(error, OSError):
+        return error.strerror or text
+    return text if isinstance(error, ValueError) else f"it is corrupt ({type(error).__name__}: {text})"
+
+
+def conversion(path: Path, names: list[str]) -> str:
+    """Return how to make a state dict of a file that holds objects of these classes."""
+    some = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    line = CONVERT.format(f"x = torch.load('{path}', weights_only=False); torch.save(x.state_dict(), 'weights.pth')")
+    return (
+        f"objects of {some} are not loaded, because that could run code; where you trust the file, convert it: {line} "
+        "(x['model'] where x is a dict)"
+    )
+
+
+def _natural(key: str) -> list[tuple[int, int, str]]:
+    """Sort features.10 after features.9."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in key.split(".")]

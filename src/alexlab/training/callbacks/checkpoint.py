@@ -1,0 +1,276 @@
+"""When checkpoints are written, and how: whole or not at all."""
+
+import logging
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from alexlab.distributed.signals import Stopped, signals
+from alexlab.errors import NumericError
+from alexlab.runs.atomic import Writer, write_durably
+from alexlab.runs.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST
+from alexlab.runs.safe_load import load_file
+
+log = logging.getLogger(__name__)
+
+
+class DurableIO(Writer, TorchCheckpointIO):
+    """Writes a checkpoint beside its place, then puts it there: a reader sees the old one or the new one.
+
+    Lightning's own writes to the temporary folder first, which destroys the old checkpoint when the process is killed and
+    that folder is on another file system, and it says nothing when the target cannot be written.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Replaces the file; it is written as it is serialised, so that it is in memory only once.
+
+        Raises:
+            NumericError: when a weight is not finite; what was there is kept.
+            DiskError: when the file cannot be written.
+        """
+        check_finite(checkpoint, path)
+        with self.writing(Path(path)):
+            write_durably(Path(path), partial(torch.save, checkpoint), size=_size(checkpoint))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads plain data only, whatever is asked."""
+        found: dict[str, Any] = load_file(Path(path))
+        return found
+
+
+def check_finite(checkpoint: dict[str, Any], path: Any) -> None:
+    """Raises NumericError when a weight is not finite: such a checkpoint would take the place of a good one."""
+    for state in ("state_dict", "current_model_state"):  # the latter are those that are averaged
+        for name, value in checkpoint.get(state, {}).items():
+            if value.is_floating_point() and not torch.isfinite(value.norm()):
+                raise NumericError(
+                    f"weights must be finite to be saved; {name} is not at step {checkpoint['global_step']}, and {path} "
+                    "was not written: what was there is kept. Try a smaller optimizer.lr"
+                )
+
+
+def _size(checkpoint: dict[str, Any]) -> int:
+    """Bytes of its tensors."""
+    leaves = torch.utils._pytree.tree_leaves(checkpoint)
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
+def sweep_unfinished(folder: Path) -> None:
+    """Removes what a process that was killed while it wrote has left; for the one writer of a run folder."""
+    for path in folder.glob(".*.ckpt.*"):
+        path.unlink(missing_ok=True)
+
+
+class Checkpoints(Writer, Checkpoint):
+    """`checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run folder; of equally good epochs the first stays best.
+
+    The last one is that of the last epoch, or step, whatever its score (Lightning's ModelCheckpoint writes it only when the
+    best one is written too). Where a validation follows, they are written after it, so that nothing is lost when the run is
+    resumed.
+
+    Args:
+        monitor: the score that decides.
+        mode: `max` or `min`.
+        every_epochs: epochs between two `last.ckpt`; the last epoch has one always.
+        every_steps: optimizer steps between two `last.ckpt` inside an epoch; None for none.
+        every_s: seconds between two `last.ckpt` inside an epoch; None for none.
+        on_error: what a full disk does to the run: `stop`, or `go_on` without the checkpoint. Metrics are then kept in memory
+            and written when there is room again.
+        keep: how many of the last ones stay, as `step_<n>.ckpt` beside `last.ckpt`; 1 is `last.ckpt` alone.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/top1",
+        mode: str = "max",
+        every_epochs: int = 1,
+        every_steps: int | None = None,
+        every_s: float | None = None,
+        on_error: str = "stop",
+        keep: int = 1,
+    ) -> None:
+        if on_error not in ("stop", "go_on"):
+            raise ValueError(f"on_error must be stop or go_on; got {on_error!r}")
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode must be max or min; got {mode!r}")
+        for name, value in (("every_epochs", every_epochs), ("every_steps", every_steps), ("keep", keep)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if every_s is not None and every_s <= 0:
+            raise ValueError(f"every_s must be positive; got {every_s}")
+        self.monitor, self.mode, self.every_epochs = monitor, mode, every_epochs
+        self.every_steps, self.every_s, self.on_error, self.keep = every_steps, every_s, on_error, keep
+        self.saved_s = time.monotonic()  # when `last.ckpt` was written last
+        self.due = False  # a `last.ckpt` is to be written after the validation that follows
+        self.best_score: float | None = None
+        self.last_step = 0  # of the last `last.ckpt`
+        self.best_is_lost = (
+            False  # `best.ckpt` is missing or corrupt, whatever the checkpoint that is resumed from says
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "last_step": self.last_step, "due": self.due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score, self.last_step = state_dict["best_score"], state_dict["last_step"]
+        self.due = state_dict["due"]
+        if self.best_is_lost:
+            self.best_score = None  # the next validation makes another one
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.best_is_lost:
+            pl_module.best = {}  # type: ignore[assignment]
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        for writer in (trainer.strategy.checkpoint_io, *trainer.loggers, *trainer.callbacks):  # type: ignore[attr-defined]
+            if isinstance(writer, Writer):
+                writer.goes_on = self.on_error == "go_on"
+        if trainer.is_global_zero:
+            sweep_unfinished(Path(trainer.default_root_dir) / BEST.parent)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.saved_s = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves between two steps of an epoch: not inside of an accumulated one, and not before a validation."""
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate() or trainer.is_last_batch:
+            return
+        if signals.agreed is None and not self._due(trainer):
+            return
+        assert trainer.fit_loop._data_fetcher is not None
+        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            self.due = True
+            return
+        self._save_last(trainer, equals_best=False)
+        end_if_stopped()
+
+    def _due(self, trainer: lightning.Trainer) -> bool:
+        if self.every_steps is not None and trainer.global_step % self.every_steps == 0:
+            return True
+        if self.every_s is None:
+            return False
+        # The clock of the first rank decides for all: they write together.
+        elapsed: bool = trainer.strategy.broadcast(time.monotonic() - self.saved_s >= self.every_s)
+        return elapsed
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Keeps the best of the validations inside an epoch; that at its end is looked at when the epoch is over."""
+        if trainer.sanity_checking or trainer.is_last_batch:
+            return
+        due, self.due = self.due, False  # before the best one is written, which may become the last one too
+        is_best = self._save_best(trainer)
+        if due:
+            self._save_last(trainer, equals_best=is_best)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        is_best = self._save_best(trainer)
+        if (trainer.current_epoch + 1) % self.every_epochs == 0 or signals.agreed is not None:
+            self._save_last(trainer, equals_best=is_best)
+        end_if_stopped()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.last_step != trainer.global_step:
+            self._save_last(trainer, equals_best=False)
+
+    def _save_best(self, trainer: lightning.Trainer) -> bool:
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return False
+        value = float(score)
+        sign = 1 if self.mode == "max" else -1
+        if self.best_score is not None and sign * value <= sign * self.best_score:
+            return False
+        before = self.best_score, self.last_step
+        self.best_score, self.last_step = value, trainer.global_step
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / BEST)
+        if self._failed(trainer):
+            self.best_score, self.last_step = before  # the best one is the one that is there
+            return False
+        return True
+
+    def _failed(self, trainer: lightning.Trainer) -> bool:
+        """Whether the first rank, which writes, could not write the last checkpoint and goes on."""
+        if self.on_error == "stop":
+            return False
+        found: bool = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failed", False))
+        return found
+
+    def _save_last(self, trainer: lightning.Trainer, *, equals_best: bool) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        before = self.last_step
+        self.last_step, self.saved_s = trainer.global_step, time.monotonic()
+        best, last = Path(trainer.default_root_dir) / BEST, Path(trainer.default_root_dir) / LAST
+        if not equals_best:
+            trainer.save_checkpoint(last)
+            if self._failed(trainer):
+                self.last_step = before
+                return
+        if not trainer.is_global_zero:
+            return
+        with self.writing(last):
+            if equals_best:
+                _link(best, last)
+            if self.keep > 1:
+                _link(last, last.with_name(EARLIER_LASTS.replace("*", f"{trainer.global_step:08d}")))
+                for path in sorted(last.parent.glob(EARLIER_LASTS))[: -self.keep]:
+                    path.unlink()
+
+
+def save_last(trainer: lightning.Trainer) -> None:
+    """Writes `last.ckpt` now, if there is a callback that does so at all."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpoints):
+            callback._save_last(trainer, equals_best=False)
+
+
+def end_if_stopped() -> None:
+    """Raises Stopped when the ranks have agreed that the run ends here."""
+    if signals.agreed is not None:
+        raise Stopped(signals.agreed, agreed=True)
+
+
+def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    """How many epochs are whole in a checkpoint, and how many batches of the next one each rank has had."""
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["current"]
+    inside = epochs["processed"] < epochs["ready"]
+    return epochs["processed"], batches["ready"] if inside else 0
+
+
+def rescale(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Counts the batches of a checkpoint in those of a run that adds up another number of them in a step: on fewer nodes it
+    adds up more. Checkpoints stand between two steps.
+    """
+    inside = checkpoint[CHECKPOINT_KEY]["inside"]
+    before, inside["accumulate"] = inside.get("accumulate", accumulate), accumulate
+    if before == accumulate:
+        return
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        more = counts["ready"] * accumulate // before - counts["ready"]  # a save may stand inside of its last batch
+        counts |= {name: count + more for name, count in counts.items()}
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gives a file a second name; a later write under the first name makes a new file and leaves this one."""
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        os.link(source, unfinished)
+        os.replace(unfinished, target)
+    except OSError:  # a file system without hard links
+        write_durably(target, source.read_bytes())
+    finally:
+        unfinished.unlink(missing_ok=True)

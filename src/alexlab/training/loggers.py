@@ -1,0 +1,199 @@
+"""Loggers that write into the run folder itself, one file each, and go on with that file for as long as the run lives."""
+
+import csv
+import netrc
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment  # type: ignore[attr-defined]
+from lightning.pytorch.utilities import rank_zero_only
+
+from alexlab.errors import AlexlabError, ConfigError
+from alexlab.output.csv_files import csv_bytes
+from alexlab.runs.atomic import Writer, write_durably
+
+EPOCH_SCORES = ("train/", "val/", "best/")
+OFFLINE = ("offline", "dryrun", "disabled")  # modes in which Weights & Biases needs no key
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # its old and its new name
+# MLflow's own limits make it wait for four minutes for a server that is not there.
+MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+def check_wandb(node: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError where Weights & Biases would ask for a key. Neither imports it nor contacts it.
+
+    Args:
+        node: arguments of a WandbLogger.
+        where: place of the node in the config.
+    """
+    mode = str(node.get("mode") or os.environ.get("WANDB_MODE", "")).lower()
+    if node.get("offline") or node.get("anonymous") or mode in OFFLINE or _has_wandb_key():
+        return
+    raise ConfigError(
+        f"{where} needs an API key: run `wandb login` or set WANDB_API_KEY; WANDB_MODE=offline keeps the run on this disk, "
+        "and `wandb sync` sends it later"
+    )
+
+
+def _has_wandb_key() -> bool:
+    """Return whether a key is in one of the places where Weights & Biases looks for it."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    settings = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config/wandb") / "settings"
+    if any(
+        path.is_file() and re.search("api_key|base_url", path.read_text())
+        for path in (settings, Path("wandb/settings"))
+    ):
+        return True  # with the address of a private server, whose key is in the netrc file under its own name
+    hosts = {*WANDB_HOSTS, urlsplit(os.environ.get("WANDB_BASE_URL", "")).netloc}
+    for path in (os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"):
+        try:
+            if path and any(netrc.netrc(path).authenticators(host) for host in hosts):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+@contextmanager
+def opening(where: str) -> Iterator[None]:
+    """Turn any error of a logger that is made or opened, such as a server that does not answer, into a ConfigError."""
+    before = {name: os.environ.get(name) for name in MLFLOW_LIMITS}
+    os.environ.update({name: value for name, value in MLFLOW_LIMITS.items() if before[name] is None})
+    try:
+        yield
+    except AlexlabError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        hint = "; WANDB_MODE=offline keeps the run on this disk" if type(error).__module__.startswith("wandb") else ""
+        raise ConfigError(f"{where} cannot be opened: {text}{hint}") from error
+    finally:
+        for name in (name for name, value in before.items() if value is None):
+            del os.environ[name]
+
+
+def open_loggers(loggers: Iterable[Logger]) -> None:
+    """Connect loggers of other packages to their servers before the first step, so that what is wrong is known at once."""
+    for logger in loggers:
+        if not isinstance(logger, TensorBoard | EpochCSV):
+            with opening(f"logger {type(logger).__name__}"):
+                _ = getattr(logger, "experiment", None)
+
+
+class TensorBoard(Writer, TensorBoardLogger):
+    """TensorBoard's event file directly in the run folder: one file for training, test and HParams together.
+
+    PyTorch's own writer has a thread, which ends with the first event that the disk does not take.
+
+    Args:
+        save_dir: the run folder.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir, name="", version="", default_hp_metric=False)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The SummaryWriter."""
+        if self._experiment is None:
+            from alexlab.training.events import Board
+
+            self._experiment = Board(self.log_dir, **self._kwargs)
+        return self._experiment
+
+    def go_on(self, *, epoch: int, step: int) -> None:
+        """Continues a run: TensorBoard then hides what an earlier file has from this step on."""
+        self._kwargs["purge_step"] = step
+
+    @rank_zero_only
+    def start_hparams(self, params: dict[str, Any], metrics: list[str]) -> None:
+        """Writes the row of the HParams tab; the metrics are read from the scalars of these names, as they come."""
+        from torch.utils.tensorboard.summary import hparams
+
+        experiment, start, self._session_end = hparams(params, dict.fromkeys(metrics, 0))
+        writer = self.experiment._get_file_writer()
+        writer.add_summary(experiment)
+        writer.add_summary(start)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flushes the event file; Lightning's own also writes an hparams.yaml beside `.hydra`."""
+        with self.writing(Path(self.log_dir)):
+            self.experiment.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Flushes: Lightning calls this after fit and again after test, and a closed writer would start a second file."""
+        if self._experiment is not None:
+            self.save()
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Ends the row of the HParams tab and closes the file."""
+        if self._experiment is None:
+            return
+        if hasattr(self, "_session_end"):
+            self.experiment._get_file_writer().add_summary(self._session_end)
+        with self.writing(Path(self.log_dir)):
+            self.experiment.close()
+
+
+class EpochCSV(Writer, Logger):
+    """`metrics.csv` in the run folder: a row for each epoch, a column for each score.
+
+    The whole file is written again at each change, so that a reader never sees half of it, and a row for which the disk had
+    no room comes with the next one.
+
+    Args:
+        save_dir: the run folder.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self.rows: dict[int, dict[str, Any]] = {}
+
+    def go_on(self, *, epoch: int, step: int) -> None:
+        """Continues a run: keeps the rows up to this epoch."""
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
+            self.rows = {int(row["epoch"]): {name: value for name, value in row.items() if value} for row in rows}
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The run's `.hydra/config.yaml` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Adds the scores of an epoch to its row; single steps and the test after the last epoch are no part of it."""
+        values = {
+            name: value for name, value in metrics.items() if name.startswith(EPOCH_SCORES) and "_step" not in name
+        }
+        if not values:
+            return
+        row = self.rows.setdefault(int(metrics["epoch"]), {})
+        row |= values | {"epoch": int(metrics["epoch"]), "step": step}
+        self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(["epoch", "step", *sorted({name for row in self.rows.values() for name in row})]))
+        rows: list[Any] = [columns, *([row.get(name) for name in columns] for _, row in sorted(self.rows.items()))]
+        with self.writing(self.path):
+            write_durably(self.path, csv_bytes(rows))

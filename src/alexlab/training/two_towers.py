@@ -1,0 +1,109 @@
+"""Trains one net on two devices, a tower on each (`alexlab.models.two_tower`); checkpoints are those of the whole net."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from alexlab.models.two_tower import Tower, merged
+from alexlab.training.module import Classifier
+
+NET = "net."  # before the names of the net's parameters in a state of the module
+
+
+class TwoTowers(DDPStrategy):
+    """Two processes, each with a device and a tower: nothing is averaged, every process sees every image.
+
+    Args:
+        timeout: how long a process waits for the other one.
+    """
+
+    data_ranks = (1, 0)  # how many shares the images are divided into, and which one is this process's
+
+    def __init__(self, timeout: timedelta) -> None:
+        super().__init__(timeout=timeout)
+
+    def setup(self, trainer: lightning.Trainer) -> None:
+        """Without the copies of the first process's weights that DDP would make for an evaluation."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().setup(trainer)
+            return
+        assert self.accelerator is not None and self.model is not None
+        self.accelerator.setup(trainer)
+        self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        self.setup_precision_plugin()
+
+    def configure_ddp(self) -> None:
+        """There is nothing to average."""
+
+    @property
+    def tower(self) -> Tower:
+        """The net of this process."""
+        module = self.lightning_module
+        assert isinstance(module, Classifier) and isinstance(module.net, Tower)
+        return module.net
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Of the whole net, on both processes; both must ask."""
+        assert self.lightning_module is not None
+        own = self.lightning_module.state_dict()
+        shapes = {NET + name: shape for name, shape in self.tower.shapes.items()}
+        halves = self._both({name: value.cpu() for name, value in own.items() if name in shapes})
+        return {**own, **merged(halves, shapes)}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Of the whole net, on both processes; both must ask."""
+        own = super().optimizer_state(optimizer)
+        names = self._names(optimizer)
+        halves = self._both({index: _on_cpu(state) for index, state in dict(own["state"]).items()})
+        state = {}
+        for index, first in halves[0].items():
+            whole = self.tower.shapes[names[index]]
+            part = self.tower.part(names[index], torch.empty(whole, device="meta")).shape
+            state[index] = {
+                key: torch.cat((value, halves[1][index][key])) if _is_half(value, part, whole) else value
+                for key, value in first.items()
+            }
+        return {**own, "state": state}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """This tower's half of the whole net's."""
+        states = []
+        for optimizer, whole in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            names = self._names(optimizer)
+            state = {
+                index: {
+                    key: self.tower.part(names[index], value) if isinstance(value, Tensor) else value
+                    for key, value in entry.items()
+                }
+                for index, entry in whole["state"].items()
+            }
+            states.append({**whole, "state": state})
+        super().load_optimizer_state_dict({"optimizer_states": states})
+
+    def _names(self, optimizer: Optimizer) -> list[str]:
+        """Of the parameters, in the order in which the optimizer numbers them."""
+        known = {id(parameter): name for name, parameter in self.tower.named_parameters()}
+        return [known[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+    def _both(self, own: Any) -> tuple[Any, Any]:
+        found: list[Any] = [None, None]
+        torch.distributed.all_gather_object(found, own)
+        return found[0], found[1]
+
+
+def _is_half(value: Any, part: torch.Size, whole: torch.Size) -> bool:
+    return (
+        isinstance(value, Tensor) and value.shape != whole and value.dim() == len(whole) and value.shape[1:] == part[1:]
+    )
+
+
+def _on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.cpu() if isinstance(value, Tensor) else value for key, value in state.items()}

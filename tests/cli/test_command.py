@@ -1,0 +1,282 @@
+"""The real commands, as a person types them. A process imports torch for 10 s and more: few of them, each checks a lot."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from alexlab.cli.command import Folders
+from alexlab.cli.overrides import as_typed
+from alexlab.runs.record import holder
+from alexlab.sweeps import jobs as sweeps
+from support.images import write_images
+from support.runs import ROOT, composed, environment, names, rows, scalars
+
+TINY_COMMAND = [
+    "model.widths=[4,8,8,8,8]",
+    "model.fc_widths=[16]",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "data.image_size=64",
+]
+
+
+def command(*arguments: str, cwd: Path, forbid: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs `python src/train.py`; `forbid` names a module whose import ends the process."""
+    program = [sys.executable, str(ROOT / "src/train.py")]
+    if forbid:
+        guard = f"import sys, runpy; sys.modules[{forbid!r}] = None; sys.argv = sys.argv[1:]; sys.path.insert(0, {str(ROOT / 'src')!r})"
+        program = [sys.executable, "-c", f"{guard}; runpy.run_path(sys.argv[0], run_name='__main__')", program[1]]
+    return subprocess.run(
+        [*program, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+def test_help_is_a_page_and_imports_no_torch(tmp_path: Path) -> None:
+    result = command("--help", cwd=tmp_path, forbid="torch")
+    assert result.returncode == 0, result.stderr
+    for words in (
+        "model",
+        "alexnet_half",
+        "trainer.devices",
+        "data.root",
+        "python src/train.py -m",
+        "callbacks=ema",
+    ):
+        assert words in result.stdout
+    assert len(result.stdout.splitlines()) < 80
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "code"),
+    [
+        (["--cfg", "job"], "max_epochs: 20", 0),
+        (["modle=x"], "there is no key modle; did you mean model?", 1),
+        (["seed=(1"], "seed=(1 must be KEY=VALUE in Hydra's grammar", 1),
+        (["trainer.max_epochs=x"], "trainer.max_epochs must be a whole number", 1),
+        (["data.root=/no where"], "got '/no where': there is no such folder", 3),
+        (["data=folder"], "data.root must be given: data.root=VALUE", 1),
+        (
+            ["hydra.run.dir=/dev/null/run"],
+            "the output folder must be writable; cannot make /dev/null/run: Not a directory",
+            1,
+        ),
+        (["hydra.run.dir=old"], "a run must have a folder of its own; old already holds one", 1),
+        (["-m", "trainer.max_epochs=1,x"], "trainer.max_epochs must be a whole number", 1),
+        (
+            ["optimizer.lr=${nope}", "data.root=."],
+            "optimizer.lr must refer to what there is; Interpolation key 'nope'",
+            1,
+        ),
+        (["hydra.run.dir=${nope}"], "hydra.run.dir must refer to what there is", 1),
+        (["-m", "seed=1,2", "hydra.sweep.subdir=${nope}"], "hydra.sweep.subdir must refer to what there is", 1),
+    ],
+)
+def test_words_without_torch(tmp_path: Path, arguments: list[str], words: str, code: int) -> None:
+    (tmp_path / "old/.hydra").mkdir(parents=True)
+    result = command(*arguments, cwd=tmp_path, forbid="torch")
+    assert words in result.stdout + result.stderr
+    assert result.returncode == code
+    assert "Traceback" not in result.stderr
+
+
+def test_the_folder_of_a_sweep_is_claimed_whatever_its_words_refer_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def started(*more: str) -> Any:
+        config = composed(*words, *more)
+        OmegaConf.set_readonly(config.hydra, False)  # as Hydra has it at that moment
+        Folders().on_multirun_start(config)
+        return config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweeps, "locks", [])
+    words = ["hydra.sweep.subdir=${hydra.job.num}", "optimizer.weight_decay=${optimizer.lr}"]
+    config = started()
+    (folder,) = Path("outputs/sweeps").glob("*/*")
+    assert folder.name.endswith("_weight_decay-optimizer.lr")
+    assert as_typed(config.hydra.overrides.hydra) == [words[0], f"hydra.sweep.dir={folder}"]
+    with sweeps.locks.pop():
+        assert holder(folder) == str(os.getpid())
+
+    (folder / sweeps.MULTIRUN).write_text(OmegaConf.to_yaml(config))
+    started(f"hydra.sweep.dir={folder}")
+    with sweeps.locks.pop():
+        assert holder(folder) == str(os.getpid())
+    with pytest.raises(SystemExit):
+        started(f"hydra.sweep.dir={folder}", "seed=${nope}")
+    assert "optimizer.weight_decay='${optimizer.lr}'; a sweep must have a folder of its own" in capsys.readouterr().err
+
+
+def test_relative_paths_are_those_of_where_the_command_was_typed(tmp_path: Path) -> None:
+    write_images(tmp_path / "small", {"a": 3, "b": 3})
+    for root, words in (("small", "train"), ("smll", f"there is no such folder (looked for {tmp_path}/smll)")):
+        result = subprocess.run(
+            [sys.executable, ROOT / "src/prepare.py", "action=split", f"data.root={root}", "hydra.job.chdir=true"],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert (result.returncode, words in result.stdout + result.stderr) == (0 if root == "small" else 3, True)
+    assert len(list((tmp_path / "small_split").rglob("*.png"))) == 6
+
+
+def test_a_run_under_torchrun_agrees_on_one_folder(images: Path, tmp_path: Path) -> None:
+    arguments = [
+        f"data.root={images}",
+        "trainer.devices=2",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        *TINY_COMMAND,
+    ]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(ROOT / "src/train.py"),
+    ]
+    result = subprocess.run(
+        [*torchrun, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    (folder,) = (tmp_path / "outputs/train").glob("*/*")
+    assert {name for name in names(folder) if "tfevents" not in name} == {
+        ".hydra", "checkpoints", "curves.png", "layers.csv", "metrics.csv", "train.log"
+    }  # fmt: skip
+    assert len(scalars(folder)["val/top1"]) == 1
+    assert result.stdout.count("run folder: ") == 1
+    assert (folder / "train.log").read_text().count("epoch 1/1") == 1
+    assert (folder / ".hydra/overrides.yaml").read_text().count("trainer.devices=2") == 1
+
+
+def test_a_sweep_over_devices_with_a_failing_job_and_an_odd_path(tmp_path: Path) -> None:
+    """Each job has its own folder, world and samples; a failed one costs itself; the table names it; the exit code is 1."""
+    root = write_images(
+        tmp_path / "my cats, dogs & 学习", {f"{s}/{c}": 8 for s in ("train", "val") for c in ("cat", "dog")}
+    )
+    (root / "val/dog/007.png").unlink()
+    result = command(
+        "-m", f"data.root={root}", "trainer.devices=2,1", "optimizer.lr=0.001,1e35", "trainer.max_epochs=1",
+        "data.batch_size=4", "trainer.accelerator=cpu", *(argument for argument in TINY_COMMAND if "batch_size" not in argument),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    (sweep,) = (tmp_path / "outputs/sweeps").glob("*/*")
+    jobs = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert [path.name[:2] for path in jobs] == ["0_", "1_", "2_", "3_"]
+    assert not (tmp_path / "outputs/train").exists()
+    for number, devices, batch in ((0, 2, 4), (2, 1, 4)):
+        log = (jobs[number] / "train.log").read_text()
+        assert f"batch: {batch} = {devices} devices x 1 accumulated x {batch // devices} images" in log
+        assert "images: train 16, val 15" in log
+        assert len(rows(jobs[number] / "metrics.csv")) == 1
+        assert len(scalars(jobs[number])["val/top1"]) == 1
+    for number in (1, 3):
+        assert "the loss must stay finite" in (jobs[number] / "train.log").read_text()
+    table = result.stdout[result.stdout.index("4 jobs, 2 failed") :]
+    assert table.count("NumericError") == 2
+    assert (sweep / "report.md").read_text().count("| 1 finished |") == 2
+    assert (jobs[0] / "layers.csv").is_file()
+    assert "multiply adds" not in result.stdout, "no table of the layers for each job"
+
+
+def test_the_mistakes_of_all_jobs_are_told_before_the_first_starts(images: Path, tmp_path: Path) -> None:
+    result = command("-m", f"data.root={images}", "model.width=1,-1", "data.batch_size=8,99", *(
+        argument for argument in TINY_COMMAND if "batch_size" not in argument), cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "every job of a sweep must be able to run, and nothing was started; 3 of 4 cannot:" in result.stderr
+    assert re.search(
+        r"job 1 \(.*data.batch_size=99.*\): data.batch_size must not exceed the 24 training images", result.stderr
+    )
+    assert re.search(r"job 2 \(.*model.width=-1.*\): .*every width must be positive", result.stderr)
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("outputs/sweeps/*/*/*/"))
+
+
+def test_optuna_searches_and_every_rank_has_the_same_values(images: Path, tmp_path: Path) -> None:
+    result = command(
+        "-m", "sweep=optuna", "hydra.sweeper.num_trials=3", f"data.root={images}", "trainer.devices=2", "trainer.max_epochs=1",
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))", "data.split_seed=range(0,3)", "model.norm=none,batch",
+        "trainer.accelerator=cpu", *TINY_COMMAND, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "3 jobs" in result.stdout and "failed" not in result.stdout
+    assert re.search(r"best val/top1 \d\.\d+, job \d: optimizer\.lr=", result.stdout)
+    (sweep,) = (tmp_path / "outputs/sweeps").glob("*/*")
+    configs = sorted(sweep.glob("*/.hydra/overrides.yaml"))
+    rates = {re.search(r"optimizer\.lr=(\S+)", path.read_text())[1] for path in configs}
+    assert len(configs) == len(rates) == 3
+    assert all(1e-4 <= float(rate) <= 1e-2 for rate in rates)
+
+
+def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
+    """As `... | head` is: the other end of the pipe is closed before anything is said."""
+    folder = tmp_path / "runs/one"
+    folder.mkdir(parents=True)
+    card = {"status": "failed", "reason": "x", "seed": 1, "config": {"seed": 1}, "choices": {"model": "alexnet"}}
+    (folder / "run.json").write_text(json.dumps(card))
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = [sys.executable, str(ROOT / "src/report.py"), "runs"]
+    done = subprocess.run(
+        script, cwd=tmp_path, env=environment(), stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.glob("outputs/report/*/*/report.html")), "the work is done all the same"
+
+
+@pytest.mark.parametrize(
+    ("words", "signum", "to_all", "code", "goes_on"),
+    [
+        (["trainer.devices=2"], signal.SIGINT, True, 130, "stopped by SIGINT; python src/train.py resume="),
+        (
+            ["-m", "launcher=parallel", "launcher.jobs=2", "seed=1,2,3"],
+            signal.SIGTERM,
+            False,
+            75,
+            "python src/train.py -m resume=",
+        ),
+    ],
+)
+def test_a_signal_ends_every_process_with_its_code(
+    images: Path, tmp_path: Path, words: list[str], signum: int, to_all: bool, code: int, goes_on: str
+) -> None:
+    """Ctrl-C reaches all processes of a terminal; a scheduler may tell the command alone."""
+    arguments = [*words, f"data.root={images}", "trainer.max_epochs=5000", "trainer.accelerator=cpu", *TINY_COMMAND]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "src/train.py"), *arguments],
+        cwd=tmp_path,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        ends_s = time.monotonic() + 120
+        while len(list(tmp_path.glob("outputs/**/last.ckpt"))) < (2 if "-m" in words else 1):
+            assert time.monotonic() < ends_s and process.poll() is None
+            time.sleep(0.1)
+        (os.killpg if to_all else os.kill)(process.pid, signum)
+        said = process.stdout.read()
+        assert process.wait(30) == code, said
+    assert goes_on in said and "Traceback" not in said
+    cards = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/**/run.json")]
+    assert {(card["status"], card["exit_code"]) for card in cards} == {("interrupted", code)}
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)

@@ -1,0 +1,202 @@
+"""Files of one's own: every mistake in one of them is one sentence that names it, and none is ignored."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from alexlab.cli.overrides import CALLED, CONFIG_DIR, NAMED, CompositionError, check_override
+from alexlab.errors import ConfigError
+
+GLOBAL = "# @package _global_\n"
+# What a file says -> what is said about it.
+EXPERIMENTS = {
+    "optimizer: {lr: 0.5}\n": "mine.yaml: nothing reads experiment.*, which its keys lie under; its first line must be `# @package _global_`",
+    "seed: 2\n" + GLOBAL: "its first line must be `# @package _global_`",
+    "": "its first line must be `# @package _global_`",
+    "# @package global\nseed: 2\n": "nothing reads global.*",
+    "# @package _global_ # all\nseed: 2\n": "mine.yaml: Too many components",
+    "\ufeff" + GLOBAL + "seed: 2\n": "mine.yaml begins with a byte order mark, which hides its first line",
+    GLOBAL + "seed: 2\noptimzer: {lr: 1}\n": "mine.yaml, line 3: there is no key optimzer; did you mean optimizer?",
+    GLOBAL + "trainer:\n  max_epoch: 3\n": "line 3: there is no key trainer.max_epoch; did you mean trainer.max_epochs",
+    GLOBAL + "trainer.max_epochs: 3\n": "line 2: there is no key trainer.max_epochs; a YAML file writes `trainer:`",
+    GLOBAL + "callbacks: {ema: {decay: 0.5}}\n": "callbacks.ema is not part of this run",
+    GLOBAL + "augmentation: {trian: {}}\n": "did you mean augmentation.train?",
+    GLOBAL + "1: 2\n": "there is no key 1",
+    GLOBAL + "optimizer:\n\tlr: 0.5\n": r"mine.yaml, line 3: found character '\t' that cannot start any token; YAML is indented with spaces",
+    GLOBAL + "optimizer:\n  lr: 0.5\n  lr: 0.6\n": "mine.yaml, line 4: found duplicate key lr",
+    GLOBAL + "optimizer: {lr: 0.5\n": "mine.yaml, line 3: expected ',' or '}'",
+    GLOBAL + "seed: 1\n---\nseed: 2\n": "mine.yaml, line 3: ",
+    GLOBAL + "model: {x: !!python/name:os.system }\n": "mine.yaml, line 2: could not determine a constructor",
+    GLOBAL + "optimizer:\n  lr: ${oops\n": "mine.yaml: no viable alternative at input '${oops'",
+    GLOBAL + "optimizer:\n  lr: 0,001\n": "mine.yaml, line 3: optimizer.lr must be a number, like its default 0.001; got '0,001'. Write 0.001",
+    GLOBAL + 'optimizer:\n  lr: "0.001"\n': "got '0.001'. Write it without quotes",
+    GLOBAL + "trainer: {max_epochs: 1.5}\n": "trainer.max_epochs must be a whole number, like its default 20; got 1.5",
+    GLOBAL + "optimizer:\n": "mine.yaml, line 2: optimizer must be a mapping; got null",
+    GLOBAL + "callbacks:\n": "callbacks must be a mapping; got null",
+    GLOBAL + "model: alexnet\n": "model must be a mapping; got 'alexnet'",
+    GLOBAL + "- seed\n": "mine.yaml must hold keys and values",
+    GLOBAL + "seed\n": "mine.yaml must hold keys and values",
+    GLOBAL + "defaults: [nope]\n": "mine.yaml: there is no experiment/nope.yaml; the options of experiment are",
+    GLOBAL + "defaults: [optimizer: sgd]\n": "there is no experiment/optimizer/sgd.yaml; a group that does not lie in this folder begins with a slash",
+    GLOBAL + "defaults: [mine]\n": "mine.yaml lead in a circle",
+    GLOBAL + "defaults: [override /optimzer: sgd]\n": "mine.yaml: this command has no group optimzer; did you mean optimizer?",
+    GLOBAL + "defaults: [override /optimizer: sgdd]\n": "mine.yaml: there is no optimizer/sgdd.yaml; did you mean sgd?",
+    GLOBAL + "defaults: {optimizer: sgd}\n": "mine.yaml: Invalid defaults list",
+    GLOBAL + "defaults: [optimizer: 3]\n": "mine.yaml: Unsupported item value in defaults : int",
+    GLOBAL + "defaults: [override /optimizer: sgd, /trainer: ddp]\n": "mine.yaml: Override 'optimizer : sgd' is defined before",
+    GLOBAL + "hydra: {job: {num: x}}\n": "mine.yaml: ValidationError raised while composing config: Value 'x'",
+}  # fmt: skip
+
+
+def compose(folder: Path, *words: str, name: str = "train") -> Any:
+    """The config of a command with `--config-dir`."""
+    path = create_config_search_path(str(CONFIG_DIR))
+    path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    version.setbase("1.3")
+    try:
+        loader = Hydra.create_main_hydra2(task_name=name, config_search_path=path).config_loader
+        return loader.load_configuration(name, list(words), RunMode.RUN)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder
+
+
+@pytest.mark.parametrize(("text", "words"), EXPERIMENTS.items())
+def test_a_mistake_in_an_experiment_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        compose(write(tmp_path, "experiment/mine", text), "experiment=mine")
+    assert "\n" not in str(caught.value) and str(tmp_path / "experiment/mine.yaml") in str(caught.value)
+
+
+@pytest.mark.parametrize("group", ["ablation", "debug", "sweep", "experiment"])
+def test_every_overlay_must_be_global(tmp_path: Path, group: str) -> None:
+    write(tmp_path, f"{group}/mine", "seed: 5\n")
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: nothing reads {group}\.\*"):
+        compose(tmp_path, f"{group}=mine")
+    write(tmp_path, f"{group}/mine", GLOBAL + "seed: 5\n")
+    assert compose(tmp_path, f"{group}=mine").seed == 5
+
+
+def test_a_group_of_one_s_own_is_an_overlay_too(tmp_path: Path) -> None:
+    write(tmp_path, "recipe/mine", "seed: 5\n")
+    with pytest.raises(ConfigError, match=r"nothing reads recipe\.\*"):
+        compose(tmp_path, "+recipe=mine")
+    write(tmp_path, "recipe/mine", GLOBAL + "optimzer: {lr: 1}\n")
+    with pytest.raises(ConfigError, match="did you mean optimizer"):
+        compose(tmp_path, "+recipe=mine")
+    with pytest.raises(ConfigError, match=r"folder\.yaml, line \d+: there is no key data\.make"):
+        compose(tmp_path, "+data=folder", name="prepare")
+
+
+@pytest.mark.parametrize("text", [b"# caf\xe9\n" + GLOBAL.encode(), b"# 1\n\xff\xfes\x00e\x00"])
+def test_a_file_in_another_encoding_is_named_with_the_line(tmp_path: Path, text: bytes) -> None:
+    write(tmp_path, "experiment/mine", text)
+    with pytest.raises(ConfigError, match=r"mine\.yaml, line \d: byte 0x\w\w is not UTF-8; save the file as UTF-8"):
+        compose(tmp_path, "experiment=mine")
+
+
+def test_options_of_one_s_own_compose(tmp_path: Path) -> None:
+    write(tmp_path, "model/net", "_target_: mine.Net\nnum_classes: null\nin_channels: 3\ndepth: 3\n")
+    write(tmp_path, "model/narrow", "defaults: [alexnet, _self_]\nwidths: [8, 8, 8, 8, 8]\n")
+    write(
+        tmp_path,
+        "data/grey",
+        f"{GLOBAL}defaults: [folder@data, _self_]\ndata: {{url: null}}\nmodel: {{in_channels: 1}}\n",
+    )
+    config = compose(tmp_path, "model=net", "data=grey", "data.root=x", "model.depth=4")
+    assert (config.model.depth, config.model.in_channels) == (4, 1)
+    assert list(compose(tmp_path, "model=narrow").model.widths) == [8] * 5
+    assert compose(write(tmp_path, "mine", "defaults: [train, _self_]\nseed: 7\n"), name="mine").seed == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("model/mine", "defaults: [alexnet, _self_]\nwidths: 8\n", "line 2: model.widths must be a list"),
+        ("data/mine", f"{GLOBAL}defaults: [folder@data]\ntrainer: {{devices: 2}}\n", "line 3: trainer is set again by a later file"),
+        ("data/mine", f"{GLOBAL}defaults: [folder@data]\nmodle: {{x: 2}}\n", "there is no key modle; did you mean model?"),
+        ("augmentation/mine", "defaults: [crop, _self_]\ntrian: {}\n", "line 2: there is no key augmentation.trian"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_an_option_of_a_group(tmp_path: Path, name: str, text: str, words: str) -> None:
+    group = name.partition("/")[0]
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        compose(write(tmp_path, name, text), f"{group}=mine", "data.root=x")
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIG_DIR.glob("*.yaml")} - {"command"}))
+def test_a_key_that_no_command_reads_is_refused_in_every_node(tmp_path: Path, name: str) -> None:
+    config = compose(tmp_path, "data=folder" if name in ("train", "benchmark") else "hydra.verbose=false", name=name)
+    nodes = [
+        "",
+        *(str(key) for key, node in config.items_ex(resolve=False) if isinstance(node, DictConfig)),
+        "data.pack",
+    ]
+    for node in sorted(set(nodes) - {"hydra"}):
+        found = OmegaConf.select(config, node, default=None) if node else config
+        if found is None or "_target_" in found or node in NAMED or node in CALLED.get(name, ()):
+            continue
+        for plus in ("+", "++"):
+            (word,) = OverridesParser.create().parse_overrides([f"{plus}{node}{'.' * bool(node)}zzz=1"])
+            with pytest.raises(CompositionError, match=r"there is no key (\w+\.)*zzz"):
+                check_override(word, config, command=name)
+
+
+DEFAULT = ["checkpoint", "lr", "progress", "epochs", "layers"]
+
+
+@pytest.mark.parametrize(
+    ("words", "callbacks", "loggers"),
+    [
+        (["callbacks=ema"], [*DEFAULT, "ema"], ["tensorboard", "csv"]),
+        (["callbacks=early_stopping", "logger=wandb"], [*DEFAULT, "early_stopping"], ["tensorboard", "csv", "wandb"]),
+        (["callbacks=[default,ema]", "logger=csv"], [*DEFAULT, "ema"], ["tensorboard", "csv"]),
+        (["callbacks=[ema,default,finetune]"], ["ema", *DEFAULT, "finetune"], ["tensorboard", "csv"]),
+        (["callbacks=mine", "logger=[mlflow,wandb]"], [*DEFAULT, "mine"], ["tensorboard", "csv", "mlflow", "wandb"]),
+        (["callbacks=[less,more]"], [*DEFAULT, "more"], ["tensorboard", "csv"]),
+        (["experiment=ema"], [*DEFAULT, "ema"], ["tensorboard", "csv"]),
+        (["callbacks=[]", "logger=[]"], [], []),
+        (["~callbacks.lr", "callbacks=ema", "~logger.tensorboard"], [*DEFAULT, "ema"], ["csv"]),
+    ],
+)
+def test_callbacks_and_loggers_are_added_to_the_default_ones(
+    tmp_path: Path, words: list[str], callbacks: list[str], loggers: list[str]
+) -> None:
+    write(tmp_path, "callbacks/mine", "mine: {_target_: mine.Callback}\n")
+    write(tmp_path, "callbacks/less", "checkpoint: {keep: 3}\n")
+    write(tmp_path, "callbacks/more", "defaults: [default, _self_]\nmore: {_target_: mine.Callback}\n")
+    write(tmp_path, "experiment/ema", GLOBAL + "defaults: [override /callbacks: ema]\n")
+    config = compose(tmp_path, *words)
+    assert sorted(config.callbacks) == sorted(set(callbacks) - {word[11:] for word in words if word[0] == "~"})
+    assert list(config.logger) == loggers
+    if "callbacks=[less,more]" in words:
+        assert config.callbacks.checkpoint.keep == 3  # the second default does not undo it
+
+
+def test_a_learning_rate_test_has_no_other_callbacks(tmp_path: Path) -> None:
+    callbacks = compose(tmp_path, "debug=lr_find").callbacks
+    assert [name for name, node in callbacks.items() if node is not None] == ["lr_find"]
+    assert not compose(tmp_path, "debug=fast").callbacks
+
+
+def test_a_home_folder_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    write(tmp_path, "experiment/mine", GLOBAL + "defaults: [override /data: folder]\ndata: {root: ~/pics}\n")
+    config = compose(tmp_path, "experiment=mine", "class_names='~/names.json'")
+    assert (config.data.root, config.class_names) == ("/home/me/pics", "/home/me/names.json")

@@ -1,0 +1,213 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from alexlab.cli.overrides import (
+    CONFIG_DIR,
+    PATH_KEYS,
+    quoted_path,
+    selects_own_folder,
+    with_expanded,
+    with_quoted_paths,
+    with_runs,
+)
+from alexlab.errors import ConfigError
+from support.runs import composed, plain
+
+PATHS = [
+    "/data/my cats",
+    "/data/学习",
+    "/data/été",
+    "/data/a=b,c",
+    "/data/f(x)&g~h",
+    "/data/[1]{2}",
+    "/data/it's",
+    'say "hi"/x',
+    "/back\\slash/",
+    "/ends in \\",
+    "2012",
+    "true",
+    "/data/50%/#1;!*?|<>",
+    " /leading",
+    "/date:2026",
+    "-dash/x",
+]
+
+
+@pytest.mark.parametrize("path", [*PATHS, "data/plain", "/data/cats_and_dogs-2.0"])
+def test_a_path_arrives_as_it_was_typed(path: str) -> None:
+    (argument,) = with_quoted_paths([f"data.root={path}"])
+    (override,) = OverridesParser.create().parse_overrides([argument])
+    assert str(override.value()) == path
+    assert plain("data=folder", argument)["data"]["root"] == path
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_in_a_sweep_a_comma_divides_paths(path: str) -> None:
+    if "," in path:
+        return
+    argument = with_quoted_paths(["-m", f"data.root={path},/other one"])[1]
+    (override,) = OverridesParser.create().parse_overrides([argument])
+    found = [
+        OverridesParser.create().parse_override(f"x={value}").value() for value in override.sweep_string_iterator()
+    ]
+    assert [str(value) for value in found] == [path, "/other one"]
+
+
+def test_in_a_sweep_a_path_that_exists_is_one_path(tmp_path) -> None:
+    (tmp_path / "a,b").mkdir()
+    assert with_quoted_paths(["-m", f"data.root={tmp_path}/a,b"])[1] == f"data.root='{tmp_path}/a,b'"
+
+
+def test_what_is_quoted_already_or_no_path_stays() -> None:
+    arguments = [
+        "data.root='/x y'",
+        'data.root="/x y"',
+        "model=alexnet",
+        "optimizer.lr=tag(log,interval(1,2))",
+        "data.root=null",
+    ]
+    assert with_quoted_paths(arguments) == arguments
+    assert with_quoted_paths(["-m", "data.root=glob(*)"]) == ["-m", "data.root=glob(*)"]
+    assert quoted_path("/plain/path") == "/plain/path"
+
+
+# Words in the comment of a key that holds a path.
+OF_A_PATH = re.compile(
+    r"\b(file|folder|DIR|list with the SHA-256|lists of files|manifest\.csv|checkpoint|to where|URL|address)\b"
+)
+NO_PATHS = {"split"}
+
+
+def test_every_key_that_holds_a_path_is_taken_as_typed() -> None:
+    """By the comment beside it, or by a default with a slash."""
+    found_keys = set()
+    for path in [
+        *CONFIG_DIR.glob("*.yaml"),
+        *(CONFIG_DIR / "data").glob("*.yaml"),
+        *(CONFIG_DIR / "model").glob("*.yaml"),
+    ]:
+        # conf/data/digits.yaml is global.
+        above = [] if path.parent == CONFIG_DIR or path.read_text().startswith("# @package") else [path.parent.name]
+        parents = above
+        for line in path.read_text().partition("\nhydra:")[0].splitlines():
+            found = re.match(r"( *)(\w+): *([^#]*?) *(#.*)?$", line)
+            if found is None:
+                continue
+            parents = [*parents[: len(above) + len(found[1]) // 2], found[2]]
+            value, comment = found[3], found[4] or ""
+            is_path = value in ("null", "???") and OF_A_PATH.search(comment)
+            if (is_path or re.fullmatch(r"[\w.-]+(/[\w.-]+)+", value)) and found[2] not in NO_PATHS:
+                found_keys.add(".".join(parents))
+    assert found_keys <= set(PATH_KEYS)
+    assert len(found_keys) > 10
+
+
+@pytest.mark.parametrize("key", ["data.cache_dir", "data.manifest", "hydra.run.dir", "hydra.sweep.dir", "class_names"])
+@pytest.mark.parametrize("path", ["/data/a=b,c", "/data/my cats & dogs", "/data/été", "/x/${y", "2012"])
+def test_other_paths_arrive_as_they_were_typed(key: str, path: str) -> None:
+    config = composed(
+        *with_quoted_paths(["-m", f"{key}={path}"] if key.startswith("hydra") else [f"{key}={path}"])[-1:]
+    )
+    assert OmegaConf.select(config, key) == path
+
+
+def test_a_dollar_and_braces_are_an_interpolation_unless_a_file_has_them(tmp_path: Path) -> None:
+    def root(path: object) -> Any:
+        (argument,) = with_quoted_paths([f"data.cache_dir={path}"])
+        return composed(argument).data.cache_dir
+
+    assert root("/runs/${seed}") == "/runs/1"
+    for name in ("${seed}", "a${b}c", "\\${seed}", "a'${seed}' x", "\\\\${x}"):
+        (tmp_path / name).mkdir()
+        assert root(tmp_path / name) == str(tmp_path / name)
+        assert root(tmp_path / name / "new") == str(tmp_path / name / "new")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    assert with_quoted_paths(["data.root=~/my pics", "out=~"]) == ["data.root='/home/me/my pics'", "out=/home/me"]
+    assert with_quoted_paths(["-m", "ckpt=~/a,~/b"])[1] == "ckpt=/home/me/a,/home/me/b"
+    assert with_expanded(["-m", "resume=~/run", "seed=~1"]) == ["-m", "resume=/home/me/run", "seed=~1"]
+    assert with_runs(["~/a", "out=x"]) == ["out=x", "runs=['/home/me/a']"]
+    (tmp_path / "~").mkdir()
+    assert with_quoted_paths(["data.root=~"]) == ["data.root='~'"]
+
+
+def test_a_run_folder_may_have_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1").mkdir()
+    assert with_runs(["lr=1", "out=x"]) == ["out=x", "runs=['lr=1']"]
+
+
+def test_a_folder_of_one_s_own_is_no_digits() -> None:
+    assert selects_own_folder(["data.root=x"]) == ["data.root=x", "data=folder"]
+    for arguments in (["data.root=x", "data=digits"], ["data.root=x", "experiment=cats_and_dogs"], ["seed=1"]):
+        assert selects_own_folder(arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.max_epoch=3", "there is no key trainer.max_epoch; did you mean trainer.max_epochs"),
+        ("modle=alexnet", "there is no key modle; did you mean model?"),
+        ("loss.zzz=1", "there is no key loss.zzz; loss has _target_, class_weights, label_smoothing"),
+        ("zzz=1", "there is no key zzz; the keys and groups are augmentation, callbacks, class_names, compile, data"),
+        ("callbacks.ema.decay=0.9", "callbacks.ema is not part of this run, which has checkpoint, lr, progress, epochs, layers; "
+         "add it with callbacks=ema"),
+        ("callbacks.early_stopping.patience=5", "add it with callbacks=early_stopping"),
+        ("logger.wandb.project=x", "add it with logger=wandb"),
+        ("trainer.max_epochs=many", "trainer.max_epochs must be a whole number, like its default 20; got 'many'"),
+        ("trainer.max_epochs=1.5", "trainer.max_epochs must be a whole number, like its default 20; got 1.5"),
+        ("optimizer.lr=fast", "optimizer.lr must be a number, like its default 0.001; got 'fast'"),
+        ("optimizer.fused=1", "optimizer.fused must be true or false, like its default True; got 1"),
+        ("model.widths=64", "model.widths must be a list, each item a whole number"),
+        ("model.widths=[a,b]", "model.widths must be a list, each item a whole number"),
+        ("model.norm=[lrn]", "model.norm must be text, like its default 'none'; got ['lrn']"),
+        ("model=resnext", "there is no model=resnext; the options of model are alexnet, alexnet_catdog"),
+        ("model=alexnet_hlaf", "there is no model=alexnet_hlaf; did you mean alexnet_half?"),
+        ("model={widht: 2}", "there is no key model.widht; did you mean model.width"),
+        ("optimizer={lr: fast}", "optimizer.lr must be a number, like its default 0.001; got 'fast'"),
+        ("optimizer.lr='0,001'", "optimizer.lr must be a number, like its default 0.001; got '0,001'. Write 0.001"),
+        ('optimizer.lr="0.001"', "got '0.001'. Write it without quotes"),
+        ('optimizer.fused="true"', "optimizer.fused must be true or false, like its default True; got 'true'. Write it without quotes"),
+        ("+optimzer.lr=1", "there is no key optimzer; did you mean optimizer?"),
+        ("+classifier._target_=x.Y", "there is no key classifier; the keys and groups are augmentation"),
+        ("++foo=1", "there is no key foo"),
+        ("experimnt=x", "there is no key experimnt; did you mean experiment?"),
+        ("+elastic.wait_s=1", "there is no key elastic.wait_s; elastic has max_restarts, shutdown_s"),
+        ("+parameters.kernel_decay=1", "did you mean parameters.kernels_decay"),
+        ("+compile.modes=x", "did you mean compile.mode?"),
+        ("+final.x=1", "there is no key final.x; final has views"),
+        ("++trainer.max_epoch=1", "did you mean trainer.max_epochs"),
+        ("+trainer={max_epoch: 1}", "did you mean trainer.max_epochs"),
+        ("+augmentation.trian.x=1", "did you mean augmentation.train?"),
+        ("+launcher.jobs=2", "there is no key launcher.jobs; launcher has repeat_failed"),
+        ("+callbacks.ema.decay=0.9", "callbacks.ema is not part of this run"),
+        ("+hydra.foo=1", "there is no key hydra.foo"),
+        ("+hydra.run.foo=1", "there is no key hydra.run.foo; hydra.run has dir"),
+        ("hydra.job.num=x", "hydra.job.num: Value 'x' of type 'str' could not be converted to Integer"),
+        ("seed.x=1", "seed is a value and has no key x"),
+        ("~seed", "seed is needed and cannot be removed; give it another value"),
+        ("~trainer.max_epochs", "trainer.max_epochs is needed and cannot be removed"),
+        ("~data.batch_size", "data.batch_size is needed and cannot be removed"),
+        ("~model", "model must be one of its options, as in model=alexnet_quarter; got none"),
+        ("model=null", "model=null must name an option"),
+        ("callbacks=null", "callbacks=null must name an option; none is callbacks=[]"),
+        ("~callbacks", "~callbacks must name an option; none is callbacks=[]"),
+    ],
+)  # fmt: skip
+def test_words(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        composed(override)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_lightning_takes_in_several_kinds_is_left_to_it() -> None:
+    config = plain("trainer.devices=[0,1]", "trainer.precision=16", "optimizer.lr=1", "trainer.max_epochs=null")
+    assert config["trainer"]["devices"] == [0, 1]

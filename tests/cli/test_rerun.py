@@ -1,0 +1,86 @@
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alexlab.cli.rerun import find_rerun
+from alexlab.errors import ConfigError
+from alexlab.runs import record
+from alexlab.runs.record import Card
+from alexlab.tasks import train as task
+from support.runs import ROOT, environment
+
+Train = Callable[..., float | None]
+
+
+def again(first: Path, second: Path) -> None:
+    rerun = find_rerun([f"rerun={first}", f"data.cache_dir={first.parent / 'cache'}"])
+    assert rerun is not None
+    second.mkdir()
+    rerun.run(task.run, second)
+
+
+def test_the_same_comes_out(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    train("trainer.max_epochs=2", "augmentation=trivial", "data.mean=null")
+    again(tmp_path / "run", tmp_path / "again")
+    assert "the scores came out equal" in caplog.text
+    assert "what differs: the data" not in caplog.text
+    assert Card(tmp_path / "again").read()["config"] == Card(tmp_path / "run").read()["config"]
+
+
+def test_what_differs_is_named(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(record, "code_state", lambda folder: ("a" * 40, b""))
+    train()
+    card = Card(tmp_path / "run")
+    found = card.read()
+    card.update(
+        scores=found["scores"] | {"best/loss": 5.0},
+        versions=found["versions"] | {"torch": "2.0.0"},
+        data=found["data"] | {"fingerprint": "other", "counts": {"train": 1}},
+        hardware=found["hardware"] | {"cpu": "Z80"},
+    )
+    monkeypatch.setattr(record, "code_state", lambda folder: ("b" * 40, b"+ x"))
+    again(tmp_path / "run", tmp_path / "again")
+    for words in (
+        "the scores differ: best/loss 5, now 1.",
+        "what differs: the code: aaaaaaaaaaaa, now bbbbbbbbbbbb with changes",
+        "what differs: the data: images {'train': 1}, now {'train': 24, 'val': 11, 'test': 7}",
+        "what differs: the version of torch: 2.0.0, now ",
+        "what differs: the machine: Z80, ",
+    ):
+        assert words in caplog.text
+
+
+def test_a_run_without_scores(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    train()
+    Card(tmp_path / "run").update(status="failed", scores=None)
+    again(tmp_path / "run", tmp_path / "again")
+    assert "was failed and has no final scores to compare with" in caplog.text
+
+
+def test_words(train: Train, tmp_path: Path) -> None:
+    train()
+    assert find_rerun(["seed=1"]) is None
+    with pytest.raises(ConfigError, match="rerun= repeats a run as it was, so seed=2 is refused"):
+        find_rerun([f"rerun={tmp_path / 'run'}", "seed=2"])
+    with pytest.raises(ConfigError, match=r"it has no run.json"):
+        find_rerun([f"rerun={tmp_path}"])
+
+
+def test_the_command(train: Train, tmp_path: Path) -> None:
+    train()
+    words = [f"rerun={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    arguments = [sys.executable, str(ROOT / "src/train.py"), *words]
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "the scores came out equal" in done.stdout
+    (folder,) = tmp_path.glob("outputs/train/*/*_rerun_run")
+    assert Card(folder).read()["command"] == ["train.py", *words]

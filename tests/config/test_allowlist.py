@@ -1,0 +1,218 @@
+"""Configs and checkpoints of strangers: nothing that they name is imported or called."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alexlab.cli.command import CONFIG_DIR
+from alexlab.config import allowlist, instantiate
+from alexlab.config.allowlist import check_targets, without_trust
+from alexlab.errors import ConfigError
+from alexlab.inference.checkpoint import load_trained
+from support.runs import ROOT, TINY, environment, plain
+
+# Where, and what: calls that write, run or download, many of which Hydra's own list lets pass.
+MALICIOUS = [
+    ("model", "os.system"),
+    ("model", "subprocess.run"),
+    ("model", "builtins.eval"),
+    ("model", "builtins.exec"),
+    ("model", "torch.hub.load"),
+    ("model", "torch.load"),
+    ("model", "numpy.load"),
+    ("model", "pathlib.Path.write_text"),
+    ("model", "shutil.copy"),
+    ("model", "shutil.rmtree"),
+    ("model", "torch.utils.cpp_extension.load"),
+    ("model", "torchvision.datasets.utils.download_url"),
+    ("model", "antigravity.fly"),
+    ("model", "alexlab.models.alexnet.os.system"),
+    ("model", "alexlab.models.weights.pretrained._downloaded"),
+    ("model", "alexlab.models.weights.pretrained.torch.hub.load"),
+    ("model", "alexlab.modelsevil.Net"),
+    ("model", "alexlab.distributed.launch.launch"),
+    ("optimizer", "torch.optim.sys.exit"),
+    ("optimizer", "torch.optim.lr_scheduler.warnings.warn"),
+    ("optimizer", "torch.serialization.load"),
+    ("scheduler", "alexlab.training.schedules.math.exp"),
+    ("scheduler", "importlib.import_module"),
+    ("loss", "pickle.loads"),
+    ("loss", "alexlab.training.losses.torch.load"),
+    ("augmentation.train.crop", "torchvision.io.read_file"),
+    ("augmentation.train.crop", "torchvision.transforms.v2.functional.resize"),
+    ("augmentation.eval.center", "ctypes.CDLL"),
+    ("callbacks.checkpoint", "alexlab.training.callbacks.progress.draw_curves"),
+    ("callbacks.checkpoint", "alexlab.training.callbacks.checkpoint.write_durably"),
+    ("callbacks.checkpoint", "lightning.pytorch.callbacks.__builtins__.eval"),
+    ("callbacks.mine", "runpy.run_path"),
+    ("logger.csv", "urllib.request.urlretrieve"),
+    ("trainer.profiler", "socket.create_connection"),
+    ("trainer.plugins", "lightning.pytorch.utilities.os.system"),
+    ("data.pack", "os.remove"),
+    ("elsewhere", "torch.optim.SGD"),
+    ("model", "system"),
+    ("model", "alexlab.models..alexnet"),
+    ("model", 7),
+]
+
+
+@pytest.fixture(autouse=True)
+def _trusting_nobody() -> Iterator[None]:
+    yield
+    allowlist.trusted.clear()
+
+
+def with_target(config: dict[str, Any], where: str, target: Any) -> dict[str, Any]:
+    node = config
+    for name in where.split("."):
+        if not isinstance(node.get(name), dict):
+            node[name] = {}
+        node = node[name]
+    node["_target_"] = target
+    return config
+
+
+def refused(config: dict[str, Any], where: str) -> None:
+    """By its name, before any import; or, of an allowed package, by what it is."""
+    check_targets(config)
+    node = config
+    for name in where.split("."):
+        node = node[name]
+    instantiate.locate(node["_target_"], where)
+
+
+@pytest.mark.parametrize(("where", "target"), MALICIOUS)
+def test_a_malicious_config_is_refused_in_a_sentence(where: str, target: Any) -> None:
+    config = with_target(plain(*TINY, "data.root=x"), where, target)
+    before = set(sys.modules)
+    with pytest.raises(ConfigError, match=rf"{where}\._target_ must ") as caught:
+        refused(config, where)
+    assert "\n" not in str(caught.value)
+    new = set(sys.modules) - before
+    assert not {name for name in new if not name.startswith(("lightning", "torch", "alexlab"))}, (
+        "nothing of it was imported"
+    )
+
+
+def test_the_list_is_long_enough() -> None:
+    assert len(MALICIOUS) >= 30
+
+
+def test_a_target_inside_of_a_list_or_another_node() -> None:
+    config = plain(*TINY, "data.root=x")
+    config["callbacks"]["checkpoint"]["monitor"] = [{"deeper": {"_target_": "os.system"}}]
+    with pytest.raises(ConfigError, match=r"callbacks\.checkpoint\.monitor\.0\.deeper\._target_ must not be set"):
+        check_targets(config)
+
+
+def test_every_option_of_ours_may_be_named() -> None:
+    """And what a person adds from PyTorch, torchvision and Lightning."""
+    from support.configs import OPTIONS
+
+    for group in ("model", "optimizer", "scheduler", "loss", "augmentation", "callbacks", "logger"):
+        for option in OPTIONS[group]:
+            value = f"[default,{option}]" if group in ("callbacks", "logger") and option != "default" else option
+            value = value.replace("default,", "tensorboard,") if group == "logger" else value
+            more = ["optimizer._target_=torch.optim.RMSprop"] if (group, option) == ("optimizer", "any") else []
+            check_targets(plain("data=folder", "data.root=x", f"{group}={value}", *more))
+    assert (CONFIG_DIR / "model").is_dir()
+    for where, target in (("optimizer", "torch.optim.lr_scheduler.LambdaLR"), ("optimizer", "torch.nn.Linear")):
+        with pytest.raises(ConfigError):
+            instantiate.locate(target, where)
+    assert instantiate.locate("lightning.pytorch.callbacks.Timer", "callbacks.mine").__name__ == "Timer"
+
+
+def test_only_the_command_line_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mypackage.py").write_text("class Mine:\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"needs trusted_targets=\[mypackage\] on the command line"):
+        instantiate.locate("mypackage.Mine", "callbacks.mine")
+    assert without_trust(["trusted_targets=[mypackage,other]", "seed=1"]) == ["seed=1"]
+    assert instantiate.locate("mypackage.Mine", "callbacks.mine").__name__ == "Mine"
+    with pytest.raises(ConfigError, match="must lie in"):
+        instantiate.locate("mypackagetoo.Mine", "callbacks.mine")
+    for words in ("trusted_targets=mypackage", "trusted_targets=[1]", "trusted_targets=[["):
+        with pytest.raises(ConfigError, match="trusted_targets must be a list of packages"):
+            without_trust([words])
+    loaded = {"trusted_targets": ["evil"], "model": {"_target_": "evil.Net"}}
+    with pytest.raises(ConfigError, match=r"model._target_ must lie in"):
+        check_targets(loaded)
+
+
+@pytest.mark.parametrize(
+    ("where", "target"),
+    [entry for entry in MALICIOUS if entry[0] in ("model", "loss", "augmentation.eval.center")],
+)
+def test_a_malicious_checkpoint_calls_nothing(where: str, target: Any, trained_run: Path, tmp_path: Path) -> None:
+    """Of the nodes that are built when a checkpoint is read."""
+    found = torch.load(trained_run / "checkpoints/best.ckpt", weights_only=True)
+    with_target(found["alexlab"]["config"], where, target)
+    torch.save(found, tmp_path / "theirs.ckpt")
+    with pytest.raises(ConfigError, match=rf"{where}\._target_ must "):
+        load_trained(str(tmp_path / "theirs.ckpt"))
+
+
+def test_a_checkpoint_truncated_at_every_percent(trained_run: Path, tmp_path: Path) -> None:
+    content = (trained_run / "checkpoints/best.ckpt").read_bytes()
+    for percent in range(100):
+        (tmp_path / "cut.ckpt").write_bytes(content[: len(content) * percent // 100])
+        with pytest.raises(ConfigError, match=r"cannot read the weights in .*cut.ckpt: ") as caught:
+            load_trained(str(tmp_path / "cut.ckpt"))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_would_grow(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes that claim gigabytes: compressed records, a config of shared lists, tensors without their numbers."""
+    whole = trained_run / "checkpoints/best.ckpt"
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in source.infolist():
+            bomb.writestr(entry.filename, source.read(entry))
+        bomb.writestr("archive/data/more", bytes(500_000_000))
+    assert (tmp_path / "bomb.ckpt").stat().st_size < 1_000_000
+    with pytest.raises(ConfigError, match=r"cannot read the weights in .*bomb\.ckpt: it holds 5\d\d MB in 0\.\d MB"):
+        load_trained(str(tmp_path / "bomb.ckpt"))
+
+    found = torch.load(whole, weights_only=True)
+    laughs: list[Any] = ["ha"]
+    for _ in range(40):
+        laughs = [laughs, laughs]
+    torch.save({**found, "alexlab": found["alexlab"] | {"config": {"model": laughs}}}, tmp_path / "laughs.ckpt")
+    with pytest.raises(ConfigError, match="a config must have at most 20,000 entries"):
+        load_trained(str(tmp_path / "laughs.ckpt"))
+
+    name, weight = next(iter(found["state_dict"].items()))
+    found["state_dict"][name] = weight.flatten()[:1].expand(2**50)
+    torch.save(found, tmp_path / "wide.ckpt")
+    with pytest.raises(ConfigError):
+        load_trained(str(tmp_path / "wide.ckpt"))
+
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(ConfigError, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD must not be set"):
+        load_trained(str(whole))
+
+
+def test_the_command_itself(images: Path, tmp_path: Path) -> None:
+    """A run folder of a stranger: resumed, it calls nothing of theirs."""
+    folder = tmp_path / "theirs"
+    (folder / "checkpoints").mkdir(parents=True)
+    config = with_target(plain(*TINY, f"data.root={images}"), "callbacks.mine", "pathlib.Path.touch")
+    card = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": config, "choices": {"model": "alexnet"}}
+    (folder / "run.json").write_text(json.dumps(card))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "src/train.py"), f"resume={folder}"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "callbacks.mine._target_ must lie in lightning.pytorch.callbacks" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -1,0 +1,37 @@
+"""Arguments of a node in a config, checked against the call before it is made."""
+
+import re
+from typing import Any
+
+import pytest
+from torchvision.transforms.v2 import RandomErasing
+
+from alexlab.config.instantiate import bind
+from alexlab.errors import ConfigError
+
+
+def of_numbers(
+    lr: float = 0.1, steps: int = 3, nesterov: bool = False, rate: float | None = 1.0, name: str = "x"
+) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"lr": "0,1"}, "x.lr must be a number; got '0,1'"),
+        ({"lr": "0.1"}, "x.lr must be a number; got '0.1'"),
+        ({"lr": None}, "x.lr must be a number; got null"),
+        ({"steps": "1e3"}, "x.steps must be a whole number; got '1e3'"),
+        ({"nesterov": "false"}, "x.nesterov must be true or false; got 'false'"),
+        ({"rate": "1"}, "x.rate must be a number; got '1'"),
+    ],
+)
+def test_a_text_or_a_null_is_no_number(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        bind(of_numbers, "x", **given)
+
+
+def test_what_an_argument_admits_is_left_to_it() -> None:
+    bind(of_numbers, "x", lr=1, rate=None, name="0.1")
+    bind(RandomErasing, "x", value="random")

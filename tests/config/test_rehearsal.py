@@ -1,0 +1,320 @@
+"""What Lightning or torch refuse is told in one sentence with its key, before any work."""
+
+import copy
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alexlab.cli import overrides
+from alexlab.cli.command import report_bug
+from alexlab.config import build, rehearsal
+from alexlab.config.instantiate import make
+from alexlab.distributed.launch import num_ranks
+from alexlab.errors import AlexlabError, ConfigError
+from alexlab.inference.checkpoint import load_trained
+from alexlab.tasks.train import check
+from support.runs import TINY, plain
+
+pytestmark = pytest.mark.rehearsed
+
+Changed = Callable[..., dict[str, Any]]
+CALLBACKS = "lightning.pytorch.callbacks"
+V2 = "torchvision.transforms.v2"
+
+
+@pytest.fixture
+def changed(images: Path, tmp_path: Path) -> Changed:
+    """Gives the config of the tiny net with some keys set: composing it anew each time takes longer than the check."""
+
+    def call(values: dict[str, Any]) -> dict[str, Any]:
+        config = plain(*TINY, f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}")
+        for key, value in values.items():
+            *parents, name = key.split(".")
+            node = config
+            for parent in parents:
+                node = node[parent]
+            node[name] = copy.deepcopy(value)
+        return config
+
+    return call
+
+
+SCHEDULES = "alexlab.training.schedules"
+ALONE = [
+    ({"trainer.max_steps": 0}, "trainer.max_steps must be at least 1"),
+    ({"trainer.max_epochs": 0}, "trainer.max_epochs or trainer.max_steps must be at least 1"),
+    ({"trainer.limit_train_batches": 0}, "trainer.limit_train_batches must be positive; got 0"),
+    ({"trainer.accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches must be at least 1; got 0"),
+    ({"trainer.check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch must be at least 1; got 0"),
+    ({"trainer.gradient_clip_val": -1.0}, "trainer.gradient_clip_val must be at least 0; got -1.0"),
+    ({"trainer.strategy": "fsdp"}, "trainer.strategy must be one of auto, ddp,"),
+    ({"trainer.strategy": "deepspeed"}, "the net fits on one device and DDP"),
+    ({"trainer.strategy": "ddp_spawn"}, "trainer.strategy must be one of auto, ddp,"),
+    ({"trainer.strategy": None}, "trainer.strategy must be one of auto, ddp,"),
+    ({"trainer.plugins": {"_target_": "lightning.pytorch.plugins.BitsandbytesPrecision", "mode": "nf4"}}, "trainer.plugins"),
+    ({"trainer.profiler": {"_target_": "lightning.pytorch.profilers.SimpleProfiler", "nope": 1}}, "trainer.profiler.nope"),
+    ({"data.num_workers": -1}, "data.num_workers must be null or a number of processes from 0 to"),
+    ({"data.num_workers": 10**6}, "data.num_workers must be null or a number of processes from 0 to"),
+    ({"data.batch_size": None}, "data.batch_size must be a whole number; got null"),
+    ({"data.image_size": None}, "data.image_size must be a whole number; got null"),
+    ({"data.mean": [float("nan")] * 3}, "data.mean must be one or three numbers, or null to measure; got [nan"),
+    ({"seed": -1}, "seed must be a whole number from 0 to 4294967295; got -1"),
+    ({"seed": 2**32}, "seed must be a whole number from 0 to 4294967295"),
+    ({"class_names": 5}, "class_names must be null or a JSON file; got 5"),
+    ({"optimizer.lr": float("inf")}, "optimizer.lr must be a finite number; got inf"),
+    ({"optimizer": {"_target_": "torch.optim.ASGD"}}, "optimizer.lr must be given"),
+    ({"optimizer": {"_target_": "torch.optim.SGD", "lr": 1, "momentum": -1}}, "optimizer: Invalid momentum value: -1"),
+    ({"optimizer": {"_target_": "torch.optim.SGD", "lr": 1, "nesterov": True}}, "optimizer: Nesterov momentum requires"),
+    ({"optimizer.betas": [2.0, 0.9]}, "optimizer: Invalid beta parameter at index 0: 2.0"),
+    ({"parameters.kernels_decay": -1}, "parameters.kernels_decay must be at least 0; got -1"),
+    ({"parameters.head_lr": -1}, "parameters.head_lr must be at least 0; got -1"),
+    ({"loss.label_smoothing": float("nan")}, "loss.label_smoothing must be a finite number"),
+    ({"elastic.timeout_s": 0}, "elastic.timeout_s must be positive; got 0"),
+    ({"trainer.sync_batchnorm": True, "trainer.devices": 2}, "trainer.sync_batchnorm=true needs GPUs"),
+    ({"elastic.max_restarts": -1}, "elastic.max_restarts must be at least 0; got -1"),
+    ({"trainer.num_nodes": 2}, "trainer.num_nodes=2 needs ranks on several nodes, which torchrun, srun or mpirun starts"),
+    ({"augmentation.train": None}, "augmentation.train must have a transform"),
+    ({"augmentation.eval": {}}, "augmentation.eval must have a transform"),
+    ({"augmentation.train.erase": "RandomErasing"}, "augmentation.train.erase must have a _target_"),
+    ({"augmentation.train.flip.p": -1}, "augmentation.train.flip: `p` should be"),
+    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.progress.LearningRateTest", "min_lr": 0}}, "callbacks.lr_find: min_lr must be positive"),
+    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.progress.LearningRateTest", "num_steps": 1}}, "num_steps must be at least 2; got 1"),
+    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.progress.LearningRateTest", "smoothing": 1}}, "smoothing must lie in [0, 1); got 1"),
+    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.progress.LearningRateTest", "stop_factor": 1}}, "stop_factor must be greater than 1; got 1"),
+    ({"callbacks.checkpoint.every_s": "x"}, "callbacks.checkpoint.every_s=x cannot be used: '<='"),
+]  # fmt: skip
+# What only a training finds out.
+REHEARSED = [
+    ({"trainer.val_check_interval": 1000}, "trainer.val_check_interval=1000 cannot be used: `val_check_interval` (1000) must be less"),
+    ({"trainer.val_check_interval": 0}, "trainer.val_check_interval=0 cannot be used: "),
+    ({"trainer.limit_train_batches": 0.01}, "trainer.limit_train_batches must leave a batch: 0.01 of 3"),
+    ({"trainer.limit_val_batches": 0.01}, "trainer.limit_val_batches must leave a batch: 0.01 of 2"),
+    ({"trainer.limit_test_batches": 0.01}, "trainer.limit_test_batches must leave a batch: 0.01 of 1"),
+    ({"trainer.overfit_batches": None}, "trainer.overfit_batches must be a number; got null"),
+    ({"trainer.fast_dev_run": -1}, "trainer.fast_dev_run=-1 cannot be used: "),
+    ({"trainer.precision": "nope"}, "trainer.precision=nope cannot be used: Precision 'nope' is invalid"),
+    ({"trainer.precision": "transformer-engine"}, "trainer.precision=transformer-engine cannot be used: "),
+    ({"trainer.precision": "bf16-true", "model.norm": "lrn"}, "trainer.precision=bf16-true with model.norm=lrn cannot be used: "),
+    ({"trainer.barebones": True}, "trainer.barebones=True cannot be used: "),
+    ({"trainer.max_time": "x"}, "trainer.max_time=x cannot be used: "),
+    ({"trainer.profiler": "nope"}, "trainer.profiler=nope cannot be used: "),
+    ({"trainer.profiler": 5}, "trainer.profiler=5 cannot be used: "),
+    ({"trainer.gradient_clip_val": 1.0, "trainer.gradient_clip_algorithm": "nope"}, "trainer.gradient_clip_algorithm=nope cannot be used: "),
+    ({"trainer.accumulate_grad_batches": None}, "trainer.accumulate_grad_batches must be a whole number; got null"),
+    ({"optimizer.lr": None}, "optimizer.lr must be a number; got null"),
+    ({"optimizer.betas": [0.9]}, "optimizer.betas=[0.9] cannot be used: "),
+    ({"optimizer": {"_target_": "torch.optim.SparseAdam", "lr": 1e-3}}, "optimizer=torch.optim.SparseAdam cannot be used: "),
+    ({"scheduler": {"_target_": f"{SCHEDULES}.step", "step_epochs": None}}, "scheduler.step_epochs must be a whole number; got null"),
+    ({"final.ratio": 0}, "final.ratio=0 cannot be used: "),
+    ({"elastic.timeout_s": None}, "elastic.timeout_s must be a number; got null"),
+    ({"compile.enabled": True, "compile.mode": "nope"}, "compile.mode=nope cannot be used: "),
+    ({"callbacks.b": {"_target_": f"{CALLBACKS}.BatchSizeFinder"}}, "callbacks.b cannot be used: "),
+    ({"callbacks.b": {"_target_": f"{CALLBACKS}.LearningRateFinder"}}, "callbacks.b cannot be used: "),
+    ({"callbacks.b": {"_target_": f"{CALLBACKS}.RichProgressBar"}}, "callbacks.progress with callbacks.b cannot be used: "),
+    ({"callbacks.b": {"_target_": f"{CALLBACKS}.ModelSummary", "max_depth": -5}}, "callbacks.b.max_depth=-5 cannot be used: "),
+    ({"callbacks.b": {"_target_": f"{CALLBACKS}.ModelCheckpoint", "monitor": "nope"}}, "callbacks.b.monitor=nope cannot be used: "),
+    ({"augmentation.batch": {"m": {"_target_": f"{V2}.MixUp", "alpha": -1.0}}}, "augmentation.batch.m.alpha=-1.0 cannot be used: "),
+    ({"augmentation.train.crop.size": 0}, "augmentation.train.crop cannot be used: "),
+    ({"augmentation.train.crop.size": 32}, "augmentation.train must give images of whole numbers, torch.uint8, of shape (3, 64, 64)"),
+    ({"augmentation.train.crop.ratio": 5.0}, "augmentation.train.crop cannot be used: "),
+    ({"augmentation.train.n": {"_target_": f"{V2}.Normalize", "mean": [0], "std": [1]}}, "augmentation.train.n cannot be used: "),
+    ({"augmentation.train.n": {"_target_": f"{V2}.ToPILImage"}}, "its transforms give Image"),
+]  # fmt: skip
+
+
+def told(config: dict[str, Any]) -> str:
+    with pytest.raises(AlexlabError) as caught:
+        check(config)
+    assert caught.value.exit_code != 70
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("values", "words"), ALONE)
+def test_a_value_that_a_constructor_refuses(changed: Changed, values: dict[str, Any], words: str) -> None:
+    assert words in told(changed(values))
+
+
+@pytest.mark.parametrize(("values", "words"), REHEARSED)
+def test_a_value_that_only_a_training_refuses(changed: Changed, values: dict[str, Any], words: str) -> None:
+    assert words in told(changed(values))
+
+
+def test_a_value_of_a_distribution_is_refused_after_a_compilation(
+    changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch.compile turns the checks of torch.distributions off for the whole process.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
+    mix = {"m": {"_target_": f"{V2}.MixUp", "alpha": -1.0}}
+    assert "augmentation.batch.m.alpha=-1.0 cannot be used: " in told(changed({"augmentation.batch": mix}))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"trainer.precision": "16-true"},
+        {"trainer.precision": "16-mixed"},
+        {"trainer.plugins": [{"_target_": "lightning.pytorch.plugins.DoublePrecision"}], "trainer.precision": "auto"},
+        {"trainer.max_epochs": None, "trainer.max_steps": 3},
+        {"trainer.devices": "auto"},
+        {"trainer.log_every_n_steps": 0},
+        {"trainer.num_sanity_val_steps": -1},
+        {"trainer.limit_val_batches": 0},
+        {"trainer.limit_train_batches": 2, "trainer.val_check_interval": 1},
+        {"trainer.enable_progress_bar": False},
+        {"data.num_workers": None},
+        {"optimizer.capturable": True},
+        {"optimizer.lr": 1e35, "trainer.log_every_n_steps": 1},
+        {"callbacks": {"b": {"_target_": f"{CALLBACKS}.StochasticWeightAveraging", "swa_lrs": 0.01}}},
+        {"callbacks.early": {"_target_": f"{CALLBACKS}.EarlyStopping", "monitor": "train/loss"}},
+        {"augmentation.train.erase": {"_target_": f"{V2}.RandomErasing", "p": 1.0, "value": "random"}},
+        {"augmentation.train.r": {"_target_": f"{V2}.RandomApply", "transforms": [{"_target_": f"{V2}.GaussianBlur", "kernel_size": 3}]}},
+        {"augmentation.batch": {"m": {"_target_": f"{V2}.CutMix"}}, "loss.class_weights": "balanced"},
+        {"scheduler": {"_target_": f"{SCHEDULES}.multistep", "milestones": []}},
+        {"scheduler": {"_target_": f"{SCHEDULES}.plateau", "patience": 0}},
+    ],
+)  # fmt: skip
+def test_what_can_be_trained_passes(changed: Changed, values: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    check(changed(values))
+    assert "no key explains it" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"trainer.precision": "bf16-true"},
+        {"trainer.precision": "64-true"},
+        {"trainer.max_epochs": -1, "trainer.max_steps": 4},
+        {"trainer.devices": -1},
+        {"trainer.enable_checkpointing": False},
+        {"logger": {}},
+        {"callbacks": {}},
+        {"logger": None, "callbacks": None},
+    ],
+)
+def test_what_passes_can_be_trained(changed: Changed, values: dict[str, Any], tmp_path: Path) -> None:
+    from alexlab.tasks.train import run
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    score = run(changed(values), run_dir=folder, choices={"model": "alexnet"})
+    assert score is not None and 0 <= score <= 1
+    checkpoints = folder / "checkpoints/last.ckpt"
+    assert checkpoints.is_file() == ("checkpoint" in (changed(values)["callbacks"] or {}) and values.get("trainer.enable_checkpointing", True))  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_net_of_another_precision_answers_in_32_bits(changed: Changed, tmp_path: Path, precision: str) -> None:
+    from alexlab.tasks.train import run
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run(changed({"trainer.precision": precision}), run_dir=folder, choices={"model": "alexnet"})
+    found = load_trained(str(folder), device="cpu")
+    probs = found.inference.probs(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    assert probs.dtype == torch.float32
+    assert torch.allclose(probs.sum(1), torch.ones(2))
+
+
+def test_a_rehearsal_leaves_nothing(changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    elsewhere = {
+        "callbacks.b": {"_target_": f"{CALLBACKS}.ModelCheckpoint", "dirpath": str(tmp_path / "kept")},
+        "trainer.profiler": {"_target_": "lightning.pytorch.profilers.SimpleProfiler", "dirpath": str(tmp_path / "kept"), "filename": "x"},
+    }  # fmt: skip
+    check(changed(elsewhere))
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    assert not children.exists() or not children.read_text()
+
+
+def test_an_error_that_no_key_explains_is_a_bug(
+    changed: Changed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr(build, "measured", broken)
+    with pytest.raises(KeyError, match="ours"):
+        check(changed({}))
+    monkeypatch.undo()
+    monkeypatch.setattr(rehearsal, "_perform", broken)
+    check(changed({}))
+    assert "a rehearsal of the run failed, and no key explains it: 'ours'" in caplog.text
+    (tmp_path / "run.json").write_text("{}")
+    report_bug(KeyError("ours"), tmp_path)
+    report_bug(KeyError("ours"), tmp_path / "none")
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert said[1] == f"This is a bug in alexlab. Please report it with the traceback above and {tmp_path}/run.json."
+    assert said[3] == "This is a bug in alexlab. Please report it with the traceback above."
+
+
+def test_a_rehearsal_that_is_killed_or_hangs_refuses_nothing(changed: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "_perform", lambda *args: os.kill(os.getpid(), 9))
+    check(changed({}))
+    monkeypatch.setattr(rehearsal, "TIMEOUT_S", 0.0)
+    check(changed({"trainer.val_check_interval": 1000}))
+
+
+def test_what_fails_on_the_cpu_is_tried_on_the_gpu_of_the_run(
+    changed: Changed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, tried = changed({"trainer.accelerator": "gpu"}), []
+
+    def failure(
+        config: Any, splits: Any, num_ranks: int, accelerator: str, *, names_key: bool
+    ) -> tuple[bool, str] | None:
+        tried.append(accelerator)
+        return (False, "not here") if accelerator == "cpu" else None
+
+    monkeypatch.setattr(rehearsal, "_failure", failure)
+    monkeypatch.setattr(rehearsal, "wanted_gpus", lambda **options: 1)
+    rehearsal.rehearse(config, None, num_ranks=1)  # type: ignore[arg-type]
+    assert tried == ["cpu", "gpu"]
+
+
+def test_an_apple_gpu_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=re.escape("trainer.accelerator=mps needs a Mac with an Apple GPU")):
+        num_ranks(accelerator="mps", devices=1)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert num_ranks(accelerator="mps", devices=1) == 1
+    with pytest.raises(ConfigError, match=re.escape("trainer.devices must be 1 with trainer.accelerator=mps; got 2")):
+        num_ranks(accelerator="mps", devices=2)
+
+
+def test_a_node_names_the_key_that_its_class_refuses() -> None:
+    node = {"_target_": f"{V2}.RandomErasing", "p": 0.5, "scale": [0, 5]}
+    with pytest.raises(ConfigError, match=re.escape("augmentation.train.e.scale=[0, 5] cannot be used: Scale should")):
+        make(node, "augmentation.train.e")
+
+
+def test_flags_of_a_command() -> None:
+    with pytest.raises(
+        ConfigError, match="--cfg shows the config of one run, and -m starts a sweep: leave one of them"
+    ):
+        overrides.check_words(["-m", "seed=1,2", "--cfg", "job"])
+    overrides.check_words(["seed=1", "--cfg", "job"])
+    with pytest.raises(ConfigError, match=r"scheduler must be one of constant, cosine, .*; got null"):
+        overrides.check_words(["scheduler=null"])
+    overrides.check_words(["callbacks=null", "logger=null", "ablation=null", "debug=null"])
+    words = [
+        "callbacks=null",
+        "debug=null",
+        "--cfg",
+        "job",
+        "seed=1",
+        "~augmentation.train.flip",
+        "logger=null",
+        "data=folder",
+    ]
+    assert overrides.in_order(words) == [
+        *("callbacks=[]", "seed=1", "~augmentation.train.flip", "logger=[]", "data=folder"),
+        *("--cfg", "job"),
+    ]

@@ -1,0 +1,421 @@
+"""The check: every kind of trouble is found and named, nothing is invented, nothing is changed unless asked."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import unicodedata
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexlab.data.audit import inspection
+from alexlab.data.audit.audit import Findings, check
+from alexlab.data.audit.quarantine import quarantine, restore
+from alexlab.data.manifest import read_manifest
+from alexlab.data.splits import find_splits
+from alexlab.distributed.failures import explaining
+from alexlab.errors import ConfigError, DataError, FoundError, ImageError, RankError
+from alexlab.output.escape import shown
+from alexlab.tasks.prepare import run
+from support.bad_images import READABLE, UNREADABLE, tiff, write_odd_files
+from support.runs import plain
+
+
+def photo(path: Path, seed: int, *, size: tuple[int, int] = (90, 70), quality: int = 90) -> Path:
+    """A picture with large shapes, unlike that of any other seed."""
+    generator = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = Image.fromarray(generator.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    coarse.resize(size, Image.Resampling.BICUBIC).save(path, quality=quality)
+    return path
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    root = tmp_path / "clean"
+    for number in range(40):
+        photo(root / ("train" if number < 28 else "val") / "ab"[number % 2] / f"{number}.jpg", number)
+    return root
+
+
+def found(findings: Findings) -> list[tuple[str, str]]:
+    return [(problem.code, shown(problem.path)) for problem in findings.problems]
+
+
+def test_nothing_is_invented(clean: Path) -> None:
+    findings = check(str(clean))
+    assert found(findings) == []
+    assert findings.notes == []
+    assert findings.counts == {"train": {"a": 14, "b": 14}, "val": {"a": 6, "b": 6}}
+    assert findings.sizes == {"90 x 70": 40}
+    assert findings.modes == {"RGB": 40}
+    pixels = [np.asarray(Image.open(path)).reshape(-1, 3) / 255 for path in clean.rglob("*.jpg")]
+    mean = np.mean([one.mean(0) for one in pixels], 0)
+    assert findings.mean == pytest.approx(mean.tolist(), abs=1e-6)
+    spread = np.sqrt(np.mean([(one**2).mean(0) for one in pixels], 0) - mean**2)
+    assert findings.std == pytest.approx(spread.tolist(), abs=1e-5)
+
+
+def test_every_odd_file_is_found_by_its_reason(clean: Path) -> None:
+    """The table of bad input: what is unreadable, what is left out, what is not what its name says, and nothing else."""
+    expected = {(f"unreadable_{code}", f"train/a/{name}") for name, code in write_odd_files(clean / "train/a").items()}
+    expected |= {("extension", "train/a/png_named.jpg")}
+    expected |= {("unsupported_format", f"train/a/{name}") for name in ("animated.gif", "photo.jxl")}  # fmt: skip
+    findings = check(str(clean))
+    odd = {entry for entry in found(findings) if "duplicate" not in entry[0]}
+    assert odd == expected
+    readable = {Path(row.path).name for row in findings.rows if row.width}
+    assert set(READABLE) <= readable
+    assert not readable & set(UNREADABLE)
+    assert "1 animated files: their first picture is taken" in findings.notes
+    assert "left out in train: 1 .*, 1 ._*, 1 .xyz files, 1 __MACOSX" in findings.notes
+    alike = {entry[1] for entry in found(findings) if "duplicate" in entry[0]}
+    assert alike
+    assert all(Path(path).name in READABLE or "not_utf8" in path for path in alike), "the same gradient in many formats"
+
+
+def test_the_words_are_those_of_a_run(clean: Path) -> None:
+    from alexlab.data.decode import decode
+
+    for name in write_odd_files(clean / "train/a"):
+        with pytest.raises(ImageError) as caught:
+            decode(clean / "train/a" / name)
+        problem = next(problem for problem in check(str(clean)).problems if problem.path == f"train/a/{name}")
+        assert problem.text == f"cannot be read: {caught.value.reason}"
+
+
+def test_broken_pictures_behind_the_first_one_are_no_problem(clean: Path) -> None:
+    """They are counted to tell an animation, and never read."""
+    content = tiff(np.arange(2400, dtype=np.uint8).reshape(40, 60))
+    place = len(content) - 4  # of the offset of the next directory
+    (clean / "train/a/stack.tif").write_bytes(content[:place] + b"\xff\xff\xff\x7f")
+    findings = check(str(clean))
+    assert not found(findings)
+    assert "1 animated files: their first picture is taken" in findings.notes
+
+
+def test_folders(clean: Path) -> None:
+    photo(clean / "val/c/0.jpg", 100)
+    shutil.rmtree(clean / "val/b")
+    (clean / "train/empty").mkdir()
+    photo(clean / "train/d/0.jpg", 101)
+    photo(clean / "train/D/0.jpg", 102)
+    one, other = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    photo(clean / "train" / one / "0.jpg", 103)
+    photo(clean / "train" / other / "0.jpg", 104)
+    (clean / "train/a/loop").symlink_to(clean / "train/a")
+    photo(clean / "train/beside.jpg", 105)
+    shutil.copytree(clean / "val", clean / "valid")
+    entries = set(found(check(str(clean))))
+    assert {
+        ("extra_class", "val/c"),
+        ("missing_class", "val/b"),
+        ("empty_class", "train/empty"),
+        ("similar_class", "train/d"),
+        ("loop", "train/a/loop"),
+        ("outside_classes", "train/beside.jpg"),
+        ("unclear_splits", "."),
+    } <= entries
+    assert ("similar_class", f"train/{max(one, other)}") in entries
+    text = next(problem.text for problem in check(str(clean)).problems if problem.code == "similar_class")
+    assert text == "is a class whose name is that of 'D' but for case or Unicode form"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read(clean: Path) -> None:
+    (clean / "train/a").chmod(0)
+    assert ("no_permission", "train/a") in found(check(str(clean)))
+    (clean / "train/a").chmod(0o755)
+
+
+def test_duplicates_within_and_across(clean: Path) -> None:
+    shutil.copy(clean / "train/a/0.jpg", clean / "val/a/copy.jpg")
+    shutil.copy(clean / "train/a/2.jpg", clean / "train/b/copy.jpg")
+    shutil.copy(clean / "train/a/4.jpg", clean / "train/a/copy.jpg")
+    with Image.open(clean / "train/a/6.jpg") as image:
+        image.resize((60, 47)).save(clean / "val/a/small.jpg", quality=60)
+        image.convert("L").save(clean / "train/a/grey.jpg")
+    findings = check(str(clean))
+    assert found(findings) == [
+        ("duplicate", "train/a/copy.jpg"),
+        ("duplicate_across_classes", "train/b/copy.jpg"),
+        ("duplicate_across_splits", "val/a/copy.jpg"),
+        ("near_duplicate", "train/a/grey.jpg"),
+        ("near_duplicate_across_splits", "val/a/small.jpg"),
+        ("near_duplicate_across_splits", "val/a/small.jpg"),
+    ]
+    texts = {problem.path: problem.text for problem in findings.problems}
+    assert texts["val/a/copy.jpg"] == "is the same file as train/a/0.jpg, in another split"
+    assert texts["train/b/copy.jpg"] == "is the same file as train/a/2.jpg, in another class"
+
+
+def test_flat_pictures_are_not_alike(clean: Path) -> None:
+    for number, level in enumerate((0, 3, 250, 255)):
+        Image.new("RGB", (40, 40), (level,) * 3).save(clean / f"train/a/flat{number}.png")
+    assert found(check(str(clean))) == []
+
+
+def test_an_undivided_folder(clean: Path) -> None:
+    findings = check(str(clean / "train"))
+    assert findings.counts == {"": {"a": 14, "b": 14}}
+    assert found(findings) == []
+    codes = {code for code, _ in found(check(str(clean / "train/a")))}
+    assert codes == {"no_images", "one_class", "outside_classes"}
+
+
+@pytest.mark.parametrize(("root", "words"), [("missing", "there is no such folder"), ("file", "it is a file")])
+def test_no_folder(tmp_path: Path, root: str, words: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=words):
+        check(str(tmp_path / root))
+
+
+def command(tmp_path: Path, *overrides: str) -> Path:
+    """Runs the command and gives its folder."""
+    folder = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
+    folder.mkdir()
+    config = plain("action=check", *overrides, name="prepare")
+    try:
+        run(config, run_dir=folder, choices={})
+    except FoundError as error:
+        (folder / "found").write_text(str(error))
+    return folder
+
+
+def test_the_command_writes_a_page_and_a_manifest(
+    clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clean / "train/a/<b>&.jpg").write_bytes(b"x")
+    shutil.copy(clean / "train/a/0.jpg", clean / "val/a/copy.jpg")
+    folder = command(tmp_path, f"data.root={clean}")
+    assert (folder / "found").read_text() == "2 findings"
+    page = (folder / "check.html").read_text()
+    assert "http" not in page.replace("http-equiv", ""), "it works offline"
+    assert "train/a/&lt;b&gt;&amp;.jpg" in page
+    assert "<b>&" not in page
+    assert page.count("data:image/jpeg;base64,") == 2 + 41, "the pair, and samples of both classes"
+    about = json.loads((folder / "check.json").read_text())
+    assert {problem["code"] for problem in about["problems"]} == {
+        "unreadable_unknown_format",
+        "duplicate_across_splits",
+    }
+    rows = {row.path: row for row in read_manifest(folder / "manifest.csv", str(clean)).values()}
+    assert len(rows) == 42
+    one = rows["train/a/0.jpg"]
+    assert (one.width, one.height, one.mode, one.label, one.split) == (90, 70, "RGB", "a", "train")
+    assert one.size == (clean / "train/a/0.jpg").stat().st_size
+    assert rows["train/a/<b>&.jpg"].width is None
+    printed = capsys.readouterr().out
+    assert "unreadable_unknown_format" in printed
+    assert "check.html" in printed
+
+
+def test_clean_data_are_said_to_be_so(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = command(tmp_path, f"data.root={clean}")
+    assert not (folder / "found").exists()
+    assert "nothing was found" in capsys.readouterr().out
+
+
+def test_quarantine_and_back(clean: Path, tmp_path: Path) -> None:
+    write_odd_files(clean / "train/a")
+    before = {path: os.lstat(path).st_size for path in clean.rglob("*")}
+    command(tmp_path, f"data.root={clean}", "fix=quarantine")
+    folder = Path(f"{clean}.quarantine")
+    assert not any(code.startswith("unreadable") for code, _ in found(check(str(clean))))
+    assert (folder / "train/a/truncated.jpg").exists()
+    (clean / "train/a/again.jpg").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="quarantine must be a new folder"):
+        command(tmp_path, f"data.root={clean}", "fix=quarantine")
+    (clean / "train/a/again.jpg").unlink()
+    (clean / "train/a/text.jpg").write_bytes(b"another one")
+    with pytest.raises(DataError, match=r"there is another file at .*train/a/text.jpg"):
+        command(tmp_path, "action=restore", f"data.root={clean}", f"quarantine={folder}")
+    (clean / "train/a/text.jpg").unlink()
+    command(tmp_path, "action=restore", f"data.root={clean}", f"quarantine={folder}")
+    assert {path: os.lstat(path).st_size for path in clean.rglob("*")} == before
+    with pytest.raises(ConfigError, match=r"has no moves.jsonl"):
+        command(tmp_path, "action=restore", f"data.root={clean}", f"quarantine={folder}")
+
+
+@pytest.fixture
+def quarantined(clean: Path) -> tuple[Path, Path]:
+    """A data set and its quarantine, in which two files are."""
+    for name in ("x.jpg", "sub/y.jpg"):
+        (clean / "train/a" / name).parent.mkdir(exist_ok=True)
+        (clean / "train/a" / name).write_bytes(b"no image")
+    folder = clean.parent / "quarantine"
+    assert quarantine(str(clean), ["train/a/x.jpg", "train/a/sub/y.jpg"], folder) == 2
+    return clean, folder
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"from": "/home/u/.bash_aliases", "to": "train/a/x.jpg"}, "`from` must be train/a/x.jpg inside data.root="),
+        ({"from": "{root}/../evil", "to": "train/a/x.jpg"}, "`from` must be"),
+        ({"from": "{root}/train/b/x.jpg", "to": "train/a/x.jpg"}, "`from` must be"),
+        ({"from": "train/a/x.jpg", "to": "train/a/x.jpg"}, "`from` must be"),
+        ({"from": "{root}/../../x", "to": "../../x"}, "`to` must be a path inside the quarantine; got '../../x'"),
+        ({"from": "/etc/hostname", "to": "/etc/hostname"}, "`to` must be a path inside the quarantine"),
+        ({"from": "{root}/a/../../x", "to": "a/../../x"}, "`to` must be"),
+        ({"from": "{root}/", "to": ""}, "`to` must be"),
+        ({"from": "{root}/.", "to": "."}, "`to` must be"),
+        ({"from": "{root}/moves.jsonl", "to": "moves.jsonl"}, "`to` must be"),
+        ({"from": "{root}/a\0", "to": "a\0"}, "`to` must be"),
+        ({"from": "{root}/out/evil", "to": "out/evil"}, "out/evil must lie in its folder; a link leads out of it"),
+        ({"from": "{root}/linked/evil", "to": "linked/evil"}, "linked/evil must lie in its folder"),
+        ({"from": "{root}/train/a", "to": "train/a"}, "train/a must be a file; it is a folder"),
+        ({"from": "{root}/val/a/1.jpg", "to": "val/a/1.jpg"}, "there is another file at {root}/val/a/1.jpg"),
+        ({"to": "train/a/x.jpg"}, "a line must be"),
+        ({"from": 1, "to": ["x"]}, "a line must be"),
+        (["x"], "a line must be"),
+        (None, "a line must be"),
+        ("text", "a line must be"),
+        ("[" * 100_000, "a line must be"),
+    ],
+)
+def test_a_quarantine_of_a_stranger_moves_nothing_to_elsewhere(
+    line: object, words: str, quarantined: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root, folder = quarantined
+    (root / "out").symlink_to(tmp_path)
+    (folder / "out").mkdir()
+    (folder / "out/evil").write_bytes(b"x")
+    (folder / "linked").symlink_to(tmp_path)
+    (tmp_path / "evil").write_bytes(b"x")
+    for base in (root, folder):
+        (base / "val/a").mkdir(parents=True, exist_ok=True)
+        (base / "val/a/1.jpg").write_bytes(b"x")
+    text = line if isinstance(line, str) else json.dumps(line).replace("{root}", str(root))
+    with (folder / "moves.jsonl").open("a") as file:
+        file.write(text + "\n")
+    before = {path: path.lstat().st_ino for path in tmp_path.rglob("*")}
+    with pytest.raises(DataError, match=re.escape(f"{folder}/moves.jsonl, line 3: ")) as caught:
+        restore(str(root), folder)
+    assert words.format(root=root) in str(caught.value)
+    assert {path: path.lstat().st_ino for path in tmp_path.rglob("*")} == before
+
+
+def test_a_listed_file_below_another_one(quarantined: tuple[Path, Path]) -> None:
+    root, folder = quarantined
+    (folder / "q").mkdir()
+    (folder / "q/z").touch()
+    (folder / "link").symlink_to("q")
+    with (folder / "moves.jsonl").open("a") as file:
+        for path in ("link", "link/z"):
+            file.write(json.dumps({"from": f"{root}/{path}", "to": path}) + "\n")
+    with pytest.raises(DataError, match="line 4: link/z lies below another file that is listed"):
+        restore(str(root), folder)
+    assert not (root / "train/a/x.jpg").exists()
+
+
+def test_a_quarantine_goes_back_to_the_folder_that_is_named(quarantined: tuple[Path, Path], tmp_path: Path) -> None:
+    root, folder = quarantined
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(DataError, match=r"line 1: `from` must be train/a/x.jpg inside data.root=.*/other, where"):
+        restore(str(other), folder)
+    (root / "train/a/sub").rmdir()
+    (tmp_path / "alias").symlink_to(root)
+    assert restore(f"{tmp_path}/alias/", folder) == 2
+    assert (root / "train/a/sub/y.jpg").read_bytes() == b"no image"
+    with pytest.raises(ConfigError, match=r"data\.root must be given"):
+        command(tmp_path, "action=restore", f"quarantine={folder}")
+
+
+def test_what_is_not_moved_into_a_quarantine(clean: Path, tmp_path: Path) -> None:
+    photo(tmp_path / "far/0.jpg", 1)
+    (clean / "train/c").symlink_to(tmp_path / "far")
+    with pytest.raises(DataError, match=r"only files inside .* are moved; a link leads out of it to train/c/0.jpg"):
+        quarantine(str(clean), ["train/a/0.jpg", "train/c/0.jpg"], tmp_path / "q")
+    with pytest.raises(ConfigError, match="quarantine must lie outside of the data set"):
+        quarantine(str(clean), ["train/a/0.jpg"], clean / "q")
+    assert (clean / "train/a/0.jpg").exists()
+
+
+def test_litter_and_special_files_are_named(clean: Path) -> None:
+    for folder in ("train/a/@eaDir/0.jpg", "#recycle", "val/lost+found"):
+        photo(clean / folder / "thumb.jpg", 7)
+    os.mkfifo(clean / "train/a/pipe.jpg")
+    (clean / "train/a/null.png").symlink_to("/dev/null")
+    findings = check(str(clean))
+    assert found(findings) == [("special_file", "train/a/null.png"), ("special_file", "train/a/pipe.jpg")]
+    assert findings.problems[1].text == "is left out: it is a FIFO, and only regular files are read"
+    assert findings.notes == [
+        f"{clean}: hidden files and folders are left out: 1 #recycle",
+        "left out in train: 1 @eaDir",
+        "left out in val: 1 lost+found",
+    ]
+
+
+def test_a_manifest_is_compared_and_asked_for(clean: Path, tmp_path: Path) -> None:
+    first = command(tmp_path, f"data.root={clean}") / "manifest.csv"
+    photo(clean / "train/a/0.jpg", 1000)
+    photo(clean / "train/a/new.jpg", 1001)
+    (clean / "val/b/39.jpg").unlink()
+    folder = command(tmp_path, f"data.root={clean}", f"manifest={first}")
+    codes = {
+        problem["code"]: problem["path"] for problem in json.loads((folder / "check.json").read_text())["problems"]
+    }
+    assert codes == {
+        "manifest_changed": "train/a/0.jpg",
+        "manifest_new": "train/a/new.jpg",
+        "manifest_gone": "val/b/39.jpg",
+    }
+
+
+def test_a_run_reads_only_what_the_manifest_lists(train, clean: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    manifest = command(tmp_path, f"data.root={clean}") / "manifest.csv"
+    train(f"data.root={clean}", f"data.manifest={manifest}", run_dir=tmp_path / "good")
+    content = bytearray((clean / "train/a/4.jpg").read_bytes())
+    content[-30] ^= 1
+    (clean / "train/a/4.jpg").write_bytes(content)
+    Image.open(BytesIO(bytes(content))).load()
+    for options in ([], ["data.cache=packed"]):
+        with pytest.raises(ImageError, match=r"train/a/4.jpg: its content is not what the manifest says"):
+            train(f"data.root={clean}", f"data.manifest={manifest}", *options, run_dir=tmp_path / f"bad{len(options)}")
+    photo(clean / "train/a/new.jpg", 1)
+    with pytest.raises(DataError, match=r"1 of the train split are not, such as train/a/new.jpg"):
+        train(f"data.root={clean}", f"data.manifest={manifest}", run_dir=tmp_path / "new")
+
+
+def test_a_manifest_is_a_data_set(clean: Path, tmp_path: Path) -> None:
+    manifest = clean / "list.csv"
+    shutil.copy(command(tmp_path, f"data.root={clean}") / "manifest.csv", manifest)
+    splits = find_splits(str(manifest), val_fraction=0.2, test_fraction=0.0)
+    assert [len(split) for _, split in splits.named()] == [28, 12]
+    assert splits.classes == ["a", "b"]
+    assert splits.train.hashes is not None
+    lines = manifest.read_text().splitlines()
+    for content, words in (
+        ("name\na\n", "must be a CSV file with a column path or file or filename or image; .* has 'name'"),
+        ("path,split\na.jpg,train\n", "must have rows of the split val"),
+        ("path,split\na.jpg,train\nb.jpg,val\n", "must have a class in each row"),
+        (
+            "path,split,class\na.jpg,train,x\nb.jpg,val,y\n",
+            "every class must be in the training split; .* has y elsewhere",
+        ),
+        ("path,split,class\na.jpg,train,x\nb.jpg,val,x\n", "at least 2 classes; .* has one, x"),
+        ("path,size\na.jpg,big\n", "line 2: size must be a whole number; got 'big'"),
+        ("path,size\n,3\n", "line 2: there is no path"),
+        ("\n".join([lines[0], lines[1].replace(lines[1].split(",")[2], "xyz"), *lines[2:]]), "64 hexadecimal digits"),
+    ):
+        manifest.write_text(content)
+        with pytest.raises(DataError, match=words):
+            find_splits(str(manifest), val_fraction=0.2, test_fraction=0.0)
+
+
+def killed(work: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_ends_the_check(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "FEW", 1)
+    monkeypatch.setattr(inspection, "look", killed)
+    with pytest.raises(RankError, match="a process that reads images was killed; usually"), explaining(clean):
+        check(str(clean))

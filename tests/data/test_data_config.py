@@ -1,0 +1,65 @@
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from alexlab.data.config import Data
+from alexlab.errors import ConfigError
+
+KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "std": [1.0, 1.0, 1.0], "batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"root": ""}, "data.root must name a folder of images: data.root=DIR"),
+        ({"channels": 2}, "an image has 1 or 3 channels; got model.in_channels=2"),
+        ({"mean": [0.5, 0.5]}, "data.mean must be one or three numbers, or null to measure; got [0.5, 0.5]"),
+        ({"preview": -1}, "data.preview must be a number of images; got -1"),
+        (
+            {"std": [1.0, 0.0, 1.0]},
+            "data.std must be one or three positive numbers, or null to measure; got [1.0, 0.0, 1.0]",
+        ),
+        ({"std": [float("nan")]}, "data.std must be one or three positive numbers, or null to measure; got [nan]"),
+        ({"max_megapixels": 0}, "data.max_megapixels must be a positive number; got 0"),
+        ({"deep_range": [9, 1]}, "data.deep_range must be null or two numbers, black and a larger white"),
+        ({"sampler": "random"}, "data.sampler must be shuffle or balanced; got 'random'"),
+        ({"make": "mnist"}, "data.make must be null or one of digits, photographs; got 'mnist'"),
+        (
+            {"root": None, "url": "x", "splits": {"train": "x", "val": None}},
+            "data.splits must be null with data.url, whose splits are fixed; got {'train': 'x', 'val': None}",
+        ),
+        ({"batch_size": 0}, "data.batch_size must be a whole number of at least 1; got 0"),
+    ],
+)
+def test_words(options: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        Data(**(KEYS | options))
+
+
+def test_three_numbers_serve_one_channel() -> None:
+    data = Data(**(KEYS | {"channels": 1}))
+    assert data.per_channel(data.mean) == pytest.approx([0.3])
+    assert Data(**KEYS).per_channel(KEYS["mean"]) == [0.1, 0.2, 0.6]
+
+
+def test_digits_are_written_once(tmp_path: Path) -> None:
+    root = tmp_path / "deep" / "digits"
+    data = Data(**(KEYS | {"root": str(root), "make": "digits"}))
+    splits = data.find_splits()
+    assert [len(split) for _, split in splits.named()] == [1257, 270, 270]
+    assert splits.classes == [str(digit) for digit in range(10)]
+    assert all(min(split.counts()) >= 26 for _, split in splits.named())
+    with Image.open(root / splits.train.paths[0]) as image:
+        assert (image.size, image.mode, image.getextrema()) == ((8, 8), "L", (0, 239))  # 15 of 16, scaled to 255
+    written = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*.png"))
+    assert data.find_splits().train.paths == splits.train.paths
+    assert written == sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*.png"))
+    assert [path.name for path in root.parent.iterdir()] == ["digits"]
+
+
+def test_workers_share_the_cores() -> None:
+    assert Data(**(KEYS | {"num_workers": 3})).workers(2) == 3
+    assert 1 <= Data(**KEYS).workers(1) <= 8
+    assert Data(**KEYS).workers(10_000) == 1

@@ -1,0 +1,144 @@
+"""`data.cache=device` gives the images of `data.cache=packed`; here the device is the CPU."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from alexlab.config import build
+from alexlab.data.cache.on_device import Plan, cut, filters, on_device, resized
+from alexlab.data.samplers import derived_seed
+from alexlab.data.transforms import CenterView, RandomCropView
+from alexlab.errors import ConfigError, ImageError
+from alexlab.runs.record import Card
+from alexlab.runs.safe_load import load_file
+from support.runs import TINY, plain, rows
+
+Train = Callable[..., float | None]
+SIDE = 73
+RECIPES: dict[str, Any] = {
+    "center": v2.Compose([CenterView(64)]),
+    "crop": v2.Compose([RandomCropView(64, square=True)]),
+    "crop and flip": v2.Compose([RandomCropView(64, square=True), v2.RandomHorizontalFlip()]),
+    "two flips": v2.Compose([RandomCropView(64, square=True), v2.RandomHorizontalFlip(), v2.RandomHorizontalFlip(0.3)]),
+    "resized crop and flip": v2.Compose(
+        [v2.RandomResizedCrop(64, scale=(0.08, 1.0), antialias=True), v2.RandomHorizontalFlip()]
+    ),
+    "enlarged crop": v2.Compose([v2.RandomResizedCrop(64, scale=(0.05, 0.2), antialias=True)]),
+}
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    """Noise and edges: what filters differ on."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randint(0, 256, (6, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
+    noise[3:] = (torch.arange(SIDE) // 9 % 2 * 255).to(torch.uint8)[None, :, None, None]
+    return noise
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_the_images_are_those_of_the_transforms(name: str, pixels: torch.Tensor) -> None:
+    recipe = RECIPES[name]
+    plan = Plan(recipe, SIDE)
+    numbers, expected, mirrored = [], [], 0
+    for index in range(60):
+        row = index % len(pixels)
+        torch.manual_seed(derived_seed(index))
+        expected.append(recipe(pixels[row].permute(2, 0, 1)))
+        torch.manual_seed(derived_seed(index))
+        numbers.append(torch.tensor([row, *plan.draw()]))
+        mirrored += int(numbers[-1][-1])
+    found = (resized if plan.resizes else cut)(pixels, torch.stack(numbers), plan.size)
+    assert found.dtype == torch.uint8
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert (mirrored > 10) == ("flip" in name)
+    differences = (found.int() - torch.stack(expected).int()).abs()
+    if not plan.resizes:
+        assert differences.max() == 0
+    else:
+        assert differences.max() <= 2
+        assert (differences > 1).float().mean() < 1e-3
+        assert differences.float().mean() < 0.1
+
+
+def test_filters_sum_to_one_inside_of_their_part() -> None:
+    offset, length = torch.tensor([0, 10, 72]), torch.tensor([73, 5, 1])
+    found = filters(offset, length, 8, SIDE)
+    assert found.sum(-1).allclose(torch.ones(3, 8))
+    assert found[1, :, :10].abs().max() == 0
+    assert found[1, :, 15:].abs().max() == 0
+    assert found[2, :, 72].allclose(torch.ones(8))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        (v2.Compose([CenterView(64), v2.ColorJitter(0.1)]), "cut and mirrored, and nothing else; got ColorJitter"),
+        (v2.Compose([v2.Resize((64, 64))]), "its first transform must cut a square; got Resize"),
+        (v2.Compose([v2.RandomResizedCrop((64, 32))]), r"must cut a square; got \(64, 32\)"),
+    ],
+)
+def test_what_the_device_cannot_do_is_told(recipe: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Plan(recipe, SIDE)
+
+
+@pytest.mark.parametrize("words", [(), ("data.num_workers=2", "trainer.devices=2")], ids=["alone", "two ranks"])
+def test_a_run_is_that_of_packed_images_bit_for_bit(train: Train, tmp_path: Path, words: tuple[str, ...]) -> None:
+    for cache in ("packed", "device"):
+        train(f"data.cache={cache}", "trainer.max_epochs=2", *words, run_dir=tmp_path / cache)
+    packed, device = (load_file(tmp_path / name / "checkpoints/last.ckpt") for name in ("packed", "device"))
+    for name, value in packed["state_dict"].items():
+        assert torch.equal(device["state_dict"][name], value), name
+    losses = [[row["val/loss"] for row in rows(tmp_path / name / "metrics.csv")] for name in ("packed", "device")]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_with_resized_crops_and_ten_crops(train: Train, tmp_path: Path) -> None:
+    """The crops at the end are not cut on the device, and are there all the same."""
+    score = train("data.cache=device", "augmentation=inception", "final.views=ten_crop", "trainer.max_epochs=2")
+    scores = Card(tmp_path / "run").read()["scores"]
+    assert score == scores["best/top1"]
+    assert scores["ten_crop/count"] == 7
+
+
+def test_an_unreadable_image_is_skipped(images: Path, train: Train, tmp_path: Path) -> None:
+    root = tmp_path / "with_a_bad_one"
+    shutil.copytree(images, root)
+    bad = root / "train/ant/000.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    words = (f"data.root={root}", "data.on_error=skip", "trainer.max_epochs=1")
+    for cache in ("packed", "device"):
+        train(*words, f"data.cache={cache}", run_dir=tmp_path / cache)
+        assert "ant/000.png" in (tmp_path / cache / "skipped.csv").read_text()
+    scores = [rows(tmp_path / name / "metrics.csv")[-1] for name in ("packed", "device")]
+    assert scores[0]["train/loss"] == scores[1]["train/loss"]
+    with pytest.raises(ImageError, match=r"000\.png"):
+        train(f"data.root={root}", "data.cache=device", run_dir=tmp_path / "raises")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["augmentation=color"], "augmentation.train cannot come from data.cache=device: .* got ColorJitter; take"),
+        (["data.pack.crop=full"], "data.cache=device needs squares: data.pack.crop=center or data.pack.resize=squash"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(train: Train, words: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        train("data.cache=device", *words)
+
+
+def test_a_pack_is_held_once(images: Path, tmp_path: Path) -> None:
+    config = plain(*TINY, f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}", "data.cache=device")
+    splits = build.packed(config, build.data(config).find_splits())
+    assert splits.train.pack is not None
+    one = on_device(splits.train.pack, torch.device("cpu"))
+    assert on_device(splits.train.pack, torch.device("cpu")) is one
+    assert np.array_equal(one.numpy(), splits.train.pack.pixels)

@@ -1,0 +1,202 @@
+from collections import Counter
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alexlab.data.samplers import (
+    EvalBatches,
+    PaddedItems,
+    SeededItems,
+    TrainBatches,
+    derived_seed,
+    num_limited,
+    stratified_sample,
+)
+
+
+class Noisy:
+    """Items that are random, as augmented images are."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[float, int]:
+        return torch.rand(1).item(), index
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("shards", [None, np.arange(40) // 6])
+def test_the_global_batches_do_not_depend_on_the_devices(
+    num_ranks: int, accumulate: int, shards: np.ndarray | None
+) -> None:
+    def steps(num_ranks: int, accumulate: int) -> list[set[tuple[int, int]]]:
+        keys = {"batch_size": 12, "num_ranks": num_ranks, "accumulate": accumulate, "shards": shards, "mix": 2}
+        ranks = [list(TrainBatches([0] * 40, rank=rank, seed=5, **keys)) for rank in range(num_ranks)]
+        assert {len(batches) for batches in ranks} == {3 * accumulate}
+        return [
+            set(
+                chain.from_iterable(
+                    chain.from_iterable(rank[step * accumulate : (step + 1) * accumulate] for rank in ranks)
+                )
+            )
+            for step in range(3)
+        ]
+
+    assert steps(num_ranks, accumulate) == steps(1, 1)
+    assert all(len(step) == 12 for step in steps(num_ranks, accumulate))
+
+
+def test_an_epoch_has_its_own_order_and_every_image_at_most_once() -> None:
+    batches = TrainBatches([0] * 40, batch_size=8, seed=5)
+    first = list(chain.from_iterable(batches))
+    batches.set_epoch(1)
+    second = list(chain.from_iterable(batches))
+    assert [index for _, index in first] != [index for _, index in second]
+    assert sorted(index for _, index in second) == list(range(40))
+    assert {epoch for epoch, _ in second} == {1}
+    assert first == list(chain.from_iterable(TrainBatches([0] * 40, batch_size=8, seed=5)))
+
+
+def of_shards(**options: Any) -> TrainBatches:
+    """20,000 images, 100 in a shard, in batches of 100."""
+    keys = {"shards": np.arange(20_000) // 100, "mix": 8, "batch_size": 100, "seed": 5} | options
+    return TrainBatches([0] * 20_000, **keys)
+
+
+def test_images_of_shards_come_shard_after_shard_and_mixed() -> None:
+    batches = of_shards()
+    first = np.array([index for _, index in chain.from_iterable(batches)])
+    assert sorted(first) == list(range(20_000)), "each once"
+    order = batches.shard_order(0)
+    assert sorted(order) == list(range(200)) and list(order) == list(dict.fromkeys((first // 100).tolist()))
+    steps = order.argsort()[first // 100].reshape(-1, 100)
+    # Those that are read at a time lie within the mix, and one begins with each hundred images; those at the start and at
+    # the end of an epoch are the only ones with fewer beside them.
+    newest = np.maximum.accumulate(steps.max(1))
+    assert (newest[:, None] - steps <= 9).all()
+    assert (abs(newest - np.arange(200) - 4) <= 2)[8:-8].all()
+    spread = np.array([len(np.unique(step)) for step in steps[8:-8]])
+    assert spread.min() >= 8, "a batch is of all that are mixed"
+    share = np.array([np.bincount(step, minlength=200).max() for step in steps[8:-8]])
+    assert share.mean() < 25, "each with its part, 12.5 on average"
+    batches.set_epoch(1)
+    second = [index for _, index in chain.from_iterable(batches)]
+    assert list(first) != second and sorted(second) == list(range(20_000))
+    assert [index for _, index in chain.from_iterable(of_shards())] == list(first)
+    by_heart = of_shards(fixed=True)
+    by_heart.set_epoch(1)
+    assert [index for _, index in chain.from_iterable(by_heart)] == list(first)
+    resumed = of_shards(first=(0, 150))
+    assert list(resumed) == list(of_shards())[150:]
+
+
+def test_most_shards_are_read_by_one_rank() -> None:
+    ranks = [list(of_shards(num_ranks=4, rank=rank)) for rank in range(4)]
+    fetched = [{index // 100 for _, index in chain.from_iterable(batches)} for batches in ranks]
+    for rank, batches in enumerate(ranks):
+        told = of_shards(num_ranks=4, rank=rank).shard_order(0).tolist()
+        assert told == list(dict.fromkeys(index // 100 for _, index in chain.from_iterable(batches)))
+    assert set.union(*fetched) == set(range(200))
+    assert sum(map(len, fetched)) < 2.2 * 200, "not 4 x 200"
+
+
+def test_who_reads_hears_of_each_epoch() -> None:
+    heard: list[int] = []
+    items = SeededItems(Noisy(), seed=0, on_epoch=heard.append)
+    for keys in ([(0, 1), (0, 2)], [(0, 3)], [(1, 0)], [(3, 1)]):
+        items.__getitems__(keys)
+    assert heard == [0, 1, 3]
+
+
+def test_lightning_finds_set_epoch() -> None:
+    batches = TrainBatches([0] * 4, batch_size=2)
+    assert batches.sampler is batches
+
+
+def test_balanced_draws_every_class_equally_often() -> None:
+    labels = [0] * 900 + [1] * 100
+    drawn = Counter(
+        labels[index] for _, index in chain.from_iterable(TrainBatches(labels, batch_size=1000, balanced=True))
+    )
+    assert drawn[1] / 1000 == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("length", range(1, 18))
+def test_an_evaluation_reads_every_image_once_in_as_many_steps_on_every_rank(length: int, num_ranks: int) -> None:
+    ranks = [list(EvalBatches(length, batch_size=4, num_ranks=num_ranks, rank=rank)) for rank in range(num_ranks)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len(ranks[0]) == len(EvalBatches(length, batch_size=4, num_ranks=num_ranks))
+    read = list(chain.from_iterable(chain.from_iterable(ranks)))
+    assert sorted(index for index in read if index >= 0) == list(range(length))
+
+
+def test_a_sample_has_its_share_of_each_class() -> None:
+    labels = np.repeat([0, 1, 2, 4], [500, 300, 150, 50])
+    for count in (20, 100, 333, 1000):
+        sample = stratified_sample(labels, count, seed=3)
+        assert len(set(sample.tolist())) == count and (np.diff(sample) > 0).all()
+        found = np.bincount(labels[sample], minlength=5) / count
+        assert np.abs(found - [0.5, 0.3, 0.15, 0, 0.05]).max() <= 1.5 / count
+    first, other = stratified_sample(labels, 100, seed=3), stratified_sample(labels, 100, seed=4)
+    assert np.array_equal(first, stratified_sample(labels.tolist(), 100, seed=3))
+    assert not np.array_equal(first, other)
+    many = np.arange(1000) // 2  # more classes than the sample has images
+    assert len(set(many[stratified_sample(many, 100, seed=0)].tolist())) == 100
+
+
+@pytest.mark.parametrize("limit", [1, 3, 99, 0.5, 1.0])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_a_limited_evaluation_scores_one_sample_on_any_number_of_ranks(num_ranks: int, limit: float) -> None:
+    """The first batches of each rank, as many as Lightning takes, hold the sample and nothing else."""
+    labels = np.repeat([0, 1], 25)
+    count = min(50, 8 * num_limited(7, limit))
+    sample = stratified_sample(labels, count, seed=0)
+    keys = {"batch_size": 8, "num_ranks": num_ranks, "sample": sample}
+    ranks = [EvalBatches(50, rank=rank, **keys) for rank in range(num_ranks)]
+    assert {len(batches) for batches in ranks} == {7}
+    read = [index for batches in ranks for batch in list(batches)[: num_limited(7, limit)] for index in batch]
+    assert sorted(index for index in read if index >= 0) == sample.tolist()
+    assert abs(2 * labels[sample].sum() - count) <= 1
+
+
+def test_limits_are_counted_as_lightning_counts_them() -> None:
+    from lightning.pytorch.trainer.connectors.data_connector import RunningStage, _parse_num_batches
+
+    for length in range(1, 40):
+        for limit in (0, 1, 7, 100, 0.0, 0.29, 0.5, 0.999, 1.0):
+            if isinstance(limit, float) and limit > 0 and int(length * limit) == 0:
+                continue  # an error of Lightning, and of ours before it
+            assert num_limited(length, limit) == _parse_num_batches(RunningStage.VALIDATING, length, limit)
+
+
+def test_padding_is_labelled() -> None:
+    items = PaddedItems(Noisy())
+    assert (items[3][1], items[-1][1], len(items)) == (3, -1, 10)
+
+
+def test_an_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
+    items = SeededItems(Noisy(), seed=1)
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    first = items[(0, 3)]
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(5)
+    assert items[(0, 3)] == first
+    assert (
+        len(
+            {items[(epoch, index)][0] for epoch in range(3) for index in range(3)}
+            | {SeededItems(Noisy(), seed=2)[(0, 0)][0]}
+        )
+        == 10
+    )
+
+
+def test_derived_seeds_are_stable_and_apart() -> None:
+    assert derived_seed(1, 2) == 5934340693050249675
+    assert len({derived_seed(a, b) for a in range(30) for b in range(30)}) == 900
+    assert all(0 <= derived_seed(a) < 2**63 for a in range(100))

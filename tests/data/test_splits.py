@@ -1,0 +1,161 @@
+import re
+from pathlib import Path
+
+import pytest
+from torchvision.datasets import ImageFolder
+
+from alexlab.data.dataset import ImageSplit
+from alexlab.data.splits import find_splits, scan
+from alexlab.errors import DataError
+from support.images import write_images
+from support.runs import rows
+
+FRACTIONS = {"val_fraction": 0.25, "test_fraction": 0.0}
+
+
+def test_equal_to_torchvision_s_imagefolder_on_a_clean_folder(tmp_path: Path) -> None:
+    write_images(tmp_path, {"b": 3, "a": 2, "a/b": 1, "a/b-c": 1, "a/bc/d": 1, "C": 2})
+    (tmp_path / "b" / "UPPER.PNG").write_bytes((tmp_path / "b" / "000.png").read_bytes())
+    theirs, ours = ImageFolder(str(tmp_path)), ImageSplit(scan(str(tmp_path)))
+    assert len(ours) == len(theirs) == 11
+    for name in ("classes", "class_to_idx", "samples", "targets", "imgs"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+
+
+def test_splits_as_they_stand(images: Path) -> None:
+    splits = find_splits(str(images), **FRACTIONS)
+    assert splits.classes == ["ant", "bee", "cat"]
+    assert [len(split) for _, split in splits.named()] == [24, 11, 7]
+    assert splits.test is not None
+    assert splits.test.counts() == [3, 2, 2]
+    assert not splits.made_here
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_other_names_of_the_validation_folder(tmp_path: Path, name: str) -> None:
+    write_images(tmp_path, {"train/a": 2, "train/b": 2, f"{name}/a": 1, f"{name}/b": 1})
+    assert len(find_splits(str(tmp_path), **FRACTIONS).val) == 2
+
+
+def test_an_undivided_folder_is_divided_by_class_and_hash(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 8, "b": 20})
+    splits = find_splits(str(tmp_path), val_fraction=0.25, test_fraction=0.1)
+    assert [split.counts() for _, split in splits.named()] == [[5, 13], [2, 5], [1, 2]]
+    every = sorted(path for _, split in splits.named() for path in split.paths)
+    assert every == sorted(scan(str(tmp_path)).paths)
+    assert "28 images divided by a hash of their paths: train 18, val 7, test 3" in splits.notes[0]
+    # The division is a fact of the paths: these are the files, on every machine.
+    assert splits.val.paths[:2] == ["a/002.png", "a/007.png"]
+    moved = tmp_path.rename(tmp_path.with_name("elsewhere"))
+    assert find_splits(str(moved), val_fraction=0.25, test_fraction=0.1).val.paths == splits.val.paths
+    assert find_splits(str(moved), val_fraction=0.25, test_fraction=0.1, split_seed=1).val.paths != splits.val.paths
+
+
+def test_a_new_file_moves_no_more_than_one_other(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 40, "b": 40})
+    before = set(find_splits(str(tmp_path), **FRACTIONS).val.paths)
+    (tmp_path / "a" / "new.png").write_bytes((tmp_path / "a" / "000.png").read_bytes())
+    after = set(find_splits(str(tmp_path), **FRACTIONS).val.paths)
+    assert len(before ^ after) <= 2
+
+
+def test_train_and_test_without_val(tmp_path: Path) -> None:
+    write_images(tmp_path, {"train/a": 8, "train/b": 8, "test/a": 3, "test/b": 3})
+    splits = find_splits(str(tmp_path), **FRACTIONS)
+    assert [split.counts() for _, split in splits.named()] == [[6, 6], [2, 2], [3, 3]]
+    assert splits.made_here
+    assert "4 of 16 training images became the validation split" in splits.notes[0]
+    on_test = find_splits(str(tmp_path), **FRACTIONS, val_split="test")
+    assert (len(on_test.train), on_test.val.counts(), on_test.test) == (16, [3, 3], None)
+    assert "validating on the test split" in on_test.notes[0]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_images(tmp_path, {"train": 4, "tram": 4})
+    assert find_splits(str(tmp_path), **FRACTIONS).classes == ["train", "tram"]
+
+
+def test_one_vocabulary_for_all_splits(tmp_path: Path) -> None:
+    write_images(tmp_path, {"train/a": 2, "train/b": 2, "train/c": 2, "val/a": 1, "val/c": 1})
+    splits = find_splits(str(tmp_path), **FRACTIONS)
+    assert list(splits.val.labels) == [0, 2]
+    assert splits.notes == ("the val split has no image of b",)
+
+
+def test_litter_is_no_data(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 2, "b": 2, ".ipynb_checkpoints": 1, "__MACOSX": 1, "a/.thumbs": 1})
+    for name in (".DS_Store", "Thumbs.db", "a/._000.png", "a/notes.txt", "a/.000.png"):
+        (tmp_path / name).write_bytes(b"x")
+    split = scan(str(tmp_path))
+    assert (split.classes, split.counts()) == (["a", "b"], [2, 2])
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write_images(tmp_path / "far", {"x": 2})
+    write_images(tmp_path / "root", {"a": 1, "b": 1})
+    (tmp_path / "root/a/more").symlink_to(tmp_path / "far/x")
+    assert scan(str(tmp_path / "root")).counts() == [3, 1]
+    (tmp_path / "root/b/loop").symlink_to(tmp_path / "root/b")
+    with pytest.raises(DataError, match=r"b/loop is a link back to a folder that was already read"):
+        scan(str(tmp_path / "root"))
+
+
+def test_manifest(tmp_path: Path) -> None:
+    write_images(tmp_path / "data", {"a": 4, "b c": 4})
+    splits = find_splits(str(tmp_path / "data"), **FRACTIONS)
+    splits.write_manifest(tmp_path / "split.csv")
+    found = rows(tmp_path / "split.csv")
+    assert list(found[0]) == ["path", "size", "sha256", "class", "split", "width", "height", "mode"]
+    assert {row["path"] for row in found if row["split"] == "val"} == set(splits.val.paths)
+    assert {row["class"] for row in found} == {"a", "b c"}
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "words"),
+    [
+        (None, {}, "data.root must be a folder of images, one folder per class; got '{root}': there is no such folder"),
+        ({}, {}, "{root}/ must hold one folder of images per class; found no folder in it, and 0 images"),
+        ({".": 2}, {}, "found no folder in it, and 2 images"),
+        ({"a": 0, "b": 0}, {}, "{root}/ holds no images: looked for .jpg, .jpeg, .png"),
+        ({"a": 3, "b": 0}, {}, "every class folder must hold an image; empty: {root}/b (fill it or remove it)"),
+        ({"a": 3}, {}, "a classifier needs at least 2 classes; {root}/ has one, a"),
+        (
+            {"train/a": 1, "train/b": 1, "val/c": 1},
+            {},
+            "every class must be in the training split; {root}/val has c, the training split has a, b",
+        ),
+        ({"train/a": 1, "train/b": 1, "val": 0}, {}, "{root}/val must hold one folder of images per class"),
+        (
+            {"train/a": 1, "train/b": 1, "val/a": 1, "valid/a": 1},
+            {},
+            "it must be clear which folders of {root} are splits: val, valid are all named like val. Name them, such as "
+            "data.splits.train=train data.splits.val=val",
+        ),
+        ({"a": 1, "b": 4}, {}, "class a needs at least 2 images to be divided into train and val; it has 1"),
+        (
+            {"a": 4, "b": 4},
+            {"val_split": "test"},
+            "data.val_split=test needs the folder {root}/test, which is not there",
+        ),
+        ({"a": 4, "b": 4}, {"val_split": "dev"}, "data.val_split must be val or test; got 'dev'"),
+        ({"a": 4, "b": 4}, {"val_fraction": 0}, "data.val_fraction must lie between 0 and 1"),
+        (
+            {"a": 4, "b": 4},
+            {"test_fraction": 0.8},
+            "leave something to train on beside data.test_fraction; got 0.25 and 0.8",
+        ),
+    ],
+)
+def test_words_for_folders_that_are_no_data_set(tmp_path: Path, counts: dict | None, options: dict, words: str) -> None:
+    root = tmp_path / "root"
+    if counts is not None:
+        root.mkdir()
+        write_images(root, counts)
+    with pytest.raises(DataError, match=re.escape(words.format(root=root))):
+        find_splits(str(root), **(FRACTIONS | options))
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="it is a file"):
+        find_splits(str(tmp_path / "file"), **FRACTIONS)

@@ -1,0 +1,571 @@
+"""Shards in a folder and in an object store: the same images, each once, checked, in a cache that does not overflow."""
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alexlab.data.config import Data
+from alexlab.data.decode import decode
+from alexlab.data.image_file import Decoding
+from alexlab.data.splits import Split, Splits, find_splits
+from alexlab.data.streaming import fetcher
+from alexlab.data.streaming import writer as sharding
+from alexlab.data.streaming.fetcher import Fetcher
+from alexlab.data.streaming.reader import ShardedImages, Stream, find_sharded
+from alexlab.data.streaming.store import Store
+from alexlab.data.streaming.writer import write_shards
+from alexlab.errors import ConfigError, DataError, ImageError
+from alexlab.tasks import prepare
+from alexlab.tasks.evaluate import run as evaluate
+from support.images import replace_unseen, write_images
+from support.runs import ROOT, names, plain, rows
+from support.s3 import s3
+
+Train = Callable[..., float | None]
+
+SHARD = 60_000  # bytes: some four images
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with s3() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of the session as shards in a folder."""
+    place = tmp_path_factory.mktemp("shards")
+    write(images, str(place / "out"), place / "cache")
+    return place / "out"
+
+
+@pytest.fixture(scope="module")
+def url(client: Any, images: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same in an object store."""
+    write(images, "s3://bucket/whole", tmp_path_factory.mktemp("cache"))
+    return "s3://bucket/whole"
+
+
+@pytest.fixture(params=["folder", "store"])
+def place(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> str:
+    """A copy of the shards that a test may damage."""
+    if request.param == "folder":
+        return str(shutil.copytree(folder, tmp_path / "damaged"))
+    client = request.getfixturevalue("client")
+    for path in folder.iterdir():
+        client.upload_file(str(path), "bucket", f"{tmp_path.name}/{path.name}")
+    return f"s3://bucket/{tmp_path.name}"
+
+
+def splits_of(images: Path) -> Splits:
+    return find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
+
+
+def write(images: Path, out: str, cache_dir: Path, **options: Any) -> dict[str, Any]:
+    return write_shards(splits_of(images), out, **{"shard_bytes": SHARD, "cache_dir": cache_dir} | options)
+
+
+def found(place: str | Path, tmp_path: Path, **options: Any) -> Splits:
+    return find_sharded(str(place), Stream(**options), decoding=Decoding(), cache_dir=tmp_path / "cache")
+
+
+def pack(split: Split) -> ShardedImages:
+    assert isinstance(split.pack, ShardedImages)
+    return split.pack
+
+
+def room_of(folder: Path) -> int:
+    """The bytes of what lies in a folder; some of it goes meanwhile."""
+    found = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += path.lstat().st_size
+    return found
+
+
+def replaced(client: Any, place: str, name: str, change: Callable[[bytes], bytes | None]) -> None:
+    """Damages a file of a place; None removes it."""
+    if place.startswith("s3://"):
+        key = f"{place.removeprefix('s3://bucket/')}/{name}"
+        content = change(client.get_object(Bucket="bucket", Key=key)["Body"].read())
+        if content is None:
+            client.delete_object(Bucket="bucket", Key=key)
+        else:
+            client.put_object(Bucket="bucket", Key=key, Body=content)
+        return
+    path = Path(place, name)
+    content = change(path.read_bytes())
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+
+
+def test_shards_are_tar_files_of_the_files_as_they_were(images: Path, folder: Path) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    splits = splits_of(images)
+    for name, split in splits.named():
+        shards = index["splits"][name]["shards"]
+        assert len(shards) > 1 and sum(count for *_, count in shards) == len(split)
+        content: dict[int, tuple[bytes, int]] = {}
+        for shard, size, *_ in shards:
+            assert (folder / shard).stat().st_size == size <= SHARD + 2 * tarfile.RECORDSIZE
+            with tarfile.open(folder / shard) as tar:
+                members = tar.getmembers()
+                for image, label in zip(members[::2], members[1::2], strict=True):
+                    key, suffix = image.name.split(".")
+                    assert (suffix, label.name) == ("png", f"{key}.cls")
+                    parts = [tar.extractfile(member) for member in (image, label)]
+                    assert parts[0] and parts[1]
+                    content[int(key)] = parts[0].read(), int(parts[1].read())
+        for row, label in enumerate(split.labels.tolist()):
+            assert content[row] == ((images / split.paths[row]).read_bytes(), label)
+    assert names(folder) == {
+        "index.json",
+        *(about["table"][0] for about in index["splits"].values()),
+        *(shard for about in index["splits"].values() for shard, *_ in about["shards"]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["folder", "url"])
+def test_every_image_is_there_once_in_a_small_cache(
+    kind: str, images: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place = str(request.getfixturevalue(kind))
+    splits, limit = found(place, tmp_path, mix=1, ahead=1, cache_gb=1e-3), 0
+    assert splits.train.shuffled and not splits.val.shuffled
+    objects = pack(splits.train).store.folder
+    pack(splits.train).store.limit = limit = 4 * (SHARD + 2 * tarfile.RECORDSIZE)
+    seen = set()
+    for name, split in splits.named():
+        of_folder = dict(splits_of(images).named())[name]
+        assert list(split.classes) == list(of_folder.classes)
+        for number in range(len(split)):
+            path = split.paths[number]
+            seen.add(path)
+            assert split.classes[split.labels[number]] == Path(path).parent.name
+            assert np.array_equal(split.decoded(number, Decoding()), decode(images / path))
+            assert split.size(number) == (images / path).stat().st_size
+            taken = min(room_of(objects) for _ in range(3))  # what goes and comes meanwhile may be counted twice
+            assert taken <= limit
+    assert len(seen) == 24 + 11 + 7
+    assert list(splits.val.paths) == list(splits_of(images).val.paths), "in the order of ImageFolder"
+    assert list(splits.train.paths) != sorted(splits.train.paths)
+    if kind == "url":
+        assert taken > limit / 3, "what there is room for is kept"
+
+
+def test_what_is_here_is_not_fetched_again(client: Any, url: str, images: Path, tmp_path: Path) -> None:
+    splits = found(url, tmp_path)
+    images_of = pack(splits.train)
+    for number in range(len(splits.train)):
+        images_of.content(number)
+    before = {path.name: path.stat().st_ino for path in images_of.store.folder.iterdir()}
+    again = pack(found(url, tmp_path).train)
+    again.store.get = None  # type: ignore[method-assign, assignment]
+    assert [again.content(number) for number in range(24)] == [
+        (images / path).read_bytes() for path in splits.train.paths
+    ]
+    now = {path.name: path.stat().st_ino for path in images_of.store.folder.iterdir()}
+    assert {name: now[name] for name in before if name != "index.json"} == {
+        name: inode for name, inode in before.items() if name != "index.json"
+    }
+
+
+def test_the_next_shards_are_fetched_before_they_are_asked_for(url: str, tmp_path: Path) -> None:
+    train = pack(found(url, tmp_path, mix=2, ahead=2).train)
+    order = np.roll(np.arange(len(train.shards)), 3)[:-1]  # another rank reads the last one
+    train.follow(order)
+    train.content(int(np.flatnonzero(train.shard == order[0])[0]))
+    wanted = {train.shards[number].file[1] for number in order[:3]}
+    end_s = time.monotonic() + 20
+    while not wanted <= {path.name for path in train.store.folder.iterdir()}:
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    tars = {path.name for path in train.store.folder.iterdir() if path.name.endswith(".tar")}
+    assert tars == wanted, "and no others"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: None, "it is not there"),
+        (lambda content: content[:-512], r"it has [\d,]+ bytes, not the [\d,]+ of the index"),
+        (
+            lambda content: content[:700] + bytes([content[700] ^ 1]) + content[701:],
+            r"its content is not that of the index \(SHA-256\)",
+        ),
+    ],
+)
+def test_a_missing_or_damaged_shard_is_named(
+    client: Any, place: str, tmp_path: Path, change: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(client, place, "train-000001.tar", change)
+    split = found(place, tmp_path).train
+    bad = np.flatnonzero(pack(split).shard == 1)
+    assert len(bad)
+    for number in range(len(split)):
+        if number in bad:
+            with pytest.raises(DataError, match=rf"^cannot read .*train-000001\.tar: {reason}$"):
+                split.decoded(number, Decoding())
+            break
+        split.decoded(number, Decoding())
+    replaced(client, place, "val.npz", change)
+    with pytest.raises(DataError, match=rf"^cannot read .*val\.npz: {reason}$"):
+        found(place, tmp_path / "other")
+    replaced(client, place, "index.json", lambda content: None)
+    with pytest.raises(
+        DataError, match=r"data.url must be a place that python src/prepare.py action=shard has written; got"
+    ):
+        found(place, tmp_path / "third")
+
+
+def test_a_shard_of_a_folder_that_changes_is_looked_at_again(folder: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(folder, tmp_path / "copy")
+    split = found(place, tmp_path).train
+    split.decoded(0, Decoding())
+    replaced(None, str(place), "train-000000.tar", lambda content: content[:600] + bytes(8) + content[608:])
+    with pytest.raises(DataError, match="its content is not that of the index"):
+        split.decoded(0, Decoding())
+
+
+def test_an_image_that_cannot_be_decoded_is_named_in_its_shard(images: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(images, tmp_path / "root")
+    (root / "val/bee/001.png").write_bytes(b"no picture")
+    write(root, str(tmp_path / "out"), tmp_path)
+    split = found(tmp_path / "out", tmp_path).val
+    number = list(split.paths).index("val/bee/001.png")
+    with pytest.raises(ImageError, match=r"val-00000\d\.tar: val/bee/001\.png: its content is none of"):
+        split.decoded(number, Decoding())
+
+
+def test_sharding_goes_on_where_it_was_ended(
+    client: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store takes three shards and then no more."""
+    put, taken = Store.put, []
+
+    def some(store: Store, source: Path, name: str) -> None:
+        if len(taken) == 3:
+            raise DataError("the store is full")
+        put(store, source, name)
+        taken.append(name)
+
+    monkeypatch.setattr(sharding, "num_cores", lambda: 1)
+    monkeypatch.setattr(Store, "put", some)
+    with pytest.raises(DataError, match="the store is full"):
+        write(images, "s3://bucket/ended", tmp_path)
+    with pytest.raises(DataError, match=r"index\.json: it is not there"):
+        found("s3://bucket/ended", tmp_path)
+    client.delete_object(Bucket="bucket", Key=f"ended/{taken[1]}")
+    monkeypatch.setattr(Store, "put", lambda store, source, name: (put(store, source, name), taken.append(name))[0])
+    index = write(images, "s3://bucket/ended", tmp_path)
+    assert [name for name in taken if taken.count(name) > 1] == 2 * [taken[1]], (
+        "what is gone was written again, no more"
+    )
+    assert len(set(taken)) == 1 + sum(1 + len(about["shards"]) for about in index["splits"].values())
+    with pytest.raises(ConfigError, match=r"out must be a new place; s3://bucket/ended/index\.json is there already"):
+        write(images, "s3://bucket/ended", tmp_path)
+    assert len(found("s3://bucket/ended", tmp_path).train) == 24
+
+
+def test_sharding_that_goes_on_sees_a_file_that_was_replaced(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = shutil.copytree(images, tmp_path / "root"), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        keep = sharding._Writer._keep
+
+        def no_index(writer: Any, name: str, content: bytes) -> Any:
+            if name == "index.json":
+                raise DataError("ended")
+            return keep(writer, name, content)
+
+        patched.setattr(sharding._Writer, "_keep", no_index)
+        with pytest.raises(DataError, match="ended"):
+            write(root, str(out), tmp_path)
+    replace_unseen(root / "train/ant/003.png")
+    write(root, str(out), tmp_path)
+    content = (root / "train/ant/003.png").read_bytes()
+    assert any(content in path.read_bytes() for path in out.glob("train-*.tar"))
+
+
+def test_a_manifest_copies_nothing_but_images_from_elsewhere(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "root", {"a": 2, "b": 2})
+    write_images(tmp_path, {"far": 1})
+    (tmp_path / "far/secret.jpg").write_bytes(b"a private key")
+    rows = ["a/000.png,a,train", "b/000.png,b,train", "a/001.png,a,val", "../far/000.png,b,val"]
+    (root / "list.csv").write_text("\n".join(["path,class,split", *rows]))
+    write(root / "list.csv", str(tmp_path / "good"), tmp_path)
+    for path in ("../far/secret.jpg", f"{tmp_path}/far/secret.jpg"):
+        (root / "list.csv").write_text("\n".join(["path,class,split", *rows, f"{path},b,val"]))
+        with pytest.raises(DataError, match=r"only images are copied from outside of .*/root, .*/secret.jpg is none"):
+            write(root / "list.csv", str(tmp_path / "bad"), tmp_path)
+
+
+def test_what_cannot_be_sharded(images: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(images, tmp_path / "root")
+    (root / "train/ant/003.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"train/ant/003.png: it is empty"):
+        write(root, str(tmp_path / "out"), tmp_path)
+    index = write(root, str(tmp_path / "out"), tmp_path, skip=True)
+    assert sum(count for *_, count in index["splits"]["train"]["shards"]) == 23
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot write .*file.*: (Not a directory|File exists)"):
+        write(images, str(tmp_path / "file"), tmp_path)
+    with pytest.raises(DataError, match=r"out must be a folder, or begin with s3://, .*; got ftp://a/b"):
+        write(images, "ftp://a/b", tmp_path)
+
+
+def test_the_command(client: Any, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("action=shard", f"data.root={images}", "shard_mb=0.06", f"data.cache_dir={tmp_path}")
+    prepare.run(plain(*words, "out=s3://bucket/told", name="prepare"), run_dir=tmp_path, choices={})
+    said = capsys.readouterr().out
+    assert f"train: 24 images of {images} in " in said
+    assert said.endswith("python src/train.py data=streaming data.url=s3://bucket/told\n")
+    for more, reason in (
+        (("out=null",), "out must be given"),
+        (("out=a", "shard_mb=0"), "shard_mb must be positive; got 0"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            prepare.run(plain(*words, *more, name="prepare"), run_dir=tmp_path, choices={})
+
+
+def test_two_processes_fetch_a_shard_once_and_one_that_is_killed_leaves_nothing(
+    client: Any, url: str, tmp_path: Path
+) -> None:
+    stores = [Store(url, tmp_path, 10**9) for _ in range(2)]
+    shard = pack(found(url, tmp_path / "index").train).shards[0]
+    for store in stores:
+        store.expect([shard.file] * 3)
+    paths = {store.get(*shard.file) for store in stores}
+    inode = paths.pop().stat().st_ino
+    assert not paths and stores[0].get(*shard.file).stat().st_ino == inode
+    left = stores[0].folder / f"x.tar.{os.uname().nodename}.999999999{fetcher.UNFINISHED}"
+    left.write_bytes(b"left")
+    process = stores[0].process
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with pytest.raises(DataError, match="the program that fetches"):
+        stores[0].get("train-000001.tar", "b.tar")
+    assert stores[0].get("train-000001.tar", "c.tar").stat().st_size, "another one is started"
+    assert not left.exists()
+    for store in stores:
+        store.close()
+
+
+def test_the_program_that_fetches_ends_with_the_one_that_has_started_it(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from alexlab.data.store import Store\n"
+        f"store = Store({str(folder)!r}, Path({str(tmp_path)!r}), 10**9); store.get('index.json', 'i')\n"
+        "print(store.process.pid, flush=True); time.sleep(60)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    end_s = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+
+
+def test_a_full_disk_is_told(client: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Fetcher(url, str(tmp_path / "objects"), 10**9)
+    monkeypatch.setattr("alexlab.data.streaming.fetcher.shutil.disk_usage", lambda path: os.statvfs_result and shutil._ntuple_diskusage(1, 1, 10))  # type: ignore[attr-defined] # fmt: skip
+
+    class Whole:
+        meta = {"size": 1000}
+
+    work._store = type("Store", (), {"get": staticmethod(lambda name: Whole())})()
+    with pytest.raises(OSError, match=r"no room for 1,000 bytes in .*, 10 are free"):
+        work.get("a", "a", 1000, "0")
+    assert fetcher.reason_of(OSError(28, "no room")) == "no room"
+
+
+def test_a_store_that_fails_twice_is_asked_a_third_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Fetcher("s3://bucket/a", str(tmp_path / "objects"), 10**9)
+    monkeypatch.setattr(fetcher, "WAIT_S", 0.0)
+    asked = []
+
+    class Answer:
+        meta = {"size": 3}
+
+        def stream(self, min_chunk_size: int) -> list[bytes]:
+            asked.append(min_chunk_size)
+            return [b"abc"] if len(asked) == 3 else [b"ab", b"x"]
+
+    work._store = type("Store", (), {"get": staticmethod(lambda name: Answer())})()
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    work.get("a", "a", 3, digest)
+    assert (tmp_path / "objects/a").read_bytes() == b"abc" and len(asked) == 3
+    with pytest.raises(fetcher.DamagedError):
+        work.get("a", "b", 3, digest)
+    assert names(tmp_path / "objects") == {"a"}
+
+
+def test_keys_of_a_file_and_no_keys(client: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    with pytest.raises(DataError, match=r"cannot read s3://bucket/whole/index\.json: .*403 Forbidden"):
+        found(url, tmp_path)
+    monkeypatch.delenv("AWS_SKIP_SIGNATURE")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(DataError, match=r"index\.json: no keys are set: AWS_ACCESS_KEY_ID and .*public bucket$"):
+        found(url, tmp_path)
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = key\naws_secret_access_key = secret\n")
+    assert len(found(url, tmp_path).val) == 11
+
+
+def test_a_web_server(folder: Path, tmp_path: Path) -> None:
+    handler = functools.partial(Silent, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        splits = found(f"http://127.0.0.1:{server.server_port}", tmp_path)
+        assert splits.val.decoded(0, Decoding()).shape == (70, 73, 3)
+        pack(splits.val).store.close()
+        server.shutdown()
+        thread.join()
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ({"cache": "packed"}, "data.cache must be null with data.url, whose images come shard by shard; got 'packed'"),
+        ({"sampler": "balanced"}, "data.sampler must be shuffle with data.url"),
+        ({"manifest": "a.csv"}, "data.manifest must be null with data.url"),
+        ({"root": "a"}, "data.root must be null with data.url"),
+        ({"url": None}, "data.root must name a folder of images: data.root=DIR"),
+        ({"url": None, "root": "s3://a/b"}, "shards are read with data=streaming data.url=s3://a/b"),
+        (
+            {"url": "ftp://a/b"},
+            "data.url must be a folder, or begin with s3://, gs://, az://, https://, http://; got ftp",
+        ),
+        ({"url": "nowhere"}, "got .*nowhere: No such file or directory"),
+        ({"stream": {"mix": 0}}, "data.stream.mix must be at least 1"),
+        ({"stream": {"mx": 4}}, "data.stream.mx is no argument of .*; did you mean mix"),
+        ({"stream": {"cache_gb": 1e-6}}, r"data.stream.cache_gb must hold data.stream.mix \+ .* got 1e-06"),
+        ({"val_split": "both"}, "data.val_split must be val or test; got 'both'"),
+    ],
+)
+def test_words(folder: Path, tmp_path: Path, words: dict[str, Any], reason: str) -> None:
+    keys = {"root": None, "url": str(folder), "cache_dir": str(tmp_path), "image_size": 64, "channels": 3}
+    with pytest.raises((ConfigError, DataError), match=reason):
+        Data(**keys | {"mean": None, "std": None, "batch_size": 8} | words).find_splits()
+
+
+def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text('{"kind": "alex')
+    with pytest.raises(DataError, match=r"has written; got .*: index\.json is damaged: Unterminated string"):
+        found(tmp_path, tmp_path)
+    (tmp_path / "index.json").write_text("[]")
+    with pytest.raises(DataError, match=r"index\.json is none of its indexes"):
+        found(tmp_path, tmp_path)
+    (tmp_path / "index.json").write_text(json.dumps({"kind": "alexlab shards", "version": 0}))
+    with pytest.raises(DataError, match="of another version of this program; write them anew"):
+        found(tmp_path, tmp_path)
+
+
+def test_the_index_of_a_stranger_leads_nowhere_else(folder: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(folder, tmp_path / "copy")
+    path = place / "index.json"
+    index = json.loads(path.read_text())
+    name = index["splits"]["train"]["table"][0]
+    with np.load(place / name) as table:
+        arrays = dict(table)
+
+    def changed(change: Callable[[Any], object]) -> None:
+        other = json.loads(json.dumps(index))
+        change(other)
+        path.write_text(json.dumps(other))
+        with pytest.raises(DataError, match=r"index\.json, or a table that it names, is damaged"):
+            found(place, tmp_path)
+
+    shards: Callable[[Any], Any] = lambda other: other["splits"]["train"]["shards"]  # noqa: E731
+    for bad in ("../train-000000.tar", "/etc/passwd", "a/b", ""):
+        changed(lambda other, bad=bad: shards(other)[0].__setitem__(0, bad))
+        changed(lambda other, bad=bad: shards(other)[0].__setitem__(2, bad))
+        changed(lambda other, bad=bad: other["splits"]["train"]["table"].__setitem__(0, bad))
+    changed(lambda other: shards(other)[0].__setitem__(1, "1"))
+    changed(lambda other: shards(other)[0].__setitem__(3, 999))
+    changed(lambda other: shards(other).pop())
+    changed(lambda other: other["splits"].pop("val"))
+    changed(lambda other: other.pop("classes"))
+    changed(lambda other: other["classes"].pop())
+    for key, value in (("starts", -1), ("starts", 10**12), ("lengths", 2**62), ("labels", -1), ("labels", 3)):
+        wrong = arrays | {key: arrays[key].copy()}
+        wrong[key][3] = value
+        np.savez(place / "wrong.npz", **wrong)
+        content = (place / "wrong.npz").read_bytes()
+        entry = ["wrong.npz", len(content), hashlib.sha256(content).hexdigest()]
+        changed(lambda other, entry=entry: other["splits"]["train"].__setitem__("table", entry))
+    (place / "wrong.npz").write_bytes(b"no table")
+    entry = ["wrong.npz", 8, hashlib.sha256(b"no table").hexdigest()]
+    changed(lambda other: other["splits"]["train"].__setitem__("table", entry))
+
+
+def test_the_test_split_as_validation(folder: Path, tmp_path: Path) -> None:
+    splits = find_sharded(str(folder), Stream(), decoding=Decoding(), cache_dir=tmp_path, val_split="test")
+    assert (len(splits.val), splits.test) == (7, None)
+    assert any("validating on the test split" in note for note in splits.notes)
+
+
+def test_runs_from_a_store_are_those_of_a_folder_of_shards_whatever_reads_them(
+    url: str, folder: Path, images: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what is evaluated is what the folder of images has."""
+    base = (
+        "data.root=null",
+        "callbacks.epochs.curves=false",
+        "+data.stream={mix: 2, ahead: 1}",
+        "trainer.max_epochs=2",
+    )
+    runs = {
+        "folder": (f"+data.url={folder}",),
+        "store": (f"+data.url={url}",),
+        "workers": (f"+data.url={url}", "data.num_workers=2"),
+    }
+    for name, words in runs.items():
+        train(*base, *words, run_dir=tmp_path / name)
+    metrics = [rows(tmp_path / name / "metrics.csv") for name in runs]
+    for table in metrics:
+        for row in table:
+            del row["train/images_per_s"]
+    assert metrics[0] == metrics[1] == metrics[2]
+    predictions = []
+    for name, words in {"as it was": (), "of the folder": (f"data.root={images}",)}.items():
+        out = tmp_path / name
+        out.mkdir()
+        config = plain(f"ckpt={tmp_path / 'store'}", "split=val", *words, name="evaluate")
+        evaluate(config, run_dir=out, choices={})
+        predictions.append([{**row, "path": row["path"][-7:]} for row in rows(out / "predictions.csv")])
+    assert predictions[0] == predictions[1] and len(predictions[0]) == 11
+    card = json.loads((tmp_path / "store/run.json").read_text())
+    assert card["data"]["counts"] == {"train": 24, "val": 11, "test": 7}

@@ -1,0 +1,109 @@
+"""A lost rank is named with its cause, the others end, and if restarts are allowed the run resumes."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexlab.errors import DataError, RankError
+from alexlab.runs.layout import LAST
+from alexlab.runs.record import Card
+from alexlab.training.module import Classifier
+from support.exact_resume import content, difference
+from support.runs import rows
+
+Train = Callable[..., float | None]
+TWO = ("trainer.devices=2", "trainer.max_epochs=2")
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Make one rank do something before one optimizer step, once."""
+
+    def put(act: Callable[[], None], *, rank: int = 1, step: int = 4) -> None:
+        own, done = Classifier.training_step, tmp_path / "done"
+
+        def acting(module: Classifier, batch: Any, batch_idx: int) -> Any:
+            if (module.global_rank, module.global_step) == (rank, step) and not done.exists():
+                done.touch()
+                act()
+            return own(module, batch, batch_idx)
+
+        monkeypatch.setattr(Classifier, "training_step", acting)
+
+    return put
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    raise KeyError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("act", "words", "within_s"),
+    [
+        (kill, r"^rank 1 \(pid \d+\) was killed by SIGKILL; the other ranks were terminated$", 10),
+        (fail, r"^rank 1 raised KeyError: 'a bug'; the other ranks were terminated$", 10),
+        (stop, r"^rank 1 \(pid \d+\) is suspended \(SIGSTOP\); rank 0 timed out waiting for it, so all ranks were", 15),
+    ],
+)
+def test_a_lost_rank_is_named(
+    train: Train, tmp_path: Path, at_step: Callable[..., None], act: Callable[[], None], words: str, within_s: float
+) -> None:
+    at_step(act)
+    start_s = time.monotonic()
+    with pytest.raises(RankError, match=words):
+        train(*TWO, "elastic.timeout_s=3", "elastic.shutdown_s=1")
+    assert time.monotonic() - start_s < within_s
+    found = Card(tmp_path / "run").read()
+    assert (found["status"], found["exit_code"]) == ("failed", 5)
+    assert content(tmp_path / "run" / LAST)["global_step"] == 3, "that of the first epoch is kept"
+
+
+@pytest.mark.parametrize("act", [kill, fail])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_restarted_ranks_train_what_they_would_have(
+    train: Train,
+    tmp_path: Path,
+    at_step: Callable[..., None],
+    act: Callable[[], None],
+    devices: int,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = (f"trainer.devices={devices}", "trainer.max_epochs=2", "callbacks.checkpoint.every_steps=1")
+    train(*words, run_dir=tmp_path / "whole", isolated=True)
+    at_step(act, rank=devices - 1)
+    train(*words, "elastic.max_restarts=2", run_dir=tmp_path / "lost")
+    one, other = (content(tmp_path / name / LAST) for name in ("whole", "lost"))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
+        assert difference(one[part], other[part]) is None
+    found = Card(tmp_path / "lost").read()
+    cause = f"rank {devices - 1} " + ("(pid" if act is kill else "raised KeyError: 'a bug'")
+    assert found["status"] == "finished"
+    assert len(found["restarts"]) == 1 and found["restarts"][0].startswith(cause)
+    assert [row["val/loss"] for row in rows(tmp_path / "whole/metrics.csv")] == [
+        row["val/loss"] for row in rows(tmp_path / "lost/metrics.csv")
+    ]
+
+
+def test_what_would_happen_again_is_not_tried_again(train: Train, tmp_path: Path) -> None:
+    from support.images import write_images
+
+    root = write_images(tmp_path / "bad", {f"{split}/{name}": 4 for split in ("train", "val") for name in ("a", "b")})
+    (root / "train/b/002.png").write_bytes(b"no picture")
+    start_s = time.monotonic()
+    with pytest.raises(DataError, match=r"cannot read the image .*002\.png"):
+        train(f"data.root={root}", "trainer.devices=2", "elastic.max_restarts=2")
+    assert time.monotonic() - start_s < 20

@@ -1,0 +1,202 @@
+"""A signal at every point of a run: the run ends within the step with a checkpoint, and goes on as it would have."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexlab.distributed.signals import Signals, Stopped
+from alexlab.runs.layout import LAST
+from alexlab.runs.record import Card
+from alexlab.training import loop
+from alexlab.training.module import Classifier
+from support.exact_resume import RECIPES, Recorded, compare, content
+from support.runs import ROOT, environment, rows
+
+Train = Callable[..., float | None]
+
+
+class Sender:
+    """Sends a signal in the n-th training or validation batch of a run.
+
+    Args:
+        patch: to put itself between.
+        signum: the signal.
+        to: the processes that get it: `own`, of each rank, the number of one rank, or `parent`.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, signum: int, to: str | int = "own") -> None:
+        self.signum, self.to = signum, to
+        self.at, self.count = -1, 0
+        for name in ("training_step", "validation_step"):
+            patch.setattr(Classifier, name, self.counted(getattr(Classifier, name)))
+
+    def counted(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(module: Classifier, batch: Any, batch_idx: int) -> Any:
+            if self.count == self.at:
+                if self.to == "parent" and module.global_rank == 0:
+                    os.kill(os.getppid(), self.signum)
+                if self.to in ("own", module.global_rank):
+                    os.kill(os.getpid(), self.signum)
+            self.count += 1
+            return step(module, batch, batch_idx)
+
+        return counting
+
+    def arm(self, at: int, to: str | int = "own") -> None:
+        self.at, self.to, self.count = at, to, 0
+
+
+def begun_at(last: Path) -> str:
+    """The name of the checkpoint of the whole run that is not written again by a run that begins with this one."""
+    found = content(last)
+    return f"{found['global_step'] - found['callbacks']['Stopping']['before_validation']:03d}.ckpt"
+
+
+SIGNALLED = ("ema and norms", "validation inside", "validation inside, accumulated")
+
+
+@pytest.mark.parametrize("recipe", SIGNALLED)
+def test_at_every_batch_of_training_and_validation(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    sender = Sender(monkeypatch, signal.SIGTERM)
+    run = Recorded(train, tmp_path)
+    whole = run(*RECIPES[recipe], name="whole")
+    batches, before = sender.count, 0
+    # Of batches that are accumulated every third is enough: where the run ends is no matter of the batch.
+    for at in range(0, batches, 3 if "accumulated" in recipe else 1):
+        sender.arm(at)
+        with pytest.raises(Stopped):
+            run(*RECIPES[recipe], name=f"to_{at}")
+        found = Card(tmp_path / f"to_{at}").read()
+        assert (found["status"], found["exit_code"]) == ("interrupted", 75)
+        sender.arm(-1)
+        last = tmp_path / f"to_{at}" / LAST
+        begun = begun_at(last)
+        resumed = run(*RECIPES[recipe], name=f"from_{at}", begin=last)
+        compare(whole, resumed, begun)
+        before += content(last)["callbacks"]["Stopping"]["before_validation"]
+    assert before >= 2, "a validation was left"
+
+
+def test_two_ranks_that_hear_it_together_or_alone_or_from_their_parent(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = Sender(monkeypatch, signal.SIGUSR1)
+    run = Recorded(train, tmp_path)
+    words = ("trainer.devices=2", "augmentation=mixup")
+    whole = run(*words, name="whole")
+    to: list[str | int] = ["own", 0, 1, "parent"]
+    before = 0
+    for number, at in enumerate((1, 6, 8, 11, 15)):  # 6 batches of training and 3 of validation in each of 2 epochs
+        sender.arm(at, to[number % 4])
+        sender.signum = (signal.SIGUSR1, signal.SIGHUP)[number % 2]
+        start_s = time.monotonic()
+        with pytest.raises(Stopped, match=f"stopped by {signal.Signals(sender.signum).name}"):
+            run(*words, name=f"to_{at}")
+        assert time.monotonic() - start_s < 10
+        sender.arm(-1)
+        last = tmp_path / f"to_{at}" / LAST
+        compare(whole, run(*words, name=f"from_{at}", begin=last), begun_at(last))
+        before += content(last)["callbacks"]["Stopping"]["before_validation"]
+    assert before == 2
+
+
+def test_a_signal_before_and_after_the_training(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it nothing is lost; after it the run goes on with what was left: the test split."""
+    moments = {"describe": loop, "on_train_end": Classifier, "on_test_start": Classifier}
+    for moment, where in moments.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(where, moment, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM), raising=False)
+            with pytest.raises(Stopped):
+                train(run_dir=tmp_path / moment)
+        assert Card(tmp_path / moment).read()["exit_code"] == 75
+        assert (tmp_path / moment / LAST).is_file() == (moment != "describe")
+        train(run_dir=tmp_path / moment, resumed=True)
+        found = Card(tmp_path / moment).read()
+        assert found["status"] == "finished" and found["scores"]["test/count"] == 7
+        assert len(rows(tmp_path / moment / "metrics.csv")) == 1
+
+
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Signals()
+    with heard.heard(), heard.answered_by(lambda signum: None):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # the same, by another way
+        assert heard.first == signal.SIGTERM
+        monkeypatch.setattr("alexlab.distributed.signals.SAME_S", 0.0)
+        with pytest.raises(Stopped) as stopped:
+            signal.raise_signal(signal.SIGINT)
+    assert (stopped.value.exit_code, stopped.value.agreed) == (130, False)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_what_was_ignored_stays_ignored(signum: signal.Signals) -> None:
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        with Signals().heard():
+            signal.raise_signal(signum)
+    finally:
+        signal.signal(signum, before)
+
+
+def test_a_closed_terminal_is_a_preemption() -> None:
+    with Signals().heard(), pytest.raises(Stopped, match="stopped by SIGHUP") as stopped:
+        signal.raise_signal(signal.SIGHUP)
+    assert stopped.value.exit_code == 75
+
+
+def test_loader_processes_outlive_a_signal_to_all(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a scheduler sends it: to every process of the job, the loaders too."""
+
+    def to_all(module: Classifier, batch: Any, batch_idx: int) -> None:
+        if module.global_step == 1:
+            loaders = [process.pid for process in multiprocessing.active_children() if process.pid]
+            assert len(loaders) == 4, "two for each split"
+            for pid in [*loaders, os.getpid()]:
+                os.kill(pid, signal.SIGTERM)
+            time.sleep(0.3)
+
+    monkeypatch.setattr(Classifier, "on_before_zero_grad", lambda module, optimizer: to_all(module, None, 0))
+    with pytest.raises(Stopped):
+        train("data.num_workers=2")
+    assert content(tmp_path / "run" / LAST)["global_step"] == 2
+
+
+LOADS = """
+import os, sys, time
+from functools import partial
+from torch.utils.data import DataLoader
+from alexlab.data.datamodule import begin_worker
+loader = DataLoader(range(100), num_workers=1, worker_init_fn=partial(begin_worker, os.getpid()), multiprocessing_context="fork")
+batches = iter(loader)
+next(batches)
+print(batches._workers[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_loader_processes_end_with_a_parent_that_is_killed() -> None:
+    """They hold its lock on the run folder too: `resume=` would be refused until they notice by themselves, after 5 s."""
+    python = [sys.executable, "-c", LOADS]
+    with subprocess.Popen(
+        python, stdout=subprocess.PIPE, text=True, env=environment(PYTHONPATH=str(ROOT / "src"))
+    ) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+        end_s = time.monotonic() + 2
+        while Path(f"/proc/{worker}").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
+            assert time.monotonic() < end_s
+            time.sleep(0.02)

@@ -1,0 +1,249 @@
+"""Runs on two machines, each a network namespace with a host name and a disk of its own, started by torchrun's engine.
+
+The engine forks the ranks here, so that they need not import torch again; `torchrun` itself starts a program instead.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from alexlab.cli.command import run_command
+from alexlab.runs import layout
+from alexlab.runs.record import Card
+from alexlab.runs.safe_load import load_file
+from alexlab.training.module import Classifier
+from support.network import FIRST, PORT, Machine, Network, network
+from support.runs import TINY, rows
+
+WORDS = (
+    *TINY,
+    "elastic.timeout_s=20",
+    "model.dropout=0",
+    "optimizer=sgd",
+    "callbacks.checkpoint.every_steps=1",
+    "hydra.run.dir=outputs/${now:%H-%M-%S-%f}",  # another one in each attempt, as the default is
+)
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    with network() as made:
+        yield made
+
+
+def train_py(words: tuple[str, ...]) -> None:
+    sys.argv = ["train.py", *words]
+    run_command("train")
+
+
+def torchrun(
+    net: Network,
+    node: str,
+    disk: Path,
+    *words: str,
+    nodes: tuple[int, int] = (2, 2),
+    backend: str = "c10d",
+    max_restarts: int = 0,
+    hidden: Path | None = None,
+) -> Machine:
+    """Start `torchrun --nnodes=MIN:MAX --rdzv-backend=BACKEND src/train.py WORDS` on a machine."""
+    own = {"rank": int(node == "other")} if backend == "static" else {"is_host": node == "first"}
+    times = {"timeout": 60, "last_call_timeout": 2, "keep_alive_interval": 1, "keep_alive_max_attempt": 10}
+    config = LaunchConfig(
+        min_nodes=nodes[0],
+        max_nodes=nodes[1],
+        nproc_per_node=1,
+        run_id="none",
+        rdzv_backend=backend,
+        rdzv_endpoint=f"{FIRST}:{PORT}",
+        rdzv_configs={**own, **(times if backend == "c10d" else {"timeout": 60})},
+        max_restarts=max_restarts,
+        start_method="fork",
+    )
+
+    def command() -> int:
+        try:
+            elastic_launch(config, train_py)(words)
+        except ChildFailedError as error:
+            print(error, flush=True)
+            return 1
+        return 0
+
+    return Machine(net, node, disk, command, hidden=hidden)
+
+
+def both(net: Network, folder: Path, *words: str, shared: bool = False, **options: Any) -> tuple[Machine, Machine]:
+    """Both machines; the other one does not see the first one's disk, unless they share it."""
+    disks = {node: folder / ("first" if shared else node) for node in ("first", "other")}
+    return (
+        torchrun(net, "first", disks["first"], *words, **options),
+        torchrun(net, "other", disks["other"], *words, hidden=None if shared else folder / "first", **options),
+    )
+
+
+def run_folder(disk: Path) -> Path:
+    (found,) = (disk / "outputs").iterdir()
+    return found
+
+
+def same_as_one(train: Any, folder: Path, run_dir: Path, *words: str) -> None:
+    """The run has taken the steps of one on one machine, and scored every image once."""
+    (folder / "alone").mkdir()
+    train(
+        *(word for word in (*WORDS, *words) if not word.startswith("hydra")),
+        "trainer.num_nodes=1",
+        run_dir=folder / "alone",
+    )
+    assert len(rows(run_dir / "metrics.csv")) == len(rows(folder / "alone/metrics.csv"))
+    for one, two in zip(rows(folder / "alone/metrics.csv"), rows(run_dir / "metrics.csv"), strict=True):
+        assert (one["val/top1"], one["val/top5"]) == (two["val/top1"], two["val/top5"])
+        assert float(two["val/loss"]) == pytest.approx(float(one["val/loss"]), rel=1e-5)
+        assert float(two["train/loss"]) == pytest.approx(float(one["train/loss"]), rel=1e-5)
+    steps = [load_file(place / layout.LAST)["global_step"] for place in (folder / "alone", run_dir)]
+    assert steps[0] == steps[1]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a step take a while, so that something can happen between two."""
+    own = Classifier.training_step
+
+    def training_step(module: Classifier, batch: Any, batch_idx: int) -> Any:
+        time.sleep(0.25)
+        return own(module, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+
+
+@pytest.mark.parametrize("backend", ["static", "c10d"])
+def test_two_nodes_train_as_one(net: Network, train: Any, images: Path, tmp_path: Path, backend: str) -> None:
+    """On disks of their own; resumed, the first sends its checkpoint."""
+    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=2")
+    first, other = both(net, tmp_path, *words, backend=backend)
+    assert (first.wait(), other.wait()) == (0, 0), first.said() + other.said()
+    run_dir = run_folder(tmp_path / "first")
+    same_as_one(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=2")
+    assert "8 = 2 devices on 2 nodes x 1 accumulated x 4 images" in first.said()
+    assert Card(run_dir).read()["status"] == "finished"
+    copy = run_folder(tmp_path / "other")
+    assert copy.name == run_dir.name and not list(copy.glob("events*"))
+
+    (copy / layout.LAST).unlink(missing_ok=True)
+    resume = (f"resume=outputs/{run_dir.name}", "trainer.max_epochs=3")
+    shutil.copy(run_dir / "run.json", copy)
+    first, other = both(net, tmp_path, *resume, backend=backend)
+    assert (first.wait(), other.wait()) == (0, 0), first.said() + other.said()
+    assert "going on after 2 epochs, step 6" in first.said()
+    assert (copy / layout.LAST).is_file()
+
+
+def test_a_restart_resumes_in_the_same_folder(
+    net: Network, train: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, done = Classifier.training_step, tmp_path / "done"
+
+    def training_step(module: Classifier, batch: Any, batch_idx: int) -> Any:
+        if (module.global_rank, module.global_step) == (1, 4) and not done.exists():
+            done.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return own(module, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=2")
+    first, other = both(net, tmp_path, *words, max_restarts=1)
+    assert (first.wait(), other.wait()) == (0, 0), first.said() + other.said()
+    assert done.exists()
+    assert "going on after 1 epochs, batch 1 of epoch 2, step 4" in first.said()
+    run_dir = run_folder(tmp_path / "first")
+    assert len(Card(run_dir).read()["attempts"]) == 2
+    same_as_one(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=2")
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_run_shrinks_and_grows_again(
+    net: Network, train: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without it no node can join again: it waits for an address that PyTorch 2.15 publishes only once.
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=8")
+    options: dict[str, Any] = {"nodes": (1, 2), "max_restarts": 3, "shared": True}
+    first, other = both(net, tmp_path, *words, **options)
+    first.says("epoch 1/8")
+    other.kill()
+    first.says("8 = 1 devices x 2 accumulated x 4 images")
+    del options["shared"]
+    other = torchrun(net, "other", tmp_path / "first", *words, **options)
+    first.says("epoch 5/8")
+    assert (first.wait(), other.wait()) == (0, 0), first.said()
+    assert first.said().count("8 = 2 devices on 2 nodes x 1 accumulated x 4 images") == 2
+    run_dir = run_folder(tmp_path / "first")
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    assert len(events.Scalars("val/top1")) == 8
+    same_as_one(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=8")
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_lost_node_ends_the_run(net: Network, images: Path, tmp_path: Path) -> None:
+    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=8", "elastic.timeout_s=5")
+    first, other = both(net, tmp_path, *words)
+    first.says("epoch 1/8")
+    net.cut()  # no packet says so: only a time limit ends this
+    start_s = time.monotonic()
+    assert first.wait(60) == 1
+    assert time.monotonic() - start_s < 30
+    assert Card(run_folder(tmp_path / "first")).read()["status"] == "failed"
+    other.kill()
+
+
+def test_a_node_that_would_train_something_else_is_refused_by_name(net: Network, images: Path, tmp_path: Path) -> None:
+    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=1")
+    first = torchrun(net, "first", tmp_path / "first", *words)
+    other = torchrun(net, "other", tmp_path / "other", *words, "optimizer.lr=0.5")
+    assert (first.wait(), other.wait()) == (1, 1)
+    for machine in (first, other):
+        assert (
+            "node other (rank 1) is refused, its config must be the first node's; optimizer.lr: 0.5" in machine.said()
+        )
+    assert not list((tmp_path / "first/outputs").glob("*/run.json"))
+
+
+def test_a_node_that_may_miss_others_says_what_they_need(net: Network, images: Path, tmp_path: Path) -> None:
+    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=1")
+    first = torchrun(net, "first", tmp_path / "first", *words, nodes=(1, 2))
+    assert first.wait() == 0, first.said()
+    assert (
+        "1 of 2 nodes take part; for others to join, torchrun needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+        in first.said()
+    )
+    assert "8 = 1 devices x 2 accumulated x 4 images" in first.said()
+
+
+def test_words_for_a_master_address_that_leads_nowhere(net: Network, images: Path, tmp_path: Path) -> None:
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "1"}
+    environment |= {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "other", "MASTER_PORT": "9"}
+    environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+    def command() -> int:
+        os.environ.update(environment)
+        try:
+            train_py((*WORDS, f"data.root={images}", "trainer.num_nodes=2"))
+        except SystemExit as error:
+            return int(error.code or 0)
+        return 0
+
+    machine = Machine(net, "other", tmp_path / "other", command)
+    assert machine.wait() == 1
+    assert "MASTER_ADDR=other must lead to the first node from every node; on other it is 127.0.1.1" in machine.said()
+    assert json.dumps(machine.said()).count("--local-addr=IP")

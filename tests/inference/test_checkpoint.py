@@ -1,0 +1,174 @@
+import json
+import pickle
+import shutil
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision import models
+
+from alexlab.errors import ConfigError
+from alexlab.inference.checkpoint import load_trained
+from alexlab.inference.class_names import choose_fonts, read_class_names, shown_names
+from alexlab.runs.record import Card
+from support.images import write_images
+
+
+def test_a_run_folder_and_its_checkpoint_are_the_same(trained_run: Path) -> None:
+    by_folder, by_file = load_trained(str(trained_run)), load_trained(str(trained_run / "checkpoints/best.ckpt"))
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(by_folder.inference(images), by_file.inference(images))
+    assert by_folder.classes == by_folder.names == ["ant", "bee", "cat"]
+    assert by_folder.run_dir == trained_run
+    assert by_folder.best["top1"] == Card(trained_run).read()["best"]["top1"]
+    assert by_folder.about == "alexnet, 3 classes"
+    assert not by_folder.inference.training
+
+
+def test_a_checkpoint_elsewhere_is_enough(trained_run: Path, tmp_path: Path) -> None:
+    shutil.copy(trained_run / "checkpoints/last.ckpt", tmp_path / "mine.ckpt")
+    found = load_trained(str(tmp_path / "mine.ckpt"))
+    assert found.run_dir is None and found.classes == ["ant", "bee", "cat"]
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    shutil.copy(trained_run / "checkpoints/last.ckpt", tmp_path / "run/checkpoints/last.ckpt")
+    assert load_trained(str(tmp_path / "run")).path.name == "last.ckpt", "of a run without a validation"
+
+
+def test_a_net_with_one_logit_gives_two_probabilities(train: Callable[..., float | None], tmp_path: Path) -> None:
+    root = write_images(tmp_path / "two", {"a": 10, "b": 10})
+    train("loss=binary_cross_entropy", f"data.root={root}")
+    inference = load_trained(str(tmp_path / "run")).inference
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        logit = inference.net(inference.normalised(images))
+        assert logit.shape == (2, 1)
+        assert torch.allclose(inference.probs(images)[:, 1:], logit.sigmoid())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_state_dict_of_torchvision_as_it_is(suffix: str, tmp_path: Path) -> None:
+    net = models.alexnet().eval()
+    file = tmp_path / f"alexnet{suffix}"
+    if suffix == ".pth":
+        torch.save(net.state_dict(), file)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(net.state_dict(), file)
+    found = load_trained(str(file))
+    assert len(found.classes) == 1000 and found.classes[0] == "tench"
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.allclose(found.inference(images), net(found.inference.normalised(images)), atol=1e-5)
+    mean = found.inference.mean.flatten() / 255
+    assert mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    names = {f"n{number:08d}": f"thing {number}" for number in range(1000)}
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    named = load_trained(str(file), class_names=str(tmp_path / "names.json"))
+    assert (named.classes[7], named.names[7]) == ("n00000007", "thing 7"), "the folders of ImageNet, sorted"
+
+
+def test_a_state_dict_with_classes_of_its_own_must_have_them_named(tmp_path: Path) -> None:
+    torch.save(models.alexnet(num_classes=3).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(ConfigError, match=r"does not say its 3 classes; class_names=FILE.json must name the folder of"):
+        load_trained(str(tmp_path / "net.pth"))
+    (tmp_path / "names.json").write_text('{"c": "C", "a": "A", "b": "B"}')
+    found = load_trained(str(tmp_path / "net.pth"), class_names=str(tmp_path / "names.json"))
+    assert (found.classes, found.names) == (["a", "b", "c"], ["A", "B", "C"])
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (print, ("executed",))
+
+
+def test_words_of_what_is_no_trained_net(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged.ckpt").write_bytes((trained_run / "checkpoints/best.ckpt").read_bytes()[:-500])
+    (tmp_path / "evil.ckpt").write_bytes(pickle.dumps({"state_dict": Evil()}))
+    torch.save({"number": 1}, tmp_path / "plain.pth")
+    torch.save(models.resnet18(num_classes=1000).state_dict(), tmp_path / "resnet.pth")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "vector.pth")
+    other = torch.load(trained_run / "checkpoints/best.ckpt", weights_only=True)
+    other["alexlab"]["config"]["model"]["fc_widths"] = [17]
+    torch.save(other, tmp_path / "other.ckpt")
+    for name, words in {
+        "nothing.ckpt": "ckpt must be a run folder, a checkpoint, an exported .safetensors file, or",
+        "empty": r"the folder .*/empty has no checkpoints/best.ckpt",
+        "damaged.ckpt": r"cannot read the weights in .*/damaged.ckpt: ",
+        "evil.ckpt": r"cannot read the weights in .*/evil.ckpt: ",
+        "plain.pth": r"/plain.pth must hold a state dict: it holds no tensors by name",
+        "resnet.pth": r"no layer of it does|these do not fit",
+        "vector.pth": r"ckpt must be a run folder.*; .*/vector.pth holds none of them",
+        "other.ckpt": r"the weights of .*/other.ckpt do not fit the net of its config: .*size mismatch",
+    }.items():
+        with pytest.raises(ConfigError, match=words) as caught:
+            load_trained(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+    assert "executed" not in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="device must be auto, cpu or cuda; got 'tpu'"):
+        load_trained(str(trained_run), device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device=cuda needs a GPU; there is none"):
+            load_trained(str(trained_run), device="cuda")
+
+
+def test_names_shown(tmp_path: Path) -> None:
+    names = {unicodedata.normalize("NFD", "café"): "Kaffee", "n02": "other"}
+    assert shown_names(["café", "tea"], names) == ["Kaffee", "tea"]
+    assert shown_names(["a"], None) == ["a"]
+    with pytest.raises(ConfigError, match="class_names must name the classes a, b; it names x and none of them"):
+        shown_names(["a", "b"], {"x": "y"})
+    for content, words in (("[1]", "must map folder names to names shown"), ("{", "is none: "), (None, "cannot read")):
+        if content is not None:
+            (tmp_path / "names.json").write_text(content)
+        else:
+            (tmp_path / "names.json").unlink()
+        with pytest.raises(ConfigError, match=words):
+            read_class_names(tmp_path / "names.json")
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "names.json").write_text('{"n02": "Hündin"}', encoding=encoding)
+        assert read_class_names(tmp_path / "names.json") == {"n02": "Hündin"}
+    (tmp_path / "names.json").write_text('{"n02": "Hündin"}', encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"class_names must be a JSON file in UTF-8; .* is not: 'utf-8' codec"):
+        read_class_names(tmp_path / "names.json")
+    (tmp_path / "names.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="class_names must be a JSON file"):
+        read_class_names(tmp_path / "names.json")
+
+
+def test_names_of_a_run_travel_with_it(train: Callable[..., float | None], tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text('{"ant": "Ameise", "cat": "Katze", "dog": "Hund"}')
+    train(f"class_names={tmp_path / 'names.json'}")
+    (tmp_path / "names.json").unlink()
+    assert load_trained(str(tmp_path / "run")).names == ["Ameise", "bee", "Katze"]
+    (tmp_path / "names.json").write_text('{"dog": "Hund"}')
+    with pytest.raises(ConfigError, match="class_names must name the classes ant, bee, cat"):
+        train(f"class_names={tmp_path / 'names.json'}", run_dir=tmp_path / "other")
+
+
+def test_letters_that_no_font_has_are_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "font.family", matplotlib.rcParams["font.family"])
+    assert choose_fonts(["dog", "Hündin", "собака"]) == "", "DejaVu Sans has them"
+    missing = choose_fonts(["dog", "\U000f0123"])  # of private use
+    assert missing == "\U000f0123"
+    assert "no font of this machine has the letters \U000f0123" in caplog.text
+
+    class Font:
+        """The default font has only a, another one has b as well."""
+
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def get_charmap(self) -> dict[int, int]:
+            return {0x4E00: 1} if "DejaVuSans.ttf" not in self.path else {}
+
+    monkeypatch.setattr("matplotlib.ft2font.FT2Font", Font)
+    assert choose_fonts(["一"]) == ""
+    assert len(matplotlib.rcParams["font.family"]) == 2
+    assert choose_fonts(["一二"]) == "二"

@@ -1,0 +1,156 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from alexlab.errors import ConfigError, DataError, NumericError
+from alexlab.inference import export as exporting
+from alexlab.inference.checkpoint import Trained, load_trained
+from alexlab.inference.export import FORMATS, largest_difference, layers
+from alexlab.models.googlenet import GoogLeNet
+from alexlab.tasks.export import run
+from support.images import write_images
+from support.runs import ROOT, names, plain
+
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def export(trained_run: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Exports the tiny net with overrides and gives the file."""
+
+    def call(form: str, *words: str, ckpt: Path = trained_run) -> Path:
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        run(plain(f"ckpt='{ckpt}'", f"format={form}", *words, name="export"), run_dir=out, choices={})
+        (found,) = names(out)
+        return out / found
+
+    return call
+
+
+@pytest.mark.parametrize("form", list(FORMATS))
+def test_the_example_of_the_readme_gives_the_answers_of_the_checkpoint(
+    form: str,
+    export: Callable[..., Path],
+    trained_run: Path,
+    images: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With no import of this package, from the file alone."""
+    path = export(form, "num_images=5")
+    assert re.search(r"on 5 images: largest difference of a logit \d", capsys.readouterr().out)
+    (code,) = [example for example in EXAMPLES if f'"net{path.suffix}"' in example]
+    assert "alexlab" not in code
+    assert len(code.strip().splitlines()) <= 15
+    photo = images / "val/cat/001.png"
+    code = code.replace(f'"net{path.suffix}"', repr(str(path))).replace('"photo.jpg"', repr(str(photo)))
+    exec(compile(code, form, "exec"), {})
+    said = capsys.readouterr().out.split()
+    trained = load_trained(str(trained_run))
+    from alexlab.config import build
+    from alexlab.data.dataset import to_tensor
+    from alexlab.data.decode import decode
+
+    with torch.inference_mode():
+        probs = trained.inference.probs(build.eval_view(trained.config)(to_tensor(decode(photo)))[None])[0]
+    assert said[0] == trained.names[int(probs.argmax())]
+    # Pillow's resizing is not PyTorch's to the last bit.
+    assert float(said[1]) == pytest.approx(probs.max().item(), abs=0.02)
+
+
+def test_an_exported_file_is_a_checkpoint(export: Callable[..., Path], trained_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text('{"ant": "Ameise"}')
+    path = export("safetensors", f"class_names='{tmp_path / 'names.json'}'")
+    first, again = load_trained(str(trained_run)), load_trained(str(path))
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(first.inference(images), again.inference(images))
+    assert again.names == ["Ameise", "bee", "cat"] and again.classes == first.classes
+    assert again.config["data"]["image_size"] == 64 and again.best == first.best
+
+
+def test_metadata(export: Callable[..., Path]) -> None:
+    from safetensors import safe_open
+
+    with safe_open(export("safetensors"), "pt") as file:
+        about = {name: json.loads(value) for name, value in file.metadata().items()}
+        assert sorted(about["tensors"]) == sorted(file.keys())
+    assert about["classes"] == ["ant", "bee", "cat"]
+    assert (about["image_size"], about["resize"]) == (64, {"shorter_side": 73, "crop": "center"})
+    assert about["mean"] == pytest.approx([0.485, 0.456, 0.406], abs=1e-6)
+    assert about["layers"][0] == ["Conv2d", {"in_channels": 3, "out_channels": 4, "kernel_size": 11, "stride": 4, "padding": 2}]  # fmt: skip
+    assert ["Flatten", {}] in about["layers"]
+
+
+def test_a_squashed_view_is_told(
+    train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path
+) -> None:
+    train("augmentation/eval=whole")
+    path = export("torch_export", ckpt=tmp_path / "run")
+    extra = {"about.json": ""}
+    torch.export.load(path, extra_files=extra)
+    assert json.loads(extra["about.json"])["resize"] == {"shorter_side": None, "crop": None}
+
+
+def test_a_net_with_branches_has_no_list_of_layers(trained_run: Path) -> None:
+    trained = load_trained(str(trained_run))
+    trained.inference.net = GoogLeNet(3, width=0.1).eval()
+    assert layers(trained, torch.zeros(2, 3, 96, 96)) is None
+
+
+def test_one_logit_becomes_two(train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path) -> None:
+    import onnxruntime
+
+    root = write_images(tmp_path / "two", {"a": 10, "b": 10})
+    train("loss=binary_cross_entropy", f"data.root={root}")
+    session = onnxruntime.InferenceSession(export("onnx", ckpt=tmp_path / "run"))
+    for count in (1, 3):
+        (logits,) = session.run(None, {"images": torch.zeros(count, 3, 64, 64).numpy()})
+        assert logits.shape == (count, 2)
+
+
+def test_a_net_that_differs_is_no_export(
+    export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(trained: Trained, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+        path.write_bytes(b"x")
+        return lambda normalised: trained.inference.net(normalised) + 2e-4
+
+    monkeypatch.setitem(exporting.FORMATS, "onnx", (".onnx", broken))
+    with pytest.raises(
+        NumericError, match=r"must give the logits of the checkpoint within 0.0001; they differ by 0.0002"
+    ):
+        export("onnx")
+    assert not list((tmp_path / "out").glob("*.onnx"))
+
+
+def test_not_a_number_is_a_difference(trained_run: Path) -> None:
+    trained = load_trained(str(trained_run))
+    images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    with pytest.raises(NumericError):
+        largest_difference(trained, lambda normalised: torch.full((len(normalised), 3), torch.nan), images)
+
+
+def test_words(export: Callable[..., Path], train: Callable[..., float | None], images: Path, tmp_path: Path) -> None:
+    import shutil
+
+    with pytest.raises(ConfigError, match="format must be one of safetensors, onnx, torch_export; got 'tflite'"):
+        export("tflite")
+    with pytest.raises(ConfigError, match="num_images must be at least 1; got 0"):
+        export("safetensors", "num_images=0")
+    shutil.copytree(images, tmp_path / "moved")
+    train(f"data.root={tmp_path / 'moved'}")
+    shutil.rmtree(tmp_path / "moved")
+    with pytest.raises(ConfigError, match=r"compared on real images: input=DIR names some \(data.root must be"):
+        export("safetensors", ckpt=tmp_path / "run")
+    assert export("safetensors", f"input='{images}'", ckpt=tmp_path / "run").is_file()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="must name images to compare on; there is none that can be read"):
+        export("safetensors", f"input='{tmp_path / 'empty'}'")

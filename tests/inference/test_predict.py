@@ -1,0 +1,204 @@
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from alexlab.config import build
+from alexlab.data.dataset import to_tensor
+from alexlab.data.decode import decode
+from alexlab.data.image_file import Decoding
+from alexlab.errors import ConfigError, DataError
+from alexlab.inference.checkpoint import load_trained
+from alexlab.inference.predict import find_files, listed_files, predictions
+from alexlab.tasks.predict import run
+from support.images import write_images
+from support.runs import plain, rows
+
+Predict = Callable[..., Path]
+
+
+@pytest.fixture
+def predict(trained_run: Path, tmp_path: Path) -> Predict:
+    """Predicts with the tiny net and gives the folder of the results."""
+
+    def call(*words: str, folder: str = "out") -> Path:
+        out = tmp_path / folder
+        out.mkdir()
+        run(plain(f"ckpt='{trained_run}'", *words, name="predict"), run_dir=out, choices={})
+        return out
+
+    return call
+
+
+def test_a_folder(predict: Predict, trained_run: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = predict(f"input='{images / 'val'}'", "top_k=2", "batch_size=4")
+    found = {row["path"]: row for row in rows(out / "predictions.csv")}
+    assert list(found) == sorted(str(path) for path in (images / "val").rglob("*.png"))
+    trained = load_trained(str(trained_run))
+    view = build.eval_view(trained.config)
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in lines] == list(found)
+    for line in lines:
+        with torch.inference_mode():
+            probs = trained.inference.probs(view(to_tensor(decode(line["path"])))[None])[0]
+        best = probs.topk(2)
+        assert [each["class"] for each in line["predictions"]] == [trained.names[number] for number in best.indices]
+        assert [each["prob"] for each in line["predictions"]] == pytest.approx(best.values.tolist(), abs=1e-5)
+        row = found[line["path"]]
+        assert (row["answer"], float(row["prob"])) == (
+            line["predictions"][0]["class"],
+            pytest.approx(line["predictions"][0]["prob"]),
+        )
+    assert {path.name for path in out.iterdir()} == {"predictions.csv", "predictions.jsonl"}
+    assert "answer 2" in capsys.readouterr().out
+
+
+def stream(content: bytes) -> io.BufferedReader:
+    return io.BufferedReader(io.BytesIO(content))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a.png\né 文.png\n".encode(),
+        "a.png\r\né 文.png\r\n\r\n".encode(),
+        "\ufeffa.png\né 文.png".encode(),
+        "a.png\0é 文.png\0".encode(),
+        *("\ufeffa.png\r\né 文.png\r\n".encode(f"utf-16-{order}") for order in ("le", "be")),
+        *("a.png\né 文.png\n".encode(f"utf-16-{order}") for order in ("le", "be")),
+    ],
+)
+def test_lists_as_programs_write_them(content: bytes) -> None:
+    assert list(listed_files(stream(content))) == ["a.png", "é 文.png"]
+
+
+def test_a_list_is_read_as_it_arrives() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as target:
+        found = listed_files(source)
+        target.write(b"a\nb.png\0c.p")
+        assert next(found) == "a\nb.png"
+        target.write(b"ng\0\xff.png\0")
+        assert [next(found), next(found)] == ["c.png", "\udcff.png"]
+
+
+def test_a_glob_that_names_folders(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "root", {"b/deep": 1, "a": 2, ".": 1, "@eaDir": 1})
+    names = ["000.png", "a/000.png", "a/001.png", "b/deep/000.png"]
+    assert list(find_files(f"{root}/*")) == [f"{root}/{name}" for name in names]
+    assert list(find_files(f"{root}/**/*.png")) == [f"{root}/{name}" for name in names]
+    assert list(find_files(f"{root}/**")) == [f"{root}/{name}" for name in names]
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_images(tmp_path / "root", {"a": 2, "a-b": 1, "a0/c": 1, "a/@eaDir": 1, ".": 1})
+    write_images(tmp_path, {"far": 2})
+    (root / "000.png").rename(root / "a-.png")
+    (root / "a1").symlink_to(tmp_path / "far")
+    (root / "a2").symlink_to(root / "a")
+    os.mkfifo(root / "pipe.jpg")
+    (root / "zero.jpg").symlink_to("/dev/zero")
+    expected = ["a-.png", "a-b/000.png", "a/000.png", "a/001.png", "a0/c/000.png", "a1/000.png", "a1/001.png"]
+    assert list(find_files(str(root))) == sorted(f"{root}/{name}" for name in expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{root}/a2 is left out: it leads to a folder that was already read",
+        f"{root}/pipe.jpg is left out: it is a FIFO, and only regular files are read",
+        f"{root}/zero.jpg is left out: it is a device, and only regular files are read",
+    ]
+
+
+def test_a_file_a_glob_and_a_list(predict: Predict, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = images / "val/ant/000.png"
+    assert [row["path"] for row in rows(predict(f"input='{file}'") / "predictions.csv")] == [str(file)]
+    by_glob = predict(f"input='{images}/val/*/00[01].png'", folder="b")
+    assert len(rows(by_glob / "predictions.csv")) == 6
+    deep = predict(f"input='{images}/**/000.png'", folder="c")
+    assert len(rows(deep / "predictions.csv")) == 9
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream(f"{file}\n\n{images}/val/bee/001.png\n".encode())))
+    listed = predict("input='-'", folder="d")
+    assert [row["path"] for row in rows(listed / "predictions.csv")] == [str(file), f"{images}/val/bee/001.png"]
+
+
+def test_bad_files_are_listed_and_stop_nothing(
+    predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_images(tmp_path / "mixed", {"a": 4})
+    (root / "a/001.png").write_bytes(b"")
+    (root / "a/002.jpg").write_bytes(b"text")
+    (root / "a/.hidden.png").write_bytes(b"x")
+    (root / "a/notes.txt").write_text("no picture")
+    out = predict(f"input='{root}'", "batch_size=2")
+    assert len(rows(out / "predictions.csv")) == 3
+    assert {Path(row["path"]).name: row["code"] for row in rows(out / "failed.csv")} == {
+        "001.png": "empty",
+        "002.jpg": "unknown_format",
+    }
+    assert "2 files could not be read" in capsys.readouterr().out
+    for path in root.glob("a/00[03].png"):
+        path.unlink()
+    (root / "a/002.png").unlink()
+    with pytest.raises(DataError, match="must name images; there is none; 2 files could not be read"):
+        predict(f"input='{root}'", folder="b")
+
+
+def test_a_million_files_need_constant_memory(trained_run: Path, images: Path) -> None:
+    """Of an endless list only some batches are read ahead of what is written."""
+    trained = load_trained(str(trained_run))
+    asked = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal asked
+        for number in itertools.count():
+            asked += 1
+            yield str(images / f"val/ant/{number % 4:03d}.png")
+
+    found = predictions(
+        trained.inference,
+        endless(),
+        build.eval_view(trained.config),
+        decoding=Decoding(),
+        top_k=1,
+        batch_size=8,
+        num_threads=2,
+    )
+    for taken, prediction in enumerate(itertools.islice(found, 200), start=1):
+        assert prediction.path.endswith(f"{(taken - 1) % 4:03d}.png"), "in their order"
+        assert asked <= taken + 3 * 8 + 1
+
+
+def test_a_folder_is_walked_without_a_list_of_it(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "deep", {"a/b/c": 2, "a": 1})
+    (root / "a/loop").symlink_to(root)
+    found = find_files(str(root))
+    assert iter(found) is found
+    assert len(list(found)) == 3
+
+
+def test_the_gallery(predict: Predict, images: Path) -> None:
+    out = predict(f"input='{images / 'val'}'", "gallery=true", "gallery_limit=3")
+    page = (out / "gallery.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == page.count("<figcaption>") == 3
+    assert "8 more images are in predictions.csv" in page
+    assert page.rstrip().endswith("</script>")
+
+
+def test_names_shown_and_views(predict: Predict, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text('{"ant": "Ameise", "bee": "Biene", "cat": "Katze"}')
+    out = predict(f"input='{images / 'val'}'", f"class_names='{tmp_path / 'names.json'}'", "views=ten_crop")
+    assert {row["answer"] for row in rows(out / "predictions.csv")} <= {"Ameise", "Biene", "Katze"}
+
+
+def test_words(predict: Predict, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a folder, a glob or -; there is no nowhere \(looked for /.*/nowhere\)"):
+        predict("input=nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"input=.*/empty must name images; there is none"):
+        predict(f"input='{tmp_path / 'empty'}'", folder="b")
+    with pytest.raises(ConfigError, match="top_k must be at least 1; got 0"):
+        predict("input=x", "top_k=0", folder="c")

@@ -1,0 +1,295 @@
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+
+from alexlab.errors import ConfigError
+from alexlab.models.alexnet import AlexNet
+from alexlab.models.googlenet import GoogLeNet
+from alexlab.models.nin import NiN
+from alexlab.models.torchvision import torchvision_net
+from alexlab.models.vgg import VGG
+from alexlab.models.weights.pretrained import Source, fit, read_source
+from support.runs import names as names_in
+
+TOWERS: dict[str, Any] = {"groups": [1, 2, 1, 2, 2], "norm": "lrn", "dropout_side": "output"}
+ALEXNET_HEAD = ("classifier.fc8.weight", "classifier.fc8.bias")
+
+
+def names(count: int) -> list[str]:
+    return [f"class{number}" for number in range(count)]
+
+
+def fitted(net: nn.Module, other: nn.Module, *, head: Any = (), classes: int = 5) -> Any:
+    found = fit(net, Source("there", other.state_dict()), head=head, classes=names(classes))
+    found.load_into(net)
+    return found
+
+
+def small(**options: Any) -> AlexNet:
+    return AlexNet(5, **{"widths": [8, 16, 24, 16, 16], "fc_widths": [32, 32], **options})
+
+
+@pytest.mark.parametrize("size", [224, 96])
+def test_the_weights_of_torchvision_give_its_alexnets_logits(size: int) -> None:
+    there = models.alexnet(num_classes=5).eval()
+    net = AlexNet(5).eval()
+    found = fitted(net, there)
+    images = torch.randn(2, 3, size, size)
+    torch.testing.assert_close(net(images), there(images))
+    assert len(found.taken) == 16
+    assert not (found.fresh or found.unused or found.sliced)
+    assert list(found.lines()) == ["16 tensors from there"]
+
+
+def test_the_weights_of_torchvision_give_its_vggs_logits() -> None:
+    with torch.device("meta"):
+        there, net = models.vgg11(num_classes=5), VGG(5)
+    assert net.torchvision_name == "vgg11"
+    found = fit(net, Source("there", there.state_dict()), head=(), classes=names(5))
+    assert len(found.taken) == len(net.state_dict())
+    assert not (found.fresh or found.unused or found.sliced)
+
+
+def test_other_classes_replace_the_head_and_say_so() -> None:
+    there, net = small(), small()
+    net.classifier.fc8 = nn.Linear(32, 3)
+    before = net.classifier.fc8.weight.clone()
+    found = fitted(net, there, head=ALEXNET_HEAD, classes=3)
+    assert set(found.fresh) == set(ALEXNET_HEAD)
+    assert torch.equal(net.classifier.fc8.weight, before)
+    assert torch.equal(net.classifier.fc7.weight, there.classifier.fc7.weight)
+    assert list(found.lines()) == [
+        "14 tensors from there",
+        "the head, of 3 instead of 5 outputs: classifier.fc8.weight, classifier.fc8.bias start afresh",
+        "not used: classifier.fc8.weight, classifier.fc8.bias",
+    ]
+
+
+def test_as_many_classes_of_other_names_replace_the_head_too() -> None:
+    there, net = small(), small()
+    source = Source("there", there.state_dict(), classes=["a", "b", "c", "d", "e"])
+    assert fit(net, source, head=ALEXNET_HEAD, classes=names(5)).fresh == dict.fromkeys(
+        ALEXNET_HEAD, "the head, of other classes"
+    )
+    assert not fit(net, source, head=ALEXNET_HEAD, classes=source.classes or []).fresh
+
+
+def test_a_narrower_net_is_the_first_channels_of_the_wider_one() -> None:
+    """With the dropped channels silenced, the wide net computes what the narrow one does."""
+    wide, narrow = small(norm="batch").eval(), small(norm="batch", width=0.5).eval()
+    for module in wide.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+    found = fitted(narrow, wide, head=())
+    assert "features.conv1 (8 x 3 x 11 x 11 -> 4 x 3 x 11 x 11)" in found.sliced
+    assert not (found.fresh or found.unused)
+    with torch.no_grad():
+        for (_, ours), (name, theirs) in zip(narrow.named_modules(), wide.named_modules(), strict=True):
+            if isinstance(theirs, nn.Conv2d | nn.BatchNorm2d) or (isinstance(theirs, nn.Linear) and "fc8" not in name):
+                theirs.weight[len(ours.weight) :] = 0
+                theirs.bias[len(ours.weight) :] = 0
+                if isinstance(theirs, nn.BatchNorm2d):
+                    theirs.running_mean[len(ours.weight) :] = 0
+    images = torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(narrow(images), wide(images))
+
+
+def test_a_narrower_net_of_two_towers_takes_the_first_channels_of_each_tower() -> None:
+    wide, narrow = small(**TOWERS, norm_layers=[]).eval(), small(**TOWERS, norm_layers=[], width=0.5).eval()
+    found = fitted(narrow, wide)
+    assert not (found.fresh or found.unused)
+    conv1, conv2 = wide.features.conv1.weight, wide.features.conv2.weight
+    assert torch.equal(narrow.features.conv1.weight, conv1[[0, 1, 4, 5]])
+    assert torch.equal(narrow.features.conv2.weight, conv2[[0, 1, 2, 3, 8, 9, 10, 11]][:, :2])
+    with torch.no_grad():
+        kept = {"conv1": 8, "conv2": 16, "conv3": 24, "conv4": 16, "conv5": 16}
+        for name, count in kept.items():
+            layer = wide.features.get_submodule(name)
+            silent = [c for c in range(count) if c % (count // 2) >= count // 4]
+            layer.weight[silent] = 0
+            layer.bias[silent] = 0
+        for name in ("fc6", "fc7"):
+            layer = wide.classifier.get_submodule(name)
+            layer.weight[16:] = 0
+            layer.bias[16:] = 0
+    images = torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(narrow(images), wide(images))
+
+
+def test_two_towers_take_their_own_connections_from_one_tower() -> None:
+    one, two = small(), small(groups=[1, 2, 1, 2, 2])
+    fitted(two, one)
+    dense, grouped = one.features.conv2.weight, two.features.conv2.weight
+    assert torch.equal(grouped[:8], dense[:8, :4])
+    assert torch.equal(grouped[8:], dense[8:, 4:])
+
+
+def test_one_tower_cannot_be_made_of_two() -> None:
+    found = fitted(small(), small(groups=[1, 2, 1, 2, 2]))
+    assert found.fresh["features.conv2.weight"] == "of another size in the file"
+    assert found.fresh["features.conv2.bias"] == "of another size in the file"
+    assert "features.conv2.weight" in found.unused
+    assert "features.conv1.weight" in found.taken
+
+
+def test_a_wider_net_takes_what_is_as_large() -> None:
+    found = fitted(small(), small(fc_widths=[16, 16]))
+    assert set(found.fresh) == {
+        f"classifier.{name}" for name in ("fc6.weight", "fc6.bias", "fc7.weight", "fc7.bias", "fc8.weight")
+    } | {"classifier.fc8.bias"}
+    assert not found.sliced
+
+
+def test_behind_a_layer_that_is_left_out_nothing_is_sliced() -> None:
+    found = fitted(small(without=[3], width=0.5), small())
+    assert set(found.fresh) == {"features.conv4.weight", "features.conv4.bias"} | {
+        key for key in found.fresh if key.startswith(("features.conv5", "classifier"))
+    }
+    assert {"features.conv1.weight", "features.conv2.weight"} <= set(found.taken)
+    assert "features.conv3.weight" in found.unused
+    with torch.device("meta"):
+        assert fit(small(without=[3]), Source("there", small().state_dict()), head=(), classes=names(5)).fresh
+
+
+def test_grey_pictures_give_the_same_with_the_kernels_summed() -> None:
+    colour, grey = small().eval(), small(in_channels=1).eval()
+    fitted(grey, colour)
+    picture = torch.randn(2, 1, 96, 96)
+    torch.testing.assert_close(grey(picture), colour(picture.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+    back = small().eval()
+    fitted(back, grey)
+    torch.testing.assert_close(back(picture.expand(-1, 3, -1, -1)), grey(picture), rtol=1e-4, atol=1e-5)
+
+
+def test_a_grid_of_another_size_is_not_sliced() -> None:
+    found = fitted(small(grid=5), small())
+    assert "classifier.fc6.weight" in found.fresh
+    assert "features.conv5.weight" in found.taken
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: NiN(5, width=0.1), lambda: GoogLeNet(5, width=0.1), lambda: torchvision_net(5, name="mobilenet_v3_small")],
+)
+def test_every_net_takes_its_own_weights(make: Callable[[], nn.Module]) -> None:
+    there, net = make(), make()
+    found = fitted(net, there)
+    assert not (found.fresh or found.unused)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, there.state_dict()[key])
+
+
+def test_a_narrower_nin() -> None:
+    found = fitted(NiN(5, width=0.1), NiN(5, width=0.2))
+    assert not (found.fresh or found.unused)
+
+
+def test_nothing_fits() -> None:
+    expected = r"no layer of it does: the net begins with features.conv1.weight \(8 x 3 x 11 x 11\), the file with conv1.weight \(64 x 3 x 7 x 7\)"
+    with pytest.raises(ConfigError, match=expected):
+        fit(small(), Source("there", models.resnet18().state_dict()), head=(), classes=names(5))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+def test_state_dicts_as_people_save_them(wrap: Any, suffix: str, tmp_path: Path) -> None:
+    net = small()
+    path = tmp_path / f"net{suffix}"
+    torch.save(wrap(net.state_dict()), path)
+    for name in (str(path), path.as_uri()):
+        assert set(read_source(name, net).state) == set(net.state_dict())
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    save_file(small().state_dict(), tmp_path / "net.safetensors")
+    assert len(read_source(str(tmp_path / "net.safetensors"), small()).state) == 16
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return print, ("called",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.pth", {"weights": Harmful()}, "it holds no tensors by name; objects of builtins.print are not loaded"),
+        ("a.pth", b"no pickle", "cannot read the weights in "),
+        ("a.pth", b"", "cannot read the weights in "),
+        ("a.safetensors", b"no tensors", "cannot read the weights in "),
+        ("a.pth", {"epoch": 3}, "must hold a state dict: it holds no tensors by name"),
+        ("a.pth", [1, 2], "must hold a state dict"),
+    ],
+)  # fmt: skip
+def test_what_is_no_file_of_weights(name: str, content: Any, expected: str, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ConfigError, match=expected):
+        read_source(str(path), small())
+    assert "called" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "net", "expected"),
+    [
+        ("missing.pth", "alexnet", "there is no file missing.pth"),
+        ("IMAGENET", "alexnet", "torchvision's alexnet: IMAGENET1K_V1, DEFAULT; got 'IMAGENET'|IMAGENET1K_V1; got 'IMAGENET'"),
+        ("IMAGENET1K_V1", "nin", "torchvision has no weights for NiN"),
+    ],
+)  # fmt: skip
+def test_what_is_no_name_of_weights(name: str, net: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        read_source(name, small() if net == "alexnet" else NiN(5, width=0.1))
+
+
+def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is a folder without checkpoints/best.ckpt"):
+        read_source(str(tmp_path), small())
+
+
+def test_a_run_begins_with_the_weights_of_another(
+    train: Callable[..., float | None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(run_dir=tmp_path / "first")
+    best = torch.load(tmp_path / "first/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    caplog.set_level(logging.INFO)
+    for number, name in enumerate(("first", "first/checkpoints/best.ckpt")):
+        train(f"model.weights={tmp_path / name}", "optimizer.lr=0.0", run_dir=tmp_path / str(number))
+        again = torch.load(tmp_path / f"{number}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(again[key], value) for key, value in best.items() if key.startswith("net."))
+    assert f"weights: 14 tensors from {tmp_path / 'first'}" in caplog.text
+
+
+def test_mistakes_are_told_before_any_work(train: Callable[..., float | None], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no file missing/best.ckpt"):
+        train("model.weights=missing/best.ckpt")
+    assert not names_in(tmp_path / "run")
+
+
+def test_a_rate_for_the_head(
+    train: Callable[..., float | None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    train("parameters.head_lr=0.05", "optimizer.lr=0.0", "optimizer.weight_decay=0.0", "trainer.log_every_n_steps=1")
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert [group["lr"] for group in state["param_groups"]] == [0.0, 0.05]
+    assert [len(group["params"]) for group in state["param_groups"]] == [12, 2]
+    assert "optimizer: head: 51 parameters, lr 0.05, weight decay 0" in caplog.text

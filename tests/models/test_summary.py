@@ -1,0 +1,58 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from alexlab.config import build
+from alexlab.errors import ConfigError
+from alexlab.models.summary import layer_rows
+from alexlab.tasks.summary import run
+from support.runs import plain, rows
+
+
+def on_meta(*overrides: str) -> torch.nn.Module:
+    with torch.device("meta"):
+        return build.net(plain(*overrides, name="summary"), 1000)
+
+
+def test_rows_are_those_of_the_tables() -> None:
+    found = {row.name: row for row in layer_rows(on_meta("model=alexnet"), channels=3, size=224)}
+    conv2 = found["features.conv2"]
+    assert (conv2.kernel, conv2.number, conv2.padding, conv2.stride) == ("5 x 5", 192, "2", "1")
+    assert (conv2.input, conv2.output, conv2.parameters) == ("64 x 27 x 27", "192 x 27 x 27", 307_392)
+    assert conv2.multiply_adds == 192 * 27 * 27 * 64 * 25
+    assert conv2.memory_mib == pytest.approx(192 * 27 * 27 * 4 / 2**20)
+    assert sum(row.parameters for row in found.values()) == 61_100_840
+
+
+@pytest.mark.parametrize(("model", "millions"), [("alexnet", 714.2), ("alexnet_half", 311.2)])
+def test_multiply_adds(model: str, millions: float) -> None:
+    """Worked out by hand from the list of layers."""
+    found = layer_rows(on_meta(f"model={model}"), channels=3, size=224)
+    assert sum(row.multiply_adds for row in found) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+def test_groups_divide_the_multiply_adds() -> None:
+    two, one = (
+        {
+            row.name: row.multiply_adds
+            for row in layer_rows(on_meta("model=alexnet_two_tower", *options), channels=3, size=224)
+        }
+        for options in ((), ("model.groups=[1,1,1,1,1]",))
+    )
+    assert [one[f"features.conv{n}"] / two[f"features.conv{n}"] for n in range(1, 6)] == [1, 2, 1, 2, 2]
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = plain("model=alexnet_d2l", "model.in_channels=1", "model.num_classes=10", name="summary")
+    run(config, run_dir=tmp_path, choices={"model": "alexnet_d2l"})
+    printed = capsys.readouterr().out
+    assert "model=alexnet_d2l: 1 channels, 224 x 224, 10 outputs" in printed
+    assert re.search(r"all\b.*29,983,434", printed)
+    assert sum(int(row["parameters"]) for row in rows(tmp_path / "summary.csv")) == 29_983_434
+
+
+def test_words_for_too_small_an_image(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.image_size=30 is too small for this net: pool2 gets"):
+        run(plain("data.image_size=30", name="summary"), run_dir=tmp_path, choices={"model": "alexnet"})

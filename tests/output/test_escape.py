@@ -1,0 +1,416 @@
+"""Names that a stranger has chosen, wherever they are shown: as they are, on one line, without an effect on what shows them."""
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra.core.utils import configure_log
+from omegaconf import read_write
+from PIL import Image
+from rich.console import Console
+
+from alexlab.cli import command
+from alexlab.data.audit.audit import check
+from alexlab.data.audit.report import summary, write_page
+from alexlab.data.image_file import Decoding
+from alexlab.data.splits import Split
+from alexlab.errors import ConfigError, DataError, ImageError
+from alexlab.inference.class_names import choose_fonts
+from alexlab.inference.predictions import Answers
+from alexlab.inference.report import evaluated
+from alexlab.output.csv_files import restored
+from alexlab.output.escape import (
+    LineFormatter,
+    markdown,
+    plot_label,
+    print_line,
+    shown,
+    shown_lines,
+    without_markdown,
+    writable,
+)
+from alexlab.output.progress import progress_bar
+from alexlab.output.terminal import Terminal
+from alexlab.pages import html
+from alexlab.runs.report import write_report
+from alexlab.sweeps import jobs
+from alexlab.sweeps.jobs import FAILED, Job
+from alexlab.tasks import report
+from alexlab.tasks.predict import Writers
+from support.runs import ROOT, composed, rows
+
+# What a name is, and what is shown of it.
+NASTY = {
+    "[red]x": "[red]x",
+    "[/]": "[/]",
+    "a\nb": r"a\nb",
+    "a\r\tb": r"a\r\tb",
+    "\x1b[31mred": r"\x1b[31mred",
+    "\x9b31m": r"\u009b31m",
+    "\u202egpj.exe": r"\u202egpj.exe",
+    "ze\u200bro\u2066\ufeff": r"ze\u200bro\u2066\ufeff",
+    "two\u2028lines": r"two\u2028lines",
+    ":smile:": ":smile:",
+    "$x^2$": "$x^2$",
+    r"$\frac": r"$\frac",
+    "<script>alert(1)</script>": "<script>alert(1)</script>",
+    "=cmd()": "=cmd()",
+    "@home": "@home",
+    "_x": "_x",
+    "back\\slash `*|*` _y_": "back\\slash `*|*` _y_",
+    "\ud800": r"\ud800",
+    os.fsdecode(b"\xff"): r"\xff",
+}
+KEPT = ("Katze", "кот", "猫", "قطة", "می‌خواهم", "क्‍ष", "🐱", "👩‍🔬", "👩🏽‍🚀", "❤️‍🔥", "a b", "100 %")
+
+
+def hidden(text: str, *, lines: bool = True) -> list[str]:
+    """The characters of a text that nobody sees; its line breaks are among them unless there may be several lines."""
+    found = [each for each in text if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    return [each for each in found if each != "\n" or not lines]
+
+
+@pytest.mark.parametrize(("name", "expected"), NASTY.items(), ids=ascii)
+def test_hidden_characters_become_escapes(name: str, expected: str) -> None:
+    assert shown(name) == shown(shown(name)) == expected
+    assert not hidden(expected, lines=False)
+    assert without_markdown(markdown(name)) == expected
+    writable(name).encode("utf-8")
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_letters_of_all_scripts_and_emoji_stay(name: str) -> None:
+    assert shown(name) == name
+
+
+def test_a_joiner_between_other_letters_is_shown() -> None:
+    assert shown("c\u200dat ж\u200cд \u200d🐱\u200d") == r"c\u200dat ж\u200cд \u200d🐱\u200d"
+
+
+def test_only_what_utf8_cannot_hold_is_escaped_in_files() -> None:
+    assert writable("a\nb \u202e \udcff \ud800 é") == "a\nb \u202e \\xff \\ud800 é"
+
+
+def test_markdown_shows_names_as_they_are() -> None:
+    text = markdown("# [a](javascript:b) <i> |*_x_*| `c` a_b optimizer.lr=-1 &lt; ~~d~~ $e$ !")
+    assert text == r"\# \[a\](javascript:b) \<i\> \|\*\_x\_\*\| \`c\` a_b optimizer.lr=-1 \&lt; \~\~d\~\~ \$e\$ !"
+
+
+def test_an_error_is_one_line_and_further_lines_are_asked_for() -> None:
+    name = "a\nb\x1b[31m"
+    assert str(DataError(f"there is no {name}")) == r"there is no a\nb\x1b[31m"
+    error = ConfigError("two jobs cannot run:", f"job {name}", "job 2")
+    assert str(error).split("\n") == ["two jobs cannot run:", r"job a\nb\x1b[31m", "job 2"]
+    unreadable = ImageError(f"cannot read {name}", path=name, code="x", reason=f"{name} is none", detail=name)
+    assert (unreadable.path, unreadable.reason, unreadable.detail) == (name, f"{shown(name)} is none", shown(name))
+
+
+def test_the_sentence_of_a_loader_process_is_the_last_line() -> None:
+    sentence = "cannot read the image alexlab.errors.ImageError: x.jpg: it is empty"
+    text = f"Caught ImageError in DataLoader worker process 0.\nOriginal Traceback:\n  ...\nalexlab.errors.ImageError: {sentence}\n"
+    assert str(ImageError(text)) == sentence
+
+
+def test_a_line_of_the_terminal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in NASTY:
+        print_line(f"run folder: {name}")
+    assert capsys.readouterr().out.splitlines() == [f"run folder: {each}" for each in NASTY.values()]
+
+
+@pytest.mark.parametrize("part", ["job_logging", "hydra_logging"])
+def test_a_record_of_the_log_is_one_line(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    before, out = root.handlers[:], io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    config = composed(f"hydra.run.dir={tmp_path}")
+    with read_write(config.hydra.runtime):
+        config.hydra.runtime.output_dir = str(tmp_path)
+    try:
+        configure_log(config.hydra[part])
+        for name in NASTY:
+            root.info("the class %s", name)
+        try:
+            raise ValueError("\x1b[31mforged")
+        except ValueError as error:
+            root.exception("a\n%s", error)
+    finally:
+        for handler in root.handlers:
+            handler.close()
+        root.handlers = before
+    texts = [out.getvalue(), *(path.read_text() for path in tmp_path.glob("*.log"))]
+    assert len(texts) == (2 if part == "job_logging" else 1)
+    for text in texts:
+        lines = text.splitlines()
+        assert [line.partition("the class ")[2] for line in lines[: len(NASTY)]] == [*NASTY.values()]
+        assert lines[len(NASTY)].endswith(r"a\n\x1b[31mforged") and lines[len(NASTY) + 1].startswith("Traceback")
+        assert lines[-1] == r"ValueError: \x1b[31mforged" and not hidden(text)
+
+
+def test_a_traceback_keeps_its_lines() -> None:
+    assert LineFormatter("%(message)s").format(logging.makeLogRecord({"msg": "a\tb\x00"})) == r"a\tb\x00"
+    assert shown_lines("a\n\x1b\n") == "a\n\\x1b\n"
+
+
+def test_an_error_of_hydra_is_printed_without_control_characters(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jobs, "checks", [])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["train.py", "seed.\x1b[31m\u202eb=1"])
+    with pytest.raises(SystemExit) as caught:
+        command.run_command("train")
+    assert caught.value.code == 1
+    text = capsys.readouterr().err
+    assert r"\x1b[31m\u202eb" in text and not hidden(text)
+    assert not [*tmp_path.iterdir()]
+
+
+def printed(table: Any) -> str:
+    """A table in a terminal that is wide enough."""
+    out = io.StringIO()
+    Terminal(file=out, width=500).print(table)
+    return out.getvalue()
+
+
+def test_tables_show_jobs_as_they_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [Job(0, [f"x={name}", f"all={name}"], tmp_path, {}, state=FAILED, cause=f"no {name}") for name in NASTY]
+    monkeypatch.setattr(jobs, "jobs", made)
+    text = printed(jobs.table())
+    for expected in NASTY.values():
+        assert f"x={expected}" in text and f"no {expected}" in text
+    assert len([line for line in text.splitlines() if "failed" in line and "│" in line]) == len(NASTY)
+    made[:] = [Job(number, [f"seed={number}", *(f"all={name}" for name in NASTY)], tmp_path, {}) for number in range(2)]
+    caption = "".join(printed(jobs.table()).split())  # it is folded
+    assert all("".join(f"all={expected}".split()) in caption for expected in NASTY.values())
+    assert not hidden(text + caption)
+
+
+def test_a_bar_has_its_title_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    bar, out = progress_bar(), io.StringIO()
+    assert not bar.disable
+    for name in NASTY:
+        bar.add_task(shown(name))
+    Console(file=out, width=200, color_system=None).print(bar.get_renderable())
+    assert [line[: len(each)] for line, each in zip(out.getvalue().splitlines(), NASTY.values(), strict=True)] == [
+        *NASTY.values()
+    ]
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The folder, the tables and the page of an evaluation whose classes and files have all the names."""
+    names, out = [*NASTY, "last"], tmp_path_factory.mktemp("evaluation")
+    labels = np.arange(2 * len(names)) % len(names)
+    top = np.stack([(labels + 1) % len(names), labels], 1)
+    top[: len(names)] = top[: len(names), ::-1]
+    paths = [f"{name}.jpg" for name in names] * 2
+    split = Split("", names, paths, labels)
+    probs = np.full(top.shape, 0.5, np.float32)
+    found = Answers(split, np.arange(len(labels)), labels, top, probs, probs[:, 0], 1.0)
+    tables, parts = evaluated(found, names, out, {"data": "".join(NASTY), "split": "val"})
+    page = html.write_page(out / "evaluation.html", "title " + "".join(NASTY), parts)
+    return out, "".join(map(printed, tables)), page.read_text(encoding="utf-8")
+
+
+def test_an_evaluation_shows_its_classes(evaluation: tuple[Path, str, str]) -> None:
+    _, tables, page = evaluation
+    assert not hidden(tables) and not hidden(page)
+    for expected in NASTY.values():
+        assert f"│ {expected} " in tables
+        assert f"<td>{html.text(expected)}<td" in page
+    assert "<script>alert" not in page
+
+
+def test_an_evaluation_keeps_the_names_in_its_tables(evaluation: tuple[Path, str, str]) -> None:
+    out, *_ = evaluation
+    names = [writable(name) for name in NASTY]
+    columns = (("classes.csv", "class"), ("predictions.csv", "label"), ("confusion.csv", "label \\ answer"))
+    for file, column in columns:
+        with (out / file).open(newline="", encoding="utf-8") as opened:
+            import csv
+
+            cells = [row[column] for row in csv.DictReader(opened)]
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))]
+        assert [restored(cell) for cell in cells[: len(names)]] == names
+    header = (out / "confusion.csv").read_bytes()
+    assert b"'=cmd()" in header and b",=cmd()" not in header
+
+
+def test_plots_show_names_as_they_are() -> None:
+    from matplotlib.figure import Figure
+
+    from alexlab.inference.explain.plots import sheet
+    from alexlab.inference.plots import confusion_plot
+
+    names = [*NASTY]
+    assert choose_fonts(names) == ""
+    figure = confusion_plot(np.eye(len(names), dtype=np.int64), names)
+    html.png(figure)  # a broken formula would end it
+    drawn = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert [text.strip().replace(r"\$", "$") for text in drawn] == [*NASTY.values()]
+    cells = [(np.zeros((2, 2, 3), np.uint8), (name, "0.5")) for name in names]
+    titles = [axes.get_title() for axes in sheet([cells]).axes]
+    assert [title.split("\n") for title in titles] == [[plot_label(name), "0.5"] for name in names]
+    axes = Figure().subplots()
+    for name in names:
+        axes.plot([0, 1], [0, 1], label=plot_label(name))
+    assert len(axes.legend().get_texts()) == len(names), "none is hidden"
+
+
+def stranger(folder: Path, name: str, *, top1: float | None) -> None:
+    """A run folder of a stranger."""
+    folder.mkdir(parents=True)
+    best = None if top1 is None else {"top1": top1, "top5": 1.0, "loss": 0.5, "epoch": 0}
+    card = {
+        "status": "failed" if top1 is None else "finished",
+        "reason": f"because of {name}",
+        "seed": 1,
+        "choices": {"optimizer": name},
+        "config": {"optimizer": {name: name}},
+        "best": best,
+        "scores": {"train_s": 1.0},
+        "parameters": 10,
+        "data": {"counts": {"val": 10}},
+    }
+    (folder / "run.json").write_text(json.dumps(card))
+    (folder / "train.log").write_text("")
+    (folder / "metrics.csv").write_text("epoch,val/top1,val/loss\n0,0.5,0.5\n")
+
+
+def test_a_report_shows_the_runs_of_a_stranger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(NASTY):
+        stranger(tmp_path / "runs" / f"{number} [b]\n\x1b", name, top1=number / 100)
+        stranger(tmp_path / "runs" / f"{number} failed", name, top1=None)
+    report.run({"runs": [tmp_path / "runs"], "out": None}, run_dir=tmp_path, choices={})
+    said = capsys.readouterr().out
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    assert not hidden(page) and not hidden(text) and not hidden(said)
+    for name, expected in NASTY.items():
+        assert f"<td>{html.text(expected)}<td" in page and f"because of {html.text(expected)}" in page
+        assert f"| {markdown(name)} | 1 |" in text
+        assert f"| {expected} | 1 |" in said and f"failed: failed: because of {expected}\n" in said
+    assert "<script>alert" not in page
+    lines = text.splitlines()
+    assert len([line for line in lines if line.startswith("| ")]) == len(NASTY) + 2, "a line for each row"
+    found = rows(tmp_path / "report.csv")
+    assert {restored(row["optimizer"]) for row in found} == set(map(writable, NASTY))
+    assert "'=cmd()" in {row["optimizer"] for row in found}
+    assert write_report([str(tmp_path / "runs")], tmp_path / "again").is_file()
+
+
+FILES = [name.replace("/", "_") for name in NASTY if name != "\ud800"]
+
+
+@pytest.fixture(scope="module")
+def strange_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes with strange names, of images with strange names; one of each class cannot be read."""
+    root = tmp_path_factory.mktemp("images")
+    for label, folder in enumerate(("[red]a\nb", "@home")):
+        (root / folder).mkdir()
+        for number, name in enumerate(FILES):
+            pixels = np.random.default_rng(len(FILES) * label + number).integers(0, 255, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{name}.png")
+        (root / folder / "bad\x1b\n.png").write_bytes(b"nothing")
+    return root
+
+
+def test_a_check_shows_and_keeps_names(strange_images: Path, tmp_path: Path) -> None:
+    from alexlab.data.manifest import read_manifest, write_manifest
+
+    findings = check(str(strange_images))
+    write_page(findings, tmp_path / "check.html")
+    write_manifest(findings.rows, tmp_path / "manifest.csv")
+    text, page = "".join(map(printed, summary(findings))), (tmp_path / "check.html").read_text(encoding="utf-8")
+    assert r"[red]a\nb" in text and r"bad\x1b\n.png" in text and not hidden(text)
+    assert r"<code>@home/bad\x1b\n.png</code>" in page and not hidden(page) and "<script>alert" not in page
+    assert [*read_manifest(tmp_path / "manifest.csv", str(strange_images)).values()] == findings.rows
+    again = check(str(strange_images), str(tmp_path / "manifest.csv"))
+    assert not [problem for problem in again.problems if problem.code.startswith("manifest")]
+    assert b"\r\n'@home/" in (tmp_path / "manifest.csv").read_bytes()
+
+
+def test_predictions_show_and_keep_names(
+    strange_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = [*NASTY]
+    paths = [os.path.join(strange_images, "@home", f"{name}.png") for name in FILES]
+    trained = SimpleNamespace(names=classes, about="a net", decoding=Decoding())
+    with Writers(tmp_path, trained, gallery_limit=100) as writers:
+        for number, path in enumerate(paths):
+            writers.write(SimpleNamespace(path=path, answers=(number, len(classes) - 1), probs=(0.6, 0.4), error=None))
+        bad = ImageError("no", path="-bad\n\x1b", code="x", reason="=1\x1b")
+        writers.write(SimpleNamespace(path=bad.path, error=bad))
+    writers.report("x")
+    printed, page = capsys.readouterr().out, (tmp_path / "gallery.html").read_text(encoding="utf-8")
+    assert not hidden(printed) and not hidden(page) and "<script>alert" not in page
+    table = rows(tmp_path / "predictions.csv")
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().rstrip().split("\n")]
+    for row, line, name, path in zip(table, lines, classes, paths, strict=False):
+        assert restored(row["answer"]) == line["predictions"][0]["class"] == writable(name)
+        assert f"<b>{html.text(name)} 0.600</b>" in page
+        assert row["path"] == line["path"] == writable(path)
+    assert rows(tmp_path / "failed.csv") == [{"path": "'-bad\n\x1b", "code": "x", "reason": r"'=1\x1b"}]
+
+
+def test_the_demo_answers_with_names_as_they_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("starlette")
+    import torch
+
+    from alexlab.inference import demo
+
+    classes = [*NASTY]
+    probs = torch.linspace(0, 1, len(classes))[None]
+    trained: Any = SimpleNamespace(
+        names=classes, decoding=Decoding(), inference=SimpleNamespace(probs=lambda images: probs)
+    )
+    monkeypatch.setattr(demo, "grad_cam", lambda *_: torch.zeros(1, 8, 8))
+    monkeypatch.setattr(demo, "TOP_K", len(classes))
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "PNG")
+    found = demo.look(trained, lambda image: image, content.getvalue())
+    assert [each["class"] for each in found["answers"]] == [*NASTY.values()][::-1]
+
+
+def bare_calls() -> Iterator[str]:
+    """What the linter says of a module that prints by itself."""
+    code = "import csv\nimport sys\n\nfrom rich.console import Console\n\nprint(1)\nConsole()\ncsv.writer(sys.stdout)\n"
+    words = [
+        "check",
+        "--select",
+        "T20,TID251",
+        "--output-format",
+        "concise",
+        "--stdin-filename",
+        "src/alexlab/new.py",
+        "-",
+    ]
+    run = subprocess.run(["ruff", *words], input=code, capture_output=True, text=True, cwd=ROOT)
+    yield from run.stdout.splitlines()
+
+
+def test_the_linter_knows_the_ways_by_which_names_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    found = "\n".join(bare_calls())
+    assert (
+        "T201" in found
+        and "alexlab.output.terminal.Terminal" in found
+        and "alexlab.output.csv_files.write_csv" in found
+    )
+
+
+def test_the_command_prints_an_error_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, command.ending_in_words():
+        raise ConfigError("two jobs:", "a\nb")
+    assert (ended.value.code, capsys.readouterr().err) == (1, "two jobs:\na\\nb\n")

@@ -1,0 +1,39 @@
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from alexlab.distributed import ranks
+from alexlab.runs import layout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], "defaults"),
+        (["model=alexnet_half", "trainer.devices=2"], "model-alexnet_half_devices-2"),
+        (["data.root='/data/my cats & dogs'"], "root-my-cats-dogs"),
+        (["model.widths=[1,2,3]", "optimizer.lr=1e-3"], "widths-1-2-3_lr-1e-3"),
+        (["+optimizer.x=1", "~callbacks.lr"], "x-1_lr"),
+        (["data.root=/数据/学习"], "root"),
+    ],
+)
+def test_tags_are_readable(overrides: list[str], expected: str) -> None:
+    assert layout.tag(overrides) == expected
+
+
+def test_tags_need_no_quoting_and_are_short() -> None:
+    tag = layout.tag([f"group.key{number}=va(l){{u}},e" for number in range(40)])
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,80}", tag)
+
+
+def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        claimed = list(pool.map(lambda _: layout.claim(tmp_path / "date" / "12-00-00_x"), range(40)))
+    assert len(set(claimed)) == 40
+    assert {path.name for path in claimed} == {"12-00-00_x", *(f"12-00-00_x.{number}" for number in range(2, 41))}
+
+
+def test_alone_everybody_agrees() -> None:
+    assert (ranks.agreed("where", lambda: "here"), ranks.rank()) == ("here", 0)

@@ -1,0 +1,201 @@
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexlab.data.splits import find_splits
+from alexlab.distributed.signals import Stopped
+from alexlab.errors import AlexlabError, ConfigError, DataError
+from alexlab.runs import record
+from alexlab.runs.record import Card, CorruptError, Lock, code_state, data_state, holder
+from alexlab.sweeps import jobs
+from support.images import write_images
+from support.runs import rows
+
+Train = Callable[..., float | None]
+
+
+def card(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return found
+
+
+def test_the_card_of_a_finished_run(train: Train, images: Path, tmp_path: Path) -> None:
+    best = train("trainer.max_epochs=2", "seed=3")
+    found = card(tmp_path / "run")
+    assert (found["status"], found["reason"], found["exit_code"], found["seed"]) == ("finished", None, 0, 3)
+    assert found["best"]["top1"] == best
+    table = rows(tmp_path / "run/metrics.csv")
+    assert found["last"]["epoch"] == 1
+    assert found["last"]["step"] == 6
+    assert found["last"]["val/loss"] == float(table[-1]["val/loss"])
+    assert found["best"]["epoch"] in (0, 1)
+    assert found["scores"]["test/count"] == 7
+    assert found["data"]["counts"] == {"train": 24, "val": 11, "test": 7}
+    assert found["config"]["data"]["root"] == str(images)
+    assert len(found["config_hash"]) == 64
+    assert found["choices"]["model"] == "alexnet"
+    assert found["versions"]["torch"]
+    assert found["hardware"]["cores"] >= 1
+    assert found["peak_memory_mb"]["process"] > 50
+    assert found["images_per_s"] > 0
+    assert 0 < found["elapsed_s"] < 100
+    assert found["end_s"] - found["start_s"] == pytest.approx(found["elapsed_s"])
+    assert found["code"]["commit"] is None or len(found["code"]["commit"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "words"),
+    [
+        ("data.batch_size=99", ConfigError, "data.batch_size must not exceed"),
+        ("data.root=/nowhere", DataError, "data.root must be a folder"),
+    ],
+)
+def test_a_refused_run_leaves_no_record(
+    train: Train, tmp_path: Path, override: str, error: type[AlexlabError], words: str
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        train(override)
+    assert caught.value.refused
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_the_record_of_a_failed_run(train: Train, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "copy")
+    (tmp_path / "copy/val/bee/001.png").write_bytes(b"no image")
+    with pytest.raises(DataError):
+        train(f"data.root={tmp_path / 'copy'}")
+    found = card(tmp_path / "run")
+    assert (found["status"], found["exit_code"]) == ("failed", 3)
+    assert found["reason"].startswith("ImageError: cannot read the image")
+
+
+def test_the_card_of_an_interrupted_run(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)):
+        monkeypatch.setattr(
+            "alexlab.distributed.launch.launch", lambda *args, signum=signum, **options: signal.raise_signal(signum)
+        )
+        run_dir = tmp_path / signum.name
+        with pytest.raises(Stopped, match=f"stopped by {signum.name}"):
+            train(run_dir=run_dir)
+        assert (card(run_dir)["status"], card(run_dir)["exit_code"]) == ("interrupted", code)
+        assert card(run_dir)["reason"] == f"stopped by {signum.name}"
+
+
+def _hold(folder: Path, held: Any) -> None:
+    with Lock(folder):
+        Card(folder).start({"seed": 1}, {})
+        held.set()
+        time.sleep(60)
+
+
+def test_a_folder_has_one_writer_and_a_killed_run_is_interrupted(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, held))
+    process.start()
+    assert held.wait(30)
+    assert holder(tmp_path) == str(process.pid)
+    assert Card(tmp_path).read()["status"] == "running"
+    with pytest.raises(ConfigError, match=f"a run folder has one writer; process {process.pid} is writing {tmp_path}"):
+        Lock(tmp_path)
+    process.kill()
+    process.join()
+    assert holder(tmp_path) is None
+    found = Card(tmp_path).read()
+    assert (found["status"], found["reason"]) == ("interrupted", "the process ended without saying why")
+    with Lock(tmp_path):
+        assert holder(tmp_path) == str(os.getpid())
+
+
+def test_what_is_no_card(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must be the folder of a run; it has no run.json"):
+        Card(tmp_path).read()
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot read .*run\.json"):
+        Card(tmp_path).read()
+
+
+GOOD = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": {}, "choices": {}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "null", "[]", '"text"', "1", "NaN", "{}", "[" * 100_000, json.dumps(GOOD)[:-9], "\ufeff{}", "\x00" * 100,
+        *(
+            json.dumps(GOOD | changed)
+            for changed in (
+                {"status": "done"}, {"status": 1}, {"status": ["failed"]}, {"config": None}, {"config": []}, {"config": "x"},
+                {"choices": []}, {"choices": {"model": 1}}, {"attempts": {}}, {"attempts": [1]}, {"attempts": [{}]},
+                {"attempts": [{"start_s": "x"}]}, {"attempts": [{"start_s": 0, "command": "x"}]}, {"scores": [1]},
+                {"scores": {"best/top1": "x"}}, {"scores": {"best/top1": [1]}}, {"best": {"top1": "x"}}, {"best": 1},
+                {"last": {"epoch": {}}}, {"last": "x"}, {"data": []}, {"data": {"counts": {"train": "x"}}}, {"versions": [1]},
+                {"versions": {"torch": 1}}, {"code": "x"}, {"code": {}}, {"hardware": 1}, {"hardware": {}}, {"seed": "x"},
+                {"reason": 1}, {"exit_code": "x"}, {"command": "x"}, {"command": [1]},
+            )
+        ),
+    ],
+    ids=lambda content: content[-40:] or "empty",
+)  # fmt: skip
+def test_a_corrupt_record_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CorruptError, match=r"run\.json is corrupt: ") as caught:
+        Card(tmp_path).read()
+    assert "\n" not in str(caught.value)
+    assert jobs.earlier(tmp_path).state == "failed"
+    Card(tmp_path).start({"seed": 1}, {})
+    assert Card(tmp_path).read()["status"] == "interrupted", "another attempt writes it anew"
+
+
+def test_a_record_without_what_an_early_end_leaves_out(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(GOOD))
+    found = Card(tmp_path).read()
+    assert (found["scores"], found["versions"], found["code"]) == ({}, {}, {"commit": None, "dirty": False})
+
+
+def test_the_state_of_the_code(tmp_path: Path) -> None:
+    assert code_state(tmp_path) == (None, b"")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/a.py").write_text("a = 1\n")
+    for arguments in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"],
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    commit, diff = code_state(tmp_path)
+    assert commit is not None
+    assert (len(commit), diff) == (40, b"")
+    (tmp_path / "src/a.py").write_text("a = 2\n")
+    (tmp_path / "src/b.py").write_text("")
+    diff = code_state(tmp_path)[1]
+    assert b"+a = 2" in diff
+    assert b"?? src/b.py" in diff
+
+
+def test_changed_code_lies_beside_the_card(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "code_state", lambda folder: ("f" * 40, b"+ changed"))
+    train()
+    assert (tmp_path / "run/code.diff").read_bytes() == b"+ changed"
+    assert card(tmp_path / "run")["code"] == {"commit": "f" * 40, "dirty": True}
+
+
+def test_the_fingerprint_of_the_data(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "a", {"x": 6, "y": 6})
+
+    def fingerprint() -> str:
+        return str(data_state(find_splits(str(root), val_fraction=0.3, test_fraction=0.0))["fingerprint"])
+
+    first = fingerprint()
+    assert fingerprint() == first
+    (root / "x/000.png").write_bytes((root / "x/000.png").read_bytes() + b" ")
+    assert fingerprint() != first

@@ -1,0 +1,228 @@
+"""The report, from run folders that are made by hand, so that every number is known."""
+
+import csv
+import json
+import re
+import statistics
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from alexlab.cli import overrides
+from alexlab.errors import ConfigError
+from alexlab.runs.compare import differing_keys, find_runs, grouped, ranking, read_run
+from alexlab.runs.record import Lock
+from alexlab.runs.report import _effects, write_report
+from alexlab.tasks.report import run as report
+from support.browser import FITS, PHONE, look
+from support.runs import plain
+
+SCORES = {("0.5", "sgd"): (0.80, 0.82, 0.84), ("0.5", "adam"): (0.90, 0.91, 0.92), ("1.0", "sgd"): (0.905, 0.915, 0.92)}
+
+
+def make(folder: Path, *, width: float = 1.0, optimizer: str = "sgd", seed: int = 1, top1: float | None = 0.9, **card: Any) -> Path:  # fmt: skip
+    folder.mkdir(parents=True)
+    config = {
+        "model": {"width": width, "norm": "none"},
+        "optimizer": {"_target_": f"torch.optim.{optimizer}", "lr": 0.1},
+        "data": {"root": "x", "cache_dir": f"c{seed}"},
+        "callbacks": {"a": seed},
+        "seed": seed,
+    }
+    best = None if top1 is None else {"top1": top1, "top5": 1.0, "loss": 1 - top1, "epoch": 1, "count": 1000}
+    content = {
+        "status": "finished",
+        "reason": None,
+        "seed": seed,
+        "config": config,
+        "choices": {"model": "alexnet", "optimizer": optimizer},
+        "data": {"counts": {"train": 2000, "val": 1000}},
+        "best": best,
+        "scores": {"train_s": 10.0 * seed} | ({} if top1 is None else {"best/top1": top1}),
+        "images_per_s": 100.0,
+        "parameters": int(1e6 * width),
+        **card,
+    }
+    (folder / "run.json").write_text(json.dumps(content))
+    if top1 is not None:
+        rows = [f"{epoch},{1 - top1 / 2},{top1 / 2},{1 - top1},{top1}" for epoch in range(2)]
+        (folder / "metrics.csv").write_text("epoch,train/loss,train/top1,val/loss,val/top1\n" + "\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    for (width, optimizer), scores in SCORES.items():
+        for seed, top1 in enumerate(scores, start=1):
+            number = len(list((tmp_path / "sweep").glob("*")))
+            make(tmp_path / f"sweep/{number}_x", width=float(width), optimizer=optimizer, seed=seed, top1=top1)
+    return tmp_path / "sweep"
+
+
+def test_seeds_are_put_together_and_only_what_differs_is_a_column(sweep: Path) -> None:
+    runs = [read_run(folder) for folder in find_runs([str(sweep)])]
+    assert differing_keys(runs) == ["optimizer", "model.width"]
+    groups = grouped(runs, differing_keys(runs))
+    assert [(group.keys["model.width"], group.keys["optimizer"], len(group.runs)) for group in groups] == [
+        (0.5, "sgd", 3),
+        (0.5, "adam", 3),
+        (1.0, "sgd", 3),
+    ]
+    assert groups[0].mean() == pytest.approx(0.82)
+    assert groups[0].spread() == pytest.approx(statistics.stdev([0.80, 0.82, 0.84]))
+
+
+def test_a_key_that_was_changed_besides_its_group_is_a_column(tmp_path: Path) -> None:
+    for number, (optimizer, lr) in enumerate((("sgd", 0.1), ("sgd", 0.2), ("adam", 0.1))):
+        folder = make(tmp_path / str(number), optimizer=optimizer)
+        card = json.loads((folder / "run.json").read_text())
+        card["config"]["optimizer"]["lr"] = lr
+        (folder / "run.json").write_text(json.dumps(card))
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path)])]
+    assert differing_keys(runs) == ["optimizer", "optimizer.lr"]
+
+
+def test_the_best_is_marked_only_beyond_its_uncertainty(sweep: Path, tmp_path: Path) -> None:
+    runs = [read_run(folder) for folder in find_runs([str(sweep)])]
+    ranked, clear = ranking(grouped(runs, differing_keys(runs)))
+    assert [group.mean() for group in ranked] == pytest.approx([0.9133333, 0.91, 0.82])
+    assert not clear, "0.9133 and 0.9100 with a spread of .008 and .010 over three seeds"
+    for seed, top1 in enumerate((0.950, 0.951, 0.952), start=1):
+        make(sweep / f"{90 + seed}", width=2.0, seed=seed, top1=top1)
+    runs = [read_run(folder) for folder in find_runs([str(sweep)])]
+    ranked, clear = ranking(grouped(runs, differing_keys(runs)))
+    assert ranked[0].keys["model.width"] == 2.0
+    assert clear
+    # Of single runs, the number of validation images decides: .05 of 1000 is more than chance, .01 is not.
+    for name, scores, expected in (("far", (0.95, 0.90), True), ("near", (0.91, 0.90), False)):
+        for width, top1 in enumerate(scores, start=1):
+            make(tmp_path / name / str(width), width=float(width), top1=top1)
+        runs = [read_run(folder) for folder in find_runs([str(tmp_path / name)])]
+        assert ranking(grouped(runs, differing_keys(runs)))[1] is expected
+
+
+def test_the_page_and_the_tables(sweep: Path, tmp_path: Path) -> None:
+    make(sweep / "20_failed", width=4.0, top1=None, status="failed", reason="DataError: <b>no</b> image")
+    for name in ("train.log", "slurm.log"):
+        (sweep / "20_failed" / name).write_text("a log")
+    make(sweep / "21_killed", width=5.0, seed=2, top1=0.5, status="running")
+    page = write_report([str(sweep)], tmp_path / "out").read_text()
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "report.html", "report.md", "report.csv", "curves.png", "effects.png", "scatter.png"
+    }  # fmt: skip
+    assert not re.search(r"(src|href)='?\"?https?:", page), "it works offline"
+    assert page.count("data:image/png;base64,") == 3
+    # The failed run has two logs, which its row of the table and the line of its failure point to.
+    linked = [Path(urllib.parse.unquote(place)) for place in re.findall("<a href='([^']+)'", page)]
+    assert linked == 2 * [Path("../sweep/20_failed", name) for name in ("train.log", "slurm.log")]
+    assert all((out / place).read_text() == "a log" for place in linked)
+    assert "&lt;b&gt;no&lt;/b&gt; image" in page
+    assert "a tie: the highest is optimizer=sgd, model.width=1.0: val/top1 0.9133" in page
+    assert "the process ended without saying why" in page
+    text = (out / "report.md").read_text()
+    assert "| sgd | 1.0 | 3 | 0.9133 | 0.0076 | 1 | 0.0867 | 2 | 20 | 100 | 1,000,000 | 3 finished |" in text
+    assert "failed: DataError: \\<b\\>no\\</b\\> image" in text
+    with (out / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 11
+    assert [float(row["top1"]) for row in rows[:9]] == [top1 for scores in SCORES.values() for top1 in scores]
+    assert (rows[9]["status"], rows[9]["top1"], rows[9]["reason"]) == ("failed", "", "DataError: <b>no</b> image")
+    assert rows[10]["status"] == "interrupted"
+
+
+def test_the_clear_best_row_is_marked(sweep: Path, tmp_path: Path) -> None:
+    assert "<tr class='best" not in write_report([str(sweep)], tmp_path / "tie").read_text()
+    for seed in (1, 2, 3):
+        make(sweep / f"{90 + seed}", width=2.0, seed=seed, top1=0.95 + seed / 1000)
+    page = write_report([str(sweep)], tmp_path / "clear").read_text()
+    assert page.count("<tr class='best") == 1
+    assert "the best: optimizer=sgd, model.width=2.0: val/top1 0.9520, beyond its uncertainty" in page
+
+
+def test_one_run_and_none_finished(tmp_path: Path) -> None:
+    make(tmp_path / "one/a")
+    page = write_report([str(tmp_path / "one")], tmp_path / "out1").read_text()
+    assert "all runs: val/top1 0.9000" in page
+    make(tmp_path / "none/a", top1=None, status="failed", reason="x")
+    assert "no run has finished yet" in write_report([str(tmp_path / "none")], tmp_path / "out2").read_text()
+
+
+def test_which_runs(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "sweep/10_x", seed=9)
+    assert [path.name for path in find_runs(["sweep"])] == [f"{number}_x" for number in range(11) if number != 9]
+    assert len(find_runs(["sweep/[0-2]_x", "sweep/0_x"])) == 3
+    with pytest.raises(ConfigError, match=r"a report needs run folders; there is no run.json in or below nowhere"):
+        find_runs(["nowhere"])
+    words = overrides.with_runs(["sweep/0_x", "sweep/1 x,y", "out=here", "--cfg"])
+    assert words == ["out=here", "--cfg", "runs=['sweep/0_x','sweep/1 x,y']"]
+    config = plain(*overrides.with_runs([str(sweep)]), f"out={tmp_path / 'here'}", name="report")
+    report(config, run_dir=tmp_path, choices={})
+    assert "| optimizer | model.width | n | top-1 |" in capsys.readouterr().out
+    assert (tmp_path / "here/report.html").is_file()
+    with pytest.raises(ConfigError, match="in or below nothing"):
+        report(plain(name="report"), run_dir=tmp_path, choices={})
+
+
+def test_a_run_in_progress_and_one_that_was_ended_by_a_search(sweep: Path, tmp_path: Path) -> None:
+    make(sweep / "30_busy", width=6.0, top1=0.99, status="running")
+    make(sweep / "31_behind", width=7.0, top1=0.3, status="pruned", reason="after epoch 3 it fell behind")
+    with Lock(sweep / "30_busy"):
+        page = write_report([str(sweep)], tmp_path / "out").read_text()
+    assert "0.9133" in page.split("<table>")[0], "the best is that of the finished runs"
+    assert re.search(r"<tr class='running'>.*6\.0.*1 running", page)
+    assert "1 pruned" in page
+    assert "Failures" not in page
+    with (tmp_path / "out/report.csv").open() as file:
+        states = {row["model.width"]: row["status"] for row in csv.DictReader(file)}
+    assert (states["6.0"], states["7.0"]) == ("running", "pruned")
+
+
+def test_numbers_of_a_search_are_drawn_on_an_axis() -> None:
+    found = {"optimizer.lr": {f"{10 ** -(1 + number / 3):.5f}": [0.5 + number / 100] for number in range(8)}}
+    found |= {"model.norm": {"none": [0.5], "batch": [0.6, 0.7]}}
+    lr, norm = _effects(found).axes
+    assert lr.get_xscale() == "log"
+    assert [tick.get_text() for tick in norm.get_xticklabels()] == ["batch", "none"]
+
+
+def test_tensorboard_agrees(train: Callable[..., float | None], tmp_path: Path) -> None:
+    """The HParams tab shows, of each run, the settings and the scores of the report's row."""
+    for seed, lr in ((1, 0.001), (2, 0.01)):
+        run_dir = tmp_path / f"runs/{seed}"
+        run_dir.mkdir(parents=True)
+        train(f"seed={seed}", f"optimizer.lr={lr}", "trainer.max_epochs=3", run_dir=run_dir)
+    write_report([str(tmp_path / "runs")], tmp_path / "out")
+    with (tmp_path / "out/report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        events = EventAccumulator(str(tmp_path / "runs" / row["seed"]))
+        events.Reload()
+        content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        settings = HParamsPluginData.FromString(content).session_start_info.hparams
+        assert settings["lr"].number_value == float(row["optimizer.lr"])
+        assert settings["seed"].number_value == float(row["seed"])
+        experiment = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+        shown = [info.name.tag for info in HParamsPluginData.FromString(experiment).experiment.metric_infos]
+        assert shown == ["best/top1", "best/top5"]
+        for tag in shown:
+            assert events.Scalars(tag)[-1].value == pytest.approx(float(row[tag.removeprefix("best/")]), abs=1e-7)
+
+
+def test_the_page_on_a_screen_and_on_a_phone(sweep: Path, tmp_path: Path) -> None:
+    """A click on the head of a column sorts by it, a second one the other way round; a phone need not scroll sideways."""
+    page = write_report([str(sweep)], tmp_path / "out")
+    column = "[...document.querySelector('tbody').rows].map(row => row.cells[3].textContent)"
+    head = "document.querySelectorAll('th')[3].click();"
+    shown = look(page, f"const before = {column}; {head} const up = {column}; {head} return [before, up, {column}];")
+    down = ["0.9133", "0.9100", "0.8200"]
+    assert shown == [down, down[::-1], down]
+    assert look(page, FITS, width=PHONE) is True

@@ -1,0 +1,116 @@
+"""Recorded checkpoints of a run, and comparisons of what two runs saved."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alexlab.training.callbacks import checkpoint
+
+Train = Callable[..., float | None]
+
+EPOCHS, STEPS = 2, 6  # of an epoch: 24 images in batches of 4
+BASE = (
+    "data.batch_size=4",
+    f"trainer.max_epochs={EPOCHS}",
+    "callbacks.checkpoint.every_steps=1",
+    "callbacks.epochs.curves=false",
+)
+RECIPES = {
+    "mixup": ("scheduler=cosine", "augmentation=mixup", "optimizer=sgd"),
+    "accumulated": ("trainer.accumulate_grad_batches=2", "scheduler=cosine", "optimizer=sgd"),
+    "ema and norms": ("callbacks=[default,ema]", "model.norm=batch", "callbacks.ema.decay=0.9"),
+    "warm-up and plateau": (
+        "scheduler=plateau",
+        "scheduler.patience=0",
+        "scheduler.warmup_epochs=1",
+        "scheduler.factor=0.5",
+    ),
+    "validation inside": ("trainer.val_check_interval=0.5", "scheduler=plateau", "scheduler.patience=0"),
+    "validation inside, accumulated": ("trainer.val_check_interval=0.5", "trainer.accumulate_grad_batches=2"),
+    "packed, two workers": ("data.cache=packed", "data.num_workers=2", "scheduler=one_cycle"),
+    "three batches by heart": ("trainer.overfit_batches=3", "optimizer=sgd"),
+    "shards, two workers": (
+        *("data.root=null", "+data.url={shards}", "+data.stream={{mix: 2, ahead: 1}}", "data.num_workers=2"),
+        "scheduler=cosine",
+    ),
+    "balanced": ("data.sampler=balanced", "callbacks=[default,early_stopping]"),
+}
+
+
+class Recorded:
+    """Keeps every `last.ckpt` of a run: `<step>.ckpt`, in the order in which they were written."""
+
+    def __init__(self, train: Train, folder: Path) -> None:
+        self.train, self.folder = train, folder
+
+    def __call__(self, *overrides: str, name: str, begin: Path | None = None) -> Path:
+        """Runs, from a checkpoint where one is given, and gives the folder of what was saved."""
+        kept = self.folder / f"{name}_kept"
+        kept.mkdir()
+        run_dir = self.folder / name
+        (run_dir / "checkpoints").mkdir(parents=True)
+        if begin is not None:
+            shutil.copy(begin, run_dir / "checkpoints/last.ckpt")
+            first = self.folder / begin.parent.name.removesuffix("_kept") / "checkpoints"
+            best = (begin.parent if begin.name == "last.ckpt" else first) / "best.ckpt"
+            if best.exists():
+                shutil.copy(best, run_dir / "checkpoints/best.ckpt")
+        write, link = checkpoint.write_durably, checkpoint._link
+
+        def keep(path: Path) -> None:
+            if path.name == "last.ckpt":
+                step = torch.load(path, weights_only=True)["global_step"]
+                shutil.copy(path, kept / f"{step:03d}.ckpt")
+
+        def recorded_write(path: Path, content: Any, **size: int) -> None:
+            write(path, content, **size)
+            keep(path)
+
+        def recorded_link(source: Path, target: Path) -> None:
+            link(source, target)
+            keep(target)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "write_durably", recorded_write)
+            patch.setattr(checkpoint, "_link", recorded_link)
+            self.train(*BASE, *overrides, run_dir=run_dir, resumed=begin is not None)
+        return kept
+
+
+def difference(one: Any, other: Any, where: str = "") -> str | None:
+    """The first place where two checkpoints differ, or None."""
+    if isinstance(one, torch.Tensor):
+        return None if torch.equal(one, other) else where
+    if isinstance(one, dict):
+        if list(one) != list(other):
+            return f"{where}: {list(one)} and {list(other)}"
+        return next(filter(None, (difference(one[key], other[key], f"{where}.{key}") for key in one)), None)
+    if isinstance(one, list | tuple):
+        if len(one) != len(other):
+            return f"{where}: {len(one)} and {len(other)} entries"
+        pairs = enumerate(zip(one, other, strict=True))
+        return next(filter(None, (difference(a, b, f"{where}[{place}]") for place, (a, b) in pairs)), None)
+    return None if one == other or one != one else f"{where}: {one!r} and {other!r}"
+
+
+def content(path: Path) -> Any:
+    """A checkpoint without the times that the epochs took."""
+    found = torch.load(path, weights_only=True)
+    for name, state in found["callbacks"].items():
+        if name.startswith("EpochLog"):
+            for row in state["rows"]:
+                row.pop("images_per_s", None), row.pop("elapsed_s"), row.pop("train/images_per_s", None)
+    return found
+
+
+def compare(whole: Path, resumed: Path, begun: str) -> int:
+    """Compares all that was saved after a point and gives the number of checkpoints."""
+    later = [path.name for path in sorted(whole.iterdir()) if path.name > begun]
+    assert sorted(path.name for path in resumed.iterdir()) == later, f"from {begun}"
+    for name in later:
+        assert difference(content(whole / name), content(resumed / name)) is None, f"{name}, resumed from {begun}"
+    return len(later)

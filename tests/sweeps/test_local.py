@@ -1,0 +1,271 @@
+import contextlib
+import io
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from alexlab.distributed import hardware, launch
+from alexlab.distributed.signals import Stopped, signals
+from alexlab.errors import ConfigError
+from alexlab.runs.record import FINISHED as CARD_FINISHED
+from alexlab.runs.record import PRUNED as CARD_PRUNED
+from alexlab.runs.record import Card, Lock
+from alexlab.sweeps import jobs as sweeps
+from alexlab.sweeps import local
+from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job, earlier
+from alexlab.sweeps.local import Parallel, Seats
+from hydra_plugins.alexlab_launcher import SweepLauncher
+from support.runs import composed
+
+
+@pytest.fixture(autouse=True)
+def _no_jobs() -> Iterator[None]:
+    yield
+    sweeps.jobs.clear()
+
+
+def job(number: int, folder: Path, devices: object = 1) -> Job:
+    config = OmegaConf.create({"trainer": {"accelerator": "auto", "devices": devices, "max_epochs": 4}})
+    return Job(number, [f"seed={number}"], folder / str(number), config)
+
+
+def run(engine: Parallel, jobs: list[Job], work: Callable[[Job], None]) -> list[int]:
+    """Runs jobs and tells the order in which they ended."""
+    order: list[int] = []
+    engine.run(iter(jobs), work, lambda job: order.append(job.number))
+    return order
+
+
+def test_jobs_run_side_by_side_each_on_its_own_cores(tmp_path: Path) -> None:
+    def work(job: Job) -> None:
+        (job.folder / "cores").write_text(repr(hardware.cores()))
+        (job.folder / "started").touch()
+        if job.number < 2:  # the first two wait for each other
+            while not (tmp_path / str(1 - job.number) / "started").exists():
+                time.sleep(0.01)
+        print("said by", job.number)
+        job.end(FINISHED, score=job.number / 10)
+
+    jobs = [job(number, tmp_path) for number in range(3)]
+    run(Parallel(jobs=2), jobs, work)
+    assert [(job.state, job.score, job.cause) for job in jobs] == [(FINISHED, number / 10, None) for number in range(3)]
+    shares = [(tmp_path / str(number) / "cores").read_text() for number in (0, 1)]
+    assert shares == [repr(share) for share in hardware.shares(2)]
+    assert [(tmp_path / str(number) / "output.log").read_text() for number in range(3)] == [
+        f"said by {number}\n" for number in range(3)
+    ]
+
+
+def test_a_job_that_is_lost_costs_that_job(tmp_path: Path) -> None:
+    def work(job: Job) -> None:
+        if job.number == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.number == 1:
+            raise RuntimeError("a mistake of ours")
+        job.end(FINISHED, score=1.0)
+
+    jobs = [job(number, tmp_path) for number in range(3)]
+    assert sorted(run(Parallel(jobs=2), jobs, work)) == [0, 1, 2]
+    assert [job.state for job in jobs] == [FAILED, FAILED, FINISHED]
+    assert jobs[0].cause == f"its process was ended by SIGKILL; see {tmp_path}/0/output.log"
+    assert jobs[1].cause == f"its process was ended by exit code 1; see {tmp_path}/1/output.log"
+    assert "RuntimeError: a mistake of ours" in (tmp_path / "1/output.log").read_text()
+
+
+def test_the_next_job_is_asked_for_when_there_is_room(tmp_path: Path) -> None:
+    """As a search needs: it knows the scores of the earlier ones."""
+    ended: list[int] = []
+    known: list[int] = []
+
+    def proposals() -> Iterator[Job]:
+        for number in range(5):
+            known.append(len(ended))
+            yield job(number, tmp_path)
+
+    Parallel(jobs=2).run(proposals(), lambda job: job.end(FINISHED, score=0.5), lambda job: ended.append(job.number))
+    assert sorted(ended) == list(range(5))
+    assert known[:2] == [0, 0]
+    assert all(count >= number - 1 for number, count in enumerate(known))
+
+
+def test_ctrl_c_ends_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(job: Job) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def work(job: Job) -> None:
+        if job.number:
+            time.sleep(60)
+        job.end(FINISHED, score=1.0)
+
+    jobs = [job(number, tmp_path) for number in range(2)]
+    with signals.heard(), pytest.raises(Stopped):
+        Parallel(jobs=2).run(iter(jobs), work, interrupt)
+    assert not local.multiprocessing.active_children()
+
+
+def test_a_second_ctrl_c_kills_jobs_that_do_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alexlab.distributed.signals.SAME_S", 0.0)
+
+    def interrupt(job: Job) -> None:
+        while not (tmp_path / "deaf").exists():
+            time.sleep(0.05)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        signal.raise_signal(signal.SIGINT)
+
+    def work(job: Job) -> None:
+        with signals.answered_by(lambda signum: None):
+            while job.number:
+                (tmp_path / "deaf").touch()
+                time.sleep(1)
+        job.end(FINISHED, score=1.0)
+
+    before = signal.signal(signal.SIGALRM, lambda signum, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        with signals.heard(), pytest.raises(Stopped):
+            Parallel(jobs=2).run(iter([job(number, tmp_path) for number in range(2)]), work, interrupt)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not local.multiprocessing.active_children()
+
+
+def test_a_signal_to_one_job_costs_that_job(tmp_path: Path) -> None:
+    def work(job: Job) -> None:
+        if job.number:
+            signal.raise_signal(signal.SIGTERM)
+        job.end(FINISHED, score=1.0)
+
+    jobs = [job(number, tmp_path) for number in range(2)]
+    with signals.heard():
+        Parallel(jobs=2).run(iter(jobs), work, lambda job: None)
+    assert [job.state for job in jobs] == [FINISHED, FAILED]
+    assert jobs[1].cause == "stopped by SIGTERM; -m resume= goes on with it"
+
+
+def test_no_gpu_has_two_jobs_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    seats = Seats(4, per_gpu=1, num_gpus=3)
+    one, two = seats.take(1), seats.take(2)
+    assert one and two and (one.gpus, two.gpus, str(two)) == (["0"], ["1", "2"], "GPU 1, 2")
+    assert seats.take(1) is None
+    assert seats.take(0) is not None, "a job on the CPU needs none"
+    seats.give_back(one)
+    assert seats.take([2]) is None, "a GPU that is named is waited for"
+    seats.give_back(two)
+    named = seats.take([2])
+    assert named and named.gpus is None and named.taken == [2], "and chosen by the job itself"
+    shared = Seats(4, per_gpu=2, num_gpus=2)
+    assert [seat and seat.gpus for seat in (shared.take(1) for _ in range(5))] == [["0"], ["1"], ["0"], ["1"], None]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    kept = Seats(2, per_gpu=1, num_gpus=2).take(2)
+    assert kept and kept.gpus == ["5", "7"]
+
+
+def test_gpus_of_a_job_reach_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "num_gpus", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def work(job: Job) -> None:
+        (job.folder / "gpus").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+        time.sleep(0.3)
+        job.end(FINISHED, score=1.0)
+
+    jobs = [job(0, tmp_path), job(1, tmp_path), job(2, tmp_path, devices=2)]
+    assert run(Parallel(jobs=3), jobs, work)[-1] == 2
+    assert [(tmp_path / str(number) / "gpus").read_text() for number in range(3)] == ["0", "1", "0,1"]
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("count", "cores", "expected"),
+    [
+        (2, [0, 1, 2, 3, 4], [[0, 1], [2, 3, 4]]),
+        (3, [4, 9], [[4], [4], [9]]),
+        (2, [], [[], []]),
+    ],
+)
+def test_shares_of_cores(
+    count: int, cores: list[int], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: cores)
+    assert hardware.shares(count) == expected
+
+
+@pytest.mark.parametrize("words", ["jobs", "per_gpu"])
+def test_words_of_a_wrong_number(words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"launcher.{words} must be at least 1; got 0"):
+        Parallel(**{words: 0}).prepare(tmp_path)
+
+
+def test_jobs_are_checked_with_the_cores_that_they_will_have() -> None:
+    before = hardware.cores()
+    with Parallel(jobs=2).as_a_job():
+        assert hardware.cores() == hardware.shares(1)[0] == before[len(before) // 2 :]
+    assert hardware.cores() == before
+
+
+def test_the_table_shows_what_runs(tmp_path: Path) -> None:
+    for number in range(3):
+        sweeps.jobs.append(job(number, tmp_path))
+        sweeps.jobs[-1].overrides = [f"seed={number}", "model=alexnet"]
+    first, second, _ = sweeps.jobs
+    first.end(PRUNED, cause="it fell behind")
+    second.state, second.place = RUNNING, "GPU 1"
+    second.folder.mkdir()
+    Card(second.folder).update(last={"epoch": 1}, best={"top1": 0.25})
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(sweeps.table())
+    lines = console.export_text().splitlines()
+    assert "3 jobs, 1 running, 1 waiting, 1 pruned" in lines[0]
+    (row,) = [line for line in lines if "seed=1" in line]
+    assert "running, epoch 2/4, GPU 1" in row and "0.2500" in row and "alexnet" not in row
+    assert any("all with model=alexnet" in line for line in lines)
+    console.print(sweeps.table(max_rows=1))
+    assert "seed=0" not in console.export_text()
+
+
+def test_what_an_earlier_attempt_has_left(tmp_path: Path) -> None:
+    card = Card(tmp_path)
+    card.update(status=CARD_PRUNED, reason="it fell behind", config={})
+    assert (earlier(tmp_path).state, earlier(tmp_path).cause) == (PRUNED, "it fell behind")
+    card.update(status=CARD_FINISHED, scores={"best/top1": 0.5})
+    assert (earlier(tmp_path).state, earlier(tmp_path).score) == (FINISHED, 0.5)
+    assert earlier(tmp_path / "none").state is None and job(0, tmp_path).state == WAITING
+
+
+class Elsewhere(Parallel):
+    """Has the jobs of some numbers."""
+
+    numbers: tuple[int, ...] = ()
+
+    def has(self, job: Job) -> bool:
+        return job.number in self.numbers
+
+
+def test_a_job_that_is_running_already_is_waited_for_by_the_engine_that_has_it(tmp_path: Path) -> None:
+    engine, jobs, ended = Elsewhere(), [job(number, tmp_path) for number in range(2)], []
+    engine.numbers = (1,)
+    with contextlib.ExitStack() as locks:
+        for each in jobs:
+            each.folder.mkdir()
+            Card(each.folder).update(status="running", config={})
+            locks.enter_context(Lock(each.folder))
+        found = list(SweepLauncher(engine)._to_run(iter(jobs), lambda job: ended.append(job.number)))
+    assert [each.number for each in found] == [1] and ended == [0]
+    assert jobs[0].state == FAILED and jobs[0].cause == f"process {os.getpid()} is writing its folder"
+
+
+def test_the_launcher_names_the_engine() -> None:
+    kinds = {"parallel": "Parallel", "submitit": "Submitit", "ray": "Ray"}
+    for words, kind in (([], "Sequential"), *(([f"launcher={option}"], kind) for option, kind in kinds.items())):
+        made = instantiate(composed(*words).hydra.launcher)
+        # Hydra has imported its plugins by itself: its classes are not those of an import here.
+        assert (type(made).__name__, type(made.engine).__name__) == ("SweepLauncher", kind)
+        assert made.repeat_failed is False

@@ -1,0 +1,147 @@
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alexlab.config import build
+from alexlab.data.dataset import to_tensor
+from alexlab.data.decode import decode
+from alexlab.errors import NumericError
+from alexlab.training.module import CHECKPOINT_KEY, Classifier
+from support.runs import TINY, plain, rows, scalars
+
+
+def test_golden_run(train: Callable[..., float | None], tmp_path: Path) -> None:
+    """Three epochs on the CPU give these losses, whatever is refactored; the tolerance is that of other CPUs' kernels."""
+    train(
+        "trainer.max_epochs=3",
+        "seed=7",
+        "optimizer=sgd",
+        "optimizer.lr=0.02",
+        "model.norm=batch",
+        "augmentation=inception",
+    )
+    found = rows(tmp_path / "run/metrics.csv")
+    golden = {
+        "train/loss": [1.20677, 0.78278, 0.35486],
+        "val/loss": [1.10661, 0.97822, 0.55055],
+    }
+    for name, expected in golden.items():
+        assert [float(row[name]) for row in found] == pytest.approx(expected, rel=1e-3), name
+
+
+def test_scores_are_those_of_the_net_image_by_image(
+    train: Callable[..., float | None], images: Path, tmp_path: Path
+) -> None:
+    train("trainer.max_epochs=2", "augmentation/eval=whole")
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    config = checkpoint[CHECKPOINT_KEY]["config"]
+    splits = build.data(config).find_splits()
+    module = build.classifier(config, splits)
+    module.load_state_dict(checkpoint["state_dict"])
+    module.eval()
+    losses, right = [], 0
+    for path, label in zip(splits.val.paths, splits.val.labels, strict=True):
+        image = to_tensor(decode(images / path))
+        logits = module(F.interpolate(image[None].float(), (64, 64), mode="bilinear", antialias=True).round())
+        losses.append(F.cross_entropy(logits, torch.tensor([label])).item())
+        right += int(logits.argmax() == label)
+    last = rows(tmp_path / "run/metrics.csv")[-1]
+    assert float(last["val/top1"]) == pytest.approx(right / 11)
+    assert float(last["val/loss"]) == pytest.approx(sum(losses) / 11, rel=1e-3)
+    assert float(last["val/top5"]) == 1.0
+
+
+def test_a_checkpoint_is_enough_and_plain(train: Callable[..., float | None], tmp_path: Path) -> None:
+    best = train()
+    checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    own = checkpoint[CHECKPOINT_KEY]
+    assert own["classes"] == ["ant", "bee", "cat"]
+    assert own["config"]["model"]["widths"] == [4, 8, 8, 8, 8]
+    assert own["best"]["top1"] == best
+    assert set(own["versions"]) >= {"torch", "lightning"}
+
+
+def test_values_are_normalised_on_the_device(images: Path) -> None:
+    config = plain(*TINY, f"data.root={images}", "data.mean=[0.0,0.5,1.0]", "data.std=[1.0,0.5,0.25]")
+    module = build.classifier(config, build.data(config).find_splits())
+    seen: list[torch.Tensor] = []
+    module.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module(torch.full((1, 3, 64, 64), 255, dtype=torch.uint8))
+    torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([1.0, 1.0, 0.0]))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
+    train: Callable[..., float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Classifier.training_step
+
+    def diverging(self: Classifier, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if self.global_step == 4:
+            with torch.no_grad():
+                self.net.classifier.fc7.bias.fill_(float("nan"))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", diverging)
+    with pytest.raises(NumericError, match=r"the loss must stay finite; it is nan at step 4 \(epoch 1, batch 1\)"):
+        train("trainer.max_epochs=3")
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("augmentation", ["mixup", "cutmix", "mixup_cutmix"])
+def test_mixed_batches_have_probabilities_for_labels(
+    train: Callable[..., float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augmentation: str
+) -> None:
+    from alexlab.training.losses import CrossEntropy
+
+    labels: list[torch.Tensor] = []
+    forward = CrossEntropy.forward
+
+    def recording(self: CrossEntropy, logits: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        labels.append(given)
+        return forward(self, logits, given)
+
+    monkeypatch.setattr(CrossEntropy, "forward", recording)
+    train(f"augmentation={augmentation}", "data.batch_size=12")
+    assert all(given.shape == (12, 3) for given in labels)
+    torch.testing.assert_close(labels[0].sum(1), torch.ones(12))
+    assert (labels[0].max(1).values < 1).any()
+
+
+def test_ema_weights_are_validated_saved_and_tested(train: Callable[..., float | None], tmp_path: Path) -> None:
+    train("callbacks=[default,ema]", "callbacks.ema.decay=0.5", "trainer.max_epochs=3", "optimizer.lr=0.01")
+    checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    averaged, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+    assert not torch.equal(averaged["net.classifier.fc7.weight"], current["net.classifier.fc7.weight"])
+
+    scores = {}
+    for split in ("val", "test"):
+        config = copy.deepcopy(checkpoint[CHECKPOINT_KEY]["config"])
+        splits = build.data(config).find_splits()
+        module = build.classifier(config, splits)
+        module.load_state_dict(averaged)
+        module.eval()
+        data = build.folder_data(config, splits)
+        files = getattr(splits, split)
+        logits = torch.cat(
+            [
+                module(data.eval_transform(to_tensor(decode(Path(splits.train.root) / path)))[None])
+                for path in files.paths
+            ]
+        )
+        scores[split] = F.cross_entropy(logits, torch.tensor(files.labels)).item()
+    found = rows(tmp_path / "run/metrics.csv")
+    best = max(found, key=lambda row: float(row["val/top1"] or 0))
+    assert float(best["val/loss"]) == pytest.approx(scores["val"], rel=1e-4)
+    assert scalars(tmp_path / "run")["test/loss"] == pytest.approx([scores["test"]], rel=1e-4)
+
+
+def test_grey_nets_train(train: Callable[..., float | None]) -> None:
+    assert train("model.in_channels=1") is not None

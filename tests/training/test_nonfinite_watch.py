@@ -1,0 +1,112 @@
+"""What is not finite is noted where it is, and told when it is asked for: no step waits for the device."""
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from alexlab.config import build
+from alexlab.errors import NumericError
+from alexlab.runs.layout import LAST
+from alexlab.training import nonfinite
+from alexlab.training.module import Classifier
+from alexlab.training.nonfinite import Found, Watch
+from support.exact_resume import content
+from support.nonfinite import WORDS, spoil
+from support.runs import TINY, plain, rows
+
+Train = Callable[..., float | None]
+SYNCS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2")
+
+
+def test_the_first_of_several_is_told_once() -> None:
+    watch = Watch()
+    assert watch.ask() is None
+    watch.note(["a", "b"], torch.tensor([1.0, 2.0]), step=1, batch_idx=5)
+    watch.note(["a", "b"], torch.tensor([1.0, math.inf]), step=2, batch_idx=6, batches=2)
+    watch.note(["c"], torch.tensor([math.nan]), step=3, batch_idx=7)
+    assert watch.ask() == Found("b", math.inf, 2, 6, 2)
+    assert watch.ask() is None
+    watch.note(["c"], torch.tensor([3.0]), step=4, batch_idx=8)
+    assert watch.ask() is None
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_where_to_ask_costs_time_it_is_done_at_the_logging_interval(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The step, the batch and its images are still the right ones, and nothing of the damaged weights is saved."""
+    monkeypatch.setattr(nonfinite, "asked_at_each_step", lambda device: False)
+    seen: list[int] = []
+    step = Classifier.on_train_batch_start
+
+    def counted(module: Classifier, batch: Any, batch_idx: int) -> None:
+        seen.append(module.global_step)
+        step(module, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "on_train_batch_start", counted)
+    spoil(monkeypatch, what, math.nan, step=3, rank=0)
+    words = [word for word in WORDS if "every_steps" not in word]
+    named = r"the loss" if what == "loss" else r"the gradient of features\.conv2\.weight"
+    with pytest.raises(NumericError, match=rf"{named} must stay finite; it is nan at step 3 \(epoch 1, batch 0\)"):
+        train(*words, "trainer.log_every_n_steps=5")
+    assert seen[-1] == 4, "one step more than the damaged one, up to the logging interval"
+    assert content(tmp_path / "run" / LAST)["global_step"] == 3
+    listed = rows(tmp_path / "run/not_finite_rank0.csv")
+    assert {(row["epoch"], row["batch"]) for row in listed} == {("1", "0")}
+
+
+def test_a_checkpoint_inside_an_epoch_asks_first(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nonfinite, "asked_at_each_step", lambda device: False)
+    spoil(monkeypatch, "gradient", math.nan, step=3, rank=0)
+    with pytest.raises(NumericError, match=r"at step 3 \(epoch 1, batch 0\)"):
+        train(*WORDS, "trainer.log_every_n_steps=50")
+    assert content(tmp_path / "run" / LAST)["global_step"] == 3
+
+
+class Syncs(TorchDispatchMode):
+    """Counts the operations for which the host would wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in SYNCS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("words", [(), ("optimizer=sgd", "loss.label_smoothing=0.1", "model.norm=batch")])
+def test_no_step_between_two_logging_points_waits_for_the_device(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """Every operation of Lightning's loop, our callbacks, the net and the optimizer, from one batch's begin to the next's.
+
+    Not under test: a moving average of the weights waits once a step, in PyTorch's AveragedModel; MixUp draws on the host.
+    """
+    monkeypatch.setattr(nonfinite, "asked_at_each_step", lambda device: False)
+    own = (f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}", "data.num_workers=1", "data.batch_size=2")
+    tiny = [word for word in TINY if not word.startswith(("data.num_workers", "data.batch_size"))]
+    config = plain(*tiny, *own, *words, "trainer.log_every_n_steps=4", "trainer.max_epochs=1")
+    splits = build.data(config).find_splits()
+    module = build.classifier(config, splits)
+    trainer = build.trainer(config, tmp_path, num_ranks=1)
+    syncs, counts = Syncs(), []
+    start = Classifier.on_train_batch_start
+
+    def counted(self: Classifier, batch: Any, batch_idx: int) -> None:
+        counts.append(syncs.count)
+        start(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "on_train_batch_start", counted)
+    with syncs:
+        trainer.fit(module, datamodule=build.folder_data(config, splits))
+    steps = [after - before for before, after in itertools.pairwise(counts)]
+    assert len(steps) == 11
+    waiting = [number for number, count in enumerate(steps) if count]
+    assert waiting == [3, 7], "the steps that are logged"

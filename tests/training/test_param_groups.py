@@ -1,0 +1,73 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torchvision.models import resnet18
+
+from alexlab.models.alexnet import AlexNet
+from alexlab.training.param_groups import kinds, parameter_groups
+
+
+def tiny() -> AlexNet:
+    return AlexNet(2, widths=[4] * 5, fc_widths=[8], norm="batch")
+
+
+def test_every_parameter_is_of_one_kind() -> None:
+    for net in (tiny(), resnet18()):
+        found = kinds(net)
+        every = [id(parameter) for parameters in found.values() for parameter in parameters]
+        assert sorted(every) == sorted(id(parameter) for parameter in net.parameters())
+    counts = {kind: len(parameters) for kind, parameters in kinds(tiny()).items()}
+    assert counts == {"kernels": 5, "linear": 2, "biases": 7, "norms": 10}
+    assert len(kinds(resnet18())["norms"]) == 40
+
+
+def test_the_head_has_its_own_groups() -> None:
+    net = tiny()
+    head = {"classifier.fc7.weight", "classifier.fc7.bias"}
+    groups = {group["name"]: group for group in parameter_groups(net, head, head_lr=0.5)}
+    assert {name: group.get("lr") for name, group in groups.items()} == {"body": None, "head": 0.5}
+    assert [len(group["params"]) for group in groups.values()] == [22, 2]
+    groups = {group["name"]: group for group in parameter_groups(net, head, head_lr=0.5, norms_decay=0.0)}
+    assert list(groups) == ["body kernels", "body linear", "body biases", "body norms", "head linear", "head biases"]
+    assert groups["head biases"]["lr"] == 0.5
+    assert groups["body norms"]["weight_decay"] == 0.0
+
+
+def test_one_group_unless_a_kind_is_told_apart() -> None:
+    net = tiny()
+    assert [group.keys() for group in parameter_groups(net)] == [{"params"}]
+    groups = {group["name"]: group for group in parameter_groups(net, kernels_decay=0.002, norms_decay=0.0)}
+    assert {name: group.get("weight_decay") for name, group in groups.items()} == {
+        "kernels": 0.002,
+        "linear": None,
+        "biases": None,
+        "norms": 0.0,
+    }
+
+
+def test_a_penalty_on_kernels_is_coupled_weight_decay_of_twice_its_factor() -> None:
+    """d/dw of .001 sum(w^2) is .002 w, which Adam's coupled weight decay adds to the gradient."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 0, 1])
+    penalised, decayed = tiny(), tiny()
+    decayed.load_state_dict(penalised.state_dict())
+    by_loss = torch.optim.Adam(penalised.parameters(), 1e-3)
+    by_decay = torch.optim.Adam(parameter_groups(decayed, kernels_decay=0.002), 1e-3)
+    for net, optimizer in ((penalised, by_loss), (decayed, by_decay)):
+        torch.manual_seed(1)
+        loss = torch.nn.functional.cross_entropy(net(images), labels)
+        if net is penalised:
+            loss = loss + 0.001 * sum(kernel.square().sum() for kernel in kinds(net)["kernels"])
+        loss.backward()
+        optimizer.step()
+    for one, other in zip(penalised.parameters(), decayed.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_groups_reach_the_optimizer(train: Callable[..., float | None], tmp_path: Path) -> None:
+    train(
+        "optimizer=adam", "parameters.kernels_decay=0.002", "parameters.biases_decay=0.0", "optimizer.weight_decay=0.1"
+    )
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert [group["weight_decay"] for group in state["param_groups"]] == [0.002, 0.1, 0.0]

@@ -1,0 +1,213 @@
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alexlab.cli.overrides import CONFIG_DIR
+from alexlab.errors import ConfigError
+from alexlab.training import schedules
+
+STEPS = 10  # in an epoch
+NAMES = sorted(path.stem for path in (CONFIG_DIR / "scheduler").glob("*.yaml"))
+
+
+def rates(
+    schedule: schedules.Schedule, optimizer: torch.optim.Optimizer, num_epochs: int, scores: list[float] | None = None
+):
+    """The learning rate of each step, stepped as Lightning does."""
+    found = []
+    for epoch in range(num_epochs):
+        for _ in range(STEPS):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            for entry in schedule:
+                if entry["interval"] == "step":
+                    entry["scheduler"].step()
+        for entry in schedule:
+            if entry["interval"] == "epoch":
+                entry["scheduler"].step(scores[epoch] if scores else 0.0)
+    return found
+
+
+def made(name: str, num_epochs: int = 4, **options):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    schedule = getattr(schedules, name)(optimizer, num_epochs=num_epochs, steps_per_epoch=STEPS, **options)
+    return rates(schedule, optimizer, num_epochs), schedule
+
+
+def test_constant() -> None:
+    assert made("constant")[0] == [1.0] * 40
+
+
+def test_step_changes_at_epochs() -> None:
+    assert made("step", step_epochs=2, gamma=0.5)[0] == [1.0] * 20 + [0.5] * 20
+
+
+def test_multistep_changes_at_its_milestones() -> None:
+    found = made("multistep", milestones=[3, 1], gamma=0.1)[0]
+    assert found == pytest.approx([1.0] * 10 + [0.1] * 20 + [0.01] * 10)
+
+
+def test_cosine_goes_to_its_end() -> None:
+    found = made("cosine", final_factor=0.1)[0]
+    assert found[0] == 1.0
+    assert found[20] == pytest.approx(0.55)
+    assert found[39] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 39 / 40)))
+
+
+def test_poly_of_power_1_is_a_line() -> None:
+    assert made("poly")[0] == pytest.approx([1 - step / 40 for step in range(40)])
+
+
+def test_one_cycle_goes_up_and_down() -> None:
+    found = made("one_cycle", warmup_epochs=1)[0]
+    assert found[0] == pytest.approx(0.04)
+    assert max(range(40), key=found.__getitem__) == 9
+    assert found[-1] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("name", ["constant", "step", "multistep", "cosine", "poly", "plateau"])
+def test_warm_up_with_any_schedule(name: str) -> None:
+    found = made(name, warmup_epochs=1, warmup_start=0.5)[0]
+    assert found[:11] == pytest.approx([0.5 + 0.05 * step for step in range(11)])
+
+
+def test_a_run_may_end_in_its_warm_up() -> None:
+    for name in ("constant", "step", "multistep", "cosine", "poly", "plateau"):
+        assert made(name, num_epochs=1, warmup_epochs=2)[0][-1] == pytest.approx(0.01 + 0.99 * 9 / 20)
+    assert made("one_cycle", num_epochs=1, warmup_epochs=2)[0][-1] == pytest.approx(1e-4)
+
+
+def test_one_cycle_is_that_of_pytorch() -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, 40, div_factor=25, final_div_factor=400)
+    expected = []
+    for _ in range(39):
+        expected.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"][0]))
+        optimizer.step()
+        theirs.step()
+    assert list(Run("one_cycle", 4, torch.optim.AdamW, lr=0.5).steps(39)) == expected
+
+
+def test_one_cycle_fits_any_number_of_steps() -> None:
+    for steps in (1, 2, 3, 5):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+        (entry,) = schedules.one_cycle(optimizer, num_epochs=1, steps_per_epoch=steps)
+        for _ in range(steps):
+            optimizer.step()
+            entry["scheduler"].step()
+
+
+def test_plateau_divides_when_the_score_stops_improving() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = schedules.plateau(
+        optimizer, num_epochs=6, steps_per_epoch=STEPS, patience=1, warmup_epochs=1, warmup_start=0.5
+    )
+    assert schedule[1]["monitor"] == "val/top1"
+    found = rates(schedule, optimizer, 6, scores=[0.5, 0.6, 0.6, 0.6, 0.6, 0.6])
+    assert found[9] < 1.0
+    assert found[10::10] == pytest.approx([1.0, 1.0, 1.0, 0.1, 0.1])
+
+
+class Run:
+    """An optimizer and its schedule, stepped, saved and loaded as Lightning does."""
+
+    def __init__(self, name: str, num_epochs: int, kind: Any = torch.optim.SGD, **options: Any) -> None:
+        options = options or {"lr": 1.0, "momentum": 0.9}
+        shape = {"step": {"step_epochs": 1}, "multistep": {"milestones": [1, 4]}, "plateau": {"patience": 0}}
+        self.optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
+        self.schedule = getattr(schedules, name)(
+            self.optimizer, num_epochs=num_epochs, steps_per_epoch=STEPS, **shape.get(name, {})
+        )
+
+    def steps(self, count: int, start: int = 0) -> Iterator[tuple[float, float]]:
+        """Yield the rate and the momentum of each step."""
+        for number in range(start, start + count):
+            group = self.optimizer.param_groups[0]
+            yield group["lr"], group["betas"][0] if "betas" in group else group["momentum"]
+            self.optimizer.step()
+            for entry in self.schedule:
+                if entry["interval"] == "step":
+                    entry["scheduler"].step()
+                elif number % STEPS == STEPS - 1:
+                    entry["scheduler"].step(0.5)
+
+    def state(self) -> Any:
+        return self.optimizer.state_dict(), [entry["scheduler"].state_dict() for entry in self.schedule]
+
+    def load(self, state: Any) -> None:
+        self.optimizer.load_state_dict(state[0])
+        for entry, own in zip(self.schedule, state[1], strict=True):
+            entry["scheduler"].load_state_dict(own)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize(("before", "after", "step"), [(3, 5, 14), (3, 5, 30), (5, 3, 14), (3, 3, 14)])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_of_another_length_goes_on_with_the_rates_of_that_length(
+    name: str, before: int, after: int, step: int, kind: Any, tmp_path: Path
+) -> None:
+    options = {"lr": 1.0} if kind is torch.optim.AdamW else {}
+    first, resumed, whole = (Run(name, length, kind, **options) for length in (before, after, after))
+    passed = list(first.steps(step))
+    torch.save(first.state(), tmp_path / "state.pt")
+    resumed.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    rest = after * STEPS - step
+    expected = list(whole.steps(after * STEPS))
+    assert list(resumed.steps(rest, start=step)) == expected[step:]
+    if name in ("constant", "step", "multistep", "plateau"):
+        assert passed == expected[:step], "the length changes nothing"
+
+
+def test_a_run_that_is_past_its_new_end_has_the_last_rate() -> None:
+    for name in ("cosine", "poly", "one_cycle"):
+        first, resumed = Run(name, 5), Run(name, 2)
+        list(first.steps(30))
+        resumed.load(first.state())
+        assert next(resumed.steps(1))[0] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_state_is_plain_data(name: str, tmp_path) -> None:
+    _, schedule = made(name, warmup_epochs=1)
+    torch.save([entry["scheduler"].state_dict() for entry in schedule], tmp_path / "state.pt")
+    torch.load(tmp_path / "state.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", ["cosine", "poly", "one_cycle"])
+def test_a_final_factor_of_0_ends_at_0(name: str) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    (entry,) = getattr(schedules, name)(optimizer, num_epochs=1, steps_per_epoch=STEPS, final_factor=0)
+    rates([entry], optimizer, 1)
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("cosine", {"warmup_epochs": -1}, "scheduler.warmup_epochs must be at least 0; got -1"),
+        ("plateau", {"warmup_start": 0}, "scheduler.warmup_start must be a factor in (0, 1]; got 0"),
+        ("step", {"step_epochs": 0}, "scheduler.step_epochs must be at least 1; got 0"),
+        ("step", {"gamma": -0.1}, "scheduler.gamma must be positive; got -0.1"),
+        ("multistep", {"gamma": 0}, "scheduler.gamma must be positive; got 0"),
+        ("multistep", {"milestones": [3, -1]}, "scheduler.milestones must be epochs after the first; got [3, -1]"),
+        ("cosine", {"final_factor": -1}, "scheduler.final_factor must be at least 0; got -1"),
+        ("poly", {"final_factor": -1}, "scheduler.final_factor must be at least 0; got -1"),
+        ("poly", {"power": -1}, "scheduler.power must be positive; got -1"),
+        ("one_cycle", {"final_factor": -1}, "scheduler.final_factor must be at least 0; got -1"),
+        ("one_cycle", {"warmup_start": 2}, "scheduler.warmup_start must be a factor in (0, 1]; got 2"),
+        ("plateau", {"factor": 1}, "scheduler.factor must be between 0 and 1; got 1"),
+        ("plateau", {"patience": -1}, "scheduler.patience must be at least 0; got -1"),
+        ("plateau", {"mode": "most"}, "scheduler.mode must be min or max; got most"),
+        ("plateau", {"threshold_mode": "x"}, "scheduler.threshold_mode must be rel or abs; got x"),
+        ("plateau", {"threshold": -1}, "scheduler.threshold must be at least 0; got -1"),
+        ("plateau", {"min_lr": -1}, "scheduler.min_lr must be at least 0; got -1"),
+    ],
+)
+def test_words(name: str, options: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        made(name, **options)

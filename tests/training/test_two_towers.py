@@ -1,0 +1,146 @@
+"""The net of 2012 with a tower on each of two devices: the same steps as on one, the same checkpoints."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alexlab.config import build
+from alexlab.errors import ConfigError
+from alexlab.models.alexnet import AlexNet, ResponseNorm
+from alexlab.models.two_tower import Tower, merged
+from alexlab.runs.layout import LAST
+from alexlab.runs.safe_load import load_file
+from alexlab.training import loop
+from alexlab.training.module import Classifier
+from support.runs import rows
+
+Train = Callable[..., float | None]
+NET = ("model=alexnet_two_tower", "model.widths=[8,16,16,16,16]", "model.fc_widths=[16,16]")
+WORDS = (*NET, "optimizer=sgd", "optimizer.lr=0.05", "trainer.max_epochs=4", "trainer.log_every_n_steps=1")
+TWO = ("trainer=two_towers", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=4")
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list[float]]:
+    """Notes the loss of each step of rank 0, also in a forked process; gives those since the last call."""
+    own, notes = Classifier.training_step, tmp_path / "losses"
+
+    def training_step(module: Classifier, batch: Any, batch_idx: int) -> Any:
+        loss = own(module, batch, batch_idx)
+        if module.global_rank == 0:
+            with notes.open("a") as file:
+                file.write(f"{loss.item()!r}\n")
+        return loss
+
+    def take() -> list[float]:
+        found = [float(line) for line in notes.read_text().splitlines()]
+        notes.unlink()
+        return found
+
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+    return take
+
+
+@pytest.mark.parametrize("words", [(), ("optimizer=adamw", "optimizer.lr=0.002", "data.batch_size=5")])
+def test_two_devices_take_the_steps_of_one(
+    train: Train, tmp_path: Path, losses: Callable[[], list[float]], words: tuple[str, ...]
+) -> None:
+    """Twelve steps and more with dropout and augmentation; and each goes on with the checkpoint of the other."""
+    train(*WORDS, *words, run_dir=tmp_path / "one")
+    one = losses()
+    train(*WORDS, *TWO, *words, run_dir=tmp_path / "two")
+    two = losses()
+    assert len(one) == len(two) >= 12
+    assert two == pytest.approx(one, rel=1e-5)
+    for mine, its in zip(rows(tmp_path / "one/metrics.csv"), rows(tmp_path / "two/metrics.csv"), strict=True):
+        assert (mine["val/top1"], mine["train/top1"]) == (its["val/top1"], its["train/top1"])
+        assert float(its["val/loss"]) == pytest.approx(float(mine["val/loss"]), rel=1e-5)
+    wholes = [load_file(tmp_path / name / LAST) for name in ("one", "two")]
+    assert list(wholes[0]["state_dict"]) == list(wholes[1]["state_dict"])
+    for name, value in wholes[0]["state_dict"].items():
+        torch.testing.assert_close(wholes[1]["state_dict"][name], value, rtol=1e-3, atol=1e-5, msg=name)
+    states = [whole["optimizer_states"][0]["state"] for whole in wholes]
+    assert states[0].keys() == states[1].keys()
+    for index, entry in states[0].items():
+        for key, value in entry.items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(states[1][index][key], value, rtol=1e-3, atol=1e-5)
+
+    longer = "trainer.max_epochs=6"
+    train(*WORDS, *words, longer, run_dir=tmp_path / "two", resumed=True)
+    train(*WORDS, *TWO, *words, longer, run_dir=tmp_path / "one", resumed=True)
+    mixed = losses()
+    half = len(mixed) // 2
+    assert half >= 6
+    assert mixed[:half] == pytest.approx(mixed[half:], rel=1e-4)
+    ends = [float(rows(tmp_path / name / "metrics.csv")[-1]["val/loss"]) for name in ("one", "two")]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
+
+
+def test_a_tower_holds_half_and_both_make_the_whole() -> None:
+    whole = AlexNet(7, widths=(8, 16, 16, 16, 16), fc_widths=(16, 16), groups=(1, 2, 1, 2, 2), norm="batch")
+    state = {name: value.clone() for name, value in whole.state_dict().items()}
+    towers = []
+    for number in (0, 1):
+        net = AlexNet(7, widths=(8, 16, 16, 16, 16), fc_widths=(16, 16), groups=(1, 2, 1, 2, 2), norm="batch")
+        towers.append(Tower(net, number))
+        towers[-1].load_state_dict(state)
+    assert towers[0].classifier.fc8.weight.shape == (4, 16)  # 7 classes: 4 and 3
+    assert towers[1].classifier.fc8.bias.shape == (3,)
+    assert towers[1].features.conv2.weight.shape == (8, 4, 5, 5)
+    assert towers[1].features.conv3.weight.shape == (8, 16, 3, 3)
+    counts = [sum(value.numel() for value in tower.parameters()) for tower in towers]
+    assert sum(counts) == sum(value.numel() for value in whole.parameters())
+    found = merged((towers[0].state_dict(), towers[1].state_dict()), towers[0].shapes)
+    assert list(found) == list(state)
+    for name, value in state.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_a_norm_does_not_look_at_the_other_tower() -> None:
+    images = torch.rand(2, 8, 3, 3) * 50
+    both = ResponseNorm(2)(images)
+    assert torch.equal(both[:, :4], ResponseNorm(1)(images[:, :4]))
+    assert not torch.allclose(both, ResponseNorm(1)(images))
+
+
+def test_what_is_sent_is_what_the_figure_says(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves into conv3, fc6, fc7 and fc8, there and back, and of the logits there: of 3 steps with 8 images and 11 validated."""
+    said = tmp_path / "said"
+
+    own = loop.exchanged
+
+    def noted(tower: Tower, steps: int) -> str:
+        said.write_text(f"{tower.wire.sent_bytes} {steps}")
+        return own(tower, steps)
+
+    monkeypatch.setattr(loop, "exchanged", noted)
+    train(*WORDS, *TWO, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    back = 8 * 3 * 3 + 8 * 6 * 6 + 8 + 8
+    there = back + 2  # of 3 logits
+    assert said.read_text() == f"{4 * (3 * 8 * (there + back) + 11 * there)} 3"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("model=alexnet_quarter",), "two towers need an AlexNet with model.groups=[1, 2, 1, 2, 2]"),
+        (("trainer.devices=1",), "trainer=two_towers needs trainer.devices=2, on one node; got 1 processes"),
+        (("trainer.gradient_clip_val=1.0",), "trainer.gradient_clip_val needs the whole net in one process"),
+        (("callbacks=[default,ema]",), "callbacks.ema needs the whole net in one process"),
+        (("compile.enabled=true",), "compile.enabled needs the whole net in one process"),
+    ],
+)
+def test_words(train: Train, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        train(*NET, *TWO, *words)
+
+
+def test_the_images_are_not_divided() -> None:
+    node = {"trainer": {"strategy": build.TOWERS}}
+    assert build.image_shares(node, 2) == 1
+    assert build.image_shares({"trainer": {"strategy": "auto"}}, 2) == 2
