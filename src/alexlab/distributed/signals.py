@@ -1,8 +1,8 @@
 """What a signal does: a run ends after the step that it is in, with a checkpoint; a second one ends it at once. Imports no torch.
 
 SIGTERM comes from a scheduler or `kill`, SIGUSR1 from SLURM before the time is up, SIGINT from Ctrl-C, SIGHUP from a terminal
-that is closed. Each may reach any
-process of a run, or all: the parent hands it on to the ranks, and the ranks agree on the step (`alexlab.training.callbacks.preemption`).
+that is closed. Each may reach any process of a run, or all: the parent hands it on to the ranks, and the ranks agree on the
+step (`alexlab.training.callbacks.preemption`).
 """
 
 import os
