@@ -1,7 +1,6 @@
 import json
 import pickle
 import shutil
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torchvision import models
 
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_trained
-from alexlab.inference.class_names import choose_fonts, read_class_names, shown_names
+from alexlab.inference.class_names import choose_fonts
 from alexlab.runs.record import Card
 from support.images import write_images
 
@@ -116,37 +115,13 @@ def test_words_of_what_is_no_trained_net(trained_run: Path, tmp_path: Path, caps
             load_trained(str(trained_run), device="cuda")
 
 
-def test_names_shown(tmp_path: Path) -> None:
-    names = {unicodedata.normalize("NFD", "café"): "Kaffee", "n02": "other"}
-    assert shown_names(["café", "tea"], names) == ["Kaffee", "tea"]
-    assert shown_names(["a"], None) == ["a"]
-    with pytest.raises(ConfigError, match="class_names must name the classes a, b; it names x and none of them"):
-        shown_names(["a", "b"], {"x": "y"})
-    for content, words in (("[1]", "must map folder names to names shown"), ("{", "is none: "), (None, "cannot read")):
-        if content is not None:
-            (tmp_path / "names.json").write_text(content)
-        else:
-            (tmp_path / "names.json").unlink()
-        with pytest.raises(ConfigError, match=words):
-            read_class_names(tmp_path / "names.json")
-    for encoding in ("utf-8-sig", "utf-16"):
-        (tmp_path / "names.json").write_text('{"n02": "Hündin"}', encoding=encoding)
-        assert read_class_names(tmp_path / "names.json") == {"n02": "Hündin"}
-    (tmp_path / "names.json").write_text('{"n02": "Hündin"}', encoding="latin-1")
-    with pytest.raises(ConfigError, match=r"class_names must be a JSON file in UTF-8; .* is not: 'utf-8' codec"):
-        read_class_names(tmp_path / "names.json")
-    (tmp_path / "names.json").write_text("[" * 100_000)
-    with pytest.raises(ConfigError, match="class_names must be a JSON file"):
-        read_class_names(tmp_path / "names.json")
-
-
 def test_names_of_a_run_travel_with_it(train: Callable[..., float | None], tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('{"ant": "Ameise", "cat": "Katze", "dog": "Hund"}')
     train(f"class_names={tmp_path / 'names.json'}")
     (tmp_path / "names.json").unlink()
     assert load_trained(str(tmp_path / "run")).names == ["Ameise", "bee", "Katze"]
     (tmp_path / "names.json").write_text('{"dog": "Hund"}')
-    with pytest.raises(ConfigError, match="class_names must name the classes ant, bee, cat"):
+    with pytest.raises(ConfigError, match="class_names must name at least one of the classes ant, bee, cat"):
         train(f"class_names={tmp_path / 'names.json'}", run_dir=tmp_path / "other")
 
 

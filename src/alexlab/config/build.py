@@ -27,6 +27,7 @@ from alexlab.config.instantiate import Config, bind, make, parts, value_of
 from alexlab.data.cache.build_pack import open_pack
 from alexlab.data.cache.on_device import check_plans
 from alexlab.data.cache.pack import Pack, PackedImages, misfit, needed_size
+from alexlab.data.class_names import display_names, read_class_names
 from alexlab.data.config import Data
 from alexlab.data.datamodule import FolderData, check_batch_size, check_limits
 from alexlab.data.splits import Split, Splits
@@ -41,7 +42,6 @@ from alexlab.distributed.hardware import cpu_has_bfloat16
 from alexlab.distributed.launch import wanted_gpus
 from alexlab.distributed.ranks import agreed, joined
 from alexlab.errors import ConfigError
-from alexlab.inference.class_names import read_class_names, shown_names
 from alexlab.models.two_tower import check_towers
 from alexlab.models.weights.pretrained import Fit, fit, read_source
 from alexlab.runs.layout import SKIPPED
@@ -179,7 +179,7 @@ def named(config: Config, splits: Splits) -> Config:
     names = config["class_names"]
     if isinstance(names, str):
         names = read_class_names(names)
-        shown_names(splits.classes, names)
+        display_names(splits.classes, names)
     elif names is not None and not isinstance(names, dict):
         raise ConfigError(f"class_names must be null or a JSON file; got {names!r}")
     return {**config, "class_names": names}

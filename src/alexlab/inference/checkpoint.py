@@ -18,10 +18,10 @@ from alexlab.cli.confinement import confined_data
 from alexlab.cli.overrides import CONFIG_DIR
 from alexlab.config import build
 from alexlab.config.allowlist import check_targets
+from alexlab.data.class_names import display_names, read_class_names
 from alexlab.data.config import Data
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError
-from alexlab.inference.class_names import read_class_names, shown_names
 from alexlab.models.weights.files import WeightFile, read_weights
 from alexlab.models.weights.pretrained import Source, files_of_weights, fit
 from alexlab.models.weights.state_dicts import Bounded, State, load_state
@@ -103,7 +103,7 @@ def load_trained(name: str, *, class_names: str | None = None, device: str = "au
         return _of_torchvision(path, found, given, device)
     record = found.record
     inference = _inference(path, record, found.state)
-    names = shown_names(record["classes"], record["config"].get("class_names") if given is None else given)
+    names = display_names(record["classes"], record["config"].get("class_names") if given is None else given)
     return Trained(
         path,
         {**record["config"], "data": confined_data(record["config"]["data"])},
@@ -201,7 +201,7 @@ def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | Non
             f"ckpt must be {KINDS}; in {path} these do not fit: {', '.join([*found.fresh, *found.unused])}"
         )
     load_state(inference.net, found.taken)
-    shown = shown_names(classes, names)
+    shown = display_names(classes, names)
     return Trained(
         path, config, {"model": "alexnet"}, classes, shown, {}, inference.eval().to(_device(device), torch.float32)
     )
