@@ -1,0 +1,36 @@
+"""Images and plots as data URLs, for pages that consist of one file."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+THUMBNAIL_HEIGHT = 112  # pixels
+
+
+def data_url(content: bytes, media_type: str = "image/png") -> str:
+    """Return an encoded image as a data URL."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def thumbnail_url(pixels: np.ndarray, height: int = THUMBNAIL_HEIGHT) -> str:
+    """Return a JPEG thumbnail as a data URL.
+
+    Args:
+        pixels: uint8 (H, W, 1) or (H, W, 3).
+        height: maximum height in pixels; smaller images keep their size.
+    """
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image.thumbnail((2 * height, height))
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=85)
+    return data_url(content.getvalue(), "image/jpeg")
+
+
+def png(figure: Any) -> bytes:
+    """Return a matplotlib figure as a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()
