@@ -45,7 +45,7 @@ def test_cells_are_numbers_links_or_text(monkeypatch):
         rows=rows,
         classes=["best", ""],
     )
-    assert '<tr class="best"><td class="n" data-v="0.12345">0.1234</td><td class="n" data-v="12345">12,345</td>' in text
+    assert '<tr class="best"><td class="n" data-v="0.12345">0.1235</td><td class="n" data-v="12345">12,345</td>' in text
     assert '<td>-</td><td>&lt;</td><td><a href="a%26b">a&amp;b</a> <a href="c">c</a></td></tr>' in text
     assert '<tr><td>True</td><td class="n" data-v="2.0">2</td><td></td><td>1</td><td></td></tr>' in text
 
