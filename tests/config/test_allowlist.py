@@ -15,7 +15,7 @@ from alexlab.cli.command import CONFIG_DIR
 from alexlab.config import allowlist, instantiate
 from alexlab.config.allowlist import check_targets, without_trust
 from alexlab.errors import ConfigError
-from alexlab.inference.checkpoint import load_trained
+from alexlab.inference.checkpoint import load_checkpoint
 from support.runs import ROOT, TINY, environment, plain
 
 # Where, and what: calls that write, run or download, many of which Hydra's own list lets pass.
@@ -156,7 +156,7 @@ def test_a_malicious_checkpoint_calls_nothing(where: str, target: Any, trained_r
     with_target(found["alexlab"]["config"], where, target)
     torch.save(found, tmp_path / "theirs.ckpt")
     with pytest.raises(ConfigError, match=rf"{where}\._target_ must "):
-        load_trained(str(tmp_path / "theirs.ckpt"))
+        load_checkpoint(str(tmp_path / "theirs.ckpt"))
 
 
 def test_a_checkpoint_truncated_at_every_percent(trained_run: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_checkpoint_truncated_at_every_percent(trained_run: Path, tmp_path: Pa
     for percent in range(100):
         (tmp_path / "cut.ckpt").write_bytes(content[: len(content) * percent // 100])
         with pytest.raises(ConfigError, match=r"cannot read the weights in .*cut.ckpt: ") as caught:
-            load_trained(str(tmp_path / "cut.ckpt"))
+            load_checkpoint(str(tmp_path / "cut.ckpt"))
         assert "\n" not in str(caught.value)
 
 
@@ -177,7 +177,7 @@ def test_a_checkpoint_that_would_grow(trained_run: Path, tmp_path: Path, monkeyp
         bomb.writestr("archive/data/more", bytes(500_000_000))
     assert (tmp_path / "bomb.ckpt").stat().st_size < 1_000_000
     with pytest.raises(ConfigError, match=r"cannot read the weights in .*bomb\.ckpt: it holds 5\d\d MB in 0\.\d MB"):
-        load_trained(str(tmp_path / "bomb.ckpt"))
+        load_checkpoint(str(tmp_path / "bomb.ckpt"))
 
     found = torch.load(whole, weights_only=True)
     laughs: list[Any] = ["ha"]
@@ -185,17 +185,17 @@ def test_a_checkpoint_that_would_grow(trained_run: Path, tmp_path: Path, monkeyp
         laughs = [laughs, laughs]
     torch.save({**found, "alexlab": found["alexlab"] | {"config": {"model": laughs}}}, tmp_path / "laughs.ckpt")
     with pytest.raises(ConfigError, match="a config must have at most 20,000 entries"):
-        load_trained(str(tmp_path / "laughs.ckpt"))
+        load_checkpoint(str(tmp_path / "laughs.ckpt"))
 
     name, weight = next(iter(found["state_dict"].items()))
     found["state_dict"][name] = weight.flatten()[:1].expand(2**50)
     torch.save(found, tmp_path / "wide.ckpt")
     with pytest.raises(ConfigError):
-        load_trained(str(tmp_path / "wide.ckpt"))
+        load_checkpoint(str(tmp_path / "wide.ckpt"))
 
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(ConfigError, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD must not be set"):
-        load_trained(str(whole))
+        load_checkpoint(str(whole))
 
 
 def test_the_command_itself(images: Path, tmp_path: Path) -> None:

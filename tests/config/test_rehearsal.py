@@ -17,7 +17,7 @@ from alexlab.config import build, rehearsal
 from alexlab.config.instantiate import make
 from alexlab.distributed.launch import num_ranks
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.inference.checkpoint import load_trained
+from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.tasks.train import check
 from support.runs import TINY, plain
 
@@ -216,7 +216,7 @@ def test_a_net_of_another_precision_answers_in_32_bits(changed: Changed, tmp_pat
     folder = tmp_path / "run"
     folder.mkdir()
     run(changed({"trainer.precision": precision}), run_dir=folder, choices={"model": "alexnet"})
-    found = load_trained(str(folder), device="cpu")
+    found = load_checkpoint(str(folder), device="cpu")
     probs = found.inference.probs(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
     assert probs.dtype == torch.float32
     assert torch.allclose(probs.sum(1), torch.ones(2))

@@ -9,37 +9,37 @@ import torch
 from torchvision import models
 
 from alexlab.errors import ConfigError
-from alexlab.inference.checkpoint import load_trained
+from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.class_names import choose_fonts
 from alexlab.runs.record import Card
 from support.images import write_images
 
 
 def test_a_run_folder_and_its_checkpoint_are_the_same(trained_run: Path) -> None:
-    by_folder, by_file = load_trained(str(trained_run)), load_trained(str(trained_run / "checkpoints/best.ckpt"))
+    by_folder, by_file = load_checkpoint(str(trained_run)), load_checkpoint(str(trained_run / "checkpoints/best.ckpt"))
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         assert torch.equal(by_folder.inference(images), by_file.inference(images))
     assert by_folder.classes == by_folder.names == ["ant", "bee", "cat"]
     assert by_folder.run_dir == trained_run
     assert by_folder.best["top1"] == Card(trained_run).read()["best"]["top1"]
-    assert by_folder.about == "alexnet, 3 classes"
+    assert by_folder.description == "alexnet, 3 classes"
     assert not by_folder.inference.training
 
 
 def test_a_checkpoint_elsewhere_is_enough(trained_run: Path, tmp_path: Path) -> None:
     shutil.copy(trained_run / "checkpoints/last.ckpt", tmp_path / "mine.ckpt")
-    found = load_trained(str(tmp_path / "mine.ckpt"))
+    found = load_checkpoint(str(tmp_path / "mine.ckpt"))
     assert found.run_dir is None and found.classes == ["ant", "bee", "cat"]
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     shutil.copy(trained_run / "checkpoints/last.ckpt", tmp_path / "run/checkpoints/last.ckpt")
-    assert load_trained(str(tmp_path / "run")).path.name == "last.ckpt", "of a run without a validation"
+    assert load_checkpoint(str(tmp_path / "run")).path.name == "last.ckpt", "of a run without a validation"
 
 
 def test_a_net_with_one_logit_gives_two_probabilities(train: Callable[..., float | None], tmp_path: Path) -> None:
     root = write_images(tmp_path / "two", {"a": 10, "b": 10})
     train("loss=binary_cross_entropy", f"data.root={root}")
-    inference = load_trained(str(tmp_path / "run")).inference
+    inference = load_checkpoint(str(tmp_path / "run")).inference
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         logit = inference.net(inference.normalised(images))
@@ -57,7 +57,7 @@ def test_a_state_dict_of_torchvision_as_it_is(suffix: str, tmp_path: Path) -> No
         from safetensors.torch import save_file
 
         save_file(net.state_dict(), file)
-    found = load_trained(str(file))
+    found = load_checkpoint(str(file))
     assert len(found.classes) == 1000 and found.classes[0] == "tench"
     images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     with torch.inference_mode():
@@ -66,16 +66,16 @@ def test_a_state_dict_of_torchvision_as_it_is(suffix: str, tmp_path: Path) -> No
     assert mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     names = {f"n{number:08d}": f"thing {number}" for number in range(1000)}
     (tmp_path / "names.json").write_text(json.dumps(names))
-    named = load_trained(str(file), class_names=str(tmp_path / "names.json"))
+    named = load_checkpoint(str(file), class_names=str(tmp_path / "names.json"))
     assert (named.classes[7], named.names[7]) == ("n00000007", "thing 7"), "the folders of ImageNet, sorted"
 
 
 def test_a_state_dict_with_classes_of_its_own_must_have_them_named(tmp_path: Path) -> None:
     torch.save(models.alexnet(num_classes=3).state_dict(), tmp_path / "net.pth")
     with pytest.raises(ConfigError, match=r"does not say its 3 classes; class_names=FILE.json must name the folder of"):
-        load_trained(str(tmp_path / "net.pth"))
+        load_checkpoint(str(tmp_path / "net.pth"))
     (tmp_path / "names.json").write_text('{"c": "C", "a": "A", "b": "B"}')
-    found = load_trained(str(tmp_path / "net.pth"), class_names=str(tmp_path / "names.json"))
+    found = load_checkpoint(str(tmp_path / "net.pth"), class_names=str(tmp_path / "names.json"))
     assert (found.classes, found.names) == (["a", "b", "c"], ["A", "B", "C"])
 
 
@@ -105,21 +105,21 @@ def test_words_of_what_is_no_trained_net(trained_run: Path, tmp_path: Path, caps
         "other.ckpt": r"the weights of .*/other.ckpt do not fit the net of its config: .*size mismatch",
     }.items():
         with pytest.raises(ConfigError, match=words) as caught:
-            load_trained(str(tmp_path / name))
+            load_checkpoint(str(tmp_path / name))
         assert "\n" not in str(caught.value)
     assert "executed" not in capsys.readouterr().out
     with pytest.raises(ConfigError, match="device must be auto, cpu or cuda; got 'tpu'"):
-        load_trained(str(trained_run), device="tpu")
+        load_checkpoint(str(trained_run), device="tpu")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device=cuda needs a GPU; there is none"):
-            load_trained(str(trained_run), device="cuda")
+            load_checkpoint(str(trained_run), device="cuda")
 
 
 def test_names_of_a_run_travel_with_it(train: Callable[..., float | None], tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('{"ant": "Ameise", "cat": "Katze", "dog": "Hund"}')
     train(f"class_names={tmp_path / 'names.json'}")
     (tmp_path / "names.json").unlink()
-    assert load_trained(str(tmp_path / "run")).names == ["Ameise", "bee", "Katze"]
+    assert load_checkpoint(str(tmp_path / "run")).names == ["Ameise", "bee", "Katze"]
     (tmp_path / "names.json").write_text('{"dog": "Hund"}')
     with pytest.raises(ConfigError, match="class_names must name at least one of the classes ant, bee, cat"):
         train(f"class_names={tmp_path / 'names.json'}", run_dir=tmp_path / "other")

@@ -19,9 +19,9 @@ from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError
-from alexlab.inference.checkpoint import load_trained
+from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.metrics import calibration, confused_pairs, confusion, interval, per_class, scores
-from alexlab.inference.predictions import Answers, answers, batches, chosen_split
+from alexlab.inference.predictions import Predictions, predict_split, select_split, split_loader
 from alexlab.runs.record import Card
 from alexlab.tasks.evaluate import run
 from support.images import write_images
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_two_devices(evaluate: Evaluate, train: Callable[..., fl
 
 def test_ten_crops_are_ten_single_crops(trained_run: Path, images: Path) -> None:
     """By hand: the shorter side to 73 = 64 / 0.875, its central square, corners and centre of 64, and their mirror images."""
-    trained = load_trained(str(trained_run))
+    trained = load_checkpoint(str(trained_run))
     image = to_tensor(decode(images / "val/cat/000.png"))
     square = v2.CenterCrop(73)(v2.Resize(73, antialias=True)(image))
     corners = [(0, 0), (0, 9), (9, 0), (9, 9), (round(4.5), round(4.5))]
@@ -135,33 +135,33 @@ def test_another_folder_is_matched_by_name(evaluate: Evaluate, tmp_path: Path) -
 
 def test_a_divided_folder_with_other_classes(trained_run: Path, tmp_path: Path) -> None:
     """Its training split may have classes that the split which is scored has not."""
-    trained = load_trained(str(trained_run))
+    trained = load_checkpoint(str(trained_run))
     root = write_images(tmp_path / "b", {"train/dog": 2, "train/cat": 2, "val/cat": 2})
     settings = Data(**{**trained.config["data"], "root": str(root)})
-    name, split = chosen_split(trained, settings, None, own=False)
+    name, split = select_split(trained, settings, None, from_run=False)
     assert (name, split.labels.tolist(), split.classes) == ("val", [2, 2], ["ant", "bee", "cat"])
     with pytest.raises(
         DataError, match=r"every class must be in the checkpoint; .* has dog, the checkpoint has ant, bee, cat"
     ):
-        chosen_split(trained, settings, "train", own=False)
+        select_split(trained, settings, "train", from_run=False)
 
 
 def test_folders_that_are_named_as_splits(trained_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    trained = load_trained(str(trained_run))
+    trained = load_checkpoint(str(trained_run))
     root = write_images(tmp_path / "b", {"Testing/cat": 2, "Testing/ant": 1, "cat": 3, "ant": 3})
     settings = Data(**{**trained.config["data"], "root": str(root)})
     for wanted in (None, "test", "all"):
         with pytest.raises(
             DataError, match=r"Testing is named like a split, ant, cat like a class.*data.splits.test=Testing"
         ):
-            chosen_split(trained, settings, wanted, own=False)
-    name, split = chosen_split(trained, replace(settings, splits={"test": "Testing"}), None, own=False)
+            select_split(trained, settings, wanted, from_run=False)
+    name, split = select_split(trained, replace(settings, splits={"test": "Testing"}), None, from_run=False)
     assert (name, split.counts()) == ("test", [1, 0, 2])
     assert f"data: not used in {root}: ant, cat" in caplog.messages
     shutil.rmtree(root / "cat")
     shutil.rmtree(root / "ant")
-    name, split = chosen_split(trained, settings, None, own=False)
+    name, split = select_split(trained, settings, None, from_run=False)
     assert (name, len(split)) == ("test", 3)
     assert f"data: the splits of {root} are test=Testing" in caplog.messages
 
@@ -210,25 +210,25 @@ def test_a_file_that_cannot_be_read(evaluate: Evaluate, tmp_path: Path, capsys: 
 
 
 def test_every_image_is_asked_about_once(trained_run: Path) -> None:
-    trained = load_trained(str(trained_run))
+    trained = load_checkpoint(str(trained_run))
     settings = Data(**{**trained.config["data"], "batch_size": 4})
-    _, split = chosen_split(trained, settings, "val", own=True)
-    loader = batches(split, build.eval_view(trained.config), settings)
-    assert len(answers(trained.inference, loader, split).paths) == 11
+    _, split = select_split(trained, settings, "val", from_run=True)
+    loader = split_loader(split, build.eval_view(trained.config), settings)
+    assert len(predict_split(trained.inference, loader, split).paths) == 11
     for broken in (list(loader)[:-1], [*loader, next(iter(loader))]):
         with pytest.raises(DataError, match="every image must be scored once"):
-            answers(trained.inference, broken, split)
+            predict_split(trained.inference, broken, split)
 
 
 def listed(count: int) -> Split:
     return Split("", ["a"], [f"{number}.png" for number in range(count)], np.zeros(count, np.int64))
 
 
-def told(labels: Sequence[int], said: Sequence[int], probs: Sequence[float] | None = None) -> Answers:
+def told(labels: Sequence[int], said: Sequence[int], probs: Sequence[float] | None = None) -> Predictions:
     top = np.array([[answer, (answer + 1) % 3] for answer in said])
     first = np.array(probs or [0.9] * len(said), np.float32)
     numbers = np.arange(len(said))
-    return Answers(listed(len(said)), numbers, np.array(labels), top, np.stack([first, 1 - first], 1), first, 0.5)
+    return Predictions(listed(len(said)), numbers, np.array(labels), top, np.stack([first, 1 - first], 1), first, 0.5)
 
 
 def test_confusion_and_classes_by_hand() -> None:
@@ -266,16 +266,16 @@ def test_many_classes_have_a_table_of_the_weakest(
 ) -> None:
     from rich.console import Console
 
-    from alexlab.inference.report import evaluated
+    from alexlab.inference.report import write_evaluation
 
     generator = np.random.default_rng(0)
     labels = np.arange(200) % 50
     said = np.where(generator.random(200) < 0.7, labels, (labels + 1) % 50)
     top = np.stack([said, (said + 1) % 50], 1)
     probs = np.full((200, 2), 0.5, np.float32)
-    found = Answers(listed(200), np.arange(200), labels, top, probs, probs[:, 0], 1.0)
+    found = Predictions(listed(200), np.arange(200), labels, top, probs, probs[:, 0], 1.0)
     with caplog.at_level(logging.WARNING):
-        tables, _ = evaluated(found, [f"class {n}" for n in range(50)], tmp_path, {"split": "val"})
+        tables, _ = write_evaluation(found, [f"class {n}" for n in range(50)], tmp_path, {"split": "val"})
     for table in tables:
         Console(width=120).print(table)
     printed = capsys.readouterr().out

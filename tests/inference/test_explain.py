@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from alexlab.config import build
 from alexlab.data.config import Data
 from alexlab.errors import ConfigError
-from alexlab.inference.checkpoint import load_trained
+from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.explain import neighbours
 from alexlab.inference.explain.activations import head, last_maps
 from alexlab.inference.explain.gradcam import grad_cam, overlaid
 from alexlab.inference.explain.neighbours import feature_matrix, features, matrix_path, nearest
 from alexlab.inference.explain.plots import filters_plot, first_filters, maps_plot
-from alexlab.inference.predictions import batches, chosen_split
+from alexlab.inference.predictions import select_split, split_loader
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.models.nin import NiN
@@ -126,14 +126,14 @@ def test_neighbours_are_exact(metric: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_last_hidden_layer_is_stored_once(trained_run: Path, tmp_path: Path) -> None:
-    trained = load_trained(str(trained_run))
+    trained = load_checkpoint(str(trained_run))
     settings = Data(**{**trained.config["data"], "batch_size": 5})
-    _, train = chosen_split(trained, settings, "train", own=True)
+    _, train = select_split(trained, settings, "train", from_run=True)
     view = build.eval_view(trained.config)
     path = matrix_path(tmp_path, trained.path, train)
-    matrix = feature_matrix(trained.inference, batches(train, view, settings), train, path)
+    matrix = feature_matrix(trained.inference, split_loader(train, view, settings), train, path)
     assert matrix.shape == (24, 16)
-    images = torch.stack([image for image, _, _ in batches(train, view, settings).dataset])
+    images = torch.stack([image for image, _, _ in split_loader(train, view, settings).dataset])
     net: Any = trained.inference.net
     with torch.inference_mode():
         inputs = trained.inference.normalised(images)
@@ -143,7 +143,7 @@ def test_the_last_hidden_layer_is_stored_once(trained_run: Path, tmp_path: Path)
     assert np.array_equal(again, matrix)
     with torch.inference_mode():
         assert torch.allclose(features(trained.inference, images[:2], head(net, inputs)), hidden[:2], atol=1e-5)
-    _, val = chosen_split(trained, settings, "val", own=True)
+    _, val = select_split(trained, settings, "val", from_run=True)
     assert matrix_path(tmp_path, trained.path, val) != path
     copied = replace(train, root=str(shutil.copytree(train.root, tmp_path / "copied")))
     path = matrix_path(tmp_path, trained.path, copied)

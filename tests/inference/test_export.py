@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alexlab.errors import ConfigError, DataError, NumericError
 from alexlab.inference import export as exporting
-from alexlab.inference.checkpoint import Trained, load_trained
+from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.export import FORMATS, largest_difference, layers
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.tasks.export import run
@@ -53,7 +53,7 @@ def test_the_example_of_the_readme_gives_the_answers_of_the_checkpoint(
     code = code.replace(f'"net{path.suffix}"', repr(str(path))).replace('"photo.jpg"', repr(str(photo)))
     exec(compile(code, form, "exec"), {})
     said = capsys.readouterr().out.split()
-    trained = load_trained(str(trained_run))
+    trained = load_checkpoint(str(trained_run))
     from alexlab.config import build
     from alexlab.data.dataset import to_tensor
     from alexlab.data.decode import decode
@@ -68,7 +68,7 @@ def test_the_example_of_the_readme_gives_the_answers_of_the_checkpoint(
 def test_an_exported_file_is_a_checkpoint(export: Callable[..., Path], trained_run: Path, tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('{"ant": "Ameise"}')
     path = export("safetensors", f"class_names='{tmp_path / 'names.json'}'")
-    first, again = load_trained(str(trained_run)), load_trained(str(path))
+    first, again = load_checkpoint(str(trained_run)), load_checkpoint(str(path))
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         assert torch.equal(first.inference(images), again.inference(images))
@@ -100,7 +100,7 @@ def test_a_squashed_view_is_told(
 
 
 def test_a_net_with_branches_has_no_list_of_layers(trained_run: Path) -> None:
-    trained = load_trained(str(trained_run))
+    trained = load_checkpoint(str(trained_run))
     trained.inference.net = GoogLeNet(3, width=0.1).eval()
     assert layers(trained, torch.zeros(2, 3, 96, 96)) is None
 
@@ -119,7 +119,7 @@ def test_one_logit_becomes_two(train: Callable[..., float | None], export: Calla
 def test_a_net_that_differs_is_no_export(
     export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(trained: Trained, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+    def broken(trained: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
         path.write_bytes(b"x")
         return lambda normalised: trained.inference.net(normalised) + 2e-4
 
@@ -132,7 +132,7 @@ def test_a_net_that_differs_is_no_export(
 
 
 def test_not_a_number_is_a_difference(trained_run: Path) -> None:
-    trained = load_trained(str(trained_run))
+    trained = load_checkpoint(str(trained_run))
     images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     with pytest.raises(NumericError):
         largest_difference(trained, lambda normalised: torch.full((len(normalised), 3), torch.nan), images)

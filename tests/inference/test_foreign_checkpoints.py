@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from alexlab.errors import ConfigError
-from alexlab.inference.checkpoint import load_trained
+from alexlab.inference.checkpoint import load_checkpoint
 
 Content = dict[str, Any]
 
@@ -104,7 +104,7 @@ def test_a_record_of_the_wrong_shape(where: str, value: Any, words: str, trained
     put(content, where, value)
     torch.save(content, tmp_path / "theirs.ckpt")
     with pytest.raises(ConfigError, match=words) as caught:
-        load_trained(str(tmp_path / "theirs.ckpt"), device="cpu")
+        load_checkpoint(str(tmp_path / "theirs.ckpt"), device="cpu")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
@@ -138,7 +138,7 @@ def test_a_net_without_end_is_refused_at_once(
     sys.setrecursionlimit(limit)
     start_s = time.monotonic()
     with pytest.raises(ConfigError) as caught:
-        load_trained(str(tmp_path / "theirs.ckpt"), device="cpu")
+        load_checkpoint(str(tmp_path / "theirs.ckpt"), device="cpu")
     assert time.monotonic() - start_s < 10
     assert "\n" not in str(caught.value)
 
@@ -150,10 +150,10 @@ def vgg(depths: list[int]) -> dict[str, Any]:
 def test_the_record_of_an_exported_file_is_checked_as_well(trained_run: Path, tmp_path: Path) -> None:
     from alexlab.inference.export import write_safetensors
 
-    trained = load_trained(str(trained_run), device="cpu")
+    trained = load_checkpoint(str(trained_run), device="cpu")
     path = tmp_path / "net.safetensors"
     write_safetensors(trained, path, trained.inference.normalised(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
-    assert load_trained(str(path), device="cpu").classes == trained.classes
+    assert load_checkpoint(str(path), device="cpu").classes == trained.classes
     state = load_file(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
@@ -164,4 +164,4 @@ def test_the_record_of_an_exported_file_is_checked_as_well(trained_run: Path, tm
     ):
         save_file(state, path, metadata | {"alexlab": text})
         with pytest.raises(ConfigError, match=words):
-            load_trained(str(path), device="cpu")
+            load_checkpoint(str(path), device="cpu")

@@ -14,7 +14,7 @@ from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError, DataError
-from alexlab.inference.checkpoint import load_trained
+from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.predict import find_files, listed_files, predictions
 from alexlab.tasks.predict import run
 from support.images import write_images
@@ -40,7 +40,7 @@ def test_a_folder(predict: Predict, trained_run: Path, images: Path, capsys: pyt
     out = predict(f"input='{images / 'val'}'", "top_k=2", "batch_size=4")
     found = {row["path"]: row for row in rows(out / "predictions.csv")}
     assert list(found) == sorted(str(path) for path in (images / "val").rglob("*.png"))
-    trained = load_trained(str(trained_run))
+    trained = load_checkpoint(str(trained_run))
     view = build.eval_view(trained.config)
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [line["path"] for line in lines] == list(found)
@@ -149,7 +149,7 @@ def test_bad_files_are_listed_and_stop_nothing(
 
 def test_a_million_files_need_constant_memory(trained_run: Path, images: Path) -> None:
     """Of an endless list only some batches are read ahead of what is written."""
-    trained = load_trained(str(trained_run))
+    trained = load_checkpoint(str(trained_run))
     asked = 0
 
     def endless() -> Iterator[str]:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from alexlab.errors import ConfigError
-from alexlab.inference.checkpoint import load_trained
+from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.weights.files import read_weights
 from alexlab.models.weights.pretrained import read_source
@@ -176,7 +176,7 @@ def test_what_cannot_be_read_is_called_by_its_name(name: str, tmp_path: Path, mo
     content, words = UNREADABLE[name]
     path = tmp_path / "theirs.pth"
     path.write_bytes(content)
-    for read in (lambda: read_source(str(path), net()), lambda: load_trained(str(path))):
+    for read in (lambda: read_source(str(path), net()), lambda: load_checkpoint(str(path))):
         with pytest.raises(ConfigError, match=words) as caught:
             read()
         assert "\n" not in str(caught.value)
@@ -202,13 +202,13 @@ def test_nothing_that_a_file_names_is_imported_or_called(tmp_path: Path, capsys:
 def test_half_precision_weights_are_converted(tmp_path: Path) -> None:
     """A net in half precision does not take images in single precision."""
     torch.save(AlexNet(1000).half().state_dict(), tmp_path / "half.pth")
-    inference = load_trained(str(tmp_path / "half.pth"), device="cpu").inference
+    inference = load_checkpoint(str(tmp_path / "half.pth"), device="cpu").inference
     with torch.inference_mode():
         assert inference(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).dtype == torch.float32
 
 
 def test_a_folder_names_the_files_of_weights_in_it(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    for read in (lambda: read_source(str(tmp_path), net()), lambda: load_trained(str(tmp_path))):
+    for read in (lambda: read_source(str(tmp_path), net()), lambda: load_checkpoint(str(tmp_path))):
         with pytest.raises(ConfigError, match=r"name a file in it, such as .*model\.safetensors"):
             read()

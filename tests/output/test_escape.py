@@ -26,8 +26,8 @@ from alexlab.data.image_file import Decoding
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.inference.class_names import choose_fonts
-from alexlab.inference.predictions import Answers
-from alexlab.inference.report import evaluated
+from alexlab.inference.predictions import Predictions
+from alexlab.inference.report import write_evaluation
 from alexlab.output.csv_files import restored
 from alexlab.output.escape import (
     LineFormatter,
@@ -218,8 +218,8 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
     paths = [f"{name}.jpg" for name in names] * 2
     split = Split("", names, paths, labels)
     probs = np.full(top.shape, 0.5, np.float32)
-    found = Answers(split, np.arange(len(labels)), labels, top, probs, probs[:, 0], 1.0)
-    tables, parts = evaluated(found, names, out, {"data": "".join(NASTY), "split": "val"})
+    found = Predictions(split, np.arange(len(labels)), labels, top, probs, probs[:, 0], 1.0)
+    tables, parts = write_evaluation(found, names, out, {"data": "".join(NASTY), "split": "val"})
     page = html.write_page(out / "evaluation.html", "title " + "".join(NASTY), parts)
     return out, "".join(map(printed, tables)), page.read_text(encoding="utf-8")
 
@@ -346,7 +346,7 @@ def test_predictions_show_and_keep_names(
 ) -> None:
     classes = [*NASTY]
     paths = [os.path.join(strange_images, "@home", f"{name}.png") for name in FILES]
-    trained = SimpleNamespace(names=classes, about="a net", decoding=Decoding())
+    trained = SimpleNamespace(names=classes, description="a net", decoding=Decoding())
     with Writers(tmp_path, trained, gallery_limit=100) as writers:
         for number, path in enumerate(paths):
             writers.write(SimpleNamespace(path=path, answers=(number, len(classes) - 1), probs=(0.6, 0.4), error=None))

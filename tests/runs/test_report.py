@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from alexlab.cli import overrides
 from alexlab.errors import ConfigError
-from alexlab.runs.compare import differing_keys, find_runs, grouped, ranking, read_run
+from alexlab.runs.compare import differing_keys, find_runs, group_seeds, rank_groups, read_run
 from alexlab.runs.record import Lock
 from alexlab.runs.report import _effects, write_report
 from alexlab.tasks.report import run as report
@@ -67,14 +67,14 @@ def sweep(tmp_path: Path) -> Path:
 def test_seeds_are_put_together_and_only_what_differs_is_a_column(sweep: Path) -> None:
     runs = [read_run(folder) for folder in find_runs([str(sweep)])]
     assert differing_keys(runs) == ["optimizer", "model.width"]
-    groups = grouped(runs, differing_keys(runs))
+    groups = group_seeds(runs, differing_keys(runs))
     assert [(group.keys["model.width"], group.keys["optimizer"], len(group.runs)) for group in groups] == [
         (0.5, "sgd", 3),
         (0.5, "adam", 3),
         (1.0, "sgd", 3),
     ]
     assert groups[0].mean() == pytest.approx(0.82)
-    assert groups[0].spread() == pytest.approx(statistics.stdev([0.80, 0.82, 0.84]))
+    assert groups[0].std() == pytest.approx(statistics.stdev([0.80, 0.82, 0.84]))
 
 
 def test_a_key_that_was_changed_besides_its_group_is_a_column(tmp_path: Path) -> None:
@@ -89,13 +89,13 @@ def test_a_key_that_was_changed_besides_its_group_is_a_column(tmp_path: Path) ->
 
 def test_the_best_is_marked_only_beyond_its_uncertainty(sweep: Path, tmp_path: Path) -> None:
     runs = [read_run(folder) for folder in find_runs([str(sweep)])]
-    ranked, clear = ranking(grouped(runs, differing_keys(runs)))
+    ranked, clear = rank_groups(group_seeds(runs, differing_keys(runs)))
     assert [group.mean() for group in ranked] == pytest.approx([0.9133333, 0.91, 0.82])
     assert not clear, "0.9133 and 0.9100 with a spread of .008 and .010 over three seeds"
     for seed, top1 in enumerate((0.950, 0.951, 0.952), start=1):
         make(sweep / f"{90 + seed}", width=2.0, seed=seed, top1=top1)
     runs = [read_run(folder) for folder in find_runs([str(sweep)])]
-    ranked, clear = ranking(grouped(runs, differing_keys(runs)))
+    ranked, clear = rank_groups(group_seeds(runs, differing_keys(runs)))
     assert ranked[0].keys["model.width"] == 2.0
     assert clear
     # Of single runs, the number of validation images decides: .05 of 1000 is more than chance, .01 is not.
@@ -103,7 +103,7 @@ def test_the_best_is_marked_only_beyond_its_uncertainty(sweep: Path, tmp_path: P
         for width, top1 in enumerate(scores, start=1):
             make(tmp_path / name / str(width), width=float(width), top1=top1)
         runs = [read_run(folder) for folder in find_runs([str(tmp_path / name)])]
-        assert ranking(grouped(runs, differing_keys(runs)))[1] is expected
+        assert rank_groups(group_seeds(runs, differing_keys(runs)))[1] is expected
 
 
 def test_the_page_and_the_tables(sweep: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from alexlab.config import build
 from alexlab.errors import ConfigError, DiskError
-from alexlab.inference.checkpoint import load_trained
+from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.runs.record import Card
 from alexlab.training.restore import check_whole, choose, load_best
 from support.runs import rows
@@ -186,7 +186,7 @@ def test_a_flipped_bit_is_found(parts: Any, trained_run: Path, tmp_path: Path) -
     with pytest.raises(DiskError, match=words):
         load_best(parts.module, tmp_path / "best.ckpt")
     with pytest.raises(ConfigError, match=words):
-        load_trained(str(tmp_path / "best.ckpt"), device="cpu")
+        load_checkpoint(str(tmp_path / "best.ckpt"), device="cpu")
 
 
 def test_none_is_whole(parts: Any, content: Content, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ NO_DATA = "(none)"  # the data folder of a file that knows of none
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A trained net and all that is known of it.
 
     Args:
@@ -70,19 +70,19 @@ class Trained:
         """The settings by which files become pixels."""
         return build.data(self.config).decoding
 
-    def decoding_with(self, data: Mapping[str, Any]) -> "Trained":
+    def decoding_with(self, data: Mapping[str, Any]) -> "TrainedModel":
         """Return the same net with other settings of decoding, where a `data` node has some that are not null."""
         changes = {key: data[key] for key in ("max_megapixels", "deep_range") if data.get(key) is not None}
         return replace(self, config={**self.config, "data": {**self.config["data"], **changes}})
 
     @property
-    def about(self) -> str:
+    def description(self) -> str:
         """What it is, in a few words."""
         name = self.choices.get("model", self.config["model"]["_target_"].rsplit(".", 1)[-1])
         return f"{name}, {len(self.classes)} classes"
 
 
-def load_trained(name: str, *, class_names: str | None = None, device: str = "auto") -> Trained:
+def load_checkpoint(name: str, *, class_names: str | None = None, device: str = "auto") -> TrainedModel:
     """Reads a trained net; nothing but tensors and plain data is unpickled.
 
     Args:
@@ -104,7 +104,7 @@ def load_trained(name: str, *, class_names: str | None = None, device: str = "au
     record = found.record
     inference = _inference(path, record, found.state)
     names = display_names(record["classes"], record["config"].get("class_names") if given is None else given)
-    return Trained(
+    return TrainedModel(
         path,
         {**record["config"], "data": confined_data(record["config"]["data"])},
         record["choices"],
@@ -179,7 +179,7 @@ def _file(path: Path) -> Path:
     return path
 
 
-def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | None, device: str) -> Trained:
+def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | None, device: str) -> TrainedModel:
     matrices = [tensor for tensor in weights.state.values() if tensor.dim() == 2]
     if not matrices:
         raise ConfigError(f"ckpt must be {KINDS}; {path} holds none of them")
@@ -202,7 +202,7 @@ def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | Non
         )
     load_state(inference.net, found.taken)
     shown = display_names(classes, names)
-    return Trained(
+    return TrainedModel(
         path, config, {"model": "alexnet"}, classes, shown, {}, inference.eval().to(_device(device), torch.float32)
     )
 

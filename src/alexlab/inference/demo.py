@@ -21,7 +21,7 @@ from torch import Tensor
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode_bytes
 from alexlab.errors import ImageError
-from alexlab.inference.checkpoint import Trained
+from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.explain.gradcam import grad_cam, overlaid
 from alexlab.output.escape import shown
 from alexlab.pages import html
@@ -76,7 +76,7 @@ for (const name of ['dragover', 'dragleave', 'drop']) drop.addEventListener(name
 </script>"""
 
 
-def demo(trained: Trained, view: Callable[[Tensor], Tensor], *, max_bytes: int, hosts: list[str]) -> Starlette:
+def demo(trained: TrainedModel, view: Callable[[Tensor], Tensor], *, max_bytes: int, hosts: list[str]) -> Starlette:
     """The application.
 
     Args:
@@ -86,7 +86,7 @@ def demo(trained: Trained, view: Callable[[Tensor], Tensor], *, max_bytes: int, 
         hosts: names that a browser may call it by: another site cannot reach it through a name of its own.
     """
     page = PAGE.replace("STYLE", html.STYLE).replace("LIMIT", f"{max_bytes / 1e6:g}").replace("BYTES", str(max_bytes))
-    page = page.replace("TITLE", html.text(trained.about))
+    page = page.replace("TITLE", html.text(trained.description))
     turn = threading.Lock()  # one picture at a time: two would only slow each other down
 
     async def index(request: Request) -> Response:
@@ -111,7 +111,7 @@ def demo(trained: Trained, view: Callable[[Tensor], Tensor], *, max_bytes: int, 
     return Starlette(routes=[Route("/", index), Route("/predict", predict, methods=["POST"])], middleware=middleware)
 
 
-def look(trained: Trained, view: Callable[[Tensor], Tensor], content: bytes) -> dict[str, Any]:
+def look(trained: TrainedModel, view: Callable[[Tensor], Tensor], content: bytes) -> dict[str, Any]:
     """The first answers to a picture, what the net sees of it and its Grad-CAM for the first answer, plain data.
 
     Raises:

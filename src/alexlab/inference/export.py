@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alexlab.errors import ConfigError, NumericError
-from alexlab.inference.checkpoint import Trained
+from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.explain.activations import watched
 from alexlab.runs.atomic import write_durably
 from alexlab.runs.layout import CHECKPOINT_KEY
@@ -35,7 +35,7 @@ class Exported(nn.Module):
         return of_all_classes(self.net(images))
 
 
-def about(trained: Trained) -> dict[str, Any]:
+def about(trained: TrainedModel) -> dict[str, Any]:
     """What a program must know beside the numbers, plain data: classes, and how an image is made ready."""
     data, views = trained.config["data"], trained.config["augmentation"]["eval"]
     inference = trained.inference
@@ -60,7 +60,7 @@ def _resize(views: dict[str, Any], size: int) -> dict[str, Any]:
     return {"shorter_side": None, "crop": None}
 
 
-def layers(trained: Trained, images: Tensor) -> list[list[Any]] | None:
+def layers(trained: TrainedModel, images: Tensor) -> list[list[Any]] | None:
     """The net as a list of layers of torch.nn with their arguments, where it is one layer after the other; else None.
 
     Args:
@@ -108,8 +108,8 @@ def _arguments(layer: nn.Module) -> dict[str, Any]:
     return found
 
 
-def write_safetensors(trained: Trained, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
-    """Weights by name; `alexlab.load_trained` reads the file, and a net of one layer after the other can be made without it.
+def write_safetensors(trained: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """Weights by name; `alexlab.load_checkpoint` reads the file, and a net of one layer after the other can be made without it.
 
     Returns:
         Normalised images to the logits of what was written.
@@ -136,22 +136,22 @@ def write_safetensors(trained: Trained, path: Path, images: Tensor) -> Callable[
     write_durably(path, save(state, metadata))
     found = load_file(path)
     if sequence is None:
-        from alexlab.inference.checkpoint import load_trained
+        from alexlab.inference.checkpoint import load_checkpoint
 
-        again = load_trained(str(path), device="cpu").inference.net
+        again = load_checkpoint(str(path), device="cpu").inference.net
     else:
         again = nn.Sequential(*(getattr(nn, kind)(**arguments) for kind, arguments in sequence)).eval()
         again.load_state_dict(dict(zip(again.state_dict(), [found[name] for name in state], strict=True)))
     return lambda normalised: of_all_classes(again(normalised))
 
 
-def _exported(trained: Trained) -> nn.Module:
+def _exported(trained: TrainedModel) -> nn.Module:
     """The net as the exporters take it: they lose their way in weights that lie channels last."""
     net: nn.Module = Exported(trained.inference.net).cpu().eval()
     return net.to(memory_format=torch.contiguous_format)
 
 
-def write_onnx(trained: Trained, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+def write_onnx(trained: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     """An ONNX model with any number of images; checked with onnxruntime.
 
     Raises:
@@ -195,7 +195,7 @@ def write_onnx(trained: Trained, path: Path, images: Tensor) -> Callable[[Tensor
     return run
 
 
-def write_torch_export(trained: Trained, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+def write_torch_export(trained: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     """A program of torch.export with any number of images, and what is known of it in the extra file `about.json`."""
     net = _exported(trained)
     batch = torch.export.Dim("images", min=1)
@@ -207,7 +207,7 @@ def write_torch_export(trained: Trained, path: Path, images: Tensor) -> Callable
     return lambda normalised: again(normalised)
 
 
-FORMATS: dict[str, tuple[str, Callable[[Trained, Path, Tensor], Callable[[Tensor], Tensor]]]] = {
+FORMATS: dict[str, tuple[str, Callable[[TrainedModel, Path, Tensor], Callable[[Tensor], Tensor]]]] = {
     "safetensors": (".safetensors", write_safetensors),
     "onnx": (".onnx", write_onnx),
     "torch_export": (".pt2", write_torch_export),
@@ -216,7 +216,7 @@ FORMATS: dict[str, tuple[str, Callable[[Trained, Path, Tensor], Callable[[Tensor
 
 @torch.inference_mode()
 def largest_difference(
-    trained: Trained, exported: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 32
+    trained: TrainedModel, exported: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 32
 ) -> float:
     """The largest difference of a logit between the checkpoint and what was exported.
 

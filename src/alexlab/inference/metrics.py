@@ -11,7 +11,7 @@ import numpy as np
 from alexlab.output.csv_files import write_csv
 
 if TYPE_CHECKING:
-    from alexlab.inference.predictions import Answers
+    from alexlab.inference.predictions import Predictions
 
 CONFIDENCE = 0.95
 NUM_BINS = 15  # of the calibration: Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599, section 4
@@ -25,7 +25,7 @@ def interval(right: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def scores(found: "Answers") -> dict[str, Any]:
+def scores(found: "Predictions") -> dict[str, Any]:
     """top-1 and top-5 accuracy and error with their intervals, loss, calibration error; fractions, plain data."""
     count = len(found.labels)
     result: dict[str, Any] = {"images": count, "loss": found.loss}
@@ -41,7 +41,7 @@ def scores(found: "Answers") -> dict[str, Any]:
     return result | {"calibration_error": calibration(found)[0]}
 
 
-def confusion(found: "Answers", num_classes: int) -> np.ndarray:
+def confusion(found: "Predictions", num_classes: int) -> np.ndarray:
     """How often each class was taken for each class: int64 (K, K), a row for each label, a column for each first answer."""
     pairs = found.labels * num_classes + found.top[:, 0]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -81,7 +81,7 @@ def confused_pairs(matrix: np.ndarray, names: Sequence[str], limit: int = 20) ->
     return found
 
 
-def calibration(found: "Answers") -> tuple[float, list[tuple[float, float, int]]]:
+def calibration(found: "Predictions") -> tuple[float, list[tuple[float, float, int]]]:
     """The expected calibration error, and for each of 15 equal bins of confidence its mean, its accuracy and its images.
 
     Guo et al., arXiv 1706.04599, equations 2 and 3; empty bins are left out.
@@ -99,7 +99,7 @@ def calibration(found: "Answers") -> tuple[float, list[tuple[float, float, int]]
     return error, bins
 
 
-def write_predictions(found: "Answers", names: Sequence[str], path: Path) -> None:
+def write_predictions(found: "Predictions", names: Sequence[str], path: Path) -> None:
     """A row for each image: its path, its label, and the first answers with their probabilities."""
     width = found.top.shape[1]
     columns = [f"{kind}{place}" for place in range(1, width + 1) for kind in ("answer", "prob")]

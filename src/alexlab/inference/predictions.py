@@ -19,7 +19,7 @@ from alexlab.data.layout import find_layout
 from alexlab.data.splits import Split, check_root, relabelled, scan
 from alexlab.data.unreadable import Skipped
 from alexlab.errors import ConfigError, DataError
-from alexlab.inference.checkpoint import NO_DATA, Trained
+from alexlab.inference.checkpoint import NO_DATA, TrainedModel
 from alexlab.training.preprocessing import Inference
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ SPLITS = ("val", "test", "train", "all")
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a net says of N labelled images of K classes; images that could not be read are not among them.
 
     Args:
@@ -61,7 +61,7 @@ class Answers:
         return np.asarray(self.top[:, 0] == self.labels)
 
 
-def chosen_split(trained: Trained, settings: Data, wanted: str | None, *, own: bool) -> tuple[str, Split]:
+def select_split(trained: TrainedModel, settings: Data, wanted: str | None, *, from_run: bool) -> tuple[str, Split]:
     """The images that are to be scored, labelled as the net knows the classes.
 
     Args:
@@ -69,7 +69,7 @@ def chosen_split(trained: Trained, settings: Data, wanted: str | None, *, own: b
         settings: of the data.
         wanted: val, test, train or all; None is test where there is one, else val, and all of a folder of another data set
             that is not divided.
-        own: whether the folder is that of the run.
+        from_run: whether the folder is that of the run.
 
     Returns:
         The name of the split, and the split.
@@ -87,10 +87,10 @@ def chosen_split(trained: Trained, settings: Data, wanted: str | None, *, own: b
     if settings.root is None:
         return _of_splits(trained, settings, wanted, owner)
     if not os.path.exists(settings.root) and settings.make is None:
-        check_root(settings.root, missing="the data of the run is gone" if own else "there is no such folder")
+        check_root(settings.root, missing="the data of the run is gone" if from_run else "there is no such folder")
     if os.path.isdir(settings.root):
         layout = find_layout(settings.root, settings.splits)
-        if not own and not layout.folders and layout.problem is None and wanted in (None, "all"):
+        if not from_run and not layout.folders and layout.problem is None and wanted in (None, "all"):
             return "all", _scanned(trained, settings, "", [], owner)
         if layout.folders and layout.folder("train") is None:  # a folder with a test split alone, say
             name = wanted or next(name for name in ("test", "val") if name in layout.folders)
@@ -101,7 +101,7 @@ def chosen_split(trained: Trained, settings: Data, wanted: str | None, *, own: b
     return _of_splits(trained, settings, wanted, owner)
 
 
-def _scanned(trained: Trained, settings: Data, folder: str, notes: Sequence[str], owner: str) -> Split:
+def _scanned(trained: TrainedModel, settings: Data, folder: str, notes: Sequence[str], owner: str) -> Split:
     found = list(notes)
     split = scan(str(settings.root), folder, trained.classes, Path(settings.cache_dir), found, owner)
     for note in found:
@@ -109,7 +109,7 @@ def _scanned(trained: Trained, settings: Data, folder: str, notes: Sequence[str]
     return split
 
 
-def _of_splits(trained: Trained, settings: Data, wanted: str | None, owner: str) -> tuple[str, Split]:
+def _of_splits(trained: TrainedModel, settings: Data, wanted: str | None, owner: str) -> tuple[str, Split]:
     found = settings.find_splits()
     for note in found.notes:
         log.info("data: %s", note)
@@ -120,7 +120,7 @@ def _of_splits(trained: Trained, settings: Data, wanted: str | None, owner: str)
     return name, relabelled(splits[name], trained.classes, owner)
 
 
-class Item:
+class IndexedDataset:
     """Images by number, with that number: the order of what a loader gives is then plain."""
 
     def __init__(self, images: ImageSplit) -> None:
@@ -134,11 +134,11 @@ class Item:
         return image, label, index
 
 
-def batches(
+def split_loader(
     split: Split, transform: Callable[[Tensor], Tensor], settings: Data, *, skipped: Skipped | None = None
 ) -> DataLoader[Any]:
     """A loader of (images, labels, numbers) over each image of a split once; the label is below 0 where it cannot be read."""
-    items = Item(ImageSplit(split, transform=transform, decoding=settings.decoding, skipped=skipped))
+    items = IndexedDataset(ImageSplit(split, transform=transform, decoding=settings.decoding, skipped=skipped))
     workers = settings.workers(1) if len(split) > settings.batch_size else 0
     return DataLoader(
         items,  # type: ignore[arg-type]
@@ -150,14 +150,14 @@ def batches(
 
 
 @torch.inference_mode()
-def answers(
+def predict_split(
     inference: Inference, loader: Any, split: Split, *, watch: Callable[[Any], Iterator[Any]] = iter
-) -> Answers:
+) -> Predictions:
     """Asks a net about each image of a split once.
 
     Args:
         inference: the net.
-        loader: from `batches`.
+        loader: from `split_loader`.
         split: of the loader.
         watch: an iterator that shows the progress.
 
@@ -182,4 +182,4 @@ def answers(
     if not len(numbers):
         raise DataError(f"no image of {split.root} could be read")
     arrays = {name: torch.cat(parts).numpy() for name, parts in found.items() if name != "numbers"}
-    return Answers(split, numbers, **arrays, loss=loss_sum / len(numbers))
+    return Predictions(split, numbers, **arrays, loss=loss_sum / len(numbers))

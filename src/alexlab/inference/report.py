@@ -22,14 +22,14 @@ from alexlab.inference.plots import calibration_plot, confusion_plot
 from alexlab.pages import html
 
 if TYPE_CHECKING:
-    from alexlab.inference.predictions import Answers
+    from alexlab.inference.predictions import Predictions
 
 MAX_CLASSES = 30  # in the terminal; all are in classes.csv
 MAX_PAIRS = 10
 
 
-def evaluated(
-    found: "Answers", names: Sequence[str], out: Path, about: dict[str, Any]
+def write_evaluation(
+    found: "Predictions", names: Sequence[str], out: Path, about: dict[str, Any]
 ) -> tuple[list[Table], list[str]]:
     """Writes `scores.json`, `classes.csv`, `confusion.csv`, `predictions.csv` and the plots.
 
@@ -37,7 +37,7 @@ def evaluated(
         found: what the net says.
         names: of the classes.
         out: the folder to write to.
-        about: what was evaluated, plain data for scores.json.
+        about: what was write_evaluation, plain data for scores.json.
 
     Returns:
         Tables for the terminal, and parts of a page.

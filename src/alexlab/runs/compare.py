@@ -32,7 +32,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResult:
     """One run, as its folder tells it.
 
     Args:
@@ -64,7 +64,7 @@ class Run:
 
 
 @dataclass
-class Group:
+class RunGroup:
     """Runs that differ in their seed only.
 
     Args:
@@ -73,7 +73,7 @@ class Group:
     """
 
     keys: dict[str, Any]
-    runs: list[Run] = field(default_factory=list)
+    runs: list[RunResult] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -88,14 +88,14 @@ class Group:
         values = self.values(name)
         return statistics.mean(values) if values else None
 
-    def spread(self, name: str = "top1") -> float | None:
+    def std(self, name: str = "top1") -> float | None:
         """The standard deviation over the seeds; None of fewer than two."""
         values = self.values(name)
         return statistics.stdev(values) if len(values) > 1 else None
 
     def variance_of_mean(self) -> tuple[float, int]:
         """Of the mean top-1, and its degrees of freedom: over seeds, or of one run over its validation images."""
-        values, spread = self.values(), self.spread()
+        values, spread = self.values(), self.std()
         if spread is not None:
             return spread**2 / len(values), len(values) - 1
         count = max(1, int(self.runs[0].card.get("data", {}).get("counts", {}).get("val", 1)))
@@ -129,7 +129,7 @@ def _parts(text: str) -> Iterator[str]:
     yield word
 
 
-def readable_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path]) -> list[RunResult]:
     """Return the runs in folders, some of which may still be running; those with corrupt files are logged and left out.
 
     Raises:
@@ -148,7 +148,7 @@ def readable_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunResult:
     """Return a run from its folder.
 
     Raises:
@@ -163,10 +163,10 @@ def read_run(folder: Path) -> Run:
             epochs = [{str(name): float(value) for name, value in row.items() if value} for row in rows]
     except (ValueError, TypeError, csv.Error) as error:
         raise ConfigError(f"{path} is corrupt: {error}") from error
-    return Run(folder, Card(folder).read(), epochs)
+    return RunResult(folder, Card(folder).read(), epochs)
 
 
-def differing_keys(runs: Sequence[Run]) -> list[str]:
+def differing_keys(runs: Sequence[RunResult]) -> list[str]:
     """The keys of the configs that are not the same in all runs; an option of a group stands for its keys."""
     configs = [_flat(run.card["config"]) for run in runs]
     groups = [name for name in runs[0].choices if len({run.choices.get(name) for run in runs}) > 1]
@@ -178,7 +178,7 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
     return [*groups, *keys, *kept]
 
 
-def _changed_besides(group: str, runs: Sequence[Run], configs: Sequence[dict[str, Any]]) -> list[str]:
+def _changed_besides(group: str, runs: Sequence[RunResult], configs: Sequence[dict[str, Any]]) -> list[str]:
     by_option: dict[str, list[dict[str, Any]]] = {}
     for run, config in zip(runs, configs, strict=True):
         by_option.setdefault(run.choices[group], []).append(config)
@@ -199,22 +199,22 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def key_values(run: Run, keys: Sequence[str]) -> dict[str, Any]:
+def key_values(run: RunResult, keys: Sequence[str]) -> dict[str, Any]:
     """What a run has for each of the keys that differ."""
     config = _flat(run.card["config"])
     return {key: run.choices[key] if key in run.choices else config.get(key) for key in keys}
 
 
-def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
+def group_seeds(runs: Sequence[RunResult], keys: Sequence[str]) -> list[RunGroup]:
     """Runs that differ in their seed only, together."""
-    groups: dict[str, Group] = {}
+    groups: dict[str, RunGroup] = {}
     for run in runs:
         values = key_values(run, keys)
-        groups.setdefault(repr(values), Group(values)).runs.append(run)
+        groups.setdefault(repr(values), RunGroup(values)).runs.append(run)
     return list(groups.values())
 
 
-def ranking(groups: Sequence[Group]) -> tuple[list[Group], bool]:
+def rank_groups(groups: Sequence[RunGroup]) -> tuple[list[RunGroup], bool]:
     """The groups with scores, the best first, and whether the best is better than the next beyond its uncertainty.
 
     The difference of two means is compared with Welch's 95 % interval; a single run counts by its validation images.
@@ -232,7 +232,7 @@ def ranking(groups: Sequence[Group]) -> tuple[list[Group], bool]:
     return ranked, bool(difference > t.ppf((1 + CONFIDENCE) / 2, df) * math.sqrt(first + second))
 
 
-def effects(groups: Sequence[Group], keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+def main_effects(groups: Sequence[RunGroup], keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
     """For each key and each of its values, the mean top-1 of the groups that have it."""
     found: dict[str, dict[str, list[float]]] = {}
     for key in keys:

@@ -9,15 +9,15 @@ from alexlab.output.csv_files import write_csv
 from alexlab.output.escape import markdown, plot_label
 from alexlab.pages import html
 from alexlab.runs.compare import (
-    Group,
-    Run,
+    RunGroup,
+    RunResult,
     differing_keys,
-    effects,
     find_runs,
-    grouped,
+    group_seeds,
     key_values,
-    ranking,
-    readable_runs,
+    main_effects,
+    rank_groups,
+    read_runs,
     relative,
 )
 from alexlab.runs.layout import LOGS
@@ -40,10 +40,10 @@ def write_report(words: Sequence[str], out: Path) -> Path:
     Raises:
         ConfigError: when there are no runs.
     """
-    runs = readable_runs(find_runs(words))
+    runs = read_runs(find_runs(words))
     keys = differing_keys(runs)
-    groups = grouped(runs, keys)
-    ranked, clear = ranking(groups)
+    groups = group_seeds(runs, keys)
+    ranked, clear = rank_groups(groups)
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(runs, keys, out / "report.csv")
     choose_fonts(group.name for group in ranked)
@@ -85,7 +85,7 @@ def write_report(words: Sequence[str], out: Path) -> Path:
     )
 
 
-def _verdict(ranked: Sequence[Group], clear: bool) -> str:
+def _verdict(ranked: Sequence[RunGroup], clear: bool) -> str:
     if not ranked:
         return "no run has finished yet"
     best = ranked[0]
@@ -102,7 +102,7 @@ def _mean(values: Sequence[Any]) -> float | None:
     return round(sum(known) / len(known), 1) if known else None
 
 
-def _group_row(group: Group, keys: Sequence[str]) -> list[Any]:
+def _group_row(group: RunGroup, keys: Sequence[str]) -> list[Any]:
     cards = [run.card for run in group.runs]
     states = sorted({run.status for run in group.runs})
     counted = [f"{sum(run.status == state for run in group.runs)} {state}" for state in states]
@@ -110,7 +110,7 @@ def _group_row(group: Group, keys: Sequence[str]) -> list[Any]:
         *(str(group.keys[key]) for key in keys),
         len(group.values()),
         group.mean(),
-        group.spread(),
+        group.std(),
         group.mean("top5"),
         group.mean("loss"),
         _mean([None if run.score("epoch") is None else (run.score("epoch") or 0) + 1 for run in group.runs]),
@@ -121,7 +121,7 @@ def _group_row(group: Group, keys: Sequence[str]) -> list[Any]:
     ]
 
 
-def _run_row(run: Run, keys: Sequence[str]) -> list[Any]:
+def _run_row(run: RunResult, keys: Sequence[str]) -> list[Any]:
     epoch = run.score("epoch")
     return [
         relative(run.folder),
@@ -134,11 +134,11 @@ def _run_row(run: Run, keys: Sequence[str]) -> list[Any]:
     ]
 
 
-def _logs(run: Run, out: Path) -> html.Html:
+def _logs(run: RunResult, out: Path) -> html.Html:
     return html.links([run.folder / name for name in LOGS if (run.folder / name).exists()], out)
 
 
-def _write_csv(runs: Sequence[Run], keys: Sequence[str], path: Path) -> None:
+def _write_csv(runs: Sequence[RunResult], keys: Sequence[str], path: Path) -> None:
     names = ["run", *keys, "seed", "top1", "top5", "loss", "best_epoch", "train_s", "images_per_s", "status"]
     rows = [[*_run_row(run, keys), run.status, run.card.get("parameters"), run.card.get("reason")] for run in runs]
     write_csv(path, [[*names, "parameters", "reason"], *rows])
@@ -154,7 +154,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, best: bool 
 
 
 def _markdown(
-    title: str, verdict: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], failures: Sequence[Run]
+    title: str, verdict: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], failures: Sequence[RunResult]
 ) -> str:
     lines = [f"# {title}", "", markdown(verdict), "", f"| {' | '.join(map(markdown, columns))} |"]
     lines += [f"|{' --- |' * len(columns)}"]
@@ -166,15 +166,15 @@ def _markdown(
     return "\n".join(lines) + "\n"
 
 
-def _failure(run: Run, logs: html.Html) -> str:
+def _failure(run: RunResult, logs: html.Html) -> str:
     words = f"<b>{html.text(run.status)}</b>: {html.text(str(run.card.get('reason')))} {logs}"
     return f"<p><code>{html.text(relative(run.folder))}</code> {words}"
 
 
-def _pictures(ranked: Sequence[Group], keys: Sequence[str], out: Path) -> list[tuple[str, bytes]]:
+def _pictures(ranked: Sequence[RunGroup], keys: Sequence[str], out: Path) -> list[tuple[str, bytes]]:
     drawn = [
         ("Curves", "curves.png", _curves(ranked[:MAX_CURVES])),
-        ("Effects", "effects.png", _effects(effects(ranked, keys))),
+        ("Effects", "effects.png", _effects(main_effects(ranked, keys))),
         ("Accuracy against size and time", "scatter.png", _scatter(ranked)),
     ]
     found = []
@@ -194,7 +194,7 @@ def _figure(columns: int, height: float = 4.0) -> tuple[Any, Any]:
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _curves(groups: Sequence[Group]) -> Any:
+def _curves(groups: Sequence[RunGroup]) -> Any:
     """Loss and top-1 over the epochs: the mean of each group, with a band of its seeds; training dashed."""
     if not any(run.epochs for group in groups for run in group.runs):
         return None
@@ -252,7 +252,7 @@ def _numbers_first(text: str) -> tuple[int, float, str]:
         return 1, 0.0, text
 
 
-def _scatter(groups: Sequence[Group]) -> Any:
+def _scatter(groups: Sequence[RunGroup]) -> Any:
     """Accuracy against the number of parameters and against the time of training."""
     if not groups:
         return None
@@ -264,7 +264,7 @@ def _scatter(groups: Sequence[Group]) -> Any:
             value = cards[0].get("parameters") if measure == "parameters" else times
             if value:
                 label = plot_label(group.name)
-                axis.errorbar(value, group.mean(), yerr=group.spread() or 0, fmt="o", capsize=3, label=label)
+                axis.errorbar(value, group.mean(), yerr=group.std() or 0, fmt="o", capsize=3, label=label)
         axis.set(xlabel=measure, ylabel="val/top1", xscale="log" if measure == "parameters" else "linear")
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7)

@@ -44,18 +44,18 @@ def serve(config: dict[str, Any]) -> tuple[Any, socket.socket]:
     import uvicorn
 
     from alexlab.config import build
-    from alexlab.inference.checkpoint import load_trained
+    from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.demo import demo
 
     host, port = str(config["host"]), config["port"]
     listening = _bound(host, port)
-    trained = load_trained(config["ckpt"], class_names=config["class_names"], device=config["device"])
+    trained = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
     hosts = list(LOCAL) if host in LOCAL else ["*"]
     app = demo(trained, build.eval_view(trained.config), max_bytes=int(config["max_mb"] * 1e6), hosts=hosts)
     if host not in LOCAL:
         log.warning("listening on %s: everybody who can reach this machine can use the page", host)
     shown = f"[{host}]" if ":" in host else host
-    log.info("%s: http://%s:%d, until Ctrl-C", trained.about, shown, listening.getsockname()[1])
+    log.info("%s: http://%s:%d, until Ctrl-C", trained.description, shown, listening.getsockname()[1])
     return uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)), listening
 
 

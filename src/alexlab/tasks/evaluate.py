@@ -20,16 +20,16 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     Raises:
         AlexlabError: in one sentence.
     """
-    from alexlab.inference.report import evaluated
+    from alexlab.inference.report import write_evaluation
     from alexlab.output.terminal import Terminal
     from alexlab.pages import html
     from alexlab.runs.layout import SKIPPED
 
     trained, found, about, skipped = ask(config, run_dir)
-    tables, parts = evaluated(found, trained.names, run_dir, about)
+    tables, parts = write_evaluation(found, trained.names, run_dir, about)
     for table in tables:
         Terminal().print(table)
-    html.write_page(run_dir / "evaluation.html", f"{trained.about}: {about['split']}", parts)
+    html.write_page(run_dir / "evaluation.html", f"{trained.description}: {about['split']}", parts)
     shown = os.path.relpath(run_dir)
     if skipped:
         print_line(f"{skipped} images could not be read and were left out: {Path(shown) / SKIPPED}")
@@ -38,16 +38,16 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
 
 
 def ask(config: dict[str, Any], run_dir: Path) -> Any:
-    """The net, what it says of the images, what was evaluated, and how many images could not be read."""
+    """The net, what it says of the images, what was write_evaluation, and how many images could not be read."""
     from alexlab.config import build
     from alexlab.data.config import Data
     from alexlab.data.unreadable import Skipped
-    from alexlab.inference.checkpoint import load_trained
-    from alexlab.inference.predictions import answers, batches, chosen_split
+    from alexlab.inference.checkpoint import load_checkpoint
+    from alexlab.inference.predictions import predict_split, select_split, split_loader
     from alexlab.output.progress import watched
     from alexlab.runs.layout import SKIPPED
 
-    trained = load_trained(config["ckpt"], class_names=config["class_names"], device=config["device"])
+    trained = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
     trained = trained.decoding_with(config["data"])
     view = build.eval_view(trained.config, config["views"])
     changes = {key: value for key, value in config["data"].items() if value is not None}
@@ -57,10 +57,10 @@ def ask(config: dict[str, Any], run_dir: Path) -> Any:
     if not own:  # a folder in the place of shards, or the other way round
         changes = {"root": None, "url": None, "make": None, "splits": {}} | changes
     settings = Data(**{**trained.config["data"], "cache": None, "manifest": None, **changes})
-    name, split = chosen_split(trained, settings, config["split"], own=own)
+    name, split = select_split(trained, settings, config["split"], from_run=own)
     skipped = Skipped(run_dir / SKIPPED) if settings.on_error == "skip" else None
-    loader = batches(split, view, settings, skipped=skipped)
-    found = answers(
+    loader = split_loader(split, view, settings, skipped=skipped)
+    found = predict_split(
         trained.inference, loader, split, watch=lambda items: watched(items, f"{name}: {len(split):,} images")
     )
     about = {"checkpoint": str(trained.path), "data": settings.place, "split": name, "views": config["views"]}

@@ -39,7 +39,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.inference.class_names import choose_fonts
     from alexlab.inference.explain import sections
     from alexlab.inference.explain.neighbours import METRICS
-    from alexlab.inference.report import evaluated
+    from alexlab.inference.report import write_evaluation
     from alexlab.pages import html
 
     if config["neighbours"]["metric"] not in METRICS:
@@ -49,7 +49,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     if config["image"] is not None and not Path(config["image"]).is_file():
         raise ConfigError(f"image must be a file; there is no {config['image']}")
     trained, found, about, _ = evaluate.ask(config, run_dir)
-    _, parts = evaluated(found, trained.names, run_dir, about)
+    _, parts = write_evaluation(found, trained.names, run_dir, about)
     choose_fonts([*trained.names, *map(os.path.basename, found.paths)])
     view = build.eval_view(trained.config)
     if config["image"] is None:
@@ -69,7 +69,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         (run_dir / f"{name}.png").write_bytes(content)
         parts += [f"<h2>{TITLES[name]}</h2>"] if name in TITLES else []
         parts.append(html.plot(content, name))
-    html.write_page(run_dir / "evaluation.html", f"{trained.about}: {about['split']}", parts)
+    html.write_page(run_dir / "evaluation.html", f"{trained.description}: {about['split']}", parts)
     if config["tensorboard"]:
         _to_tensorboard(trained, run_dir)
     shown = os.path.relpath(run_dir)
@@ -87,7 +87,7 @@ def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> 
     from alexlab.data.config import Data
     from alexlab.data.layout import find_layout
     from alexlab.inference.explain import sections
-    from alexlab.inference.predictions import chosen_split
+    from alexlab.inference.predictions import select_split
     from alexlab.output.progress import watched
 
     wanted = config["neighbours"]
@@ -100,7 +100,7 @@ def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> 
         name = "train" if os.path.isdir(wanted["root"]) and find_layout(wanted["root"]).folders else "all"
     settings = Data(**{**trained.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes})
     try:
-        _, train = chosen_split(trained, settings, name, own=wanted["root"] is None)
+        _, train = select_split(trained, settings, name, from_run=wanted["root"] is None)
     except (DataError, ConfigError) as error:
         log.warning("no neighbours: %s; neighbours.root=DIR names the training images", error)
         return {}

@@ -25,13 +25,13 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     """
     from alexlab.config import build
     from alexlab.errors import NumericError
-    from alexlab.inference.checkpoint import load_trained
+    from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.export import FORMATS, about, largest_difference
 
     if config["format"] not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}; got {config['format']!r}")
     suffix, write = FORMATS[config["format"]]
-    trained = load_trained(config["ckpt"], class_names=config["class_names"], device="cpu")
+    trained = load_checkpoint(config["ckpt"], class_names=config["class_names"], device="cpu")
     images = _images(config, trained, build.eval_view(trained.config))
     path = Path(config["out"] or run_dir / f"{trained.choices.get('model', 'net')}{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def _images(config: dict[str, Any], trained: Any, view: Any) -> Any:
     from alexlab.data.decode import decode
     from alexlab.errors import ImageError
     from alexlab.inference.predict import find_files
-    from alexlab.inference.predictions import chosen_split
+    from alexlab.inference.predictions import select_split
 
     if config["num_images"] < 1:
         raise ConfigError(f"num_images must be at least 1; got {config['num_images']}")
@@ -70,7 +70,7 @@ def _images(config: dict[str, Any], trained: Any, view: Any) -> Any:
         images = (partial(decode, path, trained.decoding) for path in find_files(config["input"]))
     else:
         try:
-            _, split = chosen_split(trained, Data(**{**trained.config["data"], "manifest": None}), None, own=True)
+            _, split = select_split(trained, Data(**{**trained.config["data"], "manifest": None}), None, from_run=True)
         except (DataError, ConfigError) as error:
             raise ConfigError(f"the exported net is compared on real images: input=DIR names some ({error})") from error
         step = max(1, len(split) // config["num_images"])

@@ -29,14 +29,14 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     """
     from alexlab.config import build
     from alexlab.distributed.hardware import num_cores
-    from alexlab.inference.checkpoint import load_trained
+    from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.predict import find_files, predictions
     from alexlab.output.progress import watched
 
     for key in ("top_k", "batch_size"):
         if config[key] < 1:
             raise ConfigError(f"{key} must be at least 1; got {config[key]}")
-    trained = load_trained(config["ckpt"], class_names=config["class_names"], device=config["device"])
+    trained = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
     trained = trained.decoding_with(config["data"])
     found = predictions(
         trained.inference,
@@ -82,7 +82,7 @@ class Writers:
         self.table.writerow(["path", "answer", "prob", "others"])
         self.gallery = opened("gallery.html") if self.limit else None
         if self.gallery is not None:
-            self.gallery.write("\n".join([*html.beginning(self.trained.about), "<div class=row>"]))
+            self.gallery.write("\n".join([*html.beginning(self.trained.description), "<div class=row>"]))
         self.failed: Any = None
         self.opened = opened
         return self

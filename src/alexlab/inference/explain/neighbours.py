@@ -50,7 +50,7 @@ def feature_matrix(
 
     Args:
         inference: the net.
-        loader: from `alexlab.inference.predictions.batches`, of single views.
+        loader: from `alexlab.inference.predictions.split_loader`, of single views.
         split: of the loader.
         path: of the file; one that is there is taken.
         watch: an iterator that shows the progress.

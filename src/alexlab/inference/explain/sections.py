@@ -12,30 +12,30 @@ from torch import Tensor
 from alexlab.data.config import Data
 from alexlab.data.dataset import to_tensor
 from alexlab.data.splits import Split
-from alexlab.inference.checkpoint import Trained
+from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.explain.activations import convolutions, head, watched
 from alexlab.inference.explain.gradcam import grad_cam, overlaid
 from alexlab.inference.explain.neighbours import feature_matrix, features, matrix_path, nearest
 from alexlab.inference.explain.plots import filters_plot, first_filters, maps_plot, sheet
-from alexlab.inference.predictions import Answers, batches
+from alexlab.inference.predictions import Predictions, split_loader
 
 Figures = dict[str, Any]
 View = Callable[[Tensor], Tensor]
 
 
-def seen(split: Split, number: int, trained: Trained, view: View) -> Tensor:
+def seen(split: Split, number: int, trained: TrainedModel, view: View) -> Tensor:
     """An image of a split as the net sees it, uint8 (C, H, W)."""
     return view(to_tensor(split.decoded(int(number), trained.decoding)))
 
 
-def filters(trained: Trained) -> Figures:
+def filters(trained: TrainedModel) -> Figures:
     """The kernels of the first convolution; none of a net without one."""
     if not convolutions(trained.inference.net):
         return {}
     return {"filters": filters_plot(first_filters(trained.inference.net))}
 
 
-def mistakes(trained: Trained, found: Answers, view: View, limit: int) -> Figures:
+def mistakes(trained: TrainedModel, found: Predictions, view: View, limit: int) -> Figures:
     """The mistakes that the net is surest of, and the images whose class it thinks least likely, each with its Grad-CAM."""
     wrong = np.flatnonzero(~found.right)
     chosen = {
@@ -55,7 +55,7 @@ def mistakes(trained: Trained, found: Answers, view: View, limit: int) -> Figure
     }
 
 
-def _with_cams(trained: Trained, found: Answers, view: View, rows: Sequence[int], title: str) -> Any:
+def _with_cams(trained: TrainedModel, found: Predictions, view: View, rows: Sequence[int], title: str) -> Any:
     images = torch.stack([seen(found.split, found.numbers[row], trained, view) for row in rows])
     cams = grad_cam(trained.inference, images, torch.from_numpy(found.top[rows, 0]))
     cells = []
@@ -66,7 +66,7 @@ def _with_cams(trained: Trained, found: Answers, view: View, rows: Sequence[int]
     return sheet([cells[start : start + 6] for start in range(0, len(cells), 6)], title)
 
 
-def one_image(trained: Trained, image: Tensor, title: str, num_answers: int = 3) -> Figures:
+def one_image(trained: TrainedModel, image: Tensor, title: str, num_answers: int = 3) -> Figures:
     """One image: Grad-CAM for its first answers, and its maps in each convolution.
 
     Args:
@@ -97,8 +97,8 @@ def one_image(trained: Trained, image: Tensor, title: str, num_answers: int = 3)
 
 
 def neighbours(
-    trained: Trained,
-    found: Answers,
+    trained: TrainedModel,
+    found: Predictions,
     view: View,
     train: Split,
     settings: Data,
@@ -120,7 +120,7 @@ def neighbours(
         watch: an iterator that shows the progress.
     """
     path = matrix_path(Path(settings.cache_dir), trained.path, train)
-    matrix = feature_matrix(trained.inference, batches(train, view, settings), train, path, watch=watch)
+    matrix = feature_matrix(trained.inference, split_loader(train, view, settings), train, path, watch=watch)
     rows = np.unique(np.linspace(0, len(found.paths) - 1, min(images, len(found.paths))).round().astype(int))
     asked = torch.stack([seen(found.split, found.numbers[row], trained, view) for row in rows])
     layer = head(trained.inference.net, trained.inference.normalised(asked[:1]))
