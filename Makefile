@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test bench chaos lint audit format lock tensorboard clean
+.PHONY: help setup train test bench chaos docs lint audit format lock tensorboard clean
 
 help: ## this page
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -31,17 +31,21 @@ bench: $(STAMP) ## how fast it is beside others: 40 minutes on 2 cores
 chaos: $(STAMP) ## how a run bears kills, signals, full disks and lost ranks, counted: 15 minutes on 2 cores
 	PYTHONPATH=src:tests $(BIN)/python -m chaos $(FIGURES)
 
+docs: $(STAMP) ## the documentation as a searchable site in build/docs
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
+	@echo "open build/docs/index.html"
+
 lint: $(STAMP) ## ruff (rules and format) and mypy
-	$(BIN)/ruff check src tests .ci
-	$(BIN)/ruff format --check src tests .ci
+	$(BIN)/ruff check src tests .ci docs
+	$(BIN)/ruff format --check src tests .ci docs
 	$(BIN)/mypy
 
 audit: $(STAMP) ## look every pinned package up in an advisory database
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/audit.py
 
 format: $(STAMP) ## let ruff write the code's form
-	$(BIN)/ruff check --fix src tests .ci
-	$(BIN)/ruff format src tests .ci
+	$(BIN)/ruff check --fix src tests .ci docs
+	$(BIN)/ruff format src tests .ci docs
 
 lock: ## pin the newest versions that pyproject.toml admits
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev \
@@ -51,5 +55,5 @@ tensorboard: $(STAMP) ## curves of everything under outputs/, on this machine on
 	$(BIN)/tensorboard --logdir outputs --host 127.0.0.1
 
 clean: ## remove caches and the environment; data and outputs stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build src/*.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build docs/api src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
