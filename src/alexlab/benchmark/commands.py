@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.output.progress import watched
+from alexlab.output.progress import track
 
 
 def command_of(script: str, words: Sequence[str]) -> list[str]:
@@ -51,7 +51,7 @@ def run_command(words: Sequence[str], log: Path) -> float:
 def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """What each gives in each round, in an order that is reversed from round to round; one round before does not count."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in watched(range(rounds + 1), "whole commands"):
+    for number in track(range(rounds + 1), "whole commands"):
         for name in sorted(contenders, reverse=bool(number % 2)):
             value = contenders[name]()
             if number:

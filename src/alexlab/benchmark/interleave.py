@@ -23,7 +23,7 @@ from typing import Any
 from alexlab.distributed.hardware import bind_to, end_with
 from alexlab.errors import AlexlabError
 from alexlab.output.escape import LineFormatter
-from alexlab.output.progress import watched
+from alexlab.output.progress import track
 
 Figures = dict[str, float]
 TERMINAL = struct.pack("HHHH", 50, 120, 0, 0)  # rows and columns, and two fields that nobody uses
@@ -106,7 +106,7 @@ def contest(
         started += [_start(contender) for contender in contenders]
         for one in started:
             one.listen(log_dir / f"{one.name.replace(' ', '_').replace('/', '_')}.log")
-        for number in watched(range(rounds + warmup), title):
+        for number in track(range(rounds + warmup), title):
             for one in started if number % 2 else reversed(started):
                 figures = one.turn()
                 if number >= warmup:

@@ -12,7 +12,7 @@ from alexlab.data.image_file import Decoding
 from alexlab.data.splits import Split
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import DataError, ImageError
-from alexlab.output.progress import watched
+from alexlab.output.progress import track
 
 MIN_STD = 0.001  # a quarter of a grey level: dividing by less would blow up rounding
 MAX_IMAGES = 10_000  # of a larger split so many, evenly spaced: the mean of as many images is right within .003
@@ -58,7 +58,7 @@ def measure(split: Split, *, decoding: Decoding, max_images: int = MAX_IMAGES, s
     num_images = 0
     with ThreadPoolExecutor(num_cores()) as pool:
         moments = pool.map(lambda index: _moments(split, index, decoding, skip), chosen)
-        for found in watched(moments, "measuring colours", len(chosen)):
+        for found in track(moments, "measuring colours", len(chosen)):
             if found is not None:
                 first, second, num_images = first + found[0], second + found[1], num_images + 1
     if not num_images:

@@ -22,7 +22,7 @@ def progress_bar() -> "Progress":
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def watched(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
     """Yield the items, with a bar.
 
     Args:

@@ -44,7 +44,7 @@ def ask(config: dict[str, Any], run_dir: Path) -> Any:
     from alexlab.data.unreadable import Skipped
     from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.predictions import predict_split, select_split, split_loader
-    from alexlab.output.progress import watched
+    from alexlab.output.progress import track
     from alexlab.runs.layout import SKIPPED
 
     trained = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
@@ -61,7 +61,7 @@ def ask(config: dict[str, Any], run_dir: Path) -> Any:
     skipped = Skipped(run_dir / SKIPPED) if settings.on_error == "skip" else None
     loader = split_loader(split, view, settings, skipped=skipped)
     found = predict_split(
-        trained.inference, loader, split, watch=lambda items: watched(items, f"{name}: {len(split):,} images")
+        trained.inference, loader, split, watch=lambda items: track(items, f"{name}: {len(split):,} images")
     )
     about = {"checkpoint": str(trained.path), "data": settings.place, "split": name, "views": config["views"]}
     return trained, found, about, skipped.finish() if skipped else 0

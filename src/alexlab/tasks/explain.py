@@ -88,7 +88,7 @@ def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> 
     from alexlab.data.layout import find_layout
     from alexlab.inference.explain import sections
     from alexlab.inference.predictions import select_split
-    from alexlab.output.progress import watched
+    from alexlab.output.progress import track
 
     wanted = config["neighbours"]
     if not wanted["images"]:
@@ -113,7 +113,7 @@ def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> 
         images=wanted["images"],
         num=wanted["num"],
         metric=wanted["metric"],
-        watch=partial(watched, title=f"train: {len(train):,} images"),
+        watch=partial(track, title=f"train: {len(train):,} images"),
     )
 
 

@@ -31,7 +31,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.distributed.hardware import num_cores
     from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.predict import find_files, predictions
-    from alexlab.output.progress import watched
+    from alexlab.output.progress import track
 
     for key in ("top_k", "batch_size"):
         if config[key] < 1:
@@ -49,7 +49,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     )
     limit = config["gallery_limit"] if config["gallery"] else 0
     with Writers(run_dir, trained, gallery_limit=limit) as writers:
-        for prediction in watched(found, "images"):
+        for prediction in track(found, "images"):
             writers.write(prediction)
     writers.report(config["input"])
     names = [path.name for path in sorted(run_dir.iterdir()) if path.suffix in (".csv", ".jsonl", ".html")]

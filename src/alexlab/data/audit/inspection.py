@@ -18,7 +18,7 @@ from alexlab.data.listing import Problem
 from alexlab.data.manifest import Row
 from alexlab.distributed.hardware import end_with, num_cores
 from alexlab.errors import ImageError
-from alexlab.output.progress import watched
+from alexlab.output.progress import track
 
 EXTENSIONS = {
     "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
@@ -72,14 +72,14 @@ def look_at(root: str, rows: Sequence[Row], decoding: Decoding) -> list[Seen]:
     """Decodes every file, in as many processes as there are cores, with a progress bar in a terminal."""
     work = [(root, row, decoding) for row in rows]
     if len(rows) < FEW:
-        return [look(one) for one in watched(work, "looking at the images")]
+        return [look(one) for one in track(work, "looking at the images")]
     # Not multiprocessing.Pool, which waits for ever for a process that was killed.
     pool = ProcessPoolExecutor(
         num_cores(), multiprocessing.get_context("fork"), initializer=_begin, initargs=(os.getpid(),)
     )
     try:
         found = pool.map(look, work, chunksize=16)
-        return list(watched(found, "looking at the images", len(work)))
+        return list(track(found, "looking at the images", len(work)))
     finally:
         pool.shutdown(cancel_futures=True)
 

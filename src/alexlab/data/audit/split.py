@@ -19,7 +19,7 @@ from alexlab.data.splits import check_root
 from alexlab.data.table import read_table
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.output.escape import shown
-from alexlab.output.progress import watched
+from alexlab.output.progress import track
 from alexlab.runs.atomic import disk_error
 from alexlab.runs.tree import written_whole
 
@@ -200,7 +200,7 @@ def write_division(source: Source, parts: Mapping[str, np.ndarray], out: Path, h
 def _write(source: Source, parts: Mapping[str, np.ndarray], out: Path, folder: Path, how: str) -> None:
     rows = [(split, int(row)) for split, chosen in parts.items() for row in chosen]
     if how != "manifest":
-        for split, row in watched(rows, "writing the files"):
+        for split, row in track(rows, "writing the files"):
             _place(source, row, folder / split, how)
     base = os.path.relpath(os.path.realpath(source.root), os.path.realpath(out))
     write_manifest(

@@ -16,7 +16,7 @@ from torchvision.datasets.utils import check_integrity
 
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError, DataError
-from alexlab.output.progress import watched
+from alexlab.output.progress import track
 from alexlab.runs.atomic import writing
 from alexlab.runs.tree import written_whole
 
@@ -213,7 +213,7 @@ def _write_split(opened: Any, dataset: DataSet, folder: Path, title: str) -> Non
 
     with ThreadPoolExecutor(num_cores()) as pool:
         done = pool.map(write, range(len(labels)))
-        for _ in watched(done, title, len(labels)):
+        for _ in track(done, title, len(labels)):
             pass
 
 
