@@ -10,27 +10,27 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexlab.cli.command import ending_in_words
-from alexlab.distributed.failures import explaining
+from alexlab.distributed.failures import translate_errors
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.runs.layout import CARD, LAUNCHER_WORDS
 from alexlab.sweeps import jobs as sweeps
 from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, Job
-from alexlab.sweeps.local import Engine
+from alexlab.sweeps.local import JobRunner
 
 
 class SweepLauncher(Launcher):
-    """Runs the jobs of a sweep on an engine; a job that fails costs that job, and its cause is kept.
+    """Runs the jobs of a sweep on a runner; a job that fails costs that job, and its cause is kept.
 
     In the folder of a sweep that was begun before, a finished job is not run again: its stored score is returned. An
     interrupted one goes on from its last checkpoint.
 
     Args:
-        engine: where they run.
+        runner: where they run.
         repeat_failed: run what failed before once more; what it left is kept in `.earlier/`.
     """
 
-    def __init__(self, engine: Engine, repeat_failed: bool = False) -> None:
-        self.engine, self.repeat_failed = engine, repeat_failed
+    def __init__(self, runner: JobRunner, repeat_failed: bool = False) -> None:
+        self.runner, self.repeat_failed = runner, repeat_failed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keeps what Hydra hands over."""
@@ -64,8 +64,8 @@ class SweepLauncher(Launcher):
     def keep(self, overrides: list[str], number: int, state: str) -> None:
         """Lists a job of a search that has ended in an earlier attempt."""
         job = self.job(overrides, number)
-        earlier = sweeps.earlier(job.folder)
-        job.end(state, score=earlier.score, cause=earlier.cause)
+        previous = sweeps.previous_attempt(job.folder)
+        job.end(state, score=previous.score, cause=previous.cause)
         sweeps.jobs.append(job)
 
     def _begin(self) -> None:
@@ -74,7 +74,7 @@ class SweepLauncher(Launcher):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         with ending_in_words():
-            self.engine.prepare(folder)
+            self.runner.prepare(folder)
 
     def _configure_log(self) -> None:
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -94,7 +94,7 @@ class SweepLauncher(Launcher):
     def _check(self, jobs: Sequence[Job]) -> None:
         """Tells the mistakes of all jobs and ends the process before the first one starts."""
         mistakes = []
-        with self.engine.as_a_job():
+        with self.runner.like_job():
             for job in jobs:
                 if (job.folder / CARD).is_file():
                     continue  # of a sweep that is resumed
@@ -114,18 +114,18 @@ class SweepLauncher(Launcher):
                 )
 
     def _run(self, jobs: Iterator[Job], ended: Callable[[Job], None]) -> None:
-        self.engine.run(self._to_run(jobs, ended), self.work, ended)
+        self.runner.run(self._to_run(jobs, ended), self.work, ended)
 
     def _to_run(self, jobs: Iterator[Job], ended: Callable[[Job], None]) -> Iterator[Job]:
         """The jobs that an earlier attempt has not ended; the others are told."""
         for job in jobs:
-            earlier = sweeps.earlier(job.folder, repeat_failed=self.repeat_failed)
-            if earlier.state is not None and not (earlier.held and self.engine.has(job)):
-                job.end(earlier.state, score=earlier.score, cause=earlier.cause)
-                sweeps.tell(job, before=True)
+            previous = sweeps.previous_attempt(job.folder, repeat_failed=self.repeat_failed)
+            if previous.state is not None and not (previous.held and self.runner.is_queued(job)):
+                job.end(previous.state, score=previous.score, cause=previous.cause)
+                sweeps.report_end(job, before=True)
                 ended(job)
                 continue
-            if earlier.resumed:
+            if previous.resumed:
                 with open_dict(job.config):
                     job.config.hydra.output_subdir = None  # the first .hydra stays as it is
             yield job
@@ -133,7 +133,7 @@ class SweepLauncher(Launcher):
     def work(self, job: Job) -> None:
         """Runs a job in this process and says in it what became of it."""
         try:
-            with explaining(job.folder):
+            with translate_errors(job.folder):
                 result = run_job(
                     hydra_context=self.hydra_context,
                     task_function=self.task_function,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from alexlab.cli import command
-from alexlab.distributed.signals import Stopped
+from alexlab.distributed.signals import Interrupted
 from alexlab.runs.layout import LAST
 from alexlab.tasks import train
 from alexlab.training import loop
@@ -104,7 +104,7 @@ class Place:
             try:
                 self.train(*WORDS, *words, run_dir=run_dir, resumed=resumed)
                 theirs.send("finished")
-            except (Stopped, Exception) as error:
+            except (Interrupted, Exception) as error:
                 theirs.send(f"{type(error).__name__}: {error}")
 
         self.step.value = -1

@@ -95,7 +95,7 @@ def told_to_stop(place: Place, tries: int, draw: random.Random) -> Figure:
         seconds.append(time.monotonic() - asked_s)
         hangs += ended == "hangs"
         codes.add(Card(run_dir).read().get("exit_code", -1))
-        finished = ended == "Stopped: stopped by SIGTERM" and place.run(*words, run_dir=run_dir, resumed=True)
+        finished = ended == "Interrupted: stopped by SIGTERM" and place.run(*words, run_dir=run_dir, resumed=True)
         right += finished == "finished" and same(whole, run_dir)
     return Figure(
         "R7",

@@ -36,7 +36,7 @@ HYDRA_KEYS = (
     "hydra/callbacks",
     "hydra/launcher",
     "hydra/job_logging",
-    "hydra.launcher.engine._target_",
+    "hydra.launcher.runner._target_",
     "hydra.hydra_logging.handlers.evil",
     "hydra.job_logging.handlers.file.filename",
     "hydra.searchpath",

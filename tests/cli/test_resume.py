@@ -372,7 +372,7 @@ def test_words_of_a_resumed_sweep(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "swept").mkdir()
     entries = [{"key": "seed", "choices": [1, 2]}, {"key": "data.cache_dir", "value": "/scratch"}]
-    lost = ["+hydra.launcher.engine.slurm_constraint=a100"]
+    lost = ["+hydra.launcher.runner.slurm_constraint=a100"]
     search = {"num_trials": 12, "seed": 1}
     SweepRecord(entries, "parallel", {"jobs": 3}, "optuna", search, not_kept=lost).write(tmp_path / "swept")
 
@@ -385,7 +385,7 @@ def test_words_of_a_resumed_sweep(
     search_words = ["hydra.sweeper.num_trials=12", "hydra.sweeper.seed=1"]
     launcher, place = ["launcher=parallel", "launcher.jobs=3"], "hydra.sweep.dir='swept'"
     assert resumed() == [*first, *search_words, *launcher, place]
-    assert "type them again if you need them: +hydra.launcher.engine.slurm_constraint=a100" in caplog.text
+    assert "type them again if you need them: +hydra.launcher.runner.slurm_constraint=a100" in caplog.text
     more = ["hydra.sweeper.num_trials=13", "launcher=sequential"]
     assert resumed(*more) == [*first, search_words[1], *more, place]
     repeated = find_resumed_sweep(["-m", "resume=swept", "data.cache_dir=/scratch", "resume_on_changed_data=true"])

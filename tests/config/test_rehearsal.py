@@ -15,7 +15,7 @@ from alexlab.cli import overrides
 from alexlab.cli.command import report_bug
 from alexlab.config import build, rehearsal
 from alexlab.config.instantiate import make
-from alexlab.distributed.launch import num_ranks
+from alexlab.distributed.devices import num_ranks
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.tasks.train import check
@@ -275,7 +275,7 @@ def test_what_fails_on_the_cpu_is_tried_on_the_gpu_of_the_run(
         return (False, "not here") if accelerator == "cpu" else None
 
     monkeypatch.setattr(rehearsal, "_failure", failure)
-    monkeypatch.setattr(rehearsal, "wanted_gpus", lambda **options: 1)
+    monkeypatch.setattr(rehearsal, "requested_gpus", lambda **options: 1)
     rehearsal.rehearse(config, None, num_ranks=1)  # type: ignore[arg-type]
     assert tried == ["cpu", "gpu"]
 

@@ -18,7 +18,7 @@ from alexlab.data.audit.audit import Findings, check
 from alexlab.data.audit.quarantine import quarantine, restore
 from alexlab.data.manifest import read_manifest
 from alexlab.data.splits import find_splits
-from alexlab.distributed.failures import explaining
+from alexlab.distributed.failures import translate_errors
 from alexlab.errors import ConfigError, DataError, FoundError, ImageError, RankError
 from alexlab.output.escape import shown
 from alexlab.tasks.prepare import run
@@ -417,5 +417,5 @@ def killed(work: object) -> None:
 def test_a_process_that_is_killed_ends_the_check(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "FEW", 1)
     monkeypatch.setattr(inspection, "look", killed)
-    with pytest.raises(RankError, match="a process that reads images was killed; usually"), explaining(clean):
+    with pytest.raises(RankError, match="a process that reads images was killed; usually"), translate_errors(clean):
         check(str(clean))

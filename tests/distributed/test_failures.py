@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from alexlab.distributed.failures import explained, explaining
+from alexlab.distributed.failures import as_user_error, translate_errors
 from alexlab.errors import AlexlabError, ConfigError, DiskError, RankError
 from alexlab.training.module import Classifier
 
@@ -47,16 +47,16 @@ def test_sentences(error: Exception, kind: type[AlexlabError], text: str) -> Non
     wrapped = ValueError("you tried to log 0.5")
     wrapped.__cause__ = error
     for each in (error, wrapped):
-        with pytest.raises(kind, match=text) as raised, explaining(Path("run")):
+        with pytest.raises(kind, match=text) as raised, translate_errors(Path("run")):
             raise each
         assert raised.value.__cause__ is each
 
 
 def test_bugs_and_own_errors_stay_what_they_are() -> None:
-    assert explained(KeyError("a bug"), Path("run")) is None
-    assert explained(EOFError(), Path("run")) is None, "not while a batch is taken from a loader process"
+    assert as_user_error(KeyError("a bug"), Path("run")) is None
+    assert as_user_error(EOFError(), Path("run")) is None, "not while a batch is taken from a loader process"
     own = ConfigError("one sentence")
-    with pytest.raises(ConfigError) as raised, explaining(Path("run")):
+    with pytest.raises(ConfigError) as raised, translate_errors(Path("run")):
         raise own
     assert raised.value is own and own.__cause__ is None
 
@@ -68,7 +68,7 @@ def test_semaphores_that_find_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", full)
     with (
         pytest.raises(DiskError, match="loader processes need shared memory: No space left on device; "),
-        explaining(Path("run")),
+        translate_errors(Path("run")),
     ):
         multiprocessing.get_context("fork").Queue()
 

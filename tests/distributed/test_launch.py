@@ -10,7 +10,8 @@ import torch
 
 from alexlab.config import build
 from alexlab.distributed import hardware
-from alexlab.distributed.launch import Limits, launch, num_ranks
+from alexlab.distributed.devices import num_ranks
+from alexlab.distributed.launch import Limits, launch
 from alexlab.distributed.signals import signals
 from alexlab.errors import ConfigError, DataError, RankError
 from support.runs import names, rows, scalars
@@ -190,7 +191,7 @@ def hung_up() -> bool:
 def test_ranks_and_their_parent_ignore_a_hang_up_that_nohup_has_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.heard():
+        with signals.install():
             assert launch(hung_up, num_ranks=2, isolated=True, limits=LIMITS) is True
     finally:
         signal.signal(signal.SIGHUP, before)

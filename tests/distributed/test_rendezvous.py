@@ -10,7 +10,7 @@ import pytest
 
 from alexlab.cli.command import run_command
 from alexlab.distributed import rendezvous
-from alexlab.distributed.environment import LOOPBACK, MPIRUN, SRUN, TORCHRUN, VARIABLES, Start, find_start
+from alexlab.distributed.environment import LOOPBACK, MPIRUN, SRUN, TORCHRUN, VARIABLES, RankEnvironment, detect_rank
 from alexlab.errors import ConfigError
 from alexlab.runs.record import Card
 from support.runs import TINY, rows
@@ -122,7 +122,7 @@ def test_ranks_with_other_configs_are_refused_by_name(images: Path, tmp_path: Pa
 def test_variables_left_in_a_shell_do_not_disturb_a_run_of_one_process(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    monkeypatch.setattr(rendezvous, "PEERS_S", 0.3)
+    monkeypatch.setattr(rendezvous, "PEER_TIMEOUT_S", 0.3)
     variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": LOOPBACK}
     elsewhere = {"MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": free_ports(1)[0]}
     for number, more in enumerate(({"MASTER_PORT": free_ports(1)[0]}, elsewhere, {})):
@@ -135,7 +135,7 @@ def test_variables_left_in_a_shell_do_not_disturb_a_run_of_one_process(
 def test_a_rank_that_comes_late_finds_out_that_the_first_trains_alone(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendezvous, "PEERS_S", 0.3)
+    monkeypatch.setattr(rendezvous, "PEER_TIMEOUT_S", 0.3)
     variables = {"WORLD_SIZE": 2, "MASTER_ADDR": LOOPBACK, "MASTER_PORT": free_ports(1)[0]}
     words = (*WORDS, f"data.root={images}", "trainer.max_epochs=100")
     first = Rank(tmp_path, 0, {"RANK": 0, **variables}, *words)
@@ -175,30 +175,30 @@ SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1",
         ({"RANK": "0", "WORLD_SIZE": "1"}, None),
         ({"WORLD_SIZE": "2"}, None),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),  # a batch script
-        ({"RANK": "1", "WORLD_SIZE": "2"}, Start(VARIABLES, 1, 2)),
-        (SLURM | {"MASTER_PORT": "7"}, Start(SRUN, 3, 4, 1, None, "node07", 7)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, RankEnvironment(VARIABLES, 1, 2)),
+        (SLURM | {"MASTER_PORT": "7"}, RankEnvironment(SRUN, 3, 4, 1, None, "node07", 7)),
         (
             SLURM | {"MASTER_ADDR": "x", "MASTER_PORT": "7", "RANK": "0", "WORLD_SIZE": "2"},
-            Start(SRUN, 3, 4, 1, None, "x", 7),
+            RankEnvironment(SRUN, 3, 4, 1, None, "x", 7),
         ),
-        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Start(MPIRUN, 1, 2)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, RankEnvironment(MPIRUN, 1, 2)),
         (
             {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "MASTER_PORT": "7"},
-            Start(MPIRUN, 1, 2, 1, 2, LOOPBACK, 7),
+            RankEnvironment(MPIRUN, 1, 2, 1, 2, LOOPBACK, 7),
         ),
         (
             SLURM
             | {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
-            Start(TORCHRUN, 0, 2, 0, 1),
+            RankEnvironment(TORCHRUN, 0, 2, 0, 1),
         ),
     ],
 )
 def test_what_the_environment_says(
-    variables: dict[str, str], found: Start | None, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], found: RankEnvironment | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert find_start() == found
+    assert detect_rank() == found
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_words_for_variables(variables: dict[str, str], words: str, monkeypatch:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=words):
-        find_start()
+        detect_rank()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from alexlab.distributed.signals import Signals, Stopped
+from alexlab.distributed.signals import Interrupted, Signals
 from alexlab.runs.layout import LAST
 from alexlab.runs.record import Card
 from alexlab.training import loop
@@ -74,7 +74,7 @@ def test_at_every_batch_of_training_and_validation(
     # Of batches that are accumulated every third is enough: where the run ends is no matter of the batch.
     for at in range(0, batches, 3 if "accumulated" in recipe else 1):
         sender.arm(at)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             run(*RECIPES[recipe], name=f"to_{at}")
         found = Card(tmp_path / f"to_{at}").read()
         assert (found["status"], found["exit_code"]) == ("interrupted", 75)
@@ -100,7 +100,7 @@ def test_two_ranks_that_hear_it_together_or_alone_or_from_their_parent(
         sender.arm(at, to[number % 4])
         sender.signum = (signal.SIGUSR1, signal.SIGHUP)[number % 2]
         start_s = time.monotonic()
-        with pytest.raises(Stopped, match=f"stopped by {signal.Signals(sender.signum).name}"):
+        with pytest.raises(Interrupted, match=f"stopped by {signal.Signals(sender.signum).name}"):
             run(*words, name=f"to_{at}")
         assert time.monotonic() - start_s < 10
         sender.arm(-1)
@@ -116,7 +116,7 @@ def test_a_signal_before_and_after_the_training(train: Train, tmp_path: Path, mo
     for moment, where in moments.items():
         with monkeypatch.context() as patch:
             patch.setattr(where, moment, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM), raising=False)
-            with pytest.raises(Stopped):
+            with pytest.raises(Interrupted):
                 train(run_dir=tmp_path / moment)
         assert Card(tmp_path / moment).read()["exit_code"] == 75
         assert (tmp_path / moment / LAST).is_file() == (moment != "describe")
@@ -128,12 +128,12 @@ def test_a_signal_before_and_after_the_training(train: Train, tmp_path: Path, mo
 
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = Signals()
-    with heard.heard(), heard.answered_by(lambda signum: None):
+    with heard.install(), heard.handler(lambda signum: None):
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # the same, by another way
         assert heard.first == signal.SIGTERM
-        monkeypatch.setattr("alexlab.distributed.signals.SAME_S", 0.0)
-        with pytest.raises(Stopped) as stopped:
+        monkeypatch.setattr("alexlab.distributed.signals.DEBOUNCE_S", 0.0)
+        with pytest.raises(Interrupted) as stopped:
             signal.raise_signal(signal.SIGINT)
     assert (stopped.value.exit_code, stopped.value.agreed) == (130, False)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -143,14 +143,14 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_ignored_stays_ignored(signum: signal.Signals) -> None:
     before = signal.signal(signum, signal.SIG_IGN)
     try:
-        with Signals().heard():
+        with Signals().install():
             signal.raise_signal(signum)
     finally:
         signal.signal(signum, before)
 
 
 def test_a_closed_terminal_is_a_preemption() -> None:
-    with Signals().heard(), pytest.raises(Stopped, match="stopped by SIGHUP") as stopped:
+    with Signals().install(), pytest.raises(Interrupted, match="stopped by SIGHUP") as stopped:
         signal.raise_signal(signal.SIGHUP)
     assert stopped.value.exit_code == 75
 
@@ -169,7 +169,7 @@ def test_loader_processes_outlive_a_signal_to_all(
             time.sleep(0.3)
 
     monkeypatch.setattr(Classifier, "on_before_zero_grad", lambda module, optimizer: to_all(module, None, 0))
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         train("data.num_workers=2")
     assert content(tmp_path / "run" / LAST)["global_step"] == 2
 

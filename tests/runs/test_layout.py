@@ -36,4 +36,4 @@ def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
 
 
 def test_alone_everybody_agrees() -> None:
-    assert (ranks.agreed("where", lambda: "here"), ranks.rank()) == ("here", 0)
+    assert (ranks.broadcast("where", lambda: "here"), ranks.rank()) == ("here", 0)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from alexlab.data.splits import find_splits
-from alexlab.distributed.signals import Stopped
+from alexlab.distributed.signals import Interrupted
 from alexlab.errors import AlexlabError, ConfigError, DataError
 from alexlab.runs import record
 from alexlab.runs.record import Card, CorruptError, Lock, code_state, data_state, holder
@@ -84,7 +84,7 @@ def test_the_card_of_an_interrupted_run(train: Train, tmp_path: Path, monkeypatc
             "alexlab.distributed.launch.launch", lambda *args, signum=signum, **options: signal.raise_signal(signum)
         )
         run_dir = tmp_path / signum.name
-        with pytest.raises(Stopped, match=f"stopped by {signum.name}"):
+        with pytest.raises(Interrupted, match=f"stopped by {signum.name}"):
             train(run_dir=run_dir)
         assert (card(run_dir)["status"], card(run_dir)["exit_code"]) == ("interrupted", code)
         assert card(run_dir)["reason"] == f"stopped by {signum.name}"
@@ -151,7 +151,7 @@ def test_a_corrupt_record_is_named(content: str, tmp_path: Path) -> None:
     with pytest.raises(CorruptError, match=r"run\.json is corrupt: ") as caught:
         Card(tmp_path).read()
     assert "\n" not in str(caught.value)
-    assert jobs.earlier(tmp_path).state == "failed"
+    assert jobs.previous_attempt(tmp_path).state == "failed"
     Card(tmp_path).start({"seed": 1}, {})
     assert Card(tmp_path).read()["status"] == "interrupted", "another attempt writes it anew"
 

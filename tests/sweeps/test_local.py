@@ -11,16 +11,16 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from alexlab.distributed import hardware, launch
-from alexlab.distributed.signals import Stopped, signals
+from alexlab.distributed import devices, hardware
+from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import ConfigError
 from alexlab.runs.record import FINISHED as CARD_FINISHED
 from alexlab.runs.record import PRUNED as CARD_PRUNED
 from alexlab.runs.record import Card, Lock
 from alexlab.sweeps import jobs as sweeps
 from alexlab.sweeps import local
-from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job, earlier
-from alexlab.sweeps.local import Parallel, Seats
+from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job, previous_attempt
+from alexlab.sweeps.local import Parallel, SlotPool
 from hydra_plugins.alexlab_launcher import SweepLauncher
 from support.runs import composed
 
@@ -36,10 +36,10 @@ def job(number: int, folder: Path, devices: object = 1) -> Job:
     return Job(number, [f"seed={number}"], folder / str(number), config)
 
 
-def run(engine: Parallel, jobs: list[Job], work: Callable[[Job], None]) -> list[int]:
+def run(runner: Parallel, jobs: list[Job], work: Callable[[Job], None]) -> list[int]:
     """Runs jobs and tells the order in which they ended."""
     order: list[int] = []
-    engine.run(iter(jobs), work, lambda job: order.append(job.number))
+    runner.run(iter(jobs), work, lambda job: order.append(job.number))
     return order
 
 
@@ -57,7 +57,7 @@ def test_jobs_run_side_by_side_each_on_its_own_cores(tmp_path: Path) -> None:
     run(Parallel(jobs=2), jobs, work)
     assert [(job.state, job.score, job.cause) for job in jobs] == [(FINISHED, number / 10, None) for number in range(3)]
     shares = [(tmp_path / str(number) / "cores").read_text() for number in (0, 1)]
-    assert shares == [repr(share) for share in hardware.shares(2)]
+    assert shares == [repr(share) for share in hardware.core_sets(2)]
     assert [(tmp_path / str(number) / "output.log").read_text() for number in range(3)] == [
         f"said by {number}\n" for number in range(3)
     ]
@@ -105,13 +105,13 @@ def test_ctrl_c_ends_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         job.end(FINISHED, score=1.0)
 
     jobs = [job(number, tmp_path) for number in range(2)]
-    with signals.heard(), pytest.raises(Stopped):
+    with signals.install(), pytest.raises(Interrupted):
         Parallel(jobs=2).run(iter(jobs), work, interrupt)
     assert not local.multiprocessing.active_children()
 
 
 def test_a_second_ctrl_c_kills_jobs_that_do_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexlab.distributed.signals.SAME_S", 0.0)
+    monkeypatch.setattr("alexlab.distributed.signals.DEBOUNCE_S", 0.0)
 
     def interrupt(job: Job) -> None:
         while not (tmp_path / "deaf").exists():
@@ -120,7 +120,7 @@ def test_a_second_ctrl_c_kills_jobs_that_do_not_end(tmp_path: Path, monkeypatch:
         signal.raise_signal(signal.SIGINT)
 
     def work(job: Job) -> None:
-        with signals.answered_by(lambda signum: None):
+        with signals.handler(lambda signum: None):
             while job.number:
                 (tmp_path / "deaf").touch()
                 time.sleep(1)
@@ -128,7 +128,7 @@ def test_a_second_ctrl_c_kills_jobs_that_do_not_end(tmp_path: Path, monkeypatch:
 
     before = signal.signal(signal.SIGALRM, lambda signum, frame: signal.raise_signal(signal.SIGINT))
     try:
-        with signals.heard(), pytest.raises(Stopped):
+        with signals.install(), pytest.raises(Interrupted):
             Parallel(jobs=2).run(iter([job(number, tmp_path) for number in range(2)]), work, interrupt)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -143,7 +143,7 @@ def test_a_signal_to_one_job_costs_that_job(tmp_path: Path) -> None:
         job.end(FINISHED, score=1.0)
 
     jobs = [job(number, tmp_path) for number in range(2)]
-    with signals.heard():
+    with signals.install():
         Parallel(jobs=2).run(iter(jobs), work, lambda job: None)
     assert [job.state for job in jobs] == [FINISHED, FAILED]
     assert jobs[1].cause == "stopped by SIGTERM; -m resume= goes on with it"
@@ -151,25 +151,25 @@ def test_a_signal_to_one_job_costs_that_job(tmp_path: Path) -> None:
 
 def test_no_gpu_has_two_jobs_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    seats = Seats(4, per_gpu=1, num_gpus=3)
-    one, two = seats.take(1), seats.take(2)
+    pool = SlotPool(4, per_gpu=1, num_gpus=3)
+    one, two = pool.acquire(1), pool.acquire(2)
     assert one and two and (one.gpus, two.gpus, str(two)) == (["0"], ["1", "2"], "GPU 1, 2")
-    assert seats.take(1) is None
-    assert seats.take(0) is not None, "a job on the CPU needs none"
-    seats.give_back(one)
-    assert seats.take([2]) is None, "a GPU that is named is waited for"
-    seats.give_back(two)
-    named = seats.take([2])
+    assert pool.acquire(1) is None
+    assert pool.acquire(0) is not None, "a job on the CPU needs none"
+    pool.release(one)
+    assert pool.acquire([2]) is None, "a GPU that is named is waited for"
+    pool.release(two)
+    named = pool.acquire([2])
     assert named and named.gpus is None and named.taken == [2], "and chosen by the job itself"
-    shared = Seats(4, per_gpu=2, num_gpus=2)
-    assert [seat and seat.gpus for seat in (shared.take(1) for _ in range(5))] == [["0"], ["1"], ["0"], ["1"], None]
+    shared = SlotPool(4, per_gpu=2, num_gpus=2)
+    assert [slot and slot.gpus for slot in (shared.acquire(1) for _ in range(5))] == [["0"], ["1"], ["0"], ["1"], None]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    kept = Seats(2, per_gpu=1, num_gpus=2).take(2)
+    kept = SlotPool(2, per_gpu=1, num_gpus=2).acquire(2)
     assert kept and kept.gpus == ["5", "7"]
 
 
 def test_gpus_of_a_job_reach_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "num_gpus", lambda: 2)
+    monkeypatch.setattr(devices, "num_gpus", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def work(job: Job) -> None:
@@ -195,7 +195,7 @@ def test_shares_of_cores(
     count: int, cores: list[int], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "cores", lambda: cores)
-    assert hardware.shares(count) == expected
+    assert hardware.core_sets(count) == expected
 
 
 @pytest.mark.parametrize("words", ["jobs", "per_gpu"])
@@ -206,8 +206,8 @@ def test_words_of_a_wrong_number(words: str, tmp_path: Path) -> None:
 
 def test_jobs_are_checked_with_the_cores_that_they_will_have() -> None:
     before = hardware.cores()
-    with Parallel(jobs=2).as_a_job():
-        assert hardware.cores() == hardware.shares(1)[0] == before[len(before) // 2 :]
+    with Parallel(jobs=2).like_job():
+        assert hardware.cores() == hardware.core_sets(1)[0] == before[len(before) // 2 :]
     assert hardware.cores() == before
 
 
@@ -234,10 +234,10 @@ def test_the_table_shows_what_runs(tmp_path: Path) -> None:
 def test_what_an_earlier_attempt_has_left(tmp_path: Path) -> None:
     card = Card(tmp_path)
     card.update(status=CARD_PRUNED, reason="it fell behind", config={})
-    assert (earlier(tmp_path).state, earlier(tmp_path).cause) == (PRUNED, "it fell behind")
+    assert (previous_attempt(tmp_path).state, previous_attempt(tmp_path).cause) == (PRUNED, "it fell behind")
     card.update(status=CARD_FINISHED, scores={"best/top1": 0.5})
-    assert (earlier(tmp_path).state, earlier(tmp_path).score) == (FINISHED, 0.5)
-    assert earlier(tmp_path / "none").state is None and job(0, tmp_path).state == WAITING
+    assert (previous_attempt(tmp_path).state, previous_attempt(tmp_path).score) == (FINISHED, 0.5)
+    assert previous_attempt(tmp_path / "none").state is None and job(0, tmp_path).state == WAITING
 
 
 class Elsewhere(Parallel):
@@ -245,19 +245,19 @@ class Elsewhere(Parallel):
 
     numbers: tuple[int, ...] = ()
 
-    def has(self, job: Job) -> bool:
+    def is_queued(self, job: Job) -> bool:
         return job.number in self.numbers
 
 
 def test_a_job_that_is_running_already_is_waited_for_by_the_engine_that_has_it(tmp_path: Path) -> None:
-    engine, jobs, ended = Elsewhere(), [job(number, tmp_path) for number in range(2)], []
-    engine.numbers = (1,)
+    runner, jobs, ended = Elsewhere(), [job(number, tmp_path) for number in range(2)], []
+    runner.numbers = (1,)
     with contextlib.ExitStack() as locks:
         for each in jobs:
             each.folder.mkdir()
             Card(each.folder).update(status="running", config={})
             locks.enter_context(Lock(each.folder))
-        found = list(SweepLauncher(engine)._to_run(iter(jobs), lambda job: ended.append(job.number)))
+        found = list(SweepLauncher(runner)._to_run(iter(jobs), lambda job: ended.append(job.number)))
     assert [each.number for each in found] == [1] and ended == [0]
     assert jobs[0].state == FAILED and jobs[0].cause == f"process {os.getpid()} is writing its folder"
 
@@ -267,5 +267,5 @@ def test_the_launcher_names_the_engine() -> None:
     for words, kind in (([], "Sequential"), *(([f"launcher={option}"], kind) for option, kind in kinds.items())):
         made = instantiate(composed(*words).hydra.launcher)
         # Hydra has imported its plugins by itself: its classes are not those of an import here.
-        assert (type(made).__name__, type(made.engine).__name__) == ("SweepLauncher", kind)
+        assert (type(made).__name__, type(made.runner).__name__) == ("SweepLauncher", kind)
         assert made.repeat_failed is False

@@ -19,7 +19,7 @@ from alexlab.distributed import hardware
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import LAST
 from alexlab.runs.record import holder
-from alexlab.sweeps import ray as ray_engine
+from alexlab.sweeps import ray as ray_runner
 from alexlab.sweeps.jobs import FAILED, FINISHED, RUNNING, Job
 from alexlab.sweeps.ray import Ray, _Tasks
 from alexlab.sweeps.record import SweepRecord
@@ -96,7 +96,7 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: py
     pytest.importorskip("ray")
     with pytest.raises(ConfigError, match=r"cannot connect to nowhere: .*Invalid address"):
         Ray("nowhere").prepare(tmp_path)
-    monkeypatch.setattr(ray_engine, "CONNECT_S", 0.1)
+    monkeypatch.setattr(ray_runner, "CONNECT_S", 0.1)
     with pytest.raises(
         ConfigError, match=r"launcher\.address must be .* to 127.0.0.1:1: it has not answered for 0.1 s"
     ):
@@ -122,7 +122,7 @@ def test_a_job_has_the_cores_that_it_asked_for(monkeypatch: pytest.MonkeyPatch) 
 
 
 class FakeRay:
-    """The calls of Ray that the engine makes; each task loses its worker as often as its job's number says."""
+    """The calls of Ray that the runner makes; each task loses its worker as often as its job's number says."""
 
     class exceptions:  # noqa: N801 - as in Ray
         class RayError(Exception):

@@ -154,26 +154,26 @@ def test_the_queue_is_asked(queue: Cluster, tmp_path: Path, monkeypatch: pytest.
     assert squeue.states([number, "999999"]) == {number: "PENDING (JobHeldUser)", "999999": squeue.UNKNOWN}
     (tmp_path / ".submitit").mkdir()
     (tmp_path / ".submitit/jobs.json").write_text(json.dumps({"0": number, "1": "999999"}))
-    engine = Submitit()
-    engine.prepare(tmp_path)
+    runner = Submitit()
+    runner.prepare(tmp_path)
     jobs = [Job(place, [], tmp_path / str(place), None) for place in range(3)]
-    assert [engine.has(job) for job in jobs] == [True, False, False]
+    assert [runner.is_queued(job) for job in jobs] == [True, False, False]
     with pytest.raises(ConfigError, match=f"SLURM does not queue job {number} again: "):
-        squeue.queue_again(number)
+        squeue.requeue(number)
     queue.ask("scancel", number)
     found = squeue.states([number])
     assert found is not None and squeue.has_ended(found[number])
-    (attached,) = engine._submit(jobs[:1], lambda job: None)  # it has ended meanwhile, and is not submitted again
+    (attached,) = runner._submit(jobs[:1], lambda job: None)  # it has ended meanwhile, and is not submitted again
     assert attached.handle.job_id == number
     assert not squeue.has_ended("PENDING (BeginTime)") and squeue.has_ended(squeue.UNKNOWN)
-    engine.prepare(tmp_path)
-    assert not engine.has(jobs[0])  # as the next attempt finds
+    runner.prepare(tmp_path)
+    assert not runner.is_queued(jobs[0])  # as the next attempt finds
     monkeypatch.setenv("PATH", "")
     assert squeue.states([number]) is None
 
 
 def test_a_job_that_saves_nothing_is_not_queued_again(tmp_path: Path) -> None:
-    assert not squeue.has_gone_on(tmp_path), "there is no card yet"
+    assert not squeue.made_progress(tmp_path), "there is no card yet"
     last = tmp_path / LAST
     last.parent.mkdir()
     last.write_bytes(b"")
@@ -181,7 +181,7 @@ def test_a_job_that_saves_nothing_is_not_queued_again(tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text(
             json.dumps({"status": "finished", "config": {}, "attempts": [{"start_s": begun_s}]})
         )
-        assert squeue.has_gone_on(tmp_path) == gone_on
+        assert squeue.made_progress(tmp_path) == gone_on
 
 
 def test_lightning_does_not_take_the_ranks_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

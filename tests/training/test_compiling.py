@@ -45,7 +45,7 @@ def test_the_net_is_compiled_only_where_it_is_asked_for(images: Path) -> None:
 def test_what_is_left_to_the_machine(
     monkeypatch: pytest.MonkeyPatch, gpus: int, bfloat16: bool, deterministic: bool, precision: str, benchmark: bool
 ) -> None:
-    monkeypatch.setattr(build, "wanted_gpus", lambda **keywords: gpus)
+    monkeypatch.setattr(build, "requested_gpus", lambda **keywords: gpus)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
     monkeypatch.setattr(build, "cpu_has_bfloat16", lambda: bfloat16)
     node = plain(f"trainer.deterministic={deterministic}")["trainer"]

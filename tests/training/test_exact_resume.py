@@ -13,7 +13,7 @@ import pytest
 from alexlab.config import build
 from alexlab.data.splits import find_splits
 from alexlab.data.streaming.writer import write_shards
-from alexlab.distributed.signals import Stopped
+from alexlab.distributed.signals import Interrupted
 from alexlab.runs.layout import LAST
 from alexlab.runs.safe_load import load_file
 from alexlab.training.callbacks import checkpoint
@@ -91,14 +91,14 @@ def test_fewer_ranks_add_up_more_batches(
 
     def ended(module: Classifier, batch: Any, batch_idx: int) -> Any:
         if module.global_step == 4:
-            raise Stopped(signal.SIGTERM)
+            raise Interrupted(signal.SIGTERM)
         return own(module, batch, batch_idx)
 
     before, after = accumulated
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "training_step", ended)
         patch.setattr(build, "accumulation", lambda config, num_ranks: before)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             train(*words, run_dir=tmp_path / "part")
     monkeypatch.setattr(build, "accumulation", lambda config, num_ranks: after)
     train(*words, run_dir=tmp_path / "part", resumed=True)

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from alexlab.distributed.hardware import bind_to, end_with
+from alexlab.distributed.hardware import bind_to, die_with_parent
 from alexlab.errors import AlexlabError
 from alexlab.output.escape import LineFormatter
 from alexlab.output.progress import track
@@ -176,7 +176,7 @@ def _start(contender: Contender) -> _Started:
 def _live(contender: Contender, pipe: "Connection[Any, Any]", shown: int, parent: int) -> None:
     """The body of a contender's process."""
     os.setsid()
-    end_with(parent)
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for stream in (0, 1, 2):
         os.dup2(shown, stream)

@@ -29,8 +29,8 @@ from alexlab.cli.overrides import CONFIG_DIR
 from alexlab.cli.streams import check_output, open_streams, restart_in_utf8
 from alexlab.config import allowlist
 from alexlab.distributed import ranks, rendezvous
-from alexlab.distributed.failures import explaining
-from alexlab.distributed.signals import INTERRUPTED, Stopped, signals
+from alexlab.distributed.failures import translate_errors
+from alexlab.distributed.signals import INTERRUPTED, Interrupted, signals
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.output.escape import print_line
 from alexlab.runs import layout
@@ -85,15 +85,15 @@ def run_command(name: str) -> None:
         # Relative paths are those of the folder where the command was typed, with hydra.job.chdir=true too.
         os.chdir(HydraConfig.get().runtime.cwd)
         try:
-            with explaining(Path(HydraConfig.get().runtime.output_dir)):
+            with translate_errors(Path(HydraConfig.get().runtime.output_dir)):
                 if is_for_a_cluster():
                     return submit(name, config, earlier, typed)
                 return run_job(name, config, earlier, typed, sweep)
         except Exception as error:
             if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun prints it at its end
-                from alexlab.distributed.error_files import write
+                from alexlab.distributed.error_files import write_error_file
 
-                write(error)
+                write_error_file(error)
             if isinstance(error, AlexlabError) and error.refused:
                 print_line(error, file=sys.stderr)
             elif isinstance(error, AlexlabError):
@@ -106,7 +106,7 @@ def run_command(name: str) -> None:
         return None
 
     try:
-        with signals.heard() if name == "train" else nullcontext():
+        with signals.install() if name == "train" else nullcontext():
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and a traceback
             hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
     except OverrideParseException as error:
@@ -124,9 +124,9 @@ def run_command(name: str) -> None:
         if error.code:
             remove_unused()
         raise
-    except (KeyboardInterrupt, Stopped) as error:
-        codes.append(error.exit_code if isinstance(error, Stopped) else INTERRUPTED)
-        if jobs.jobs and jobs.jobs[0].alone:
+    except (KeyboardInterrupt, Interrupted) as error:
+        codes.append(error.exit_code if isinstance(error, Interrupted) else INTERRUPTED)
+        if jobs.jobs and jobs.jobs[0].standalone:
             print_line(
                 f"the job stays where it is, {jobs.jobs[0].place}; it prints to {jobs.jobs[0].folder / layout.OUTPUT}"
             )
@@ -144,7 +144,7 @@ def run_command(name: str) -> None:
 
 
 created: list[Path] = []  # folders that this command has made, each before those inside of it
-UNUSED = {".hydra", layout.LOCK, ranks.NONCE, RECORD, jobs.MULTIRUN}  # in a folder in which no work was begun
+UNUSED = {".hydra", layout.LOCK, ranks.NODE_MARKER, RECORD, jobs.MULTIRUN}  # in a folder in which no work was begun
 
 
 def remove_unused() -> None:
@@ -206,7 +206,7 @@ def run_job(
         rendezvous.join(own["trainer"], timeout_s=own["elastic"]["timeout_s"])
     if sweep is not None:
         check_confined(own, sweep.folder, confirmed=sweep.confirmed)
-    if name == "train" and ranks.agreed("is resumed", lambda: jobs.earlier(run_dir).resumed):
+    if name == "train" and ranks.broadcast("is resumed", lambda: jobs.previous_attempt(run_dir).resumed):
         from alexlab.cli.resume import check_foreign, images_to_match
         from alexlab.runs.record import Card
 
@@ -243,14 +243,14 @@ def submit(
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    engine = hydra.utils.instantiate(hydra_config.launcher.engine)
-    engine.prepare(run_dir)
+    runner = hydra.utils.instantiate(hydra_config.launcher.runner)
+    runner.prepare(run_dir)
     if earlier is None:
-        with engine.as_a_job():
+        with runner.like_job():
             check_job(name, config)
-    job = jobs.Job(0, overrides.as_typed(hydra_config.overrides.task), run_dir, config, alone=True)
+    job = jobs.Job(0, overrides.as_typed(hydra_config.overrides.task), run_dir, config, standalone=True)
     jobs.jobs.append(job)
-    engine.run(iter([job]), partial(_submitted, name, earlier, typed), lambda job: None)
+    runner.run(iter([job]), partial(_submitted, name, earlier, typed), lambda job: None)
     if job.state == jobs.FINISHED:
         from alexlab.training.loop import print_scores
 
@@ -306,7 +306,7 @@ class Folders(Callback):
             if config.hydra.job.name == "train":
                 rendezvous.join(plain(config.trainer), timeout_s=config.elastic.timeout_s)
             wanted = config.hydra.run.dir
-            config.hydra.run.dir = ranks.agreed_folder(lambda: str(_claimed(wanted, given)))
+            config.hydra.run.dir = ranks.broadcast_run_dir(lambda: str(_claimed(wanted, given)))
             if ranks.rank() > 0:
                 config.hydra.output_subdir = None
                 config.hydra.job_logging.root.handlers = ["console"]
@@ -314,8 +314,8 @@ class Folders(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claims `hydra.sweep.dir`, and says so to the jobs, whose configs are composed anew."""
         with ending_in_words(), open_dict(config):
-            rendezvous.join({"accelerator": "cpu", "devices": 1, "num_nodes": 1}, timeout_s=rendezvous.PEERS_S)
-            if ranks.joined():
+            rendezvous.join({"accelerator": "cpu", "devices": 1, "num_nodes": 1}, timeout_s=rendezvous.PEER_TIMEOUT_S)
+            if ranks.is_distributed():
                 raise ConfigError("a sweep starts the processes of its jobs itself: run it without torchrun")
             given = any(
                 word.startswith("hydra.sweep.dir=") for word in overrides.as_typed(config.hydra.overrides.hydra)
@@ -328,7 +328,7 @@ class Folders(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints every job with its score, and every failed one with its cause."""
         folder = Path(config.hydra.sweep.dir)
-        with ending_in_words(), explaining(folder):
+        with ending_in_words(), translate_errors(folder):
             jobs.print_jobs(folder)
             jobs.write_report(folder)
 

@@ -24,7 +24,7 @@ from alexlab.cli import overrides
 from alexlab.cli.confinement import check_confined, check_folder
 from alexlab.config.allowlist import check_targets
 from alexlab.distributed import rendezvous
-from alexlab.distributed.ranks import agreed_folder, rank
+from alexlab.distributed.ranks import broadcast_run_dir, rank
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import BEST, CARD, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_WORDS
 from alexlab.runs.record import FINISHED, INTERRUPTED, RUNNING, Card, CorruptError, checked, holder
@@ -78,7 +78,7 @@ class Resumption:
 
     def run(self, task: Callable[..., float | None], run_dir: Path) -> float | None:
         """Resume the run."""
-        run_dir = Path(agreed_folder(lambda: os.path.relpath(run_dir)))
+        run_dir = Path(broadcast_run_dir(lambda: os.path.relpath(run_dir)))
         return task(
             self.config,
             run_dir=run_dir,

@@ -34,13 +34,13 @@ from alexlab.data.splits import Split, Splits
 from alexlab.data.statistics import Statistics, check_std, measure
 from alexlab.data.transforms import PCAColorNoise, Views
 from alexlab.data.unreadable import Skipped
-from alexlab.distributed import hardware, launch
+from alexlab.distributed import devices, hardware
 from alexlab.distributed.ddp import KEYS as DDP_KEYS
 from alexlab.distributed.ddp import DDPOptions, HookedDDP
-from alexlab.distributed.error_files import ErrorFiles
+from alexlab.distributed.devices import requested_gpus
+from alexlab.distributed.error_files import ReportErrors
 from alexlab.distributed.hardware import cpu_has_bfloat16
-from alexlab.distributed.launch import wanted_gpus
-from alexlab.distributed.ranks import agreed, joined
+from alexlab.distributed.ranks import broadcast, is_distributed
 from alexlab.errors import ConfigError
 from alexlab.models.two_tower import check_towers
 from alexlab.models.weights.pretrained import Fit, fit, read_source
@@ -150,7 +150,7 @@ def agreed_measures(config: Config, splits: Splits) -> tuple[Config, Statistics 
         found, here[0] = measured(config, splits)
         return {name: found[name] for name in ("data", "augmentation")}
 
-    found = agreed("measures", measure_here)
+    found = broadcast("measures", measure_here)
     own = {name: config["data"][name] for name in config["data"] if name not in ("mean", "std")}
     return {**config, "data": {**found["data"], **own}, "augmentation": found["augmentation"]}, here[0]
 
@@ -167,7 +167,7 @@ def accumulation(config: Config, num_ranks: int) -> int | None:
     cannot be shared out so.
     """
     node, batch = config["trainer"], config["data"]["batch_size"]
-    all_ranks = node["num_nodes"] * launch.num_ranks(accelerator=node["accelerator"], devices=node["devices"])
+    all_ranks = node["num_nodes"] * devices.num_ranks(accelerator=node["accelerator"], devices=node["devices"])
     whole, num_ranks = image_shares(config, all_ranks), image_shares(config, num_ranks)
     images = batch // (whole * node["accumulate_grad_batches"])  # of a rank's batch
     counts = range(1, batch // num_ranks + 1)
@@ -384,8 +384,8 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     given = _divided(fastest(config["trainer"]))[1]
     node = {name: value_of(value, f"trainer.{name}") for name, value in given.items()}
     node["strategy"] = _strategy(node["strategy"], config, num_ranks=num_ranks)
-    if not wanted_gpus(accelerator=node["accelerator"], devices=node["devices"]):
-        node["devices"] = launch.count_devices(node["devices"], 1)  # Lightning takes no -1 and no list for a CPU
+    if not requested_gpus(accelerator=node["accelerator"], devices=node["devices"]):
+        node["devices"] = devices.count_devices(node["devices"], 1)  # Lightning takes no -1 and no list for a CPU
     called, logged = callbacks(config), loggers(config, run_dir)
     # Without these Lightning adds a checkpoint and a bar of its own where the config has none.
     for name, kind in (("enable_checkpointing", Checkpoint), ("enable_progress_bar", ProgressBar)):
@@ -401,7 +401,7 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     keywords = {
         **node,
         "plugins": own,
-        "callbacks": [NotFinite(), ErrorFiles(), Stopping(config["elastic"]["timeout_s"]), *called, CardUpdates()],
+        "callbacks": [NotFinite(), ReportErrors(), Stopping(config["elastic"]["timeout_s"]), *called, CardUpdates()],
         "logger": logged,
         "default_root_dir": str(run_dir),
         "use_distributed_sampler": False,
@@ -444,7 +444,7 @@ def plugins(given: Any) -> list[Any]:
     """Those of the config and ours. Our launcher or torchrun has started the ranks: left to itself, Lightning would take those
     of SLURM wherever there is `srun`, and queue the job again by itself."""
     own = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
-    outside = TorchElasticEnvironment if joined() else LightningEnvironment
+    outside = TorchElasticEnvironment if is_distributed() else LightningEnvironment
     defaults = {CheckpointIO: DurableIO, ClusterEnvironment: outside}
     return [
         *own,
@@ -459,7 +459,7 @@ def fastest(node: Config) -> Config:
     and half width, 1.3 to 1.7 x with the other nets (2 cores of an AMD EPYC, 2026-11-23). On a GPU cuDNN looks for its
     fastest algorithms, which need not be the same in every run.
     """
-    on_gpu = bool(wanted_gpus(accelerator=node["accelerator"], devices=node["devices"]))
+    on_gpu = bool(requested_gpus(accelerator=node["accelerator"], devices=node["devices"]))
     found = dict(node)
     if node["precision"] == "auto":
         able = torch.cuda.is_bf16_supported(False) if on_gpu else cpu_has_bfloat16()
@@ -547,7 +547,7 @@ def _check_trainer(config: Config, num_ranks: int) -> None:
     for name, least in LEAST.items():
         if node[name] is not None and node[name] < least:
             raise ConfigError(f"trainer.{name} must be at least {least}; got {node[name]}")
-    on_gpu = hardware.jobs_elsewhere or wanted_gpus(accelerator=node["accelerator"], devices=node["devices"])
+    on_gpu = hardware.jobs_elsewhere or requested_gpus(accelerator=node["accelerator"], devices=node["devices"])
     if node["sync_batchnorm"] is True and num_ranks > 1 and not on_gpu:
         raise ConfigError("trainer.sync_batchnorm=true needs GPUs: PyTorch synchronises batch norms only there")
     for called, keywords in zip((DDPOptions, lightning.Trainer), _divided(node), strict=True):

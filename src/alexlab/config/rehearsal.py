@@ -28,7 +28,7 @@ from alexlab.config.instantiate import Config, value_of
 from alexlab.data.samplers import EvalBatches, TrainBatches
 from alexlab.data.splits import Splits
 from alexlab.distributed import hardware, ranks
-from alexlab.distributed.launch import wanted_gpus
+from alexlab.distributed.devices import requested_gpus
 from alexlab.errors import AlexlabError, ConfigError, NumericError
 from alexlab.training.callbacks.progress import NotFinite
 from alexlab.training.compiling import compile_net
@@ -64,7 +64,7 @@ def rehearse(config: Config, splits: Splits, *, num_ranks: int) -> None:
     accelerator = config["trainer"]["accelerator"]
     if hardware.jobs_elsewhere and accelerator in ("gpu", "cuda", "mps"):
         return  # the job rehearses on its machine
-    gpus = wanted_gpus(accelerator=accelerator, devices=config["trainer"]["devices"])
+    gpus = requested_gpus(accelerator=accelerator, devices=config["trainer"]["devices"])
     devices = ["cpu", *(["gpu"] if gpus else ["mps"] if accelerator == "mps" else [])]
     failure = None
     for device in devices:  # on the CPU first, since starting CUDA takes seconds: only what fails there is tried on it
@@ -114,12 +114,12 @@ def _child(
     names_key: bool,
 ) -> None:
     """Rehearse, and send what was found; nothing is printed, and nothing written outside the folder."""
-    hardware.end_with(parent)
+    hardware.die_with_parent(parent)
     for number in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    ranks.leave()
+    ranks.clear_environment()
     torch.set_num_threads(1)
     if accelerator == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the first backward pass would look for GPUs

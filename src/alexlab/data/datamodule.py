@@ -31,8 +31,8 @@ from alexlab.data.samplers import (
 from alexlab.data.splits import Split, Splits
 from alexlab.data.streaming.reader import ShardedImages
 from alexlab.data.unreadable import Skipped
-from alexlab.distributed.hardware import end_with
-from alexlab.distributed.signals import outlive_one
+from alexlab.distributed.hardware import die_with_parent
+from alexlab.distributed.signals import ignore_first_sigterm
 from alexlab.errors import ConfigError
 
 
@@ -207,8 +207,8 @@ def begin_worker(parent: int, number: int) -> None:
         parent: the parent's process number.
         number: of the worker, as a DataLoader tells it.
     """
-    end_with(parent)
-    outlive_one(number)
+    die_with_parent(parent)
+    ignore_first_sigterm(number)
     sys.excepthook = _hush
 
 

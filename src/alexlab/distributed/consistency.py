@@ -8,7 +8,7 @@ from alexlab.errors import ConfigError
 from alexlab.runs.record import data_state, versions
 
 # Where a node has its images, and how it reads them, is its own affair.
-OWN = (
+NODE_LOCAL_KEYS = (
     "data.root",
     "data.url",
     "data.stream.ahead",
@@ -27,7 +27,9 @@ def fingerprint(config: Mapping[str, Any], splits: Splits, ranks: int) -> dict[s
         config, splits: of the run.
         ranks: of this node, which `trainer.devices=auto` leaves to the machine.
     """
-    keys = {key: value for key, value in flat(config) if not key.startswith(OWN)} | {"trainer.devices": ranks}
+    keys = {key: value for key, value in flat(config) if not key.startswith(NODE_LOCAL_KEYS)} | {
+        "trainer.devices": ranks
+    }
     state = data_state(splits)
     counts = {f"images of {name}": count for name, count in state["counts"].items()}
     data = {"classes": list(splits.classes), **counts, "files and sizes": state["fingerprint"]}
@@ -43,7 +45,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def check_equal(first: Mapping[str, Any], own: Mapping[str, Any], *, name: str) -> None:
+def require_same(first: Mapping[str, Any], own: Mapping[str, Any], *, name: str) -> None:
     """Refuses a node that would train something else.
 
     Args:

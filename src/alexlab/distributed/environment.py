@@ -12,7 +12,7 @@ RUN_ID = "TORCHELASTIC_RUN_ID"
 
 
 @dataclass(frozen=True)
-class Start:
+class RankEnvironment:
     """One rank as its environment describes it.
 
     Args:
@@ -31,7 +31,7 @@ class Start:
     port: int = 0
 
 
-def find_start() -> Start | None:
+def detect_rank() -> RankEnvironment | None:
     """Return what the environment says of this rank; None for a process that was started alone.
 
     Raises:
@@ -59,11 +59,11 @@ def find_start() -> Start | None:
     return found
 
 
-def _start(by: str, rank: str, world_size: str, local_rank: str, local_size: str | None) -> Start:
+def _start(by: str, rank: str, world_size: str, local_rank: str, local_size: str | None) -> RankEnvironment:
     rank_value, size = _number(rank), _number(world_size)
     if rank_value is None or size is None:
         raise ConfigError(f"a rank started by {by} must have the variables {rank} and {world_size}")
-    return Start(
+    return RankEnvironment(
         by,
         rank_value,
         size,
@@ -85,7 +85,7 @@ def _number(name: str) -> int | None:
     return None if text is None else int(text)
 
 
-def _on_one_node(start: Start) -> Start:
+def _on_one_node(start: RankEnvironment) -> RankEnvironment:
     """Return a start by mpirun with the meeting point that it does not set; on one node all ranks have the same parent."""
     if start.local_size != start.world_size:
         return start

@@ -16,14 +16,14 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from alexlab import errors
-from alexlab.distributed.failures import explained
-from alexlab.distributed.signals import Stopped, signals
+from alexlab.distributed.failures import as_user_error
+from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError, LostPeerError, RankError
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun prints its message when the run has failed
 
 
-def write(error: BaseException) -> None:
+def write_error_file(error: BaseException) -> None:
     """Write the error that ends this rank, the first one only; a process that is no rank writes nothing."""
     path = Path(os.environ.get(ERROR_FILE, ""))
     if ERROR_FILE not in os.environ or path.exists():
@@ -31,31 +31,31 @@ def write(error: BaseException) -> None:
     text = str(error)
     content = {"message": f"{type(error).__name__}: {text}", "timestamp": int(time.time())}
     content |= {"type": type(error).__name__, "text": text, "time_s": time.time()}
-    if isinstance(error, Stopped):
+    if isinstance(error, Interrupted):
         content |= {"signum": error.signum}
     with suppress(OSError):  # no room for it: the exit code says less
         path.write_text(json.dumps(content))
 
 
-class ErrorFiles(Callback):
+class ReportErrors(Callback):
     """Writes an error as soon as the Trainer meets it, before it takes the process group down."""
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        if not (isinstance(exception, Stopped) and exception.agreed):
-            write(explained(exception, Path(trainer.default_root_dir)) or exception)
+        if not (isinstance(exception, Interrupted) and exception.agreed):
+            write_error_file(as_user_error(exception, Path(trainer.default_root_dir)) or exception)
 
 
-def read(folder: Path) -> dict[int, dict[str, Any]]:
+def read_error_files(folder: Path) -> dict[int, dict[str, Any]]:
     """Return the errors in a folder by rank, the earliest first."""
     found = {int(path.stem): json.loads(path.read_text()) for path in folder.glob("*.json")}
     return dict(sorted(found.items(), key=lambda item: float(item[1]["time_s"])))
 
 
-def cause(
+def diagnose(
     written: Mapping[int, Mapping[str, Any]], exits: Mapping[int, tuple[int, int]], suspended: Mapping[int, int]
-) -> AlexlabError | Stopped:
+) -> AlexlabError | Interrupted:
     """Return what has ended the ranks: an error of ours, a signal to stop, a killed rank, a suspended one, or the first error.
 
     Args:
@@ -69,9 +69,9 @@ def cause(
             return known(error["text"])
     for error in written.values():
         if "signum" in error:
-            return Stopped(error["signum"])
+            return Interrupted(error["signum"])
     if signals.first is not None:
-        return Stopped(signals.first)
+        return Interrupted(signals.first)
     for rank, (pid, code) in exits.items():
         if code < 0:
             name = signal.Signals(-code).name

@@ -22,7 +22,7 @@ PEERS = re.compile(
 REMEDY = "usually the machine has run out of memory: take a smaller data.num_workers, or 0"
 
 
-def explained(error: BaseException, folder: Path) -> AlexlabError | None:
+def as_user_error(error: BaseException, folder: Path) -> AlexlabError | None:
     """Return an error that a person can act on for what the system has done to a command, or None for a bug.
 
     Args:
@@ -41,12 +41,12 @@ def explained(error: BaseException, folder: Path) -> AlexlabError | None:
 
 
 @contextmanager
-def explaining(folder: Path) -> Iterator[None]:
-    """Raise `explained` errors in place of those of the system."""
+def translate_errors(folder: Path) -> Iterator[None]:
+    """Raise `as_user_error` errors in place of those of the system."""
     try:
         yield
     except Exception as error:
-        found = explained(error, folder)
+        found = as_user_error(error, folder)
         if found is None or found is error:
             raise
         raise found from error

@@ -26,7 +26,7 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def end_with(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Lets the system kill this process when its parent ends, however it ends: no process computes on for nobody.
 
     Linux only; elsewhere it does nothing.
@@ -69,7 +69,7 @@ def bind_to(chosen: list[int]) -> None:
         os.sched_setaffinity(0, chosen)
 
 
-def shares(count: int) -> list[list[int]]:
+def core_sets(count: int) -> list[list[int]]:
     """The cores divided by `count`, at least one for each share."""
     all_cores = cores()
     bounds = [len(all_cores) * index // count for index in range(count + 1)]

@@ -28,7 +28,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from alexlab.distributed import error_files, hardware, ranks
 from alexlab.distributed.environment import LOOPBACK
-from alexlab.distributed.signals import Stopped, signals
+from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError, ConfigError, RankError
 from alexlab.runs import atomic
 
@@ -36,76 +36,6 @@ FORK = multiprocessing.get_context("fork")
 POLL_S, GRACE_S = 0.1, 0.1
 
 log = logging.getLogger(__name__)
-
-
-def num_ranks(*, accelerator: str, devices: int | str | list[int]) -> int:
-    """The number of processes that `trainer.devices` asks for.
-
-    Raises:
-        ConfigError: when there are not so many devices, or torchrun has started another number of processes.
-    """
-    gpus = num_gpus()
-    if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
-        raise ConfigError(f"trainer.accelerator must be one of auto, cpu, gpu, cuda, mps; got {accelerator!r}")
-    elsewhere = hardware.jobs_elsewhere  # on another machine there are other devices
-    if accelerator in ("gpu", "cuda") and gpus == 0 and not elsewhere:
-        raise ConfigError(f"trainer.accelerator={accelerator} needs a GPU; there is none. Take trainer.accelerator=cpu")
-    if accelerator == "mps" and not torch.backends.mps.is_available() and not elsewhere:
-        raise ConfigError(
-            "trainer.accelerator=mps needs a Mac with an Apple GPU; there is none. Take trainer.accelerator=cpu"
-        )
-    if accelerator == "mps" and count_devices(devices, 1) > 1:
-        raise ConfigError(f"trainer.devices must be 1 with trainer.accelerator=mps; got {devices}")
-    on_gpu = _on_gpu(accelerator, gpus)
-    # Two processes always can be tried; more of them than cores only wait for each other.
-    available, kind = (
-        (gpus, "GPUs") if on_gpu else (max(2, hardware.num_cores()), "processes on this machine's CPU cores")
-    )
-    count = count_devices(devices, gpus if on_gpu else 1)
-    if count > available and not elsewhere:
-        raise ConfigError(f"trainer.devices must be at most {available}, the {kind}; got {devices}")
-    if ranks.joined() and count != int(os.environ["LOCAL_WORLD_SIZE"]):
-        raise ConfigError(
-            f"trainer.devices must be the {os.environ['LOCAL_WORLD_SIZE']} processes that torchrun has started; got {count}"
-        )
-    return count
-
-
-def num_gpus() -> int:
-    """GPUs that this process may use, asked of the driver, not of CUDA: a process that has started CUDA cannot be forked."""
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    return torch.cuda.device_count()
-
-
-def wanted_gpus(*, accelerator: str, devices: int | str | list[int]) -> int | list[int]:
-    """How many GPUs a run needs, or which ones where `devices` names them; 0 of a run on the CPU."""
-    gpus = num_gpus()
-    if not _on_gpu(accelerator, gpus):
-        return 0
-    return devices if isinstance(devices, list) else count_devices(devices, gpus)
-
-
-def _on_gpu(accelerator: str, gpus: int) -> bool:
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
-
-
-def count_devices(devices: int | str | list[int], everything: int) -> int:
-    """Return the number of devices that `trainer.devices` asks for, where `everything` are there.
-
-    Raises:
-        ConfigError: unless it is at least 1.
-    """
-    if isinstance(devices, list):
-        count = len(devices)
-    elif devices in ("auto", -1, "-1"):
-        count = everything
-    elif isinstance(devices, int) or (isinstance(devices, str) and devices.isdigit()):
-        count = int(devices)
-    else:
-        raise ConfigError(f"trainer.devices must be a number, a list of GPU numbers or auto; got {devices!r}")
-    if count < 1:
-        raise ConfigError(f"trainer.devices must be at least 1; got {devices!r}")
-    return count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +66,7 @@ def launch(
     num_ranks: int,
     isolated: bool,
     limits: Limits,
-    restarted: Callable[[list[str]], None] = lambda causes: None,
+    on_restart: Callable[[list[str]], None] = lambda causes: None,
 ) -> Any:
     """Run `task` on every rank and return what rank 0 returned.
 
@@ -145,13 +75,13 @@ def launch(
         num_ranks: number of processes on this machine.
         isolated: use a child also for one rank, as each job of a sweep must.
         limits: how long ranks wait.
-        restarted: called before each restart with the causes of all of them.
+        on_restart: called before each restart with the causes of all of them.
 
     Raises:
         AlexlabError: the one that a rank raised, or RankError, which names the lost rank and the cause.
-        Stopped: if a signal has ended the ranks.
+        Interrupted: if a signal has ended the ranks.
     """
-    if ranks.joined():
+    if ranks.is_distributed():
         result = task()
         if torch.distributed.is_initialized():  # else its threads may outlive what they use, and abort the process
             torch.distributed.destroy_process_group()
@@ -170,7 +100,7 @@ def launch(
                     raise
                 causes.append(str(error))
                 log.warning("restart %d of %d, from the last checkpoint: %s", len(causes), limits.max_restarts, error)
-        restarted(causes)
+        on_restart(causes)
 
 
 class _Attempt:
@@ -197,12 +127,12 @@ class _Attempt:
         self.results, sender = FORK.Pipe(duplex=False)
         self.processes = []
         for rank in range(num_ranks):
-            variables = ranks.environment(
+            variables = ranks.rank_variables(
                 rank=rank, local_size=num_ranks, num_nodes=1, address=LOOPBACK, port=port, attempt=number
             )
             variables[error_files.ERROR_FILE] = str(folder / f"{rank}.json")
             self.processes.append(FORK.Process(target=_run_rank, args=(task, variables, sender, os.getpid())))
-        with signals.answered_by(lambda signum: None):  # one that comes now is passed on below
+        with signals.handler(lambda signum: None):  # one that comes now is passed on below
             for process in self.processes:
                 process.start()
         sender.close()
@@ -211,11 +141,11 @@ class _Attempt:
         """Return what rank 0 returned, when all ranks have ended.
 
         Raises:
-            AlexlabError, Stopped: what has ended them.
+            AlexlabError, Interrupted: what has ended them.
         """
         result: tuple[str, Any] | None = None
         try:
-            with signals.answered_by(self._pass_on):
+            with signals.handler(self._pass_on):
                 while any(map(_alive, self.processes)) and not self._failed():
                     # With a time limit: the sentinel of a rank stays open while a loader process of it lives.
                     sentinels = [process.sentinel for process in filter(_alive, self.processes)]
@@ -230,10 +160,10 @@ class _Attempt:
             # and joining it there aborts that process.
             del self.store
         if failed or result is None:
-            raise error_files.cause(error_files.read(self.folder), exits, suspended)
+            raise error_files.diagnose(error_files.read_error_files(self.folder), exits, suspended)
         kind, value = result
         if kind == "stopped":
-            raise Stopped(signals.first or value, agreed=True)
+            raise Interrupted(signals.first or value, agreed=True)
         return value
 
     def _failed(self) -> bool:
@@ -277,7 +207,7 @@ def _is_suspended(pid: int) -> bool:
 
 def _run_rank(task: Callable[[], Any], variables: dict[str, str], results: Any, parent: int) -> None:
     """Run the task in a forked process."""
-    hardware.end_with(parent)
+    hardware.die_with_parent(parent)
     os.environ.update(variables)
     local_ranks = int(variables["LOCAL_WORLD_SIZE"])
     # Without this each rank would compute on every core, and two ranks on two cores would be slower than one.
@@ -286,17 +216,17 @@ def _run_rank(task: Callable[[], Any], variables: dict[str, str], results: Any, 
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     is_first = variables["RANK"] == "0"
     if local_ranks == 1:  # a run on one device is no distributed run
-        ranks.leave()
+        ranks.clear_environment()
     try:
-        signals.afresh()
+        signals.reset_after_fork()
         result = ("result", task())
-    except Stopped as error:
+    except Interrupted as error:
         if not error.agreed:
-            error_files.write(error)
+            error_files.write_error_file(error)
             sys.exit(error.exit_code)
         result = ("stopped", error.signum)  # by all ranks after the same step: no failure
     except Exception as error:
-        error_files.write(error)
+        error_files.write_error_file(error)
         sys.exit(error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code)
     if is_first:
         results.send_bytes(pickle.dumps(result))  # by value: `send` would leave tensors in this process's shared memory

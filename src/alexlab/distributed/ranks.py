@@ -26,13 +26,13 @@ VARIABLES = (
 LONGEST = timedelta(
     hours=1
 )  # for which a rank waits for another one before the training, which may measure or pack images
-NONCE = ".first_node"  # by which a node sees whether it shares the disk of the first
+NODE_MARKER = ".first_node"  # by which a node sees whether it shares the disk of the first
 CHUNK = 1 << 24  # bytes of a file that are sent at once
 
 store: Any = None  # of this attempt; on rank 0 it is the server too
 
 
-def environment(
+def rank_variables(
     *, rank: int, local_size: int, num_nodes: int, address: str, port: int, attempt: int = 0
 ) -> dict[str, str]:
     """Return the variables of a rank whose ranks are numbered node by node."""
@@ -42,12 +42,12 @@ def environment(
     return {name: str(value) for name, value in zip(VARIABLES, values, strict=True)}
 
 
-def joined() -> bool:
+def is_distributed() -> bool:
     """Return whether this process is a rank: one of several, or started by torchrun."""
     return RUN_ID in os.environ
 
 
-def leave() -> None:
+def clear_environment() -> None:
     """Remove the variables that make this process a rank."""
     for name in VARIABLES:
         os.environ.pop(name, None)
@@ -55,22 +55,27 @@ def leave() -> None:
 
 def rank() -> int:
     """Return the global rank; 0 in a process that is no rank."""
-    return int(os.environ["RANK"]) if joined() else 0
+    return int(os.environ["RANK"]) if is_distributed() else 0
 
 
-def world() -> tuple[int, int]:
-    """Return the number of ranks, and of the nodes that they run on."""
-    return (int(os.environ["WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])) if joined() else (1, 1)
+def world_size() -> int:
+    """Return the number of ranks."""
+    return int(os.environ["WORLD_SIZE"]) if is_distributed() else 1
 
 
-def agreed(key: str, choose: Callable[[], Any]) -> Any:
+def num_nodes() -> int:
+    """Return the number of nodes that the ranks run on."""
+    return int(os.environ["GROUP_WORLD_SIZE"]) if is_distributed() else 1
+
+
+def broadcast(key: str, choose: Callable[[], Any]) -> Any:
     """Return on every rank what `choose` returns on rank 0, plain data.
 
     Args:
         key: a name that is used once in an attempt.
         choose: called on rank 0 only.
     """
-    if not joined():
+    if not is_distributed():
         return choose()
     shared = _store()
     if rank() == 0:
@@ -78,13 +83,13 @@ def agreed(key: str, choose: Callable[[], Any]) -> Any:
     return json.loads(shared.get(key))
 
 
-def agreed_on_all(key: str, own: Any) -> list[Any]:
+def all_gather(key: str, own: Any) -> list[Any]:
     """Return what each rank gives, plain data, in the order of the ranks."""
-    if not joined():
+    if not is_distributed():
         return [own]
     shared = _store()
     shared.set(f"{key}/{rank()}", json.dumps(own))
-    return [json.loads(shared.get(f"{key}/{other}")) for other in range(world()[0])]
+    return [json.loads(shared.get(f"{key}/{other}")) for other in range(world_size())]
 
 
 def _store() -> Any:
@@ -100,30 +105,30 @@ def _store() -> Any:
     return PrefixStore("alexlab", store)
 
 
-def agreed_folder(claim: Callable[[], str]) -> str:
+def broadcast_run_dir(claim: Callable[[], str]) -> str:
     """Return the run folder: what `claim` returns on rank 0, or the folder of an earlier attempt under the same torchrun.
 
     Nodes that do not share the disk of the first get the same relative path on their own.
     """
-    if not joined():
+    if not is_distributed():
         return claim()
     memory = _memory()
-    known = agreed_on_all("known folder", memory.read_text() if memory and memory.is_file() else None)
-    several = world()[1] > 1
+    known = all_gather("known folder", memory.read_text() if memory and memory.is_file() else None)
+    several = num_nodes() > 1
 
     def first() -> dict[str, str]:
         name, nonce = next(filter(None, known), None) or claim(), uuid.uuid4().hex
         Path(name).mkdir(parents=True, exist_ok=True)
         if several:
-            Path(name, NONCE).write_text(nonce)
+            Path(name, NODE_MARKER).write_text(nonce)
         return {"name": name, "path": os.path.abspath(name), "nonce": nonce}
 
-    found = agreed("folder", first)
+    found = broadcast("folder", first)
     folder = str(found["name"])
     if rank() > 0:
         folder = known[rank()] or folder
         with suppress(OSError):
-            if not several or Path(found["path"], NONCE).read_text() == found["nonce"]:
+            if not several or Path(found["path"], NODE_MARKER).read_text() == found["nonce"]:
                 folder = found["path"]
         Path(folder).mkdir(parents=True, exist_ok=True)
     if memory is not None and os.environ["LOCAL_RANK"] == "0":
@@ -150,14 +155,14 @@ def _memory() -> Path | None:
     return None  # or the folder is somebody else's, who could lead the run elsewhere
 
 
-def forget_folder() -> None:
-    """Remove what `agreed_folder` has kept for further attempts."""
-    memory = _memory() if joined() and os.environ["LOCAL_RANK"] == "0" else None
+def forget_run_dir() -> None:
+    """Remove what `broadcast_run_dir` has kept for further attempts."""
+    memory = _memory() if is_distributed() and os.environ["LOCAL_RANK"] == "0" else None
     if memory is not None:
         memory.unlink(missing_ok=True)
 
 
-def share_file(path: Path, key: str) -> None:
+def broadcast_file(path: Path, key: str) -> None:
     """Copy a file of rank 0 to the nodes that lack it; called by all ranks.
 
     Args:
@@ -172,7 +177,7 @@ def share_file(path: Path, key: str) -> None:
 
     from alexlab.runs.atomic import write_durably
 
-    digests = agreed_on_all(f"{key} digests", file_digest(path))
+    digests = all_gather(f"{key} digests", file_digest(path))
     if len({*digests}) == 1:
         return
     if not digests[0]:
@@ -211,7 +216,7 @@ def _gloo_group(key: str) -> Iterator[Any]:
         yield group
         distributed.destroy_process_group(group)
     else:
-        distributed.init_process_group("gloo", store=PrefixStore(key, store), rank=rank(), world_size=world()[0])
+        distributed.init_process_group("gloo", store=PrefixStore(key, store), rank=rank(), world_size=world_size())
         yield None
         distributed.destroy_process_group()
 

@@ -18,12 +18,12 @@ from datetime import timedelta
 from typing import Any
 
 from alexlab.distributed import ranks
-from alexlab.distributed.environment import LOOPBACK, TORCHRUN, Start, find_start
+from alexlab.distributed.environment import LOOPBACK, TORCHRUN, RankEnvironment, detect_rank
 from alexlab.errors import ConfigError, RankError
 from alexlab.output.escape import print_line
 
 POLL_S = 0.05
-PEERS_S = 10.0  # how long a single-process run waits for the other ranks that its environment mentions
+PEER_TIMEOUT_S = 10.0  # how long a single-process run waits for the other ranks that its environment mentions
 SIOCGIFADDR = 0x8915  # <linux/sockios.h>
 MEETING, REFUSAL = "alexlab/meeting", "alexlab/refusal"
 
@@ -31,7 +31,7 @@ _kept: list[Any] = []  # stores that stay open: a late rank reads there that ran
 
 
 def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
-    """Meet the other ranks if this process was started as one of several; from then on `ranks.joined()` is true.
+    """Meet the other ranks if this process was started as one of several; from then on `ranks.is_distributed()` is true.
 
     Variables left in a shell do not disturb a run of one process: if no other rank appears, they are removed.
 
@@ -43,13 +43,13 @@ def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
         ConfigError: if the config asks for another number of ranks.
         RankError: if another rank does not appear.
     """
-    start = find_start()
+    start = detect_rank()
     if start is None or ranks.store is not None:
         return
     if start.by == TORCHRUN:
         shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         address = _meet_under_torchrun(start, timeout_s)
-        wanted, nodes = int(trainer["num_nodes"]), ranks.world()[1]
+        wanted, nodes = int(trainer["num_nodes"]), ranks.num_nodes()
         # PyTorch 2.15 publishes the address of rank 0 only once in a shared store.
         if start.rank == 0 and nodes < wanted and shares_store:
             print_line(
@@ -58,21 +58,21 @@ def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
                 file=sys.stderr,
             )
     else:
-        from alexlab.distributed.launch import num_ranks
+        from alexlab.distributed.devices import num_ranks
 
         local = num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
         found = _meet_at(start, local_size=local, num_nodes=int(trainer["num_nodes"]), timeout_s=timeout_s)
         if found is None:
-            ranks.leave()
+            ranks.clear_environment()
             return
         address = found
     network = interface(address)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", network)  # else gloo resolves the host name, often to 127.0.1.1
-    if ranks.world()[1] > 1:
+    if ranks.num_nodes() > 1:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", network)
 
 
-def _meet_under_torchrun(start: Start, timeout_s: float) -> str:
+def _meet_under_torchrun(start: RankEnvironment, timeout_s: float) -> str:
     """Make or find the store of this attempt; return the address of this node on the network of the ranks.
 
     Rank 0 publishes its address in torchrun's store. A rank that reads an outdated address cannot connect, and retries.
@@ -108,10 +108,10 @@ def _meet_under_torchrun(start: Start, timeout_s: float) -> str:
     return address if start.rank == 0 else _source_address(address)
 
 
-def _check_same_machine(start: Start, seen: str) -> None:
+def _check_same_machine(start: RankEnvironment, seen: str) -> None:
     """Raise ConfigError unless the first node, whose address is a loopback address here, is this machine too."""
     with suppress(OSError):
-        socket.create_connection((seen, start.port), timeout=PEERS_S).close()
+        socket.create_connection((seen, start.port), timeout=PEER_TIMEOUT_S).close()
         return
     raise ConfigError(
         f"MASTER_ADDR={start.address} must lead to the first node from every node; on {socket.gethostname()} it is {seen}, where "
@@ -119,7 +119,7 @@ def _check_same_machine(start: Start, seen: str) -> None:
     )
 
 
-def _announced(outer: Any, start: Start, timeout_s: float) -> tuple[str, int]:
+def _announced(outer: Any, start: RankEnvironment, timeout_s: float) -> tuple[str, int]:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     deadline_s = time.monotonic() + timeout_s
@@ -136,7 +136,7 @@ def _announced(outer: Any, start: Start, timeout_s: float) -> tuple[str, int]:
     raise RankError(f"rank 0 must appear within elastic.timeout_s={timeout_s:g}; rank {start.rank} has not met it")
 
 
-def _meet_at(start: Start, *, local_size: int, num_nodes: int, timeout_s: float) -> str | None:
+def _meet_at(start: RankEnvironment, *, local_size: int, num_nodes: int, timeout_s: float) -> str | None:
     """Meet at MASTER_ADDR and MASTER_PORT; return the address of this node, or None if this process is alone after all."""
     expected = local_size * num_nodes
     if not start.address or not start.port:
@@ -147,7 +147,7 @@ def _meet_at(start: Start, *, local_size: int, num_nodes: int, timeout_s: float)
             )
         _print_ignored(start, "MASTER_ADDR and MASTER_PORT are not set")
         return None
-    wait_s = timeout_s if expected == start.world_size else PEERS_S
+    wait_s = timeout_s if expected == start.world_size else PEER_TIMEOUT_S
     store = _store_at(start, wait_s)
     if store is None:
         if expected == 1:
@@ -171,7 +171,7 @@ def _meet_at(start: Start, *, local_size: int, num_nodes: int, timeout_s: float)
         raise ConfigError(refusal)
     ranks.store = store
     os.environ.update(
-        ranks.environment(
+        ranks.rank_variables(
             rank=start.rank, local_size=local_size, num_nodes=num_nodes, address=start.address, port=start.port
         )
     )
@@ -180,7 +180,7 @@ def _meet_at(start: Start, *, local_size: int, num_nodes: int, timeout_s: float)
     return _own_address(seen, store, range(local_size, start.world_size), timeout_s)
 
 
-def _mismatch(start: Start, *, local_size: int, num_nodes: int) -> str:
+def _mismatch(start: RankEnvironment, *, local_size: int, num_nodes: int) -> str:
     """Return why a rank does not fit its config; an empty string if it does."""
     if local_size * num_nodes != start.world_size:
         return (
@@ -195,7 +195,7 @@ def _mismatch(start: Start, *, local_size: int, num_nodes: int) -> str:
     return ""
 
 
-def _find_refusal(store: Any, start: Start, mismatch: str, wait_s: float, *, alone: bool) -> str | None:
+def _find_refusal(store: Any, start: RankEnvironment, mismatch: str, wait_s: float, *, alone: bool) -> str | None:
     """Return why the run is refused and publish it to the other ranks: an empty string if it is not, None if no rank appeared."""
     others = [f"alexlab/arrived/{other}" for other in range(1, start.world_size)]
     deadline_s = time.monotonic() + wait_s
@@ -219,15 +219,15 @@ def _find_refusal(store: Any, start: Start, mismatch: str, wait_s: float, *, alo
     return refusal
 
 
-def _read_refusal(store: Any, start: Start, wait_s: float) -> str:
+def _read_refusal(store: Any, start: RankEnvironment, wait_s: float) -> str:
     try:
-        store.wait([REFUSAL], _delta(wait_s + PEERS_S))
+        store.wait([REFUSAL], _delta(wait_s + PEER_TIMEOUT_S))
         return str(store.get(REFUSAL).decode())
     except RuntimeError as error:
         raise _unreachable(start, wait_s, error) from error
 
 
-def _store_at(start: Start, wait_s: float) -> Any:
+def _store_at(start: RankEnvironment, wait_s: float) -> Any:
     """Return the store at MASTER_PORT, which rank 0 serves; None if it cannot be had.
 
     It is served on all interfaces, as PyTorch does: MASTER_ADDR may be that of a Kubernetes service.
@@ -241,17 +241,17 @@ def _store_at(start: Start, wait_s: float) -> Any:
     return None
 
 
-def _print_ignored(start: Start, why: str) -> None:
+def _print_ignored(start: RankEnvironment, why: str) -> None:
     print_line(f"{start.by} say rank {start.rank} of {start.world_size}, which is ignored: {why}", file=sys.stderr)
 
 
-def _unreachable(start: Start, wait_s: float, error: Exception | None) -> RankError:
+def _unreachable(start: RankEnvironment, wait_s: float, error: Exception | None) -> RankError:
     reason = f": {str(error).splitlines()[0]}" if error is not None else ""
     what = "its port must be free" if start.rank == 0 else f"it must answer within {wait_s:g} s"
     return RankError(f"rank 0 is at MASTER_ADDR={start.address} MASTER_PORT={start.port}, and {what}{reason}")
 
 
-def _resolved(start: Start) -> str:
+def _resolved(start: RankEnvironment) -> str:
     try:
         return socket.gethostbyname(str(start.address))
     except OSError as error:

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-SAME_S = 1.0  # two signals within it are one that has come by two ways: to all processes, and handed on by their parent
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+DEBOUNCE_S = (
+    1.0  # two signals within it are one that has come by two ways: to all processes, and handed on by their parent
+)
 PREEMPTED, INTERRUPTED = 75, 130  # exit codes: EX_TEMPFAIL of <sysexits.h>, and 128 + SIGINT
 
 
-class Stopped(BaseException):
+class Interrupted(BaseException):
     """A signal has ended the work, which goes on where it was with `resume=`. No Exception: nobody may take it for a failure.
 
     Args:
@@ -38,9 +40,9 @@ class Stopped(BaseException):
         return INTERRUPTED if self.signum == signal.SIGINT else PREEMPTED
 
 
-def at_once(signum: int) -> None:
+def raise_interrupted(signum: int) -> None:
     """The response where nothing has to be finished."""
-    raise Stopped(signum)
+    raise Interrupted(signum)
 
 
 class Signals:
@@ -54,18 +56,18 @@ class Signals:
         self.first: int | None = None
         self.first_s = 0.0
         self.agreed: int | None = None
-        self.respond: Callable[[int], None] = at_once
+        self.respond: Callable[[int], None] = raise_interrupted
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
+    def install(self) -> Iterator[None]:
         """Listens, unless somebody around it does already; a signal that was ignored before stays so (nohup)."""
         if self.pid == os.getpid() or threading.current_thread() is not threading.main_thread():
             yield
             return
         self.first = None
-        self.afresh()
-        before = {signum: signal.getsignal(signum) for signum in HEARD}
-        for signum in HEARD:
+        self.reset_after_fork()
+        before = {signum: signal.getsignal(signum) for signum in HANDLED}
+        for signum in HANDLED:
             if before[signum] != signal.SIG_IGN:
                 signal.signal(signum, self._handle)
         try:
@@ -75,22 +77,22 @@ class Signals:
                 signal.signal(signum, handler)
             self.pid = 0
 
-    def afresh(self) -> None:
+    def reset_after_fork(self) -> None:
         """For a process that was forked from one that listens: it responds by itself from here on.
 
         Raises:
-            Stopped: when it has heard a signal already.
+            Interrupted: when it has heard a signal already.
         """
-        self.pid, self.respond, self.agreed = os.getpid(), at_once, None
-        self.check()
+        self.pid, self.respond, self.agreed = os.getpid(), raise_interrupted, None
+        self.raise_pending()
 
-    def check(self) -> None:
-        """Raises Stopped when a signal was heard."""
+    def raise_pending(self) -> None:
+        """Raises Interrupted when a signal was heard."""
         if self.first is not None and self.pid == os.getpid():
-            raise Stopped(self.first)
+            raise Interrupted(self.first)
 
     @contextmanager
-    def answered_by(self, respond: Callable[[int], None]) -> Iterator[None]:
+    def handler(self, respond: Callable[[int], None]) -> Iterator[None]:
         """Another response to the first signal; one that was heard before gets it now."""
         before, self.respond = self.respond, respond
         try:
@@ -109,14 +111,14 @@ class Signals:
         elif self.first is None:
             self.first, self.first_s = signum, time.monotonic()
             self.respond(signum)
-        elif time.monotonic() - self.first_s > SAME_S:
-            raise Stopped(signum)
+        elif time.monotonic() - self.first_s > DEBOUNCE_S:
+            raise Interrupted(signum)
 
 
 signals = Signals()
 
 
-def outlive_one(worker: int) -> None:
+def ignore_first_sigterm(worker: int) -> None:
     """For a loader process: a SIGTERM that reaches every process of a run leaves it, since the step must be finished.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexlab.distributed.signals import Stopped
+from alexlab.distributed.signals import Interrupted
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
 from alexlab.runs.layout import CARD, EARLIER
@@ -37,7 +37,7 @@ class Job:
         score: the best val/top1 of a finished one.
         cause: why it failed or was pruned.
         place: where it runs: its GPUs or cores.
-        alone: it is no job of a sweep, but a run for a cluster.
+        standalone: it is no job of a sweep, but a run for a cluster.
     """
 
     number: int
@@ -48,19 +48,19 @@ class Job:
     score: float | None = None
     cause: str | None = None
     place: str = ""
-    alone: bool = False
+    standalone: bool = False
 
     def end(self, state: str, *, score: float | None = None, cause: str | None = None) -> None:
         """Says what became of it."""
         self.state, self.score, self.cause, self.place = state, score, cause, ""
 
-    def stopped(self, error: Stopped) -> None:
+    def interrupted(self, error: Interrupted) -> None:
         """Says that a signal to its process alone has ended it."""
-        self.end(FAILED, cause=f"{error}; {self.goes_on()}")
+        self.end(FAILED, cause=f"{error}; {self.resume_hint()}")
 
-    def goes_on(self) -> str:
+    def resume_hint(self) -> str:
         """How a person goes on with it, in words."""
-        return f"resume={self.folder} goes on" if self.alone else "-m resume= goes on with it"
+        return f"resume={self.folder} goes on" if self.standalone else "-m resume= goes on with it"
 
 
 jobs: list[Job] = []
@@ -70,7 +70,7 @@ locks: list[Any] = []  # on the folder of the sweep, for as long as this process
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PreviousAttempt:
     """What an earlier attempt at a sweep has left of a job.
 
     Args:
@@ -87,35 +87,35 @@ class Earlier:
     held: bool = False
 
 
-def earlier(folder: Path, *, repeat_failed: bool = False) -> Earlier:
+def previous_attempt(folder: Path, *, repeat_failed: bool = False) -> PreviousAttempt:
     """What there is of a job in its folder; to repeat a failed one, what it left is moved to `.earlier/<n>/` inside."""
     if not (folder / CARD).is_file():
-        return Earlier()
+        return PreviousAttempt()
     from alexlab.runs import record
 
     try:
         card = record.Card(folder).read()
     except record.CorruptError as error:
         if not repeat_failed:
-            return Earlier(FAILED, cause=f"{error}; launcher.repeat_failed=true runs the job again")
+            return PreviousAttempt(FAILED, cause=f"{error}; launcher.repeat_failed=true runs the job again")
         card = {"status": record.FAILED}
     if card["status"] == record.FINISHED:
-        return Earlier(FINISHED, score=float(card["scores"].get("best/top1", "nan")))
+        return PreviousAttempt(FINISHED, score=float(card["scores"].get("best/top1", "nan")))
     if card["status"] == record.PRUNED:
-        return Earlier(PRUNED, cause=card["reason"])
+        return PreviousAttempt(PRUNED, cause=card["reason"])
     if card["status"] == record.INTERRUPTED:
-        return Earlier(resumed=True)
+        return PreviousAttempt(resumed=True)
     if card["status"] != record.FAILED:
-        return Earlier(FAILED, cause=f"process {record.holder(folder)} is writing its folder", held=True)
+        return PreviousAttempt(FAILED, cause=f"process {record.holder(folder)} is writing its folder", held=True)
     if not repeat_failed:
-        return Earlier(FAILED, cause=f"{card['reason']} (before; launcher.repeat_failed=true runs it again)")
+        return PreviousAttempt(FAILED, cause=f"{card['reason']} (before; launcher.repeat_failed=true runs it again)")
     kept = folder / EARLIER
     place = kept / str(1 + len(list(kept.glob("*"))))
     place.mkdir(parents=True)
     for path in list(folder.iterdir()):
         if path != kept:
             path.rename(place / path.name)
-    return Earlier()
+    return PreviousAttempt()
 
 
 def table(*, max_rows: int | None = None) -> "Table":
@@ -164,16 +164,16 @@ def _state(job: Job) -> tuple[str, float | None]:
     return ", ".join(words), (card.get("best") or {}).get("top1")
 
 
-def say(text: str) -> None:
+def log_unless_live(text: str) -> None:
     """Logs what happens to a job, unless a live table shows it."""
     if not live_tables:
         log.info("%s", text)
 
 
-def tell(job: Job, *, before: bool = False) -> None:
+def report_end(job: Job, *, before: bool = False) -> None:
     """Says how a job has ended, now or in an earlier attempt."""
     score = f", {job.score:.4f}" if job.score is not None else ""
-    say(f"job {job.number}: {job.state}{' before' * before}{score}{f': {job.cause}' if job.cause else ''}")
+    log_unless_live(f"job {job.number}: {job.state}{' before' * before}{score}{f': {job.cause}' if job.cause else ''}")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Where the jobs of a sweep run: one after the other, side by side on this machine, or on a cluster. Imports no torch at its top.
 
-An engine is handed jobs one by one, as it has room for them: a search proposes the next one only then.
+A runner is handed jobs one by one, as it has room for them: a search proposes the next one only then.
 """
 
 import multiprocessing
@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from omegaconf import OmegaConf
 
 from alexlab.distributed import hardware
-from alexlab.distributed.failures import explaining
-from alexlab.distributed.signals import Stopped, signals
+from alexlab.distributed.failures import translate_errors
+from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.runs.layout import OUTPUT
 from alexlab.sweeps import jobs as sweeps
@@ -28,13 +28,13 @@ from alexlab.sweeps.jobs import FAILED, RUNNING, Job
 POLL_S = 1.0  # between two looks at jobs that run elsewhere
 
 
-class Engine(Protocol):
+class JobRunner(Protocol):
     """Runs jobs until there are no more."""
 
     def prepare(self, sweep_dir: Path) -> None:
         """Raises ConfigError when it cannot run any job; called first."""
 
-    def has(self, job: Job) -> bool:
+    def is_queued(self, job: Job) -> bool:
         """Whether a job of an earlier attempt at the sweep was still with it at `prepare`; `run` waits for such a job."""
         return False  # where jobs end with the process that has started them
 
@@ -47,11 +47,11 @@ class Engine(Protocol):
             ended: told of each job, in this process.
         """
 
-    def as_a_job(self) -> Any:
+    def like_job(self) -> Any:
         """A context in which this process has the cores that one job will have."""
 
 
-class Sequential(Engine):
+class Sequential(JobRunner):
     """One job after the other, each with the whole machine and the terminal."""
 
     def prepare(self, sweep_dir: Path) -> None:
@@ -59,34 +59,34 @@ class Sequential(Engine):
 
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
         for job in jobs:
-            signals.check()  # one that the last job has not been told
+            signals.raise_pending()  # one that the last job has not been told
             job.state = RUNNING
             sweeps.print_progress()
-            sweeps.say(f"job {job.number}: {' '.join(job.overrides)}")
+            sweeps.log_unless_live(f"job {job.number}: {' '.join(job.overrides)}")
             work(job)
             ended(job)
 
-    def as_a_job(self) -> Any:
+    def like_job(self) -> Any:
         return nullcontext()
 
 
 @dataclass
-class Seat:
+class Slot:
     """What one of several jobs on this machine may use.
 
     Args:
-        slot: its number.
+        number: of the slot.
         cores: logical processors; none where the system cannot bind a process to them.
         gpus: as in CUDA_VISIBLE_DEVICES; None leaves the choice to the job.
         taken: the GPUs that it has taken.
     """
 
-    slot: int
+    number: int
     cores: list[int]
     gpus: list[str] | None = None
     taken: list[int] = field(default_factory=list)
 
-    def sit(self) -> None:
+    def bind(self) -> None:
         """Binds this process to it."""
         hardware.bind_to(self.cores)
         if self.gpus is not None:
@@ -95,10 +95,10 @@ class Seat:
     def __str__(self) -> str:
         if self.taken:
             return f"GPU {', '.join(map(str, self.taken))}"
-        return f"core {', '.join(map(str, self.cores))}" if self.cores else f"slot {self.slot}"
+        return f"core {', '.join(map(str, self.cores))}" if self.cores else f"slot {self.number}"
 
 
-class Seats:
+class SlotPool:
     """The cores and GPUs of this machine, shared out.
 
     Args:
@@ -109,14 +109,14 @@ class Seats:
 
     def __init__(self, jobs: int, *, per_gpu: int, num_gpus: int) -> None:
         self.free_slots = list(range(jobs))
-        self.shares = hardware.shares(jobs)
+        self.core_sets = hardware.core_sets(jobs)
         self.per_gpu = per_gpu
         self.load = [0] * num_gpus
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         self.names = visible.split(",") if visible else [str(index) for index in range(num_gpus)]
 
-    def take(self, wanted: int | list[int]) -> Seat | None:
-        """A seat with so many GPUs, or with those; None while they are not free."""
+    def acquire(self, wanted: int | list[int]) -> Slot | None:
+        """A slot with so many GPUs, or with those; None while they are not free."""
         if not self.free_slots:
             return None
         free = [index for index, load in enumerate(self.load) if load < self.per_gpu]
@@ -128,20 +128,20 @@ class Seats:
             chosen = sorted(free, key=lambda index: self.load[index])[: min(wanted, len(self.load))]
             if len(chosen) < min(wanted, len(self.load)):
                 return None
-        slot = self.free_slots.pop(0)
+        number = self.free_slots.pop(0)
         for index in chosen:
             self.load[index] += 1
         names = [self.names[index] for index in sorted(chosen)] if isinstance(wanted, int) and chosen else None
-        return Seat(slot, self.shares[slot], names, sorted(chosen))
+        return Slot(number, self.core_sets[number], names, sorted(chosen))
 
-    def give_back(self, seat: Seat) -> None:
-        """Frees a seat."""
-        for index in seat.taken:
+    def release(self, slot: Slot) -> None:
+        """Frees a slot."""
+        for index in slot.taken:
             self.load[index] -= 1
-        self.free_slots = sorted([*self.free_slots, seat.slot])
+        self.free_slots = sorted([*self.free_slots, slot.number])
 
 
-class Parallel(Engine):
+class Parallel(JobRunner):
     """Several jobs side by side, each with GPUs of its own, or with its share of the cores.
 
     What a job prints goes to `output.log` in its folder.
@@ -160,9 +160,9 @@ class Parallel(Engine):
                 raise ConfigError(f"launcher.{name} must be at least 1; got {value}")
 
     @contextmanager
-    def as_a_job(self) -> Iterator[None]:
+    def like_job(self) -> Iterator[None]:
         before = hardware.cores()
-        hardware.bind_to(hardware.shares(self.jobs)[-1])
+        hardware.bind_to(hardware.core_sets(self.jobs)[-1])
         try:
             yield
         finally:
@@ -170,9 +170,9 @@ class Parallel(Engine):
 
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
         import alexlab.training.loop  # noqa: F401 - torch and lightning are imported once, before the jobs are forked
-        from alexlab.distributed.launch import num_gpus
+        from alexlab.distributed.devices import num_gpus
 
-        seats = Seats(self.jobs, per_gpu=self.per_gpu, num_gpus=num_gpus())
+        pool = SlotPool(self.jobs, per_gpu=self.per_gpu, num_gpus=num_gpus())
         running: dict[Any, JobProcess] = {}
         following: Job | None = None
         with sweeps.watched() as show:
@@ -180,10 +180,10 @@ class Parallel(Engine):
                 while True:
                     while len(running) < self.jobs:
                         following = following or next(jobs, None)
-                        seat = seats.take(_wanted_gpus(following)) if following else None
-                        if following is None or seat is None:
+                        slot = pool.acquire(_requested_gpus(following)) if following else None
+                        if following is None or slot is None:
                             break
-                        started = JobProcess(following, work, seat)
+                        started = JobProcess(following, work, slot)
                         running[started.process.sentinel] = started
                         following = None
                     if not running:
@@ -192,9 +192,9 @@ class Parallel(Engine):
                     for sentinel in wait(list(running), timeout=POLL_S):
                         done = running.pop(sentinel)
                         done.collect()
-                        seats.give_back(done.seat)
+                        pool.release(done.slot)
                         ended(done.job)
-                        sweeps.tell(done.job)
+                        sweeps.report_end(done.job)
             finally:
                 _stop(list(running.values()))
 
@@ -204,16 +204,16 @@ class JobProcess:
 
     Args:
         job, work: what it does.
-        seat: what it may use.
+        slot: what it may use.
     """
 
-    def __init__(self, job: Job, work: Callable[[Job], None], seat: Seat) -> None:
-        self.job, self.seat = job, seat
-        job.state, job.place = RUNNING, str(seat)
-        sweeps.say(f"job {job.number}: {' '.join(job.overrides)} ({seat})")
+    def __init__(self, job: Job, work: Callable[[Job], None], slot: Slot) -> None:
+        self.job, self.slot = job, slot
+        job.state, job.place = RUNNING, str(slot)
+        sweeps.log_unless_live(f"job {job.number}: {' '.join(job.overrides)} ({slot})")
         context = multiprocessing.get_context("fork")
         self.answer, theirs = context.Pipe(duplex=False)
-        self.process: ForkProcess = context.Process(target=_body, args=(job, work, seat, theirs, os.getpid()))
+        self.process: ForkProcess = context.Process(target=_body, args=(job, work, slot, theirs, os.getpid()))
         self.process.start()
         theirs.close()
 
@@ -246,22 +246,22 @@ def _stop(running: Sequence[JobProcess]) -> None:
             each.answer.close()
 
 
-def _body(job: Job, work: Callable[[Job], None], seat: Seat, answer: Connection, parent: int) -> None:
+def _body(job: Job, work: Callable[[Job], None], slot: Slot, answer: Connection, parent: int) -> None:
     """What the process of a job does."""
-    hardware.end_with(parent)
-    signals.afresh()
-    seat.sit()
+    hardware.die_with_parent(parent)
+    signals.reset_after_fork()
+    slot.bind()
     assert sys.__stdout__ is not None and sys.__stderr__ is not None
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the live table has put its own in their place
     try:
-        with explaining(job.folder):
+        with translate_errors(job.folder):
             job.folder.mkdir(parents=True, exist_ok=True)
             print_into(job.folder / OUTPUT)
         work(job)
     except AlexlabError as error:
         job.end(FAILED, cause=str(error))
-    except Stopped as error:  # by a signal to this process alone, or the sweep has ended too
-        job.stopped(error)
+    except Interrupted as error:  # by a signal to this process alone, or the sweep has ended too
+        job.interrupted(error)
     answer.send((job.state, job.score, job.cause))
 
 
@@ -274,14 +274,14 @@ def print_into(path: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def _wanted_gpus(job: Job) -> int | list[int]:
-    from alexlab.distributed.launch import wanted_gpus
+def _requested_gpus(job: Job) -> int | list[int]:
+    from alexlab.distributed.devices import requested_gpus
 
     trainer = job.config.get("trainer")
     if trainer is None:
         return 0
     try:
         devices: Any = OmegaConf.to_container(trainer)
-        return wanted_gpus(accelerator=devices["accelerator"], devices=devices["devices"])
+        return requested_gpus(accelerator=devices["accelerator"], devices=devices["devices"])
     except ConfigError:
         return 0  # the job says what is wrong

@@ -23,11 +23,11 @@ from omegaconf import OmegaConf, open_dict
 
 from alexlab.config import allowlist
 from alexlab.distributed import hardware
-from alexlab.distributed.signals import HEARD, Stopped, signals
+from alexlab.distributed.signals import HANDLED, Interrupted, signals
 from alexlab.errors import ConfigError
 from alexlab.sweeps import jobs as sweeps
 from alexlab.sweeps.jobs import FAILED, RUNNING, Job
-from alexlab.sweeps.local import POLL_S, Engine, JobProcess, Seat
+from alexlab.sweeps.local import POLL_S, JobProcess, JobRunner, Slot
 
 CONNECT_S = 15.0  # for which a cluster may take to answer; Ray itself tries for two minutes
 MAX_REPEATS = 3  # of a job whose worker was lost, as Ray itself repeats a task
@@ -39,7 +39,7 @@ PROBE = "import sys, ray; ray.init(address=sys.argv[1], configure_logging=False,
 log = logging.getLogger(__name__)
 
 
-class Ray(Engine):
+class Ray(JobRunner):
     """Jobs as Ray tasks, each with CPUs and GPUs for its devices on one node.
 
     A job whose worker is lost is repeated in its own folder, from its last checkpoint.
@@ -65,7 +65,7 @@ class Ray(Engine):
             _check_answers(self.address)
 
     @contextmanager
-    def as_a_job(self) -> Iterator[None]:
+    def like_job(self) -> Iterator[None]:
         before, hardware.jobs_elsewhere = hardware.jobs_elsewhere, self.address is not None
         try:
             yield
@@ -82,7 +82,7 @@ class Ray(Engine):
         Raises:
             ConfigError: if `trainer.devices` is wrong, or no node has enough.
         """
-        from alexlab.distributed.launch import count_devices
+        from alexlab.distributed.devices import count_devices
 
         trainer: Any = OmegaConf.to_container(job.config.trainer)
         accelerator, devices = trainer["accelerator"], trainer["devices"]
@@ -102,12 +102,12 @@ class Ray(Engine):
 
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
         # The loop looks at signals itself: Ray loses an exception of a handler that is called while Ray waits.
-        with signals.answered_by(lambda signum: None), _connected(self.address) as ray, sweeps.watched() as show:
+        with signals.handler(lambda signum: None), _connected(self.address) as ray, sweeps.watched() as show:
             tasks = _Tasks(ray, work)
             following: Job | None = None
             try:
                 while True:
-                    signals.check()
+                    signals.raise_pending()
                     while following := following or next(jobs, None):
                         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
                         try:
@@ -115,7 +115,7 @@ class Ray(Engine):
                         except ConfigError as error:
                             following.end(FAILED, cause=str(error))
                             ended(following)
-                            sweeps.tell(following)
+                            sweeps.report_end(following)
                             following = None
                             continue
                         if not tasks.leave_room(needed, nodes):
@@ -128,7 +128,7 @@ class Ray(Engine):
                     time.sleep(POLL_S)
                     for job in tasks.collect():
                         ended(job)
-                        sweeps.tell(job)
+                        sweeps.report_end(job)
             finally:
                 tasks.stop()
 
@@ -181,7 +181,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         options["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
     import ray
 
-    handlers = {signum: signal.getsignal(signum) for signum in HEARD}
+    handlers = {signum: signal.getsignal(signum) for signum in HANDLED}
     try:
         with _in_groups_of_their_own():
             ray.init(**options)
@@ -189,7 +189,7 @@ def _connected(address: str | None) -> Iterator[Any]:
             signal.signal(signum, handler)
         yield ray
     except SystemExit as error:  # Ray's handler
-        raise Stopped(signal.SIGTERM) from error
+        raise Interrupted(signal.SIGTERM) from error
     finally:
         ray.shutdown()
         for signum, handler in handlers.items():
@@ -244,7 +244,7 @@ class _Tasks:
     def start(self, job: Job, needed: dict[str, float], *, again: bool = False) -> None:
         """Hand a job to Ray."""
         job.state, job.place = RUNNING, _shown(needed)
-        sweeps.say(f"job {job.number}: {' '.join(job.overrides)} ({job.place})")
+        sweeps.log_unless_live(f"job {job.number}: {' '.join(job.overrides)} ({job.place})")
         task = self.ray.remote(
             num_cpus=needed["CPU"],
             num_gpus=needed.get("GPU", 0),
@@ -269,7 +269,7 @@ class _Tasks:
                     log.warning("job %d: %s; it is repeated", job.number, reason)
                     self.start(job, needed, again=True)
                     continue
-                state, score, cause = FAILED, None, f"{reason} {count} times; {job.goes_on()}"
+                state, score, cause = FAILED, None, f"{reason} {count} times; {job.resume_hint()}"
             job.end(state, score=score, cause=cause)
             yield job
 
@@ -307,15 +307,15 @@ def _run_task(
 
     if again:
         end_s = time.monotonic() + HELD_S
-        while (found := sweeps.earlier(job.folder)).held and time.monotonic() < end_s:
+        while (found := sweeps.previous_attempt(job.folder)).held and time.monotonic() < end_s:
             time.sleep(STOP_POLL_S)
         if found.state is not None:
             return found.state, found.score, found.cause
         if found.resumed:
             with open_dict(job.config):
                 job.config.hydra.output_subdir = None  # the first .hydra stays as it is
-    with signals.heard(), signals.answered_by(lambda signum: None):
-        process = JobProcess(job, partial(_work_there, work, settings), Seat(0, []))
+    with signals.install(), signals.handler(lambda signum: None):
+        process = JobProcess(job, partial(_work_remotely, work, settings), Slot(0, []))
         told = False
         try:
             while not wait([process.process.sentinel], timeout=STOP_POLL_S):
@@ -329,7 +329,7 @@ def _run_task(
     return job.state, job.score, job.cause
 
 
-def _work_there(work: Callable[[Job], None], settings: tuple[Any, list[str], str, str, int], job: Job) -> None:
+def _work_remotely(work: Callable[[Job], None], settings: tuple[Any, list[str], str, str, int], job: Job) -> None:
     """Run a job with the global state of the process that has submitted it."""
     from alexlab.cli.command import register
 

@@ -19,22 +19,22 @@ from hydra.core.singleton import Singleton
 
 from alexlab.config import allowlist
 from alexlab.distributed import hardware
-from alexlab.distributed.signals import Stopped
+from alexlab.distributed.signals import Interrupted
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import OUTPUT, SLURM_LOG
 from alexlab.runs.record import INTERRUPTED, Card
 from alexlab.sweeps import jobs as sweeps
 from alexlab.sweeps import squeue
 from alexlab.sweeps.jobs import FAILED, RUNNING, Job
-from alexlab.sweeps.local import POLL_S, Engine, print_into
+from alexlab.sweeps.local import POLL_S, JobRunner, print_into
 
-PAPERS = ".submitit"  # in the folder of the sweep: what submitit and the jobs leave
+SUBMITIT_DIR = ".submitit"  # in the folder of the sweep: what submitit and the jobs leave
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
-NUMBERS = "jobs.json"  # in it, the number that SLURM has given each job, by the name of its folder
+JOB_IDS = "jobs.json"  # in it, the number that SLURM has given each job, by the name of its folder
 SIGNAL = signal.SIGUSR1  # by which SLURM says that the time is nearly up
 
 
-class Submitit(Engine):
+class Submitit(JobRunner):
     """Hands jobs to submitit and waits for them; they read and write the folder of the sweep, which all nodes must share.
 
     On SLURM a job whose time is nearly up saves a checkpoint and queues itself again, until it is finished. Those that are in
@@ -79,8 +79,8 @@ class Submitit(Engine):
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL.name.removeprefix("SIG")
         import submitit
 
-        self.papers = sweep_dir / PAPERS
-        self.executor = submitit.AutoExecutor(folder=self.papers / "%j", cluster=self.cluster)
+        self.submitit_dir = sweep_dir / SUBMITIT_DIR
+        self.executor = submitit.AutoExecutor(folder=self.submitit_dir / "%j", cluster=self.cluster)
         more = {"requeue": True} | dict(self.options.get("slurm_additional_parameters") or {})
         own = {"slurm_signal_delay_s": self.signal_s, "slurm_additional_parameters": more}
         try:
@@ -94,14 +94,14 @@ class Submitit(Engine):
         return {name: value for name, value in self.__dict__.items() if name != "executor"}
 
     @contextmanager
-    def as_a_job(self) -> Iterator[None]:
+    def like_job(self) -> Iterator[None]:
         before, hardware.jobs_elsewhere = hardware.jobs_elsewhere, self.cluster == "slurm"
         try:
             yield
         finally:
             hardware.jobs_elsewhere = before
 
-    def has(self, job: Job) -> bool:
+    def is_queued(self, job: Job) -> bool:
         return job.folder.name in self.queued
 
     def run(self, jobs: Iterator[Job], work: Callable[[Job], None], ended: Callable[[Job], None]) -> None:
@@ -126,12 +126,12 @@ class Submitit(Engine):
                     time.sleep(POLL_S)
                     if self.cluster == "slurm" and time.monotonic() - asked_s > squeue.QUEUE_S:
                         asked_s = time.monotonic()
-                        _look(running)
+                        _poll(running)
                     for each in [each for each in running if each.done(self.cluster)]:
                         running.remove(each)
                         each.collect()
                         ended(each.job)
-                        sweeps.tell(each.job)
+                        sweeps.report_end(each.job)
             finally:
                 if self.cluster == "local":  # those of a cluster stay in its queue
                     for each in running:
@@ -140,7 +140,7 @@ class Submitit(Engine):
     def _submit(self, batch: Sequence[Job], work: Callable[[Job], None]) -> list["_Submitted"]:
         import submitit
 
-        fresh = sorted((job for job in batch if not self.has(job)), key=_tasks)
+        fresh = sorted((job for job in batch if not self.is_queued(job)), key=_tasks)
         handles = []
         try:
             for (nodes, tasks_per_node), alike in itertools.groupby(fresh, _tasks):
@@ -149,7 +149,7 @@ class Submitit(Engine):
                     for job in alike:
                         handles.append(
                             self.executor.submit(
-                                _there, work, job, Singleton.get_state(), allowlist.trusted, sys.argv[0]
+                                _job_main, work, job, Singleton.get_state(), allowlist.trusted, sys.argv[0]
                             )
                         )
         except Exception as error:
@@ -157,20 +157,20 @@ class Submitit(Engine):
                 raise ConfigError(f"{self.cluster} takes no job: {str(error).strip().splitlines()[-1]}") from error
             raise
         submitted = [_Submitted(job, handle.task(0)) for job, handle in zip(fresh, handles, strict=True)]
-        for job in filter(self.has, batch):  # it leaves its word where it was told to
-            handle: Any = submitit.SlurmJob(self.papers / "%j", self.queued[job.folder.name], [0])
+        for job in filter(self.is_queued, batch):  # it leaves its word where it was told to
+            handle: Any = submitit.SlurmJob(self.submitit_dir / "%j", self.queued[job.folder.name], [0])
             submitted.append(_Submitted(job, handle, attached=True))
         for each in submitted:
             each.job.state, each.job.place = RUNNING, f"{self.cluster} {each.handle.job_id}"
-            sweeps.say(f"job {each.job.number}: {' '.join(each.job.overrides)} ({each.job.place})")
-        known = self._numbers() | {each.job.folder.name: each.handle.job_id for each in submitted}
-        self.papers.mkdir(exist_ok=True)
-        (self.papers / NUMBERS).write_text(json.dumps(known))
+            sweeps.log_unless_live(f"job {each.job.number}: {' '.join(each.job.overrides)} ({each.job.place})")
+        known = self._job_ids() | {each.job.folder.name: each.handle.job_id for each in submitted}
+        self.submitit_dir.mkdir(exist_ok=True)
+        (self.submitit_dir / JOB_IDS).write_text(json.dumps(known))
         return submitted
 
-    def _numbers(self) -> dict[str, str]:
+    def _job_ids(self) -> dict[str, str]:
         try:
-            found = json.loads((self.papers / NUMBERS).read_text())
+            found = json.loads((self.submitit_dir / JOB_IDS).read_text())
         except (OSError, ValueError):
             return {}
         if not isinstance(found, dict):
@@ -179,7 +179,7 @@ class Submitit(Engine):
 
     def _queued(self) -> dict[str, str]:
         """The jobs that an earlier attempt at the sweep has submitted and that have not ended: folder and number."""
-        numbers = self._numbers()
+        numbers = self._job_ids()
         if self.cluster != "slurm" or not numbers:
             return {}
         states = squeue.states(numbers.values())
@@ -233,7 +233,7 @@ class _Submitted:
         import submitit
 
         if self.attached:  # the folder may be a stranger's, and a result is a pickle
-            found = sweeps.earlier(self.job.folder)
+            found = sweeps.previous_attempt(self.job.folder)
             if found.state is None or found.held:
                 self.job.end(FAILED, cause=self._cause())
             else:
@@ -256,11 +256,11 @@ class _Submitted:
         if self.state:
             known.append(f"SLURM: {self.state.lower()}")
         if card["status"] == INTERRUPTED:
-            return f"{', '.join(known)}; {self.job.goes_on()}"
+            return f"{', '.join(known)}; {self.job.resume_hint()}"
         return f"{', '.join(known) or 'its process has left no word'}; see {self.handle.paths.stderr}"
 
 
-def _look(running: Sequence[_Submitted]) -> None:
+def _poll(running: Sequence[_Submitted]) -> None:
     """Asks SLURM for the states of the jobs."""
     found = squeue.states([each.handle.job_id for each in running])
     if found is None:
@@ -274,7 +274,7 @@ def _look(running: Sequence[_Submitted]) -> None:
             each.ended_s = time.monotonic()
 
 
-def _there(
+def _job_main(
     work: Callable[[Job], None], job: Job, state: Any, trusted: list[str], command: str
 ) -> tuple[str, float | None, str | None]:
     """What the process of a job does, with Hydra's global state of the process that has submitted it."""
@@ -297,29 +297,29 @@ def _there(
         print_into(job.folder / OUTPUT)
     try:
         work(job)
-    except Stopped as error:
+    except Interrupted as error:
         if place.cluster != "slurm":
-            job.stopped(error)
+            job.interrupted(error)
         elif not first:
             raise SystemExit(error.exit_code) from error
         else:
-            _end_or_queue(job, error, place.job_id)
+            _end_or_requeue(job, error, place.job_id)
     return job.state, job.score, job.cause
 
 
-def _end_or_queue(job: Job, error: Stopped, job_id: str) -> None:
+def _end_or_requeue(job: Job, error: Interrupted, job_id: str) -> None:
     """Ends the process of a job that a signal has stopped, so that it runs again where its time was up.
 
     It leaves no word: after another signal SLURM knows whether the job runs again.
     """
     if error.signum != SIGNAL:
         raise SystemExit(error.exit_code)
-    if not squeue.has_gone_on(job.folder):
+    if not squeue.made_progress(job.folder):
         job.end(FAILED, cause="launcher.timeout_min was over before a step was done; it must be longer")
         return
     try:
-        squeue.queue_again(job_id)
+        squeue.requeue(job_id)
     except ConfigError as refusal:
-        job.end(FAILED, cause=f"{refusal}; {job.goes_on()}")
+        job.end(FAILED, cause=f"{refusal}; {job.resume_hint()}")
         return
     raise SystemExit(error.exit_code)

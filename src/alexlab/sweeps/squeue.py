@@ -46,7 +46,7 @@ def has_ended(state: str) -> bool:
     return state == UNKNOWN or state.split(" ")[0] in ENDED
 
 
-def queue_again(job_id: str) -> None:
+def requeue(job_id: str) -> None:
     """Puts the job that this process belongs to back into the queue.
 
     Raises:
@@ -60,7 +60,7 @@ def queue_again(job_id: str) -> None:
         raise ConfigError(f"SLURM does not queue job {job_id} again: {error}") from error
 
 
-def has_gone_on(run_dir: Path) -> bool:
+def made_progress(run_dir: Path) -> bool:
     """Whether the last attempt at a run has saved a checkpoint: one that does not would be queued for ever."""
     try:
         begun_s = Card(run_dir).read()["attempts"][-1]["start_s"]

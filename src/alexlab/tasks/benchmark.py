@@ -39,7 +39,8 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.config import build
     from alexlab.data.config import Data
     from alexlab.data.layout import SPLITS
-    from alexlab.distributed.launch import Limits, launch, num_ranks, wanted_gpus
+    from alexlab.distributed.devices import num_ranks, requested_gpus
+    from alexlab.distributed.launch import Limits, launch
     from alexlab.output.terminal import Terminal
     from alexlab.runs import record
     from alexlab.tasks.train import rehearse
@@ -63,7 +64,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     trained = {key: value for key, value in config.items() if key not in OWN}
     trained, _ = build.measured({**trained, "data": {**config["data"], **where}}, found)
     devices = {name: config["trainer"][name] for name in ("accelerator", "devices")}
-    device, ranks = "cuda" if wanted_gpus(**devices) else "cpu", num_ranks(**devices)
+    device, ranks = "cuda" if requested_gpus(**devices) else "cpu", num_ranks(**devices)
     # In a child: to ask a GPU what it computes in starts CUDA, after which this process could not be forked.
     ask, limits = partial(build.fastest, trained["trainer"]), Limits(**config["elastic"])
     trained["trainer"] = launch(ask, num_ranks=1, isolated=True, limits=limits)

@@ -17,9 +17,9 @@ from alexlab.config.instantiate import bind
 from alexlab.data.config import Data
 from alexlab.data.splits import Splits
 from alexlab.distributed import hardware, ranks
-from alexlab.distributed.consistency import check_equal, fingerprint
-from alexlab.distributed.failures import explaining
-from alexlab.distributed.signals import Stopped, signals
+from alexlab.distributed.consistency import fingerprint, require_same
+from alexlab.distributed.failures import translate_errors
+from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError, ConfigError, DiskError, PrunedError
 from alexlab.runs.layout import CARD, LAST, STATISTICS
 from alexlab.runs.record import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, check_same_data, data_state
@@ -52,21 +52,21 @@ def run(
 
     Raises:
         AlexlabError: in one sentence.
-        Stopped: when a signal has ended it.
+        Interrupted: when a signal has ended it.
     """
     if (
-        ranks.joined() and not resumed and (run_dir / CARD).is_file()
+        ranks.is_distributed() and not resumed and (run_dir / CARD).is_file()
     ):  # torchrun has started the ranks again, with the same command
         resumed, began_with = True, images_to_match(Card(run_dir).read(), anyway=False)
     if resumed and not any((run_dir / LAST).parent.glob("*.ckpt")):
         log.info("there is no checkpoint yet: the run begins anew")
     checked = partial(_checked, config, run_dir, resumed=resumed, began_with=began_with or {})
     if ranks.rank() > 0:  # rank 0 keeps the record
-        with signals.heard():
+        with signals.install():
             scores = _train(checked(), run_dir, choices, isolated)
-            ranks.forget_folder()
+            ranks.forget_run_dir()
             return scores.get("best/top1")
-    with signals.heard(), Lock(run_dir):
+    with signals.install(), Lock(run_dir):
         try:
             with naming_keys(config):
                 found = checked()
@@ -84,9 +84,9 @@ def _recorded(checked: "Checked", run_dir: Path, choices: dict[str, str], isolat
     card.start(checked.config, choices)
     card.update(data=checked.data)
     try:
-        with explaining(run_dir):
+        with translate_errors(run_dir):
             scores = _train(checked, run_dir, choices, isolated)
-    except Stopped as error:
+    except Interrupted as error:
         _ended(card, INTERRUPTED, reason=str(error), exit_code=error.exit_code)
         if not isolated:
             log.warning("%s; python src/train.py resume=%s goes on", error, os.path.relpath(run_dir))
@@ -99,7 +99,7 @@ def _recorded(checked: "Checked", run_dir: Path, choices: dict[str, str], isolat
         _ended(card, FAILED, reason=f"{type(error).__name__}: {error}", exit_code=code)
         raise
     card.finish(FINISHED, scores=scores)
-    ranks.forget_folder()
+    ranks.forget_run_dir()
     return scores.get("best/top1")
 
 
@@ -173,17 +173,17 @@ def _checked(config: dict[str, Any], run_dir: Path, *, resumed: bool, began_with
 
     config = build.named(config, splits)
     check_ranks(config, splits, local_ranks)
-    if ranks.joined() and build.accumulation(config, ranks.world()[0]) is None:
+    if ranks.is_distributed() and build.accumulation(config, ranks.world_size()) is None:
         raise ConfigError(
-            f"data.batch_size={config['data']['batch_size']} cannot be divided among the {ranks.world()[0]} ranks that are left "
-            "so that none gets more images at once"
+            f"data.batch_size={config['data']['batch_size']} cannot be divided among the {ranks.world_size()} ranks that are "
+            "left so that none gets more images at once"
         )
     data = data_state(splits)
     check_same_data(began_with, data, where=Data(**config["data"]).place)
     tried = build.measured(config, splits, pretended=True)[0]
     if resumed and (run_dir / LAST).is_file():
         tried = {**tried, "model": {**tried["model"], "weights": None}}  # those of the checkpoint are taken
-    all_ranks = max(local_ranks * config["trainer"]["num_nodes"], ranks.world()[0])
+    all_ranks = max(local_ranks * config["trainer"]["num_nodes"], ranks.world_size())
     build.check(tried, splits, num_ranks=all_ranks)
     rehearse(tried, splits, num_ranks=all_ranks)
     return Checked(config, splits, local_ranks, data)
@@ -195,17 +195,18 @@ def _found(config: dict[str, Any]) -> tuple[Splits, int]:
     bind(Data, "data", **config["data"])
     splits = Data(**config["data"]).find_splits()  # a missing folder is told before torch is imported
 
-    from alexlab.distributed.launch import Limits, num_ranks
+    from alexlab.distributed.devices import num_ranks
+    from alexlab.distributed.launch import Limits
     from alexlab.training.loop import hush_lightning
 
     hush_lightning()
     bind(Limits, "elastic", **config["elastic"])
     Limits(**config["elastic"])
     trainer = config["trainer"]
-    nodes = ranks.world()[1]
+    nodes = ranks.num_nodes()
     if nodes > trainer["num_nodes"]:
         raise ConfigError(f"trainer.num_nodes must be the {nodes} nodes of torchrun; got {trainer['num_nodes']}")
-    if not ranks.joined() and trainer["num_nodes"] > 1 and not hardware.jobs_elsewhere:
+    if not ranks.is_distributed() and trainer["num_nodes"] > 1 and not hardware.jobs_elsewhere:
         raise ConfigError(
             f"trainer.num_nodes={trainer['num_nodes']} needs ranks on several nodes, which torchrun, srun or mpirun starts: "
             f"torchrun --nnodes={trainer['num_nodes']} ... src/train.py trainer.num_nodes={trainer['num_nodes']} ...; see "
@@ -231,7 +232,7 @@ def _train(checked: Checked, run_dir: Path, choices: dict[str, str], isolated: b
         num_ranks=checked.local_ranks,
         isolated=isolated,
         limits=Limits(**config["elastic"]),
-        restarted=lambda causes: Card(run_dir).update(restarts=causes),
+        on_restart=lambda causes: Card(run_dir).update(restarts=causes),
     )
     if scores and ranks.rank() == 0:
         print_scores(scores, run_dir)
@@ -245,7 +246,7 @@ def check_ranks(config: dict[str, Any], splits: Splits, local_ranks: int) -> Non
         ConfigError: on every rank, naming the node that differs.
     """
     name = f"{socket.gethostname()} (rank {ranks.rank()})"
-    if ranks.world()[0] > 1:
-        found = ranks.agreed_on_all("fingerprint", [name, fingerprint(config, splits, local_ranks)])
+    if ranks.world_size() > 1:
+        found = ranks.all_gather("fingerprint", [name, fingerprint(config, splits, local_ranks)])
         for other, own in found[1:]:
-            check_equal(found[0][1], own, name=other)
+            require_same(found[0][1], own, name=other)

@@ -17,7 +17,7 @@ from alexlab.config import build
 from alexlab.data.datamodule import FolderData, num_scored
 from alexlab.data.splits import Splits
 from alexlab.distributed import ranks
-from alexlab.distributed.failures import explaining
+from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.hardware import keep_memory
 from alexlab.distributed.signals import signals
 from alexlab.models.two_tower import Tower
@@ -72,13 +72,13 @@ def train(
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     keep_memory()
 
-    num_ranks, nodes = ranks.world()
+    num_ranks, nodes = ranks.world_size(), ranks.num_nodes()
     here = {"num_nodes": nodes, "accumulate_grad_batches": build.accumulation(config, num_ranks)}
     trainer = build.trainer({**config, "trainer": {**config["trainer"], **here}}, run_dir, num_ranks=num_ranks)
     data = build.folder_data(config, splits, run_dir)
     ckpt = go_on(config, splits, trainer, data)
     data.trainer = trainer
-    with explaining(run_dir):
+    with translate_errors(run_dir):
         try:
             data.start()
             return _trained(config, splits, trainer, data, ckpt, run_dir=run_dir, choices=choices)
@@ -118,9 +118,9 @@ def _trained(
 
     start_s = time.perf_counter()
     try:
-        with signals.answered_by(lambda signum: None):  # the ranks agree on when they stop
+        with signals.handler(lambda signum: None):  # the ranks agree on when they stop
             trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
-        signals.check()
+        signals.raise_pending()
         if isinstance(module.net, Tower) and trainer.is_global_zero:
             log.info("%s", exchanged(module.net, trainer.global_step))
         scores = {f"best/{name}": value for name, value in module.best.items()}
@@ -159,10 +159,10 @@ def go_on(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer, da
             return {"name": last.name, "best_is_lost": False}
         return choose(last, build.classifier(config, splits, device="meta"), trainer)
 
-    chosen = ranks.agreed("checkpoint", chosen_here)
+    chosen = ranks.broadcast("checkpoint", chosen_here)
     path = last.with_name(chosen["name"])
     if trainer.num_nodes > 1:
-        ranks.share_file(path, "checkpoint")
+        ranks.broadcast_file(path, "checkpoint")
     if not path.is_file():
         return None
     reached = load_file(path)
@@ -188,7 +188,7 @@ def score_best(
     The views are those of the test split, or of the validation split where there is no test split.
     """
     if trainer.num_nodes > 1:
-        ranks.share_file(best, "best")
+        ranks.broadcast_file(best, "best")
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, checkpoint.Checkpoints)]
     views, splits = build.final_views(config), data.splits
     if not best.is_file() and all(callback.best_score is None for callback in kept):

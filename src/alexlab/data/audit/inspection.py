@@ -16,7 +16,7 @@ from alexlab.data.decode import decode_bytes
 from alexlab.data.image_file import FORMATS, Decoding, read
 from alexlab.data.listing import Problem
 from alexlab.data.manifest import Row
-from alexlab.distributed.hardware import end_with, num_cores
+from alexlab.distributed.hardware import die_with_parent, num_cores
 from alexlab.errors import ImageError
 from alexlab.output.progress import track
 
@@ -86,7 +86,7 @@ def look_at(root: str, rows: Sequence[Row], decoding: Decoding) -> list[Seen]:
 
 def _begin(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end with it."""
-    end_with(parent)
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

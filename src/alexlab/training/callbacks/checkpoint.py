@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from alexlab.distributed.signals import Stopped, signals
+from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import NumericError
 from alexlab.runs.atomic import Writer, write_durably
 from alexlab.runs.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST
@@ -237,9 +237,9 @@ def save_last(trainer: lightning.Trainer) -> None:
 
 
 def end_if_stopped() -> None:
-    """Raises Stopped when the ranks have agreed that the run ends here."""
+    """Raises Interrupted when the ranks have agreed that the run ends here."""
     if signals.agreed is not None:
-        raise Stopped(signals.agreed, agreed=True)
+        raise Interrupted(signals.agreed, agreed=True)
 
 
 def position(checkpoint: dict[str, Any]) -> tuple[int, int]:

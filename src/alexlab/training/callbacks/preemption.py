@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 
-from alexlab.distributed.signals import Stopped, signals
+from alexlab.distributed.signals import Interrupted, signals
 from alexlab.training.callbacks.checkpoint import save_last
 from alexlab.training.module import Classifier
 
@@ -59,7 +59,7 @@ class Stopping(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if signals.agreed is not None:  # nobody saves checkpoints
-            raise Stopped(signals.agreed, agreed=True)
+            raise Interrupted(signals.agreed, agreed=True)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,7 +85,7 @@ class Stopping(Callback):
         if signals.agreed is None:
             return
         if trainer.sanity_checking:
-            raise Stopped(signals.agreed, agreed=True)
+            raise Interrupted(signals.agreed, agreed=True)
         assert isinstance(pl_module, Classifier)
         pl_module.leaves = self.left = True
         raise StopIteration  # by which the loop ends, with its hooks: averaged weights are put back
@@ -95,7 +95,7 @@ class Stopping(Callback):
             assert signals.agreed is not None
             trainer.fit_loop.epoch_loop.val_loop.batch_progress = self.progress
             save_last(trainer)
-            raise Stopped(signals.agreed, agreed=True)
+            raise Interrupted(signals.agreed, agreed=True)
 
     def _agree(self, trainer: lightning.Trainer) -> None:
         heard = signals.first or 0
