@@ -26,11 +26,11 @@ class SweepLauncher(Launcher):
 
     Args:
         runner: where they run.
-        repeat_failed: run what failed before once more; what it left is kept in `.earlier/`.
+        retry_failed: run what failed before once more; what it left is kept in `.earlier/`.
     """
 
-    def __init__(self, runner: JobRunner, repeat_failed: bool = False) -> None:
-        self.runner, self.repeat_failed = runner, repeat_failed
+    def __init__(self, runner: JobRunner, retry_failed: bool = False) -> None:
+        self.runner, self.retry_failed = runner, retry_failed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keeps what Hydra hands over."""
@@ -119,7 +119,7 @@ class SweepLauncher(Launcher):
     def _to_run(self, jobs: Iterator[Job], ended: Callable[[Job], None]) -> Iterator[Job]:
         """The jobs that an earlier attempt has not ended; the others are told."""
         for job in jobs:
-            previous = sweeps.previous_attempt(job.folder, repeat_failed=self.repeat_failed)
+            previous = sweeps.previous_attempt(job.folder, retry_failed=self.retry_failed)
             if previous.state is not None and not (previous.held and self.runner.is_queued(job)):
                 job.end(previous.state, score=previous.score, cause=previous.cause)
                 sweeps.report_end(job, before=True)

@@ -70,9 +70,9 @@ class OptunaSweeper(Sweeper):
         folder = Path(self.sweep_config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.sweep_config, folder / "multirun.yaml")
-        if self.launcher.repeat_failed:
+        if self.launcher.retry_failed:
             raise ConfigCompositionException(
-                "launcher.repeat_failed is for a grid; a search that goes on tries other values instead"
+                "launcher.retry_failed is for a grid; a search that goes on tries other values instead"
             )
         study = _checked_study(folder, spaces)
 

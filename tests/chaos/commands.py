@@ -26,7 +26,7 @@ def killed(place: Place, tries: int, draw: random.Random) -> Figure:
         f"data.cache_dir={place.folder / 'cache'}",
         "data.batch_size=4",
         "trainer.max_epochs=20",
-        "callbacks.checkpoint.every_steps=1",
+        "callbacks.checkpoint.every_n_steps=1",
         "trainer.devices=2",
     ]
     whole = place.new("command_whole")

@@ -27,7 +27,7 @@ FORK = multiprocessing.get_context("fork")
 WORDS = (
     "data.batch_size=4",
     "trainer.max_epochs=2",
-    "callbacks.checkpoint.every_steps=1",
+    "callbacks.checkpoint.every_n_steps=1",
     "callbacks.epochs.curves=false",
 )
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops")

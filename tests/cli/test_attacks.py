@@ -383,8 +383,8 @@ def test_made_data_are_not_written_elsewhere(tmp_path: Path) -> None:
         check_confined(config, tmp_path)
     (tmp_path / "new").mkdir()
     check_confined(config, tmp_path)
-    assert confined_data(config["data"])["make"] is None
-    assert confined_data(plain()["data"])["make"] == "digits"
+    assert confined_data(config["data"])["generate"] is None
+    assert confined_data(plain()["data"])["generate"] == "digits"
     assert confined_data({**config["data"], "cache_dir": "/x"})["cache_dir"] == "data/cache"
 
 

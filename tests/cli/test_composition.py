@@ -100,7 +100,7 @@ def test_a_group_of_one_s_own_is_an_overlay_too(tmp_path: Path) -> None:
     write(tmp_path, "recipe/mine", GLOBAL + "optimzer: {lr: 1}\n")
     with pytest.raises(ConfigError, match="did you mean optimizer"):
         compose(tmp_path, "+recipe=mine")
-    with pytest.raises(ConfigError, match=r"folder\.yaml, line \d+: there is no key data\.make"):
+    with pytest.raises(ConfigError, match=r"folder\.yaml, line \d+: there is no key data\.generate"):
         compose(tmp_path, "+data=folder", name="prepare")
 
 
@@ -179,14 +179,14 @@ def test_callbacks_and_loggers_are_added_to_the_default_ones(
     tmp_path: Path, words: list[str], callbacks: list[str], loggers: list[str]
 ) -> None:
     write(tmp_path, "callbacks/mine", "mine: {_target_: mine.Callback}\n")
-    write(tmp_path, "callbacks/less", "checkpoint: {keep: 3}\n")
+    write(tmp_path, "callbacks/less", "checkpoint: {keep_last: 3}\n")
     write(tmp_path, "callbacks/more", "defaults: [default, _self_]\nmore: {_target_: mine.Callback}\n")
     write(tmp_path, "experiment/ema", GLOBAL + "defaults: [override /callbacks: ema]\n")
     config = compose(tmp_path, *words)
     assert sorted(config.callbacks) == sorted(set(callbacks) - {word[11:] for word in words if word[0] == "~"})
     assert list(config.logger) == loggers
     if "callbacks=[less,more]" in words:
-        assert config.callbacks.checkpoint.keep == 3  # the second default does not undo it
+        assert config.callbacks.checkpoint.keep_last == 3  # the second default does not undo it
 
 
 def test_a_learning_rate_test_has_no_other_callbacks(tmp_path: Path) -> None:

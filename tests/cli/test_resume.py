@@ -185,10 +185,10 @@ def test_what_may_be_changed(train: Train, tmp_path: Path) -> None:
     train()
     run = tmp_path / "run"
     cache = f"data.cache_dir={tmp_path / 'cache'}"
-    found = find_resumption([f"resume={run}", "trainer.max_epochs=5", "callbacks.checkpoint.every_epochs=2", cache])
+    found = find_resumption([f"resume={run}", "trainer.max_epochs=5", "callbacks.checkpoint.every_n_epochs=2", cache])
     assert found is not None
     assert found.config["trainer"]["max_epochs"] == 5
-    assert found.config["callbacks"]["checkpoint"]["every_epochs"] == 2
+    assert found.config["callbacks"]["checkpoint"]["every_n_epochs"] == 2
     assert found.arguments()[1:] == ["hydra.output_subdir=null", "~hydra.callbacks.folders"]
     assert find_resumption(["trainer.max_epochs=5"]) is None
     for number in (1, 2):
@@ -207,7 +207,7 @@ def test_what_may_be_changed(train: Train, tmp_path: Path) -> None:
         (["optimizer.lr=0.1"], r"a resumed run keeps its config, so optimizer.lr=0.1 is refused; of .* you can change trainer.max_epochs"),
         (["+trainer.max_epochs=3"], "is refused"),
         (["trainer.max_epochs=many"], "trainer.max_epochs must be a whole number"),
-        (["callbacks.chekpoint.every_epochs=2"], "there is no key callbacks.chekpoint; did you mean callbacks.checkpoint"),
+        (["callbacks.chekpoint.every_n_epochs=2"], "there is no key callbacks.chekpoint; did you mean callbacks.checkpoint"),
         (["trainer.max_epochs=[1"], "no viable alternative at input"),
     ],
 )  # fmt: skip
@@ -237,7 +237,7 @@ def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Pat
     """The whole way: kill -9, refusal while it runs, the same folder, its log, its own config."""
     script = [sys.executable, str(ROOT / "src/train.py")]
     arguments = [*(word for word in TINY if "max_epochs" not in word), f"data.root={images}", "trainer.max_epochs=400"]
-    arguments.append("callbacks.checkpoint.every_steps=1")
+    arguments.append("callbacks.checkpoint.every_n_steps=1")
     process = subprocess.Popen(
         [*script, *arguments],
         cwd=tmp_path,
@@ -334,7 +334,7 @@ def test_a_killed_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> No
     assert sorted(path for path in tmp_path.glob("swept/*_*") if path.is_dir()) == jobs
     assert [(job / "run.json").stat().st_mtime_ns for job in jobs][:3] == before[:3]
     assert "job 2: finished before, " in printed
-    assert "before; launcher.repeat_failed=true runs it again" in printed
+    assert "before; launcher.retry_failed=true runs it again" in printed
     card = Card(jobs[3]).read()
     assert (card["status"], len(card["attempts"])) == ("finished", 2)
     assert [int(row["epoch"]) for row in rows(jobs[3] / "metrics.csv")] == list(range(60))
@@ -343,7 +343,7 @@ def test_a_killed_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> No
     assert "2 finished" in report
     assert "the loss must stay finite" in report
 
-    repeated = start(*arguments, "launcher.repeat_failed=true").communicate(timeout=300)[0]
+    repeated = start(*arguments, "launcher.retry_failed=true").communicate(timeout=300)[0]
     assert "job 3: finished before" in repeated
     assert (jobs[0] / ".earlier/1/run.json").is_file()
     other = start(*(word.replace("seed=1,2", "seed=1,3") for word in arguments))

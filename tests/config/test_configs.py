@@ -122,5 +122,9 @@ def test_folders_are_named_by_the_overrides() -> None:
 
 def test_ablations_combine_and_change_the_chosen_net() -> None:
     config = plain("model=alexnet_two_tower", "ablation=[tanh,no_lrn,drop_conv3]")
-    assert (config["model"]["activation"], config["model"]["norm"], config["model"]["without"]) == ("tanh", "none", [3])
+    assert (config["model"]["activation"], config["model"]["norm"], config["model"]["skip_convs"]) == (
+        "tanh",
+        "none",
+        [3],
+    )
     assert plain("model=alexnet_two_tower")["model"]["norm"] == "lrn"

@@ -68,10 +68,10 @@ DECLARED: dict[str, bytes] = {
     "pgm, as text": b"P2 60 40 4095\n" + b" ".join(b"%d" % value for value in TWELVE.ravel()) + b"\n",
 }
 UNKNOWN: dict[str, tuple[bytes, str]] = {
-    "png, 12 bits": (png(TWELVE), r"0 to 4095; data.deep_range=\[0,4095\] would declare it"),
-    "png, 12 bits said to be 16": (png(TWELVE, 16), r"data.deep_range=\[0,4095\]"),
-    "pgm, 10 bits said to be 16": (b"P5 60 40 65535\n" + ramp(">u2", 0, 1023).tobytes(), r"deep_range=\[0,1023\]"),
-    "tiff, 12 bits": (tiff(TWELVE), r"data.deep_range=\[0,4095\]"),
+    "png, 12 bits": (png(TWELVE), r"0 to 4095; data.intensity_range=\[0,4095\] would declare it"),
+    "png, 12 bits said to be 16": (png(TWELVE, 16), r"data.intensity_range=\[0,4095\]"),
+    "pgm, 10 bits said to be 16": (b"P5 60 40 65535\n" + ramp(">u2", 0, 1023).tobytes(), r"intensity_range=\[0,1023\]"),
+    "tiff, 12 bits": (tiff(TWELVE), r"data.intensity_range=\[0,4095\]"),
     "tiff, signed 16 bits": (tiff(ramp("i2", -1000, 2000)), r"signed: its values are -1000 to 2000; .*\[-1000,2000\]"),
     "tiff, 32 bits": (tiff(ramp("i4", 0, 99_999)), r"32 bits, signed: .*\[0,131071\]"),
     "tiff, floats": (tiff(ramp("f4", 0, 1)), r"floating-point: .*\[0,1\]"),
@@ -109,7 +109,7 @@ def test_an_unknown_range_is_refused_with_the_remedy(name: str) -> None:
     ],
 )
 def test_the_settings_declare_it_instead(name: str, black: float, white: float) -> None:
-    assert_is_ramp(grey(UNKNOWN[name][0], deep_range=[black, white]))
+    assert_is_ramp(grey(UNKNOWN[name][0], intensity_range=[black, white]))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -132,7 +132,7 @@ def test_dark_images_that_are_no_trap_are_read() -> None:
     night = ramp("u2", 0, 900)
     night[20, 30] = 50_000
     assert np.array_equal(grey(png(night)), night >> 8)
-    assert np.array_equal(grey(png(TWELVE), deep_range=[0, 65535]), TWELVE >> 8)
+    assert np.array_equal(grey(png(TWELVE), intensity_range=[0, 65535]), TWELVE >> 8)
 
 
 def test_a_kind_of_tiff_that_pillow_does_not_read() -> None:
@@ -142,8 +142,10 @@ def test_a_kind_of_tiff_that_pillow_does_not_read() -> None:
 
 @pytest.mark.parametrize("given", [[4095, 0], [0], [0, float("nan")], [0, float("inf")]])
 def test_a_range_is_two_numbers(given: list[float]) -> None:
-    with pytest.raises(ConfigError, match=r"data.deep_range must be null or two numbers, black and a larger white"):
-        Decoding(deep_range=given)
+    with pytest.raises(
+        ConfigError, match=r"data.intensity_range must be null or two numbers, black and a larger white"
+    ):
+        Decoding(intensity_range=given)
 
 
 def test_a_check_lists_them_and_reads_them_with_the_range(tmp_path: Path) -> None:
@@ -151,4 +153,4 @@ def test_a_check_lists_them_and_reads_them_with_the_range(tmp_path: Path) -> Non
     (root / "a/deep.png").write_bytes(png(TWELVE))
     problems = {(problem.code, problem.path) for problem in check(str(root)).problems}
     assert problems == {("unreadable_unknown_range", "a/deep.png")}
-    assert not check(str(root), decoding=Decoding(deep_range=[0, 4095])).problems
+    assert not check(str(root), decoding=Decoding(intensity_range=[0, 4095])).problems

@@ -23,9 +23,9 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
         ),
         ({"std": [float("nan")]}, "data.std must be one or three positive numbers, or null to measure; got [nan]"),
         ({"max_megapixels": 0}, "data.max_megapixels must be a positive number; got 0"),
-        ({"deep_range": [9, 1]}, "data.deep_range must be null or two numbers, black and a larger white"),
+        ({"intensity_range": [9, 1]}, "data.intensity_range must be null or two numbers, black and a larger white"),
         ({"sampler": "random"}, "data.sampler must be shuffle or balanced; got 'random'"),
-        ({"make": "mnist"}, "data.make must be null or one of digits, photographs; got 'mnist'"),
+        ({"generate": "mnist"}, "data.generate must be null or one of digits, photographs; got 'mnist'"),
         (
             {"root": None, "url": "x", "splits": {"train": "x", "val": None}},
             "data.splits must be null with data.url, whose splits are fixed; got {'train': 'x', 'val': None}",
@@ -46,7 +46,7 @@ def test_three_numbers_serve_one_channel() -> None:
 
 def test_digits_are_written_once(tmp_path: Path) -> None:
     root = tmp_path / "deep" / "digits"
-    data = Data(**(KEYS | {"root": str(root), "make": "digits"}))
+    data = Data(**(KEYS | {"root": str(root), "generate": "digits"}))
     splits = data.find_splits()
     assert [len(split) for _, split in splits.named()] == [1257, 270, 270]
     assert splits.classes == [str(digit) for digit in range(10)]

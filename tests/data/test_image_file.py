@@ -149,10 +149,10 @@ def test_shards_skip_or_name_them(trapped: Path, tmp_path: Path) -> None:
     assert sum(images for *_, images in index["splits"]["train"]["shards"]) == 4
 
 
-@pytest.mark.parametrize("how", ["copy", "hardlink"])
-def test_a_device_is_not_copied_without_end(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", ["copy", "hardlink"])
+def test_a_device_is_not_copied_without_end(link: str, tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 4, "b": 4})
     (root / "a/zero.png").symlink_to("/dev/zero")
     source = find_source(str(root), labels=None, pattern="", group=None)
-    write_division(source, plan(source, {"val": 0.5}, 0), tmp_path / "out", how)
+    write_division(source, plan(source, {"val": 0.5}, 0), tmp_path / "out", link)
     assert {path.name for path in (tmp_path / "out").rglob("*.png")} == {f"00{number}.png" for number in range(4)}

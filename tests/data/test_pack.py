@@ -90,7 +90,7 @@ def test_the_central_square_gives_the_central_view() -> None:
 @pytest.mark.parametrize("crop", ["center", "full"])
 def test_a_run_from_the_pack_is_the_run_from_the_files(train: Train, photos: Path, tmp_path: Path, crop: str) -> None:
     """Bit for bit, also on two devices, and with the views at the end."""
-    options = [f"data.root={photos}", "augmentation.train.crop.square=true", "final.views=ten_crop"]
+    options = [f"data.root={photos}", "augmentation.train.crop.square=true", "test.views=ten_crop"]
     train(*options, run_dir=tmp_path / "files")
     train(*options, PACKED, f"data.pack.crop={crop}", run_dir=tmp_path / "packed")
     files, packs = (scalars(tmp_path / name) for name in ("files", "packed"))
@@ -123,11 +123,11 @@ def test_a_pack_is_made_once_and_used_again(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["augmentation=whole"], "augmentation.eval cannot come from the pack of data.cache=packed: it squashes the whole image: take data.pack.resize=squash data.pack.size=64"),
+        (["augmentation=squash"], "augmentation.eval cannot come from the pack of data.cache=packed: it squashes the whole image: take data.pack.resize=squash data.pack.size=64"),
         (["augmentation.train.crop.square=false"], "augmentation.train cannot come from the pack .*: it cuts from the whole image: take data.pack.crop=full, or its own square=true"),
         (["data.pack.size=256"], "augmentation.eval cannot .*: its shorter side is 73: take data.pack.resize=shorter data.pack.size=73"),
         (["augmentation=inception", "data.pack.resize=squash"], "augmentation.eval cannot"),
-        (["augmentation=whole", "data.pack.resize=squash", "final.views=five"], "final.views cannot"),
+        (["augmentation=squash", "data.pack.resize=squash", "test.views=five"], "test.views cannot"),
         (["data.pack.crop=middle"], "data.pack.crop must be center or full; got 'middle'"),
         (["data.pack.resize=longer"], "data.pack.resize must be shorter or squash; got 'longer'"),
         (["data.pack.size=0"], "data.pack.size must be a number of pixels; got 0"),
@@ -149,9 +149,9 @@ def test_random_crops_come_from_any_large_enough_pack(train: Train, photos: Path
 
 def test_other_settings_of_decoding_are_refused(photos: Path, tmp_path: Path) -> None:
     listing, pack, keys = list_images(str(photos)), Pack(size=73), {"cache_dir": tmp_path / "cache"}
-    first = open_pack(listing, pack, decoding=Decoding(deep_range=(0, 4095)), **keys)
-    assert open_pack(listing, pack, decoding=Decoding(deep_range=[0.0, 4095.0]), **keys).place == first.place
-    with pytest.raises(DataError, match=r"made with other values of data.max_megapixels or data.deep_range"):
+    first = open_pack(listing, pack, decoding=Decoding(intensity_range=(0, 4095)), **keys)
+    assert open_pack(listing, pack, decoding=Decoding(intensity_range=[0.0, 4095.0]), **keys).place == first.place
+    with pytest.raises(DataError, match=r"made with other values of data.max_megapixels or data.intensity_range"):
         open_pack(listing, pack, decoding=Decoding(), **keys)
     open_pack(listing, pack, decoding=Decoding(), anew=True, **keys)
 

@@ -34,7 +34,13 @@ def test_the_global_batches_do_not_depend_on_the_devices(
     num_ranks: int, accumulate: int, shards: np.ndarray | None
 ) -> None:
     def steps(num_ranks: int, accumulate: int) -> list[set[tuple[int, int]]]:
-        keys = {"batch_size": 12, "num_ranks": num_ranks, "accumulate": accumulate, "shards": shards, "mix": 2}
+        keys = {
+            "batch_size": 12,
+            "num_ranks": num_ranks,
+            "accumulate": accumulate,
+            "shards": shards,
+            "shuffle_shards": 2,
+        }
         ranks = [list(TrainBatches([0] * 40, rank=rank, seed=5, **keys)) for rank in range(num_ranks)]
         assert {len(batches) for batches in ranks} == {3 * accumulate}
         return [
@@ -63,7 +69,7 @@ def test_an_epoch_has_its_own_order_and_every_image_at_most_once() -> None:
 
 def of_shards(**options: Any) -> TrainBatches:
     """20,000 images, 100 in a shard, in batches of 100."""
-    keys = {"shards": np.arange(20_000) // 100, "mix": 8, "batch_size": 100, "seed": 5} | options
+    keys = {"shards": np.arange(20_000) // 100, "shuffle_shards": 8, "batch_size": 100, "seed": 5} | options
     return TrainBatches([0] * 20_000, **keys)
 
 

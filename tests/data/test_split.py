@@ -46,21 +46,21 @@ def test_the_division_is_that_of_a_run(tmp_path: Path) -> None:
     assert {row["path"] for row in rows(out / "split.csv")} == files(out)
 
 
-@pytest.mark.parametrize("how", ["copy", "hardlink", "symlink"])
-def test_copies_and_links(tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("link", ["copy", "hardlink", "symlink"])
+def test_copies_and_links(tmp_path: Path, link: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_images(tmp_path / "data", {"a": 6, "b": 6})
-    out = split(tmp_path, f"data.root={root}", f"how={how}")
+    out = split(tmp_path, f"data.root={root}", f"link={link}")
     one = out / sorted(files(out))[0]
     original = root / one.relative_to(out).relative_to("train")
     assert one.read_bytes() == original.read_bytes()
-    assert os.path.islink(one) == (how == "symlink")
-    assert (os.stat(one).st_ino == os.stat(original).st_ino) == (how != "copy")
+    assert os.path.islink(one) == (link == "symlink")
+    assert (os.stat(one).st_ino == os.stat(original).st_ino) == (link != "copy")
     assert f"python src/train.py data.root={out}" in capsys.readouterr().out
 
 
 def test_only_a_manifest(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 6, "b": 6})
-    out = split(tmp_path, f"data.root={root}", "how=manifest")
+    out = split(tmp_path, f"data.root={root}", "link=manifest")
     assert [path.name for path in out.iterdir()] == ["split.csv"]
     splits = find_splits(str(out / "split.csv"), val_fraction=0.2, test_fraction=0.0)
     expected = find_splits(str(root), val_fraction=0.2, test_fraction=0.0)
@@ -123,7 +123,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, flat: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("overrides", "error", "words"),
     [
-        (["how=move"], ConfigError, "how must be one of copy, hardlink, symlink, manifest; got 'move'"),
+        (["link=move"], ConfigError, "link must be one of copy, hardlink, symlink, manifest; got 'move'"),
         (["pattern='(['"], ConfigError, "pattern must be a regular expression"),
         (["pattern='cat'"], ConfigError, r"pattern must have a group for the class, \(\?P<class>...\); got 'cat'"),
         (["pattern='(?P<class>cat)'"], DataError, "must tell its class by pattern='.*'; dog.p0.01.png does not"),
@@ -231,8 +231,8 @@ def test_classes_that_are_too_alike(tmp_path: Path, flat: Path) -> None:
         ("{root}/a/000.png", "each file must be listed once; a/000.png is also in line 2"),
     ],
 )
-@pytest.mark.parametrize("how", ["copy", "manifest"])
-def test_the_files_of_a_table_lie_in_the_data_set(how: str, path: str, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", ["copy", "manifest"])
+def test_the_files_of_a_table_lie_in_the_data_set(link: str, path: str, words: str, tmp_path: Path) -> None:
     root = write_images(tmp_path / "root", {"a": 4, "b": 4})
     (tmp_path / "secret.png").write_bytes(b"secret")
     (root / "a/.hidden.png").write_bytes(b"x")
@@ -243,7 +243,7 @@ def test_the_files_of_a_table_lie_in_the_data_set(how: str, path: str, words: st
     table.write_text("\n".join(["path,class", *rows, f"{path.format(root=root, tmp=tmp_path)},a"]))
     expected = re.escape(f"{table}, line 10: {words.format(root=root, tmp=tmp_path)}")
     with pytest.raises(DataError, match=expected):
-        split(tmp_path, f"data.root={root}", f"labels={table}", f"how={how}")
+        split(tmp_path, f"data.root={root}", f"labels={table}", f"link={link}")
     assert not (tmp_path / "out").exists()
 
 

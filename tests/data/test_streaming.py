@@ -148,7 +148,7 @@ def test_every_image_is_there_once_in_a_small_cache(
     kind: str, images: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     place = str(request.getfixturevalue(kind))
-    splits, limit = found(place, tmp_path, mix=1, ahead=1, cache_gb=1e-3), 0
+    splits, limit = found(place, tmp_path, shuffle_shards=1, prefetch_shards=1, cache_gb=1e-3), 0
     assert splits.train.shuffled and not splits.val.shuffled
     objects = pack(splits.train).store.folder
     pack(splits.train).store.limit = limit = 4 * (SHARD + 2 * tarfile.RECORDSIZE)
@@ -189,7 +189,7 @@ def test_what_is_here_is_not_fetched_again(client: Any, url: str, images: Path, 
 
 
 def test_the_next_shards_are_fetched_before_they_are_asked_for(url: str, tmp_path: Path) -> None:
-    train = pack(found(url, tmp_path, mix=2, ahead=2).train)
+    train = pack(found(url, tmp_path, shuffle_shards=2, prefetch_shards=2).train)
     order = np.roll(np.arange(len(train.shards)), 3)[:-1]  # another rank reads the last one
     train.follow(order)
     train.content(int(np.flatnonzero(train.shard == order[0])[0]))
@@ -469,9 +469,9 @@ class Silent(http.server.SimpleHTTPRequestHandler):
             "data.url must be a folder, or begin with s3://, gs://, az://, https://, http://; got ftp",
         ),
         ({"url": "nowhere"}, "got .*nowhere: No such file or directory"),
-        ({"stream": {"mix": 0}}, "data.stream.mix must be at least 1"),
+        ({"stream": {"shuffle_shards": 0}}, "data.stream must have shuffle_shards of at least 1"),
         ({"stream": {"mx": 4}}, "data.stream.mx is no argument of .*; did you mean mix"),
-        ({"stream": {"cache_gb": 1e-6}}, r"data.stream.cache_gb must hold data.stream.mix \+ .* got 1e-06"),
+        ({"stream": {"cache_gb": 1e-6}}, r"data.stream.cache_gb must hold shuffle_shards \+ .* got 1e-06"),
         ({"val_split": "both"}, "data.val_split must be val or test; got 'both'"),
     ],
 )
@@ -544,7 +544,7 @@ def test_runs_from_a_store_are_those_of_a_folder_of_shards_whatever_reads_them(
     base = (
         "data.root=null",
         "callbacks.epochs.curves=false",
-        "+data.stream={mix: 2, ahead: 1}",
+        "+data.stream={shuffle_shards: 2, prefetch_shards: 1}",
         "trainer.max_epochs=2",
     )
     runs = {

@@ -82,7 +82,7 @@ def test_restarted_ranks_train_what_they_would_have(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    words = (f"trainer.devices={devices}", "trainer.max_epochs=2", "callbacks.checkpoint.every_steps=1")
+    words = (f"trainer.devices={devices}", "trainer.max_epochs=2", "callbacks.checkpoint.every_n_steps=1")
     train(*words, run_dir=tmp_path / "whole", isolated=True)
     at_step(act, rank=devices - 1)
     train(*words, "elastic.max_restarts=2", run_dir=tmp_path / "lost")

@@ -31,7 +31,7 @@ WORDS = (
     "elastic.timeout_s=20",
     "model.dropout=0",
     "optimizer=sgd",
-    "callbacks.checkpoint.every_steps=1",
+    "callbacks.checkpoint.every_n_steps=1",
     "hydra.run.dir=outputs/${now:%H-%M-%S-%f}",  # another one in each attempt, as the default is
 )
 

@@ -137,7 +137,7 @@ def test_the_last_hidden_layer_is_stored_once(trained_run: Path, tmp_path: Path)
     net: Any = trained.inference.net
     with torch.inference_mode():
         inputs = trained.inference.normalised(images)
-        hidden = net.classifier[:-1](torch.flatten(net.grid(net.features(inputs)), 1))
+        hidden = net.classifier[:-1](torch.flatten(net.avgpool(net.features(inputs)), 1))
     assert np.allclose(matrix, hidden, atol=1e-5)
     again = feature_matrix(trained.inference, None, train, path)  # nothing is computed
     assert np.array_equal(again, matrix)
@@ -209,7 +209,7 @@ def test_the_whole_page(trained_run: Path, tmp_path: Path, images: Path, monkeyp
         tmp_path / "out",
         f"data.root='{wrong}'",
         "num_mistakes=3",
-        "neighbours.images=2",
+        "neighbours.num_images=2",
         "tensorboard=true",
     )
     assert names(shown) - {"worst_mistakes.png"} == PICTURES | SCORED | {"confident_mistakes.png"}
@@ -264,4 +264,4 @@ def test_words(trained_run: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"tensorboard=true needs the run folder of the checkpoint; .*mine.ckpt lies in none"
     ):
-        explain(tmp_path / "mine.ckpt", tmp_path / "c", "tensorboard=true", "neighbours.images=0")
+        explain(tmp_path / "mine.ckpt", tmp_path / "c", "tensorboard=true", "neighbours.num_images=0")

@@ -92,7 +92,7 @@ def test_metadata(export: Callable[..., Path]) -> None:
 def test_a_squashed_view_is_told(
     train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path
 ) -> None:
-    train("augmentation/eval=whole")
+    train("augmentation/eval=squash")
     path = export("torch_export", ckpt=tmp_path / "run")
     extra = {"about.json": ""}
     torch.export.load(path, extra_files=extra)

@@ -73,9 +73,9 @@ def test_poolings_that_do_not_overlap() -> None:
 
 @pytest.mark.parametrize("number", range(1, 6))
 def test_any_convolution_can_be_left_out(number: int) -> None:
-    names = kinds(f"model.without=[{number}]", "model.norm=batch")
+    names = kinds(f"model.skip_convs=[{number}]", "model.norm=batch")
     assert [name for name in names if name.endswith(str(number))] == ([f"pool{number}"] if number in (1, 2, 5) else [])
-    net = on_meta(f"model.without=[{number}]", num_classes=2)
+    net = on_meta(f"model.skip_convs=[{number}]", num_classes=2)
     assert net(torch.empty(1, 3, 224, 224, device="meta")).shape == (1, 2)
 
 
@@ -131,9 +131,9 @@ def test_the_smallest_image_is_named() -> None:
         ({"pool_kernels": [3]}, "model.pool_kernels needs 3 numbers; got [3]"),
         ({"activation": "step"}, "model.activation must be one of threshold, relu, "),
         ({"norm_side": "above"}, "model.norm_side must be one of before, after; got 'above'"),
-        ({"without": [6]}, "model.without must hold numbers of convolutions, 1 to 5; got [6]"),
+        ({"skip_convs": [6]}, "model.skip_convs must hold numbers of convolutions, 1 to 5; got [6]"),
         ({"norm_layers": [0]}, "model.norm_layers must hold numbers of convolutions, 1 to 5; got [0]"),
-        ({"plain_fc": 3}, "model.plain_fc must be at most the 2 hidden linear layers; got 3"),
+        ({"linear_tail": 3}, "model.linear_tail must be at most the 2 hidden linear layers; got 3"),
     ],
 )
 def test_numbers_that_make_no_net_are_refused(options: dict, words: str) -> None:

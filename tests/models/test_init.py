@@ -77,7 +77,7 @@ def test_every_layer_of_every_net_is_drawn_by_the_scheme(model: str, scheme: str
 
 def test_the_biases_of_2012() -> None:
     ones = {"features.conv2", "features.conv4", "features.conv5", "classifier.fc6", "classifier.fc7"}
-    for net in (AlexNet(10, width=0.1, init="paper2012"), AlexNet(10, width=0.1, init="paper2012", without=[1, 3])):
+    for net in (AlexNet(10, width=0.1, init="paper2012"), AlexNet(10, width=0.1, init="paper2012", skip_convs=[1, 3])):
         for name, layer in layers_of(net).items():
             assert (layer.bias == float(name in ones)).all(), name
 

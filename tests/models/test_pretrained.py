@@ -149,14 +149,14 @@ def test_a_wider_net_takes_what_is_as_large() -> None:
 
 
 def test_behind_a_layer_that_is_left_out_nothing_is_sliced() -> None:
-    found = fitted(small(without=[3], width=0.5), small())
+    found = fitted(small(skip_convs=[3], width=0.5), small())
     assert set(found.fresh) == {"features.conv4.weight", "features.conv4.bias"} | {
         key for key in found.fresh if key.startswith(("features.conv5", "classifier"))
     }
     assert {"features.conv1.weight", "features.conv2.weight"} <= set(found.taken)
     assert "features.conv3.weight" in found.unused
     with torch.device("meta"):
-        assert fit(small(without=[3]), Source("there", small().state_dict()), head=(), classes=names(5)).fresh
+        assert fit(small(skip_convs=[3]), Source("there", small().state_dict()), head=(), classes=names(5)).fresh
 
 
 def test_grey_pictures_give_the_same_with_the_kernels_summed() -> None:
@@ -170,7 +170,7 @@ def test_grey_pictures_give_the_same_with_the_kernels_summed() -> None:
 
 
 def test_a_grid_of_another_size_is_not_sliced() -> None:
-    found = fitted(small(grid=5), small())
+    found = fitted(small(pool_size=5), small())
     assert "classifier.fc6.weight" in found.fresh
     assert "features.conv5.weight" in found.taken
 
@@ -288,7 +288,7 @@ def test_a_rate_for_the_head(
     train: Callable[..., float | None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    train("parameters.head_lr=0.05", "optimizer.lr=0.0", "optimizer.weight_decay=0.0", "trainer.log_every_n_steps=1")
+    train("param_groups.head_lr=0.05", "optimizer.lr=0.0", "optimizer.weight_decay=0.0", "trainer.log_every_n_steps=1")
     state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
     assert [group["lr"] for group in state["param_groups"]] == [0.0, 0.05]
     assert [len(group["params"]) for group in state["param_groups"]] == [12, 2]

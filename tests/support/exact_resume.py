@@ -16,7 +16,7 @@ EPOCHS, STEPS = 2, 6  # of an epoch: 24 images in batches of 4
 BASE = (
     "data.batch_size=4",
     f"trainer.max_epochs={EPOCHS}",
-    "callbacks.checkpoint.every_steps=1",
+    "callbacks.checkpoint.every_n_steps=1",
     "callbacks.epochs.curves=false",
 )
 RECIPES = {
@@ -34,7 +34,12 @@ RECIPES = {
     "packed, two workers": ("data.cache=packed", "data.num_workers=2", "scheduler=one_cycle"),
     "three batches by heart": ("trainer.overfit_batches=3", "optimizer=sgd"),
     "shards, two workers": (
-        *("data.root=null", "+data.url={shards}", "+data.stream={{mix: 2, ahead: 1}}", "data.num_workers=2"),
+        *(
+            "data.root=null",
+            "+data.url={shards}",
+            "+data.stream={{shuffle_shards: 2, prefetch_shards: 1}}",
+            "data.num_workers=2",
+        ),
         "scheduler=cosine",
     ),
     "balanced": ("data.sampler=balanced", "callbacks=[default,early_stopping]"),

@@ -7,7 +7,7 @@ import torch
 
 from alexlab.training.module import Classifier
 
-WORDS = ("trainer.max_epochs=3", "callbacks.checkpoint.every_steps=1", "augmentation=none", "optimizer=sgd")
+WORDS = ("trainer.max_epochs=3", "callbacks.checkpoint.every_n_steps=1", "augmentation=none", "optimizer=sgd")
 
 
 def spoil(patch: pytest.MonkeyPatch, what: str, value: float, *, step: int, rank: int) -> None:

@@ -151,7 +151,7 @@ def test_a_signal_to_one_job_costs_that_job(tmp_path: Path) -> None:
 
 def test_no_gpu_has_two_jobs_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    pool = SlotPool(4, per_gpu=1, num_gpus=3)
+    pool = SlotPool(4, jobs_per_gpu=1, num_gpus=3)
     one, two = pool.acquire(1), pool.acquire(2)
     assert one and two and (one.gpus, two.gpus, str(two)) == (["0"], ["1", "2"], "GPU 1, 2")
     assert pool.acquire(1) is None
@@ -161,10 +161,10 @@ def test_no_gpu_has_two_jobs_unless_asked(monkeypatch: pytest.MonkeyPatch) -> No
     pool.release(two)
     named = pool.acquire([2])
     assert named and named.gpus is None and named.taken == [2], "and chosen by the job itself"
-    shared = SlotPool(4, per_gpu=2, num_gpus=2)
+    shared = SlotPool(4, jobs_per_gpu=2, num_gpus=2)
     assert [slot and slot.gpus for slot in (shared.acquire(1) for _ in range(5))] == [["0"], ["1"], ["0"], ["1"], None]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    kept = SlotPool(2, per_gpu=1, num_gpus=2).acquire(2)
+    kept = SlotPool(2, jobs_per_gpu=1, num_gpus=2).acquire(2)
     assert kept and kept.gpus == ["5", "7"]
 
 
@@ -198,7 +198,7 @@ def test_shares_of_cores(
     assert hardware.core_sets(count) == expected
 
 
-@pytest.mark.parametrize("words", ["jobs", "per_gpu"])
+@pytest.mark.parametrize("words", ["jobs", "jobs_per_gpu"])
 def test_words_of_a_wrong_number(words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"launcher.{words} must be at least 1; got 0"):
         Parallel(**{words: 0}).prepare(tmp_path)
@@ -268,4 +268,4 @@ def test_the_launcher_names_the_engine() -> None:
         made = instantiate(composed(*words).hydra.launcher)
         # Hydra has imported its plugins by itself: its classes are not those of an import here.
         assert (type(made).__name__, type(made.runner).__name__) == ("SweepLauncher", kind)
-        assert made.repeat_failed is False
+        assert made.retry_failed is False

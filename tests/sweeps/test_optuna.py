@@ -181,10 +181,13 @@ def test_a_search_on_submitit_goes_on(images: Path, tmp_path: Path) -> None:
         ({"cluster": "local", "jobs": 0}, "launcher.jobs must be null or at least 1; got 0"),
         ({"cluster": "slurm"}, "launcher.cluster=slurm needs SLURM's sbatch"),
         ({"cluster": "local", "color": 1}, "launcher: Parameter 'color'"),
-        ({"cluster": "local", "signal_s": 0}, "launcher.signal_s must be at least 1 and less than .* 14400 s; got 0"),
         (
-            {"cluster": "local", "timeout_min": 2, "signal_s": 120},
-            "launcher.signal_s must be .* less than launcher.timeout_min, 120 s; got 120",
+            {"cluster": "local", "signal_delay_s": 0},
+            "launcher.signal_delay_s must be at least 1 and less than .* 14400 s; got 0",
+        ),
+        (
+            {"cluster": "local", "timeout_min": 2, "signal_delay_s": 120},
+            "launcher.signal_delay_s must be .* less than launcher.timeout_min, 120 s; got 120",
         ),
     ],
 )

@@ -268,8 +268,10 @@ def test_an_entry_of_null_is_left_out(train: Train, tmp_path: Path) -> None:
     assert not {"layers.csv", "metrics.csv"} & {path.name for path in (tmp_path / "run").iterdir()}
 
 
-def test_final_views_are_scored_beside_the_centre(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    train("final.views=ten_crop")
+def test_test_views_are_scored_as_well_as_the_centre_crop(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train("test.views=ten_crop")
     curves = scalars(tmp_path / "run")
     assert {"ten_crop/top1", "ten_crop/top5", "ten_crop/loss", "test/top1"} <= set(curves)
     printed = capsys.readouterr().out
@@ -281,10 +283,10 @@ def test_without_a_test_split_the_views_are_those_of_val(
     train: Train, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     root = write_images(tmp_path / "flat", {"a": 10, "b": 10})
-    train(f"data.root={root}", "final.views=five", "trainer.devices=2")
+    train(f"data.root={root}", "test.views=five", "trainer.devices=2")
     assert re.search(r"val +│ +4 │ .* the same, five", capfd.readouterr().out)
-    with pytest.raises(ConfigError, match=r"final.views must be one of center, five, ten_crop; got 'six'"):
-        train("final.views=six")
+    with pytest.raises(ConfigError, match=r"test.views must be one of center, five, ten_crop; got 'six'"):
+        train("test.views=six")
 
 
 def test_ten_crops_are_the_mean_of_ten_single_crops(train: Train, images: Path, tmp_path: Path) -> None:
@@ -296,7 +298,7 @@ def test_ten_crops_are_the_mean_of_ten_single_crops(train: Train, images: Path, 
     from alexlab.data.decode import decode
     from alexlab.data.splits import find_splits
 
-    train("final.views=ten_crop", "trainer.max_epochs=2")
+    train("test.views=ten_crop", "trainer.max_epochs=2")
     checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
     splits = find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
     module = build.classifier(checkpoint["alexlab"]["config"], splits)

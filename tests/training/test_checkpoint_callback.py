@@ -30,7 +30,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch_and_the_best_of_the_best(train
 
 
 def test_every_epochs_leaves_no_gap_at_the_end(train: Train, tmp_path: Path) -> None:
-    train("trainer.max_epochs=3", "callbacks.checkpoint.every_epochs=2")
+    train("trainer.max_epochs=3", "callbacks.checkpoint.every_n_epochs=2")
     assert loaded(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 9
 
 
@@ -50,8 +50,8 @@ def test_validations_inside_an_epoch_are_looked_at(train: Train, tmp_path: Path)
 def test_what_the_callback_does_not_take(train: Train) -> None:
     with pytest.raises(ConfigError, match="mode must be max or min; got 'maximum'"):
         train("callbacks.checkpoint.mode=maximum")
-    with pytest.raises(ConfigError, match="every_epochs must be at least 1; got 0"):
-        train("callbacks.checkpoint.every_epochs=0")
+    with pytest.raises(ConfigError, match="every_n_epochs must be at least 1; got 0"):
+        train("callbacks.checkpoint.every_n_epochs=0")
     assert Checkpoints().monitor == "val/top1"
 
 
@@ -97,7 +97,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_there_is(
 ) -> None:
     filling(monkeypatch, at=3)
     with pytest.raises(DiskError, match=r"best.ckpt, .* MB: No space left on device"):
-        train("trainer.max_epochs=5", "callbacks.checkpoint.every_steps=1")
+        train("trainer.max_epochs=5", "callbacks.checkpoint.every_n_steps=1")
     kept = loaded(tmp_path / "run/checkpoints/last.ckpt")
     assert kept["global_step"] == 2
     card = Card(tmp_path / "run").read()
@@ -110,7 +110,7 @@ def test_or_it_goes_on(
 ) -> None:
     """Whichever checkpoint fails, the last epoch has one at the end, and the best one is one that is there."""
     filling(monkeypatch, at=at)
-    assert train("trainer.max_epochs=4", "callbacks.checkpoint.on_error=go_on", "seed=5") is not None
+    assert train("trainer.max_epochs=4", "callbacks.checkpoint.on_error=warn", "seed=5") is not None
     assert "No space left on device" in caplog.text and "the run goes on" in caplog.text
     assert loaded(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 12
     scores = [float(row["val/top1"]) for row in rows(tmp_path / "run/metrics.csv")]
@@ -129,7 +129,7 @@ def test_what_a_killed_writer_has_left_is_swept(train: Train, tmp_path: Path) ->
 
 
 def test_words_of_the_policy(train: Train) -> None:
-    with pytest.raises(ConfigError, match="on_error must be stop or go_on; got 'ignore'"):
+    with pytest.raises(ConfigError, match="on_error must be raise or warn; got 'ignore'"):
         train("callbacks.checkpoint.on_error=ignore")
 
 
@@ -137,7 +137,7 @@ def test_the_last_ones_are_kept_and_one_of_them_takes_the_place_of_a_damaged_one
     train: Callable[..., float | None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    words = ("trainer.max_epochs=3", "callbacks.checkpoint.keep=2", "callbacks.checkpoint.every_steps=2")
+    words = ("trainer.max_epochs=3", "callbacks.checkpoint.keep_last=2", "callbacks.checkpoint.every_n_steps=2")
     train(*words)
     folder = tmp_path / "run/checkpoints"
     assert {path.name for path in folder.iterdir()} == {

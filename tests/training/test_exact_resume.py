@@ -85,7 +85,7 @@ def test_fewer_ranks_add_up_more_batches(
 ) -> None:
     """Ended inside an epoch, and gone on with another number of batches in a step, as after the loss of a node: the steps,
     their images and every score are those of one run."""
-    words = ("trainer.max_epochs=3", "optimizer=sgd", "model.dropout=0", "callbacks.checkpoint.every_steps=1")
+    words = ("trainer.max_epochs=3", "optimizer=sgd", "model.dropout=0", "callbacks.checkpoint.every_n_steps=1")
     train(*words, run_dir=tmp_path / "whole")
     own = Classifier.training_step
 
@@ -117,7 +117,7 @@ def test_by_the_clock(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: float(next(seconds)))
     run = Recorded(train, tmp_path)
     kept = run(
-        "callbacks.checkpoint.every_steps=null", "callbacks.checkpoint.every_s=3", "trainer.devices=2", name="whole"
+        "callbacks.checkpoint.every_n_steps=null", "callbacks.checkpoint.every_s=3", "trainer.devices=2", name="whole"
     )
     steps = [int(path.stem) for path in sorted(kept.iterdir())]
     assert {6, 12} < set(steps) and 3 < len(steps) < 12
@@ -126,7 +126,7 @@ def test_by_the_clock(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"every_steps": 0}, "every_steps must be at least 1; got 0"),
+        ({"every_n_steps": 0}, "every_n_steps must be at least 1; got 0"),
         ({"every_s": 0}, "every_s must be positive; got 0"),
     ],
 )

@@ -51,7 +51,7 @@ def test_where_to_ask_costs_time_it_is_done_at_the_logging_interval(
 
     monkeypatch.setattr(Classifier, "on_train_batch_start", counted)
     spoil(monkeypatch, what, math.nan, step=3, rank=0)
-    words = [word for word in WORDS if "every_steps" not in word]
+    words = [word for word in WORDS if "every_n_steps" not in word]
     named = r"the loss" if what == "loss" else r"the gradient of features\.conv2\.weight"
     with pytest.raises(NumericError, match=rf"{named} must stay finite; it is nan at step 3 \(epoch 1, batch 0\)"):
         train(*words, "trainer.log_every_n_steps=5")

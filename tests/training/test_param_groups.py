@@ -18,8 +18,8 @@ def test_every_parameter_is_of_one_kind() -> None:
         every = [id(parameter) for parameters in found.values() for parameter in parameters]
         assert sorted(every) == sorted(id(parameter) for parameter in net.parameters())
     counts = {kind: len(parameters) for kind, parameters in kinds(tiny()).items()}
-    assert counts == {"kernels": 5, "linear": 2, "biases": 7, "norms": 10}
-    assert len(kinds(resnet18())["norms"]) == 40
+    assert counts == {"conv": 5, "linear": 2, "bias": 7, "norm": 10}
+    assert len(kinds(resnet18())["norm"]) == 40
 
 
 def test_the_head_has_its_own_groups() -> None:
@@ -28,21 +28,21 @@ def test_the_head_has_its_own_groups() -> None:
     groups = {group["name"]: group for group in parameter_groups(net, head, head_lr=0.5)}
     assert {name: group.get("lr") for name, group in groups.items()} == {"body": None, "head": 0.5}
     assert [len(group["params"]) for group in groups.values()] == [22, 2]
-    groups = {group["name"]: group for group in parameter_groups(net, head, head_lr=0.5, norms_decay=0.0)}
-    assert list(groups) == ["body kernels", "body linear", "body biases", "body norms", "head linear", "head biases"]
-    assert groups["head biases"]["lr"] == 0.5
-    assert groups["body norms"]["weight_decay"] == 0.0
+    groups = {group["name"]: group for group in parameter_groups(net, head, head_lr=0.5, norm_weight_decay=0.0)}
+    assert list(groups) == ["body conv", "body linear", "body bias", "body norm", "head linear", "head bias"]
+    assert groups["head bias"]["lr"] == 0.5
+    assert groups["body norm"]["weight_decay"] == 0.0
 
 
 def test_one_group_unless_a_kind_is_told_apart() -> None:
     net = tiny()
     assert [group.keys() for group in parameter_groups(net)] == [{"params"}]
-    groups = {group["name"]: group for group in parameter_groups(net, kernels_decay=0.002, norms_decay=0.0)}
+    groups = {group["name"]: group for group in parameter_groups(net, conv_weight_decay=0.002, norm_weight_decay=0.0)}
     assert {name: group.get("weight_decay") for name, group in groups.items()} == {
-        "kernels": 0.002,
+        "conv": 0.002,
         "linear": None,
-        "biases": None,
-        "norms": 0.0,
+        "bias": None,
+        "norm": 0.0,
     }
 
 
@@ -53,12 +53,12 @@ def test_a_penalty_on_kernels_is_coupled_weight_decay_of_twice_its_factor() -> N
     penalised, decayed = tiny(), tiny()
     decayed.load_state_dict(penalised.state_dict())
     by_loss = torch.optim.Adam(penalised.parameters(), 1e-3)
-    by_decay = torch.optim.Adam(parameter_groups(decayed, kernels_decay=0.002), 1e-3)
+    by_decay = torch.optim.Adam(parameter_groups(decayed, conv_weight_decay=0.002), 1e-3)
     for net, optimizer in ((penalised, by_loss), (decayed, by_decay)):
         torch.manual_seed(1)
         loss = torch.nn.functional.cross_entropy(net(images), labels)
         if net is penalised:
-            loss = loss + 0.001 * sum(kernel.square().sum() for kernel in kinds(net)["kernels"])
+            loss = loss + 0.001 * sum(kernel.square().sum() for kernel in kinds(net)["conv"])
         loss.backward()
         optimizer.step()
     for one, other in zip(penalised.parameters(), decayed.parameters(), strict=True):
@@ -67,7 +67,10 @@ def test_a_penalty_on_kernels_is_coupled_weight_decay_of_twice_its_factor() -> N
 
 def test_groups_reach_the_optimizer(train: Callable[..., float | None], tmp_path: Path) -> None:
     train(
-        "optimizer=adam", "parameters.kernels_decay=0.002", "parameters.biases_decay=0.0", "optimizer.weight_decay=0.1"
+        "optimizer=adam",
+        "param_groups.conv_weight_decay=0.002",
+        "param_groups.bias_weight_decay=0.0",
+        "optimizer.weight_decay=0.1",
     )
     state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
     assert [group["weight_decay"] for group in state["param_groups"]] == [0.002, 0.1, 0.0]

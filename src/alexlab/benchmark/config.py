@@ -20,7 +20,7 @@ class Settings:
         pairs: rounds that count; in each, every contender has a turn.
         train_images, val_images: of the data, evenly spaced; None takes all.
         steps: optimizer steps of a turn in the suite `step`.
-        loaded: images of a turn in the suite `loader`; of packed ones twenty times as many.
+        loader_images: images of a turn in the suite `loader`; of packed ones twenty times as many.
         shards: where that suite writes the images as shards, s3://bucket/prefix or a new folder; None is a folder of its own.
         compiled: whether the suite `step` has a compiled step; None on a GPU.
         files, classes, workers, ranks, widths: how many of each in the suite `scale`.
@@ -31,7 +31,7 @@ class Settings:
     train_images: int | None = 640
     val_images: int | None = 320
     steps: int = 4
-    loaded: int = 256
+    loader_images: int = 256
     shards: str | None = None
     compiled: bool | None = None
     files: Sequence[int] = (1_000, 10_000, 100_000)
@@ -42,7 +42,7 @@ class Settings:
     peer_epochs: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "steps", "loaded", "peer_epochs"):
+        for name in ("pairs", "steps", "loader_images", "peer_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"benchmark.{name} must be at least 1; got {getattr(self, name)}")
 

@@ -83,7 +83,11 @@ class Measuring:
         decoding = build.data(files.config).decoding
         index = write_shards(files.splits, out, shard_bytes=SHARD_BYTES, cache_dir=cache_dir, decoding=decoding)
         largest = max(size for about in index["splits"].values() for _, size, _, _ in about["shards"])
-        stream = {"mix": MIX, "ahead": MIX // 2, "cache_gb": (MIX + MIX // 2 + SPARE) * largest / 1e9}
+        stream = {
+            "shuffle_shards": MIX,
+            "prefetch_shards": MIX // 2,
+            "cache_gb": (MIX + MIX // 2 + SPARE) * largest / 1e9,
+        }
         data = {**files.config["data"], "root": None, "url": out, "stream": stream}
         config = {**files.config, "data": data}
         return replace(files, config=config, splits=build.data(config).find_splits())

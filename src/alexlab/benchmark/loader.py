@@ -32,7 +32,7 @@ def suite(measuring: Measuring) -> list[Row]:
     flip = v2.RandomHorizontalFlip()
     resized = v2.Compose([v2.RandomResizedCrop(size, antialias=True), flip])
     cut = v2.Compose([RandomCropView(size, square=True), flip])
-    count = measuring.settings.loaded
+    count = measuring.settings.loader_images
     makers: dict[str, Callable[[], Any]] = {
         "usual": lambda: _usual(files),
         "from JPEG: random resized crop and flip": lambda: _ours(files, resized),

@@ -94,12 +94,12 @@ def _default(key: str) -> Any:
 
 def confined_data(data: dict[str, Any]) -> dict[str, Any]:
     """Return the `data` node of a stranger's checkpoint such that using it writes to the default cache folder only."""
-    return {**data, "make": data.get("make") if _made_at_home(data) else None, "cache_dir": Data.cache_dir}
+    return {**data, "generate": data.get("generate") if _made_at_home(data) else None, "cache_dir": Data.cache_dir}
 
 
 def _made_at_home(data: dict[str, Any]) -> bool:
     """Return whether a generated data set is written to the default folder of its option; true if it is not generated."""
-    return data.get("make") is None or data.get("root") == f"data/{data['make']}"
+    return data.get("generate") is None or data.get("root") == f"data/{data['generate']}"
 
 
 def check_folder(folder: Path) -> None:

@@ -41,13 +41,13 @@ CHANGEABLE = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
     *("trainer.devices", "trainer.accelerator", "trainer.num_nodes"),
     *("data.root", "data.splits", "data.url", "data.num_workers", "data.cache", "data.cache_dir", "data.on_error"),
-    *("data.stream.ahead", "data.stream.cache_gb"),
-    *("callbacks.", "logger.", "elastic.", "final."),
+    *("data.stream.prefetch_shards", "data.stream.cache_gb"),
+    *("callbacks.", "logger.", "elastic.", "test."),
 )
 # Without these nodes a config is none of ours.
 GROUPS = (
     *("model", "data", "augmentation", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger"),
-    *("compile", "elastic", "parameters", "final"),
+    *("compile", "elastic", "param_groups", "test"),
 )
 
 

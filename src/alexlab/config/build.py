@@ -200,7 +200,7 @@ def packing(config: Config) -> Pack | None:
     first = {f"augmentation.{stage}": _first(views[stage], f"augmentation.{stage}") for stage in ("eval", "train")}
     if pack.size is None:
         pack = replace(pack, size=needed_size(first["augmentation.eval"]))
-    for name, view in {**first, "final.views": final_views(config)}.items():
+    for name, view in {**first, "test.views": extra_views(config)}.items():
         reason = None if view is None else misfit(view, pack)
         if reason is not None:
             raise ConfigError(f"{name} cannot come from the pack of data.cache={settings.cache}: {reason}")
@@ -259,8 +259,8 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
     num_classes = len(splits.classes)
     loss = make(config["loss"], "loss", splits.train.counts())
     optimizer, options = parts(config["optimizer"], "optimizer")
-    bind(parameter_groups, "parameters", None, **config["parameters"])
-    head = _head(config, num_classes) if config["parameters"]["head_lr"] is not None else ()
+    bind(parameter_groups, "param_groups", None, **config["param_groups"])
+    head = _head(config, num_classes) if config["param_groups"]["head_lr"] is not None else ()
     schedule, shape = parts(config["scheduler"], "scheduler")
     bind(compile_net, "compile", None, **config["compile"])
     bind(optimizer, "optimizer", [], **options)
@@ -276,7 +276,7 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
         classes=splits.classes,
         loss=loss,
         optimizer=partial(optimizer, **options),
-        parameter_groups=partial(parameter_groups, head=head, **config["parameters"]),
+        parameter_groups=partial(parameter_groups, head=head, **config["param_groups"]),
         schedule=partial(schedule, **shape),
         mean=settings.per_channel(settings.mean),
         std=settings.per_channel(settings.std),
@@ -311,7 +311,7 @@ def folder_data(config: Config, splits: Splits, run_dir: Path | None = None) -> 
     views = config["augmentation"]
     skipped = None if run_dir is None else Skipped(run_dir / SKIPPED)
     if skipped is not None:  # loader processes are forked before the callback that has the key is asked
-        skipped.goes_on = any(node.get("on_error") == "go_on" for node in entries(config["callbacks"]).values())
+        skipped.goes_on = any(node.get("on_error") == "warn" for node in entries(config["callbacks"]).values())
     return FolderData(
         data(config),
         splits,
@@ -322,14 +322,14 @@ def folder_data(config: Config, splits: Splits, run_dir: Path | None = None) -> 
     )
 
 
-def final_views(config: Config) -> Views | None:
-    """The views of the `final` node; None where they are the centre, which is scored anyway."""
-    bind(Views, "final", 1, **config["final"])
+def extra_views(config: Config) -> Views | None:
+    """The views of the `test` node; None where they are the centre, which is scored anyway."""
+    bind(Views, "test", 1, **config["test"])
     try:
-        views = Views(data(config).image_size, **config["final"])
+        views = Views(data(config).image_size, **config["test"])
     except ValueError as error:
-        raise ConfigError(f"final.{error}") from error
-    return None if config["final"]["views"] == "center" else views
+        raise ConfigError(f"test.{error}") from error
+    return None if config["test"]["views"] == "center" else views
 
 
 def entries(nodes: Config) -> Config:
@@ -498,7 +498,7 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
         raise ConfigError(f"optimizer: {error}") from error
     schedule = module.schedule(optimizer, num_epochs=1, steps_per_epoch=100)
     folder_data(config, splits)
-    final_views(config)
+    extra_views(config)
     packing(config)
     _check_loggers(config)
     monitors = {

@@ -68,7 +68,7 @@ def _groups(config: Config) -> Iterator[tuple[str, Config, list[tuple[str, Confi
     files = {"trainer": "trainer/default.yaml", "data": "data/folder.yaml"}
     defaults = {group: yaml.safe_load((CONFIG_DIR / path).read_text()) for group, path in files.items()}
     whole = yaml.safe_load((CONFIG_DIR / "train.yaml").read_text())
-    defaults |= {group: whole[group] for group in ("compile", "elastic", "parameters", "final")}
+    defaults |= {group: whole[group] for group in ("compile", "elastic", "param_groups", "test")}
     for group in (*defaults, "model", "loss"):
         own = {
             key: default

@@ -238,7 +238,7 @@ def _transform_images(config: Config) -> None:
                     f"{where} must give images of whole numbers, torch.uint8, of shape {(channels, size, size)} as "
                     f"data.image_size says; its transforms give {found[0]} of shape {found[1]}"
                 )
-    views = build.final_views(config)
+    views = build.extra_views(config)
     if views is not None:
         views(torch.zeros(channels, *SIDES, dtype=torch.uint8))
 

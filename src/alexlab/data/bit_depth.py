@@ -168,18 +168,18 @@ def _range(depth: Depth, low: float, high: float, decoding: Decoding, *, unscale
     Raises:
         UnknownRangeError: if neither the file nor the settings say.
     """
-    if decoding.deep_range is None and not math.isfinite(high - low):
+    if decoding.intensity_range is None and not math.isfinite(high - low):
         raise UnknownRangeError("not all of its values are finite numbers")
     if depth.black is not None and depth.white is not None:
         if depth.black <= low and high <= depth.white and depth.black < depth.white:
             return depth.black, depth.white
-        if decoding.deep_range is None:
+        if decoding.intensity_range is None:
             raise UnknownRangeError(
                 f"it declares {depth.black:g} to {depth.white:g}, but its values are {low:g} to {high:g}; "
                 + _remedy(low, high)
             )
-    if decoding.deep_range is not None:
-        return decoding.deep_range[0], decoding.deep_range[1]
+    if decoding.intensity_range is not None:
+        return decoding.intensity_range[0], decoding.intensity_range[1]
     if depth.kind == "unsigned" and depth.bits == 16:
         significant = depth.significant_bits or 16
         if significant < 16 and unscaled and high < 2**significant:
@@ -195,10 +195,10 @@ def _check_high_bytes(strips: Iterable[Image.Image], depth: Depth, decoding: Dec
     """Check an image with several deep channels, of which Pillow keeps the high bytes: they must not be almost black."""
     highest = max(int(np.asarray(strip)[..., : 1 if strip.mode == "LA" else 3].max()) for strip in strips)
     dark = 256 * (highest + 1) <= DARK or (depth.white or FULL) < DARK
-    if dark and (decoding.deep_range is None or decoding.deep_range[1] < FULL):
+    if dark and (decoding.intensity_range is None or decoding.intensity_range[1] < FULL):
         raise UnknownRangeError(
             f"{depth.bits} bits in several channels, which are read at full range only, and its values are below "
-            f"{256 * (highest + 1):,} of 65,535; scale the values, or data.deep_range=[0,65535] reads them as dark as they are"
+            f"{256 * (highest + 1):,} of 65,535; scale the values, or data.intensity_range=[0,65535] reads them unscaled"
         )
 
 
@@ -208,4 +208,4 @@ def _remedy(low: float, high: float) -> str:
         black, white = math.floor(low), math.ceil(high)
     else:
         black, white = 0, 1 if high <= 1 else 2 ** math.ceil(math.log2(high + 1)) - 1
-    return f"data.deep_range=[{black},{max(white, black + 1)}] would declare it for all such files"
+    return f"data.intensity_range=[{black},{max(white, black + 1)}] would declare it for all such files"

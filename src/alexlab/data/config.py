@@ -19,7 +19,7 @@ from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError
 
 MAX_WORKERS = 1024  # loader processes of a device; more than the cores only wait for each other
-MAKERS = {"digits": write_digits, "photographs": write_photographs}
+GENERATORS = {"digits": write_digits, "photographs": write_photographs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class Data:
         on_error: `raise` ends the run at an image that cannot be read, `skip` lists it and goes on without it.
         cache_dir: where packs and lists of files are kept, the latter so that the next start need not walk the folder again.
         preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
-        max_megapixels, deep_range: see `alexlab.data.image_file.Decoding`.
+        max_megapixels, intensity_range: see `alexlab.data.image_file.Decoding`.
         manifest: a list of all images with their SHA-256, as `prepare.py action=check` writes it; every file that is read
             must have it.
-        make: writes the data set when `root` is not there: `digits`, `photographs` (made ones, to measure with), or None.
+        generate: writes the data set when `root` is not there: `digits`, `photographs` (made ones, to measure with), or None.
     """
 
     root: str | None
@@ -72,11 +72,11 @@ class Data:
     pack: Mapping[str, Any] = field(default_factory=dict)
     on_error: str = "raise"
     max_megapixels: float = MAX_MEGAPIXELS
-    deep_range: Sequence[float] | None = None
+    intensity_range: Sequence[float] | None = None
     cache_dir: str = "data/cache"
     preview: int = 0
     manifest: str | None = None
-    make: str | None = None
+    generate: str | None = None
 
     def __post_init__(self) -> None:
         if not self.root and not self.url:
@@ -98,8 +98,8 @@ class Data:
             raise ConfigError(f"data.cache must be null, packed or device; got {self.cache!r}")
         if self.on_error not in ("raise", "skip"):
             raise ConfigError(f"data.on_error must be raise or skip; got {self.on_error!r}")
-        if self.make is not None and self.make not in MAKERS:
-            raise ConfigError(f"data.make must be null or one of {', '.join(MAKERS)}; got {self.make!r}")
+        if self.generate is not None and self.generate not in GENERATORS:
+            raise ConfigError(f"data.generate must be null or one of {', '.join(GENERATORS)}; got {self.generate!r}")
         if self.num_workers is not None and not 0 <= self.num_workers <= MAX_WORKERS:
             raise ConfigError(
                 f"data.num_workers must be null or a number of processes from 0 to {MAX_WORKERS}; got {self.num_workers}"
@@ -128,7 +128,9 @@ class Data:
     @property
     def decoding(self) -> Decoding:
         """The settings by which files become pixels."""
-        return Decoding(channels=self.channels, max_megapixels=self.max_megapixels, deep_range=self.deep_range)
+        return Decoding(
+            channels=self.channels, max_megapixels=self.max_megapixels, intensity_range=self.intensity_range
+        )
 
     @property
     def place(self) -> str:
@@ -146,8 +148,8 @@ class Data:
                 val_split=self.val_split,
             )
         assert self.root is not None
-        if self.make is not None and not os.path.exists(self.root):
-            MAKERS[self.make](self.root)
+        if self.generate is not None and not os.path.exists(self.root):
+            GENERATORS[self.generate](self.root)
         splits = find_splits(
             self.root,
             val_fraction=self.val_fraction,

@@ -133,7 +133,7 @@ class FolderData(lightning.LightningDataModule):
             balanced=self.data.sampler == "balanced",
             fixed=self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
             shards=None if sharded is None else sharded.shard,
-            mix=1 if sharded is None else sharded.mix,
+            shuffle_shards=1 if sharded is None else sharded.shuffle_shards,
             first=self.first,
         )
         # Lightning tells the epoch of a resumed run only after the loader processes have begun to read ahead.

@@ -52,7 +52,7 @@ class Decoding:
     Args:
         channels: 3 for RGB, 1 for grey.
         max_megapixels: size of the largest picture that is decoded, in 10^6 pixels.
-        deep_range: the values that are black and white in images of more than 8 bits, where the file declares none.
+        intensity_range: the values that are black and white in images of more than 8 bits, where the file declares none.
 
     Raises:
         ConfigError: for values out of range.
@@ -60,19 +60,19 @@ class Decoding:
 
     channels: int = 3
     max_megapixels: float = MAX_MEGAPIXELS
-    deep_range: Sequence[float] | None = None
+    intensity_range: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise ConfigError(f"an image has 1 or 3 channels; got model.in_channels={self.channels}")
         if not 0 < self.max_megapixels < math.inf:
             raise ConfigError(f"data.max_megapixels must be a positive number; got {self.max_megapixels}")
-        if self.deep_range is None:
+        if self.intensity_range is None:
             return
-        values = list(self.deep_range)
+        values = list(self.intensity_range)
         if len(values) != 2 or not all(map(math.isfinite, values)) or values[0] >= values[1]:
             raise ConfigError(
-                f"data.deep_range must be null or two numbers, black and a larger white, such as [0,4095]; got {values}"
+                f"data.intensity_range must be null or two numbers, black and a larger white, such as [0,4095]; got {values}"
             )
 
     @property

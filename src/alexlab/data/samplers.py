@@ -94,7 +94,7 @@ class TrainBatches:
         balanced: draw images with replacement so that every class is equally likely, instead of each image once.
         fixed: the same order and the same augmentation in every epoch, for learning a few batches by heart.
         shards: of each image the number of its shard; None where any image is at hand.
-        mix: shards whose images are mixed.
+        shuffle_shards: shards whose images are mixed.
         first: the epoch and the batch of this rank that a resumed run begins with.
     """
 
@@ -110,7 +110,7 @@ class TrainBatches:
         balanced: bool = False,
         fixed: bool = False,
         shards: np.ndarray | None = None,
-        mix: int = 1,
+        shuffle_shards: int = 1,
         first: tuple[int, int] = (0, 0),
     ) -> None:
         assert batch_size % (num_ranks * accumulate) == 0, "checked when the run is built"
@@ -119,7 +119,7 @@ class TrainBatches:
         self.num_ranks, self.rank, self.accumulate = num_ranks, rank, accumulate
         self.seed = seed
         self.balanced, self.fixed = balanced, fixed
-        self.shards, self.mix = shards, mix
+        self.shards, self.shuffle_shards = shards, shuffle_shards
         self.first = first
         self.epoch = first[0]
         self.asleep = False  # gives nothing
@@ -160,7 +160,7 @@ class TrainBatches:
         generator = np.random.Generator(np.random.Philox(derived_seed(self.seed, epoch)))
         if self.shards is not None:
             places = generator.permutation(self.shards.max() + 1)[self.shards]
-            mixed = np.argsort(places + self.mix * generator.random(len(places)), kind="stable")
+            mixed = np.argsort(places + self.shuffle_shards * generator.random(len(places)), kind="stable")
             steps = mixed[: len(mixed) // self.batch_size * self.batch_size].reshape(-1, self.batch_size)
             # Multiples of the golden ratio: of any shards that follow each other they divide the circle evenly.
             ranks = (places * GOLDEN % 1.0)[steps].argsort(axis=1, kind="stable")

@@ -11,7 +11,7 @@ from alexlab.runs.record import data_state, versions
 NODE_LOCAL_KEYS = (
     "data.root",
     "data.url",
-    "data.stream.ahead",
+    "data.stream.prefetch_shards",
     "data.stream.cache_gb",
     "data.cache_dir",
     "data.num_workers",

@@ -72,7 +72,7 @@ class TrainedModel:
 
     def decoding_with(self, data: Mapping[str, Any]) -> "TrainedModel":
         """Return the same net with other settings of decoding, where a `data` node has some that are not null."""
-        changes = {key: data[key] for key in ("max_megapixels", "deep_range") if data.get(key) is not None}
+        changes = {key: data[key] for key in ("max_megapixels", "intensity_range") if data.get(key) is not None}
         return replace(self, config={**self.config, "data": {**self.config["data"], **changes}})
 
     @property

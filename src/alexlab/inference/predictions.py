@@ -86,7 +86,7 @@ def select_split(trained: TrainedModel, settings: Data, wanted: str | None, *, f
         )
     if settings.root is None:
         return _of_splits(trained, settings, wanted, owner)
-    if not os.path.exists(settings.root) and settings.make is None:
+    if not os.path.exists(settings.root) and settings.generate is None:
         check_root(settings.root, missing="the data of the run is gone" if from_run else "there is no such folder")
     if os.path.isdir(settings.root):
         layout = find_layout(settings.root, settings.splits)

@@ -68,11 +68,11 @@ class AlexNet(nn.Module):
         widths: output channels of the five convolutions.
         fc_widths: outputs of the hidden linear layers, any number of them.
         groups: groups of each convolution; (1, 2, 1, 2, 2) are the two towers of the paper.
-        without: numbers of convolutions to leave out, 1 to 5, with their norm and activation; the poolings stay.
-        stem_padding: padding of conv1.
+        skip_convs: numbers of convolutions to leave out, 1 to 5, with their norm and activation; the poolings stay.
+        conv1_padding: padding of conv1.
         pool_kernels: kernels of the three poolings; with `pool_stride` 2, a 3 overlaps and a 2 does not.
         pool_stride: their stride.
-        grid: the classifier sees grid x grid cells; features of another size are averaged to it.
+        pool_size: the classifier sees pool_size x pool_size cells; features of another size are averaged to it.
         activation: `relu`, `tanh` or another activation of torch.nn, in small letters.
         norm: `none`, `lrn` (`ResponseNorm`) or `batch`.
         norm_layers: convolutions that are normalised; None takes conv1 and conv2 for `lrn`, all for `batch`.
@@ -81,7 +81,7 @@ class AlexNet(nn.Module):
         norm_eps: of `batch`.
         dropout: probability that a hidden value is dropped.
         dropout_side: `input` drops what enters the hidden linear layers (torchvision), `output` what leaves them (the paper).
-        plain_fc: so many of the last hidden linear layers have neither activation nor dropout.
+        linear_tail: so many of the last hidden linear layers have neither activation nor dropout.
         init: see `alexlab.models.init`.
 
     Raises:
@@ -99,11 +99,11 @@ class AlexNet(nn.Module):
         widths: Sequence[int] = (64, 192, 384, 256, 256),
         fc_widths: Sequence[int] = (4096, 4096),
         groups: Sequence[int] = (1, 1, 1, 1, 1),
-        without: Sequence[int] = (),
-        stem_padding: int = 2,
+        skip_convs: Sequence[int] = (),
+        conv1_padding: int = 2,
         pool_kernels: Sequence[int] = (3, 3, 3),
         pool_stride: int = 2,
-        grid: int = 6,
+        pool_size: int = 6,
         activation: str = "relu",
         norm: str = "none",
         norm_layers: Sequence[int] | None = None,
@@ -112,7 +112,7 @@ class AlexNet(nn.Module):
         norm_eps: float = 1e-5,
         dropout: float = 0.5,
         dropout_side: str = "input",
-        plain_fc: int = 0,
+        linear_tail: int = 0,
         init: str = "torch",
     ) -> None:
         super().__init__()
@@ -129,15 +129,15 @@ class AlexNet(nn.Module):
         ):
             if value not in choices:
                 raise ValueError(f"model.{name} must be one of {', '.join(choices)}; got {value!r}")
-        for name, numbers in (("without", without), ("norm_layers", norm_layers or ())):
+        for name, numbers in (("skip_convs", skip_convs), ("norm_layers", norm_layers or ())):
             if not set(numbers) <= set(range(1, 6)):
                 raise ValueError(f"model.{name} must hold numbers of convolutions, 1 to 5; got {list(numbers)}")
-        if not 0 <= plain_fc <= len(fc_widths):
+        if not 0 <= linear_tail <= len(fc_widths):
             raise ValueError(
-                f"model.plain_fc must be at most the {len(fc_widths)} hidden linear layers; got {plain_fc}"
+                f"model.linear_tail must be at most the {len(fc_widths)} hidden linear layers; got {linear_tail}"
             )
 
-        kept = [number for number in range(1, 6) if number not in without]
+        kept = [number for number in range(1, 6) if number not in skip_convs]
         normed = set(norm_layers if norm_layers is not None else (1, 2) if norm == "lrn" else kept)
         pools = dict(zip(POOLED, pool_kernels, strict=True))
         following = dict(zip(kept, [groups[number - 1] for number in kept[1:]] + [1], strict=True)) if kept else {}
@@ -148,7 +148,7 @@ class AlexNet(nn.Module):
                 index = number - 1
                 # A convolution's channels are divided by its own groups on the way out and by the next one's on the way in.
                 out = _scaled(widths[index], width, max(groups[index], following[number]))
-                padding = stem_padding if number == 1 else PADDINGS[index]
+                padding = conv1_padding if number == 1 else PADDINGS[index]
                 if channels % groups[index] or out % groups[index]:
                     raise ValueError(
                         f"conv{number} cannot be divided: {channels} -> {out} channels in {groups[index]} groups"
@@ -168,15 +168,15 @@ class AlexNet(nn.Module):
             if number in pools:
                 layers[f"pool{number}"] = nn.MaxPool2d(pools[number], pool_stride)
         self.features = nn.Sequential(layers)
-        self.grid = nn.AdaptiveAvgPool2d(grid)
+        self.avgpool = nn.AdaptiveAvgPool2d(pool_size)
         hidden = [_scaled(count, width, 1) for count in fc_widths]
-        sizes = [channels * grid * grid, *hidden, num_classes]
-        self.classifier = _classifier(sizes, activation, dropout, dropout_side, plain_fc)
+        sizes = [channels * pool_size * pool_size, *hidden, num_classes]
+        self.classifier = _classifier(sizes, activation, dropout, dropout_side, linear_tail)
         initialise(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""
-        return self.classifier(torch.flatten(self.grid(self.features(images)), 1))
+        return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
 
     def check_image_size(self, size: int) -> None:
         """Raises ValueError when an image of size x size is used up before the last pooling."""

@@ -115,14 +115,14 @@ class GoogLeNet(nn.Module):
             if name in ("3b", "4e"):
                 layers[f"pool{name[0]}"] = nn.MaxPool2d(3, 2, 1)
         self.features = nn.Sequential(layers)
-        self.grid = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
         initialise(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""
-        return self.fc(self.dropout(torch.flatten(self.grid(self.features(images)), 1)))
+        return self.fc(self.dropout(torch.flatten(self.avgpool(self.features(images)), 1)))
 
     def check_image_size(self, size: int) -> None:
         """Raises ValueError when an image of size x size is used up; the paddings of this net leave a cell of any image."""

@@ -81,12 +81,12 @@ class NiN(nn.Module):
                 layers[f"pool{block}"] = nn.MaxPool2d(3, 2)
             channels = out
         self.features = nn.Sequential(layers)
-        self.grid = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         initialise(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""
-        return torch.flatten(self.grid(self.features(images)), 1)
+        return torch.flatten(self.avgpool(self.features(images)), 1)
 
     def check_image_size(self, size: int) -> None:
         """Raises ValueError when an image of size x size is used up before the last block."""

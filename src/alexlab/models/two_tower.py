@@ -111,7 +111,7 @@ class Tower(nn.Module):
         self.features = nn.Sequential()
         for name, layer in whole.features.named_children():
             self.features.add_module(name, _half(layer, tower))
-        self.grid = whole.grid
+        self.avgpool = whole.avgpool
         self.classifier = nn.Sequential()
         for name, layer in whole.classifier.named_children():
             self.classifier.add_module(name, _half(layer, tower))
@@ -122,7 +122,7 @@ class Tower(nn.Module):
         values = images
         for name, layer in self.features.named_children():
             values = layer(_Gather.apply(values, self.wire) if name == GATHERED else values)
-        values = torch.flatten(self.grid(values), 1)
+        values = torch.flatten(self.avgpool(values), 1)
         for layer in self.classifier:
             if isinstance(layer, nn.Linear):
                 values = _Gather.apply(values, self.wire)

@@ -44,7 +44,7 @@ class VGG(nn.Module):
         depths: convolutions of each block.
         widths: output channels of each block.
         fc_widths: outputs of the hidden linear layers.
-        grid: the classifier sees grid x grid cells.
+        pool_size: the classifier sees pool_size x pool_size cells.
         dropout: probability that an output of a hidden linear layer is dropped.
         init: see `alexlab.models.init`.
 
@@ -61,7 +61,7 @@ class VGG(nn.Module):
         depths: Sequence[int] = (1, 1, 2, 2, 2),
         widths: Sequence[int] = (64, 128, 256, 512, 512),
         fc_widths: Sequence[int] = (4096, 4096),
-        grid: int = 7,
+        pool_size: int = 7,
         dropout: float = 0.5,
         init: str = "torch",
     ) -> None:
@@ -81,8 +81,8 @@ class VGG(nn.Module):
                 channels = out
             features[f"pool{block}"] = nn.MaxPool2d(2, 2)
         self.features = nn.Sequential(features)
-        self.grid = nn.AdaptiveAvgPool2d(grid)
-        sizes = [channels * grid * grid, *(max(1, round(count * width)) for count in fc_widths)]
+        self.avgpool = nn.AdaptiveAvgPool2d(pool_size)
+        sizes = [channels * pool_size * pool_size, *(max(1, round(count * width)) for count in fc_widths)]
         classifier: OrderedDict[str, nn.Module] = OrderedDict()
         for number in range(1, len(sizes)):
             classifier[f"fc{number}"] = nn.Linear(sizes[number - 1], sizes[number])
@@ -95,7 +95,7 @@ class VGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""
-        return self.classifier(torch.flatten(self.grid(self.features(images)), 1))
+        return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
 
     def check_image_size(self, size: int) -> None:
         """Raises ValueError when an image of size x size is used up before the last pooling."""

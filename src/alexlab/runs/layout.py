@@ -7,7 +7,7 @@ from pathlib import Path
 
 MAX_TAG = 80  # characters of the readable part of a folder's name
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
-EARLIER_LASTS = "step_*.ckpt"  # beside them, with callbacks.checkpoint.keep
+EARLIER_LASTS = "step_*.ckpt"  # beside them, with callbacks.checkpoint.keep_last
 CARD, LOCK, DIFF = "run.json", ".lock", "code.diff"
 EARLIER = ".earlier"  # what failed attempts at a job have left
 CHECKPOINT_KEY = "alexlab"  # of what a checkpoint says of its run: config, choices, versions, classes, best scores

@@ -87,7 +87,7 @@ class PreviousAttempt:
     held: bool = False
 
 
-def previous_attempt(folder: Path, *, repeat_failed: bool = False) -> PreviousAttempt:
+def previous_attempt(folder: Path, *, retry_failed: bool = False) -> PreviousAttempt:
     """What there is of a job in its folder; to repeat a failed one, what it left is moved to `.earlier/<n>/` inside."""
     if not (folder / CARD).is_file():
         return PreviousAttempt()
@@ -96,8 +96,8 @@ def previous_attempt(folder: Path, *, repeat_failed: bool = False) -> PreviousAt
     try:
         card = record.Card(folder).read()
     except record.CorruptError as error:
-        if not repeat_failed:
-            return PreviousAttempt(FAILED, cause=f"{error}; launcher.repeat_failed=true runs the job again")
+        if not retry_failed:
+            return PreviousAttempt(FAILED, cause=f"{error}; launcher.retry_failed=true runs the job again")
         card = {"status": record.FAILED}
     if card["status"] == record.FINISHED:
         return PreviousAttempt(FINISHED, score=float(card["scores"].get("best/top1", "nan")))
@@ -107,8 +107,8 @@ def previous_attempt(folder: Path, *, repeat_failed: bool = False) -> PreviousAt
         return PreviousAttempt(resumed=True)
     if card["status"] != record.FAILED:
         return PreviousAttempt(FAILED, cause=f"process {record.holder(folder)} is writing its folder", held=True)
-    if not repeat_failed:
-        return PreviousAttempt(FAILED, cause=f"{card['reason']} (before; launcher.repeat_failed=true runs it again)")
+    if not retry_failed:
+        return PreviousAttempt(FAILED, cause=f"{card['reason']} (before; launcher.retry_failed=true runs it again)")
     kept = folder / EARLIER
     place = kept / str(1 + len(list(kept.glob("*"))))
     place.mkdir(parents=True)

@@ -103,14 +103,14 @@ class SlotPool:
 
     Args:
         jobs: at once; the cores are divided by it.
-        per_gpu: jobs on one GPU.
+        jobs_per_gpu: jobs on one GPU.
         num_gpus: of this machine.
     """
 
-    def __init__(self, jobs: int, *, per_gpu: int, num_gpus: int) -> None:
+    def __init__(self, jobs: int, *, jobs_per_gpu: int, num_gpus: int) -> None:
         self.free_slots = list(range(jobs))
         self.core_sets = hardware.core_sets(jobs)
-        self.per_gpu = per_gpu
+        self.jobs_per_gpu = jobs_per_gpu
         self.load = [0] * num_gpus
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         self.names = visible.split(",") if visible else [str(index) for index in range(num_gpus)]
@@ -119,7 +119,7 @@ class SlotPool:
         """A slot with so many GPUs, or with those; None while they are not free."""
         if not self.free_slots:
             return None
-        free = [index for index, load in enumerate(self.load) if load < self.per_gpu]
+        free = [index for index, load in enumerate(self.load) if load < self.jobs_per_gpu]
         if isinstance(wanted, list):
             chosen = [index for index in wanted if index < len(self.load)]
             if not set(chosen) <= set(free):
@@ -148,14 +148,14 @@ class Parallel(JobRunner):
 
     Args:
         jobs: at most so many at once.
-        per_gpu: jobs on one GPU.
+        jobs_per_gpu: jobs on one GPU.
     """
 
-    def __init__(self, jobs: int = 2, per_gpu: int = 1) -> None:
-        self.jobs, self.per_gpu = jobs, per_gpu
+    def __init__(self, jobs: int = 2, jobs_per_gpu: int = 1) -> None:
+        self.jobs, self.jobs_per_gpu = jobs, jobs_per_gpu
 
     def prepare(self, sweep_dir: Path) -> None:
-        for name, value in (("jobs", self.jobs), ("per_gpu", self.per_gpu)):
+        for name, value in (("jobs", self.jobs), ("jobs_per_gpu", self.jobs_per_gpu)):
             if value < 1:
                 raise ConfigError(f"launcher.{name} must be at least 1; got {value}")
 
@@ -172,7 +172,7 @@ class Parallel(JobRunner):
         import alexlab.training.loop  # noqa: F401 - torch and lightning are imported once, before the jobs are forked
         from alexlab.distributed.devices import num_gpus
 
-        pool = SlotPool(self.jobs, per_gpu=self.per_gpu, num_gpus=num_gpus())
+        pool = SlotPool(self.jobs, jobs_per_gpu=self.jobs_per_gpu, num_gpus=num_gpus())
         running: dict[Any, JobProcess] = {}
         following: Job | None = None
         with sweeps.watched() as show:

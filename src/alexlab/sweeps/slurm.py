@@ -44,7 +44,7 @@ class Submitit(JobRunner):
         cluster: `slurm`, or `local`, processes of this machine; None is slurm where there is `sbatch`.
         jobs: at most so many at once; None is all, as one job array. A search needs a number.
         timeout_min: of each attempt at a job.
-        signal_s: so long before its end a job is told.
+        signal_delay_s: so long before its end a job is told.
         options: of submitit's executor, as `cpus_per_task`, `gpus_per_node` or `slurm_partition`; None is not passed on.
     """
 
@@ -53,11 +53,11 @@ class Submitit(JobRunner):
         cluster: str | None = None,
         jobs: int | None = None,
         timeout_min: int = 240,
-        signal_s: int = 120,
+        signal_delay_s: int = 120,
         **options: Any,
     ) -> None:
         self.cluster = cluster or ("slurm" if shutil.which("sbatch") else "local")
-        self.jobs, self.timeout_min, self.signal_s, self.options = jobs, timeout_min, signal_s, options
+        self.jobs, self.timeout_min, self.signal_delay_s, self.options = jobs, timeout_min, signal_delay_s, options
 
     def prepare(self, sweep_dir: Path) -> None:
         if importlib.util.find_spec("submitit") is None:
@@ -70,10 +70,10 @@ class Submitit(JobRunner):
             )
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"launcher.jobs must be null or at least 1; got {self.jobs}")
-        if not 1 <= self.signal_s < 60 * self.timeout_min:
+        if not 1 <= self.signal_delay_s < 60 * self.timeout_min:
             raise ConfigError(
-                f"launcher.signal_s must be at least 1 and less than launcher.timeout_min, {60 * self.timeout_min:g} s; "
-                f"got {self.signal_s}"
+                f"launcher.signal_delay_s must be at least 1 and less than launcher.timeout_min, {60 * self.timeout_min:g} s; "
+                f"got {self.signal_delay_s}"
             )
         # Read when submitit is imported, here and in the jobs.
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL.name.removeprefix("SIG")
@@ -82,7 +82,7 @@ class Submitit(JobRunner):
         self.submitit_dir = sweep_dir / SUBMITIT_DIR
         self.executor = submitit.AutoExecutor(folder=self.submitit_dir / "%j", cluster=self.cluster)
         more = {"requeue": True} | dict(self.options.get("slurm_additional_parameters") or {})
-        own = {"slurm_signal_delay_s": self.signal_s, "slurm_additional_parameters": more}
+        own = {"slurm_signal_delay_s": self.signal_delay_s, "slurm_additional_parameters": more}
         try:
             self.executor.update_parameters(name="alexlab", timeout_min=self.timeout_min, **(self.options | own))
         except (NameError, ValueError, AssertionError) as error:

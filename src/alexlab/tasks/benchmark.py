@@ -57,7 +57,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     listed = write_subset(found, settings.train_images, settings.val_images, run_dir / "images.csv")
     where = {
         "root": str(listed.resolve()),
-        "make": None,
+        "generate": None,
         "splits": dict.fromkeys(SPLITS),
         "cache_dir": str(run_dir.resolve() / "cache"),
     }

@@ -55,7 +55,7 @@ def ask(config: dict[str, Any], run_dir: Path) -> Any:
         del changes["splits"]
     own = not changes.keys() & {"root", "url"}
     if not own:  # a folder in the place of shards, or the other way round
-        changes = {"root": None, "url": None, "make": None, "splits": {}} | changes
+        changes = {"root": None, "url": None, "generate": None, "splits": {}} | changes
     settings = Data(**{**trained.config["data"], "cache": None, "manifest": None, **changes})
     name, split = select_split(trained, settings, config["split"], from_run=own)
     skipped = Skipped(run_dir / SKIPPED) if settings.on_error == "skip" else None

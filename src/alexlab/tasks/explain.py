@@ -91,7 +91,7 @@ def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> 
     from alexlab.output.progress import track
 
     wanted = config["neighbours"]
-    if not wanted["images"]:
+    if not wanted["num_images"]:
         return {}
     changes = {key: config["data"][key] for key in ("batch_size", "num_workers") if config["data"][key] is not None}
     name = "train"
@@ -110,8 +110,8 @@ def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> 
         view,
         train,
         settings,
-        images=wanted["images"],
-        num=wanted["num"],
+        num_images=wanted["num_images"],
+        k=wanted["k"],
         metric=wanted["metric"],
         watch=partial(track, title=f"train: {len(train):,} images"),
     )

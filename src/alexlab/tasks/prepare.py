@@ -93,8 +93,8 @@ def split(config: dict[str, Any], run_dir: Path) -> None:
     if config["dry_run"]:
         print_line("dry run: nothing was written")
         return
-    write_division(source, parts, out, config["how"])
-    print_line(f"python src/train.py data.root={out / 'split.csv' if config['how'] == 'manifest' else out}")
+    write_division(source, parts, out, config["link"])
+    print_line(f"python src/train.py data.root={out / 'split.csv' if config['link'] == 'manifest' else out}")
 
 
 def pack(config: dict[str, Any], run_dir: Path) -> None:

@@ -183,22 +183,22 @@ def go_on(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer, da
 def score_best(
     config: dict[str, Any], trainer: lightning.Trainer, module: Classifier, data: FolderData, best: Path
 ) -> dict[str, float]:
-    """Scores the best checkpoint on the test split, where there is one, and over the views that `final.views` asks for.
+    """Scores the best checkpoint on the test split, where there is one, and over the views that `test.views` asks for.
 
     The views are those of the test split, or of the validation split where there is no test split.
     """
     if trainer.num_nodes > 1:
         ranks.broadcast_file(best, "best")
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, checkpoint.Checkpoints)]
-    views, splits = build.final_views(config), data.splits
+    views, splits = build.extra_views(config), data.splits
     if not best.is_file() and all(callback.best_score is None for callback in kept):
         if splits.test is not None or views is not None:
-            log.info("no checkpoint was saved, so the test split and final.views are not scored")
+            log.info("no checkpoint was saved, so the test split and test.views are not scored")
         return {}
     limit = trainer.limit_test_batches
     wanted: dict[str, Any] = {"test": data.eval_loader(splits.test, limit=limit)} if splits.test is not None else {}
     if views is not None:
-        wanted[config["final"]["views"]] = data.eval_loader(splits.test or splits.val, views, limit=limit)
+        wanted[config["test"]["views"]] = data.eval_loader(splits.test or splits.val, views, limit=limit)
     if wanted or trainer.is_global_zero:  # read back even if nothing is to be scored: it is what the run has made
         # Not by ckpt_path: Lightning would hand the checkpoint to the callbacks too, and the moving average's puts the
         # weights that were averaged in the place of their average.

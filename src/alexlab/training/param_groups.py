@@ -7,7 +7,7 @@ from torch import nn
 
 from alexlab.errors import ConfigError
 
-KINDS = ("kernels", "linear", "biases", "norms")
+KINDS = ("conv", "linear", "bias", "norm")
 
 Group = dict[str, Any]
 
@@ -18,12 +18,12 @@ def kinds(net: nn.Module) -> dict[str, list[nn.Parameter]]:
     for layer in net.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             if isinstance(layer, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm):
-                kind = "norms"
+                kind = "norm"
             elif name == "bias":
-                kind = "biases"
+                kind = "bias"
             else:
                 # By dimension: a convolution's kernel has more than two, whatever its layer is called.
-                kind = "kernels" if parameter.dim() > 2 else "linear"
+                kind = "conv" if parameter.dim() > 2 else "linear"
             found[kind].append(parameter)
     return found
 
@@ -32,10 +32,10 @@ def parameter_groups(
     net: nn.Module,
     head: Collection[str] = (),
     *,
-    kernels_decay: float | None = None,
-    linear_decay: float | None = None,
-    biases_decay: float | None = None,
-    norms_decay: float | None = None,
+    conv_weight_decay: float | None = None,
+    linear_weight_decay: float | None = None,
+    bias_weight_decay: float | None = None,
+    norm_weight_decay: float | None = None,
     head_lr: float | None = None,
 ) -> list[Group]:
     """Groups for an optimizer, one for each kind that is told apart; None is the optimizer's `weight_decay` or `lr`.
@@ -45,17 +45,19 @@ def parameter_groups(
     Args:
         net: the net.
         head: names of the parameters that depend on the number of classes.
-        kernels_decay: of the convolutions' kernels.
-        linear_decay: of the linear layers' weights.
-        biases_decay: of the biases of both.
-        norms_decay: of the weights and biases of normalisations.
+        conv_weight_decay: of the convolutions' kernels.
+        linear_weight_decay: of the linear layers' weights.
+        bias_weight_decay: of the biases of both.
+        norm_weight_decay: of the weights and biases of normalisations.
         head_lr: learning rate of the head.
     """
-    decays = dict(zip(KINDS, (kernels_decay, linear_decay, biases_decay, norms_decay), strict=True))
-    values = {**{f"{kind}_decay": decay for kind, decay in decays.items()}, "head_lr": head_lr}
+    decays = dict(
+        zip(KINDS, (conv_weight_decay, linear_weight_decay, bias_weight_decay, norm_weight_decay), strict=True)
+    )
+    values = {**{f"{kind}_weight_decay": decay for kind, decay in decays.items()}, "head_lr": head_lr}
     for name, value in values.items():
         if value is not None and value < 0:  # of groups, torch takes any number
-            raise ConfigError(f"parameters.{name} must be at least 0; got {value}")
+            raise ConfigError(f"param_groups.{name} must be at least 0; got {value}")
     by_kind = any(decay is not None for decay in decays.values())
     if not by_kind and head_lr is None:
         return [{"params": list(net.parameters())}]

@@ -23,7 +23,7 @@ from alexlab.output.progress import track
 from alexlab.runs.atomic import disk_error
 from alexlab.runs.tree import written_whole
 
-HOW = ("copy", "hardlink", "symlink", "manifest")
+LINKS = ("copy", "hardlink", "symlink", "manifest")
 
 
 @dataclass(frozen=True)
@@ -170,44 +170,44 @@ def plan(source: Source, fractions: Mapping[str, float], seed: int) -> dict[str,
     return divide(source.paths, labels, classes, wanted, seed, source.groups)
 
 
-def write_division(source: Source, parts: Mapping[str, np.ndarray], out: Path, how: str) -> None:
+def write_division(source: Source, parts: Mapping[str, np.ndarray], out: Path, link: str) -> None:
     """Writes `out/<split>/<class>/<file>`, or only `out/split.csv`, whole or not at all.
 
     Args:
         source: the images.
         parts: the rows of each split.
         out: a folder that is not there, or empty.
-        how: `copy`, `hardlink` or `symlink` the files, or only list them: `manifest`.
+        link: `copy`, `hardlink` or `symlink` the files, or only list them: `manifest`.
 
     Raises:
-        ConfigError: when `how` is none of these, or the folder is not empty.
+        ConfigError: when `link` is none of these, or the folder is not empty.
         DataError: when a file cannot be read or linked, or two files would have one name.
         DiskError: when the folder cannot be written.
     """
-    if how not in HOW:
-        raise ConfigError(f"how must be one of {', '.join(HOW)}; got {how!r}")
+    if link not in LINKS:
+        raise ConfigError(f"link must be one of {', '.join(LINKS)}; got {link!r}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out must be a new or an empty folder; {out} is not")
     try:
         if out.is_dir():
             out.rmdir()
         with written_whole(out) as folder:
-            _write(source, parts, out, folder, how)
+            _write(source, parts, out, folder, link)
     except OSError as error:
         raise DiskError(f"out must be a folder that can be written; got {shown(out)}: {error.strerror}") from error
 
 
-def _write(source: Source, parts: Mapping[str, np.ndarray], out: Path, folder: Path, how: str) -> None:
+def _write(source: Source, parts: Mapping[str, np.ndarray], out: Path, folder: Path, link: str) -> None:
     rows = [(split, int(row)) for split, chosen in parts.items() for row in chosen]
-    if how != "manifest":
+    if link != "manifest":
         for split, row in track(rows, "writing the files"):
-            _place(source, row, folder / split, how)
+            _place(source, row, folder / split, link)
     base = os.path.relpath(os.path.realpath(source.root), os.path.realpath(out))
     write_manifest(
         (
             Row(
                 os.path.join(base, source.paths[row])
-                if how == "manifest"
+                if link == "manifest"
                 else os.path.join(split, _target(source, row)),
                 label=source.classes[row],
                 split=split,
@@ -224,19 +224,19 @@ def _target(source: Source, row: int) -> str:
     return os.path.join(name, source.paths[row].removeprefix(f"{name}/"))
 
 
-def _place(source: Source, row: int, folder: Path, how: str) -> None:
+def _place(source: Source, row: int, folder: Path, link: str) -> None:
     original, target = os.path.abspath(os.path.join(source.root, source.paths[row])), folder / _target(source, row)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(target):
             raise DataError(f"two files would be {target.name} of {source.classes[row]}: {shown(source.paths[row])}")
-        if how != "symlink" and not os.path.isfile(original):  # a device could be copied without end
-            raise DataError(f"cannot {how} {shown(original)}: it is missing or not a regular file")
-        if how == "copy":
+        if link != "symlink" and not os.path.isfile(original):  # a device could be copied without end
+            raise DataError(f"cannot {link} {shown(original)}: it is missing or not a regular file")
+        if link == "copy":
             shutil.copyfile(original, target)
-        elif how == "hardlink":
+        elif link == "hardlink":
             os.link(original, target)
         else:
             target.symlink_to(original)
     except OSError as error:
-        raise disk_error(error, target) or DataError(f"cannot {how} {shown(original)}: {error.strerror}") from error
+        raise disk_error(error, target) or DataError(f"cannot {link} {shown(original)}: {error.strerror}") from error

@@ -117,7 +117,7 @@ def _change(place: Path, listing: Listing, decoding: Decoding, hashes: np.ndarra
     if about["version"] != VERSION:
         return "its pack was made by another version of this program"
     if about["decoding"] != _plain(decoding):
-        return "its pack was made with other values of data.max_megapixels or data.deep_range"
+        return "its pack was made with other values of data.max_megapixels or data.intensity_range"
     if hashes is not None and about["sha256"] != _digest(hashes):
         return "its pack was not made with this manifest"
     if about["files"] != list(listing.paths):

@@ -31,7 +31,7 @@ INDEX, VERSION = "index.json", 1
 KIND = "alexlab shards"
 USED_S = 10.0  # after which a copy that is in use is marked as used again
 TRIES = 3  # to open a copy that others remove
-SPARE = 4  # shards that the cache holds beyond those that are mixed and fetched ahead: of the validation, say
+SPARE = 4  # shards that the cache holds beyond those that are mixed and prefetched: of the validation, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +39,20 @@ class Stream:
     """How shards are read, the keys of `data.stream`.
 
     Args:
-        mix: so many shards are read at a time, their images mixed.
-        ahead: so many further ones are fetched meanwhile.
+        shuffle_shards: so many shards are read at a time, their images mixed.
+        prefetch_shards: so many further ones are fetched meanwhile.
         cache_gb: of the copies that are kept of one place, 10^9 bytes.
     """
 
-    mix: int = 16
-    ahead: int = 4
+    shuffle_shards: int = 16
+    prefetch_shards: int = 4
     cache_gb: float = 50.0
 
     def __post_init__(self) -> None:
-        if self.mix < 1 or self.ahead < 0 or self.cache_gb <= 0:
+        if self.shuffle_shards < 1 or self.prefetch_shards < 0 or self.cache_gb <= 0:
             raise ConfigError(
-                "data.stream.mix must be at least 1, data.stream.ahead at least 0, data.stream.cache_gb positive; "
-                f"got {self.mix}, {self.ahead} and {self.cache_gb}"
+                "data.stream must have shuffle_shards of at least 1, prefetch_shards of at least 0 and a positive cache_gb; "
+                f"got {self.shuffle_shards}, {self.prefetch_shards} and {self.cache_gb}"
             )
 
 
@@ -91,8 +91,8 @@ class ShardedImages:
         shard, starts, lengths: of each image the number of its shard and where it lies in it, int64 (N,).
         paths: of the images, for messages.
         decoding: the settings by which files become pixels.
-        ahead: shards that are fetched before they are asked for.
-        mix: shards whose images are mixed in a training.
+        prefetch_shards: shards that are fetched before they are asked for.
+        shuffle_shards: shards whose images are mixed in a training.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class ShardedImages:
         lengths: np.ndarray,
         paths: Sequence[str],
         decoding: Decoding,
-        ahead: int,
-        mix: int,
+        prefetch_shards: int,
+        shuffle_shards: int,
     ) -> None:
         self.store, self.shards = store, shards
         self.shard, self.starts, self.lengths, self.paths = shard, starts, lengths, paths
-        self.decoding, self.ahead, self.mix = decoding, ahead, mix
+        self.decoding, self.prefetch_shards, self.shuffle_shards = decoding, prefetch_shards, shuffle_shards
         self.used_s = np.full(len(shards), -np.inf)  # when this process has marked each as used
         self.follow(np.arange(len(shards)))
 
@@ -151,10 +151,12 @@ class ShardedImages:
     def _come_to(self, number: int) -> None:
         """Has the shards fetched that come next, when this one is the newest so far, or the first of another pass."""
         place = int(self.places[number])
-        if self.newest - self.mix - 1 <= place <= self.newest:
+        if self.newest - self.shuffle_shards - 1 <= place <= self.newest:
             return
         self.newest = place
-        self.store.expect(self.shards[each].file for each in self.order[place + 1 : place + 1 + self.ahead].tolist())
+        self.store.expect(
+            self.shards[each].file for each in self.order[place + 1 : place + 1 + self.prefetch_shards].tolist()
+        )
 
     def _opened(self, number: int) -> int:
         name, target, size, sha256 = self.shards[number].file
@@ -250,10 +252,10 @@ def _index(store: Store, key: str) -> dict[str, Any]:
 def _check_room(index: Mapping[str, Any], stream: Stream) -> None:
     """Raises ConfigError when the shards that are read at a time have no room in the cache."""
     sizes = [size for about in index["splits"].values() for _, size, _, _ in about["shards"]]
-    needed = min(sum(sizes), (stream.mix + stream.ahead + SPARE) * max(sizes))
+    needed = min(sum(sizes), (stream.shuffle_shards + stream.prefetch_shards + SPARE) * max(sizes))
     if needed > stream.cache_gb * 1e9:
         raise ConfigError(
-            f"data.stream.cache_gb must hold data.stream.mix + data.stream.ahead + {SPARE} shards of {max(sizes) / 1e9:.3g} GB, "
+            f"data.stream.cache_gb must hold shuffle_shards + prefetch_shards + {SPARE} shards of {max(sizes) / 1e9:.3g} GB, "
             f"{needed / 1e9:.3g} GB; got {stream.cache_gb:g}"
         )
 
@@ -279,7 +281,7 @@ def _split(
         lengths=lengths,
         paths=paths,
         decoding=decoding,
-        ahead=stream.ahead,
-        mix=stream.mix,
+        prefetch_shards=stream.prefetch_shards,
+        shuffle_shards=stream.shuffle_shards,
     )
     return Split(store.url, classes, paths, labels, pack=images, lengths=lengths, shuffled=name == "train")

@@ -103,8 +103,8 @@ def neighbours(
     train: Split,
     settings: Data,
     *,
-    images: int,
-    num: int,
+    num_images: int,
+    k: int,
     metric: str,
     watch: Callable[[Any], Iterator[Any]],
 ) -> Figures:
@@ -114,18 +114,18 @@ def neighbours(
         trained, found, view: the net, what it says, and the view that it sees.
         train: the training images.
         settings: how they are read.
-        images: number of rows.
-        num: neighbours of each.
+        num_images: number of rows.
+        k: neighbours of each.
         metric: see `alexlab.inference.explain.neighbours.nearest`.
         watch: an iterator that shows the progress.
     """
     path = matrix_path(Path(settings.cache_dir), trained.path, train)
     matrix = feature_matrix(trained.inference, split_loader(train, view, settings), train, path, watch=watch)
-    rows = np.unique(np.linspace(0, len(found.paths) - 1, min(images, len(found.paths))).round().astype(int))
+    rows = np.unique(np.linspace(0, len(found.paths) - 1, min(num_images, len(found.paths))).round().astype(int))
     asked = torch.stack([seen(found.split, found.numbers[row], trained, view) for row in rows])
     layer = head(trained.inference.net, trained.inference.normalised(asked[:1]))
     queries = features(trained.inference, asked, layer).numpy()
-    near, distances = nearest(queries, matrix, num, metric)
+    near, distances = nearest(queries, matrix, k, metric)
     cells = []
     for place, row in enumerate(rows):
         lines = trained.names[found.labels[row]], f"answer {trained.names[found.top[row, 0]]}"

@@ -78,35 +78,39 @@ class Checkpoints(Writer, Checkpoint):
     Args:
         monitor: the score that decides.
         mode: `max` or `min`.
-        every_epochs: epochs between two `last.ckpt`; the last epoch has one always.
-        every_steps: optimizer steps between two `last.ckpt` inside an epoch; None for none.
+        every_n_epochs: epochs between two `last.ckpt`; the last epoch has one always.
+        every_n_steps: optimizer steps between two `last.ckpt` inside an epoch; None for none.
         every_s: seconds between two `last.ckpt` inside an epoch; None for none.
-        on_error: what a full disk does to the run: `stop`, or `go_on` without the checkpoint. Metrics are then kept in memory
+        on_error: what a full disk does to the run: `raise`, or `warn` without the checkpoint. Metrics are then kept in memory
             and written when there is room again.
-        keep: how many of the last ones stay, as `step_<n>.ckpt` beside `last.ckpt`; 1 is `last.ckpt` alone.
+        keep_last: how many of the last ones stay, as `step_<n>.ckpt` beside `last.ckpt`; 1 is `last.ckpt` alone.
     """
 
     def __init__(
         self,
         monitor: str = "val/top1",
         mode: str = "max",
-        every_epochs: int = 1,
-        every_steps: int | None = None,
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
         every_s: float | None = None,
-        on_error: str = "stop",
-        keep: int = 1,
+        on_error: str = "raise",
+        keep_last: int = 1,
     ) -> None:
-        if on_error not in ("stop", "go_on"):
-            raise ValueError(f"on_error must be stop or go_on; got {on_error!r}")
+        if on_error not in ("raise", "warn"):
+            raise ValueError(f"on_error must be raise or warn; got {on_error!r}")
         if mode not in ("max", "min"):
             raise ValueError(f"mode must be max or min; got {mode!r}")
-        for name, value in (("every_epochs", every_epochs), ("every_steps", every_steps), ("keep", keep)):
+        for name, value in (
+            ("every_n_epochs", every_n_epochs),
+            ("every_n_steps", every_n_steps),
+            ("keep_last", keep_last),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         if every_s is not None and every_s <= 0:
             raise ValueError(f"every_s must be positive; got {every_s}")
-        self.monitor, self.mode, self.every_epochs = monitor, mode, every_epochs
-        self.every_steps, self.every_s, self.on_error, self.keep = every_steps, every_s, on_error, keep
+        self.monitor, self.mode, self.every_n_epochs = monitor, mode, every_n_epochs
+        self.every_n_steps, self.every_s, self.on_error, self.keep_last = every_n_steps, every_s, on_error, keep_last
         self.saved_s = time.monotonic()  # when `last.ckpt` was written last
         self.due = False  # a `last.ckpt` is to be written after the validation that follows
         self.best_score: float | None = None
@@ -133,7 +137,7 @@ class Checkpoints(Writer, Checkpoint):
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         for writer in (trainer.strategy.checkpoint_io, *trainer.loggers, *trainer.callbacks):  # type: ignore[attr-defined]
             if isinstance(writer, Writer):
-                writer.goes_on = self.on_error == "go_on"
+                writer.goes_on = self.on_error == "warn"
         if trainer.is_global_zero:
             sweep_unfinished(Path(trainer.default_root_dir) / BEST.parent)
 
@@ -157,7 +161,7 @@ class Checkpoints(Writer, Checkpoint):
         end_if_stopped()
 
     def _due(self, trainer: lightning.Trainer) -> bool:
-        if self.every_steps is not None and trainer.global_step % self.every_steps == 0:
+        if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
             return True
         if self.every_s is None:
             return False
@@ -176,7 +180,7 @@ class Checkpoints(Writer, Checkpoint):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         is_best = self._save_best(trainer)
-        if (trainer.current_epoch + 1) % self.every_epochs == 0 or signals.agreed is not None:
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0 or signals.agreed is not None:
             self._save_last(trainer, equals_best=is_best)
         end_if_stopped()
 
@@ -202,7 +206,7 @@ class Checkpoints(Writer, Checkpoint):
 
     def _failed(self, trainer: lightning.Trainer) -> bool:
         """Whether the first rank, which writes, could not write the last checkpoint and goes on."""
-        if self.on_error == "stop":
+        if self.on_error == "raise":
             return False
         found: bool = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failed", False))
         return found
@@ -223,9 +227,9 @@ class Checkpoints(Writer, Checkpoint):
         with self.writing(last):
             if equals_best:
                 _link(best, last)
-            if self.keep > 1:
+            if self.keep_last > 1:
                 _link(last, last.with_name(EARLIER_LASTS.replace("*", f"{trainer.global_step:08d}")))
-                for path in sorted(last.parent.glob(EARLIER_LASTS))[: -self.keep]:
+                for path in sorted(last.parent.glob(EARLIER_LASTS))[: -self.keep_last]:
                     path.unlink()
 
 
