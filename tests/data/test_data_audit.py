@@ -388,7 +388,7 @@ def test_a_manifest_is_a_data_set(clean: Path, tmp_path: Path) -> None:
     manifest = clean / "list.csv"
     shutil.copy(command(tmp_path, f"data.root={clean}") / "manifest.csv", manifest)
     splits = find_splits(str(manifest), val_fraction=0.2, test_fraction=0.0)
-    assert [len(split) for _, split in splits.named()] == [28, 12]
+    assert [len(split) for _, split in splits.items()] == [28, 12]
     assert splits.classes == ["a", "b"]
     assert splits.train.hashes is not None
     lines = manifest.read_text().splitlines()

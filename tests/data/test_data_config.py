@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from alexlab.data.config import Data
+from alexlab.data.config import DataConfig
 from alexlab.errors import ConfigError
 
 KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "std": [1.0, 1.0, 1.0], "batch_size": 4}
@@ -35,22 +35,22 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
 )
 def test_words(options: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
-        Data(**(KEYS | options))
+        DataConfig(**(KEYS | options))
 
 
 def test_three_numbers_serve_one_channel() -> None:
-    data = Data(**(KEYS | {"channels": 1}))
+    data = DataConfig(**(KEYS | {"channels": 1}))
     assert data.per_channel(data.mean) == pytest.approx([0.3])
-    assert Data(**KEYS).per_channel(KEYS["mean"]) == [0.1, 0.2, 0.6]
+    assert DataConfig(**KEYS).per_channel(KEYS["mean"]) == [0.1, 0.2, 0.6]
 
 
 def test_digits_are_written_once(tmp_path: Path) -> None:
     root = tmp_path / "deep" / "digits"
-    data = Data(**(KEYS | {"root": str(root), "generate": "digits"}))
+    data = DataConfig(**(KEYS | {"root": str(root), "generate": "digits"}))
     splits = data.find_splits()
-    assert [len(split) for _, split in splits.named()] == [1257, 270, 270]
+    assert [len(split) for _, split in splits.items()] == [1257, 270, 270]
     assert splits.classes == [str(digit) for digit in range(10)]
-    assert all(min(split.counts()) >= 26 for _, split in splits.named())
+    assert all(min(split.class_counts()) >= 26 for _, split in splits.items())
     with Image.open(root / splits.train.paths[0]) as image:
         assert (image.size, image.mode, image.getextrema()) == ((8, 8), "L", (0, 239))  # 15 of 16, scaled to 255
     written = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*.png"))
@@ -60,6 +60,6 @@ def test_digits_are_written_once(tmp_path: Path) -> None:
 
 
 def test_workers_share_the_cores() -> None:
-    assert Data(**(KEYS | {"num_workers": 3})).workers(2) == 3
-    assert 1 <= Data(**KEYS).workers(1) <= 8
-    assert Data(**KEYS).workers(10_000) == 1
+    assert DataConfig(**(KEYS | {"num_workers": 3})).workers_per_rank(2) == 3
+    assert 1 <= DataConfig(**KEYS).workers_per_rank(1) <= 8
+    assert DataConfig(**KEYS).workers_per_rank(10_000) == 1

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from alexlab.config import build
 from alexlab.data import datamodule
-from alexlab.data.datamodule import FolderData, num_scored
+from alexlab.data.datamodule import ImageDataModule, num_eval_images
 from alexlab.errors import ConfigError
 from support.images import write_images
 from support.runs import TINY, plain
@@ -19,9 +19,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("data"), counts)
 
 
-def data_of(root: Path, *overrides: str) -> FolderData:
+def data_of(root: Path, *overrides: str) -> ImageDataModule:
     config = plain(*TINY, f"data.root={root}", f"data.cache_dir={root.parent}", "data.batch_size=4", *overrides)
-    data = build.folder_data(config, build.data(config).find_splits())
+    data = build.datamodule(config, build.data(config).find_splits())
     data.trainer = build.trainer({**config, "callbacks": {}, "logger": {}}, root.parent, num_ranks=1)
     return data
 
@@ -37,11 +37,11 @@ def test_a_limited_validation_scores_every_class(root: Path, override: str, monk
     data = data_of(root, override)
     one = labels_of(data.val_dataloader(), 2)
     assert sorted(one) == [0] * 4 + [1] * 4
-    assert num_scored(data.splits.val, data.data, data.trainer.limit_val_batches) == 8
+    assert num_eval_images(data.splits.val, data.config, data.trainer.limit_val_batches) == 8
     indices = {tuple(batch) for batch in data.val_dataloader().batch_sampler}
     shared: list[int] = []
     for rank in range(2):
-        monkeypatch.setattr(datamodule, "shares", lambda trainer, rank=rank: (2, rank))
+        monkeypatch.setattr(datamodule, "data_ranks", lambda trainer, rank=rank: (2, rank))
         shared += [index for batch in data.val_dataloader().batch_sampler for index in batch]
     assert sorted(shared) == sorted(index for batch in indices for index in batch)
 

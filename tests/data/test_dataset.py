@@ -3,16 +3,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alexlab.data.dataset import ImageSplit, to_tensor
+from alexlab.data.dataset import ImageDataset, to_tensor
 from alexlab.data.image_file import Decoding
-from alexlab.data.splits import scan
+from alexlab.data.splits import scan_folder
 from support.bad_images import gradient
 from support.images import write_images
 
 
 def test_one_channel_where_the_net_wants_it(tmp_path: Path) -> None:
     root = write_images(tmp_path, {"a": 1, "b": 1})
-    image, label = ImageSplit(scan(str(root)), decoding=Decoding(channels=1))[1]
+    image, label = ImageDataset(scan_folder(str(root)), decoding=Decoding(channels=1))[1]
     assert (image.shape, image.dtype, label) == ((1, 70, 71), torch.uint8, 1)
 
 
@@ -24,4 +24,4 @@ def test_tensor_holds_the_pixels() -> None:
 
 def test_transform_gets_the_tensor(tmp_path: Path) -> None:
     root = write_images(tmp_path, {"a": 1, "b": 1})
-    assert ImageSplit(scan(str(root)), transform=lambda image: image.shape)[0] == ((3, 70, 70), 0)
+    assert ImageDataset(scan_folder(str(root)), transform=lambda image: image.shape)[0] == ((3, 70, 70), 0)

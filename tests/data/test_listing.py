@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from alexlab.data import listing
-from alexlab.data.listing import HAS_HEIF, identity, list_images
-from alexlab.data.paths import Paths
-from alexlab.data.splits import find_splits, scan
+from alexlab.data.listing import HAS_HEIF, folder_id, list_images
+from alexlab.data.paths import PathArray
+from alexlab.data.splits import find_splits, scan_folder
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
 from support.images import write_images
@@ -32,13 +32,13 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
 def test_paths_are_a_sequence() -> None:
     names = ["a/1.png", "b/é 文.png", "c/\udcff.png", "d"]
-    paths = Paths.of(names)
+    paths = PathArray.from_list(names)
     assert list(paths) == names
     assert paths == names
     assert (paths[-1], paths[1:3], len(paths)) == ("d", names[1:3], 4)
     assert list(paths.take(np.array([3, 0]))) == ["d", "a/1.png"]
     assert list(paths.take(np.array([3, 1, 0])).take(np.array([2, 1]))) == [names[0], names[1]]
-    assert list(Paths.of([])) == []
+    assert list(PathArray.from_list([])) == []
     with pytest.raises(IndexError):
         paths[4]
 
@@ -57,7 +57,7 @@ def test_the_index_stands_in_for_the_walk_until_a_folder_changes(
     (root / "linked").symlink_to(tmp_path / "far/now")
     settled(root)
     first = list_images(str(root), cache_dir=cache)
-    assert (cache / identity(str(root)) / "index/index.json").is_file()
+    assert (cache / folder_id(str(root)) / "index/index.json").is_file()
     if change == "add":
         shutil.copy(root / "a/000.png", root / "a/new.png")
     elif change == "remove":
@@ -109,7 +109,7 @@ def test_a_damaged_index_is_made_anew(damage: str, content: bytes, settled: Sett
     root, cache = write_images(tmp_path / "data", {"a": 3, "b": 2}), tmp_path / "cache"
     settled(root)
     first = list_images(str(root), cache_dir=cache)
-    (cache / identity(str(root)) / "index" / damage).write_bytes(content)
+    (cache / folder_id(str(root)) / "index" / damage).write_bytes(content)
     assert list(list_images(str(root), cache_dir=cache).paths) == list(first.paths)
     assert list(list_images(str(root), cache_dir=cache).paths) == list(first.paths)
 
@@ -118,7 +118,7 @@ def test_an_index_that_lists_other_files_than_it_has_labels_is_made_anew(settled
     root, cache = write_images(tmp_path / "data", {"a": 3, "b": 2}), tmp_path / "cache"
     settled(root)
     list_images(str(root), cache_dir=cache)
-    np.save(cache / identity(str(root)) / "index/labels.npy", np.zeros(3, np.int64))
+    np.save(cache / folder_id(str(root)) / "index/labels.npy", np.zeros(3, np.int64))
     assert len(list_images(str(root), cache_dir=cache).labels) == 5
 
 
@@ -134,7 +134,7 @@ def test_the_splits_of_an_index_are_those_of_the_walk(settled: Settled, tmp_path
     root = write_images(tmp_path / "data", {"a": 9, "b": 9})
     settled(root)
     first, second = find_splits(str(root), **options), find_splits(str(root), **options)
-    for (_, one), (_, other) in zip(first.named(), second.named(), strict=True):
+    for (_, one), (_, other) in zip(first.items(), second.items(), strict=True):
         assert list(one.paths) == list(other.paths)
         assert one.labels.tolist() == other.labels.tolist()
 
@@ -177,7 +177,7 @@ def test_only_regular_files_are_listed_and_the_others_named(indexed: bool, settl
     settled(root)
     options = {"val_fraction": 0.2, "test_fraction": 0.0, "cache_dir": tmp_path / "cache"}
     splits = [find_splits(str(root), **options) for _ in range(1 + indexed)][-1]
-    names = {path for _, split in splits.named() for path in split.paths}
+    names = {path for _, split in splits.items() for path in split.paths}
     assert len(names) == 9, "links that cannot be followed are listed: reading them tells why"
     assert {"b/ring.png", "b/gone.png", "b/to.png"} <= names
     text = "only regular files are read, which these are not: a/null.png (a device), a/pipe.jpg (a FIFO)"
@@ -193,11 +193,11 @@ def test_images_beside_the_class_folders_are_counted(tmp_path: Path) -> None:
 def test_names_of_classes_that_are_too_alike(tmp_path: Path) -> None:
     write_images(tmp_path / "case", {"Cat": 1, "cat": 1})
     with pytest.raises(DataError, match=r"must differ in more than case or Unicode form; .* has 'Cat' and 'cat'"):
-        scan(str(tmp_path / "case"))
+        scan_folder(str(tmp_path / "case"))
     one, other = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     write_images(tmp_path / "form", {one: 1, other: 1})
     with pytest.raises(DataError, match="must differ in more than case or Unicode form"):
-        scan(str(tmp_path / "form"))
+        scan_folder(str(tmp_path / "form"))
     write_images(tmp_path / "splits", {f"train/{one}": 2, "train/b": 2, f"val/{other}": 1, "val/b": 1})
     splits = find_splits(str(tmp_path / "splits"), val_fraction=0.2, test_fraction=0.0)
     assert splits.val.labels.tolist() == [0, 1], "equal names in another form are one class"
@@ -206,22 +206,24 @@ def test_names_of_classes_that_are_too_alike(tmp_path: Path) -> None:
 def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 1, "b": 1})
     os.rename(root / "a/000.png", os.fsencode(root) + b"/a/\xff\xfe.png")
-    split = scan(str(root))
+    split = scan_folder(str(root))
     assert shown(split.paths[0]) == "a/\\xff\\xfe.png"
     assert os.path.exists(os.path.join(root, split.paths[0]))
     os.rename(root / "b", os.fsencode(root) + b"/\xff")
     with pytest.raises(DataError, match=r"names of class folders must be UTF-8; .* has \\xff"):
-        scan(str(root))
+        scan_folder(str(root))
 
 
 def test_a_folder_named_like_a_file(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a/folder.png": 2, "b": 1})
-    assert list(scan(str(root)).paths) == ["a/folder.png/000.png", "a/folder.png/001.png", "b/000.png"]
+    assert list(scan_folder(str(root)).paths) == ["a/folder.png/000.png", "a/folder.png/001.png", "b/000.png"]
 
 
 def test_a_million_paths_are_no_million_objects(tmp_path: Path) -> None:
     """At most 150 bytes a file, in arrays that forked processes share."""
-    paths = Paths.of([f"train/n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG" for number in range(20_000)])
+    paths = PathArray.from_list(
+        [f"train/n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG" for number in range(20_000)]
+    )
     labels = np.zeros(len(paths), np.int64)
     assert paths.block.nbytes + paths.ends.nbytes + labels.nbytes < 150 * len(paths)
     assert paths.take(np.arange(10)).block is paths.block

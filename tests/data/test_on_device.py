@@ -138,7 +138,7 @@ def test_mistakes_are_told_before_any_work(train: Train, words: list[str], reaso
 def test_a_pack_is_held_once(images: Path, tmp_path: Path) -> None:
     config = plain(*TINY, f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}", "data.cache=device")
     splits = build.packed(config, build.data(config).find_splits())
-    assert splits.train.pack is not None
-    one = on_device(splits.train.pack, torch.device("cpu"))
-    assert on_device(splits.train.pack, torch.device("cpu")) is one
-    assert np.array_equal(one.numpy(), splits.train.pack.pixels)
+    assert splits.train.images is not None
+    one = on_device(splits.train.images, torch.device("cpu"))
+    assert on_device(splits.train.images, torch.device("cpu")) is one
+    assert np.array_equal(one.numpy(), splits.train.images.pixels)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from alexlab.data.prefetch import Loader, ToDevice, ahead
+from alexlab.data.prefetch import DevicePrefetcher, PrefetchLoader, prefetch
 
 
 def test_each_item_is_begun_before_the_one_before_it_is_done_with() -> None:
@@ -20,13 +20,13 @@ def test_each_item_is_begun_before_the_one_before_it_is_done_with() -> None:
         said.append(f"begin {item}")
         return lambda: said.append(f"hand over {item}") or item  # type: ignore[func-returns-value]
 
-    for found in ahead(items(), begin):
+    for found in prefetch(items(), begin):
         said.append(f"step {found}")
     assert said == [
         *("read 0", "begin 0", "read 1", "begin 1", "hand over 0", "step 0"),
         *("read 2", "begin 2", "hand over 1", "step 1", "hand over 2", "step 2"),
     ]
-    assert list(ahead([], begin)) == []
+    assert list(prefetch([], begin)) == []
 
 
 def test_a_loader_gives_every_batch_finished_once_in_order_and_again() -> None:
@@ -35,11 +35,11 @@ def test_a_loader_gives_every_batch_finished_once_in_order_and_again() -> None:
     def doubled(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         return 2 * batch[0], batch[1]
 
-    loader = Loader(dataset, batch_size=3, to_device=ToDevice(torch.device("cpu"), doubled))
+    loader = PrefetchLoader(dataset, batch_size=3, to_device=DevicePrefetcher(torch.device("cpu"), doubled))
     for _ in range(2):
         batches: list[Any] = list(loader)
         assert [labels.tolist() for _, labels in batches] == [[0, 1, 2], [3, 4, 5], [6]]
         for images, labels in batches:
             assert torch.equal(images[:, 0], 2.0 * labels)
     assert len(loader) == 3
-    assert [len(labels) for _, labels in Loader(dataset, batch_size=4)] == [4, 3]
+    assert [len(labels) for _, labels in PrefetchLoader(dataset, batch_size=4)] == [4, 3]

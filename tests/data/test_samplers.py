@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from alexlab.data.samplers import (
-    EvalBatches,
-    PaddedItems,
-    SeededItems,
-    TrainBatches,
+    EvalBatchSampler,
+    PaddedDataset,
+    SeededDataset,
+    TrainBatchSampler,
     derived_seed,
-    num_limited,
+    num_limited_batches,
     stratified_sample,
 )
 
@@ -37,11 +37,11 @@ def test_the_global_batches_do_not_depend_on_the_devices(
         keys = {
             "batch_size": 12,
             "num_ranks": num_ranks,
-            "accumulate": accumulate,
-            "shards": shards,
+            "accumulation_steps": accumulate,
+            "shard_ids": shards,
             "shuffle_shards": 2,
         }
-        ranks = [list(TrainBatches([0] * 40, rank=rank, seed=5, **keys)) for rank in range(num_ranks)]
+        ranks = [list(TrainBatchSampler([0] * 40, rank=rank, seed=5, **keys)) for rank in range(num_ranks)]
         assert {len(batches) for batches in ranks} == {3 * accumulate}
         return [
             set(
@@ -57,20 +57,20 @@ def test_the_global_batches_do_not_depend_on_the_devices(
 
 
 def test_an_epoch_has_its_own_order_and_every_image_at_most_once() -> None:
-    batches = TrainBatches([0] * 40, batch_size=8, seed=5)
+    batches = TrainBatchSampler([0] * 40, batch_size=8, seed=5)
     first = list(chain.from_iterable(batches))
     batches.set_epoch(1)
     second = list(chain.from_iterable(batches))
     assert [index for _, index in first] != [index for _, index in second]
     assert sorted(index for _, index in second) == list(range(40))
     assert {epoch for epoch, _ in second} == {1}
-    assert first == list(chain.from_iterable(TrainBatches([0] * 40, batch_size=8, seed=5)))
+    assert first == list(chain.from_iterable(TrainBatchSampler([0] * 40, batch_size=8, seed=5)))
 
 
-def of_shards(**options: Any) -> TrainBatches:
+def of_shards(**options: Any) -> TrainBatchSampler:
     """20,000 images, 100 in a shard, in batches of 100."""
-    keys = {"shards": np.arange(20_000) // 100, "shuffle_shards": 8, "batch_size": 100, "seed": 5} | options
-    return TrainBatches([0] * 20_000, **keys)
+    keys = {"shard_ids": np.arange(20_000) // 100, "shuffle_shards": 8, "batch_size": 100, "seed": 5} | options
+    return TrainBatchSampler([0] * 20_000, **keys)
 
 
 def test_images_of_shards_come_shard_after_shard_and_mixed() -> None:
@@ -93,10 +93,10 @@ def test_images_of_shards_come_shard_after_shard_and_mixed() -> None:
     second = [index for _, index in chain.from_iterable(batches)]
     assert list(first) != second and sorted(second) == list(range(20_000))
     assert [index for _, index in chain.from_iterable(of_shards())] == list(first)
-    by_heart = of_shards(fixed=True)
+    by_heart = of_shards(overfit=True)
     by_heart.set_epoch(1)
     assert [index for _, index in chain.from_iterable(by_heart)] == list(first)
-    resumed = of_shards(first=(0, 150))
+    resumed = of_shards(resume_at=(0, 150))
     assert list(resumed) == list(of_shards())[150:]
 
 
@@ -112,21 +112,21 @@ def test_most_shards_are_read_by_one_rank() -> None:
 
 def test_who_reads_hears_of_each_epoch() -> None:
     heard: list[int] = []
-    items = SeededItems(Noisy(), seed=0, on_epoch=heard.append)
+    items = SeededDataset(Noisy(), seed=0, on_epoch=heard.append)
     for keys in ([(0, 1), (0, 2)], [(0, 3)], [(1, 0)], [(3, 1)]):
         items.__getitems__(keys)
     assert heard == [0, 1, 3]
 
 
 def test_lightning_finds_set_epoch() -> None:
-    batches = TrainBatches([0] * 4, batch_size=2)
+    batches = TrainBatchSampler([0] * 4, batch_size=2)
     assert batches.sampler is batches
 
 
 def test_balanced_draws_every_class_equally_often() -> None:
     labels = [0] * 900 + [1] * 100
     drawn = Counter(
-        labels[index] for _, index in chain.from_iterable(TrainBatches(labels, batch_size=1000, balanced=True))
+        labels[index] for _, index in chain.from_iterable(TrainBatchSampler(labels, batch_size=1000, balanced=True))
     )
     assert drawn[1] / 1000 == pytest.approx(0.5, abs=0.06)
 
@@ -134,9 +134,9 @@ def test_balanced_draws_every_class_equally_often() -> None:
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 @pytest.mark.parametrize("length", range(1, 18))
 def test_an_evaluation_reads_every_image_once_in_as_many_steps_on_every_rank(length: int, num_ranks: int) -> None:
-    ranks = [list(EvalBatches(length, batch_size=4, num_ranks=num_ranks, rank=rank)) for rank in range(num_ranks)]
+    ranks = [list(EvalBatchSampler(length, batch_size=4, num_ranks=num_ranks, rank=rank)) for rank in range(num_ranks)]
     assert len({len(batches) for batches in ranks}) == 1
-    assert len(ranks[0]) == len(EvalBatches(length, batch_size=4, num_ranks=num_ranks))
+    assert len(ranks[0]) == len(EvalBatchSampler(length, batch_size=4, num_ranks=num_ranks))
     read = list(chain.from_iterable(chain.from_iterable(ranks)))
     assert sorted(index for index in read if index >= 0) == list(range(length))
 
@@ -160,12 +160,12 @@ def test_a_sample_has_its_share_of_each_class() -> None:
 def test_a_limited_evaluation_scores_one_sample_on_any_number_of_ranks(num_ranks: int, limit: float) -> None:
     """The first batches of each rank, as many as Lightning takes, hold the sample and nothing else."""
     labels = np.repeat([0, 1], 25)
-    count = min(50, 8 * num_limited(7, limit))
+    count = min(50, 8 * num_limited_batches(7, limit))
     sample = stratified_sample(labels, count, seed=0)
     keys = {"batch_size": 8, "num_ranks": num_ranks, "sample": sample}
-    ranks = [EvalBatches(50, rank=rank, **keys) for rank in range(num_ranks)]
+    ranks = [EvalBatchSampler(50, rank=rank, **keys) for rank in range(num_ranks)]
     assert {len(batches) for batches in ranks} == {7}
-    read = [index for batches in ranks for batch in list(batches)[: num_limited(7, limit)] for index in batch]
+    read = [index for batches in ranks for batch in list(batches)[: num_limited_batches(7, limit)] for index in batch]
     assert sorted(index for index in read if index >= 0) == sample.tolist()
     assert abs(2 * labels[sample].sum() - count) <= 1
 
@@ -177,16 +177,16 @@ def test_limits_are_counted_as_lightning_counts_them() -> None:
         for limit in (0, 1, 7, 100, 0.0, 0.29, 0.5, 0.999, 1.0):
             if isinstance(limit, float) and limit > 0 and int(length * limit) == 0:
                 continue  # an error of Lightning, and of ours before it
-            assert num_limited(length, limit) == _parse_num_batches(RunningStage.VALIDATING, length, limit)
+            assert num_limited_batches(length, limit) == _parse_num_batches(RunningStage.VALIDATING, length, limit)
 
 
 def test_padding_is_labelled() -> None:
-    items = PaddedItems(Noisy())
+    items = PaddedDataset(Noisy())
     assert (items[3][1], items[-1][1], len(items)) == (3, -1, 10)
 
 
 def test_an_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
-    items = SeededItems(Noisy(), seed=1)
+    items = SeededDataset(Noisy(), seed=1)
     torch.manual_seed(9)
     before = torch.get_rng_state()
     first = items[(0, 3)]
@@ -196,7 +196,7 @@ def test_an_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
     assert (
         len(
             {items[(epoch, index)][0] for epoch in range(3) for index in range(3)}
-            | {SeededItems(Noisy(), seed=2)[(0, 0)][0]}
+            | {SeededDataset(Noisy(), seed=2)[(0, 0)][0]}
         )
         == 10
     )

@@ -40,9 +40,9 @@ def test_the_division_is_that_of_a_run(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 20, "b": 30, "b/deep": 10})
     out = split(tmp_path, f"data.root={root}", "data.val_fraction=0.25", "data.test_fraction=0.1")
     expected = find_splits(str(root), val_fraction=0.25, test_fraction=0.1)
-    assert files(out) == {f"{name}/{path}" for name, part in expected.named() for path in part.paths}
+    assert files(out) == {f"{name}/{path}" for name, part in expected.items() for path in part.paths}
     again = find_splits(str(out), val_fraction=0.5, test_fraction=0.5 - 0.1)
-    assert [part.counts() for _, part in again.named()] == [part.counts() for _, part in expected.named()]
+    assert [part.class_counts() for _, part in again.items()] == [part.class_counts() for _, part in expected.items()]
     assert {row["path"] for row in rows(out / "split.csv")} == files(out)
 
 
@@ -64,7 +64,7 @@ def test_only_a_manifest(tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == ["split.csv"]
     splits = find_splits(str(out / "split.csv"), val_fraction=0.2, test_fraction=0.0)
     expected = find_splits(str(root), val_fraction=0.2, test_fraction=0.0)
-    for (_, one), (_, other) in zip(splits.named(), expected.named(), strict=True):
+    for (_, one), (_, other) in zip(splits.items(), expected.items(), strict=True):
         found = {os.path.realpath(os.path.join(one.root, path)) for path in one.paths}
         assert found == {os.path.realpath(os.path.join(other.root, path)) for path in other.paths}
 

@@ -7,7 +7,7 @@ import pytest
 
 from alexlab.data.audit.audit import check
 from alexlab.data.audit.split import find_source
-from alexlab.data.layout import find_layout, split_of
+from alexlab.data.layout import find_layout, split_from_name
 from alexlab.data.splits import find_splits
 from alexlab.errors import DataError
 from support.images import write_images
@@ -38,7 +38,7 @@ def tree(root: Path, *folders: str) -> str:
     ],
 )
 def test_names_of_splits(split: str | None, names: str) -> None:
-    assert {name: split_of(name) for name in names.split()} == dict.fromkeys(names.split(), split)
+    assert {name: split_from_name(name) for name in names.split()} == dict.fromkeys(names.split(), split)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_names_of_splits(split: str | None, names: str) -> None:
 )
 def test_splits_are_recognised(folders: str, expected: dict[str, str], tmp_path: Path) -> None:
     layout = find_layout(tree(tmp_path, *folders.split()))
-    assert layout.problem is None
+    assert layout.ambiguity is None
     assert {split: layout.folder(split) for split in layout.folders} == expected
     standard = all(split == name for split, name in expected.items())
     pairs = ", ".join(f"{split}={name}" for split, name in expected.items())
@@ -116,7 +116,7 @@ def test_what_is_unclear_is_refused_everywhere(folders: str, reason: str, typed:
 def test_splits_that_are_named(tmp_path: Path) -> None:
     root = str(write_images(tmp_path, {"A/a": 4, "A/b": 4, "deep/B/a": 2, "deep/B/b": 1, "val/a": 1}))
     splits = find_splits(root, **FRACTIONS, folders={"train": "A", "val": "deep/B/", "test": None})
-    assert ([len(split) for _, split in splits.named()], splits.classes) == ([8, 3], ["a", "b"])
+    assert ([len(split) for _, split in splits.items()], splits.classes) == ([8, 3], ["a", "b"])
     assert f"not used in {root}: val" in splits.notes
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import ImageFolder
 
-from alexlab.data.dataset import ImageSplit
-from alexlab.data.splits import find_splits, scan
+from alexlab.data.dataset import ImageDataset
+from alexlab.data.splits import find_splits, scan_folder
 from alexlab.errors import DataError
 from support.images import write_images
 from support.runs import rows
@@ -16,7 +16,7 @@ FRACTIONS = {"val_fraction": 0.25, "test_fraction": 0.0}
 def test_equal_to_torchvision_s_imagefolder_on_a_clean_folder(tmp_path: Path) -> None:
     write_images(tmp_path, {"b": 3, "a": 2, "a/b": 1, "a/b-c": 1, "a/bc/d": 1, "C": 2})
     (tmp_path / "b" / "UPPER.PNG").write_bytes((tmp_path / "b" / "000.png").read_bytes())
-    theirs, ours = ImageFolder(str(tmp_path)), ImageSplit(scan(str(tmp_path)))
+    theirs, ours = ImageFolder(str(tmp_path)), ImageDataset(scan_folder(str(tmp_path)))
     assert len(ours) == len(theirs) == 11
     for name in ("classes", "class_to_idx", "samples", "targets", "imgs"):
         assert getattr(ours, name) == getattr(theirs, name), name
@@ -25,10 +25,10 @@ def test_equal_to_torchvision_s_imagefolder_on_a_clean_folder(tmp_path: Path) ->
 def test_splits_as_they_stand(images: Path) -> None:
     splits = find_splits(str(images), **FRACTIONS)
     assert splits.classes == ["ant", "bee", "cat"]
-    assert [len(split) for _, split in splits.named()] == [24, 11, 7]
+    assert [len(split) for _, split in splits.items()] == [24, 11, 7]
     assert splits.test is not None
-    assert splits.test.counts() == [3, 2, 2]
-    assert not splits.made_here
+    assert splits.test.class_counts() == [3, 2, 2]
+    assert not splits.auto_split
 
 
 @pytest.mark.parametrize("name", ["valid", "validation"])
@@ -40,9 +40,9 @@ def test_other_names_of_the_validation_folder(tmp_path: Path, name: str) -> None
 def test_an_undivided_folder_is_divided_by_class_and_hash(tmp_path: Path) -> None:
     write_images(tmp_path, {"a": 8, "b": 20})
     splits = find_splits(str(tmp_path), val_fraction=0.25, test_fraction=0.1)
-    assert [split.counts() for _, split in splits.named()] == [[5, 13], [2, 5], [1, 2]]
-    every = sorted(path for _, split in splits.named() for path in split.paths)
-    assert every == sorted(scan(str(tmp_path)).paths)
+    assert [split.class_counts() for _, split in splits.items()] == [[5, 13], [2, 5], [1, 2]]
+    every = sorted(path for _, split in splits.items() for path in split.paths)
+    assert every == sorted(scan_folder(str(tmp_path)).paths)
     assert "28 images divided by a hash of their paths: train 18, val 7, test 3" in splits.notes[0]
     # The division is a fact of the paths: these are the files, on every machine.
     assert splits.val.paths[:2] == ["a/002.png", "a/007.png"]
@@ -62,11 +62,11 @@ def test_a_new_file_moves_no_more_than_one_other(tmp_path: Path) -> None:
 def test_train_and_test_without_val(tmp_path: Path) -> None:
     write_images(tmp_path, {"train/a": 8, "train/b": 8, "test/a": 3, "test/b": 3})
     splits = find_splits(str(tmp_path), **FRACTIONS)
-    assert [split.counts() for _, split in splits.named()] == [[6, 6], [2, 2], [3, 3]]
-    assert splits.made_here
+    assert [split.class_counts() for _, split in splits.items()] == [[6, 6], [2, 2], [3, 3]]
+    assert splits.auto_split
     assert "4 of 16 training images became the validation split" in splits.notes[0]
     on_test = find_splits(str(tmp_path), **FRACTIONS, val_split="test")
-    assert (len(on_test.train), on_test.val.counts(), on_test.test) == (16, [3, 3], None)
+    assert (len(on_test.train), on_test.val.class_counts(), on_test.test) == (16, [3, 3], None)
     assert "validating on the test split" in on_test.notes[0]
 
 
@@ -86,18 +86,18 @@ def test_litter_is_no_data(tmp_path: Path) -> None:
     write_images(tmp_path, {"a": 2, "b": 2, ".ipynb_checkpoints": 1, "__MACOSX": 1, "a/.thumbs": 1})
     for name in (".DS_Store", "Thumbs.db", "a/._000.png", "a/notes.txt", "a/.000.png"):
         (tmp_path / name).write_bytes(b"x")
-    split = scan(str(tmp_path))
-    assert (split.classes, split.counts()) == (["a", "b"], [2, 2])
+    split = scan_folder(str(tmp_path))
+    assert (split.classes, split.class_counts()) == (["a", "b"], [2, 2])
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     write_images(tmp_path / "far", {"x": 2})
     write_images(tmp_path / "root", {"a": 1, "b": 1})
     (tmp_path / "root/a/more").symlink_to(tmp_path / "far/x")
-    assert scan(str(tmp_path / "root")).counts() == [3, 1]
+    assert scan_folder(str(tmp_path / "root")).class_counts() == [3, 1]
     (tmp_path / "root/b/loop").symlink_to(tmp_path / "root/b")
     with pytest.raises(DataError, match=r"b/loop is a link back to a folder that was already read"):
-        scan(str(tmp_path / "root"))
+        scan_folder(str(tmp_path / "root"))
 
 
 def test_manifest(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from PIL import Image
 
 from alexlab.config import build
 from alexlab.data.image_file import Decoding
-from alexlab.data.splits import Split, scan
-from alexlab.data.statistics import measure
+from alexlab.data.splits import Split, scan_folder
+from alexlab.data.statistics import measure_statistics
 from alexlab.errors import DataError
 from support.images import write_images
 from support.runs import TINY, plain
@@ -23,12 +23,12 @@ def correlated(root: Path, count: int, *, size: int = 40) -> Split:
         pixels = 128 + along + generator.normal(0, 4, along.shape)
         path = root / "ab"[index % 2] / f"{index}.png"
         Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).save(path)
-    return scan(str(root))
+    return scan_folder(str(root))
 
 
 def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
     split = correlated(tmp_path / "x", 6)
-    found = measure(split, decoding=Decoding())
+    found = measure_statistics(split, decoding=Decoding())
     pixels = [np.asarray(Image.open(Path(split.root, path))).reshape(-1, 3) / 255 for path in split.paths]
     mean = np.mean([one.mean(0) for one in pixels], 0)
     covariance = np.mean([(one - mean).T @ (one - mean) / len(one) for one in pixels], 0)
@@ -42,11 +42,11 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
 
 def test_a_large_split_is_sampled_evenly(tmp_path: Path) -> None:
     split = correlated(tmp_path / "x", 10)
-    assert measure(split, decoding=Decoding(), max_images=4).num_images == 4
-    assert measure(split, decoding=Decoding(channels=1), max_images=99).num_images == 10
-    assert len(measure(split, decoding=Decoding(channels=1)).mean) == 1
-    assert measure(split, decoding=Decoding()).mean == pytest.approx(
-        measure(split, decoding=Decoding(), max_images=5).mean, abs=0.01
+    assert measure_statistics(split, decoding=Decoding(), max_images=4).num_images == 4
+    assert measure_statistics(split, decoding=Decoding(channels=1), max_images=99).num_images == 10
+    assert len(measure_statistics(split, decoding=Decoding(channels=1)).mean) == 1
+    assert measure_statistics(split, decoding=Decoding()).mean == pytest.approx(
+        measure_statistics(split, decoding=Decoding(), max_images=5).mean, abs=0.01
     )
 
 
@@ -74,5 +74,5 @@ def test_a_standard_deviation_is_never_no_number(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for number in range(3):
             Image.new("RGB", (31 + number, 17), (value, 101, 203)).save(tmp_path / name / f"{number}.png")
-    found = measure(scan(str(tmp_path)), decoding=Decoding())
+    found = measure_statistics(scan_folder(str(tmp_path)), decoding=Decoding())
     assert all(0 <= std < 1e-6 for std in found.std)

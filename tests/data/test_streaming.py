@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alexlab.data.config import Data
+from alexlab.data.config import DataConfig
 from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
 from alexlab.data.splits import Split, Splits, find_splits
@@ -87,8 +87,8 @@ def found(place: str | Path, tmp_path: Path, **options: Any) -> Splits:
 
 
 def pack(split: Split) -> ShardedImages:
-    assert isinstance(split.pack, ShardedImages)
-    return split.pack
+    assert isinstance(split.images, ShardedImages)
+    return split.images
 
 
 def room_of(folder: Path) -> int:
@@ -120,7 +120,7 @@ def replaced(client: Any, place: str, name: str, change: Callable[[bytes], bytes
 def test_shards_are_tar_files_of_the_files_as_they_were(images: Path, folder: Path) -> None:
     index = json.loads((folder / "index.json").read_text())
     splits = splits_of(images)
-    for name, split in splits.named():
+    for name, split in splits.items():
         shards = index["splits"][name]["shards"]
         assert len(shards) > 1 and sum(count for *_, count in shards) == len(split)
         content: dict[int, tuple[bytes, int]] = {}
@@ -153,15 +153,15 @@ def test_every_image_is_there_once_in_a_small_cache(
     objects = pack(splits.train).store.folder
     pack(splits.train).store.limit = limit = 4 * (SHARD + 2 * tarfile.RECORDSIZE)
     seen = set()
-    for name, split in splits.named():
-        of_folder = dict(splits_of(images).named())[name]
+    for name, split in splits.items():
+        of_folder = dict(splits_of(images).items())[name]
         assert list(split.classes) == list(of_folder.classes)
         for number in range(len(split)):
             path = split.paths[number]
             seen.add(path)
             assert split.classes[split.labels[number]] == Path(path).parent.name
-            assert np.array_equal(split.decoded(number, Decoding()), decode(images / path))
-            assert split.size(number) == (images / path).stat().st_size
+            assert np.array_equal(split.load(number, Decoding()), decode(images / path))
+            assert split.file_size(number) == (images / path).stat().st_size
             taken = min(room_of(objects) for _ in range(3))  # what goes and comes meanwhile may be counted twice
             assert taken <= limit
     assert len(seen) == 24 + 11 + 7
@@ -223,9 +223,9 @@ def test_a_missing_or_damaged_shard_is_named(
     for number in range(len(split)):
         if number in bad:
             with pytest.raises(DataError, match=rf"^cannot read .*train-000001\.tar: {reason}$"):
-                split.decoded(number, Decoding())
+                split.load(number, Decoding())
             break
-        split.decoded(number, Decoding())
+        split.load(number, Decoding())
     replaced(client, place, "val.npz", change)
     with pytest.raises(DataError, match=rf"^cannot read .*val\.npz: {reason}$"):
         found(place, tmp_path / "other")
@@ -239,10 +239,10 @@ def test_a_missing_or_damaged_shard_is_named(
 def test_a_shard_of_a_folder_that_changes_is_looked_at_again(folder: Path, tmp_path: Path) -> None:
     place = shutil.copytree(folder, tmp_path / "copy")
     split = found(place, tmp_path).train
-    split.decoded(0, Decoding())
+    split.load(0, Decoding())
     replaced(None, str(place), "train-000000.tar", lambda content: content[:600] + bytes(8) + content[608:])
     with pytest.raises(DataError, match="its content is not that of the index"):
-        split.decoded(0, Decoding())
+        split.load(0, Decoding())
 
 
 def test_an_image_that_cannot_be_decoded_is_named_in_its_shard(images: Path, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_an_image_that_cannot_be_decoded_is_named_in_its_shard(images: Path, tmp
     split = found(tmp_path / "out", tmp_path).val
     number = list(split.paths).index("val/bee/001.png")
     with pytest.raises(ImageError, match=r"val-00000\d\.tar: val/bee/001\.png: its content is none of"):
-        split.decoded(number, Decoding())
+        split.load(number, Decoding())
 
 
 def test_sharding_goes_on_where_it_was_ended(
@@ -444,7 +444,7 @@ def test_a_web_server(folder: Path, tmp_path: Path) -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         splits = found(f"http://127.0.0.1:{server.server_port}", tmp_path)
-        assert splits.val.decoded(0, Decoding()).shape == (70, 73, 3)
+        assert splits.val.load(0, Decoding()).shape == (70, 73, 3)
         pack(splits.val).store.close()
         server.shutdown()
         thread.join()
@@ -478,7 +478,7 @@ class Silent(http.server.SimpleHTTPRequestHandler):
 def test_words(folder: Path, tmp_path: Path, words: dict[str, Any], reason: str) -> None:
     keys = {"root": None, "url": str(folder), "cache_dir": str(tmp_path), "image_size": 64, "channels": 3}
     with pytest.raises((ConfigError, DataError), match=reason):
-        Data(**keys | {"mean": None, "std": None, "batch_size": 8} | words).find_splits()
+        DataConfig(**keys | {"mean": None, "std": None, "batch_size": 8} | words).find_splits()
 
 
 def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:

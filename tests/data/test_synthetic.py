@@ -13,7 +13,7 @@ COUNTS = {"train": 24, "val": 12}
 def test_they_are_two_classes_of_ordinary_jpeg_files(tmp_path: Path) -> None:
     write_photographs(str(tmp_path / "one"), COUNTS)
     splits = find_splits(str(tmp_path / "one"), val_fraction=0.2, test_fraction=0.0)
-    assert (splits.train.counts(), splits.val.counts()) == ([12, 12], [6, 6])
+    assert (splits.train.class_counts(), splits.val.class_counts()) == ([12, 12], [6, 6])
     assert list(splits.classes) == ["cool", "warm"]
     sizes = [path.stat().st_size for path in (tmp_path / "one").rglob("*.jpg")]
     assert 20_000 < np.mean(sizes) < 120_000

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alexlab.data.audit.audit import check
-from alexlab.data.manifest_splits import verified
+from alexlab.data.manifest_splits import add_manifest_hashes
 from alexlab.data.splits import find_splits
 from alexlab.data.table import read_table
 from alexlab.errors import DataError
@@ -74,7 +74,7 @@ def test_a_table_of_a_spreadsheet_is_a_data_set(tmp_path: Path) -> None:
     lines = ["a/000.png;a;Training", "b/000.png;b;TRAIN", "a/001.png;a;Validation", "b/001.png;b;"]
     (root / "list.csv").write_bytes("\r\n".join(["\ufeffPath;Class;Split", *lines]).encode())
     splits = find_splits(str(root / "list.csv"), val_fraction=0.2, test_fraction=0.0)
-    assert [list(split.paths) for _, split in splits.named()] == [["a/000.png", "b/000.png"], ["a/001.png"]]
+    assert [list(split.paths) for _, split in splits.items()] == [["a/000.png", "b/000.png"], ["a/001.png"]]
     assert f"1 images of {root}/list.csv are in no split and are not used" in splits.notes
 
 
@@ -99,15 +99,15 @@ def test_a_manifest_that_lists_a_file_twice(
 def test_a_manifest_that_checks_files_is_read_in_any_spelling_and_lists_them_once(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 4, "b": 4})
     splits = find_splits(str(root), val_fraction=0.25, test_fraction=0.0)
-    paths = sorted(path for _, split in splits.named() for path in split.paths)
+    paths = sorted(path for _, split in splits.items() for path in split.paths)
     lines = [f"{root}/{path},{number:064x}" for number, path in enumerate(paths)]
     manifest = tmp_path / "list.csv"
     manifest.write_text("\n".join(["path,sha256", *lines]))
-    found = verified(splits, str(manifest)).val
+    found = add_manifest_hashes(splits, str(manifest)).val
     assert found.hashes is not None
     assert [int.from_bytes(row.tobytes(), "big") for row in found.hashes] == [paths.index(path) for path in found.paths]
     manifest.write_text("\n".join(["path,sha256", *lines, f"./{paths[0]},{1:064x}"]))
-    for call in (lambda: verified(splits, str(manifest)), lambda: check(str(root), str(manifest))):
+    for call in (lambda: add_manifest_hashes(splits, str(manifest)), lambda: check(str(root), str(manifest))):
         with pytest.raises(DataError, match="must list each file once"):
             call()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alexlab.data.image_file import unreadable
-from alexlab.data.unreadable import Skipped
+from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import DataError, ImageError
 from support.runs import rows, scalars
 
@@ -101,29 +101,29 @@ def test_mixing_and_preview_and_statistics_go_on_too(train: Train, damaged: Path
 
 
 def test_a_file_that_disappears_during_training(train: Train, damaged: Path, tmp_path: Path) -> None:
-    from alexlab.data.dataset import ImageSplit
+    from alexlab.data.dataset import ImageDataset
 
     for name in ("train/ant/003.png", "train/cat/005.png", "val/bee/001.png"):
         shutil.copy(damaged / "train/bee/000.png", damaged / name)
     gone = damaged / "train/bee/004.png"
-    read = ImageSplit.__getitem__
+    read = ImageDataset.__getitem__
 
-    def vanishing(self: ImageSplit, index: int) -> object:
+    def vanishing(self: ImageDataset, index: int) -> object:
         gone.unlink(missing_ok=True)
         return read(self, index)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageSplit, "__getitem__", vanishing)
+        patch.setattr(ImageDataset, "__getitem__", vanishing)
         train(f"data.root={damaged}", "data.on_error=skip")
         assert [row["code"] for row in rows(tmp_path / "run/skipped.csv")] == ["missing"]
 
 
 def test_the_list_has_each_image_once(tmp_path: Path) -> None:
     for _ in range(2):
-        skipped = Skipped(tmp_path / "skipped.csv")
+        skipped = UnreadableLog(tmp_path / "skipped.csv")
         for name in ("b,1.png", "a\udcff.png", "b,1.png"):
             skipped.add(unreadable(name, "empty"))
-    assert Skipped(tmp_path / "skipped.csv").finish() == 2
-    assert Skipped(tmp_path / "skipped.csv").finish() == 2
+    assert UnreadableLog(tmp_path / "skipped.csv").finish() == 2
+    assert UnreadableLog(tmp_path / "skipped.csv").finish() == 2
     assert [row["path"] for row in rows(tmp_path / "skipped.csv")] == ["a\\xff.png", "b,1.png"]
-    assert Skipped(tmp_path / "none.csv").finish() == 0
+    assert UnreadableLog(tmp_path / "none.csv").finish() == 0

@@ -86,7 +86,7 @@ def fitted(images: Path, folder: Path, *words: str, unused: bool = False) -> dic
     trainer, losses, counted = build.trainer(config, folder, num_ranks=2), Losses(), Counted()
     trainer.callbacks.append(losses)  # type: ignore[attr-defined]
     default_hooks.dist = powerSGD_hook.dist = counted  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=build.folder_data(config, splits))
+    trainer.fit(module, datamodule=build.datamodule(config, splits))
     weights = {name: value.detach().clone() for name, value in module.net.named_parameters()}
     both: list[Any] = [None, None]
     torch.distributed.all_gather_object(both, weights)

@@ -178,8 +178,8 @@ LOADS = """
 import os, sys, time
 from functools import partial
 from torch.utils.data import DataLoader
-from alexlab.data.datamodule import begin_worker
-loader = DataLoader(range(100), num_workers=1, worker_init_fn=partial(begin_worker, os.getpid()), multiprocessing_context="fork")
+from alexlab.data.datamodule import init_worker
+loader = DataLoader(range(100), num_workers=1, worker_init_fn=partial(init_worker, os.getpid()), multiprocessing_context="fork")
 batches = iter(loader)
 next(batches)
 print(batches._workers[0].pid, flush=True)

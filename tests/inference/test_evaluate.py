@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import crop, hflip
 
 from alexlab.config import build
-from alexlab.data.config import Data
+from alexlab.data.config import DataConfig
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
 from alexlab.data.splits import Split
@@ -137,7 +137,7 @@ def test_a_divided_folder_with_other_classes(trained_run: Path, tmp_path: Path) 
     """Its training split may have classes that the split which is scored has not."""
     trained = load_checkpoint(str(trained_run))
     root = write_images(tmp_path / "b", {"train/dog": 2, "train/cat": 2, "val/cat": 2})
-    settings = Data(**{**trained.config["data"], "root": str(root)})
+    settings = DataConfig(**{**trained.config["data"], "root": str(root)})
     name, split = select_split(trained, settings, None, from_run=False)
     assert (name, split.labels.tolist(), split.classes) == ("val", [2, 2], ["ant", "bee", "cat"])
     with pytest.raises(
@@ -150,14 +150,14 @@ def test_folders_that_are_named_as_splits(trained_run: Path, tmp_path: Path, cap
     caplog.set_level("INFO")
     trained = load_checkpoint(str(trained_run))
     root = write_images(tmp_path / "b", {"Testing/cat": 2, "Testing/ant": 1, "cat": 3, "ant": 3})
-    settings = Data(**{**trained.config["data"], "root": str(root)})
+    settings = DataConfig(**{**trained.config["data"], "root": str(root)})
     for wanted in (None, "test", "all"):
         with pytest.raises(
             DataError, match=r"Testing is named like a split, ant, cat like a class.*data.splits.test=Testing"
         ):
             select_split(trained, settings, wanted, from_run=False)
     name, split = select_split(trained, replace(settings, splits={"test": "Testing"}), None, from_run=False)
-    assert (name, split.counts()) == ("test", [1, 0, 2])
+    assert (name, split.class_counts()) == ("test", [1, 0, 2])
     assert f"data: not used in {root}: ant, cat" in caplog.messages
     shutil.rmtree(root / "cat")
     shutil.rmtree(root / "ant")
@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_read(evaluate: Evaluate, tmp_path: Path, capsys: 
 
 def test_every_image_is_asked_about_once(trained_run: Path) -> None:
     trained = load_checkpoint(str(trained_run))
-    settings = Data(**{**trained.config["data"], "batch_size": 4})
+    settings = DataConfig(**{**trained.config["data"], "batch_size": 4})
     _, split = select_split(trained, settings, "val", from_run=True)
     loader = split_loader(split, build.eval_view(trained.config), settings)
     assert len(predict_split(trained.inference, loader, split).paths) == 11

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexlab.config import build
-from alexlab.data.config import Data
+from alexlab.data.config import DataConfig
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.explain import neighbours
@@ -127,7 +127,7 @@ def test_neighbours_are_exact(metric: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_last_hidden_layer_is_stored_once(trained_run: Path, tmp_path: Path) -> None:
     trained = load_checkpoint(str(trained_run))
-    settings = Data(**{**trained.config["data"], "batch_size": 5})
+    settings = DataConfig(**{**trained.config["data"], "batch_size": 5})
     _, train = select_split(trained, settings, "train", from_run=True)
     view = build.eval_view(trained.config)
     path = matrix_path(tmp_path, trained.path, train)
@@ -148,7 +148,7 @@ def test_the_last_hidden_layer_is_stored_once(trained_run: Path, tmp_path: Path)
     copied = replace(train, root=str(shutil.copytree(train.root, tmp_path / "copied")))
     path = matrix_path(tmp_path, trained.path, copied)
     assert matrix_path(tmp_path, trained.path, copied) == path
-    replace_unseen(Path(copied.place(0)))
+    replace_unseen(Path(copied.file_path(0)))
     assert matrix_path(tmp_path, trained.path, copied) != path
 
 

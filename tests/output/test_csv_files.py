@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from alexlab.data.manifest import Row, read_manifest, write_manifest
-from alexlab.data.unreadable import Skipped
+from alexlab.data.manifest import ManifestRow, read_manifest, write_manifest
+from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ImageError
 from alexlab.output.csv_files import neutralised, restored, write_csv
 
@@ -31,7 +31,9 @@ def test_numbers_stay_numbers(number: object) -> None:
 
 
 def test_a_manifest_keeps_its_paths_and_classes(tmp_path: Path) -> None:
-    wanted = [Row(text or "none", label=text, size=1) for text in TEXTS] + [Row("\udcff\u202e.png", label="-")]
+    wanted = [ManifestRow(text or "none", label=text, size=1) for text in TEXTS] + [
+        ManifestRow("\udcff\u202e.png", label="-")
+    ]
     write_manifest(wanted, tmp_path / "manifest.csv")
     assert [*read_manifest(tmp_path / "manifest.csv", str(tmp_path)).values()] == wanted
 
@@ -41,13 +43,13 @@ def test_the_table_of_a_split_is_read_as_labels(tmp_path: Path) -> None:
 
     for name in ("-a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"x")
-    write_manifest([Row("-a.jpg", label="@home"), Row("b.jpg", label="'=x")], tmp_path / "split.csv")
+    write_manifest([ManifestRow("-a.jpg", label="@home"), ManifestRow("b.jpg", label="'=x")], tmp_path / "split.csv")
     source = find_source(str(tmp_path), labels=str(tmp_path / "split.csv"), pattern="", group=None)
     assert (source.paths, source.classes) == (["-a.jpg", "b.jpg"], ["@home", "'=x"])
 
 
 def test_the_list_of_skipped_files_is_written_twice_and_neutralised_once(tmp_path: Path) -> None:
-    skipped = Skipped(tmp_path / "skipped.csv")
+    skipped = UnreadableLog(tmp_path / "skipped.csv")
     for path in ("=b.png", "-a\n.png", "=b.png"):
         skipped.add(ImageError("no", path=path, code="x", reason="@y"))
     assert skipped.finish() == 2

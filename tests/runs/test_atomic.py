@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from alexlab.data.unreadable import Skipped
+from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import DiskError, ImageError
 from alexlab.runs import atomic
 from alexlab.runs.record import Card
@@ -121,7 +121,10 @@ def test_a_run_that_stops_is_not_left_running(train: Train, tmp_path: Path, fill
 def test_a_list_of_skipped_images_goes_on_where_the_run_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    skipped, error = Skipped(tmp_path / "skipped.csv"), ImageError("", path="a.jpg", code="empty", reason="is empty")
+    skipped, error = (
+        UnreadableLog(tmp_path / "skipped.csv"),
+        ImageError("", path="a.jpg", code="empty", reason="is empty"),
+    )
     opened = Path.open
     monkeypatch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(DiskError, match=r"cannot write .*skipped.csv: full"):

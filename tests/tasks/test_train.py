@@ -216,7 +216,7 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
             ["optimizer=any", "optimizer._target_=torch.optim.Nothing"],
             "optimizer._target_ must name a class or function",
         ),
-        (["+data.rot=x"], "data.rot is no argument of alexlab.data.config.Data; it takes root, image_size"),
+        (["+data.rot=x"], "data.rot is no argument of alexlab.data.config.DataConfig; it takes root, image_size"),
         (["+data.pack.quality=9"], "data.pack.quality is no argument of alexlab.data.cache.pack.Pack"),
         (["+data.stream.mx=9"], "data.stream.mx is no argument of alexlab.data.streaming.reader.Stream"),
         (["optimizer.lr=null"], "optimizer.lr must be a number; got null"),

@@ -46,7 +46,7 @@ def scores_of(root: Path, folder: Path, num_ranks: int, size: int) -> dict[str, 
     trainer = build.trainer(
         {**config, "trainer": {**config["trainer"], "devices": num_ranks}}, folder, num_ranks=num_ranks
     )
-    trainer.validate(module, datamodule=build.folder_data(config, splits), verbose=False)
+    trainer.validate(module, datamodule=build.datamodule(config, splits), verbose=False)
     found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     return {**found, "count": module.last_count}
 
@@ -85,10 +85,10 @@ def test_the_sizes_differ_in_their_scores(found: dict[int, Any]) -> None:
 def test_a_split_of_which_an_image_is_left_out_is_no_score(
     seventeen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alexlab.data.samplers import EvalBatches
+    from alexlab.data.samplers import EvalBatchSampler
 
-    own = EvalBatches.__iter__
-    monkeypatch.setattr(EvalBatches, "__iter__", lambda self: iter([batch[:-1] or batch for batch in own(self)]))
+    own = EvalBatchSampler.__iter__
+    monkeypatch.setattr(EvalBatchSampler, "__iter__", lambda self: iter([batch[:-1] or batch for batch in own(self)]))
     with pytest.raises(DataError, match=r"every image of the val split must be scored once; 6 of 7 were"):
         scores_of(seventeen, tmp_path, 1, 7)
     assert "RANK" not in os.environ

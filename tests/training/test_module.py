@@ -128,7 +128,7 @@ def test_ema_weights_are_validated_saved_and_tested(train: Callable[..., float |
         module = build.classifier(config, splits)
         module.load_state_dict(averaged)
         module.eval()
-        data = build.folder_data(config, splits)
+        data = build.datamodule(config, splits)
         files = getattr(splits, split)
         logits = torch.cat(
             [

@@ -105,7 +105,7 @@ def test_no_step_between_two_logging_points_waits_for_the_device(
 
     monkeypatch.setattr(Classifier, "on_train_batch_start", counted)
     with syncs:
-        trainer.fit(module, datamodule=build.folder_data(config, splits))
+        trainer.fit(module, datamodule=build.datamodule(config, splits))
     steps = [after - before for before, after in itertools.pairwise(counts)]
     assert len(steps) == 11
     waiting = [number for number, count in enumerate(steps) if count]

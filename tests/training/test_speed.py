@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from alexlab.config import build
-from alexlab.data.datamodule import FolderData, collate
-from alexlab.data.samplers import SeededItems
+from alexlab.data.datamodule import ImageDataModule, collate
+from alexlab.data.samplers import SeededDataset
 from alexlab.distributed import hardware
 from alexlab.distributed.launch import Limits, launch
 from alexlab.runs.safe_load import load_file
@@ -166,7 +166,7 @@ def test_gradients_are_laid_out_as_the_weights(images: Path, tmp_path: Path, num
         module = build.classifier(config, splits)
         module.__class__ = Looks
         trainer = build.trainer(config, tmp_path, num_ranks=num_ranks)
-        trainer.fit(module, datamodule=build.folder_data(config, splits))
+        trainer.fit(module, datamodule=build.datamodule(config, splits))
         assert trainer.global_step == 3
         return wrong
 
@@ -207,7 +207,7 @@ def test_a_batch_of_items_has_the_draws_of_each_item() -> None:
         def __getitem__(self, index: int) -> tuple[Any, int]:
             return torch.rand(3), index
 
-    items = SeededItems(Draws(), seed=3)
+    items = SeededDataset(Draws(), seed=3)
     before = torch.get_rng_state()
     whole = items.__getitems__([(1, 4), (0, 4), (1, 5)])
     assert torch.equal(torch.get_rng_state(), before)
@@ -260,7 +260,7 @@ def test_loader_processes_start_before_there_is_a_net(
     first, last = seen
     assert len(first) == 4
     assert first == last
-    monkeypatch.setattr(FolderData, "start", lambda data: None)
+    monkeypatch.setattr(ImageDataModule, "start_workers", lambda data: None)
     train(*words, run_dir=tmp_path / "late")
     scores = [[row["train/loss"] for row in rows(tmp_path / name / "metrics.csv")] for name in ("early", "late")]
     assert scores[0] == scores[1]

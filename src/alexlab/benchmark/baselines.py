@@ -29,7 +29,7 @@ from torchvision.datasets.folder import default_loader
 from alexlab.benchmark.interleave import Figures, Turns
 from alexlab.config import build
 from alexlab.config.instantiate import Config, parts
-from alexlab.data.datamodule import FolderData
+from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.splits import Split, Splits
 
 EVERY = 10  # steps between two lines of a log
@@ -110,7 +110,7 @@ class Clock:
         }
 
 
-def one_device(data: FolderData, device: str = "cpu") -> FolderData:
+def one_device(data: ImageDataModule, device: str = "cpu") -> ImageDataModule:
     """The loaders as they are in a process that trains alone, without a Trainer."""
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=1,
@@ -131,7 +131,7 @@ def bare(job: Job, turns: Turns) -> None:
     torch.manual_seed(job.config["seed"])
     net = job.net().to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = job.optimizer(net.parameters())
-    data = one_device(build.folder_data(job.config, job.splits), job.device)
+    data = one_device(build.datamodule(job.config, job.splits), job.device)
     loaders: Any = data.train_dataloader(), data.val_dataloader()
     mean, std = job.constants()
     clock = Clock(turns)
@@ -209,8 +209,8 @@ def reference(job: Job, turns: Turns) -> None:
             batch_size=settings.batch_size,
             shuffle=split is job.splits.train,
             drop_last=split is job.splits.train,
-            num_workers=settings.workers(1),
-            multiprocessing_context="fork" if settings.workers(1) else None,
+            num_workers=settings.workers_per_rank(1),
+            multiprocessing_context="fork" if settings.workers_per_rank(1) else None,
             pin_memory=amp,
         )
         for split, transform in zip((job.splits.train, job.splits.val), usual_transforms(job), strict=True)
@@ -270,8 +270,8 @@ class TakesTurns(Callback):
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        batches = len(data.splits.train) // data.data.batch_size
-        self.clock.trained(batches * data.data.batch_size)
+        batches = len(data.splits.train) // data.config.batch_size
+        self.clock.trained(batches * data.config.batch_size)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -331,7 +331,7 @@ def stock_with(callback: Callable[[], Callback], job: Job, turns: Turns, **train
     """The same with a callback that takes the turns, and other keys of its Trainer."""
     turns_of_this_process[:] = [turns]
     lightning.seed_everything(job.config["seed"], verbose=False)
-    data = build.folder_data(job.config, job.splits)
+    data = build.datamodule(job.config, job.splits)
     keywords: dict[str, Any] = {
         "accelerator": job.config["trainer"]["accelerator"],
         "precision": job.config["trainer"]["precision"],

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexlab.data.manifest import Row as Listed
-from alexlab.data.manifest import write_manifest
+from alexlab.data.manifest import ManifestRow, write_manifest
 from alexlab.data.splits import Split, Splits
 from alexlab.errors import ConfigError
 
@@ -49,7 +48,7 @@ class Settings:
 
 def write_subset(splits: Splits, num_train: int | None, num_val: int | None, path: Path) -> Path:
     """A manifest, which is a data set itself, of some images of a training and a validation split, evenly spaced."""
-    rows: list[Listed] = []
+    rows: list[ManifestRow] = []
     for name, split, count in (("train", splits.train, num_train), ("val", splits.val, num_val)):
         chosen = np.linspace(0, len(split) - 1, min(len(split), count or len(split))).round().astype(int)
         rows += [_listed(split, row, name) for row in np.unique(chosen).tolist()]
@@ -57,6 +56,6 @@ def write_subset(splits: Splits, num_train: int | None, num_val: int | None, pat
     return path
 
 
-def _listed(split: Split, row: int, name: str) -> Listed:
+def _listed(split: Split, row: int, name: str) -> ManifestRow:
     path = Path(split.root, split.paths[row]).resolve()
-    return Listed(str(path), label=split.classes[split.labels[row]], split=name)
+    return ManifestRow(str(path), label=split.classes[split.labels[row]], split=name)

@@ -16,8 +16,8 @@ from alexlab.benchmark.interleave import Contender, Figures, repeated
 from alexlab.benchmark.roofline import rates
 from alexlab.benchmark.table import Row
 from alexlab.config import build
-from alexlab.data.config import Data
-from alexlab.data.datamodule import FolderData
+from alexlab.data.config import DataConfig
+from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.transforms import CenterView, RandomCropView
 from alexlab.distributed.hardware import cores
 
@@ -67,8 +67,8 @@ def _ours(job: Job, transform: Any) -> Any:
     settings = {**job.config["data"], "num_workers": 0}
     view = CenterView(settings["image_size"])
     data = one_device(
-        FolderData(
-            Data(**settings), job.splits, train_transform=transform, eval_transform=view, seed=job.config["seed"]
+        ImageDataModule(
+            DataConfig(**settings), job.splits, train_transform=transform, eval_transform=view, seed=job.config["seed"]
         )
     )
     loader: Any = data.train_dataloader()

@@ -19,7 +19,7 @@ from alexlab.benchmark.interleave import Contender, Figures, repeated
 from alexlab.benchmark.roofline import CEILING, rates, share, train_flops
 from alexlab.benchmark.step import Way, stepping
 from alexlab.benchmark.table import Row
-from alexlab.config.build import folder_data
+from alexlab.config.build import datamodule
 from alexlab.data.listing import SETTLED_S, list_images
 
 PER_CLASS = 1000  # files
@@ -126,7 +126,7 @@ def workers(measuring: Measuring) -> list[Row]:
 
 def epochs_of(job: Job) -> Callable[[], Figures]:
     """Images/s of a whole pass of the training loader."""
-    data = one_device(folder_data(job.config, job.splits), job.device)
+    data = one_device(datamodule(job.config, job.splits), job.device)
     loader: Any = data.train_dataloader()
     epoch = 0
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from alexlab.cli.overrides import CONFIG_DIR
-from alexlab.data.config import Data
+from alexlab.data.config import DataConfig
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import SLURM_LOG
 
@@ -54,7 +54,7 @@ def _typed(key: str, value: str) -> str:
 
 def _leading_elsewhere(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     data, trainer = config["data"], config["trainer"]
-    if data.get("cache_dir") != Data.cache_dir:
+    if data.get("cache_dir") != DataConfig.cache_dir:
         yield "data.cache_dir", data.get("cache_dir")
     if not _made_at_home(data) and not os.path.exists(str(data["root"])):
         yield "data.root", data["root"]  # it would be written there
@@ -94,7 +94,11 @@ def _default(key: str) -> Any:
 
 def confined_data(data: dict[str, Any]) -> dict[str, Any]:
     """Return the `data` node of a stranger's checkpoint such that using it writes to the default cache folder only."""
-    return {**data, "generate": data.get("generate") if _made_at_home(data) else None, "cache_dir": Data.cache_dir}
+    return {
+        **data,
+        "generate": data.get("generate") if _made_at_home(data) else None,
+        "cache_dir": DataConfig.cache_dir,
+    }
 
 
 def _made_at_home(data: dict[str, Any]) -> bool:

@@ -28,12 +28,12 @@ from alexlab.data.cache.build_pack import open_pack
 from alexlab.data.cache.on_device import check_plans
 from alexlab.data.cache.pack import Pack, PackedImages, misfit, needed_size
 from alexlab.data.class_names import display_names, read_class_names
-from alexlab.data.config import Data
-from alexlab.data.datamodule import FolderData, check_batch_size, check_limits
+from alexlab.data.config import DataConfig
+from alexlab.data.datamodule import ImageDataModule, check_batch_size, check_limits
 from alexlab.data.splits import Split, Splits
-from alexlab.data.statistics import Statistics, check_std, measure
+from alexlab.data.statistics import ChannelStatistics, check_std, measure_statistics
 from alexlab.data.transforms import PCAColorNoise, Views
-from alexlab.data.unreadable import Skipped
+from alexlab.data.unreadable import UnreadableLog
 from alexlab.distributed import devices, hardware
 from alexlab.distributed.ddp import KEYS as DDP_KEYS
 from alexlab.distributed.ddp import DDPOptions, HookedDDP
@@ -70,7 +70,7 @@ LEAST = {
 STRATEGIES = ("auto", "ddp")
 SCORES = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-PRETENDED = Statistics(0, (0.5,) * 3, (0.25,) * 3, (0.1, 0.01, 0.001), IDENTITY)
+PRETENDED = ChannelStatistics(0, (0.5,) * 3, (0.25,) * 3, (0.1, 0.01, 0.001), IDENTITY)
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -106,7 +106,7 @@ def _head(config: Config, num_classes: int) -> frozenset[str]:
     return frozenset(name for name, value in states[0].items() if value.shape != states[1][name].shape)
 
 
-def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tuple[Config, Statistics | None]:
+def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tuple[Config, ChannelStatistics | None]:
     """The config with the numbers that are to be measured on the training split filled in, and what was measured.
 
     These are `data.mean`, `data.std` and the components of PCAColorNoise, where they are null.
@@ -131,7 +131,9 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
     found = (
         PRETENDED
         if pretended
-        else measure(splits.train, decoding=data(config).decoding, skip=data(config).on_error == "skip")
+        else measure_statistics(
+            splits.train, decoding=data(config).decoding, skip_unreadable=data(config).on_error == "skip"
+        )
     )
     if node["std"] is None:
         check_std(found)
@@ -142,9 +144,9 @@ def measured(config: Config, splits: Splits, *, pretended: bool = False) -> tupl
     return {**config, "data": node, "augmentation": {**views, "train": train}}, found
 
 
-def agreed_measures(config: Config, splits: Splits) -> tuple[Config, Statistics | None]:
+def agreed_measures(config: Config, splits: Splits) -> tuple[Config, ChannelStatistics | None]:
     """What `measured` gives on the first node, for all of them: machines may round differently."""
-    here: list[Statistics | None] = [None]
+    here: list[ChannelStatistics | None] = [None]
 
     def measure_here() -> Config:
         found, here[0] = measured(config, splits)
@@ -227,7 +229,7 @@ def packed(config: Config, splits: Splits) -> Splits:
         return splits
     opened: dict[str, PackedImages] = {}
     parts: dict[str, Split] = {}
-    for name, split in splits.named():
+    for name, split in splits.items():
         listing = split.listing
         assert listing is not None
         if listing.folder not in opened:
@@ -239,7 +241,7 @@ def packed(config: Config, splits: Splits) -> Splits:
                 hashes=splits.hashes_of(listing),
                 skip=settings.on_error == "skip",
             )
-        parts[name] = replace(split, pack=opened[listing.folder])
+        parts[name] = replace(split, images=opened[listing.folder])
     return replace(splits, train=parts["train"], val=parts["val"], test=parts.get("test"))
 
 
@@ -247,17 +249,17 @@ def _is_noise(node: Config | None, where: str) -> bool:
     return node is not None and parts(node, where)[0] is PCAColorNoise
 
 
-def data(config: Config) -> Data:
+def data(config: Config) -> DataConfig:
     """The settings of the `data` node."""
-    bind(Data, "data", **config["data"])
-    return Data(**config["data"])
+    bind(DataConfig, "data", **config["data"])
+    return DataConfig(**config["data"])
 
 
 def classifier(config: Config, splits: Splits, *, record: Config | None = None, device: str = "cpu") -> Classifier:
     """The LightningModule for the classes of a data set; on the device `meta` the net takes no memory."""
     settings = data(config)
     num_classes = len(splits.classes)
-    loss = make(config["loss"], "loss", splits.train.counts())
+    loss = make(config["loss"], "loss", splits.train.class_counts())
     optimizer, options = parts(config["optimizer"], "optimizer")
     bind(parameter_groups, "param_groups", None, **config["param_groups"])
     head = _head(config, num_classes) if config["param_groups"]["head_lr"] is not None else ()
@@ -306,19 +308,19 @@ def eval_view(config: Config, views: str = "center") -> Callable[..., Any]:
         raise ConfigError(str(error)) from error
 
 
-def folder_data(config: Config, splits: Splits, run_dir: Path | None = None) -> FolderData:
+def datamodule(config: Config, splits: Splits, run_dir: Path | None = None) -> ImageDataModule:
     """The LightningDataModule; the run folder takes the list of the images that cannot be read."""
     views = config["augmentation"]
-    skipped = None if run_dir is None else Skipped(run_dir / SKIPPED)
+    skipped = None if run_dir is None else UnreadableLog(run_dir / SKIPPED)
     if skipped is not None:  # loader processes are forked before the callback that has the key is asked
         skipped.goes_on = any(node.get("on_error") == "warn" for node in entries(config["callbacks"]).values())
-    return FolderData(
+    return ImageDataModule(
         data(config),
         splits,
         train_transform=_transforms(views["train"], "augmentation.train"),
         eval_transform=_transforms(views["eval"], "augmentation.eval"),
         seed=config["seed"],
-        skipped=skipped,
+        unreadable=skipped,
     )
 
 
@@ -481,7 +483,9 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     _check_trainer(config, num_ranks)
     settings = data(config)
     shares = image_shares(config, num_ranks)
-    check_batch_size(settings, splits, num_ranks=shares, accumulate=config["trainer"]["accumulate_grad_batches"])
+    check_batch_size(
+        settings, splits, num_ranks=shares, accumulation_steps=config["trainer"]["accumulate_grad_batches"]
+    )
     check_limits(config["trainer"], settings, splits)
     module = classifier(config, splits, device="meta")
     _check_image_size(module.net, settings)
@@ -497,7 +501,7 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {error}") from error
     schedule = module.schedule(optimizer, num_epochs=1, steps_per_epoch=100)
-    folder_data(config, splits)
+    datamodule(config, splits)
     extra_views(config)
     packing(config)
     _check_loggers(config)
@@ -570,7 +574,7 @@ def _check_monitor(monitor: str | None, where: str) -> None:
         raise ConfigError(f"{where}.monitor must be a score that is logged: {', '.join(SCORES)}; got {monitor!r}")
 
 
-def _check_image_size(built: nn.Module, settings: Data) -> None:
+def _check_image_size(built: nn.Module, settings: DataConfig) -> None:
     check_size = getattr(built, "check_image_size", None)
     try:
         if check_size is not None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from alexlab.config import build
 from alexlab.config.culprits import culprits, sentence
 from alexlab.config.instantiate import Config, value_of
-from alexlab.data.samplers import EvalBatches, TrainBatches
+from alexlab.data.samplers import EvalBatchSampler, TrainBatchSampler
 from alexlab.data.splits import Splits
 from alexlab.distributed import hardware, ranks
 from alexlab.distributed.devices import requested_gpus
@@ -202,14 +202,16 @@ def _of_lightning(nodes: Config) -> Config:
 def _lengths(config: Config, splits: Splits, num_ranks: int) -> dict[str, int]:
     """Return the number of batches of each split on a rank."""
     shares, batch_size = build.image_shares(config, num_ranks), config["data"]["batch_size"]
-    train = TrainBatches(
+    train = TrainBatchSampler(
         splits.train.labels,
         batch_size=batch_size,
         num_ranks=shares,
-        accumulate=config["trainer"]["accumulate_grad_batches"],
+        accumulation_steps=config["trainer"]["accumulate_grad_batches"],
     )
     tests = {"val": splits.val, "test": splits.test or splits.val}
-    evals = {name: EvalBatches(len(split), batch_size=batch_size, num_ranks=shares) for name, split in tests.items()}
+    evals = {
+        name: EvalBatchSampler(len(split), batch_size=batch_size, num_ranks=shares) for name, split in tests.items()
+    }
     return {"train": len(train), **{name: len(batches) for name, batches in evals.items()}}
 
 

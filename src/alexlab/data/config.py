@@ -9,7 +9,7 @@ from typing import Any
 
 from alexlab.config.instantiate import bind
 from alexlab.data.image_file import MAX_MEGAPIXELS, Decoding
-from alexlab.data.manifest_splits import verified
+from alexlab.data.manifest_splits import add_manifest_hashes
 from alexlab.data.sources.digits import write_digits
 from alexlab.data.sources.synthetic import write_photographs
 from alexlab.data.splits import Splits, find_splits
@@ -23,7 +23,7 @@ GENERATORS = {"digits": write_digits, "photographs": write_photographs}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class DataConfig:
     """One data set and the way it is fed.
 
     Args:
@@ -133,7 +133,7 @@ class Data:
         )
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where the images are, for people."""
         return str(self.url or self.root)
 
@@ -159,7 +159,7 @@ class Data:
             folders=self.splits,
             cache_dir=Path(self.cache_dir),
         )
-        return splits if self.manifest is None else verified(splits, self.manifest)
+        return splits if self.manifest is None else add_manifest_hashes(splits, self.manifest)
 
     def per_channel(self, values: Sequence[float] | None) -> list[float]:
         """As many numbers as channels: three are averaged for one, one is repeated for three."""
@@ -168,7 +168,7 @@ class Data:
             return list(values)
         return [sum(values) / len(values)] * self.channels
 
-    def workers(self, num_ranks: int) -> int:
+    def workers_per_rank(self, num_ranks: int) -> int:
         """Loader processes of each of `num_ranks` ranks of this machine."""
         if self.num_workers is not None:
             return self.num_workers

@@ -16,41 +16,36 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from alexlab.data.cache.on_device import Cuts, Plan, Resident
 from alexlab.data.cache.pack import PackedImages
-from alexlab.data.config import Data
-from alexlab.data.dataset import ImageSplit
-from alexlab.data.prefetch import Finish, Loader, ToDevice
+from alexlab.data.config import DataConfig
+from alexlab.data.dataset import ImageDataset
+from alexlab.data.prefetch import DevicePrefetcher, PostProcess, PrefetchLoader
 from alexlab.data.samplers import (
-    EvalBatches,
+    EvalBatchSampler,
     MapDataset,
-    PaddedItems,
-    SeededItems,
-    TrainBatches,
-    num_limited,
+    PaddedDataset,
+    SeededDataset,
+    TrainBatchSampler,
+    data_ranks,
+    num_limited_batches,
     stratified_sample,
 )
 from alexlab.data.splits import Split, Splits
 from alexlab.data.streaming.reader import ShardedImages
-from alexlab.data.unreadable import Skipped
+from alexlab.data.unreadable import UnreadableLog
 from alexlab.distributed.hardware import die_with_parent
 from alexlab.distributed.signals import ignore_first_sigterm
 from alexlab.errors import ConfigError
 
 
-def shares(trainer: lightning.Trainer) -> tuple[int, int]:
-    """Into how many shares the ranks divide the images, and which one is this rank's."""
-    found: tuple[int, int] = getattr(trainer.strategy, "data_ranks", (trainer.world_size, trainer.global_rank))
-    return found
-
-
-class FolderData(lightning.LightningDataModule):
+class ImageDataModule(lightning.LightningDataModule):
     """Loaders that give (images, labels): uint8 (N, C, H, W) and int64 (N,), where a label below 0 is padding.
 
     Args:
-        data: the settings.
+        config: the settings.
         splits: the files.
         train_transform, eval_transform: from a uint8 image (C, H, W) to one of the size that the net takes.
         seed: of the order and of the augmentation.
-        skipped: takes the images that cannot be read, where `data.on_error` is skip.
+        unreadable: takes the images that cannot be read, where `config.on_error` is skip.
 
     Raises:
         ConfigError: from `test_dataloader`, when there is no test split.
@@ -58,99 +53,101 @@ class FolderData(lightning.LightningDataModule):
 
     def __init__(
         self,
-        data: Data,
+        config: DataConfig,
         splits: Splits,
         *,
         train_transform: Callable[[Tensor], Tensor],
         eval_transform: Callable[[Tensor], Tensor],
         seed: int,
-        skipped: Skipped | None = None,
+        unreadable: UnreadableLog | None = None,
     ) -> None:
         super().__init__()
-        self.data = data
+        self.config = config
         self.splits = splits
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.seed = seed
-        self.first = (0, 0)  # the epoch and the batch that this process begins with; a resumed run begins later
-        self.skipped = skipped if data.on_error == "skip" else None
-        self.started: dict[str, DataLoader[Any]] = {}  # loaders whose processes run already, for who asks for them
-        self.forked: list[DataLoader[Any]] = []  # the same, also when they were asked for
+        self.resume_at = (0, 0)  # the epoch and the batch that this process begins with; a resumed run begins later
+        self.unreadable = unreadable if config.on_error == "skip" else None
+        self.early_loaders: dict[
+            str, DataLoader[Any]
+        ] = {}  # loaders whose processes run already, for who asks for them
+        self.forked_loaders: list[DataLoader[Any]] = []  # the same, also when they were asked for
 
-    def dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImageSplit:
+    def dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImageDataset:
         """A split as a data set."""
-        return ImageSplit(split, transform=transform, decoding=self.data.decoding, skipped=self.skipped)
+        return ImageDataset(split, transform=transform, decoding=self.config.decoding, unreadable=self.unreadable)
 
-    def _parts(self, split: Split, transform: Callable[[Tensor], Tensor]) -> tuple[MapDataset, Finish | None]:
+    def _parts(self, split: Split, transform: Callable[[Tensor], Tensor]) -> tuple[MapDataset, PostProcess | None]:
         """What the loader processes read, and what is made of it on the device."""
-        if self.data.cache != "device" or transform not in (self.train_transform, self.eval_transform):
+        if self.config.cache != "device" or transform not in (self.train_transform, self.eval_transform):
             return self.dataset(split, transform), None
-        assert isinstance(split.pack, PackedImages)
-        plan = Plan(transform, split.pack.pixels.shape[1])
-        return Cuts(split, plan, self.skipped), Resident(split.pack, plan)
+        assert isinstance(split.images, PackedImages)
+        plan = Plan(transform, split.images.pixels.shape[1])
+        return Cuts(split, plan, self.unreadable), Resident(split.images, plan)
 
-    def start(self) -> None:
+    def start_workers(self) -> None:
         """Forks the loader processes of the training and of the validation now, while this process holds little memory.
 
         A page that this process changes after the fork is kept a second time for its children: processes that are forked
         after the first epoch hold a second copy of weights, gradients and activations.
         """
-        if not self.data.workers(self.trainer.num_devices):  # type: ignore[union-attr]
+        if not self.config.workers_per_rank(self.trainer.num_devices):  # type: ignore[union-attr]
             return
-        self.started = {"train": self.train_dataloader(), "val": self.val_dataloader()}
-        self.forked = list(self.started.values())
-        for loader in self.forked:
-            assert isinstance(loader.batch_sampler, TrainBatches | EvalBatches)
-            loader.batch_sampler.asleep = True  # nothing is read ahead
+        self.early_loaders = {"train": self.train_dataloader(), "val": self.val_dataloader()}
+        self.forked_loaders = list(self.early_loaders.values())
+        for loader in self.forked_loaders:
+            assert isinstance(loader.batch_sampler, TrainBatchSampler | EvalBatchSampler)
+            loader.batch_sampler.paused = True  # nothing is prefetched
             with torch.random.fork_rng(devices=[]):  # a loader draws a seed, which none of ours needs
                 iter(loader)
-            loader.batch_sampler.asleep = False
+            loader.batch_sampler.paused = False
 
-    def stop(self) -> None:
+    def stop_workers(self) -> None:
         """Ends the loader processes that still run: a Trainer that fails leaves them, and when they are collected with it their
         queues may be closed first, which is an error in a thread."""
-        for loader in self.forked:
+        for loader in self.forked_loaders:
             if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
                 loader._iterator._shutdown_workers()
                 loader._iterator = None
-        self.started, self.forked = {}, []
+        self.early_loaders, self.forked_loaders = {}, []
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank, augmented."""
         assert self.trainer is not None
-        if "train" in self.started:
-            return self.started.pop("train")
+        if "train" in self.early_loaders:
+            return self.early_loaders.pop("train")
         dataset, finish = self._parts(self.splits.train, self.train_transform)
-        num_ranks, rank = shares(self.trainer)
-        stored = self.splits.train.pack
+        num_ranks, rank = data_ranks(self.trainer)
+        stored = self.splits.train.images
         sharded = stored if isinstance(stored, ShardedImages) else None
-        batches = TrainBatches(
+        batches = TrainBatchSampler(
             self.splits.train.labels,
-            batch_size=self.data.batch_size,
+            batch_size=self.config.batch_size,
             num_ranks=num_ranks,
             rank=rank,
-            accumulate=self.trainer.accumulate_grad_batches,
+            accumulation_steps=self.trainer.accumulate_grad_batches,
             seed=self.seed,
-            balanced=self.data.sampler == "balanced",
-            fixed=self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
-            shards=None if sharded is None else sharded.shard,
+            balanced=self.config.sampler == "balanced",
+            overfit=self.trainer.overfit_batches > 0,  # type: ignore[attr-defined]
+            shard_ids=None if sharded is None else sharded.shard,
             shuffle_shards=1 if sharded is None else sharded.shuffle_shards,
-            first=self.first,
+            resume_at=self.resume_at,
         )
         # Lightning tells the epoch of a resumed run only after the loader processes have begun to read ahead.
-        batches.set_epoch(max(self.first[0], self.trainer.current_epoch))
+        batches.set_epoch(max(self.resume_at[0], self.trainer.current_epoch))
         follow = None if sharded is None else partial(_follow, sharded, batches)
-        return self._loader(SeededItems(dataset, seed=self.seed, on_epoch=follow), batches, finish)
+        return self._loader(SeededDataset(dataset, seed=self.seed, on_epoch=follow), batches, finish)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's share of the validation split."""
         assert self.trainer is not None
         limit = self.trainer.limit_val_batches
-        return self.started.pop("val", None) or self.eval_loader(self.splits.val, limit=limit)
+        return self.early_loaders.pop("val", None) or self.eval_loader(self.splits.val, limit=limit)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's share of the test split."""
         if self.splits.test is None:
-            raise ConfigError(f"{self.data.place} has no test split")
+            raise ConfigError(f"{self.config.location} has no test split")
         assert self.trainer is not None
         return self.eval_loader(self.splits.test, limit=self.trainer.limit_test_batches)
 
@@ -167,40 +164,42 @@ class FolderData(lightning.LightningDataModule):
         """
         assert self.trainer is not None
         dataset, finish = self._parts(split, transform or self.eval_transform)
-        num_ranks, rank = shares(self.trainer)
-        count = num_scored(split, self.data, limit)
-        batches = EvalBatches(
+        num_ranks, rank = data_ranks(self.trainer)
+        count = num_eval_images(split, self.config, limit)
+        batches = EvalBatchSampler(
             len(dataset),
-            batch_size=self.data.batch_size,
+            batch_size=self.config.batch_size,
             num_ranks=num_ranks,
             rank=rank,
-            sample=None if count == len(split) else stratified_sample(split.labels, count, seed=self.data.split_seed),
+            sample=None if count == len(split) else stratified_sample(split.labels, count, seed=self.config.split_seed),
         )
-        return self._loader(PaddedItems(dataset), batches, finish)
+        return self._loader(PaddedDataset(dataset), batches, finish)
 
-    def _loader(self, dataset: Any, batches: TrainBatches | EvalBatches, finish: Finish | None) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: Any, batches: TrainBatchSampler | EvalBatchSampler, finish: PostProcess | None
+    ) -> DataLoader[Any]:
         assert self.trainer is not None
-        workers = self.data.workers(self.trainer.num_devices)
+        workers = self.config.workers_per_rank(self.trainer.num_devices)
         device = self.trainer.strategy.root_device
-        return Loader(
+        return PrefetchLoader(
             dataset,
             batch_sampler=batches,
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers else None,
-            worker_init_fn=partial(begin_worker, os.getpid()),
+            worker_init_fn=partial(init_worker, os.getpid()),
             collate_fn=default_collate if finish else collate,
-            to_device=ToDevice(device, finish) if finish or device.type == "cuda" else None,
+            to_device=DevicePrefetcher(device, finish) if finish or device.type == "cuda" else None,
             pin_memory=isinstance(self.trainer.accelerator, CUDAAccelerator),
         )
 
 
-def num_scored(split: Split, data: Data, limit: float) -> int:
+def num_eval_images(split: Split, data: DataConfig, limit: float) -> int:
     """Return how many images of a split are scored where the Trainer limits the batches."""
-    return min(len(split), data.batch_size * num_limited(-(-len(split) // data.batch_size), limit))
+    return min(len(split), data.batch_size * num_limited_batches(-(-len(split) // data.batch_size), limit))
 
 
-def begin_worker(parent: int, number: int) -> None:
+def init_worker(parent: int, number: int) -> None:
     """What a loader process does first: it ends when its parent is killed, whose lock on the run folder it holds too.
 
     Args:
@@ -218,7 +217,7 @@ def _hush(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
 
 
-def _follow(images: ShardedImages, batches: TrainBatches, epoch: int) -> None:
+def _follow(images: ShardedImages, batches: TrainBatchSampler, epoch: int) -> None:
     images.follow(batches.shard_order(epoch))
 
 
@@ -235,21 +234,21 @@ def collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     return images.movedim(-1, -3), labels
 
 
-def check_batch_size(data: Data, splits: Splits, *, num_ranks: int, accumulate: int) -> None:
+def check_batch_size(data: DataConfig, splits: Splits, *, num_ranks: int, accumulation_steps: int) -> None:
     """Raises ConfigError when the global batch cannot be shared out."""
-    if data.batch_size % (num_ranks * accumulate):
+    if data.batch_size % (num_ranks * accumulation_steps):
         raise ConfigError(
             "data.batch_size is the global batch and must be divisible by trainer.devices x "
-            f"trainer.accumulate_grad_batches; got {data.batch_size} and {num_ranks} x {accumulate}"
+            f"trainer.accumulate_grad_batches; got {data.batch_size} and {num_ranks} x {accumulation_steps}"
         )
     if data.batch_size > len(splits.train):
         raise ConfigError(
-            f"data.batch_size must not exceed the {len(splits.train)} training images of {data.place}; "
+            f"data.batch_size must not exceed the {len(splits.train)} training images of {data.location}; "
             f"got {data.batch_size}"
         )
 
 
-def check_limits(trainer: Mapping[str, Any], data: Data, splits: Splits) -> None:
+def check_limits(trainer: Mapping[str, Any], data: DataConfig, splits: Splits) -> None:
     """Raise ConfigError where a fraction of the batches is less than one batch.
 
     Args:
@@ -257,11 +256,11 @@ def check_limits(trainer: Mapping[str, Any], data: Data, splits: Splits) -> None
         data: the settings.
         splits: the files.
     """
-    for name, split in splits.named():
+    for name, split in splits.items():
         key = "overfit_batches" if trainer["overfit_batches"] and name != "test" else f"limit_{name}_batches"
         all_batches = len(split) // data.batch_size if name == "train" else -(-len(split) // data.batch_size)
         all_batches *= trainer["accumulate_grad_batches"] if name == "train" else 1
-        if isinstance(trainer[key], float) and trainer[key] > 0 and not num_limited(all_batches, trainer[key]):
+        if isinstance(trainer[key], float) and trainer[key] > 0 and not num_limited_batches(all_batches, trainer[key]):
             raise ConfigError(
                 f"trainer.{key} must leave a batch: {trainer[key]:g} of {all_batches} {name} batches is less than one. "
                 f"trainer.{key}=1 takes one batch"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from alexlab.data.image_file import DEFAULT, Decoding
-from alexlab.data.samplers import SKIPPED
+from alexlab.data.samplers import UNREADABLE
 from alexlab.data.splits import Split
-from alexlab.data.unreadable import Skipped
+from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ImageError
 
 
@@ -19,7 +19,7 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-class ImageSplit:
+class ImageDataset:
     """One split as a data set with the interface of torchvision's ImageFolder.
 
     An item is (image, label): what `transform` makes of the uint8 tensor (C, H, W), and the index of the class.
@@ -28,8 +28,8 @@ class ImageSplit:
         split: the files.
         transform: called with the tensor; None leaves it as it is.
         decoding: the settings by which files become pixels.
-        skipped: where given, an image that cannot be read is listed there, and its item has the label SKIPPED; else it is an
-            ImageError.
+        unreadable: takes images that cannot be read; their items are black images with the label UNREADABLE. None raises
+            ImageError instead.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ImageSplit:
         *,
         transform: Callable[[Tensor], Any] | None = None,
         decoding: Decoding = DEFAULT,
-        skipped: Skipped | None = None,
+        unreadable: UnreadableLog | None = None,
     ) -> None:
         self.split = split
         self.root = split.root
@@ -46,12 +46,12 @@ class ImageSplit:
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         self.transform = transform
         self.decoding = decoding
-        self.skipped = skipped
+        self.unreadable = unreadable
 
     @property
     def samples(self) -> list[tuple[str, int]]:
         """(path, label) of each image, made anew at each call: a list of a million strings is best not kept."""
-        return [(self.split.place(index), label) for index, label in enumerate(self.targets)]
+        return [(self.split.file_path(index), label) for index, label in enumerate(self.targets)]
 
     @property
     def imgs(self) -> list[tuple[str, int]]:
@@ -70,10 +70,10 @@ class ImageSplit:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         label = int(self.split.labels[index])
         try:
-            image = to_tensor(self.split.decoded(index, self.decoding))
+            image = to_tensor(self.split.load(index, self.decoding))
         except ImageError as error:
-            if self.skipped is None:
+            if self.unreadable is None:
                 raise
-            self.skipped.add(error)
-            image, label = torch.zeros(self.decoding.channels, 256, 256, dtype=torch.uint8), SKIPPED
+            self.unreadable.add(error)
+            image, label = torch.zeros(self.decoding.channels, 256, 256, dtype=torch.uint8), UNREADABLE
         return (self.transform(image) if self.transform else image), label

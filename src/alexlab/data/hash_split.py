@@ -13,7 +13,7 @@ import numpy as np
 from alexlab.errors import DataError
 
 
-def divide(
+def split_by_hash(
     paths: Sequence[str],
     labels: np.ndarray,
     classes: Sequence[str],

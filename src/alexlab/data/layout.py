@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from alexlab.data.hidden_names import format_counts, hidden_kind, is_hidden
 from alexlab.data.listing import IMAGE_EXTENSIONS, class_folders
-from alexlab.data.names import counted, hidden, litter_kind
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
 
@@ -29,12 +29,12 @@ class Layout:
     Args:
         folders: for each split that was found its folders, relative to the data set's folder (`""` is that folder itself).
             Several only if there is a problem.
-        problem: why it is unclear which folder is which split, as a sentence; None if it is clear.
+        ambiguity: why it is unclear which folder is which split, as a sentence; None if it is clear.
         notes: what was recognised under another name, and what is not used.
     """
 
     folders: Mapping[str, Sequence[str]]
-    problem: str | None = None
+    ambiguity: str | None = None
     notes: Sequence[str] = ()
 
     def folder(self, split: str) -> str | None:
@@ -43,26 +43,26 @@ class Layout:
         Raises:
             DataError: if it is unclear which folder is which split.
         """
-        if self.problem is not None:
-            raise DataError(self.problem)
+        if self.ambiguity is not None:
+            raise DataError(self.ambiguity)
         return next(iter(self.folders.get(split, ())), None)
 
 
-def split_of(name: str) -> str | None:
+def split_from_name(name: str) -> str | None:
     """Return the split that a folder, or a cell of a table, is named after: `Training_Set` gives train."""
     plain = re.sub(r"[\W_]+", "", name.lower())
     return next((split for split, names in _NAMES.items() if names.fullmatch(plain)), None)
 
 
-def find_layout(root: str, named: Mapping[str, str | None] | None = None) -> Layout:
+def find_layout(root: str, split_dirs: Mapping[str, str | None] | None = None) -> Layout:
     """Find the split folders of a data set.
 
     A folder is a split if its name says so and it, or another such folder, holds folders. Whatever else could be meant
-    becomes the layout's `problem`: two folders for one split, or splits beside classes.
+    becomes the layout's `ambiguity`: two folders for one split, or splits beside classes.
 
     Args:
         root: the data set's folder.
-        named: `data.splits`; if it names any folder, those are all that is used.
+        split_dirs: `data.splits`; if it names any folder, those are all that is used.
 
     Raises:
         DataError: if `root` cannot be read, or `named` names no folders inside of it.
@@ -71,10 +71,10 @@ def find_layout(root: str, named: Mapping[str, str | None] | None = None) -> Lay
         folders = class_folders(root)
     except OSError as error:
         raise DataError(f"data.root must be a folder that can be read; got {shown(root)}: {error.strerror}") from error
-    chosen = {split: str(folder) for split, folder in (named or {}).items() if folder is not None}
+    chosen = {split: str(folder) for split, folder in (split_dirs or {}).items() if folder is not None}
     if chosen:
         return _named(root, chosen, folders)
-    by_split = {split: [name for name in folders if split_of(name) == split] for split in SPLITS}
+    by_split = {split: [name for name in folders if split_from_name(name) == split] for split in SPLITS}
     found = {split: names for split, names in by_split.items() if names}
     splits = [name for names in found.values() for name in names]
     others = [name for name in folders if name not in splits]
@@ -115,13 +115,13 @@ def _named(root: str, chosen: Mapping[str, str], folders: Sequence[str]) -> Layo
 
 
 def _litter(root: str) -> list[str]:
-    counts = Counter(litter_kind(name) for name in os.listdir(root) if hidden(name))
-    return [f"{shown(root)}: hidden files and folders are left out: {counted(counts)}"] if counts else []
+    counts = Counter(hidden_kind(name) for name in os.listdir(root) if is_hidden(name))
+    return [f"{shown(root)}: hidden files and folders are left out: {format_counts(counts)}"] if counts else []
 
 
 def _unclear_classes(root: str, splits: Sequence[str], others: Sequence[str]) -> str | None:
     """Return why the folders may be no classes though no folder with the name of a split holds folders."""
-    kinds = {split_of(name) for name in splits}
+    kinds = {split_from_name(name) for name in splits}
     if len(kinds) > 1 and not others:
         return _problem(root, f"{_listed(splits)} are named like splits but hold no class folders", splits)
     # A train is also a thing in photographs, so a class may be called so; a validation is not.
@@ -135,7 +135,7 @@ def _unclear_classes(root: str, splits: Sequence[str], others: Sequence[str]) ->
     inner = [_folders_in(root, name) for name in others]
     if len(others) < 2 or len(inner[0]) < 2 or any(names != inner[0] for names in inner):
         return None
-    if len({split_of(name) for name in inner[0]} - {None}) > 1:
+    if len({split_from_name(name) for name in inner[0]} - {None}) > 1:
         reason = f"each of {_listed(others)} holds {_listed(inner[0])}, but classes must lie inside splits: "
         return _problem(root, f"{reason}{inner[0][-1]}/{others[0]}", [])
     if len(others) <= len(SPLITS) and not any(_images_in(root, name) for name in others):
@@ -160,7 +160,7 @@ def _unclear_splits(root: str, found: Mapping[str, Sequence[str]], others: Seque
 
 
 def _problem(root: str, reason: str, names: Sequence[str]) -> str:
-    likely = {str(split_of(name) or _hint(name)): name for name in reversed(names)}
+    likely = {str(split_from_name(name) or _hint(name)): name for name in reversed(names)}
     likely.setdefault("train", "FOLDER")
     typed = " ".join(f"data.splits.{split}={shown(likely[split])}" for split in SPLITS if split in likely)
     return (
@@ -172,14 +172,14 @@ def _problem(root: str, reason: str, names: Sequence[str]) -> str:
 def _hint(name: str) -> str | None:
     """Return the split that one of the words in a name stands for: `seg_train` and `trainA` give train."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
-    return next((split for split in map(split_of, words) if split), None)
+    return next((split for split in map(split_from_name, words) if split), None)
 
 
 def _folders_in(root: str, name: str) -> list[str]:
     try:
         return class_folders(os.path.join(root, name))
     except OSError:
-        return []  # named when its files are listed
+        return []  # reported when its files are listed
 
 
 def _images_in(root: str, name: str) -> bool:

@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from alexlab.data.names import hidden, litter_kind
-from alexlab.data.paths import END, Paths
+from alexlab.data.hidden_names import hidden_kind, is_hidden
+from alexlab.data.paths import END, PathArray
 from alexlab.errors import DataError
 from alexlab.output.escape import shown, writable
 from alexlab.runs.tree import written_whole
@@ -41,7 +41,7 @@ _DOT = ord(".")
 VERSION = 3  # of the index
 SETTLED_S = 2.0  # a folder that changed so recently may change again within the same tick of its clock
 # What may bear the name of an image and would block a reader, or never end.
-SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+SPECIAL_FILES = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 @dataclass(frozen=True)
@@ -71,28 +71,28 @@ class Listing:
         labels: int64, for each path the index of its class.
         ignored: how many other files there are, by extension.
         folders: every folder that was read, relative to root, with its state, see `_state`.
-        litter: number of hidden files and folders that were skipped, by `litter_kind`.
-        special: entries that have the name of an image and are no regular files: their path and what they are.
+        hidden: number of hidden files and folders that were skipped, by `hidden_kind`.
+        special_files: entries that have the name of an image and are no regular files: their path and what they are.
     """
 
     root: str
     folder: str
     classes: Sequence[str]
-    paths: Paths
+    paths: PathArray
     labels: np.ndarray
     ignored: dict[str, int]
     folders: dict[str, list[int]]
-    litter: dict[str, int] = field(default_factory=dict)
-    special: Sequence[tuple[str, str]] = ()
+    hidden: dict[str, int] = field(default_factory=dict)
+    special_files: Sequence[tuple[str, str]] = ()
 
 
 def class_folders(top: str) -> list[str]:
     """Names of the folders in a folder, sorted, less the hidden ones."""
     with os.scandir(top) as entries:
-        return sorted(entry.name for entry in entries if not hidden(entry.name) and file_kind(entry) == stat.S_IFDIR)
+        return sorted(entry.name for entry in entries if not is_hidden(entry.name) and file_type(entry) == stat.S_IFDIR)
 
 
-def file_kind(entry: "os.DirEntry[str] | os.DirEntry[bytes]") -> int:
+def file_type(entry: "os.DirEntry[str] | os.DirEntry[bytes]") -> int:
     """Return the type of what an entry of a folder leads to, `stat.S_IFREG` and so on.
 
     A link to nowhere counts as a regular file: reading it gives the reason.
@@ -120,7 +120,7 @@ def list_images(
     Raises:
         DataError: when a folder cannot be read, or links lead back into it.
     """
-    place = None if cache_dir is None else cache_dir / identity(root) / f"index{suffix(folder)}"
+    place = None if cache_dir is None else cache_dir / folder_id(root) / f"index{index_suffix(folder)}"
     if place is not None:
         found = _read_index(place, root, folder)
         if found is not None:
@@ -151,12 +151,12 @@ def _tells_changes(states: Iterable[list[int]], before_ns: int) -> bool:
     return max(changes) < before_ns and len(set(changes)) > 1
 
 
-def suffix(folder: str) -> str:
+def index_suffix(folder: str) -> str:
     """Return the part of a file's name that stands for a split's folder inside root."""
     return f"-{quote(folder, safe=' ')}" if folder else ""
 
 
-def identity(root: str) -> str:
+def folder_id(root: str) -> str:
     """A name for a folder, unlike that of any other: its own name and a hash of its whole path."""
     whole = os.path.realpath(root)
     readable = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in os.path.basename(whole))
@@ -167,7 +167,7 @@ def _walk(root: str, folder: str, problems: list[Problem] | None = None) -> List
     top = os.path.join(root, folder)
     classes, found = class_folders(top), _Walk(root, problems)
     found.folders[folder] = _state(os.stat(top))
-    found.litter.update(litter_kind(name) for name in os.listdir(top) if hidden(name))
+    found.hidden.update(hidden_kind(name) for name in os.listdir(top) if is_hidden(name))
     pieces: list[bytes] = []
     labels = []
     for label, name in enumerate(classes):
@@ -179,9 +179,9 @@ def _walk(root: str, folder: str, problems: list[Problem] | None = None) -> List
         labels.append(np.full(count, label, np.int64))
     block = np.frombuffer(b"".join(pieces), np.uint8)
     every = np.concatenate(labels) if labels else np.zeros(0, np.int64)
-    paths = Paths.of_block(block)
+    paths = PathArray.from_block(block)
     return Listing(
-        root, folder, classes, paths, every, found.ignored, found.folders, found.litter, sorted(found.special)
+        root, folder, classes, paths, every, found.ignored, found.folders, found.hidden, sorted(found.special_files)
     )
 
 
@@ -197,8 +197,8 @@ class _Walk:
         self.root, self.problems = root, problems
         self.folders: dict[str, list[int]] = {}
         self.ignored: Counter[str] = Counter()
-        self.litter: Counter[str] = Counter()
-        self.special: list[tuple[str, str]] = []
+        self.hidden: Counter[str] = Counter()
+        self.special_files: list[tuple[str, str]] = []
 
     def class_files(self, top: str) -> list[tuple[str, list[bytes]]]:
         """Return the folders below a class folder, in the order of their whole paths, each with its images' names, sorted."""
@@ -241,16 +241,16 @@ class _Walk:
                 name = os.fsdecode(entry.name)
                 if entry.name in known:
                     continue
-                if hidden(name):
-                    self.litter[litter_kind(name)] += 1
+                if is_hidden(name):
+                    self.hidden[hidden_kind(name)] += 1
                     continue
-                kind, is_image = file_kind(entry), name.lower().endswith(IMAGE_EXTENSIONS)  # .Jpg
+                kind, is_image = file_type(entry), name.lower().endswith(IMAGE_EXTENSIONS)  # .Jpg
                 if kind == stat.S_IFDIR:
                     pending.append(f"{place}/{name}")
                 elif is_image and kind == stat.S_IFREG:
                     names.append(entry.name)
                 elif is_image:
-                    self.special.append((f"{place}/{name}", SPECIAL.get(kind, "no regular file")))
+                    self.special_files.append((f"{place}/{name}", SPECIAL_FILES.get(kind, "no regular file")))
                 else:
                     self.ignored[os.path.splitext(name)[1].lower()] += 1
         names.sort()
@@ -275,10 +275,10 @@ def _read_index(place: Path, root: str, folder: str) -> Listing | None:
         block, ends, labels = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("paths", "ends", "labels"))
         if len(labels) != len(ends) - 1 or len(block) != ends[-1]:
             return None
-        rest = [about[name] for name in ("ignored", "folders", "litter", "special")]
+        rest = [about[name] for name in ("ignored", "folders", "hidden", "special_files")]
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return Listing(root, folder, about["classes"], Paths(block, ends), labels, *rest)
+    return Listing(root, folder, about["classes"], PathArray(block, ends), labels, *rest)
 
 
 def _write_index(listing: Listing, place: Path) -> None:
@@ -290,8 +290,8 @@ def _write_index(listing: Listing, place: Path) -> None:
         "classes": listing.classes,
         "ignored": listing.ignored,
         "folders": listing.folders,
-        "litter": listing.litter,
-        "special": listing.special,
+        "hidden": listing.hidden,
+        "special_files": listing.special_files,
     }
     try:
         shutil.rmtree(place, ignore_errors=True)
@@ -309,14 +309,14 @@ def check_class_names(names: Sequence[str], where: str) -> None:
     for name in names:
         if writable(name) != name:
             raise DataError(f"the names of class folders must be UTF-8; {shown(where)} has {shown(name)}")
-    for first, second in alike(names):
+    for first, second in confusable_names(names):
         raise DataError(
             f"the names of classes must differ in more than case or Unicode form; {shown(where)} has "
             f"{first!r} and {second!r} ({first!a}, {second!a}): rename or merge them"
         )
 
 
-def alike(names: Sequence[str]) -> list[tuple[str, str]]:
+def confusable_names(names: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of names that differ in case or Unicode form only, the one that stands first in front."""
     firsts: dict[str, str] = {}
     pairs = []

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-from alexlab.data.layout import split_of
+from alexlab.data.layout import split_from_name
 from alexlab.data.table import read_table
 from alexlab.errors import DataError
 from alexlab.output.csv_files import write_csv
@@ -15,7 +15,7 @@ from alexlab.output.escape import shown
 
 
 @dataclass(frozen=True)
-class Row:
+class ManifestRow:
     """One image; what nobody has looked up is empty.
 
     Args:
@@ -38,15 +38,15 @@ class Row:
     mode: str = ""
 
 
-COLUMNS = tuple("class" if column.name == "label" else column.name for column in fields(Row))
+COLUMNS = tuple("class" if column.name == "label" else column.name for column in fields(ManifestRow))
 
 
-def write_manifest(rows: Iterable[Row], path: Path) -> None:
+def write_manifest(rows: Iterable[ManifestRow], path: Path) -> None:
     """Writes the rows; names that are no UTF-8 are kept as their bytes."""
     write_csv(path, itertools.chain([COLUMNS], (asdict(row).values() for row in rows)), errors="surrogateescape")
 
 
-def read_manifest(path: str | Path, root: str) -> dict[str, Row]:
+def read_manifest(path: str | Path, root: str) -> dict[str, ManifestRow]:
     """Return the rows of a manifest by the location of their file, see `locator`; only the column `path` must be there.
 
     Args:
@@ -56,7 +56,7 @@ def read_manifest(path: str | Path, root: str) -> dict[str, Row]:
     Raises:
         DataError: if it is no manifest, or lists a file twice.
     """
-    located, rows, lines, twice = locator(root), dict[str, Row](), dict[str, str](), []
+    located, rows, lines, twice = locator(root), dict[str, ManifestRow](), dict[str, str](), []
     for where, cells in read_table(path, what="a manifest", needed=("path",)):
         row = _row(cells, where)
         location = located(row.path)
@@ -88,7 +88,7 @@ def locator(root: str) -> Callable[[str], str]:
     return located
 
 
-def _row(row: dict[str, str], where: str) -> Row:
+def _row(row: dict[str, str], where: str) -> ManifestRow:
     def number(name: str) -> int | None:
         text = row.get(name, "")
         if text and not text.isdigit():
@@ -100,12 +100,12 @@ def _row(row: dict[str, str], where: str) -> Row:
 
     if not text("path"):
         raise DataError(f"{where}: there is no path")
-    return Row(
+    return ManifestRow(
         text("path"),
         number("size"),
         text("sha256").lower(),
         text("class"),
-        split_of(text("split")) or text("split"),
+        split_from_name(text("split")) or text("split"),
         number("width"),
         number("height"),
         text("mode"),

@@ -8,14 +8,14 @@ import numpy as np
 
 from alexlab.data.layout import SPLITS
 from alexlab.data.listing import Listing, check_class_names
-from alexlab.data.manifest import Row, locator, read_manifest
-from alexlab.data.paths import Paths
+from alexlab.data.manifest import ManifestRow, locator, read_manifest
+from alexlab.data.paths import PathArray
 from alexlab.data.splits import Split, Splits, part_of
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
 
 
-def listed_splits(manifest: str) -> Splits:
+def read_manifest_splits(manifest: str) -> Splits:
     """The splits of a manifest; its paths are relative to it, or absolute, and may lie anywhere: they are only read."""
     root = os.path.dirname(manifest) or "."
     rows = list(read_manifest(manifest, root).values())
@@ -42,7 +42,9 @@ def listed_splits(manifest: str) -> Splits:
     check_class_names(classes, manifest)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[row.label] for row in rows], np.int64)
-    listing = Listing(root, os.path.basename(manifest), classes, Paths.of([row.path for row in rows]), labels, {}, {})
+    listing = Listing(
+        root, os.path.basename(manifest), classes, PathArray.from_list([row.path for row in rows]), labels, {}, {}
+    )
     hashes = _hashes([row.sha256 for row in rows]) if all(row.sha256 for row in rows) else None
     whole = Split(root, classes, listing.paths, labels, listing)
 
@@ -59,7 +61,7 @@ def listed_splits(manifest: str) -> Splits:
     return Splits(part("train"), part("val"), part("test") if found["test"] else None, notes=notes)
 
 
-def verified(splits: Splits, manifest: str) -> Splits:
+def add_manifest_hashes(splits: Splits, manifest: str) -> Splits:
     """The splits with the SHA-256 that a manifest has for each of their files, which is then asked of every file read.
 
     Raises:
@@ -68,8 +70,8 @@ def verified(splits: Splits, manifest: str) -> Splits:
     located = locator(splits.train.root)
     known = read_manifest(manifest, splits.train.root)
     parts: dict[str, Split] = {}
-    for name, split in splits.named():
-        listed = [known.get(located(path), Row(path)) for path in split.paths]
+    for name, split in splits.items():
+        listed = [known.get(located(path), ManifestRow(path)) for path in split.paths]
         missing = [path for path, row in zip(split.paths, listed, strict=True) if not row.sha256]
         if missing:
             raise DataError(

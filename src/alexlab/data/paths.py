@@ -13,7 +13,7 @@ import numpy as np
 END = b"\0"  # after each path in a block
 
 
-class Paths(Sequence[str]):
+class PathArray(Sequence[str]):
     """Relative paths as one block of bytes; an item is decoded when it is asked for.
 
     Args:
@@ -26,18 +26,18 @@ class Paths(Sequence[str]):
         self.block, self.ends, self.rows = block, ends, rows
 
     @classmethod
-    def of(cls, paths: Sequence[str]) -> "Paths":
+    def from_list(cls, paths: Sequence[str]) -> "PathArray":
         """The paths of a list."""
-        return cls.of_block(np.frombuffer(b"".join(os.fsencode(path) + END for path in paths), np.uint8))
+        return cls.from_block(np.frombuffer(b"".join(os.fsencode(path) + END for path in paths), np.uint8))
 
     @classmethod
-    def of_block(cls, block: np.ndarray) -> "Paths":
+    def from_block(cls, block: np.ndarray) -> "PathArray":
         """All the paths of a block."""
         return cls(block, _ends(block))
 
-    def take(self, rows: np.ndarray) -> "Paths":
+    def take(self, rows: np.ndarray) -> "PathArray":
         """Some of the paths, in the given order; the block is shared."""
-        return Paths(self.block, self.ends, rows if self.rows is None else self.rows[rows])
+        return PathArray(self.block, self.ends, rows if self.rows is None else self.rows[rows])
 
     def __len__(self) -> int:
         return len(self.ends) - 1 if self.rows is None else len(self.rows)

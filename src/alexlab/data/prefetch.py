@@ -8,24 +8,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 Batch = tuple[Tensor, Tensor]
-Finish = Callable[[Batch], Batch]
+PostProcess = Callable[[Batch], Batch]
 T = TypeVar("T")
 
 
-class Handover(Protocol):
+class Ready(Protocol):
     """Something that was begun; called when it is needed."""
 
     def __call__(self) -> Any: ...
 
 
-def ahead(items: Iterable[T], begin: Callable[[T], Handover]) -> Iterator[Any]:
+def prefetch(items: Iterable[T], begin: Callable[[T], Ready]) -> Iterator[Any]:
     """Begins with each item while the one before is in use.
 
     Args:
         items: anything.
         begin: begins with an item and gives what hands it over.
     """
-    waiting: Handover | None = None
+    waiting: Ready | None = None
     for item in items:
         begun = begin(item)
         if waiting is not None:
@@ -35,7 +35,7 @@ def ahead(items: Iterable[T], begin: Callable[[T], Handover]) -> Iterator[Any]:
         yield waiting()
 
 
-class ToDevice:
+class DevicePrefetcher:
     """Copies batches to a device, on a stream of its own where the device has streams, and finishes them there.
 
     Args:
@@ -43,13 +43,13 @@ class ToDevice:
         finish: what is done with a batch on the device, such as to cut its images; None for nothing.
     """
 
-    def __init__(self, device: torch.device, finish: Finish | None = None) -> None:
+    def __init__(self, device: torch.device, finish: PostProcess | None = None) -> None:
         self.device, self.finish = device, finish
         self.stream: torch.cuda.Stream | None = (
             None  # made with the first batch: CUDA starts after the processes are forked
         )
 
-    def __call__(self, batch: Batch) -> Handover:
+    def __call__(self, batch: Batch) -> Ready:
         if self.device.type != "cuda":
             done = self._moved(batch)
             return lambda: done
@@ -73,7 +73,7 @@ class ToDevice:
         return (images, labels) if self.finish is None else self.finish((images, labels))
 
 
-class Loader(DataLoader[Any]):
+class PrefetchLoader(DataLoader[Any]):
     """A DataLoader whose batches are on a device, one ahead of the step.
 
     Args:
@@ -81,10 +81,10 @@ class Loader(DataLoader[Any]):
         to_device: what brings them there; None leaves them where they are.
     """
 
-    def __init__(self, *args: Any, to_device: Callable[[Batch], Handover] | None = None, **keywords: Any) -> None:
+    def __init__(self, *args: Any, to_device: Callable[[Batch], Ready] | None = None, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self.to_device = to_device
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
-        return batches if self.to_device is None else ahead(batches, self.to_device)
+        return batches if self.to_device is None else prefetch(batches, self.to_device)

@@ -7,20 +7,32 @@ A run on two devices reads the same global batches as a run on one, and every ra
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
+if TYPE_CHECKING:
+    import lightning
+
 PADDING = -1  # the label of an item that fills up a rank's share; no score counts it
 GOLDEN = (5**0.5 - 1) / 2
-SKIPPED = -2  # the label of an image that cannot be read, where that is no error
+UNREADABLE = -2  # the label of an image that cannot be read, where that is no error
 
 
 def derived_seed(*numbers: int) -> int:
     """A seed of 63 bits from whole numbers; other numbers give an unrelated one."""
     digest = hashlib.blake2b(struct.pack(f"{len(numbers)}q", *numbers), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def data_ranks(trainer: "lightning.Trainer") -> tuple[int, int]:
+    """Return the number of ranks that divide the images, and this process's rank among them.
+
+    Both ranks of the two-tower strategy see every image: it sets `data_ranks` to (1, 0).
+    """
+    ranks: tuple[int, int] = getattr(trainer.strategy, "data_ranks", (trainer.world_size, trainer.global_rank))
+    return ranks
 
 
 class MapDataset(Protocol):
@@ -30,7 +42,7 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
 
 
-class SeededItems:
+class SeededDataset:
     """Items by (epoch, index): what is random in an item is drawn from a generator seeded by (seed, epoch, index).
 
     Args:
@@ -64,7 +76,7 @@ class SeededItems:
         return items
 
 
-class PaddedItems:
+class PaddedDataset:
     """Items by position, where the position -1 gives an item that no score counts: image 0 with the label -1."""
 
     def __init__(self, dataset: MapDataset) -> None:
@@ -78,24 +90,24 @@ class PaddedItems:
         return image, label if index >= 0 else PADDING
 
 
-class TrainBatches:
+class TrainBatchSampler:
     """The training batches of one rank: lists of (epoch, index). The last, incomplete global batch is left out.
 
-    Where the images lie in shards, an epoch comes to one shard after the other, and the images of `mix` shards are mixed: that
-    of place p gives its images while the shards of the places p to p + mix begin. The images of a global batch are sorted before
-    the ranks divide them so that most shards are read by one rank, and fetched by one machine.
+    Sharded images are read shard by shard, `shuffle_shards` of them shuffled together: the shard at position p of an epoch is
+    read while the shards at positions p to p + shuffle_shards begin. The images of a global batch are sorted before they are
+    divided among the ranks, so that most shards are read by one rank only, and fetched by one node.
 
     Args:
         labels: the label of each image.
         batch_size: images of one optimizer step, over all ranks and accumulated batches.
         num_ranks, rank: how many processes share a batch, and which one this is.
-        accumulate: batches that one optimizer step adds up.
+        accumulation_steps: batches that one optimizer step adds up.
         seed: of the order.
         balanced: draw images with replacement so that every class is equally likely, instead of each image once.
-        fixed: the same order and the same augmentation in every epoch, for learning a few batches by heart.
-        shards: of each image the number of its shard; None where any image is at hand.
+        overfit: the same order and the same augmentation in every epoch, for learning a few batches by heart.
+        shard_ids: of each image the number of its shard; None where any image is at hand.
         shuffle_shards: shards whose images are mixed.
-        first: the epoch and the batch of this rank that a resumed run begins with.
+        resume_at: the epoch and the batch of this rank that a resumed run begins with.
     """
 
     def __init__(
@@ -105,24 +117,24 @@ class TrainBatches:
         batch_size: int,
         num_ranks: int = 1,
         rank: int = 0,
-        accumulate: int = 1,
+        accumulation_steps: int = 1,
         seed: int = 0,
         balanced: bool = False,
-        fixed: bool = False,
-        shards: np.ndarray | None = None,
+        overfit: bool = False,
+        shard_ids: np.ndarray | None = None,
         shuffle_shards: int = 1,
-        first: tuple[int, int] = (0, 0),
+        resume_at: tuple[int, int] = (0, 0),
     ) -> None:
-        assert batch_size % (num_ranks * accumulate) == 0, "checked when the run is built"
+        assert batch_size % (num_ranks * accumulation_steps) == 0, "checked when the run is built"
         self.labels = np.asarray(labels)
         self.batch_size = batch_size
-        self.num_ranks, self.rank, self.accumulate = num_ranks, rank, accumulate
+        self.num_ranks, self.rank, self.accumulation_steps = num_ranks, rank, accumulation_steps
         self.seed = seed
-        self.balanced, self.fixed = balanced, fixed
-        self.shards, self.shuffle_shards = shards, shuffle_shards
-        self.first = first
-        self.epoch = first[0]
-        self.asleep = False  # gives nothing
+        self.balanced, self.overfit = balanced, overfit
+        self.shard_ids, self.shuffle_shards = shard_ids, shuffle_shards
+        self.resume_at = resume_at
+        self.epoch = resume_at[0]
+        self.paused = False  # gives nothing
         self.sampler = self  # Lightning looks for set_epoch at batch_sampler.sampler, not at the batch sampler
 
     def set_epoch(self, epoch: int) -> None:
@@ -130,36 +142,36 @@ class TrainBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.labels) // self.batch_size * self.accumulate
+        return len(self.labels) // self.batch_size * self.accumulation_steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        if self.asleep:
+        if self.paused:
             return
         # No state is used up: a loader with workers asks for its first iterator twice. The length stays that of an epoch.
-        begun = self.first[1] if self.epoch == self.first[0] else 0
+        begun = self.resume_at[1] if self.epoch == self.resume_at[0] else 0
         yield from self.batches(range(begun, len(self)))
 
     def batches(self, numbers: range) -> Iterator[list[tuple[int, int]]]:
         """Some batches of the epoch that was set last."""
-        drawn = 0 if self.fixed else self.epoch
+        drawn = 0 if self.overfit else self.epoch
         order = self._order(drawn)
-        share = self.batch_size // (self.num_ranks * self.accumulate)
+        share = self.batch_size // (self.num_ranks * self.accumulation_steps)
         for number in numbers:
             start = (number * self.num_ranks + self.rank) * share
             yield [(drawn, int(index)) for index in order[start : start + share]]
 
     def shard_order(self, drawn: int) -> np.ndarray:
         """The numbers of the shards that this rank reads in an epoch, as keys name it, by their first image."""
-        assert self.shards is not None
-        share = self.batch_size // (self.num_ranks * self.accumulate)
+        assert self.shard_ids is not None
+        share = self.batch_size // (self.num_ranks * self.accumulation_steps)
         own = self._order(drawn).reshape(-1, self.num_ranks, share)[:, self.rank].reshape(-1)
-        shards, firsts = np.unique(self.shards[own], return_index=True)
+        shards, firsts = np.unique(self.shard_ids[own], return_index=True)
         return shards[firsts.argsort()]
 
     def _order(self, epoch: int) -> np.ndarray:
         generator = np.random.Generator(np.random.Philox(derived_seed(self.seed, epoch)))
-        if self.shards is not None:
-            places = generator.permutation(self.shards.max() + 1)[self.shards]
+        if self.shard_ids is not None:
+            places = generator.permutation(self.shard_ids.max() + 1)[self.shard_ids]
             mixed = np.argsort(places + self.shuffle_shards * generator.random(len(places)), kind="stable")
             steps = mixed[: len(mixed) // self.batch_size * self.batch_size].reshape(-1, self.batch_size)
             # Multiples of the golden ratio: of any shards that follow each other they divide the circle evenly.
@@ -190,12 +202,12 @@ def stratified_sample(labels: Sequence[int] | np.ndarray, count: int, *, seed: i
     return np.sort(drawn[places.argsort(kind="stable")[:count]])
 
 
-def num_limited(num_batches: int, limit: float) -> int:
+def num_limited_batches(num_batches: int, limit: float) -> int:
     """Return how many batches a limit of Lightning's Trainer leaves: a number of them (int) or a fraction (float)."""
     return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
 
 
-class EvalBatches:
+class EvalBatchSampler:
     """The batches of one rank in an evaluation: every image once over all ranks, padded so that all ranks take as many steps.
 
     Args:
@@ -212,13 +224,13 @@ class EvalBatches:
         self.length, self.sample = length, sample
         self.share = max(1, batch_size // num_ranks)
         self.num_ranks, self.rank = num_ranks, rank
-        self.asleep = False  # gives nothing
+        self.paused = False  # gives nothing
 
     def __len__(self) -> int:
         return -(-self.length // (self.num_ranks * self.share))
 
     def __iter__(self) -> Iterator[list[int]]:
-        if self.asleep:
+        if self.paused:
             return
         chosen = np.arange(self.length) if self.sample is None else self.sample
         own = chosen[self.rank :: self.num_ranks].tolist()

@@ -18,7 +18,8 @@ from typing import Protocol
 import numpy as np
 
 from alexlab.data.decode import decode
-from alexlab.data.hash_split import divide
+from alexlab.data.hash_split import split_by_hash
+from alexlab.data.hidden_names import format_counts, is_hidden
 from alexlab.data.image_file import Decoding
 from alexlab.data.layout import SPLITS, find_layout
 from alexlab.data.listing import (
@@ -27,17 +28,16 @@ from alexlab.data.listing import (
     IMAGE_EXTENSIONS,
     Listing,
     check_class_names,
-    file_kind,
+    file_type,
     list_images,
 )
-from alexlab.data.manifest import Row, write_manifest
-from alexlab.data.names import counted, hidden
-from alexlab.data.paths import Paths
+from alexlab.data.manifest import ManifestRow, write_manifest
+from alexlab.data.paths import PathArray
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
 
 
-class Images(Protocol):
+class ImageStore(Protocol):
     """Decoded images by number."""
 
     def __len__(self) -> int: ...
@@ -55,7 +55,7 @@ class Split:
         labels: int64, one label for each path.
         listing: the list of files that these are of.
         rows: which images of that list these are; None for all.
-        pack: the decoded images of that listing, by row, uint8 (H, W, C); None where the files are decoded.
+        images: the decoded images of that listing, by row, uint8 (H, W, C); None where the files are decoded.
         hashes: uint8 (N, 32), the SHA-256 that each file must have; None where nobody asks.
         lengths: int64 (N,), the bytes of each file, where they are known without looking.
         shuffled: whether the images lie in random order.
@@ -67,7 +67,7 @@ class Split:
     labels: np.ndarray
     listing: Listing | None = None
     rows: np.ndarray | None = None
-    pack: Images | None = None
+    images: ImageStore | None = None
     hashes: np.ndarray | None = None
     lengths: np.ndarray | None = None
     shuffled: bool = False
@@ -75,15 +75,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def place(self, index: int) -> str:
+    def file_path(self, index: int) -> str:
         """Where an image lies, for people."""
         return os.path.join(self.root, self.paths[index])
 
-    def size(self, index: int) -> int:
+    def file_size(self, index: int) -> int:
         """The bytes of an image's file; -1 where it is not there."""
-        return self.state(index)[0]
+        return self.file_state(index)[0]
 
-    def state(self, index: int) -> tuple[int, int, int]:
+    def file_state(self, index: int) -> tuple[int, int, int]:
         """Return the size of an image's file and when it was modified and changed, in ns; -1 if it is not there.
 
         Copying tools may restore the modification time; no tool can set the change time.
@@ -91,30 +91,30 @@ class Split:
         if self.lengths is not None:
             return int(self.lengths[index]), 0, 0
         try:
-            status = os.stat(self.place(index))
+            status = os.stat(self.file_path(index))
         except OSError:
             return -1, -1, -1
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
-    def decoded(self, index: int, decoding: Decoding) -> np.ndarray:
+    def load(self, index: int, decoding: Decoding) -> np.ndarray:
         """An image, uint8 (H, W, channels).
 
         Raises:
             ImageError: when it cannot be read.
         """
-        if self.pack is not None:
-            return self.pack[index if self.rows is None else int(self.rows[index])]
+        if self.images is not None:
+            return self.images[index if self.rows is None else int(self.rows[index])]
         sha256 = None if self.hashes is None else self.hashes[index].tobytes()
-        return decode(self.place(index), decoding, sha256)
+        return decode(self.file_path(index), decoding, sha256)
 
-    def sample(self, count: int) -> list[int]:
+    def sample_indices(self, count: int) -> list[int]:
         """Numbers of at most so many images that stand for all: evenly spaced ones or, in random order, the first."""
         count = min(count, len(self))
         if self.shuffled:
             return list(range(count))
         return np.unique(np.linspace(0, len(self) - 1, count).round().astype(int)).tolist()
 
-    def counts(self) -> list[int]:
+    def class_counts(self) -> list[int]:
         """Number of images of each class, in the order of `classes`."""
         found: list[int] = np.bincount(self.labels, minlength=len(self.classes)).tolist()
         return found
@@ -126,21 +126,21 @@ class Splits:
 
     Args:
         train, val, test: the splits; there may be no test split.
-        made_here: true where alexlab has divided the files itself.
+        auto_split: true where alexlab has divided the files itself.
         notes: what a person should know about how they came about.
     """
 
     train: Split
     val: Split
     test: Split | None = None
-    made_here: bool = False
+    auto_split: bool = False
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
     def classes(self) -> Sequence[str]:
         return self.train.classes
 
-    def named(self) -> Iterator[tuple[str, Split]]:
+    def items(self) -> Iterator[tuple[str, Split]]:
         """The splits that there are, by name."""
         yield "train", self.train
         yield "val", self.val
@@ -150,7 +150,7 @@ class Splits:
     def hashes_of(self, listing: Listing) -> np.ndarray | None:
         """The SHA-256 of each file of a list that the splits are of, uint8 (N, 32); None where nobody asks for them."""
         found = np.zeros((len(listing.paths), 32), np.uint8)
-        for _, split in self.named():
+        for _, split in self.items():
             if split.listing is listing:
                 if split.hashes is None:
                     return None
@@ -161,8 +161,8 @@ class Splits:
         """Writes one row for each image; columns that nobody has looked up stay empty."""
         write_manifest(
             (
-                Row(relative, label=split.classes[label], split=name)
-                for name, split in self.named()
+                ManifestRow(relative, label=split.classes[label], split=name)
+                for name, split in self.items()
                 for relative, label in zip(split.paths, split.labels.tolist(), strict=True)
             ),
             path,
@@ -192,12 +192,12 @@ def find_splits(
     Raises:
         DataError: when the folder is missing, empty, or its splits do not fit together.
     """
-    from alexlab.data.manifest_splits import listed_splits  # which is made of this module's splits
+    from alexlab.data.manifest_splits import read_manifest_splits  # which is made of this module's splits
 
     if root.lower().endswith(".csv") and os.path.isfile(root):
         if any((folders or {}).values()):
             raise DataError(f"data.splits names folders, and must be null for a manifest; data.root is {shown(root)}")
-        return listed_splits(root)
+        return read_manifest_splits(root)
     check_root(root)
     check_val_split(val_split)
     if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
@@ -216,25 +216,25 @@ def find_splits(
         )
 
     notes = list(layout.notes)
-    train = scan(root, train_folder, cache_dir=cache_dir, notes=notes)
-    test = None if test_folder is None else scan(root, test_folder, train.classes, cache_dir, notes)
+    train = scan_folder(root, train_folder, cache_dir=cache_dir, notes=notes)
+    test = None if test_folder is None else scan_folder(root, test_folder, train.classes, cache_dir, notes)
     if val_split == "test":
         if test is None:
             raise DataError(f"data.val_split=test needs the folder {os.path.join(root, 'test')}, which is not there")
         notes.append("validating on the test split (data.val_split=test): its scores are no estimate for unseen images")
-        return Splits(train, test, None, notes=(*notes, *absent("test", test)))
+        return Splits(train, test, None, notes=(*notes, *missing_class_notes("test", test)))
     if val_folder is not None:
-        val = scan(root, val_folder, train.classes, cache_dir, notes)
-        missing = (*absent("val", val), *(absent("test", test) if test else ()))
+        val = scan_folder(root, val_folder, train.classes, cache_dir, notes)
+        missing = (*missing_class_notes("val", val), *(missing_class_notes("test", test) if test else ()))
         return Splits(train, val, test, notes=(*notes, *missing))
     parts = _divide(train, {"val": val_fraction}, split_seed)
     notes.append(
         f"there is no val folder: {len(parts['val'])} of {len(train)} training images became the validation split"
     )
-    return Splits(parts["train"], parts["val"], test, made_here=True, notes=tuple(notes))
+    return Splits(parts["train"], parts["val"], test, auto_split=True, notes=tuple(notes))
 
 
-def scan(
+def scan_folder(
     root: str,
     folder: str = "",
     classes: Sequence[str] | None = None,
@@ -296,12 +296,12 @@ def _left_out(top: str, listing: Listing) -> Iterator[str]:
     if listing.ignored:
         kinds = {kind or "without extension": count for kind, count in listing.ignored.items()}
         hint = f"; reading HEIC needs {HEIF_PACKAGE}" if kinds.keys() & set(HEIF_EXTENSIONS) else ""
-        yield f"{top}: files that are no images are left out: {counted(kinds)}{hint}"
-    if listing.litter:
-        yield f"{top}: hidden files and folders are left out: {counted(listing.litter)}"
-    if listing.special:
-        names = ", ".join(f"{shown(path)} ({kind})" for path, kind in listing.special[:5])
-        more = f", ... ({len(listing.special)})" if len(listing.special) > 5 else ""
+        yield f"{top}: files that are no images are left out: {format_counts(kinds)}{hint}"
+    if listing.hidden:
+        yield f"{top}: hidden files and folders are left out: {format_counts(listing.hidden)}"
+    if listing.special_files:
+        names = ", ".join(f"{shown(path)} ({kind})" for path, kind in listing.special_files[:5])
+        more = f", ... ({len(listing.special_files)})" if len(listing.special_files) > 5 else ""
         yield f"{top}: only regular files are read, which these are not: {names}{more}"
     beside = _count_images(top)
     if beside:
@@ -322,7 +322,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(shown, names[:20])) + (f", ... ({len(names)})" if len(names) > 20 else "")
 
 
-def relabelled(split: Split, classes: Sequence[str], owner: str) -> Split:
+def relabel(split: Split, classes: Sequence[str], owner: str) -> Split:
     """A split with the labels of another vocabulary, that of `owner`, a few words for messages.
 
     Raises:
@@ -335,7 +335,7 @@ def relabelled(split: Split, classes: Sequence[str], owner: str) -> Split:
 
 def _count_images(top: str) -> int:
     with os.scandir(top) as entries:
-        names = [entry.name for entry in entries if not hidden(entry.name) and file_kind(entry) == stat.S_IFREG]
+        names = [entry.name for entry in entries if not is_hidden(entry.name) and file_type(entry) == stat.S_IFREG]
     return sum(name.lower().endswith(IMAGE_EXTENSIONS) for name in names)
 
 
@@ -343,7 +343,7 @@ def _divided_folder(
     root: str, val_fraction: float, test_fraction: float, val_split: str, seed: int, cache_dir: Path | None
 ) -> Splits:
     notes: list[str] = []
-    whole = scan(root, cache_dir=cache_dir, notes=notes)
+    whole = scan_folder(root, cache_dir=cache_dir, notes=notes)
     fractions = {"val": val_fraction} | ({"test": test_fraction} if test_fraction else {})
     if val_split == "test":
         raise DataError(f"data.val_split=test needs the folder {os.path.join(root, 'test')}, which is not there")
@@ -358,17 +358,17 @@ def _divided_folder(
             f"each class folder holds {', '.join(map(shown, sorted(inner[0])))}, which are taken neither for splits nor for "
             "classes: data.splits.train=FOLDER names a split"
         )
-    return Splits(parts["train"], parts["val"], parts.get("test"), made_here=True, notes=tuple(notes))
+    return Splits(parts["train"], parts["val"], parts.get("test"), auto_split=True, notes=tuple(notes))
 
 
 def _divide(whole: Split, fractions: dict[str, float], seed: int) -> dict[str, Split]:
-    parts = divide(whole.paths, whole.labels, whole.classes, fractions, seed)
+    parts = split_by_hash(whole.paths, whole.labels, whole.classes, fractions, seed)
     return {name: part_of(whole, rows) for name, rows in parts.items()}
 
 
 def part_of(whole: Split, rows: np.ndarray) -> Split:
     """Return the images of a split that stand in some rows of its list."""
-    assert isinstance(whole.paths, Paths)
+    assert isinstance(whole.paths, PathArray)
     return Split(whole.root, whole.classes, whole.paths.take(rows), whole.labels[rows], whole.listing, rows)
 
 
@@ -378,7 +378,7 @@ def check_val_split(val_split: str) -> None:
         raise DataError(f"data.val_split must be val or test; got {val_split!r}")
 
 
-def absent(name: str, split: Split) -> tuple[str, ...]:
+def missing_class_notes(name: str, split: Split) -> tuple[str, ...]:
     """A note where a split has no image of some class."""
-    missing = [split.classes[label] for label, count in enumerate(split.counts()) if not count]
+    missing = [split.classes[label] for label, count in enumerate(split.class_counts()) if not count]
     return (f"the {name} split has no image of {', '.join(missing)}",) if missing else ()

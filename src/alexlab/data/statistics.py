@@ -19,7 +19,7 @@ MAX_IMAGES = 10_000  # of a larger split so many, evenly spaced: the mean of as 
 
 
 @dataclass(frozen=True)
-class Statistics:
+class ChannelStatistics:
     """What the pixels of a split are like, as values in [0, 1]; each image counts as much as any other.
 
     Args:
@@ -40,24 +40,26 @@ class Statistics:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
 
-def measure(split: Split, *, decoding: Decoding, max_images: int = MAX_IMAGES, skip: bool = False) -> Statistics:
+def measure_statistics(
+    split: Split, *, decoding: Decoding, max_images: int = MAX_IMAGES, skip_unreadable: bool = False
+) -> ChannelStatistics:
     """Decodes the images of a split on all cores, with a progress bar in a terminal.
 
     Args:
         split: the files.
         decoding: the settings by which files become pixels.
         max_images: of a larger split, so many are looked at.
-        skip: go on without the images that cannot be read.
+        skip_unreadable: go on without the images that cannot be read.
 
     Raises:
         DataError: with path and reason, when a file is no readable picture.
     """
-    chosen, channels = split.sample(max_images), decoding.channels
+    chosen, channels = split.sample_indices(max_images), decoding.channels
     first, second = np.zeros(channels), np.zeros((channels, channels))
     # Threads: Pillow and numpy let each other work, and the ranks of the run can still be forked afterwards.
     num_images = 0
     with ThreadPoolExecutor(num_cores()) as pool:
-        moments = pool.map(lambda index: _moments(split, index, decoding, skip), chosen)
+        moments = pool.map(lambda index: _moments(split, index, decoding, skip_unreadable), chosen)
         for found in track(moments, "measuring colours", len(chosen)):
             if found is not None:
                 first, second, num_images = first + found[0], second + found[1], num_images + 1
@@ -68,7 +70,7 @@ def measure(split: Split, *, decoding: Decoding, max_images: int = MAX_IMAGES, s
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
     vectors = vectors * np.sign(vectors[abs(vectors).argmax(0), range(channels)])
-    return Statistics(
+    return ChannelStatistics(
         num_images=num_images,
         mean=first.tolist(),
         std=np.sqrt(covariance.diagonal().clip(min=0)).tolist(),  # of one colour, rounding may leave less than 0
@@ -77,7 +79,7 @@ def measure(split: Split, *, decoding: Decoding, max_images: int = MAX_IMAGES, s
     )
 
 
-def check_std(found: Statistics) -> None:
+def check_std(found: ChannelStatistics) -> None:
     """Check that values can be divided by the standard deviation that was measured.
 
     Raises:
@@ -92,11 +94,13 @@ def check_std(found: Statistics) -> None:
             )
 
 
-def _moments(split: Split, index: int, decoding: Decoding, skip: bool) -> tuple[np.ndarray, np.ndarray] | None:
+def _moments(
+    split: Split, index: int, decoding: Decoding, skip_unreadable: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
     try:
-        pixels = split.decoded(index, decoding).reshape(-1, decoding.channels).astype(np.float64) / 255
+        pixels = split.load(index, decoding).reshape(-1, decoding.channels).astype(np.float64) / 255
     except ImageError:
-        if skip:
+        if skip_unreadable:
             return None
         raise
     return pixels.mean(0), np.einsum("pi,pj->ij", pixels, pixels) / len(pixels)

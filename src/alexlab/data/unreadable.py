@@ -11,7 +11,7 @@ from alexlab.runs.atomic import Writer, write_durably
 COLUMNS = ("path", "code", "reason")
 
 
-class Skipped(Writer):
+class UnreadableLog(Writer):
     """Adds each unreadable image to a CSV file: a line is one write, so that processes do not mix their lines.
 
     Args:

@@ -19,7 +19,7 @@ from alexlab.cli.overrides import CONFIG_DIR
 from alexlab.config import build
 from alexlab.config.allowlist import check_targets
 from alexlab.data.class_names import display_names, read_class_names
-from alexlab.data.config import Data
+from alexlab.data.config import DataConfig
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError
 from alexlab.models.weights.files import WeightFile, read_weights
@@ -121,7 +121,7 @@ def _inference(path: Path, record: dict[str, Any], state: State) -> Inference:
     try:
         check_targets(config)
         check_sizes(config)
-        check_types(Data, "data", config["data"])
+        check_types(DataConfig, "data", config["data"])
         with Bounded(len(state) + SPARE):
             inference = build.inference(config, len(classes))
         build.eval_view(config)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
+from alexlab.data.hidden_names import is_hidden
 from alexlab.data.image_file import Decoding
-from alexlab.data.listing import IMAGE_EXTENSIONS, SPECIAL, file_kind
-from alexlab.data.names import hidden
+from alexlab.data.listing import IMAGE_EXTENSIONS, SPECIAL_FILES, file_type
 from alexlab.errors import DataError, ImageError
 from alexlab.output.escape import shown
 from alexlab.training.preprocessing import Inference
@@ -112,7 +112,7 @@ def _matching(pattern: str) -> Iterator[str]:
     deep, visited = "**" in pattern, set[tuple[int, int]]()
     typed = len(re.split(r"[*?\[]", pattern)[0].rpartition("/")[0])
     for path in sorted(glob.iglob(pattern, recursive=True)):
-        if any(map(hidden, path[typed:].split("/"))):
+        if any(map(is_hidden, path[typed:].split("/"))):
             continue
         if not os.path.isdir(path):
             yield path
@@ -132,7 +132,7 @@ def _below(top: str, visited: set[tuple[int, int]]) -> Iterator[str]:
         elif kind == stat.S_IFREG:
             yield path
         else:
-            what = SPECIAL.get(kind, "no regular file")
+            what = SPECIAL_FILES.get(kind, "no regular file")
             log.warning("%s is left out: it is %s, and only regular files are read", shown(path), what)
 
 
@@ -145,7 +145,7 @@ def _entries(folder: str, visited: set[tuple[int, int]]) -> list[tuple[str, int]
             return []
         visited.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
-            found = [(entry.path, file_kind(entry)) for entry in entries if not hidden(entry.name)]
+            found = [(entry.path, file_type(entry)) for entry in entries if not is_hidden(entry.name)]
     except OSError as error:
         log.warning("%s is left out: %s", shown(folder), error.strerror)
         return []

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from alexlab.data.config import Data
-from alexlab.data.dataset import ImageSplit
+from alexlab.data.config import DataConfig
+from alexlab.data.dataset import ImageDataset
 from alexlab.data.layout import find_layout
-from alexlab.data.splits import Split, check_root, relabelled, scan
-from alexlab.data.unreadable import Skipped
+from alexlab.data.splits import Split, check_root, relabel, scan_folder
+from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import NO_DATA, TrainedModel
 from alexlab.training.preprocessing import Inference
@@ -53,7 +53,7 @@ class Predictions:
     @cached_property
     def paths(self) -> list[str]:
         """Where each image lies, for people, N."""
-        return [self.split.place(number) for number in self.numbers.tolist()]
+        return [self.split.file_path(number) for number in self.numbers.tolist()]
 
     @property
     def right(self) -> np.ndarray:
@@ -61,7 +61,9 @@ class Predictions:
         return np.asarray(self.top[:, 0] == self.labels)
 
 
-def select_split(trained: TrainedModel, settings: Data, wanted: str | None, *, from_run: bool) -> tuple[str, Split]:
+def select_split(
+    trained: TrainedModel, settings: DataConfig, wanted: str | None, *, from_run: bool
+) -> tuple[str, Split]:
     """The images that are to be scored, labelled as the net knows the classes.
 
     Args:
@@ -90,7 +92,7 @@ def select_split(trained: TrainedModel, settings: Data, wanted: str | None, *, f
         check_root(settings.root, missing="the data of the run is gone" if from_run else "there is no such folder")
     if os.path.isdir(settings.root):
         layout = find_layout(settings.root, settings.splits)
-        if not from_run and not layout.folders and layout.problem is None and wanted in (None, "all"):
+        if not from_run and not layout.folders and layout.ambiguity is None and wanted in (None, "all"):
             return "all", _scanned(trained, settings, "", [], owner)
         if layout.folders and layout.folder("train") is None:  # a folder with a test split alone, say
             name = wanted or next(name for name in ("test", "val") if name in layout.folders)
@@ -101,29 +103,29 @@ def select_split(trained: TrainedModel, settings: Data, wanted: str | None, *, f
     return _of_splits(trained, settings, wanted, owner)
 
 
-def _scanned(trained: TrainedModel, settings: Data, folder: str, notes: Sequence[str], owner: str) -> Split:
+def _scanned(trained: TrainedModel, settings: DataConfig, folder: str, notes: Sequence[str], owner: str) -> Split:
     found = list(notes)
-    split = scan(str(settings.root), folder, trained.classes, Path(settings.cache_dir), found, owner)
+    split = scan_folder(str(settings.root), folder, trained.classes, Path(settings.cache_dir), found, owner)
     for note in found:
         log.info("data: %s", note)
     return split
 
 
-def _of_splits(trained: TrainedModel, settings: Data, wanted: str | None, owner: str) -> tuple[str, Split]:
+def _of_splits(trained: TrainedModel, settings: DataConfig, wanted: str | None, owner: str) -> tuple[str, Split]:
     found = settings.find_splits()
     for note in found.notes:
         log.info("data: %s", note)
-    splits = dict(found.named())
+    splits = dict(found.items())
     name = wanted or ("test" if "test" in splits else "val")
     if name not in splits:
-        raise DataError(f"{settings.place} has no split {name}; it has {', '.join(splits)}")
-    return name, relabelled(splits[name], trained.classes, owner)
+        raise DataError(f"{settings.location} has no split {name}; it has {', '.join(splits)}")
+    return name, relabel(splits[name], trained.classes, owner)
 
 
 class IndexedDataset:
     """Images by number, with that number: the order of what a loader gives is then plain."""
 
-    def __init__(self, images: ImageSplit) -> None:
+    def __init__(self, images: ImageDataset) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -135,11 +137,11 @@ class IndexedDataset:
 
 
 def split_loader(
-    split: Split, transform: Callable[[Tensor], Tensor], settings: Data, *, skipped: Skipped | None = None
+    split: Split, transform: Callable[[Tensor], Tensor], settings: DataConfig, *, skipped: UnreadableLog | None = None
 ) -> DataLoader[Any]:
     """A loader of (images, labels, numbers) over each image of a split once; the label is below 0 where it cannot be read."""
-    items = IndexedDataset(ImageSplit(split, transform=transform, decoding=settings.decoding, skipped=skipped))
-    workers = settings.workers(1) if len(split) > settings.batch_size else 0
+    items = IndexedDataset(ImageDataset(split, transform=transform, decoding=settings.decoding, unreadable=skipped))
+    workers = settings.workers_per_rank(1) if len(split) > settings.batch_size else 0
     return DataLoader(
         items,  # type: ignore[arg-type]
         batch_size=settings.batch_size,

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from alexlab.data.image_file import DEFAULT, read
-from alexlab.data.paths import END, Paths
+from alexlab.data.paths import END, PathArray
 from alexlab.data.splits import Splits
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError, DataError, ImageError
@@ -315,22 +315,22 @@ def data_state(splits: Splits) -> dict[str, Any]:
     The contents are those of at most MAX_CONTENT bytes of files, evenly spaced.
     """
     digest, contents = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    for name, split in splits.named():
-        rows = split.sample(MAX_SIZES)
-        sizes = [split.size(row) for row in rows]
+    for name, split in splits.items():
+        rows = split.sample_indices(MAX_SIZES)
+        sizes = [split.file_size(row) for row in rows]
         digest.update(f"{name}:{len(split)}:".encode())
         digest.update(np.asarray(split.labels).tobytes())
         digest.update(np.array(sizes, np.int64).tobytes())
-        if isinstance(split.paths, Paths) and split.paths.rows is None:
+        if isinstance(split.paths, PathArray) and split.paths.rows is None:
             digest.update(split.paths.block.tobytes())
         else:
             digest.update(b"".join(os.fsencode(path) + END for path in split.paths))
         if split.lengths is None:  # shards are checked by their own hashes when they are read
             every = max(1, -(-sum(sizes) // MAX_CONTENT))
             for row in rows[::every]:
-                contents.update(_content(split.place(row)))
+                contents.update(_content(split.file_path(row)))
     return {
-        "counts": {name: len(split) for name, split in splits.named()},
+        "counts": {name: len(split) for name, split in splits.items()},
         "classes": len(splits.classes),
         "class_names": list(splits.classes),
         "fingerprint": digest.hexdigest(),

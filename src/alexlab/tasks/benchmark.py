@@ -37,7 +37,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.benchmark.context import Measuring
     from alexlab.benchmark.roofline import ceilings
     from alexlab.config import build
-    from alexlab.data.config import Data
+    from alexlab.data.config import DataConfig
     from alexlab.data.layout import SPLITS
     from alexlab.distributed.devices import num_ranks, requested_gpus
     from alexlab.distributed.launch import Limits, launch
@@ -50,10 +50,10 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     bind(Settings, "benchmark", **config["benchmark"])
     settings = Settings(**config["benchmark"])
     hush_lightning()
-    bind(Data, "data", **config["data"])
+    bind(DataConfig, "data", **config["data"])
     if config["data"].get("url") is not None:
         raise ConfigError(f"what is measured on must be files, data.root=DIR; got data.url={config['data']['url']}")
-    found = Data(**config["data"]).find_splits()
+    found = DataConfig(**config["data"]).find_splits()
     listed = write_subset(found, settings.train_images, settings.val_images, run_dir / "images.csv")
     where = {
         "root": str(listed.resolve()),
@@ -68,7 +68,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     # In a child: to ask a GPU what it computes in starts CUDA, after which this process could not be forked.
     ask, limits = partial(build.fastest, trained["trainer"]), Limits(**config["elastic"])
     trained["trainer"] = launch(ask, num_ranks=1, isolated=True, limits=limits)
-    splits = Data(**trained["data"]).find_splits()
+    splits = DataConfig(**trained["data"]).find_splits()
     build.check(trained, splits, num_ranks=ranks)
     rehearse(trained, splits, num_ranks=ranks)
 
@@ -79,7 +79,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
             choices=choices,
             words=train_words(choices, as_typed(HydraConfig.get().overrides.task)),
             settings=settings,
-            splits=build.packed(trained, Data(**trained["data"]).find_splits()),
+            splits=build.packed(trained, DataConfig(**trained["data"]).find_splits()),
             device=device,
             ranks=ranks,
             out=run_dir.resolve(),

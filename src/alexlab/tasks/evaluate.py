@@ -38,10 +38,10 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
 
 
 def ask(config: dict[str, Any], run_dir: Path) -> Any:
-    """The net, what it says of the images, what was write_evaluation, and how many images could not be read."""
+    """The net, what it says of the images, what was evaluated, and how many images could not be read."""
     from alexlab.config import build
-    from alexlab.data.config import Data
-    from alexlab.data.unreadable import Skipped
+    from alexlab.data.config import DataConfig
+    from alexlab.data.unreadable import UnreadableLog
     from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.predictions import predict_split, select_split, split_loader
     from alexlab.output.progress import track
@@ -56,14 +56,14 @@ def ask(config: dict[str, Any], run_dir: Path) -> Any:
     own = not changes.keys() & {"root", "url"}
     if not own:  # a folder in the place of shards, or the other way round
         changes = {"root": None, "url": None, "generate": None, "splits": {}} | changes
-    settings = Data(**{**trained.config["data"], "cache": None, "manifest": None, **changes})
+    settings = DataConfig(**{**trained.config["data"], "cache": None, "manifest": None, **changes})
     name, split = select_split(trained, settings, config["split"], from_run=own)
-    skipped = Skipped(run_dir / SKIPPED) if settings.on_error == "skip" else None
+    skipped = UnreadableLog(run_dir / SKIPPED) if settings.on_error == "skip" else None
     loader = split_loader(split, view, settings, skipped=skipped)
     found = predict_split(
         trained.inference, loader, split, watch=lambda items: track(items, f"{name}: {len(split):,} images")
     )
-    about = {"checkpoint": str(trained.path), "data": settings.place, "split": name, "views": config["views"]}
+    about = {"checkpoint": str(trained.path), "data": settings.location, "split": name, "views": config["views"]}
     return trained, found, about, skipped.finish() if skipped else 0
 
 

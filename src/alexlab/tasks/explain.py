@@ -84,7 +84,7 @@ def check(config: dict[str, Any]) -> None:
 
 def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> dict[str, Any]:
     """The section of the neighbours; the training data that it needs may be gone."""
-    from alexlab.data.config import Data
+    from alexlab.data.config import DataConfig
     from alexlab.data.layout import find_layout
     from alexlab.inference.explain import sections
     from alexlab.inference.predictions import select_split
@@ -98,7 +98,7 @@ def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> 
     if wanted["root"] is not None:
         changes |= {"root": wanted["root"], "url": None, "splits": {}}
         name = "train" if os.path.isdir(wanted["root"]) and find_layout(wanted["root"]).folders else "all"
-    settings = Data(**{**trained.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes})
+    settings = DataConfig(**{**trained.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes})
     try:
         _, train = select_split(trained, settings, name, from_run=wanted["root"] is None)
     except (DataError, ConfigError) as error:

@@ -56,7 +56,7 @@ def _images(config: dict[str, Any], trained: Any, view: Any) -> Any:
     """Real images as the net sees them, uint8 (N, C, H, W): of `input`, or of the run's data."""
     import torch
 
-    from alexlab.data.config import Data
+    from alexlab.data.config import DataConfig
     from alexlab.data.dataset import to_tensor
     from alexlab.data.decode import decode
     from alexlab.errors import ImageError
@@ -70,11 +70,13 @@ def _images(config: dict[str, Any], trained: Any, view: Any) -> Any:
         images = (partial(decode, path, trained.decoding) for path in find_files(config["input"]))
     else:
         try:
-            _, split = select_split(trained, Data(**{**trained.config["data"], "manifest": None}), None, from_run=True)
+            _, split = select_split(
+                trained, DataConfig(**{**trained.config["data"], "manifest": None}), None, from_run=True
+            )
         except (DataError, ConfigError) as error:
             raise ConfigError(f"the exported net is compared on real images: input=DIR names some ({error})") from error
         step = max(1, len(split) // config["num_images"])
-        images = (partial(split.decoded, row, trained.decoding) for row in range(0, len(split), step))
+        images = (partial(split.load, row, trained.decoding) for row in range(0, len(split), step))
     found = []
     for image in images:
         try:

@@ -109,7 +109,7 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
         squash = settings["resize"] == "squash"
         settings["size"] = data.image_size if squash else round(data.image_size / config["data"]["ratio"])
     done = set()
-    for name, part in data.find_splits().named():
+    for name, part in data.find_splits().items():
         assert part.listing is not None
         if part.listing.folder in done:
             continue
@@ -175,12 +175,12 @@ def _beside(root: str, ending: str) -> str:
 
 def _data(config: dict[str, Any]) -> Any:
     """Return the settings of the `data` node, which has no keys of a net."""
-    from alexlab.data.config import Data
+    from alexlab.data.config import DataConfig
 
     _root(config)
     keys = {key: value for key, value in config["data"].items() if key != "ratio"}
-    bind(Data, "data", mean=None, std=None, batch_size=1, **keys)
-    return Data(mean=None, std=None, batch_size=1, **keys)
+    bind(DataConfig, "data", mean=None, std=None, batch_size=1, **keys)
+    return DataConfig(mean=None, std=None, batch_size=1, **keys)
 
 
 def _print_counts(counts: dict[str, int], out: Path) -> None:

@@ -14,7 +14,7 @@ from alexlab.cli.resume import images_to_match, store_attempt
 from alexlab.config.allowlist import check_targets
 from alexlab.config.culprits import explain
 from alexlab.config.instantiate import bind
-from alexlab.data.config import Data
+from alexlab.data.config import DataConfig
 from alexlab.data.splits import Splits
 from alexlab.distributed import hardware, ranks
 from alexlab.distributed.consistency import fingerprint, require_same
@@ -179,7 +179,7 @@ def _checked(config: dict[str, Any], run_dir: Path, *, resumed: bool, began_with
             "left so that none gets more images at once"
         )
     data = data_state(splits)
-    check_same_data(began_with, data, where=Data(**config["data"]).place)
+    check_same_data(began_with, data, where=DataConfig(**config["data"]).location)
     tried = build.measured(config, splits, pretended=True)[0]
     if resumed and (run_dir / LAST).is_file():
         tried = {**tried, "model": {**tried["model"], "weights": None}}  # those of the checkpoint are taken
@@ -192,8 +192,8 @@ def _checked(config: dict[str, Any], run_dir: Path, *, resumed: bool, began_with
 def _found(config: dict[str, Any]) -> tuple[Splits, int]:
     """The data, and the number of processes."""
     check_targets(config)
-    bind(Data, "data", **config["data"])
-    splits = Data(**config["data"]).find_splits()  # a missing folder is told before torch is imported
+    bind(DataConfig, "data", **config["data"])
+    splits = DataConfig(**config["data"]).find_splits()  # a missing folder is told before torch is imported
 
     from alexlab.distributed.devices import num_ranks
     from alexlab.distributed.launch import Limits

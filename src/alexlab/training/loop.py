@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 
 from alexlab.config import build
-from alexlab.data.datamodule import FolderData, num_scored
+from alexlab.data.datamodule import ImageDataModule, num_eval_images
 from alexlab.data.splits import Splits
 from alexlab.distributed import ranks
 from alexlab.distributed.failures import translate_errors
@@ -75,22 +75,22 @@ def train(
     num_ranks, nodes = ranks.world_size(), ranks.num_nodes()
     here = {"num_nodes": nodes, "accumulate_grad_batches": build.accumulation(config, num_ranks)}
     trainer = build.trainer({**config, "trainer": {**config["trainer"], **here}}, run_dir, num_ranks=num_ranks)
-    data = build.folder_data(config, splits, run_dir)
+    data = build.datamodule(config, splits, run_dir)
     ckpt = go_on(config, splits, trainer, data)
     data.trainer = trainer
     with translate_errors(run_dir):
         try:
-            data.start()
+            data.start_workers()
             return _trained(config, splits, trainer, data, ckpt, run_dir=run_dir, choices=choices)
         finally:
-            data.stop()
+            data.stop_workers()
 
 
 def _trained(
     config: dict[str, Any],
     splits: Splits,
     trainer: lightning.Trainer,
-    data: FolderData,
+    data: ImageDataModule,
     ckpt: Path | None,
     *,
     run_dir: Path,
@@ -105,7 +105,7 @@ def _trained(
         describe(config, splits, module, trainer)
         for line in weights.lines() if weights else ():
             log.info("weights: %s", line)
-        if splits.made_here:
+        if splits.auto_split:
             splits.write_manifest(run_dir / layout.MANIFEST)
     if isinstance(trainer.strategy, TwoTowers):
         module.net = Tower(module.net, ranks.rank())
@@ -130,8 +130,8 @@ def _trained(
     finally:
         for board in boards:
             board.close()
-    if scores and data.skipped is not None and trainer.is_global_zero:
-        scores["skipped"] = data.skipped.finish()
+    if scores and data.unreadable is not None and trainer.is_global_zero:
+        scores["skipped"] = data.unreadable.finish()
     return scores
 
 
@@ -146,7 +146,7 @@ def exchanged(tower: Tower, steps: int) -> str:
     )
 
 
-def go_on(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer, data: FolderData) -> Path | None:
+def go_on(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer, data: ImageDataModule) -> Path | None:
     """Make the data and the loggers continue where the checkpoint to resume from stands; return it, None without one.
 
     Raises:
@@ -170,8 +170,8 @@ def go_on(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer, da
         if isinstance(callback, checkpoint.Checkpoints):
             callback.best_is_lost = chosen["best_is_lost"]
     checkpoint.rescale(reached, trainer.accumulate_grad_batches)
-    data.first = checkpoint.position(reached)
-    epochs, batches = data.first
+    data.resume_at = checkpoint.position(reached)
+    epochs, batches = data.resume_at
     inside = f", batch {batches} of epoch {epochs + 1}" if batches else ""
     log.info("going on after %d epochs%s, step %d", epochs, inside, reached["global_step"])
     for logger in trainer.loggers:
@@ -181,7 +181,7 @@ def go_on(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer, da
 
 
 def score_best(
-    config: dict[str, Any], trainer: lightning.Trainer, module: Classifier, data: FolderData, best: Path
+    config: dict[str, Any], trainer: lightning.Trainer, module: Classifier, data: ImageDataModule, best: Path
 ) -> dict[str, float]:
     """Scores the best checkpoint on the test split, where there is one, and over the views that `test.views` asks for.
 
@@ -241,15 +241,15 @@ def hparams(config: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
 
 def describe(config: dict[str, Any], splits: Splits, module: Classifier, trainer: lightning.Trainer) -> None:
     """Logs what is about to be trained, and what a person should know of the data."""
-    sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.named())
+    sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     log.info(
         "data: %s: %d classes, images: %s", config["data"]["root"] or config["data"]["url"], len(splits.classes), sizes
     )
     for note in splits.notes:
         log.info("data: %s", note)
     limits = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
-    for split_name, split in splits.named():
-        count = num_scored(split, build.data(config), limits.get(split_name, 1.0))
+    for split_name, split in splits.items():
+        count = num_eval_images(split, build.data(config), limits.get(split_name, 1.0))
         if 0 < count < len(split):
             log.info(
                 "data: scores are of a fixed sample of %d of the %d %s images, stratified by class (trainer.limit_%s_batches)",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from alexlab.data.samplers import SKIPPED
+from alexlab.data.samplers import UNREADABLE
 
 
 class Scores(Metric):
@@ -43,7 +43,7 @@ class Scores(Metric):
         self.right1 += hits[:, 0].sum()
         self.right5 += hits.any(dim=1).sum()
         self.count += valid.sum()
-        self.skipped += (labels == SKIPPED).sum()
+        self.skipped += (labels == UNREADABLE).sum()
         self.loss_sum += torch.where(valid, losses.detach(), 0).sum(dtype=torch.float64)
 
     def of_all_ranks(self) -> list[dict[str, int | float]]:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from alexlab.data.datamodule import shares
-from alexlab.data.samplers import PADDING, derived_seed
+from alexlab.data.samplers import PADDING, data_ranks, derived_seed
 from alexlab.distributed.ddp import HookedDDP
 from alexlab.errors import DataError, NumericError
 from alexlab.runs.layout import CHECKPOINT_KEY, NOT_FINITE
@@ -96,7 +95,7 @@ class Classifier(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Makes dropout and mixing functions of the seed, the position in the run and the rank, with no state to lose."""
-        torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, shares(self.trainer)[1]))
+        torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, data_ranks(self.trainer)[1]))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean loss of a batch."""
@@ -255,7 +254,7 @@ class Classifier(lightning.LightningModule):
         self._count(stage, logits, labels, losses)
 
     def _count(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        if self.trainer.global_rank >= shares(self.trainer)[0]:  # another rank counts these images
+        if self.trainer.global_rank >= data_ranks(self.trainer)[0]:  # another rank counts these images
             labels = torch.full_like(labels, PADDING)
         self._scores(stage).update(logits, labels, losses)
 

@@ -10,15 +10,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.utils import make_grid
 
-from alexlab.data.datamodule import FolderData
-from alexlab.data.samplers import SeededItems
+from alexlab.data.datamodule import ImageDataModule
+from alexlab.data.samplers import SeededDataset
 
 NUM_PRESENTATIONS = 4
 MAX_CELL = 160  # pixels
 
 
 def preview_sheet(
-    data: FolderData, *, num_images: int, mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    data: ImageDataModule, *, num_images: int, mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 ) -> Tensor:
     """Images of the training split, evenly spaced: each as the evaluation sees it, then as the first epochs will.
 
@@ -32,8 +32,8 @@ def preview_sheet(
     """
     split = data.splits.train
     plain = data.dataset(split, data.eval_transform)
-    indices = [index for index in split.sample(num_images) if plain[index][1] >= 0]
-    augmented = SeededItems(data.dataset(split, data.train_transform), seed=data.seed)
+    indices = [index for index in split.sample_indices(num_images) if plain[index][1] >= 0]
+    augmented = SeededDataset(data.dataset(split, data.train_transform), seed=data.seed)
     columns = [torch.stack([plain[index][0] for index in indices])]
     labels = torch.tensor([split.labels[index] for index in indices])
     for epoch in range(NUM_PRESENTATIONS):

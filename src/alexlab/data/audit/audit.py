@@ -10,11 +10,19 @@ import numpy as np
 
 from alexlab.data.audit.duplicates import Pair, find_pairs
 from alexlab.data.audit.inspection import look_at
+from alexlab.data.hidden_names import format_counts, hidden_kind, is_hidden
 from alexlab.data.image_file import DEFAULT, Decoding
 from alexlab.data.layout import find_layout
-from alexlab.data.listing import HEIF_EXTENSIONS, HEIF_PACKAGE, IMAGE_EXTENSIONS, Listing, Problem, alike, list_images
-from alexlab.data.manifest import Row, locator, read_manifest
-from alexlab.data.names import counted, hidden, litter_kind
+from alexlab.data.listing import (
+    HEIF_EXTENSIONS,
+    HEIF_PACKAGE,
+    IMAGE_EXTENSIONS,
+    Listing,
+    Problem,
+    confusable_names,
+    list_images,
+)
+from alexlab.data.manifest import ManifestRow, locator, read_manifest
 from alexlab.data.splits import check_root
 from alexlab.output.escape import writable
 
@@ -48,7 +56,7 @@ class Findings:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[ManifestRow] = field(default_factory=list)
     sizes: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     mean: list[float] = field(default_factory=list)
@@ -84,7 +92,7 @@ def check(
     listings = list(_listings(root, folders, findings))
     _names(listings, findings)
     rows = [
-        Row(path, label=listing.classes[label], split=split)
+        ManifestRow(path, label=listing.classes[label], split=split)
         for split, listing in listings
         for path, label in zip(listing.paths, listing.labels.tolist(), strict=True)
     ]
@@ -115,8 +123,8 @@ def _listings(root: str, folders: Mapping[str, str | None] | None, findings: Fin
     """The files of each split, or of the whole folder where there are no splits."""
     layout = find_layout(root, folders)
     findings.notes += layout.notes
-    if layout.problem is not None:
-        findings.problems.append(Problem("unclear_splits", ".", layout.problem))
+    if layout.ambiguity is not None:
+        findings.problems.append(Problem("unclear_splits", ".", layout.ambiguity))
     for split, name in [(split, name) for split, names in layout.folders.items() for name in names] or [("", "")]:
         listing = list_images(root, name, problems=findings.problems)
         top = os.path.join(root, name)
@@ -127,7 +135,7 @@ def _listings(root: str, folders: Mapping[str, str | None] | None, findings: Fin
                 findings.problems.append(Problem("empty_class", os.path.join(name, label), "is a class without images"))
         findings.problems += [
             Problem("special_file", path, f"is left out: it is {kind}, and only regular files are read")
-            for path, kind in listing.special
+            for path, kind in listing.special_files
         ]
         _others(root, name, top, findings)
         yield split, listing
@@ -138,13 +146,13 @@ def _others(root: str, name: str, top: str, findings: Findings) -> None:
     left_out: Counter[str] = Counter()
     for folder, subfolders, names in os.walk(top):
         relative = os.path.relpath(folder, root)
-        for sub in [sub for sub in subfolders if hidden(sub)]:
+        for sub in [sub for sub in subfolders if is_hidden(sub)]:
             subfolders.remove(sub)
-            left_out[litter_kind(sub)] += 1
+            left_out[hidden_kind(sub)] += 1
         for file in names:
             suffix = os.path.splitext(file)[1].lower()
-            if hidden(file):
-                left_out[litter_kind(file)] += 1
+            if is_hidden(file):
+                left_out[hidden_kind(file)] += 1
             elif suffix in UNSUPPORTED and suffix not in IMAGE_EXTENSIONS:
                 path = os.path.normpath(os.path.join(relative, file))
                 needed = f" without {HEIF_PACKAGE}" if suffix in HEIF_EXTENSIONS else ""
@@ -159,7 +167,7 @@ def _others(root: str, name: str, top: str, findings: Findings) -> None:
                     Problem("outside_classes", path, "lies beside the class folders and is left out")
                 )
     if left_out:
-        findings.notes.append(f"left out in {name or '.'}: {counted(left_out)}")
+        findings.notes.append(f"left out in {name or '.'}: {format_counts(left_out)}")
 
 
 def _names(listings: Sequence[tuple[str, Listing]], findings: Findings) -> None:
@@ -170,7 +178,7 @@ def _names(listings: Sequence[tuple[str, Listing]], findings: Findings) -> None:
             if writable(name) != name:
                 place = os.path.join(listing.folder, name)
                 findings.problems.append(Problem("class_name", place, "is a class whose name is no UTF-8"))
-        for first, second in alike(listing.classes):
+        for first, second in confusable_names(listing.classes):
             text = f"is a class whose name is that of {first!a} but for case or Unicode form"
             findings.problems.append(Problem("similar_class", os.path.join(listing.folder, second), text))
     by_split = {split: {unicodedata.normalize("NFC", name) for name in listing.classes} for split, listing in listings}

@@ -15,7 +15,7 @@ from PIL import Image
 from alexlab.data.decode import decode_bytes
 from alexlab.data.image_file import FORMATS, Decoding, read
 from alexlab.data.listing import Problem
-from alexlab.data.manifest import Row
+from alexlab.data.manifest import ManifestRow
 from alexlab.distributed.hardware import die_with_parent, num_cores
 from alexlab.errors import ImageError
 from alexlab.output.progress import track
@@ -63,12 +63,12 @@ class Seen:
         picture: None when it cannot be read.
     """
 
-    row: Row
+    row: ManifestRow
     problem: Problem | None = None
     picture: Picture | None = None
 
 
-def look_at(root: str, rows: Sequence[Row], decoding: Decoding) -> list[Seen]:
+def look_at(root: str, rows: Sequence[ManifestRow], decoding: Decoding) -> list[Seen]:
     """Decodes every file, in as many processes as there are cores, with a progress bar in a terminal."""
     work = [(root, row, decoding) for row in rows]
     if len(rows) < FEW:
@@ -90,7 +90,7 @@ def _begin(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def look(work: tuple[str, Row, Decoding]) -> Seen:
+def look(work: tuple[str, ManifestRow, Decoding]) -> Seen:
     """Decode one file: the data set's folder, the file in it, and the settings."""
     root, row, decoding = work
     path = os.path.join(root, row.path)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from alexlab.data.hash_split import divide
+from alexlab.data.hash_split import split_by_hash
+from alexlab.data.hidden_names import folder_name_problem, is_hidden
 from alexlab.data.layout import find_layout
-from alexlab.data.listing import IMAGE_EXTENSIONS, check_class_names, class_folders, file_kind, list_images
-from alexlab.data.manifest import Row, locator, write_manifest
-from alexlab.data.names import hidden, unfit_for_a_folder
+from alexlab.data.listing import IMAGE_EXTENSIONS, check_class_names, class_folders, file_type, list_images
+from alexlab.data.manifest import ManifestRow, locator, write_manifest
 from alexlab.data.splits import check_root
 from alexlab.data.table import read_table
 from alexlab.errors import ConfigError, DataError, DiskError
@@ -89,8 +89,8 @@ def _flat(root: str, pattern: str) -> tuple[list[str], list[str]]:
             entry.name
             for entry in entries
             if entry.name.lower().endswith(IMAGE_EXTENSIONS)
-            and not hidden(entry.name)
-            and file_kind(entry) == stat.S_IFREG
+            and not is_hidden(entry.name)
+            and file_type(entry) == stat.S_IFREG
         )
     classes = []
     for path in paths:
@@ -105,7 +105,7 @@ def _flat(root: str, pattern: str) -> tuple[list[str], list[str]]:
 
 
 def _check_class(name: str, where: str) -> None:
-    reason = unfit_for_a_folder(name)
+    reason = folder_name_problem(name)
     if reason is not None:
         raise DataError(f"{where}: a class must be a plain folder name; got {name!r}: {reason}")
 
@@ -127,7 +127,7 @@ def _table(labels: str, root: str) -> tuple[list[str], list[str]]:
             raise DataError(f"{where}: each file must be listed once; {shown(path)} is also in {lines[path]}")
         if not os.path.isfile(os.path.join(whole, path)):
             raise DataError(f"{where}: there is no file {shown(path)} in {shown(root)}")
-        if any(map(hidden, path.split(os.sep))):
+        if any(map(is_hidden, path.split(os.sep))):
             raise DataError(f"{where}: hidden files are no part of a data set; got {shown(path)}")
         _check_class(cells["class"], where)
         lines[path] = where.rpartition(", ")[2]
@@ -167,7 +167,7 @@ def plan(source: Source, fractions: Mapping[str, float], seed: int) -> dict[str,
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[name] for name in source.classes], np.int64)
     wanted = {name: fraction for name, fraction in fractions.items() if fraction}
-    return divide(source.paths, labels, classes, wanted, seed, source.groups)
+    return split_by_hash(source.paths, labels, classes, wanted, seed, source.groups)
 
 
 def write_division(source: Source, parts: Mapping[str, np.ndarray], out: Path, link: str) -> None:
@@ -205,7 +205,7 @@ def _write(source: Source, parts: Mapping[str, np.ndarray], out: Path, folder: P
     base = os.path.relpath(os.path.realpath(source.root), os.path.realpath(out))
     write_manifest(
         (
-            Row(
+            ManifestRow(
                 os.path.join(base, source.paths[row])
                 if link == "manifest"
                 else os.path.join(split, _target(source, row)),

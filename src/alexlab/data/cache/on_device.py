@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from alexlab.data.cache.pack import PackedImages
-from alexlab.data.samplers import SKIPPED
+from alexlab.data.samplers import UNREADABLE
 from alexlab.data.splits import Split
 from alexlab.data.transforms import CenterView, RandomCropView
-from alexlab.data.unreadable import Skipped
+from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ConfigError
 
 NUMBERS = ("row", "top", "left", "height", "width", "mirrored")  # of an image of a batch
@@ -78,21 +78,21 @@ class Cuts:
         skipped: takes the images that could not be read; None makes each an error.
     """
 
-    def __init__(self, split: Split, plan: Plan, skipped: Skipped | None = None) -> None:
+    def __init__(self, split: Split, plan: Plan, skipped: UnreadableLog | None = None) -> None:
         self.split, self.plan, self.skipped = split, plan, skipped
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        pack, rows = self.split.pack, self.split.rows
+        pack, rows = self.split.images, self.split.rows
         assert isinstance(pack, PackedImages)
         row, label = index if rows is None else int(rows[index]), int(self.split.labels[index])
         if row in pack.bad:
             if self.skipped is None:
                 raise pack.bad[row]
             self.skipped.add(pack.bad[row])
-            label = SKIPPED
+            label = UNREADABLE
         return torch.tensor([row, *self.plan.draw()]), label
 
 

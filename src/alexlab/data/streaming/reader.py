@@ -21,8 +21,8 @@ import numpy as np
 
 from alexlab.data.decode import decode_bytes
 from alexlab.data.image_file import Decoding
-from alexlab.data.paths import Paths
-from alexlab.data.splits import Split, Splits, absent, check_val_split
+from alexlab.data.paths import PathArray
+from alexlab.data.splits import Split, Splits, check_val_split, missing_class_notes
 from alexlab.data.streaming.fetcher import is_here
 from alexlab.data.streaming.store import Store, check_place, is_url
 from alexlab.errors import ConfigError, DataError
@@ -226,7 +226,7 @@ def find_sharded(
         val, test = test, None
         notes.append("validating on the test split (data.val_split=test): its scores are no estimate for unseen images")
     others = {"val": val} | ({} if test is None else {"test": test})
-    missing = [note for name, split in others.items() for note in absent(name, split)]
+    missing = [note for name, split in others.items() for note in missing_class_notes(name, split)]
     return Splits(train, val, test, notes=(*notes, *missing))
 
 
@@ -266,7 +266,7 @@ def _split(
     shards = [Shard(name, size, sha256) for name, size, sha256, _ in about["shards"]]
     with np.load(store.get(*Shard(*about["table"]).file)) as table:
         arrays = {name: table[name] for name in ("labels", "paths", "starts", "lengths")}
-    paths = Paths.of_block(arrays["paths"])
+    paths = PathArray.from_block(arrays["paths"])
     shard = np.repeat(np.arange(len(shards)), [count for _, _, _, count in about["shards"]])
     starts, lengths, labels = (arrays[name] for name in ("starts", "lengths", "labels"))
     ends = np.array([each.size for each in shards])[shard]
@@ -284,4 +284,4 @@ def _split(
         prefetch_shards=stream.prefetch_shards,
         shuffle_shards=stream.shuffle_shards,
     )
-    return Split(store.url, classes, paths, labels, pack=images, lengths=lengths, shuffled=name == "train")
+    return Split(store.url, classes, paths, labels, images=images, lengths=lengths, shuffled=name == "train")

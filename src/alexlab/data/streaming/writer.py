@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from alexlab.data.image_file import DEFAULT, FORMATS, Decoding, open_image_file, read, unreadable
-from alexlab.data.paths import Paths
+from alexlab.data.paths import PathArray
 from alexlab.data.splits import Split, Splits
 from alexlab.data.streaming.reader import INDEX, KIND, VERSION, Shard
 from alexlab.data.streaming.store import Store, check_place, is_url
@@ -85,7 +85,7 @@ def write_shards(
     check_place(out, "out")
     store = Store(out, cache_dir, limit=sys.maxsize)
     _check_new(store)
-    plans = [_plan(name, split, shard_bytes, decoding, skip) for name, split in splits.named()]
+    plans = [_plan(name, split, shard_bytes, decoding, skip) for name, split in splits.items()]
     writer = _Writer(store, splits.classes, plans, cache_dir, decoding)
     index = writer.run(list(splits.notes))
     store.close()
@@ -107,12 +107,12 @@ def _plan(name: str, split: Split, shard_bytes: int, decoding: Decoding, skip: b
     rows = np.arange(len(split))
     if name == "train":
         rows = np.random.Generator(np.random.Philox(0)).permutation(rows)
-    states = np.array([split.state(row) for row in rows.tolist()], np.int64).reshape(-1, 3)
+    states = np.array([split.file_state(row) for row in rows.tolist()], np.int64).reshape(-1, 3)
     lengths = states[:, 0]
     fits = (lengths > 0) & (lengths <= decoding.max_bytes)
     if not fits.all():
         if not skip:
-            place = split.place(int(rows[~fits][0]))
+            place = split.file_path(int(rows[~fits][0]))
             open_image_file(place, decoding).close()  # raises, with the reason
             raise DataError(f"{shown(place)} has changed while the shards were written")
         rows, states, lengths = rows[fits], states[fits], lengths[fits]
@@ -213,7 +213,7 @@ class _Writer:
         return self._keep(name, content.getvalue())
 
     def _image(self, plan: Plan, number: int, row: int) -> bytes:
-        place = plan.split.place(row)
+        place = plan.split.file_path(row)
         image = read(place, self.decoding)
         if len(image) != plan.lengths[number]:
             raise DataError(f"{shown(place)} has changed while the shards were written")
@@ -253,7 +253,7 @@ def _check_image(content: bytes, place: str, root: str) -> None:
 
 
 def _table(plan: Plan) -> bytes:
-    paths = Paths.of([plan.split.paths[row] for row in plan.rows.tolist()])
+    paths = PathArray.from_list([plan.split.paths[row] for row in plan.rows.tolist()])
     content = io.BytesIO()
     np.savez_compressed(
         content, labels=plan.split.labels[plan.rows], paths=paths.block, starts=plan.starts, lengths=plan.lengths

@@ -89,7 +89,7 @@ def matrix_path(cache_dir: Path, checkpoint: Path, split: Split) -> Path:
     digest.update(json.dumps([os.path.abspath(split.root), len(split)]).encode())
     for path in split.paths:
         digest.update(os.fsencode(path) + b"\0")
-    digest.update(np.array([split.state(row) for row in split.sample(MAX_STATES)], np.int64).tobytes())
+    digest.update(np.array([split.file_state(row) for row in split.sample_indices(MAX_STATES)], np.int64).tobytes())
     return cache_dir / "features" / f"{digest.hexdigest()}.npy"
 
 

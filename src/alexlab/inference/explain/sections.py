@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alexlab.data.config import Data
+from alexlab.data.config import DataConfig
 from alexlab.data.dataset import to_tensor
 from alexlab.data.splits import Split
 from alexlab.inference.checkpoint import TrainedModel
@@ -25,7 +25,7 @@ View = Callable[[Tensor], Tensor]
 
 def seen(split: Split, number: int, trained: TrainedModel, view: View) -> Tensor:
     """An image of a split as the net sees it, uint8 (C, H, W)."""
-    return view(to_tensor(split.decoded(int(number), trained.decoding)))
+    return view(to_tensor(split.load(int(number), trained.decoding)))
 
 
 def filters(trained: TrainedModel) -> Figures:
@@ -101,7 +101,7 @@ def neighbours(
     found: Predictions,
     view: View,
     train: Split,
-    settings: Data,
+    settings: DataConfig,
     *,
     num_images: int,
     k: int,

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
-from alexlab.data.datamodule import shares
+from alexlab.data.samplers import data_ranks
 from alexlab.errors import NumericError
 from alexlab.models.summary import layer_rows, layer_table, write_rows
 from alexlab.output.csv_files import write_csv
@@ -118,7 +118,7 @@ class LayerSummary(Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        settings: Any = trainer.datamodule.data  # type: ignore[attr-defined]
+        settings: Any = trainer.datamodule.config  # type: ignore[attr-defined]
         net: Any = getattr(pl_module.net, "whole", pl_module.net)  # of two towers, the net that they are
         # A copy whose tensors have shapes and no memory.
         memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in net.buffers()}
@@ -167,7 +167,7 @@ class EpochLog(Writer, Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.num_images += len(batch[1]) * shares(trainer)[0]
+        self.num_images += len(batch[1]) * data_ranks(trainer)[0]
         now_s = time.perf_counter()
         self.train_s += now_s - self.mark_s
         self.mark_s = now_s

@@ -19,24 +19,24 @@ LITTER = frozenset(
 MAX_BYTES = 255  # of a name, on ext4, XFS, Btrfs and NTFS
 
 
-def hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Return whether a file or folder is no part of the data: dot files and LITTER."""
     return name.startswith(".") or name.lower() in LITTER
 
 
-def litter_kind(name: str) -> str:
+def hidden_kind(name: str) -> str:
     """Return the name under which a hidden entry is counted: its own if it is known, else a pattern."""
     if name.lower() in LITTER or name.startswith(".Trash"):
         return name
     return "._*" if name.startswith("._") else ".*"
 
 
-def counted(counts: dict[str, int]) -> str:
+def format_counts(counts: dict[str, int]) -> str:
     """Return counts as text: `3 @eaDir, 1 Thumbs.db`."""
     return ", ".join(f"{count} {name.strip()}" for name, count in sorted(counts.items()))
 
 
-def unfit_for_a_folder(name: str) -> str | None:
+def folder_name_problem(name: str) -> str | None:
     """Return why a class of this name cannot have a folder of its own, or None if it can."""
     if not name.strip():
         return "it is empty"
@@ -44,7 +44,7 @@ def unfit_for_a_folder(name: str) -> str | None:
         return "it holds a path separator"
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
         return "it holds control characters or bytes that are not UTF-8"
-    if hidden(name):
+    if is_hidden(name):
         return "folders of this name are hidden or left behind by other programs, and are skipped"
     if len(name.encode()) > MAX_BYTES:
         return f"it is longer than {MAX_BYTES} bytes"
