@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from alexlab.errors import DiskError
-from alexlab.training.callbacks.checkpoint import DurableIO, sweep_unfinished
+from alexlab.training.checkpoint_io import AtomicCheckpointIO, remove_partial_checkpoints
 from chaos.harness import FORK, Figure, Place
 
 CLONE_NEWNS = 0x00020000  # <linux/sched.h>
@@ -41,9 +41,9 @@ def killed_in_save(place: Place, tries: int, draw: random.Random, io: Any = None
     loadable = old = 0
     for number in range(tries):
         target = folder / f"{number}.ckpt"
-        DurableIO().save_checkpoint(_checkpoint(0), target)
+        AtomicCheckpointIO().save_checkpoint(_checkpoint(0), target)
         begun = FORK.Value("i", 0)
-        process = FORK.Process(target=_write_for_ever, args=(io or DurableIO(), target, begun))
+        process = FORK.Process(target=_write_for_ever, args=(io or AtomicCheckpointIO(), target, begun))
         process.start()
         while not begun.value:
             time.sleep(0.0002)
@@ -60,7 +60,7 @@ def killed_in_save(place: Place, tries: int, draw: random.Random, io: Any = None
         finally:
             target.unlink()
     left = len(list(folder.iterdir()))
-    sweep_unfinished(folder)
+    remove_partial_checkpoints(folder)
     swept = left - len(list(folder.iterdir()))
     for path in Path(OTHER).glob("tmp*"):
         path.unlink(missing_ok=True)
@@ -93,12 +93,12 @@ def disk_full(place: Place, tries: int, draw: random.Random) -> Figure | None:
         result.value = 0
         for number in range(tries):
             target = folder / "last.ckpt"
-            DurableIO().save_checkpoint(_checkpoint(number), target)
+            AtomicCheckpointIO().save_checkpoint(_checkpoint(number), target)
             room = draw.randint(0, 7_900_000)
             free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
             (folder / "filler").write_bytes(bytes(max(0, free - room)))
             try:
-                DurableIO().save_checkpoint(_checkpoint(number + 1000), target)
+                AtomicCheckpointIO().save_checkpoint(_checkpoint(number + 1000), target)
             except DiskError as error:
                 told = str(target) in str(error) and "MB are free" in str(error)
                 intact = torch.load(target, weights_only=True)["global_step"] == number

@@ -289,8 +289,8 @@ def test_a_class_stands_only_where_one_is_taken(where: str, target: str) -> None
 def test_a_model_is_a_net_and_no_function_beside_one() -> None:
     for target in (
         "alexlab.models.weights.pretrained.read_source",
-        "alexlab.models.init.initialise",
-        "alexlab.models.weights.pretrained.Source",
+        "alexlab.models.init.init_weights",
+        "alexlab.models.weights.pretrained.WeightSource",
     ):
         with pytest.raises(ConfigError, match=r"model\._target_ must be a torch\.nn\.Module"):
             instantiate.locate(target, "model")

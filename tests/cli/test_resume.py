@@ -22,7 +22,7 @@ from alexlab.config import build
 from alexlab.errors import ConfigError, DataError, RankError
 from alexlab.runs.record import Card
 from alexlab.sweeps.record import SweepRecord
-from alexlab.training.callbacks.checkpoint import position
+from alexlab.training.checkpoint_io import position
 from support.runs import ROOT, TINY, environment, plain, rows
 
 Train = Callable[..., float | None]

@@ -83,10 +83,10 @@ ALONE = [
     ({"augmentation.eval": {}}, "augmentation.eval must have a transform"),
     ({"augmentation.train.erase": "RandomErasing"}, "augmentation.train.erase must have a _target_"),
     ({"augmentation.train.flip.p": -1}, "augmentation.train.flip: `p` should be"),
-    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.progress.LearningRateTest", "min_lr": 0}}, "callbacks.lr_find: min_lr must be positive"),
-    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.progress.LearningRateTest", "num_steps": 1}}, "num_steps must be at least 2; got 1"),
-    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.progress.LearningRateTest", "smoothing": 1}}, "smoothing must lie in [0, 1); got 1"),
-    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.progress.LearningRateTest", "stop_factor": 1}}, "stop_factor must be greater than 1; got 1"),
+    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.lr_finder.LearningRateFinder", "min_lr": 0}}, "callbacks.lr_find: min_lr must be positive"),
+    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.lr_finder.LearningRateFinder", "num_steps": 1}}, "num_steps must be at least 2; got 1"),
+    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.lr_finder.LearningRateFinder", "smoothing": 1}}, "smoothing must lie in [0, 1); got 1"),
+    ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.lr_finder.LearningRateFinder", "stop_factor": 1}}, "stop_factor must be greater than 1; got 1"),
     ({"callbacks.checkpoint.every_s": "x"}, "callbacks.checkpoint.every_s=x cannot be used: '<='"),
 ]  # fmt: skip
 # What only a training finds out.

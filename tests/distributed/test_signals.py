@@ -57,7 +57,7 @@ class Sender:
 def begun_at(last: Path) -> str:
     """The name of the checkpoint of the whole run that is not written again by a run that begins with this one."""
     found = content(last)
-    return f"{found['global_step'] - found['callbacks']['Stopping']['before_validation']:03d}.ckpt"
+    return f"{found['global_step'] - found['callbacks']['PreemptionCallback']['before_validation']:03d}.ckpt"
 
 
 SIGNALLED = ("ema and norms", "validation inside", "validation inside, accumulated")
@@ -83,7 +83,7 @@ def test_at_every_batch_of_training_and_validation(
         begun = begun_at(last)
         resumed = run(*RECIPES[recipe], name=f"from_{at}", begin=last)
         compare(whole, resumed, begun)
-        before += content(last)["callbacks"]["Stopping"]["before_validation"]
+        before += content(last)["callbacks"]["PreemptionCallback"]["before_validation"]
     assert before >= 2, "a validation was left"
 
 
@@ -106,7 +106,7 @@ def test_two_ranks_that_hear_it_together_or_alone_or_from_their_parent(
         sender.arm(-1)
         last = tmp_path / f"to_{at}" / LAST
         compare(whole, run(*words, name=f"from_{at}", begin=last), begun_at(last))
-        before += content(last)["callbacks"]["Stopping"]["before_validation"]
+        before += content(last)["callbacks"]["PreemptionCallback"]["before_validation"]
     assert before == 2
 
 

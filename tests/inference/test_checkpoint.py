@@ -42,7 +42,7 @@ def test_a_net_with_one_logit_gives_two_probabilities(train: Callable[..., float
     inference = load_checkpoint(str(tmp_path / "run")).inference
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        logit = inference.net(inference.normalised(images))
+        logit = inference.net(inference.normalize(images))
         assert logit.shape == (2, 1)
         assert torch.allclose(inference.probs(images)[:, 1:], logit.sigmoid())
 
@@ -61,7 +61,7 @@ def test_a_state_dict_of_torchvision_as_it_is(suffix: str, tmp_path: Path) -> No
     assert len(found.classes) == 1000 and found.classes[0] == "tench"
     images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     with torch.inference_mode():
-        assert torch.allclose(found.inference(images), net(found.inference.normalised(images)), atol=1e-5)
+        assert torch.allclose(found.inference(images), net(found.inference.normalize(images)), atol=1e-5)
     mean = found.inference.mean.flatten() / 255
     assert mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     names = {f"n{number:08d}": f"thing {number}" for number in range(1000)}

@@ -57,7 +57,7 @@ def test_grad_cam_is_the_class_activation_map() -> None:
     classes = torch.tensor([0, 1, 2, 3])
     found = grad_cam(inference, images, classes)
     with torch.no_grad():
-        maps = net.body(inference.normalised(images))
+        maps = net.body(inference.normalize(images))
         expected = F.relu(torch.einsum("nkhw,nk->nhw", maps, net.head.weight[classes]))
     expected = expected / expected.amax((1, 2), keepdim=True).clamp(min=1e-30)
     assert found.shape == (4, 8, 8)
@@ -74,7 +74,7 @@ def test_grad_cam_of_maps_that_are_the_logits() -> None:
     images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
     found = grad_cam(inference, images, torch.tensor([3, 4]))
     with torch.no_grad():
-        maps = net.features(inference.normalised(images))[[0, 1], [3, 4]]
+        maps = net.features(inference.normalize(images))[[0, 1], [3, 4]]
     assert maps.amax() > 0
     small = maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-30)
     expected = F.interpolate(small[:, None], (96, 96), mode="bilinear", align_corners=False)[:, 0]
@@ -136,7 +136,7 @@ def test_the_last_hidden_layer_is_stored_once(trained_run: Path, tmp_path: Path)
     images = torch.stack([image for image, _, _ in split_loader(train, view, settings).dataset])
     net: Any = trained.inference.net
     with torch.inference_mode():
-        inputs = trained.inference.normalised(images)
+        inputs = trained.inference.normalize(images)
         hidden = net.classifier[:-1](torch.flatten(net.avgpool(net.features(inputs)), 1))
     assert np.allclose(matrix, hidden, atol=1e-5)
     again = feature_matrix(trained.inference, None, train, path)  # nothing is computed

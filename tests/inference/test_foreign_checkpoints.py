@@ -152,7 +152,7 @@ def test_the_record_of_an_exported_file_is_checked_as_well(trained_run: Path, tm
 
     trained = load_checkpoint(str(trained_run), device="cpu")
     path = tmp_path / "net.safetensors"
-    write_safetensors(trained, path, trained.inference.normalised(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
+    write_safetensors(trained, path, trained.inference.normalize(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
     assert load_checkpoint(str(path), device="cpu").classes == trained.classes
     state = load_file(path)
     with safe_open(path, "pt") as file:

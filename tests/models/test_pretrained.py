@@ -15,7 +15,7 @@ from alexlab.models.googlenet import GoogLeNet
 from alexlab.models.nin import NiN
 from alexlab.models.torchvision import torchvision_net
 from alexlab.models.vgg import VGG
-from alexlab.models.weights.pretrained import Source, fit, read_source
+from alexlab.models.weights.pretrained import WeightSource, match_weights, read_source
 from support.runs import names as names_in
 
 TOWERS: dict[str, Any] = {"groups": [1, 2, 1, 2, 2], "norm": "lrn", "dropout_side": "output"}
@@ -27,7 +27,7 @@ def names(count: int) -> list[str]:
 
 
 def fitted(net: nn.Module, other: nn.Module, *, head: Any = (), classes: int = 5) -> Any:
-    found = fit(net, Source("there", other.state_dict()), head=head, classes=names(classes))
+    found = match_weights(net, WeightSource("there", other.state_dict()), head=head, classes=names(classes))
     found.load_into(net)
     return found
 
@@ -43,8 +43,8 @@ def test_the_weights_of_torchvision_give_its_alexnets_logits(size: int) -> None:
     found = fitted(net, there)
     images = torch.randn(2, 3, size, size)
     torch.testing.assert_close(net(images), there(images))
-    assert len(found.taken) == 16
-    assert not (found.fresh or found.unused or found.sliced)
+    assert len(found.matched) == 16
+    assert not (found.unmatched or found.unused or found.sliced)
     assert list(found.lines()) == ["16 tensors from there"]
 
 
@@ -52,9 +52,9 @@ def test_the_weights_of_torchvision_give_its_vggs_logits() -> None:
     with torch.device("meta"):
         there, net = models.vgg11(num_classes=5), VGG(5)
     assert net.torchvision_name == "vgg11"
-    found = fit(net, Source("there", there.state_dict()), head=(), classes=names(5))
-    assert len(found.taken) == len(net.state_dict())
-    assert not (found.fresh or found.unused or found.sliced)
+    found = match_weights(net, WeightSource("there", there.state_dict()), head=(), classes=names(5))
+    assert len(found.matched) == len(net.state_dict())
+    assert not (found.unmatched or found.unused or found.sliced)
 
 
 def test_other_classes_replace_the_head_and_say_so() -> None:
@@ -62,7 +62,7 @@ def test_other_classes_replace_the_head_and_say_so() -> None:
     net.classifier.fc8 = nn.Linear(32, 3)
     before = net.classifier.fc8.weight.clone()
     found = fitted(net, there, head=ALEXNET_HEAD, classes=3)
-    assert set(found.fresh) == set(ALEXNET_HEAD)
+    assert set(found.unmatched) == set(ALEXNET_HEAD)
     assert torch.equal(net.classifier.fc8.weight, before)
     assert torch.equal(net.classifier.fc7.weight, there.classifier.fc7.weight)
     assert list(found.lines()) == [
@@ -74,11 +74,11 @@ def test_other_classes_replace_the_head_and_say_so() -> None:
 
 def test_as_many_classes_of_other_names_replace_the_head_too() -> None:
     there, net = small(), small()
-    source = Source("there", there.state_dict(), classes=["a", "b", "c", "d", "e"])
-    assert fit(net, source, head=ALEXNET_HEAD, classes=names(5)).fresh == dict.fromkeys(
+    source = WeightSource("there", there.state_dict(), classes=["a", "b", "c", "d", "e"])
+    assert match_weights(net, source, head=ALEXNET_HEAD, classes=names(5)).unmatched == dict.fromkeys(
         ALEXNET_HEAD, "the head, of other classes"
     )
-    assert not fit(net, source, head=ALEXNET_HEAD, classes=source.classes or []).fresh
+    assert not match_weights(net, source, head=ALEXNET_HEAD, classes=source.classes or []).unmatched
 
 
 def test_a_narrower_net_is_the_first_channels_of_the_wider_one() -> None:
@@ -90,7 +90,7 @@ def test_a_narrower_net_is_the_first_channels_of_the_wider_one() -> None:
             module.running_var.uniform_(0.5, 2)
     found = fitted(narrow, wide, head=())
     assert "features.conv1 (8 x 3 x 11 x 11 -> 4 x 3 x 11 x 11)" in found.sliced
-    assert not (found.fresh or found.unused)
+    assert not (found.unmatched or found.unused)
     with torch.no_grad():
         for (_, ours), (name, theirs) in zip(narrow.named_modules(), wide.named_modules(), strict=True):
             if isinstance(theirs, nn.Conv2d | nn.BatchNorm2d) or (isinstance(theirs, nn.Linear) and "fc8" not in name):
@@ -105,7 +105,7 @@ def test_a_narrower_net_is_the_first_channels_of_the_wider_one() -> None:
 def test_a_narrower_net_of_two_towers_takes_the_first_channels_of_each_tower() -> None:
     wide, narrow = small(**TOWERS, norm_layers=[]).eval(), small(**TOWERS, norm_layers=[], width=0.5).eval()
     found = fitted(narrow, wide)
-    assert not (found.fresh or found.unused)
+    assert not (found.unmatched or found.unused)
     conv1, conv2 = wide.features.conv1.weight, wide.features.conv2.weight
     assert torch.equal(narrow.features.conv1.weight, conv1[[0, 1, 4, 5]])
     assert torch.equal(narrow.features.conv2.weight, conv2[[0, 1, 2, 3, 8, 9, 10, 11]][:, :2])
@@ -134,15 +134,15 @@ def test_two_towers_take_their_own_connections_from_one_tower() -> None:
 
 def test_one_tower_cannot_be_made_of_two() -> None:
     found = fitted(small(), small(groups=[1, 2, 1, 2, 2]))
-    assert found.fresh["features.conv2.weight"] == "of another size in the file"
-    assert found.fresh["features.conv2.bias"] == "of another size in the file"
+    assert found.unmatched["features.conv2.weight"] == "of another size in the file"
+    assert found.unmatched["features.conv2.bias"] == "of another size in the file"
     assert "features.conv2.weight" in found.unused
-    assert "features.conv1.weight" in found.taken
+    assert "features.conv1.weight" in found.matched
 
 
 def test_a_wider_net_takes_what_is_as_large() -> None:
     found = fitted(small(), small(fc_widths=[16, 16]))
-    assert set(found.fresh) == {
+    assert set(found.unmatched) == {
         f"classifier.{name}" for name in ("fc6.weight", "fc6.bias", "fc7.weight", "fc7.bias", "fc8.weight")
     } | {"classifier.fc8.bias"}
     assert not found.sliced
@@ -150,13 +150,15 @@ def test_a_wider_net_takes_what_is_as_large() -> None:
 
 def test_behind_a_layer_that_is_left_out_nothing_is_sliced() -> None:
     found = fitted(small(skip_convs=[3], width=0.5), small())
-    assert set(found.fresh) == {"features.conv4.weight", "features.conv4.bias"} | {
-        key for key in found.fresh if key.startswith(("features.conv5", "classifier"))
+    assert set(found.unmatched) == {"features.conv4.weight", "features.conv4.bias"} | {
+        key for key in found.unmatched if key.startswith(("features.conv5", "classifier"))
     }
-    assert {"features.conv1.weight", "features.conv2.weight"} <= set(found.taken)
+    assert {"features.conv1.weight", "features.conv2.weight"} <= set(found.matched)
     assert "features.conv3.weight" in found.unused
     with torch.device("meta"):
-        assert fit(small(skip_convs=[3]), Source("there", small().state_dict()), head=(), classes=names(5)).fresh
+        assert match_weights(
+            small(skip_convs=[3]), WeightSource("there", small().state_dict()), head=(), classes=names(5)
+        ).unmatched
 
 
 def test_grey_pictures_give_the_same_with_the_kernels_summed() -> None:
@@ -171,8 +173,8 @@ def test_grey_pictures_give_the_same_with_the_kernels_summed() -> None:
 
 def test_a_grid_of_another_size_is_not_sliced() -> None:
     found = fitted(small(pool_size=5), small())
-    assert "classifier.fc6.weight" in found.fresh
-    assert "features.conv5.weight" in found.taken
+    assert "classifier.fc6.weight" in found.unmatched
+    assert "features.conv5.weight" in found.matched
 
 
 @pytest.mark.parametrize(
@@ -182,20 +184,20 @@ def test_a_grid_of_another_size_is_not_sliced() -> None:
 def test_every_net_takes_its_own_weights(make: Callable[[], nn.Module]) -> None:
     there, net = make(), make()
     found = fitted(net, there)
-    assert not (found.fresh or found.unused)
+    assert not (found.unmatched or found.unused)
     for key, value in net.state_dict().items():
         assert torch.equal(value, there.state_dict()[key])
 
 
 def test_a_narrower_nin() -> None:
     found = fitted(NiN(5, width=0.1), NiN(5, width=0.2))
-    assert not (found.fresh or found.unused)
+    assert not (found.unmatched or found.unused)
 
 
 def test_nothing_fits() -> None:
     expected = r"no layer of it does: the net begins with features.conv1.weight \(8 x 3 x 11 x 11\), the file with conv1.weight \(64 x 3 x 7 x 7\)"
     with pytest.raises(ConfigError, match=expected):
-        fit(small(), Source("there", models.resnet18().state_dict()), head=(), classes=names(5))
+        match_weights(small(), WeightSource("there", models.resnet18().state_dict()), head=(), classes=names(5))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from alexlab.training import checkpoint_io
 from alexlab.training.callbacks import checkpoint
 
 Train = Callable[..., float | None]
@@ -64,7 +65,7 @@ class Recorded:
             best = (begin.parent if begin.name == "last.ckpt" else first) / "best.ckpt"
             if best.exists():
                 shutil.copy(best, run_dir / "checkpoints/best.ckpt")
-        write, link = checkpoint.write_durably, checkpoint._link
+        write, link = checkpoint_io.write_durably, checkpoint._hard_link
 
         def keep(path: Path) -> None:
             if path.name == "last.ckpt":
@@ -80,8 +81,8 @@ class Recorded:
             keep(target)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoint, "write_durably", recorded_write)
-            patch.setattr(checkpoint, "_link", recorded_link)
+            patch.setattr(checkpoint_io, "write_durably", recorded_write)
+            patch.setattr(checkpoint, "_hard_link", recorded_link)
             self.train(*BASE, *overrides, run_dir=run_dir, resumed=begin is not None)
         return kept
 

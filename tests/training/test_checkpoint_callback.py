@@ -10,7 +10,8 @@ import torch
 from alexlab.errors import ConfigError, DiskError
 from alexlab.runs.atomic import write_durably
 from alexlab.runs.record import Card
-from alexlab.training.callbacks.checkpoint import Checkpoints, DurableIO
+from alexlab.training.callbacks.checkpoint import CheckpointCallback
+from alexlab.training.checkpoint_io import AtomicCheckpointIO
 from support.runs import rows
 
 Train = Callable[..., float | None]
@@ -52,7 +53,7 @@ def test_what_the_callback_does_not_take(train: Train) -> None:
         train("callbacks.checkpoint.mode=maximum")
     with pytest.raises(ConfigError, match="every_n_epochs must be at least 1; got 0"):
         train("callbacks.checkpoint.every_n_epochs=0")
-    assert Checkpoints().monitor == "val/top1"
+    assert CheckpointCallback().monitor == "val/top1"
 
 
 def full(descriptor: int) -> None:
@@ -61,7 +62,7 @@ def full(descriptor: int) -> None:
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.ckpt"
-    DurableIO().save_checkpoint({"a": 1}, path)
+    AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
         DiskError, match=r"cannot write .*/a.ckpt, 0.0 MB: No space left on device; [\d.]+ MB are free in .*kept$"
@@ -74,7 +75,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match=r"cannot write .*file"):
-        DurableIO().save_checkpoint({}, tmp_path / "file" / "a.ckpt")
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "a.ckpt")
 
 
 def filling(monkeypatch: pytest.MonkeyPatch, at: int) -> None:

@@ -5,6 +5,7 @@ from the same bytes as one of the uninterrupted run, so that it is covered by in
 """
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from alexlab.data.streaming.writer import write_shards
 from alexlab.distributed.signals import Interrupted
 from alexlab.runs.layout import LAST
 from alexlab.runs.safe_load import load_file
-from alexlab.training.callbacks import checkpoint
+from alexlab.training.callbacks.checkpoint import CheckpointCallback
+from alexlab.training.checkpoint_io import position
 from alexlab.training.module import Classifier
 from support.exact_resume import EPOCHS, RECIPES, STEPS, Recorded, Train, compare, content, difference
 from support.runs import rows
@@ -108,13 +110,13 @@ def test_fewer_ranks_add_up_more_batches(
             assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-5)
     last = load_file(tmp_path / "part" / LAST)
     assert last["global_step"] == 9
-    assert checkpoint.position(last) == (3, 0)
+    assert position(last) == (3, 0)
 
 
 def test_by_the_clock(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that goes on by a second at each look: a checkpoint at every third step or so, in one file on two ranks."""
     seconds = iter(range(10_000))
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))
     run = Recorded(train, tmp_path)
     kept = run(
         "callbacks.checkpoint.every_n_steps=null", "callbacks.checkpoint.every_s=3", "trainer.devices=2", name="whole"
@@ -132,4 +134,4 @@ def test_by_the_clock(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_words(keywords: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        checkpoint.Checkpoints(**keywords)
+        CheckpointCallback(**keywords)

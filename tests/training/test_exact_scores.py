@@ -48,7 +48,7 @@ def scores_of(root: Path, folder: Path, num_ranks: int, size: int) -> dict[str, 
     )
     trainer.validate(module, datamodule=build.datamodule(config, splits), verbose=False)
     found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    return {**found, "count": module.last_count}
+    return {**found, "count": module.num_scored_images}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from alexlab.errors import ConfigError
-from alexlab.training.loggers import EpochCSV, check_wandb, open_loggers, opening
+from alexlab.training.loggers import EpochCSV, check_wandb, logger_errors, open_loggers
 from alexlab.training.loop import print_scores
 from support.runs import names
 
@@ -85,7 +85,7 @@ def test_a_logger_that_cannot_be_opened_is_a_sentence(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"^logger Broken cannot be opened: no such server$"):
         open_loggers([EpochCSV(str(tmp_path)), Broken()])
-    with pytest.raises(ConfigError, match=r"^mine$"), opening("logger.x"):
+    with pytest.raises(ConfigError, match=r"^mine$"), logger_errors("logger.x"):
         raise ConfigError("mine")
 
 

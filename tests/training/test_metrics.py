@@ -2,11 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alexlab.training.metrics import Scores
+from alexlab.training.metrics import ClassificationMetrics
 
 
 def test_counts_by_hand() -> None:
-    scores = Scores(6)
+    scores = ClassificationMetrics(6)
     logits = torch.tensor(
         [
             [6.0, 5, 4, 3, 2, 1],  # label 0: first
@@ -26,7 +26,7 @@ def test_counts_by_hand() -> None:
 def test_padding_counts_for_nothing() -> None:
     logits, labels = torch.randn(7, 3), torch.tensor([0, 1, 2, 0, 1, 2, 0])
     losses = F.cross_entropy(logits, labels, reduction="none")
-    plain, padded = Scores(3), Scores(3)
+    plain, padded = ClassificationMetrics(3), ClassificationMetrics(3)
     plain.update(logits, labels, losses)
     padded.update(
         torch.cat([logits, torch.randn(2, 3)]),
@@ -39,7 +39,7 @@ def test_padding_counts_for_nothing() -> None:
 
 
 def test_top5_of_three_classes_is_top3() -> None:
-    scores = Scores(3)
+    scores = ClassificationMetrics(3)
     scores.update(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.zeros(4))
     assert scores.top_k == 3
     assert scores.compute()["top5"] == 1
@@ -50,7 +50,7 @@ def test_batches_do_not_change_the_result(sizes: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(9, 4, generator=generator), torch.randint(4, (9,), generator=generator)
     losses = F.cross_entropy(logits, labels, reduction="none")
-    scores = Scores(4)
+    scores = ClassificationMetrics(4)
     for part in zip(logits.split(sizes), labels.split(sizes), losses.split(sizes), strict=True):
         scores.update(*part)
     expected = losses.sum(dtype=torch.float64) / 9

@@ -5,7 +5,7 @@ import torch
 from torchvision.models import resnet18
 
 from alexlab.models.alexnet import AlexNet
-from alexlab.training.param_groups import kinds, parameter_groups
+from alexlab.training.param_groups import parameter_groups, parameters_by_kind
 
 
 def tiny() -> AlexNet:
@@ -14,12 +14,12 @@ def tiny() -> AlexNet:
 
 def test_every_parameter_is_of_one_kind() -> None:
     for net in (tiny(), resnet18()):
-        found = kinds(net)
+        found = parameters_by_kind(net)
         every = [id(parameter) for parameters in found.values() for parameter in parameters]
         assert sorted(every) == sorted(id(parameter) for parameter in net.parameters())
-    counts = {kind: len(parameters) for kind, parameters in kinds(tiny()).items()}
+    counts = {kind: len(parameters) for kind, parameters in parameters_by_kind(tiny()).items()}
     assert counts == {"conv": 5, "linear": 2, "bias": 7, "norm": 10}
-    assert len(kinds(resnet18())["norm"]) == 40
+    assert len(parameters_by_kind(resnet18())["norm"]) == 40
 
 
 def test_the_head_has_its_own_groups() -> None:
@@ -58,7 +58,7 @@ def test_a_penalty_on_kernels_is_coupled_weight_decay_of_twice_its_factor() -> N
         torch.manual_seed(1)
         loss = torch.nn.functional.cross_entropy(net(images), labels)
         if net is penalised:
-            loss = loss + 0.001 * sum(kernel.square().sum() for kernel in kinds(net)["conv"])
+            loss = loss + 0.001 * sum(kernel.square().sum() for kernel in parameters_by_kind(net)["conv"])
         loss.backward()
         optimizer.step()
     for one, other in zip(penalised.parameters(), decayed.parameters(), strict=True):

@@ -14,7 +14,7 @@ from alexlab.config import build
 from alexlab.errors import ConfigError, DiskError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.runs.record import Card
-from alexlab.training.restore import check_whole, choose, load_best
+from alexlab.training.restore import check_checkpoint, choose_checkpoint, load_best
 from support.runs import rows
 
 Train = Callable[..., float | None]
@@ -50,7 +50,7 @@ def put(content: Any, where: str, value: Any) -> None:
 
 
 def test_what_a_run_has_written_is_whole(parts: Any, content: Content) -> None:
-    check_whole(content, parts.module, parts.trainer)
+    check_checkpoint(content, parts.module, parts.trainer)
 
 
 # Where in a checkpoint, what is put there, and words of the reason.
@@ -79,9 +79,9 @@ SHAPES: list[tuple[str, Any, str]] = [
     (f"{FIT}/epoch_loop.state_dict", GONE, "it has no loops.fit_loop.epoch_loop.state_dict"),
     ("callbacks", GONE, "it has no callbacks"),
     ("callbacks", [], "callbacks must be a dict; got list"),
-    ("callbacks/Checkpoints", [0.5], "callbacks.Checkpoints must be a dict; got list"),
-    ("callbacks/Checkpoints/best_score", GONE, "it has no callbacks.Checkpoints.best_score"),
-    ("callbacks/Checkpoints/best_score", "high", "best_score must be a None or float; got str"),
+    ("callbacks/CheckpointCallback", [0.5], "callbacks.CheckpointCallback must be a dict; got list"),
+    ("callbacks/CheckpointCallback/best_score", GONE, "it has no callbacks.CheckpointCallback.best_score"),
+    ("callbacks/CheckpointCallback/best_score", "high", "best_score must be a None or float; got str"),
     ("callbacks/EpochLog/rows", {}, "callbacks.EpochLog.rows must be a list; got dict"),
     ("optimizer_states", GONE, "it has no optimizer_states"),
     ("optimizer_states", [], "optimizer_states must have 1 entries; it has 0"),
@@ -103,11 +103,11 @@ SHAPES: list[tuple[str, Any, str]] = [
     ("alexlab/best", {"top1": "high"}, "alexlab.best.top1 must be a float; got str"),
     ("alexlab/best", {"top1": float("nan")}, "alexlab.best.top1 must be a number; got nan"),
     ("alexlab/classes", ["ant", "bee"], "it must be of the classes"),
-    ("alexlab/inside", GONE, "it has no alexlab.inside"),
-    ("alexlab/inside/train_scores", [], "train_scores must be a list; got list without entries"),
-    ("alexlab/inside/train_scores/0/count", GONE, "it has no alexlab.inside.train_scores.0.count"),
-    ("alexlab/inside/train_scores/0/count", "many", "count must be a float; got str"),
-    ("alexlab/inside/accumulate", None, "accumulate must be a int; got NoneType"),
+    ("alexlab/mid_epoch", GONE, "it has no alexlab.mid_epoch"),
+    ("alexlab/mid_epoch/train_counts", [], "train_counts must be a list; got list without entries"),
+    ("alexlab/mid_epoch/train_counts/0/count", GONE, "it has no alexlab.mid_epoch.train_counts.0.count"),
+    ("alexlab/mid_epoch/train_counts/0/count", "many", "count must be a float; got str"),
+    ("alexlab/mid_epoch/accumulate_grad_batches", None, "accumulate_grad_batches must be a int; got NoneType"),
 ]  # fmt: skip
 
 
@@ -117,14 +117,14 @@ SHAPES: list[tuple[str, Any, str]] = [
 def test_a_checkpoint_of_the_wrong_shape(where: str, value: Any, words: str, parts: Any, content: Content) -> None:
     put(content, where, value)
     with pytest.raises(ValueError, match=words) as caught:
-        check_whole(content, parts.module, parts.trainer)
+        check_checkpoint(content, parts.module, parts.trainer)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [None, 7, "text", [], [torch.ones(3)], torch.ones(3), {}])
 def test_what_is_no_checkpoint_at_all(content: Any, parts: Any) -> None:
     with pytest.raises(ValueError, match=r"a checkpoint must be a dict; got|it has no epoch"):
-        check_whole(content, parts.module, parts.trainer)
+        check_checkpoint(content, parts.module, parts.trainer)
 
 
 def folder(tmp_path: Path, content: Content, **steps: int | bytes | None) -> Path:
@@ -156,7 +156,7 @@ def test_the_newest_whole_one_is_resumed_from(
 ) -> None:
     put(content, f"{FIT}/epoch_progress/current/processed", 1)  # epochs are left
     last = folder(tmp_path, content, **steps)
-    chosen = choose(last, parts.module, parts.trainer)
+    chosen = choose_checkpoint(last, parts.module, parts.trainer)
     assert chosen["name"] == expected
     assert chosen["best_is_lost"] == (isinstance(steps.get("best"), bytes))
     if expected != "last.ckpt":
@@ -168,7 +168,7 @@ def test_a_lost_best_checkpoint_that_no_epoch_could_replace(parts: Any, content:
     with pytest.raises(
         ConfigError, match=r"best\.ckpt is corrupt \(it is empty.*\), and no epoch is left .*more than 3, or use"
     ):
-        choose(last, parts.module, parts.trainer)
+        choose_checkpoint(last, parts.module, parts.trainer)
 
 
 def test_a_flipped_bit_is_found(parts: Any, trained_run: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_flipped_bit_is_found(parts: Any, trained_run: Path, tmp_path: Path) -
         (tmp_path / name).write_bytes(content)
     words = "it is corrupt: the checksum of its record .*/data/"
     with pytest.raises(ConfigError, match=words):
-        choose(tmp_path / "last.ckpt", parts.module, parts.trainer)
+        choose_checkpoint(tmp_path / "last.ckpt", parts.module, parts.trainer)
     with pytest.raises(DiskError, match=words):
         load_best(parts.module, tmp_path / "best.ckpt")
     with pytest.raises(ConfigError, match=words):
@@ -194,7 +194,7 @@ def test_none_is_whole(parts: Any, content: Content, tmp_path: Path) -> None:
     last = folder(tmp_path, content, last=9, best=b"", step_00000006=b"half")
     words = r"none of the checkpoints .* \(last\.ckpt: it has no loops; step_00000006\.ckpt: .*; best\.ckpt: it is empty.*start a new run"
     with pytest.raises(ConfigError, match=words):
-        choose(last, parts.module, parts.trainer)
+        choose_checkpoint(last, parts.module, parts.trainer)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_run_does_not_finish_with_a_corrupt_best_checkpoint(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not even where there is no test split to score it on; resumed, the run makes another one."""
-    from alexlab.training.callbacks.checkpoint import Checkpoints
+    from alexlab.training.callbacks.checkpoint import CheckpointCallback
     from support.images import IMAGES, write_images
 
     root = write_images(
@@ -238,7 +238,7 @@ def test_a_run_does_not_finish_with_a_corrupt_best_checkpoint(
 
     words = (f"data.root={root}", "trainer.max_epochs=2")
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "on_train_end", spoil)
+        patched.setattr(CheckpointCallback, "on_train_end", spoil)
         with pytest.raises(DiskError, match="the best checkpoint was written, but cannot be read back"):
             train(*words)
     assert Card(tmp_path / "run").read()["status"] == "failed"

@@ -19,7 +19,7 @@ from alexlab.distributed.launch import Limits, launch
 from alexlab.runs.safe_load import load_file
 from alexlab.training import module as classifier
 from alexlab.training.module import Classifier
-from alexlab.training.preprocessing import normalised
+from alexlab.training.preprocessing import normalize
 from support.runs import TINY, plain, rows
 
 Train = Callable[..., float | None]
@@ -44,7 +44,7 @@ def plain_way(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[str, ...]]:
             return found
 
         monkeypatch.setattr(build, "classifier", contiguous)
-        monkeypatch.setattr(classifier, "normalised", plainly)
+        monkeypatch.setattr(classifier, "normalize", plainly)
         return ("optimizer.fused=false",)
 
     return switch
@@ -179,11 +179,11 @@ def test_normalised_images_are_those_of_the_formula() -> None:
     images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=generator)
     for each in (images, images.contiguous(memory_format=torch.channels_last)):
         before = each.clone()
-        found = normalised(each, mean, std)
+        found = normalize(each, mean, std)
         assert torch.equal(found, plainly(images, mean, std))
         assert found.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(each, before)
-    grey = normalised(images[:, :1], mean[:, :1], std[:, :1])
+    grey = normalize(images[:, :1], mean[:, :1], std[:, :1])
     assert torch.equal(grey, plainly(images[:, :1], mean[:, :1], std[:, :1]))
 
 

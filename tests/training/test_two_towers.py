@@ -10,7 +10,8 @@ import torch
 
 from alexlab.config import build
 from alexlab.errors import ConfigError
-from alexlab.models.alexnet import AlexNet, ResponseNorm
+from alexlab.models.alexnet import AlexNet
+from alexlab.models.layers import ResponseNorm
 from alexlab.models.two_tower import Tower, merged
 from alexlab.runs.layout import LAST
 from alexlab.runs.safe_load import load_file
@@ -115,7 +116,7 @@ def test_what_is_sent_is_what_the_figure_says(train: Train, tmp_path: Path, monk
     own = loop.exchanged
 
     def noted(tower: Tower, steps: int) -> str:
-        said.write_text(f"{tower.wire.sent_bytes} {steps}")
+        said.write_text(f"{tower.peer.sent_bytes} {steps}")
         return own(tower, steps)
 
     monkeypatch.setattr(loop, "exchanged", noted)

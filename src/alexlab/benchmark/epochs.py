@@ -17,7 +17,7 @@ from alexlab.config import allowlist
 from alexlab.distributed.hardware import num_cores
 from alexlab.distributed.launch import Limits, launch
 from alexlab.tasks import train as train_task
-from alexlab.training.callbacks.checkpoint import DurableIO
+from alexlab.training.checkpoint_io import AtomicCheckpointIO
 
 FOREVER = 1_000_000  # epochs; a contest ends from outside
 WHAT = {"epoch": "whole epochs", "train": "training", "val": "validation"}
@@ -104,7 +104,7 @@ def checkpoints(job: Job, measuring: Measuring) -> Row:
 
     def durable() -> Callable[[], Figures]:
         whole = content()
-        return lambda: timed(lambda: DurableIO().save_checkpoint(whole, folder / "durable.ckpt"))
+        return lambda: timed(lambda: AtomicCheckpointIO().save_checkpoint(whole, folder / "durable.ckpt"))
 
     def plain() -> Callable[[], Figures]:
         whole = content()

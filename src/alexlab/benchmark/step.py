@@ -14,7 +14,7 @@ from alexlab.benchmark.interleave import Contender, Figures, repeated
 from alexlab.benchmark.roofline import CEILING, elapsed, rates, share, train_flops
 from alexlab.benchmark.table import Row
 from alexlab.distributed.hardware import cpu_has_bfloat16, keep_memory
-from alexlab.training.preprocessing import normalised
+from alexlab.training.preprocessing import normalize
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def stepping(job: Job, way: Way, steps: int) -> Callable[[], Figures]:
     mean, std = job.constants()
 
     def step() -> torch.Tensor:
-        pixels = normalised(images, mean, std) if way.channels_last else (images - mean) / std
+        pixels = normalize(images, mean, std) if way.channels_last else (images - mean) / std
         with torch.autocast(device, torch.bfloat16, enabled=way.bfloat16):
             loss = F.cross_entropy(net(pixels), labels)
         optimizer.zero_grad()

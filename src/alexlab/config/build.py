@@ -43,18 +43,20 @@ from alexlab.distributed.hardware import cpu_has_bfloat16
 from alexlab.distributed.ranks import broadcast, is_distributed
 from alexlab.errors import ConfigError
 from alexlab.models.two_tower import check_towers
-from alexlab.models.weights.pretrained import Fit, fit, read_source
+from alexlab.models.weights.pretrained import MatchedWeights, match_weights, read_source
 from alexlab.runs.layout import SKIPPED
-from alexlab.training.callbacks.checkpoint import Checkpoints, DurableIO
+from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.callbacks.finetune import Finetune
-from alexlab.training.callbacks.preemption import Stopping
-from alexlab.training.callbacks.progress import CardUpdates, NotFinite
+from alexlab.training.callbacks.preemption import PreemptionCallback
+from alexlab.training.callbacks.run_record import RunRecordUpdates
+from alexlab.training.checkpoint_io import AtomicCheckpointIO
 from alexlab.training.compiling import compile_net
-from alexlab.training.loggers import check_wandb, opening
+from alexlab.training.loggers import check_wandb, logger_errors
 from alexlab.training.module import Classifier
+from alexlab.training.nonfinite import NonFiniteReport
 from alexlab.training.param_groups import parameter_groups
 from alexlab.training.preprocessing import Inference
-from alexlab.training.two_towers import TwoTowers
+from alexlab.training.two_towers import TwoTowerStrategy
 
 TOWERS = "two_towers"  # as trainer.strategy
 # Below these values Lightning does something unintended, or fails in the middle of a run.
@@ -90,12 +92,12 @@ def net(config: Config, num_classes: int, *, num_outputs: int | None = None) -> 
     return built
 
 
-def pretrained(config: Config, net: nn.Module, splits: Splits) -> Fit | None:
+def pretrained(config: Config, net: nn.Module, splits: Splits) -> MatchedWeights | None:
     """What `model.weights` has for this net, which may be on the device `meta`; None where it is null."""
     name = config["model"].get("weights")
     if name is None:
         return None
-    return fit(net, read_source(name, net), head=_head(config, len(splits.classes)), classes=splits.classes)
+    return match_weights(net, read_source(name, net), head=_head(config, len(splits.classes)), classes=splits.classes)
 
 
 def _head(config: Config, num_classes: int) -> frozenset[str]:
@@ -365,7 +367,7 @@ def loggers(config: Config, run_dir: Path) -> list[Logger]:
     """The loggers, writing into the run folder."""
     made = []
     for name, node in entries(config["logger"]).items():
-        with opening(f"logger.{name}"):
+        with logger_errors(f"logger.{name}"):
             made.append(make(node, f"logger.{name}", save_dir=str(run_dir)))
     return made
 
@@ -403,7 +405,11 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     keywords = {
         **node,
         "plugins": own,
-        "callbacks": [NotFinite(), ReportErrors(), Stopping(config["elastic"]["timeout_s"]), *called, CardUpdates()],
+        "callbacks": [
+            *(NonFiniteReport(), ReportErrors(), PreemptionCallback(config["elastic"]["timeout_s"])),
+            *called,
+            RunRecordUpdates(),
+        ],
         "logger": logged,
         "default_root_dir": str(run_dir),
         "use_distributed_sampler": False,
@@ -434,7 +440,7 @@ def _strategy(given: Any, config: Config, *, num_ranks: int) -> Any:
         reason = averages if given == TOWERS else "a DDPStrategy takes its arguments from its own node"
         raise ConfigError(f"trainer.{options.changed[0]} needs trainer.strategy=auto or ddp, since {reason}")
     if given == TOWERS:
-        return TwoTowers(timeout)
+        return TwoTowerStrategy(timeout)
     if num_ranks == 1 or given not in STRATEGIES:
         return given
     node = config["trainer"]
@@ -447,7 +453,7 @@ def plugins(given: Any) -> list[Any]:
     of SLURM wherever there is `srun`, and queue the job again by itself."""
     own = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
     outside = TorchElasticEnvironment if is_distributed() else LightningEnvironment
-    defaults = {CheckpointIO: DurableIO, ClusterEnvironment: outside}
+    defaults = {CheckpointIO: AtomicCheckpointIO, ClusterEnvironment: outside}
     return [
         *own,
         *(make() for kind, make in defaults.items() if not any(isinstance(plugin, kind) for plugin in own)),
@@ -511,7 +517,7 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     for where, callback in monitors.items():
         if isinstance(callback, Finetune):
             callback.check(module.net)
-        if isinstance(callback, Checkpoints | EarlyStopping):
+        if isinstance(callback, CheckpointCallback | EarlyStopping):
             _check_monitor(callback.monitor, where)
     for entry in schedule:
         if "monitor" in entry:

@@ -30,8 +30,8 @@ from alexlab.data.splits import Splits
 from alexlab.distributed import hardware, ranks
 from alexlab.distributed.devices import requested_gpus
 from alexlab.errors import AlexlabError, ConfigError, NumericError
-from alexlab.training.callbacks.progress import NotFinite
 from alexlab.training.compiling import compile_net
+from alexlab.training.nonfinite import NonFiniteReport
 
 TIMEOUT_S = 120.0  # a rehearsal that takes longer says nothing
 MEMORY = 8 << 30  # bytes that it may take
@@ -165,7 +165,7 @@ def _perform(config: Config, splits: Splits, num_ranks: int, accelerator: str, f
         data = StandInData(counts, channels=config["data"]["channels"], num_classes=len(splits.classes))
         module = build.classifier(config, splits, device="meta")
         module.net = StandIn(config["data"]["channels"], module.loss.num_outputs)  # type: ignore[arg-type]
-        kept = [each for each in trainer.callbacks if not isinstance(each, NotFinite)]  # type: ignore[attr-defined]
+        kept = [each for each in trainer.callbacks if not isinstance(each, NonFiniteReport)]  # type: ignore[attr-defined]
         trainer.callbacks = kept if changes else [*kept, Begun()]  # type: ignore[attr-defined]
         with contextlib.suppress(_HasBegun):
             trainer.fit(module, datamodule=data)

@@ -23,8 +23,8 @@ from alexlab.data.config import DataConfig
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError
 from alexlab.models.weights.files import WeightFile, read_weights
-from alexlab.models.weights.pretrained import Source, files_of_weights, fit
-from alexlab.models.weights.state_dicts import Bounded, State, load_state
+from alexlab.models.weights.pretrained import WeightSource, files_of_weights, match_weights
+from alexlab.models.weights.state_dicts import ParameterLimit, State, load_state
 from alexlab.runs.layout import BEST, LAST
 from alexlab.training.preprocessing import Inference
 
@@ -122,7 +122,7 @@ def _inference(path: Path, record: dict[str, Any], state: State) -> Inference:
         check_targets(config)
         check_sizes(config)
         check_types(DataConfig, "data", config["data"])
-        with Bounded(len(state) + SPARE):
+        with ParameterLimit(len(state) + SPARE):
             inference = build.inference(config, len(classes))
         build.eval_view(config)
         size, channels = config["data"]["image_size"], config["data"]["channels"]
@@ -195,12 +195,12 @@ def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | Non
         )
     config = default_config("model=alexnet", "data=folder", f"data.root='{NO_DATA}'")
     inference = build.inference(config, count)
-    found = fit(inference.net, Source(str(path), weights.state), key="ckpt", head=(), classes=classes)
-    if found.fresh or found.unused:
+    found = match_weights(inference.net, WeightSource(str(path), weights.state), key="ckpt", head=(), classes=classes)
+    if found.unmatched or found.unused:
         raise ConfigError(
-            f"ckpt must be {KINDS}; in {path} these do not fit: {', '.join([*found.fresh, *found.unused])}"
+            f"ckpt must be {KINDS}; in {path} these do not fit: {', '.join([*found.unmatched, *found.unused])}"
         )
-    load_state(inference.net, found.taken)
+    load_state(inference.net, found.matched)
     shown = display_names(classes, names)
     return TrainedModel(
         path, config, {"model": "alexnet"}, classes, shown, {}, inference.eval().to(_device(device), torch.float32)

@@ -18,7 +18,7 @@ from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.explain.activations import watched
 from alexlab.runs.atomic import write_durably
 from alexlab.runs.layout import CHECKPOINT_KEY
-from alexlab.training.preprocessing import of_all_classes
+from alexlab.training.preprocessing import expand_binary_logits
 
 TOLERANCE = 1e-4  # largest difference of a logit
 OPSET = 20
@@ -32,7 +32,7 @@ class Exported(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
-        return of_all_classes(self.net(images))
+        return expand_binary_logits(self.net(images))
 
 
 def about(trained: TrainedModel) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def write_safetensors(trained: TrainedModel, path: Path, images: Tensor) -> Call
     else:
         again = nn.Sequential(*(getattr(nn, kind)(**arguments) for kind, arguments in sequence)).eval()
         again.load_state_dict(dict(zip(again.state_dict(), [found[name] for name in state], strict=True)))
-    return lambda normalised: of_all_classes(again(normalised))
+    return lambda normalised: expand_binary_logits(again(normalised))
 
 
 def _exported(trained: TrainedModel) -> nn.Module:
@@ -232,7 +232,7 @@ def largest_difference(
     differences = []
     for part in [images[:1], *images.split(batch_size)]:
         expected = trained.inference(part)
-        found = exported(trained.inference.normalised(part).contiguous())
+        found = exported(trained.inference.normalize(part).contiguous())
         differences.append((found - expected).abs().max())
     largest = torch.stack(differences).max().item()  # not a number, if one of them is none
     if not largest <= TOLERANCE:

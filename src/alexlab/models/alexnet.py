@@ -10,36 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from alexlab.models.init import initialise
-from alexlab.models.layers import check_image_size
+from alexlab.models.init import init_weights
+from alexlab.models.layers import ResponseNorm, check_image_size
 
 KERNELS = (11, 5, 3, 3, 3)
 STRIDES = (4, 1, 1, 1, 1)
 PADDINGS = (2, 2, 1, 1, 1)
 POOLED = (1, 2, 5)  # a max pooling follows these convolutions
 NORMS = ("none", "lrn", "batch")
-# The paper, section 3.3, with its own alpha: PyTorch divides alpha by the size, the paper does not.
-LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 1e-4, 0.75, 2.0
 ACTIVATIONS = {name.lower(): name for name in nn.modules.activation.__all__ if name != "MultiheadAttention"}
-
-
-class ResponseNorm(nn.LocalResponseNorm):
-    """Local response normalisation with the numbers of the paper (section 3.3), within each group of channels: a tower of the
-    paper does not see the other one's.
-
-    Args:
-        groups: so many.
-    """
-
-    def __init__(self, groups: int) -> None:
-        super().__init__(LRN_SIZE, LRN_SIZE * LRN_ALPHA, LRN_BETA, LRN_K)
-        self.groups = groups
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) to the same."""
-        if self.groups == 1:
-            return super().forward(input)
-        return torch.cat([super(ResponseNorm, self).forward(part) for part in input.chunk(self.groups, 1)], 1)
 
 
 class AlexNet(nn.Module):
@@ -172,7 +151,7 @@ class AlexNet(nn.Module):
         hidden = [_scaled(count, width, 1) for count in fc_widths]
         sizes = [channels * pool_size * pool_size, *hidden, num_classes]
         self.classifier = _classifier(sizes, activation, dropout, dropout_side, linear_tail)
-        initialise(self, init)
+        init_weights(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from alexlab.models.init import initialise
+from alexlab.models.init import init_weights
 from alexlab.models.layers import check_image_size
 
 # 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection: the paper, table 1.
@@ -118,7 +118,7 @@ class GoogLeNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
-        initialise(self, init)
+        init_weights(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""

@@ -20,7 +20,7 @@ SCHEMES = {
 PAPER_ONES = ("conv2", "conv4", "conv5")  # whose biases start at 1, as do those of the hidden linear layers
 
 
-def initialise(net: nn.Module, scheme: str) -> None:
+def init_weights(net: nn.Module, scheme: str) -> None:
     """Draw the weights of all convolutions and linear layers of a net; norms start as the identity in any case.
 
     Args:

@@ -1,6 +1,29 @@
 """How convolutions and poolings use an image up."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+# The paper, section 3.3, with its own alpha: PyTorch divides alpha by the size, the paper does not.
+LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 1e-4, 0.75, 2.0
+
+
+class ResponseNorm(nn.LocalResponseNorm):
+    """Local response normalisation with the numbers of the paper (section 3.3), within each group of channels: a tower of the
+    paper does not see the other one's.
+
+    Args:
+        groups: so many.
+    """
+
+    def __init__(self, groups: int) -> None:
+        super().__init__(LRN_SIZE, LRN_SIZE * LRN_ALPHA, LRN_BETA, LRN_K)
+        self.groups = groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        if self.groups == 1:
+            return super().forward(input)
+        return torch.cat([super(ResponseNorm, self).forward(part) for part in input.chunk(self.groups, 1)], 1)
 
 
 def check_image_size(features: nn.Sequential, size: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from alexlab.models.init import initialise
+from alexlab.models.init import init_weights
 from alexlab.models.layers import check_image_size
 
 KERNELS = (11, 5, 3, 3)
@@ -82,7 +82,7 @@ class NiN(nn.Module):
             channels = out
         self.features = nn.Sequential(layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        initialise(self, init)
+        init_weights(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, K)."""

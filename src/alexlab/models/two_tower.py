@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alexlab.models.alexnet import AlexNet, ResponseNorm
+from alexlab.models.alexnet import AlexNet
+from alexlab.models.layers import ResponseNorm
 
 GROUPS = (1, 2, 1, 2, 2)  # of the five convolutions: the towers meet in conv3 only
 GATHERED = "conv3"
 
 
-class Wire:
+class PeerExchange:
     """Between this tower's process and the other's.
 
     Args:
@@ -27,7 +28,7 @@ class Wire:
         self.tower = tower
         self.sent_bytes = 0  # by this process
 
-    def swap(self, own: Tensor) -> Tensor:
+    def exchange(self, own: Tensor) -> Tensor:
         """Gives the other process a tensor and takes its tensor of the same shape and kind."""
         lying = own.movedim(1, -1).contiguous()  # channels last, as a convolution leaves it
         received = torch.empty_like(lying)
@@ -41,34 +42,34 @@ class Wire:
         self.sent_bytes += lying.nbytes
         return received.movedim(-1, 1)
 
-    def together(self, own: Tensor, other: Tensor) -> Tensor:
+    def concat(self, own: Tensor, other: Tensor) -> Tensor:
         """Both halves along the channels, that of tower 0 first."""
         return torch.cat((own, other) if self.tower == 0 else (other, own), 1)
 
 
-class _Gather(torch.autograd.Function):
+class _GatherHalves(torch.autograd.Function):
     """Both halves, (N, C / 2, ...) to (N, C, ...). The gradient of a half is the sum of what both towers make of it."""
 
     @staticmethod
-    def forward(ctx: Any, half: Tensor, wire: Wire) -> Tensor:
-        ctx.wire = wire
-        return wire.together(half, wire.swap(half))
+    def forward(ctx: Any, half: Tensor, peer: PeerExchange) -> Tensor:
+        ctx.peer = peer
+        return peer.concat(half, peer.exchange(half))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         halves = gradient.chunk(2, 1)
-        return halves[ctx.wire.tower] + ctx.wire.swap(halves[1 - ctx.wire.tower]), None
+        return halves[ctx.peer.tower] + ctx.peer.exchange(halves[1 - ctx.peer.tower]), None
 
 
-class _Logits(torch.autograd.Function):
+class _GatherLogits(torch.autograd.Function):
     """Both halves of the logits. Both towers compute the same loss of them, so that a half's gradient is here already."""
 
     @staticmethod
-    def forward(ctx: Any, half: Tensor, wire: Wire, num_outputs: int) -> Tensor:
-        ctx.start, ctx.count = wire.tower * (num_outputs - num_outputs // 2), half.shape[1]
+    def forward(ctx: Any, half: Tensor, peer: PeerExchange, num_outputs: int) -> Tensor:
+        ctx.start, ctx.count = peer.tower * (num_outputs - num_outputs // 2), half.shape[1]
         longest = num_outputs - num_outputs // 2
         padded = nn.functional.pad(half, (0, longest - half.shape[1]))
-        return wire.together(padded, wire.swap(padded))[:, :num_outputs]
+        return peer.concat(padded, peer.exchange(padded))[:, :num_outputs]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -104,7 +105,7 @@ class Tower(nn.Module):
         super().__init__()
         check_towers(whole)
         assert isinstance(whole, AlexNet)
-        self.wire = Wire(tower)
+        self.peer = PeerExchange(tower)
         self._whole = (copy.deepcopy(whole).to("meta"),)  # a tuple, which is no part of this module
         self.shapes = {name: value.shape for name, value in whole.state_dict().items()}  # of the whole
         self.num_outputs = self.shapes[[name for name in self.shapes if name.endswith(".weight")][-1]][0]
@@ -121,13 +122,13 @@ class Tower(nn.Module):
         """Images (N, C, H, W), the same on both towers, to the logits (N, K) of the whole net."""
         values = images
         for name, layer in self.features.named_children():
-            values = layer(_Gather.apply(values, self.wire) if name == GATHERED else values)
+            values = layer(_GatherHalves.apply(values, self.peer) if name == GATHERED else values)
         values = torch.flatten(self.avgpool(values), 1)
         for layer in self.classifier:
             if isinstance(layer, nn.Linear):
-                values = _Gather.apply(values, self.wire)
+                values = _GatherHalves.apply(values, self.peer)
             values = layer(values)
-        logits: Tensor = _Logits.apply(values, self.wire, self.num_outputs)
+        logits: Tensor = _GatherLogits.apply(values, self.peer, self.num_outputs)
         return logits
 
     @property
@@ -137,7 +138,7 @@ class Tower(nn.Module):
 
     def part(self, name: str, whole: Tensor) -> Tensor:
         """This tower's half of a tensor of the whole net."""
-        return _chunk(whole, self.wire.tower) if whole.shape == self.shapes[name] else whole
+        return _chunk(whole, self.peer.tower) if whole.shape == self.shapes[name] else whole
 
 
 def check_towers(net: nn.Module) -> None:

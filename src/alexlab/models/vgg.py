@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from alexlab.models.init import initialise
+from alexlab.models.init import init_weights
 from alexlab.models.layers import check_image_size
 
 # Of vgg11, vgg13, vgg16 and vgg19, the nets A, B, D and E of the paper.
@@ -90,7 +90,7 @@ class VGG(nn.Module):
             classifier[f"drop{number}"] = nn.Dropout(dropout)
         classifier[f"fc{len(sizes)}"] = nn.Linear(sizes[-1], num_classes)
         self.classifier = nn.Sequential(classifier)
-        initialise(self, init)
+        init_weights(self, init)
         self.torchvision_name = f"vgg{sum(depths) + 3}" if tuple(depths) in TORCHVISION_DEPTHS else None
 
     def forward(self, images: Tensor) -> Tensor:

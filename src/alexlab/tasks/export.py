@@ -35,7 +35,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     images = _images(config, trained, build.eval_view(trained.config))
     path = Path(config["out"] or run_dir / f"{trained.choices.get('model', 'net')}{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    exported = write(trained, path, trained.inference.normalised(images[:2]))
+    exported = write(trained, path, trained.inference.normalize(images[:2]))
     try:
         difference = largest_difference(trained, exported, images)
     except NumericError:

@@ -63,7 +63,7 @@ class EventFile:
         self.flush()
 
 
-class Board(SummaryWriter):
+class EventFileWriter(SummaryWriter):
     """A SummaryWriter on such a file."""
 
     file_writer: Any

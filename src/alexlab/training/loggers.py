@@ -62,7 +62,7 @@ def _has_wandb_key() -> bool:
 
 
 @contextmanager
-def opening(where: str) -> Iterator[None]:
+def logger_errors(where: str) -> Iterator[None]:
     """Turn any error of a logger that is made or opened, such as a server that does not answer, into a ConfigError."""
     before = {name: os.environ.get(name) for name in MLFLOW_LIMITS}
     os.environ.update({name: value for name, value in MLFLOW_LIMITS.items() if before[name] is None})
@@ -83,7 +83,7 @@ def open_loggers(loggers: Iterable[Logger]) -> None:
     """Connect loggers of other packages to their servers before the first step, so that what is wrong is known at once."""
     for logger in loggers:
         if not isinstance(logger, TensorBoard | EpochCSV):
-            with opening(f"logger {type(logger).__name__}"):
+            with logger_errors(f"logger {type(logger).__name__}"):
                 _ = getattr(logger, "experiment", None)
 
 
@@ -104,12 +104,12 @@ class TensorBoard(Writer, TensorBoardLogger):
     def experiment(self) -> Any:
         """The SummaryWriter."""
         if self._experiment is None:
-            from alexlab.training.events import Board
+            from alexlab.training.events import EventFileWriter
 
-            self._experiment = Board(self.log_dir, **self._kwargs)
+            self._experiment = EventFileWriter(self.log_dir, **self._kwargs)
         return self._experiment
 
-    def go_on(self, *, epoch: int, step: int) -> None:
+    def resume(self, *, epoch: int, step: int) -> None:
         """Continues a run: TensorBoard then hides what an earlier file has from this step on."""
         self._kwargs["purge_step"] = step
 
@@ -161,7 +161,7 @@ class EpochCSV(Writer, Logger):
         self.path = Path(save_dir) / "metrics.csv"
         self.rows: dict[int, dict[str, Any]] = {}
 
-    def go_on(self, *, epoch: int, step: int) -> None:
+    def resume(self, *, epoch: int, step: int) -> None:
         """Continues a run: keeps the rows up to this epoch."""
         if self.path.is_file():
             with self.path.open(newline="") as file:

@@ -25,13 +25,14 @@ from alexlab.output.escape import print_line, shown
 from alexlab.output.terminal import Terminal
 from alexlab.runs import layout
 from alexlab.runs.safe_load import load_file
-from alexlab.training.callbacks import checkpoint
+from alexlab.training import checkpoint_io
+from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.loggers import EpochCSV, TensorBoard, open_loggers
 from alexlab.training.module import Classifier
-from alexlab.training.param_groups import kinds
-from alexlab.training.preview import preview_sheet, write_preview
-from alexlab.training.restore import choose, load_best
-from alexlab.training.two_towers import TwoTowers
+from alexlab.training.param_groups import parameters_by_kind
+from alexlab.training.preview import preview_grid, write_preview
+from alexlab.training.restore import choose_checkpoint, load_best
+from alexlab.training.two_towers import TwoTowerStrategy
 
 log = logging.getLogger(__name__)
 
@@ -107,11 +108,11 @@ def _trained(
             log.info("weights: %s", line)
         if splits.auto_split:
             splits.write_manifest(run_dir / layout.MANIFEST)
-    if isinstance(trainer.strategy, TwoTowers):
+    if isinstance(trainer.strategy, TwoTowerStrategy):
         module.net = Tower(module.net, ranks.rank())
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
     if config["data"]["preview"] and trainer.is_global_zero:
-        sheet = preview_sheet(data, num_images=config["data"]["preview"], mix=module.mix)
+        sheet = preview_grid(data, num_images=config["data"]["preview"], mix=module.mix)
         write_preview(sheet, run_dir / layout.PREVIEW, boards)
     for board in boards:
         board.start_hparams(hparams(config, choices), ["best/top1", "best/top5"])
@@ -139,7 +140,7 @@ def exchanged(tower: Tower, steps: int) -> str:
     """What a run of two towers has sent, beside what DDP would."""
     sizes = [4 * shape.numel() / 1e6 for shape in tower.shapes.values()]
     own = sum(value.nbytes for value in tower.parameters()) / 1e6
-    sent = tower.wire.sent_bytes / max(1, steps) / 1e6
+    sent = tower.peer.sent_bytes / max(1, steps) / 1e6
     return (
         f"two towers: {own:.1f} MB of parameters each, {sent:.2f} MB sent by each in a step with its share of the "
         f"validations; DDP: {sum(sizes):.1f} MB of parameters each, and as many of gradients averaged in a step"
@@ -157,7 +158,7 @@ def go_on(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer, da
     def chosen_here() -> dict[str, Any]:
         if not any(last.parent.glob("*.ckpt")):
             return {"name": last.name, "best_is_lost": False}
-        return choose(last, build.classifier(config, splits, device="meta"), trainer)
+        return choose_checkpoint(last, build.classifier(config, splits, device="meta"), trainer)
 
     chosen = ranks.broadcast("checkpoint", chosen_here)
     path = last.with_name(chosen["name"])
@@ -167,16 +168,16 @@ def go_on(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer, da
         return None
     reached = load_file(path)
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, checkpoint.Checkpoints):
+        if isinstance(callback, CheckpointCallback):
             callback.best_is_lost = chosen["best_is_lost"]
-    checkpoint.rescale(reached, trainer.accumulate_grad_batches)
-    data.resume_at = checkpoint.position(reached)
+    checkpoint_io.rescale_progress(reached, trainer.accumulate_grad_batches)
+    data.resume_at = checkpoint_io.position(reached)
     epochs, batches = data.resume_at
     inside = f", batch {batches} of epoch {epochs + 1}" if batches else ""
     log.info("going on after %d epochs%s, step %d", epochs, inside, reached["global_step"])
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard | EpochCSV):
-            logger.go_on(epoch=epochs - 1, step=reached["global_step"])
+            logger.resume(epoch=epochs - 1, step=reached["global_step"])
     return path
 
 
@@ -189,7 +190,7 @@ def score_best(
     """
     if trainer.num_nodes > 1:
         ranks.broadcast_file(best, "best")
-    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, checkpoint.Checkpoints)]
+    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, CheckpointCallback)]
     views, splits = build.extra_views(config), data.splits
     if not best.is_file() and all(callback.best_score is None for callback in kept):
         if splits.test is not None or views is not None:
@@ -205,14 +206,14 @@ def score_best(
         load_best(module, best)
     scores: dict[str, float] = {}
     for prefix, loader in wanted.items():
-        module.test_prefix = prefix
+        module.test_metric_prefix = prefix
         trainer.test(module, dataloaders=loader, verbose=False)
         found = {
             name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith(f"{prefix}/")
         }
         values = " ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in found.items())
         log.info("%s, best checkpoint: %s", prefix, values)
-        scores |= found | {f"{prefix}/count": module.last_count}
+        scores |= found | {f"{prefix}/count": module.num_scored_images}
     return scores
 
 
@@ -258,9 +259,8 @@ def describe(config: dict[str, Any], splits: Splits, module: Classifier, trainer
     if len(splits.classes) < 5:
         log.info("top-5 is top-%d: there are only %d classes", len(splits.classes), len(splits.classes))
     name = config["model"]["_target_"].rsplit(".", 1)[-1]
-    counts = [
-        f"{kind} {sum(map(torch.numel, parameters)):,}" for kind, parameters in kinds(module.net).items() if parameters
-    ]
+    by_kind = parameters_by_kind(module.net).items()
+    counts = [f"{kind} {sum(map(torch.numel, parameters)):,}" for kind, parameters in by_kind if parameters]
     log.info("net: %s, %s parameters: %s", name, f"{_count(module.net.parameters()):,}", ", ".join(counts))
     for group in module.parameter_groups(module.net):
         values = {"lr": config["optimizer"]["lr"], "weight_decay": config["optimizer"].get("weight_decay", 0.0)} | group

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from alexlab.data.samplers import UNREADABLE
 
 
-class Scores(Metric):
+class ClassificationMetrics(Metric):
     """Counts of right answers and the sum of the losses; over several processes the counts are added up.
 
     Counts are whole numbers and the losses are summed in float64, so that the result does not depend on how the images
@@ -46,7 +46,7 @@ class Scores(Metric):
         self.skipped += (labels == UNREADABLE).sum()
         self.loss_sum += torch.where(valid, losses.detach(), 0).sum(dtype=torch.float64)
 
-    def of_all_ranks(self) -> list[dict[str, int | float]]:
+    def gather_state(self) -> list[dict[str, int | float]]:
         """What each rank has counted since the last reset, plain data; all ranks must ask."""
         own = {name: getattr(self, name).item() for name in self._defaults}
         if not torch.distributed.is_initialized():
@@ -55,8 +55,8 @@ class Scores(Metric):
         torch.distributed.all_gather_object(found, own)
         return found
 
-    def take_up(self, counts: Sequence[Mapping[str, int | float]]) -> None:
-        """Goes on with what `of_all_ranks` has given: each rank with its own, or the first one with all of another number."""
+    def restore_state(self, counts: Sequence[Mapping[str, int | float]]) -> None:
+        """Goes on with what `gather_state` has given: each rank with its own, or the first one with all of another number."""
         ranks, rank = 1, 0
         if torch.distributed.is_initialized():
             ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()

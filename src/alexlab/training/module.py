@@ -15,10 +15,10 @@ from alexlab.distributed.ddp import HookedDDP
 from alexlab.errors import DataError, NumericError
 from alexlab.runs.layout import CHECKPOINT_KEY, NOT_FINITE
 from alexlab.training import nonfinite
-from alexlab.training.callbacks.checkpoint import rescale
-from alexlab.training.metrics import Scores
-from alexlab.training.param_groups import Group
-from alexlab.training.preprocessing import mean_probs, normalised, of_all_classes
+from alexlab.training.checkpoint_io import rescale_progress
+from alexlab.training.metrics import ClassificationMetrics
+from alexlab.training.param_groups import ParamGroup
+from alexlab.training.preprocessing import expand_binary_logits, mean_probs, normalize
 from alexlab.training.schedules import Schedule
 
 
@@ -49,7 +49,7 @@ class Classifier(lightning.LightningModule):
         classes: Sequence[str],
         loss: nn.Module,
         optimizer: Callable[..., Optimizer],
-        parameter_groups: Callable[[nn.Module], list[Group]],
+        parameter_groups: Callable[[nn.Module], list[ParamGroup]],
         schedule: Callable[..., Schedule],
         mean: Sequence[float],
         std: Sequence[float],
@@ -68,15 +68,17 @@ class Classifier(lightning.LightningModule):
         # No buffers: a moving average of the weights averages these too, and rounds a constant anew at each step.
         constants = (255 * torch.tensor(mean).view(1, -1, 1, 1), 255 * torch.tensor(std).view(1, -1, 1, 1))
         self.constants = {torch.device("cpu"): constants}  # mean and std on each device that asks for them
-        self.scores = nn.ModuleDict({f"{stage}_scores": Scores(len(classes)) for stage in ("train", "val", "test")})
+        self.metrics = nn.ModuleDict(
+            {f"{stage}_metrics": ClassificationMetrics(len(classes)) for stage in ("train", "val", "test")}
+        )
         self.best: dict[str, float] = {}
-        self.validated = False  # since the last epoch
-        self.watch = nonfinite.Watch()
-        self.loss_step: Tensor | None = None  # of the last training step
-        self.leaves = False  # the validation that runs is left unfinished
-        self.last_train: dict[str, float] = {}  # scores of the last epoch's training
-        self.test_prefix = "test"  # of the names of the scores that `trainer.test` logs
-        self.last_count = 0.0  # images of the last split that was scored
+        self.validated_in_epoch = False  # since the last epoch
+        self.nonfinite = nonfinite.NonFiniteDetector()
+        self.step_loss: Tensor | None = None  # of the last training step
+        self.abort_validation = False  # the validation that runs is left unfinished
+        self.train_metrics: dict[str, float] = {}  # scores of the last epoch's training
+        self.test_metric_prefix = "test"  # of the names of the scores that `trainer.test` logs
+        self.num_scored_images = 0.0  # images of the last split that was scored
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, C, H, W) to logits (N, K)."""
@@ -117,9 +119,9 @@ class Classifier(lightning.LightningModule):
         self._watch(["the loss"], loss[None], batch_idx)
         answers = labels if labels.ndim == 1 else labels.argmax(1)
         self._count("train", logits[: len(answers)], answers, losses[: len(answers)])
-        self.loss_step = loss.detach()
+        self.step_loss = loss.detach()
         # Not for the bar: Lightning would read it from the device at each step (see `callbacks.ProgressBar`).
-        self.log("train/loss_step", self.loss_step, on_epoch=False)
+        self.log("train/loss_step", self.step_loss, on_epoch=False)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -138,13 +140,13 @@ class Classifier(lightning.LightningModule):
         self._watch([f"the gradient of {name}" for name in names], norms, batch_idx, whole)
 
     def _watch(self, names: Sequence[str], values: Tensor, batch_idx: int, batches: int = 1) -> None:
-        self.watch.note(names, values, step=self.global_step, batch_idx=batch_idx, batches=batches)
-        if nonfinite.asked_at_each_step(values.device):
+        self.nonfinite.record(names, values, step=self.global_step, batch_idx=batch_idx, batches=batches)
+        if nonfinite.poll_is_free(values.device):
             self._raise_unless_finite()
 
     def _raise_unless_finite(self) -> None:
         """Raises NumericError when a loss or a gradient was not finite since the last time."""
-        found = self.watch.ask()
+        found = self.nonfinite.poll()
         if found is None:
             return
         files = NOT_FINITE.format(rank=self.global_rank)
@@ -167,12 +169,12 @@ class Classifier(lightning.LightningModule):
             scores = self._finished("train")
             if not scores["count"]:
                 raise DataError("no image of the train split could be read")
-            self.last_train = {f"train/{name}": scores[name].item() for name in ("loss", "top1")}
-            self.log_last_train()
+            self.train_metrics = {f"train/{name}": scores[name].item() for name in ("loss", "top1")}
+            self.log_train_metrics()
 
-    def log_last_train(self) -> None:
+    def log_train_metrics(self) -> None:
         """Logs the scores of the epoch; a run that is resumed between its last batch and its end does it once more."""
-        self._log_exact(self.last_train)
+        self._log_exact(self.train_metrics)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._score("val", batch)
@@ -182,21 +184,21 @@ class Classifier(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the scores of the validation split, and of the best validation so far."""
-        if self.leaves:
+        if self.abort_validation:
             return
         scores = self._log_split("val", self.trainer.num_val_batches)
         if self.trainer.sanity_checking:
             return
-        self.validated = True
+        self.validated_in_epoch = True
         if not self.best or scores["top1"] > self.best["top1"]:
             self.best = {**scores, "epoch": self.current_epoch}
         self._log_exact({"best/top1": self.best["top1"], "best/top5": self.best["top5"]})
 
     def on_train_epoch_end(self) -> None:
         """Steps the schedules that look at a score, after each validation and before the checkpoint."""
-        if not self.validated:
+        if not self.validated_in_epoch:
             return
-        self.validated = False
+        self.validated_in_epoch = False
         for entry in self.trainer.lr_scheduler_configs:
             if entry.monitor is not None and isinstance(entry.scheduler, ReduceLROnPlateau):
                 entry.scheduler.step(float(self.trainer.callback_metrics[entry.monitor]))
@@ -217,32 +219,33 @@ class Classifier(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._raise_unless_finite()
         inside = {
-            "validated": self.validated,
-            "train_scores": self._scores("train").of_all_ranks(),
-            "last_train": self.last_train,
-            "accumulate": self.trainer.accumulate_grad_batches,
+            "validated_in_epoch": self.validated_in_epoch,
+            "train_counts": self._stage_metrics("train").gather_state(),
+            "train_metrics": self.train_metrics,
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
         }
-        checkpoint[CHECKPOINT_KEY] = {**self.record, "best": self.best, "inside": inside}
+        checkpoint[CHECKPOINT_KEY] = {**self.record, "best": self.best, "mid_epoch": inside}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        rescale(checkpoint, self.trainer.accumulate_grad_batches)
+        rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
         known = checkpoint[CHECKPOINT_KEY]
         self.best = dict(known["best"])
-        self.validated, self.last_train = known["inside"]["validated"], known["inside"]["last_train"]
-        self._scores("train").take_up(known["inside"]["train_scores"])
+        mid_epoch = known["mid_epoch"]
+        self.validated_in_epoch, self.train_metrics = mid_epoch["validated_in_epoch"], mid_epoch["train_metrics"]
+        self._stage_metrics("train").restore_state(mid_epoch["train_counts"])
 
     def _normalised(self, images: Tensor) -> Tensor:
         if images.device not in self.constants:
             mean, std = self.constants[torch.device("cpu")]
             self.constants[images.device] = mean.to(images.device), std.to(images.device)
-        return normalised(images, *self.constants[images.device])
+        return normalize(images, *self.constants[images.device])
 
     def _logits(self, images: Tensor) -> Tensor:
-        return of_all_classes(self.net(images.to(self.dtype)))
+        return expand_binary_logits(self.net(images.to(self.dtype)))
 
-    def _scores(self, stage: str) -> Scores:
-        scores = self.scores[f"{stage}_scores"]
-        assert isinstance(scores, Scores)
+    def _stage_metrics(self, stage: str) -> ClassificationMetrics:
+        scores = self.metrics[f"{stage}_metrics"]
+        assert isinstance(scores, ClassificationMetrics)
         return scores
 
     def _score(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
@@ -256,7 +259,7 @@ class Classifier(lightning.LightningModule):
     def _count(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         if self.trainer.global_rank >= data_ranks(self.trainer)[0]:  # another rank counts these images
             labels = torch.full_like(labels, PADDING)
-        self._scores(stage).update(logits, labels, losses)
+        self._stage_metrics(stage).update(logits, labels, losses)
 
     def _over_views(self, images: Tensor) -> Tensor:
         """Images (N, V, C, H, W) to the logarithm of the mean of their softmax over the views, (N, K)."""
@@ -269,8 +272,8 @@ class Classifier(lightning.LightningModule):
         return (images[keep], labels[keep]) if keep.any() else (images[:2], labels[:0])
 
     def _finished(self, stage: str) -> dict[str, Tensor]:
-        scores = self._scores(stage).compute()
-        self._scores(stage).reset()
+        scores = self._stage_metrics(stage).compute()
+        self._stage_metrics(stage).reset()
         return scores
 
     def _log_split(self, stage: str, num_batches: Sequence[int | float]) -> dict[str, float]:
@@ -284,8 +287,8 @@ class Classifier(lightning.LightningModule):
             )
         if not scores["count"]:
             raise DataError(f"no image of the {stage} split could be read")
-        self.last_count = scores["count"]
-        prefix = self.test_prefix if stage == "test" else stage
+        self.num_scored_images = scores["count"]
+        prefix = self.test_metric_prefix if stage == "test" else stage
         self._log_exact({f"{prefix}/{name}": scores[name] for name in ("loss", "top1", "top5")})
         return scores
 

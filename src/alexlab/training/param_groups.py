@@ -9,10 +9,10 @@ from alexlab.errors import ConfigError
 
 KINDS = ("conv", "linear", "bias", "norm")
 
-Group = dict[str, Any]
+ParamGroup = dict[str, Any]
 
 
-def kinds(net: nn.Module) -> dict[str, list[nn.Parameter]]:
+def parameters_by_kind(net: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The parameters of a net by kind: kernels of convolutions, linear weights, biases, norms' weights and biases."""
     found: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
     for layer in net.modules():
@@ -37,7 +37,7 @@ def parameter_groups(
     bias_weight_decay: float | None = None,
     norm_weight_decay: float | None = None,
     head_lr: float | None = None,
-) -> list[Group]:
+) -> list[ParamGroup]:
     """Groups for an optimizer, one for each kind that is told apart; None is the optimizer's `weight_decay` or `lr`.
 
     Frozen parameters are in their group too: they have no gradient, so no step moves them until they are unfrozen.
@@ -62,9 +62,9 @@ def parameter_groups(
     if not by_kind and head_lr is None:
         return [{"params": list(net.parameters())}]
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    groups: dict[str, Group] = {}
+    groups: dict[str, ParamGroup] = {}
     for part in ("body", "head") if head_lr is not None else ("",):
-        for kind, parameters in kinds(net).items():
+        for kind, parameters in parameters_by_kind(net).items():
             chosen = [p for p in parameters if not part or (names[id(p)] in head) == (part == "head")]
             name = " ".join(filter(None, (part, kind if by_kind else "")))
             if chosen:

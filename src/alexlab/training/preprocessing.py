@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 images (N, C, H, W) as the net takes them, channels last; mean and std (1, C, 1, 1) are of values in 0..255."""
     number, channels, height, width = images.shape
     # Whole lines of pixels are long enough for the vector units, three channels are not: 5 ms instead of 9 for 64 images.
@@ -16,7 +16,7 @@ def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return torch.sub(lines, means).div_(stds).view(number, height, width, channels).permute(0, 3, 1, 2)
 
 
-def of_all_classes(logits: Tensor) -> Tensor:
+def expand_binary_logits(logits: Tensor) -> Tensor:
     """Logits (N, K); of a net with the one logit z of the second of two classes, these are (0, z), see BinaryCrossEntropy."""
     return F.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits
 
@@ -49,11 +49,11 @@ class Inference(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, C, H, W), on any device, to logits (N, K)."""
-        return of_all_classes(self.net(self.normalised(images)))
+        return expand_binary_logits(self.net(self.normalize(images)))
 
-    def normalised(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8 images (N, C, H, W), on any device, as the net takes them."""
-        return normalised(images.to(self.device, non_blocking=True), self.mean, self.std)
+        return normalize(images.to(self.device, non_blocking=True), self.mean, self.std)
 
     def probs(self, images: Tensor) -> Tensor:
         """uint8 images (N, C, H, W), or views of images (N, V, C, H, W), to probabilities (N, K)."""

@@ -17,7 +17,7 @@ NUM_PRESENTATIONS = 4
 MAX_CELL = 160  # pixels
 
 
-def preview_sheet(
+def preview_grid(
     data: ImageDataModule, *, num_images: int, mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 ) -> Tensor:
     """Images of the training split, evenly spaced: each as the evaluation sees it, then as the first epochs will.

@@ -16,13 +16,14 @@ from alexlab.errors import ConfigError, DiskError
 from alexlab.models.weights.state_dicts import check_state
 from alexlab.runs.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS
 from alexlab.runs.safe_load import load_file
-from alexlab.training.callbacks.checkpoint import Checkpoints, position
+from alexlab.training.callbacks.checkpoint import CheckpointCallback
+from alexlab.training.checkpoint_io import position
 from alexlab.training.module import Classifier
 
 log = logging.getLogger(__name__)
 
 
-def choose(last: Path, module: Classifier, trainer: lightning.Trainer) -> dict[str, Any]:
+def choose_checkpoint(last: Path, module: Classifier, trainer: lightning.Trainer) -> dict[str, Any]:
     """Return the name of the checkpoint to resume from, and whether the best one is lost.
 
     It is `last.ckpt`, and if that is missing or corrupt, that of the others with the most steps: `step_*.ckpt`, `best.ckpt`.
@@ -62,7 +63,7 @@ def _whole(
     """Return a checkpoint with its content; None if it is not whole, which is noted."""
     try:
         content = load_file(path)
-        check_whole(content, module, trainer)
+        check_checkpoint(content, module, trainer)
     except (ConfigError, ValueError) as error:
         refused[path.name] = str(error).removeprefix(f"cannot read the weights in {path}: ")
         return None
@@ -78,7 +79,7 @@ def _best_is_lost(
         ConfigError: if no epoch is left that could make another one.
     """
     path, content = chosen
-    if path == best or not content[CHECKPOINT_KEY]["best"] or Checkpoints.__name__ not in content["callbacks"]:
+    if path == best or not content[CHECKPOINT_KEY]["best"] or CheckpointCallback.__name__ not in content["callbacks"]:
         return False
     refused: dict[str, str] = {best.name: "it is missing"}
     if best.is_file() and _whole(best, module, trainer, refused) is not None:
@@ -113,11 +114,11 @@ def load_best(module: Classifier, best: Path) -> None:
         ) from error
 
 
-def check_whole(content: Any, module: Classifier, trainer: lightning.Trainer) -> None:
+def check_checkpoint(content: Any, module: Classifier, trainer: lightning.Trainer) -> None:
     """Raise ValueError unless a checkpoint has all that the run needs to be resumed, in the right shapes."""
     state = dict(module.state_dict())
-    counts = dict.fromkeys(module._scores("train")._defaults, 0.0)
-    inside = {"validated": False, "train_scores": [counts], "last_train": {}, "accumulate": 1}
+    counts = dict.fromkeys(module._stage_metrics("train")._defaults, 0.0)
+    inside = {"validated_in_epoch": False, "train_counts": [counts], "train_metrics": {}, "accumulate_grad_batches": 1}
     expected = {
         "epoch": 0,
         "global_step": 0,
@@ -127,7 +128,7 @@ def check_whole(content: Any, module: Classifier, trainer: lightning.Trainer) ->
         "callbacks": {},
         "optimizer_states": [],
         "lr_schedulers": [],
-        CHECKPOINT_KEY: {"config": {}, "classes": [], "best": {}, "inside": inside},
+        CHECKPOINT_KEY: {"config": {}, "classes": [], "best": {}, "mid_epoch": inside},
     }
     compare(content, expected)
     states = {name: content[name] for name in ("state_dict", "current_model_state") if name in content}
@@ -140,7 +141,7 @@ def check_whole(content: Any, module: Classifier, trainer: lightning.Trainer) ->
     known = content[CHECKPOINT_KEY]
     if known["classes"] != module.record["classes"]:
         raise ValueError(f"it must be of the classes {module.record['classes'][:5]}; it is of {known['classes'][:5]}")
-    for values in (known["best"], known["inside"]["last_train"]):
+    for values in (known["best"], known["mid_epoch"]["train_metrics"]):
         compare(values, dict.fromkeys(values, 0.0), f"{CHECKPOINT_KEY}.best")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if callback.state_key in content["callbacks"]:

@@ -17,7 +17,7 @@ from alexlab.training.module import Classifier
 NET = "net."  # before the names of the net's parameters in a state of the module
 
 
-class TwoTowers(DDPStrategy):
+class TwoTowerStrategy(DDPStrategy):
     """Two processes, each with a device and a tower: nothing is averaged, every process sees every image.
 
     Args:

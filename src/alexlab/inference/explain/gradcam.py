@@ -20,7 +20,7 @@ def grad_cam(inference: Inference, images: Tensor, classes: Tensor, layer: str |
     Returns:
         float32 (N, H, W), from 0 to 1 for each image, 0 everywhere where nothing speaks for the class.
     """
-    inputs = inference.normalised(images)
+    inputs = inference.normalize(images)
     layer = layer or last_maps(inference.net, inputs)
     kept: list[Tensor] = []
 

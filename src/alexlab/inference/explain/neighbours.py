@@ -67,7 +67,7 @@ def feature_matrix(
     for images, labels, numbers in watch(loader):
         if (labels < 0).any():
             raise DataError(f"every image of {split.root} must be readable to be compared with")
-        layer = layer or head(inference.net, inference.normalised(images[:1]))
+        layer = layer or head(inference.net, inference.normalize(images[:1]))
         rows = features(inference, images, layer).numpy()
         if matrix is None:
             matrix = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(split), rows.shape[1]))

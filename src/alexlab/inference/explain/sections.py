@@ -123,7 +123,7 @@ def neighbours(
     matrix = feature_matrix(trained.inference, split_loader(train, view, settings), train, path, watch=watch)
     rows = np.unique(np.linspace(0, len(found.paths) - 1, min(num_images, len(found.paths))).round().astype(int))
     asked = torch.stack([seen(found.split, found.numbers[row], trained, view) for row in rows])
-    layer = head(trained.inference.net, trained.inference.normalised(asked[:1]))
+    layer = head(trained.inference.net, trained.inference.normalize(asked[:1]))
     queries = features(trained.inference, asked, layer).numpy()
     near, distances = nearest(queries, matrix, k, metric)
     cells = []

@@ -22,7 +22,7 @@ from alexlab.runs.atomic import write_durably
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0  # without a byte from the server
-PART = 1 << 20  # bytes
+CHUNK = 1 << 20  # bytes
 HASH = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")  # in the names of torchvision's files: where their SHA-256 begins
 
 
@@ -31,7 +31,7 @@ def cache_dir() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def of_torchvision(url: str) -> Path:
+def download_torchvision(url: str) -> Path:
     """Return torchvision's file at a URL, from torch.hub's folder if it is there and its hash is that in its name.
 
     Raises:
@@ -55,7 +55,7 @@ def of_torchvision(url: str) -> Path:
     return path
 
 
-def of_url(url: str) -> Path:
+def download_url(url: str) -> Path:
     """Return a file at a URL. It is downloaded once, and kept under the hashes of the whole URL and of its content.
 
     Raises:
@@ -108,7 +108,7 @@ def _copy(answer: Any, hasher: Any, size: int, failed: Callable[[str], ConfigErr
     count = 0
     while True:
         try:
-            part = answer.read(PART)
+            part = answer.read(CHUNK)
         except (OSError, http.client.HTTPException) as error:  # an OSError of the file is another one
             raise failed(f"the connection was lost after {count:,} bytes ({error})") from error
         if not part:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from alexlab.errors import ConfigError
-from alexlab.models.weights.downloads import of_torchvision, of_url
+from alexlab.models.weights.downloads import download_torchvision, download_url
 from alexlab.models.weights.files import read_weights
 from alexlab.models.weights.state_dicts import State
 from alexlab.runs.layout import BEST
@@ -23,7 +23,7 @@ FILES = "a checkpoint or run folder of alexlab, a state dict (.pth, .pt, .safete
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """Weights as they were found.
 
     Args:
@@ -40,42 +40,42 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Fit:
+class MatchedWeights:
     """What of a source fits a net.
 
     Args:
         source: its name.
-        taken: tensors for the net's state dict.
+        matched: tensors for the net's state dict.
         sliced: layers of which only the first channels were taken.
-        fresh: names in the net that keep their initial weights, each with the reason.
+        unmatched: names in the net that keep their initial weights, each with the reason.
         unused: names in the source that nothing took.
         notes: of the source.
     """
 
     source: str
-    taken: State = field(default_factory=dict)
+    matched: State = field(default_factory=dict)
     sliced: list[str] = field(default_factory=list)
-    fresh: dict[str, str] = field(default_factory=dict)
+    unmatched: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     notes: Sequence[str] = ()
 
     def load_into(self, net: nn.Module) -> None:
         """Copies the tensors into the net."""
-        net.load_state_dict(self.taken, strict=False)
+        net.load_state_dict(self.matched, strict=False)
 
     def lines(self) -> Iterator[str]:
         """What a person must know, a line each; nothing that did not fit is left out."""
-        yield f"{len(self.taken)} tensors from {self.source}"
+        yield f"{len(self.matched)} tensors from {self.source}"
         yield from self.notes
         if self.sliced:
             yield f"the first channels of wider layers: {', '.join(self.sliced)}"
-        for reason in dict.fromkeys(self.fresh.values()):
-            yield f"{reason}: {', '.join(name for name, why in self.fresh.items() if why == reason)} start afresh"
+        for reason in dict.fromkeys(self.unmatched.values()):
+            yield f"{reason}: {', '.join(name for name, why in self.unmatched.items() if why == reason)} start afresh"
         if self.unused:
             yield f"not used: {', '.join(self.unused)}"
 
 
-def read_source(name: str, net: nn.Module) -> Source:
+def read_source(name: str, net: nn.Module) -> WeightSource:
     """Read weights without running any code that the file names.
 
     Args:
@@ -112,8 +112,8 @@ def files_of_weights(folder: Path) -> str:
     return f"; name a file in it, such as {folder / found[0]}" if found else ""
 
 
-def _of_url(url: str, own: Collection[str]) -> Source:
-    path = of_url(url)
+def _of_url(url: str, own: Collection[str]) -> WeightSource:
+    path = download_url(url)
     try:
         return _source(url, path, own)
     except ConfigError as error:
@@ -121,7 +121,7 @@ def _of_url(url: str, own: Collection[str]) -> Source:
         raise ConfigError(str(error).replace(str(path), url)) from error
 
 
-def _of_torchvision(name: str, net: nn.Module) -> Source:
+def _of_torchvision(name: str, net: nn.Module) -> WeightSource:
     model = getattr(net, "torchvision_name", None)
     if model is None:
         raise ConfigError(
@@ -134,17 +134,17 @@ def _of_torchvision(name: str, net: nn.Module) -> Source:
             f"model.weights must be {FILES}, or the name of weights of torchvision's {model}: "
             f"{', '.join(choices.__members__)}; got {name!r}"
         )
-    return _source(name, of_torchvision(entry.url), ())
+    return _source(name, download_torchvision(entry.url), ())
 
 
-def _source(name: str, path: Path, own: Collection[str]) -> Source:
+def _source(name: str, path: Path, own: Collection[str]) -> WeightSource:
     found = read_weights(path, own=own)
-    return Source(name, found.state, None if found.record is None else found.record["classes"], found.notes)
+    return WeightSource(name, found.state, None if found.record is None else found.record["classes"], found.notes)
 
 
-def fit(
-    net: nn.Module, source: Source, *, head: Collection[str], classes: Sequence[str], key: str = "model.weights"
-) -> Fit:
+def match_weights(
+    net: nn.Module, source: WeightSource, *, head: Collection[str], classes: Sequence[str], key: str = "model.weights"
+) -> MatchedWeights:
     """Matches a source to a net, tensor by tensor.
 
     Layers are matched by their names; where the source uses other names, by their order among the layers of their kind
@@ -167,23 +167,23 @@ def fit(
     pairs = _paired(own, source.state)
     values = _sliced(own, source.state, pairs)
     other_head = _other_head(own, source, pairs, head, classes)
-    result = Fit(source.name, notes=source.notes)
+    result = MatchedWeights(source.name, notes=source.notes)
     for name, wanted in own.items():
         value = values.get(name)
         if name not in pairs:
-            result.fresh[name] = "not in the file"
+            result.unmatched[name] = "not in the file"
         elif name in head and other_head:
-            result.fresh[name] = other_head
+            result.unmatched[name] = other_head
         elif value is None:
-            result.fresh[name] = "of another size in the file"
+            result.unmatched[name] = "of another size in the file"
         else:
-            result.taken[name] = value
+            result.matched[name] = value
             there = source.state[pairs[name]]
             if wanted.dim() > 1 and there.shape != wanted.shape:
                 result.sliced.append(f"{name.removesuffix('.weight')} ({_size(there)} -> {_size(wanted)})")
-    used = {pairs[name] for name in result.taken}
+    used = {pairs[name] for name in result.matched}
     result.unused.extend(name for name in source.state if name not in used)
-    if not any(own[name].dim() > 1 for name in result.taken):
+    if not any(own[name].dim() > 1 for name in result.matched):
         raise ConfigError(
             f"{key}={source.name} must fit the net; no layer of it does: the net begins with "
             f"{_beginning(own)}, the file with {_beginning(source.state)}"
@@ -192,7 +192,7 @@ def fit(
 
 
 def _other_head(
-    own: State, source: Source, pairs: dict[str, str], head: Collection[str], classes: Sequence[str]
+    own: State, source: WeightSource, pairs: dict[str, str], head: Collection[str], classes: Sequence[str]
 ) -> str:
     """Why the head cannot be kept, or nothing."""
     sizes = {(len(own[key]), len(source.state[pairs[key]])) for key in head if key in pairs}

@@ -13,7 +13,7 @@ MAX_TENSORS = (
 )
 MAX_DEPTH = 4  # dicts inside of each other that are looked into
 # Where programs keep the weights; of several in one file the first is taken, an average of the weights last.
-PLACES = (
+STATE_DICT_KEYS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "net_state_dict", "network", "module"),
     *("weights", "params", "student", "encoder"),
     *("model_ema", "ema", "ema_state_dict", "state_dict_ema", "model_ema_state_dict", "ema_model", "params_ema"),
@@ -41,7 +41,7 @@ def find_state(content: Any, *, own: Collection[str] = ()) -> tuple[str, State]:
     else:
         choices = [name for name in found if name and name.count(".") == shallowest] or list(found)
         choices = [name for name in choices if _has_matrix(found[name])] or choices
-        named = [name for name in PLACES if name in choices]
+        named = [name for name in STATE_DICT_KEYS if name in choices]
         if not choices:
             raise ValueError("it holds no tensors by name")
         if not named and len(choices) > 1:
@@ -153,7 +153,7 @@ def load_state(net: nn.Module, state: State) -> None:
         raise ValueError(" ".join(str(error).split())[:300]) from error
 
 
-class Bounded:
+class ParameterLimit:
     """Limit the parameters that modules register inside a `with` block, so that a config cannot describe a net without end.
 
     Args:

@@ -1,74 +1,20 @@
-"""When checkpoints are written, and how: whole or not at all."""
+"""The best and the latest checkpoint of a run."""
 
-import logging
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from alexlab.distributed.signals import Interrupted, signals
-from alexlab.errors import NumericError
 from alexlab.runs.atomic import Writer, write_durably
-from alexlab.runs.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST
-from alexlab.runs.safe_load import load_file
-
-log = logging.getLogger(__name__)
+from alexlab.runs.layout import BEST, EARLIER_LASTS, LAST
+from alexlab.training.checkpoint_io import remove_partial_checkpoints
 
 
-class DurableIO(Writer, TorchCheckpointIO):
-    """Writes a checkpoint beside its place, then puts it there: a reader sees the old one or the new one.
-
-    Lightning's own writes to the temporary folder first, which destroys the old checkpoint when the process is killed and
-    that folder is on another file system, and it says nothing when the target cannot be written.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Replaces the file; it is written as it is serialised, so that it is in memory only once.
-
-        Raises:
-            NumericError: when a weight is not finite; what was there is kept.
-            DiskError: when the file cannot be written.
-        """
-        check_finite(checkpoint, path)
-        with self.writing(Path(path)):
-            write_durably(Path(path), partial(torch.save, checkpoint), size=_size(checkpoint))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads plain data only, whatever is asked."""
-        found: dict[str, Any] = load_file(Path(path))
-        return found
-
-
-def check_finite(checkpoint: dict[str, Any], path: Any) -> None:
-    """Raises NumericError when a weight is not finite: such a checkpoint would take the place of a good one."""
-    for state in ("state_dict", "current_model_state"):  # the latter are those that are averaged
-        for name, value in checkpoint.get(state, {}).items():
-            if value.is_floating_point() and not torch.isfinite(value.norm()):
-                raise NumericError(
-                    f"weights must be finite to be saved; {name} is not at step {checkpoint['global_step']}, and {path} "
-                    "was not written: what was there is kept. Try a smaller optimizer.lr"
-                )
-
-
-def _size(checkpoint: dict[str, Any]) -> int:
-    """Bytes of its tensors."""
-    leaves = torch.utils._pytree.tree_leaves(checkpoint)
-    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
-
-
-def sweep_unfinished(folder: Path) -> None:
-    """Removes what a process that was killed while it wrote has left; for the one writer of a run folder."""
-    for path in folder.glob(".*.ckpt.*"):
-        path.unlink(missing_ok=True)
-
-
-class Checkpoints(Writer, Checkpoint):
+class CheckpointCallback(Writer, Checkpoint):
     """`checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run folder; of equally good epochs the first stays best.
 
     The last one is that of the last epoch, or step, whatever its score (Lightning's ModelCheckpoint writes it only when the
@@ -139,7 +85,7 @@ class Checkpoints(Writer, Checkpoint):
             if isinstance(writer, Writer):
                 writer.goes_on = self.on_error == "warn"
         if trainer.is_global_zero:
-            sweep_unfinished(Path(trainer.default_root_dir) / BEST.parent)
+            remove_partial_checkpoints(Path(trainer.default_root_dir) / BEST.parent)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.saved_s = time.monotonic()
@@ -158,7 +104,7 @@ class Checkpoints(Writer, Checkpoint):
             self.due = True
             return
         self._save_last(trainer, equals_best=False)
-        end_if_stopped()
+        raise_if_stopped()
 
     def _due(self, trainer: lightning.Trainer) -> bool:
         if self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0:
@@ -182,7 +128,7 @@ class Checkpoints(Writer, Checkpoint):
         is_best = self._save_best(trainer)
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0 or signals.agreed is not None:
             self._save_last(trainer, equals_best=is_best)
-        end_if_stopped()
+        raise_if_stopped()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.last_step != trainer.global_step:
@@ -226,9 +172,9 @@ class Checkpoints(Writer, Checkpoint):
             return
         with self.writing(last):
             if equals_best:
-                _link(best, last)
+                _hard_link(best, last)
             if self.keep_last > 1:
-                _link(last, last.with_name(EARLIER_LASTS.replace("*", f"{trainer.global_step:08d}")))
+                _hard_link(last, last.with_name(EARLIER_LASTS.replace("*", f"{trainer.global_step:08d}")))
                 for path in sorted(last.parent.glob(EARLIER_LASTS))[: -self.keep_last]:
                     path.unlink()
 
@@ -236,39 +182,17 @@ class Checkpoints(Writer, Checkpoint):
 def save_last(trainer: lightning.Trainer) -> None:
     """Writes `last.ckpt` now, if there is a callback that does so at all."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, Checkpoints):
+        if isinstance(callback, CheckpointCallback):
             callback._save_last(trainer, equals_best=False)
 
 
-def end_if_stopped() -> None:
+def raise_if_stopped() -> None:
     """Raises Interrupted when the ranks have agreed that the run ends here."""
     if signals.agreed is not None:
         raise Interrupted(signals.agreed, agreed=True)
 
 
-def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
-    """How many epochs are whole in a checkpoint, and how many batches of the next one each rank has had."""
-    loop = checkpoint["loops"]["fit_loop"]
-    epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["current"]
-    inside = epochs["processed"] < epochs["ready"]
-    return epochs["processed"], batches["ready"] if inside else 0
-
-
-def rescale(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Counts the batches of a checkpoint in those of a run that adds up another number of them in a step: on fewer nodes it
-    adds up more. Checkpoints stand between two steps.
-    """
-    inside = checkpoint[CHECKPOINT_KEY]["inside"]
-    before, inside["accumulate"] = inside.get("accumulate", accumulate), accumulate
-    if before == accumulate:
-        return
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    for counts in (progress["total"], progress["current"]):
-        more = counts["ready"] * accumulate // before - counts["ready"]  # a save may stand inside of its last batch
-        counts |= {name: count + more for name, count in counts.items()}
-
-
-def _link(source: Path, target: Path) -> None:
+def _hard_link(source: Path, target: Path) -> None:
     """Gives a file a second name; a later write under the first name makes a new file and leaves this one."""
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:

@@ -14,7 +14,7 @@ from alexlab.training.callbacks.checkpoint import save_last
 from alexlab.training.module import Classifier
 
 
-class Stopping(Callback):
+class PreemptionCallback(Callback):
     """Lets the ranks agree on a signal that any of them has heard; it must be the first callback.
 
     After an optimizer step `Checkpoints`, the last callback, saves and ends the run. A validation is left at once: what is
@@ -53,7 +53,7 @@ class Stopping(Callback):
         loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
         loop.restarting = False  # from its first batch
         assert isinstance(pl_module, Classifier)
-        pl_module.log_last_train()
+        pl_module.log_train_metrics()
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -87,7 +87,7 @@ class Stopping(Callback):
         if trainer.sanity_checking:
             raise Interrupted(signals.agreed, agreed=True)
         assert isinstance(pl_module, Classifier)
-        pl_module.leaves = self.left = True
+        pl_module.abort_validation = self.left = True
         raise StopIteration  # by which the loop ends, with its hooks: averaged weights are put back
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

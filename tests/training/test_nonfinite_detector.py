@@ -15,7 +15,7 @@ from alexlab.errors import NumericError
 from alexlab.runs.layout import LAST
 from alexlab.training import nonfinite
 from alexlab.training.module import Classifier
-from alexlab.training.nonfinite import Found, Watch
+from alexlab.training.nonfinite import NonFiniteDetector, NonFiniteValue
 from support.exact_resume import content
 from support.nonfinite import WORDS, spoil
 from support.runs import TINY, plain, rows
@@ -25,15 +25,15 @@ SYNCS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select
 
 
 def test_the_first_of_several_is_told_once() -> None:
-    watch = Watch()
-    assert watch.ask() is None
-    watch.note(["a", "b"], torch.tensor([1.0, 2.0]), step=1, batch_idx=5)
-    watch.note(["a", "b"], torch.tensor([1.0, math.inf]), step=2, batch_idx=6, batches=2)
-    watch.note(["c"], torch.tensor([math.nan]), step=3, batch_idx=7)
-    assert watch.ask() == Found("b", math.inf, 2, 6, 2)
-    assert watch.ask() is None
-    watch.note(["c"], torch.tensor([3.0]), step=4, batch_idx=8)
-    assert watch.ask() is None
+    detector = NonFiniteDetector()
+    assert detector.poll() is None
+    detector.record(["a", "b"], torch.tensor([1.0, 2.0]), step=1, batch_idx=5)
+    detector.record(["a", "b"], torch.tensor([1.0, math.inf]), step=2, batch_idx=6, batches=2)
+    detector.record(["c"], torch.tensor([math.nan]), step=3, batch_idx=7)
+    assert detector.poll() == NonFiniteValue("b", math.inf, 2, 6, 2)
+    assert detector.poll() is None
+    detector.record(["c"], torch.tensor([3.0]), step=4, batch_idx=8)
+    assert detector.poll() is None
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -41,7 +41,7 @@ def test_where_to_ask_costs_time_it_is_done_at_the_logging_interval(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """The step, the batch and its images are still the right ones, and nothing of the damaged weights is saved."""
-    monkeypatch.setattr(nonfinite, "asked_at_each_step", lambda device: False)
+    monkeypatch.setattr(nonfinite, "poll_is_free", lambda device: False)
     seen: list[int] = []
     step = Classifier.on_train_batch_start
 
@@ -62,7 +62,7 @@ def test_where_to_ask_costs_time_it_is_done_at_the_logging_interval(
 
 
 def test_a_checkpoint_inside_an_epoch_asks_first(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nonfinite, "asked_at_each_step", lambda device: False)
+    monkeypatch.setattr(nonfinite, "poll_is_free", lambda device: False)
     spoil(monkeypatch, "gradient", math.nan, step=3, rank=0)
     with pytest.raises(NumericError, match=r"at step 3 \(epoch 1, batch 0\)"):
         train(*WORDS, "trainer.log_every_n_steps=50")
@@ -89,7 +89,7 @@ def test_no_step_between_two_logging_points_waits_for_the_device(
 
     Not under test: a moving average of the weights waits once a step, in PyTorch's AveragedModel; MixUp draws on the host.
     """
-    monkeypatch.setattr(nonfinite, "asked_at_each_step", lambda device: False)
+    monkeypatch.setattr(nonfinite, "poll_is_free", lambda device: False)
     own = (f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}", "data.num_workers=1", "data.batch_size=2")
     tiny = [word for word in TINY if not word.startswith(("data.num_workers", "data.batch_size"))]
     config = plain(*tiny, *own, *words, "trainer.log_every_n_steps=4", "trainer.max_epochs=1")

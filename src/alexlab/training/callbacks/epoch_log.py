@@ -1,0 +1,119 @@
+"""One log line per epoch, the training rate, and a plot of the learning curves."""
+
+import io
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from alexlab.data.samplers import data_ranks
+from alexlab.runs.atomic import Writer, write_durably
+
+log = logging.getLogger(__name__)
+
+
+class EpochLog(Writer, Callback):
+    """A line in `train.log` for each epoch, `train/images_per_s`, and `curves.png` with training against validation.
+
+    Args:
+        curves: draw the picture at the end of the run.
+    """
+
+    def __init__(self, curves: bool = True) -> None:
+        self.curves = curves
+        self.rows: list[dict[str, float]] = []
+        self.num_images = 0
+        self.train_s = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """A run that is resumed inside an epoch has no start of that epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.num_images, self.train_s = 0, 0.0
+        self.epoch_start_s = self.mark_s = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.num_images += len(batch[1]) * data_ranks(trainer)[0]
+        now_s = time.perf_counter()
+        self.train_s += now_s - self.mark_s
+        self.mark_s = now_s
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.mark_s = time.perf_counter()  # what the validation took is no part of the training rate
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # A run that is resumed after the last batch of an epoch has no rate for it.
+        rate = {"images_per_s": self.num_images / self.train_s} if self.num_images else {}
+        pl_module.log_dict({f"train/{name}": value for name, value in rate.items()}, sync_dist=True, reduce_fx="max")
+        scores = epoch_metrics(trainer)
+        elapsed_s = time.perf_counter() - self.epoch_start_s
+        row = {**scores, "epoch": trainer.current_epoch, **rate, "elapsed_s": elapsed_s}
+        self.rows.append(row)
+        last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "-"
+        log.info("epoch %s/%s  %s", trainer.current_epoch + 1, last, epoch_line(row))
+
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, ending: bool = False
+    ) -> None:
+        if self.curves and self.rows and trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "curves.png"
+            with self.writing(path, ending=ending):
+                draw_curves(self.rows, path)
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self.on_train_end(trainer, pl_module, ending=True)
+
+
+def epoch_metrics(trainer: lightning.Trainer) -> dict[str, float]:
+    """What is known at the end of an epoch; not of its last step."""
+    found = trainer.callback_metrics.items()
+    return {name: value.item() for name, value in found if "/" in name and not name.endswith("_step")}
+
+
+def epoch_line(row: dict[str, float]) -> str:
+    """The scores of an epoch in one line; a score that was not taken is left out."""
+    parts = []
+    for split, names in (("train", ("loss", "top1")), ("val", ("loss", "top1", "top5"))):
+        found = [f"{name} {row[f'{split}/{name}']:.4f}" for name in names if f"{split}/{name}" in row]
+        if found:
+            parts.append(f"{split} {' '.join(found)}")
+    if "images_per_s" in row:
+        parts.append(f"{row['images_per_s']:.0f} images/s")
+    return "  ".join([*parts, f"{row['elapsed_s']:.1f} s"])
+
+
+def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
+    """Draws loss and top-1 over the epochs, training against validation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, name, label in zip(figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 accuracy"), strict=True):
+        for split, style in (("train", "o-"), ("val", "s-")):
+            points = [(row["epoch"] + 1, row[f"{split}/{name}"]) for row in rows if f"{split}/{name}" in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, markersize=3, label=split)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+        if axes.lines:  # a run may end before its first validation, without a score
+            axes.legend()
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_durably(path, content.getbuffer())

@@ -1,0 +1,99 @@
+"""The learning-rate range test."""
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from alexlab.runs.atomic import Writer
+from alexlab.training.callbacks.epoch_log import save_figure
+
+log = logging.getLogger(__name__)
+
+
+class LearningRateFinder(Writer, Callback):
+    """Raises the learning rate from step to step and draws the loss over it, then ends the run (Smith, arXiv 1506.01186).
+
+    Writes `lr_find.png` and `lr_find.csv`, and names the rate where the smoothed loss falls most steeply. The schedule of
+    the run is overruled.
+
+    Args:
+        min_lr, max_lr: where the rate begins and ends; it grows by the same factor at each step.
+        num_steps: steps between them.
+        smoothing: weight of the past in the running mean of the loss.
+        stop_factor: the test ends when the smoothed loss is this many times its smallest value.
+    """
+
+    def __init__(
+        self,
+        min_lr: float = 1e-5,
+        max_lr: float = 1.0,
+        num_steps: int = 100,
+        smoothing: float = 0.9,
+        stop_factor: float = 4.0,
+    ) -> None:
+        if not 0 < min_lr < max_lr:
+            raise ValueError(f"min_lr must be positive and below max_lr; got {min_lr} and {max_lr}")
+        if num_steps < 2:
+            raise ValueError(f"num_steps must be at least 2; got {num_steps}")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must lie in [0, 1); got {smoothing}")
+        if stop_factor <= 1:
+            raise ValueError(f"stop_factor must be greater than 1; got {stop_factor}")
+        self.min_lr, self.max_lr, self.num_steps = min_lr, max_lr, num_steps
+        self.smoothing, self.stop_factor = smoothing, stop_factor
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+        self.mean = 0.0
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        rate = self.min_lr * (self.max_lr / self.min_lr) ** (len(self.rates) / max(1, self.num_steps - 1))
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        self.rates.append(rate)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.mean = self.smoothing * self.mean + (1 - self.smoothing) * outputs["loss"].item()
+        self.losses.append(self.mean / (1 - self.smoothing ** len(self.rates)))  # the mean starts from 0
+        if len(self.rates) >= self.num_steps or self.losses[-1] > self.stop_factor * min(self.losses):
+            trainer.should_stop = True
+
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, ending: bool = False
+    ) -> None:
+        if trainer.is_global_zero:
+            with self.writing(Path(trainer.default_root_dir) / "lr_find.csv", ending=ending):
+                self._report(Path(trainer.default_root_dir))
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self.on_train_end(trainer, pl_module, ending=True)
+
+    def _report(self, run_dir: Path) -> None:
+        rows = list(zip(self.rates, self.losses, strict=False))
+        (run_dir / "lr_find.csv").write_text("lr,loss\n" + "".join(f"{rate:.6g},{loss:.6g}\n" for rate, loss in rows))
+        slopes = [after[1] - before[1] for before, after in itertools.pairwise(rows)]
+        if not slopes:
+            log.warning("the learning-rate test took %d steps; it needs at least 2", len(rows))
+            return
+        rate, loss = rows[slopes.index(min(slopes))]
+        log.info("the loss falls most steeply at optimizer.lr=%.2g; see %s", rate, run_dir / "lr_find.png")
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.semilogx(*zip(*rows, strict=True))
+        axes.plot(rate, loss, "o", label=f"steepest descent: {rate:.2g}")
+        axes.set(xlabel="optimizer.lr", ylabel="training loss, smoothed")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        save_figure(figure, run_dir / "lr_find.png")

@@ -1,0 +1,52 @@
+"""Updates of `run.json` during training."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.callbacks import Callback
+
+from alexlab.runs.atomic import Writer
+from alexlab.runs.record import Card, peak_memory_mb
+from alexlab.training.callbacks.epoch_log import EpochLog, epoch_metrics
+
+
+class RunRecordUpdates(Writer, Callback):
+    """Keeps `run.json` up to date with the last and the best epoch, the rate and the memory."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}  # all of it, since an earlier update may have found the disk full
+
+    def _update(self, trainer: lightning.Trainer, **values: Any) -> None:
+        self.known |= values
+        card = Card(Path(trainer.default_root_dir))
+        with self.writing(card.path):
+            card.update(**self.known)
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        gpus: list[str] = []
+        if isinstance(trainer.accelerator, CUDAAccelerator):
+            gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        net: Any = getattr(pl_module.net, "whole", pl_module.net)  # of two towers, the net that they are
+        count = sum(parameter.numel() for parameter in net.parameters())
+        self._update(trainer, gpus=gpus, parameters=count)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        scores = epoch_metrics(trainer)
+        logs = [log for log in trainer.callbacks if isinstance(log, EpochLog)]  # type: ignore[attr-defined]
+        rates = [row["images_per_s"] for log in logs for row in log.rows if "images_per_s" in row]
+        best: Any = pl_module.best
+        self._update(
+            trainer,
+            last={**scores, "epoch": trainer.current_epoch, "step": trainer.global_step},
+            best=dict(best),
+            images_per_s=statistics.median(rates) if rates else None,
+            peak_memory_mb=peak_memory_mb(),
+        )

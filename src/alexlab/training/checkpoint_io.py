@@ -1,0 +1,71 @@
+"""Reading and writing of checkpoint files, and the position in training that they store."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from alexlab.runs.atomic import Writer, write_durably
+from alexlab.runs.layout import CHECKPOINT_KEY
+from alexlab.runs.safe_load import load_file
+from alexlab.training.nonfinite import check_finite
+
+
+class AtomicCheckpointIO(Writer, TorchCheckpointIO):
+    """Writes a checkpoint beside its place, then puts it there: a reader sees the old one or the new one.
+
+    Lightning's own writes to the temporary folder first, which destroys the old checkpoint when the process is killed and
+    that folder is on another file system, and it says nothing when the target cannot be written.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Replaces the file; it is written as it is serialised, so that it is in memory only once.
+
+        Raises:
+            NumericError: when a weight is not finite; what was there is kept.
+            DiskError: when the file cannot be written.
+        """
+        check_finite(checkpoint, path)
+        with self.writing(Path(path)):
+            write_durably(Path(path), partial(torch.save, checkpoint), size=_size(checkpoint))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads plain data only, whatever is asked."""
+        found: dict[str, Any] = load_file(Path(path))
+        return found
+
+
+def remove_partial_checkpoints(folder: Path) -> None:
+    """Removes what a process that was killed while it wrote has left; for the one writer of a run folder."""
+    for path in folder.glob(".*.ckpt.*"):
+        path.unlink(missing_ok=True)
+
+
+def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    """How many epochs are whole in a checkpoint, and how many batches of the next one each rank has had."""
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["current"]
+    inside = epochs["processed"] < epochs["ready"]
+    return epochs["processed"], batches["ready"] if inside else 0
+
+
+def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Counts the batches of a checkpoint in those of a run that adds up another number of them in a step: on fewer nodes it
+    adds up more. Checkpoints stand between two steps.
+    """
+    inside = checkpoint[CHECKPOINT_KEY]["mid_epoch"]
+    before, inside["accumulate_grad_batches"] = inside.get("accumulate_grad_batches", accumulate), accumulate
+    if before == accumulate:
+        return
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        more = counts["ready"] * accumulate // before - counts["ready"]  # a save may stand inside of its last batch
+        counts |= {name: count + more for name, count in counts.items()}
+
+
+def _size(checkpoint: dict[str, Any]) -> int:
+    """Bytes of its tensors."""
+    leaves = torch.utils._pytree.tree_leaves(checkpoint)
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
