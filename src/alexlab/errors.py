@@ -37,7 +37,7 @@ class DiskError(AlexlabError):
     exit_code = 1
 
 
-class FoundError(AlexlabError):
+class FindingsError(AlexlabError):
     """A check has found something: no failure of the command, and told by its exit code."""
 
     exit_code = 1

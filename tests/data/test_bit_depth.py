@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexlab.data.audit.audit import check
+from alexlab.data.audit.audit import audit_dataset
 from alexlab.data.decode import decode_bytes
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError, ImageError
@@ -151,6 +151,6 @@ def test_a_range_is_two_numbers(given: list[float]) -> None:
 def test_a_check_lists_them_and_reads_them_with_the_range(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 2, "b": 2})
     (root / "a/deep.png").write_bytes(png(TWELVE))
-    problems = {(problem.code, problem.path) for problem in check(str(root)).problems}
+    problems = {(finding.code, finding.path) for finding in audit_dataset(str(root)).findings}
     assert problems == {("unreadable_unknown_range", "a/deep.png")}
-    assert not check(str(root), decoding=Decoding(intensity_range=[0, 4095])).problems
+    assert not audit_dataset(str(root), decoding=Decoding(intensity_range=[0, 4095])).findings

@@ -19,14 +19,14 @@ from torchvision.transforms import v2
 
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import MAX_SCANS, SHARES, decode
-from alexlab.data.image_file import DEFAULT
+from alexlab.data.image_file import DEFAULT_DECODING
 from alexlab.data.transforms import CenterView
 from alexlab.errors import ImageError
 from support.bad_images import encoded, gradient, in_mpo, rescanned, tiff
 
 MEMORY, TIME_S, SIZE = 1_000_000_000, 10.0, 1_000_000
-SIDE = int(DEFAULT.max_pixels**0.5)
-SHARED_SIDE = int((DEFAULT.max_pixels * SHARES["WEBP"]) ** 0.5)  # of WebP and AVIF
+SIDE = int(DEFAULT_DECODING.max_pixels**0.5)
+SHARED_SIDE = int((DEFAULT_DECODING.max_pixels * SHARES["WEBP"]) ** 0.5)  # of WebP and AVIF
 
 
 def deflated_png(depth: int, color: int, bits: int) -> bytes:
@@ -58,12 +58,12 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "grey16.png": lambda: deflated_png(16, 0, 16),
     "palette.png": lambda: deflated_png(8, 3, 8),
     "progressive.jpg": lambda: encoded("JPEG", plain(9000), progressive=True, quality=10, subsampling=0),
-    "scans.jpg": lambda: rescanned(6000, MAX_SCANS * DEFAULT.max_pixels // 6000**2 - 11),
+    "scans.jpg": lambda: rescanned(6000, MAX_SCANS * DEFAULT_DECODING.max_pixels // 6000**2 - 11),
     "too_many_scans.jpg": lambda: rescanned(6000, 9000),
     "cmyk.jpg": lambda: encoded("JPEG", Image.new("CMYK", (4600, 4600)), progressive=True, quality=10, exif=turned()),
     "lossless.webp": lambda: encoded("WEBP", plain(SHARED_SIDE), lossless=True, method=0),
     "plain.avif": lambda: encoded("AVIF", plain(SHARED_SIDE), speed=10),
-    "scans.mpo": lambda: in_mpo(rescanned(6000, MAX_SCANS * DEFAULT.max_pixels // 6000**2 - 11)),
+    "scans.mpo": lambda: in_mpo(rescanned(6000, MAX_SCANS * DEFAULT_DECODING.max_pixels // 6000**2 - 11)),
     "too_many_scans.mpo": lambda: in_mpo(rescanned(6000, 9000)),
     "deep.tif": lambda: tiff(np.zeros((SIDE, SIDE), np.int32), {340: ("i", 0), 341: ("i", 1000)}, deflate=True),
     "fax.tif": lambda: encoded("TIFF", Image.new("1", (SIDE, SIDE)), compression="group4"),

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from alexlab.data.audit import inspection
-from alexlab.data.audit.audit import Findings, check
+from alexlab.data.audit.audit import AuditResult, audit_dataset
 from alexlab.data.audit.quarantine import quarantine, restore
 from alexlab.data.manifest import read_manifest
 from alexlab.data.splits import find_splits
 from alexlab.distributed.failures import translate_errors
-from alexlab.errors import ConfigError, DataError, FoundError, ImageError, RankError
+from alexlab.errors import ConfigError, DataError, FindingsError, ImageError, RankError
 from alexlab.output.escape import shown
 from alexlab.tasks.prepare import run
 from support.bad_images import READABLE, UNREADABLE, tiff, write_odd_files
@@ -43,22 +43,22 @@ def clean(tmp_path: Path) -> Path:
     return root
 
 
-def found(findings: Findings) -> list[tuple[str, str]]:
-    return [(problem.code, shown(problem.path)) for problem in findings.problems]
+def found(result: AuditResult) -> list[tuple[str, str]]:
+    return [(finding.code, shown(finding.path)) for finding in result.findings]
 
 
 def test_nothing_is_invented(clean: Path) -> None:
-    findings = check(str(clean))
-    assert found(findings) == []
-    assert findings.notes == []
-    assert findings.counts == {"train": {"a": 14, "b": 14}, "val": {"a": 6, "b": 6}}
-    assert findings.sizes == {"90 x 70": 40}
-    assert findings.modes == {"RGB": 40}
+    result = audit_dataset(str(clean))
+    assert found(result) == []
+    assert result.notes == []
+    assert result.counts == {"train": {"a": 14, "b": 14}, "val": {"a": 6, "b": 6}}
+    assert result.sizes == {"90 x 70": 40}
+    assert result.modes == {"RGB": 40}
     pixels = [np.asarray(Image.open(path)).reshape(-1, 3) / 255 for path in clean.rglob("*.jpg")]
     mean = np.mean([one.mean(0) for one in pixels], 0)
-    assert findings.mean == pytest.approx(mean.tolist(), abs=1e-6)
+    assert result.mean == pytest.approx(mean.tolist(), abs=1e-6)
     spread = np.sqrt(np.mean([(one**2).mean(0) for one in pixels], 0) - mean**2)
-    assert findings.std == pytest.approx(spread.tolist(), abs=1e-5)
+    assert result.std == pytest.approx(spread.tolist(), abs=1e-5)
 
 
 def test_every_odd_file_is_found_by_its_reason(clean: Path) -> None:
@@ -66,15 +66,15 @@ def test_every_odd_file_is_found_by_its_reason(clean: Path) -> None:
     expected = {(f"unreadable_{code}", f"train/a/{name}") for name, code in write_odd_files(clean / "train/a").items()}
     expected |= {("extension", "train/a/png_named.jpg")}
     expected |= {("unsupported_format", f"train/a/{name}") for name in ("animated.gif", "photo.jxl")}  # fmt: skip
-    findings = check(str(clean))
-    odd = {entry for entry in found(findings) if "duplicate" not in entry[0]}
+    result = audit_dataset(str(clean))
+    odd = {entry for entry in found(result) if "duplicate" not in entry[0]}
     assert odd == expected
-    readable = {Path(row.path).name for row in findings.rows if row.width}
+    readable = {Path(row.path).name for row in result.rows if row.width}
     assert set(READABLE) <= readable
     assert not readable & set(UNREADABLE)
-    assert "1 animated files: their first picture is taken" in findings.notes
-    assert "left out in train: 1 .*, 1 ._*, 1 .xyz files, 1 __MACOSX" in findings.notes
-    alike = {entry[1] for entry in found(findings) if "duplicate" in entry[0]}
+    assert "1 files hold several images; only the first is used" in result.notes
+    assert "left out in train: 1 .*, 1 ._*, 1 .xyz files, 1 __MACOSX" in result.notes
+    alike = {entry[1] for entry in found(result) if "duplicate" in entry[0]}
     assert alike
     assert all(Path(path).name in READABLE or "not_utf8" in path for path in alike), "the same gradient in many formats"
 
@@ -85,8 +85,8 @@ def test_the_words_are_those_of_a_run(clean: Path) -> None:
     for name in write_odd_files(clean / "train/a"):
         with pytest.raises(ImageError) as caught:
             decode(clean / "train/a" / name)
-        problem = next(problem for problem in check(str(clean)).problems if problem.path == f"train/a/{name}")
-        assert problem.text == f"cannot be read: {caught.value.reason}"
+        finding = next(finding for finding in audit_dataset(str(clean)).findings if finding.path == f"train/a/{name}")
+        assert finding.text == f"cannot be read: {caught.value.reason}"
 
 
 def test_broken_pictures_behind_the_first_one_are_no_problem(clean: Path) -> None:
@@ -94,9 +94,9 @@ def test_broken_pictures_behind_the_first_one_are_no_problem(clean: Path) -> Non
     content = tiff(np.arange(2400, dtype=np.uint8).reshape(40, 60))
     place = len(content) - 4  # of the offset of the next directory
     (clean / "train/a/stack.tif").write_bytes(content[:place] + b"\xff\xff\xff\x7f")
-    findings = check(str(clean))
-    assert not found(findings)
-    assert "1 animated files: their first picture is taken" in findings.notes
+    result = audit_dataset(str(clean))
+    assert not found(result)
+    assert "1 files hold several images; only the first is used" in result.notes
 
 
 def test_folders(clean: Path) -> None:
@@ -111,7 +111,7 @@ def test_folders(clean: Path) -> None:
     (clean / "train/a/loop").symlink_to(clean / "train/a")
     photo(clean / "train/beside.jpg", 105)
     shutil.copytree(clean / "val", clean / "valid")
-    entries = set(found(check(str(clean))))
+    entries = set(found(audit_dataset(str(clean))))
     assert {
         ("extra_class", "val/c"),
         ("missing_class", "val/b"),
@@ -122,14 +122,14 @@ def test_folders(clean: Path) -> None:
         ("unclear_splits", "."),
     } <= entries
     assert ("similar_class", f"train/{max(one, other)}") in entries
-    text = next(problem.text for problem in check(str(clean)).problems if problem.code == "similar_class")
-    assert text == "is a class whose name is that of 'D' but for case or Unicode form"
+    text = next(finding.text for finding in audit_dataset(str(clean)).findings if finding.code == "similar_class")
+    assert text == "is a class whose name differs from 'D' only in case or Unicode form"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
 def test_a_folder_that_may_not_be_read(clean: Path) -> None:
     (clean / "train/a").chmod(0)
-    assert ("no_permission", "train/a") in found(check(str(clean)))
+    assert ("no_permission", "train/a") in found(audit_dataset(str(clean)))
     (clean / "train/a").chmod(0o755)
 
 
@@ -140,8 +140,8 @@ def test_duplicates_within_and_across(clean: Path) -> None:
     with Image.open(clean / "train/a/6.jpg") as image:
         image.resize((60, 47)).save(clean / "val/a/small.jpg", quality=60)
         image.convert("L").save(clean / "train/a/grey.jpg")
-    findings = check(str(clean))
-    assert found(findings) == [
+    result = audit_dataset(str(clean))
+    assert found(result) == [
         ("duplicate", "train/a/copy.jpg"),
         ("duplicate_across_classes", "train/b/copy.jpg"),
         ("duplicate_across_splits", "val/a/copy.jpg"),
@@ -149,7 +149,7 @@ def test_duplicates_within_and_across(clean: Path) -> None:
         ("near_duplicate_across_splits", "val/a/small.jpg"),
         ("near_duplicate_across_splits", "val/a/small.jpg"),
     ]
-    texts = {problem.path: problem.text for problem in findings.problems}
+    texts = {finding.path: finding.text for finding in result.findings}
     assert texts["val/a/copy.jpg"] == "is the same file as train/a/0.jpg, in another split"
     assert texts["train/b/copy.jpg"] == "is the same file as train/a/2.jpg, in another class"
 
@@ -157,14 +157,14 @@ def test_duplicates_within_and_across(clean: Path) -> None:
 def test_flat_pictures_are_not_alike(clean: Path) -> None:
     for number, level in enumerate((0, 3, 250, 255)):
         Image.new("RGB", (40, 40), (level,) * 3).save(clean / f"train/a/flat{number}.png")
-    assert found(check(str(clean))) == []
+    assert found(audit_dataset(str(clean))) == []
 
 
 def test_an_undivided_folder(clean: Path) -> None:
-    findings = check(str(clean / "train"))
-    assert findings.counts == {"": {"a": 14, "b": 14}}
-    assert found(findings) == []
-    codes = {code for code, _ in found(check(str(clean / "train/a")))}
+    result = audit_dataset(str(clean / "train"))
+    assert result.counts == {"": {"a": 14, "b": 14}}
+    assert found(result) == []
+    codes = {code for code, _ in found(audit_dataset(str(clean / "train/a")))}
     assert codes == {"no_images", "one_class", "outside_classes"}
 
 
@@ -172,7 +172,7 @@ def test_an_undivided_folder(clean: Path) -> None:
 def test_no_folder(tmp_path: Path, root: str, words: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=words):
-        check(str(tmp_path / root))
+        audit_dataset(str(tmp_path / root))
 
 
 def command(tmp_path: Path, *overrides: str) -> Path:
@@ -182,7 +182,7 @@ def command(tmp_path: Path, *overrides: str) -> Path:
     config = plain("action=check", *overrides, name="prepare")
     try:
         run(config, run_dir=folder, choices={})
-    except FoundError as error:
+    except FindingsError as error:
         (folder / "found").write_text(str(error))
     return folder
 
@@ -200,7 +200,7 @@ def test_the_command_writes_a_page_and_a_manifest(
     assert "<b>&" not in page
     assert page.count("data:image/jpeg;base64,") == 2 + 41, "the pair, and samples of both classes"
     about = json.loads((folder / "check.json").read_text())
-    assert {problem["code"] for problem in about["problems"]} == {
+    assert {finding["code"] for finding in about["findings"]} == {
         "unreadable_unknown_format",
         "duplicate_across_splits",
     }
@@ -226,7 +226,7 @@ def test_quarantine_and_back(clean: Path, tmp_path: Path) -> None:
     before = {path: os.lstat(path).st_size for path in clean.rglob("*")}
     command(tmp_path, f"data.root={clean}", "fix=quarantine")
     folder = Path(f"{clean}.quarantine")
-    assert not any(code.startswith("unreadable") for code, _ in found(check(str(clean))))
+    assert not any(code.startswith("unreadable") for code, _ in found(audit_dataset(str(clean))))
     assert (folder / "train/a/truncated.jpg").exists()
     (clean / "train/a/again.jpg").write_bytes(b"x")
     with pytest.raises(ConfigError, match="quarantine must be a new folder"):
@@ -343,10 +343,10 @@ def test_litter_and_special_files_are_named(clean: Path) -> None:
         photo(clean / folder / "thumb.jpg", 7)
     os.mkfifo(clean / "train/a/pipe.jpg")
     (clean / "train/a/null.png").symlink_to("/dev/null")
-    findings = check(str(clean))
-    assert found(findings) == [("special_file", "train/a/null.png"), ("special_file", "train/a/pipe.jpg")]
-    assert findings.problems[1].text == "is left out: it is a FIFO, and only regular files are read"
-    assert findings.notes == [
+    result = audit_dataset(str(clean))
+    assert found(result) == [("special_file", "train/a/null.png"), ("special_file", "train/a/pipe.jpg")]
+    assert result.findings[1].text == "is left out: it is a FIFO, and only regular files are read"
+    assert result.notes == [
         f"{clean}: hidden files and folders are left out: 1 #recycle",
         "left out in train: 1 @eaDir",
         "left out in val: 1 lost+found",
@@ -360,7 +360,7 @@ def test_a_manifest_is_compared_and_asked_for(clean: Path, tmp_path: Path) -> No
     (clean / "val/b/39.jpg").unlink()
     folder = command(tmp_path, f"data.root={clean}", f"manifest={first}")
     codes = {
-        problem["code"]: problem["path"] for problem in json.loads((folder / "check.json").read_text())["problems"]
+        finding["code"]: finding["path"] for finding in json.loads((folder / "check.json").read_text())["findings"]
     }
     assert codes == {
         "manifest_changed": "train/a/0.jpg",
@@ -415,7 +415,7 @@ def killed(work: object) -> None:
 
 
 def test_a_process_that_is_killed_ends_the_check(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "FEW", 1)
-    monkeypatch.setattr(inspection, "look", killed)
+    monkeypatch.setattr(inspection, "MIN_FILES_FOR_POOL", 1)
+    monkeypatch.setattr(inspection, "inspect_file", killed)
     with pytest.raises(RankError, match="a process that reads images was killed; usually"), translate_errors(clean):
-        check(str(clean))
+        audit_dataset(str(clean))

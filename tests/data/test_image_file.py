@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from alexlab.data.audit.audit import check
-from alexlab.data.audit.split import find_source, plan, write_division
+from alexlab.data.audit.audit import audit_dataset
+from alexlab.data.audit.split import assign_splits, find_unsplit, write_split
 from alexlab.data.cache.build_pack import open_pack
-from alexlab.data.cache.pack import Pack
+from alexlab.data.cache.pack import PackConfig
 from alexlab.data.decode import decode
-from alexlab.data.image_file import Decoding, read
+from alexlab.data.image_file import Decoding, read_image
 from alexlab.data.listing import list_images
 from alexlab.data.splits import find_splits
 from alexlab.data.streaming.writer import write_shards
@@ -107,8 +107,8 @@ def test_the_limit_of_a_file_follows_the_limit_of_its_picture(tmp_path: Path) ->
     with (tmp_path / "a.jpg").open("wb") as file:
         file.truncate(65_000_000)
     with pytest.raises(ImageError, match=r"more than any picture of data.max_megapixels=0.01 needs, 0.06 GB"):
-        read(tmp_path / "a.jpg", Decoding(max_megapixels=0.01))
-    assert len(read(tmp_path / "a.jpg", Decoding())) == 65_000_000
+        read_image(tmp_path / "a.jpg", Decoding(max_megapixels=0.01))
+    assert len(read_image(tmp_path / "a.jpg", Decoding())) == 65_000_000
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
@@ -125,14 +125,14 @@ def test_a_larger_picture_is_read_with_the_key(tmp_path: Path) -> None:
 
 
 def test_a_check_lists_them(trapped: Path) -> None:
-    found = {problem.path: problem.code for problem in check(str(trapped)).problems}
+    found = {finding.path: finding.code for finding in audit_dataset(str(trapped)).findings}
     codes = {name: f"unreadable_{LISTED[name]}" if name in LISTED else "special_file" for name in TRAPS}
     assert found == {f"train/a/{name}": code for name, code in codes.items()}
 
 
 @pytest.mark.parametrize("crop", ["center", "full"])
 def test_a_pack_skips_or_names_them(trapped: Path, crop: str, tmp_path: Path) -> None:
-    listing, pack = list_images(str(trapped), "train"), Pack(size=32, crop=crop)
+    listing, pack = list_images(str(trapped), "train"), PackConfig(size=32, crop=crop)
     found = open_pack(listing, pack, decoding=Decoding(), cache_dir=tmp_path / "skip", skip=True)
     names = {os.path.basename(error.path): error.code for error in found.bad.values()}
     assert names == LISTED
@@ -153,6 +153,6 @@ def test_shards_skip_or_name_them(trapped: Path, tmp_path: Path) -> None:
 def test_a_device_is_not_copied_without_end(link: str, tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 4, "b": 4})
     (root / "a/zero.png").symlink_to("/dev/zero")
-    source = find_source(str(root), labels=None, pattern="", group=None)
-    write_division(source, plan(source, {"val": 0.5}, 0), tmp_path / "out", link)
+    source = find_unsplit(str(root), labels=None, pattern="", group=None)
+    write_split(source, assign_splits(source, {"val": 0.5}, 0), tmp_path / "out", link)
     assert {path.name for path in (tmp_path / "out").rglob("*.png")} == {f"00{number}.png" for number in range(4)}

@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms import v2
 
 from alexlab.config import build
-from alexlab.data.cache.on_device import Plan, cut, filters, on_device, resized
+from alexlab.data.cache.on_device import CropSampler, crop, load_on_device, resize_weights, resized_crop
 from alexlab.data.samplers import derived_seed
 from alexlab.data.transforms import CenterView, RandomCropView
 from alexlab.errors import ConfigError, ImageError
@@ -45,21 +45,21 @@ def pixels() -> torch.Tensor:
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_the_images_are_those_of_the_transforms(name: str, pixels: torch.Tensor) -> None:
     recipe = RECIPES[name]
-    plan = Plan(recipe, SIDE)
+    sampler = CropSampler(recipe, SIDE)
     numbers, expected, mirrored = [], [], 0
     for index in range(60):
         row = index % len(pixels)
         torch.manual_seed(derived_seed(index))
         expected.append(recipe(pixels[row].permute(2, 0, 1)))
         torch.manual_seed(derived_seed(index))
-        numbers.append(torch.tensor([row, *plan.draw()]))
+        numbers.append(torch.tensor([row, *sampler.draw()]))
         mirrored += int(numbers[-1][-1])
-    found = (resized if plan.resizes else cut)(pixels, torch.stack(numbers), plan.size)
+    found = (resized_crop if sampler.resizes else crop)(pixels, torch.stack(numbers), sampler.size)
     assert found.dtype == torch.uint8
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert (mirrored > 10) == ("flip" in name)
     differences = (found.int() - torch.stack(expected).int()).abs()
-    if not plan.resizes:
+    if not sampler.resizes:
         assert differences.max() == 0
     else:
         assert differences.max() <= 2
@@ -69,7 +69,7 @@ def test_the_images_are_those_of_the_transforms(name: str, pixels: torch.Tensor)
 
 def test_filters_sum_to_one_inside_of_their_part() -> None:
     offset, length = torch.tensor([0, 10, 72]), torch.tensor([73, 5, 1])
-    found = filters(offset, length, 8, SIDE)
+    found = resize_weights(offset, length, 8, SIDE)
     assert found.sum(-1).allclose(torch.ones(3, 8))
     assert found[1, :, :10].abs().max() == 0
     assert found[1, :, 15:].abs().max() == 0
@@ -86,7 +86,7 @@ def test_filters_sum_to_one_inside_of_their_part() -> None:
 )
 def test_what_the_device_cannot_do_is_told(recipe: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        Plan(recipe, SIDE)
+        CropSampler(recipe, SIDE)
 
 
 @pytest.mark.parametrize("words", [(), ("data.num_workers=2", "trainer.devices=2")], ids=["alone", "two ranks"])
@@ -139,6 +139,6 @@ def test_a_pack_is_held_once(images: Path, tmp_path: Path) -> None:
     config = plain(*TINY, f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}", "data.cache=device")
     splits = build.packed(config, build.data(config).find_splits())
     assert splits.train.images is not None
-    one = on_device(splits.train.images, torch.device("cpu"))
-    assert on_device(splits.train.images, torch.device("cpu")) is one
+    one = load_on_device(splits.train.images, torch.device("cpu"))
+    assert load_on_device(splits.train.images, torch.device("cpu")) is one
     assert np.array_equal(one.numpy(), splits.train.images.pixels)

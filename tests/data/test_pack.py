@@ -18,7 +18,7 @@ from PIL import Image
 
 from alexlab.data.cache import pack as packed
 from alexlab.data.cache.build_pack import open_pack
-from alexlab.data.cache.pack import Pack, PackedImages, pack_path
+from alexlab.data.cache.pack import PackConfig, PackedImages, pack_path
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
@@ -50,13 +50,13 @@ def photos(tmp_path: Path) -> Path:
 
 def made(root: Path, cache: Path, **options: Any) -> PackedImages:
     keys = {name: options.pop(name) for name in ("size", "resize", "crop") if name in options}
-    return open_pack(list_images(str(root)), Pack(**{"size": 73, **keys}), decoding=Decoding(channels=options.pop("channels", 3)), cache_dir=cache, **options)  # fmt: skip
+    return open_pack(list_images(str(root)), PackConfig(**{"size": 73, **keys}), decoding=Decoding(channels=options.pop("channels", 3)), cache_dir=cache, **options)  # fmt: skip
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("resize", "crop"), [("shorter", "center"), ("shorter", "full"), ("squash", "full")])
 def test_a_pack_holds_what_the_view_gives(photos: Path, tmp_path: Path, resize: str, crop: str, channels: int) -> None:
-    pack = Pack(size=73, resize=resize, crop=crop)
+    pack = PackConfig(size=73, resize=resize, crop=crop)
     found = made(photos, tmp_path / "cache", resize=resize, crop=crop, channels=channels)
     paths = list_images(str(photos)).paths
     assert len(found) == len(paths) == 70
@@ -66,7 +66,7 @@ def test_a_pack_holds_what_the_view_gives(photos: Path, tmp_path: Path, resize: 
 
 
 def test_numpy_alone_can_read_it(photos: Path, tmp_path: Path) -> None:
-    place = made(photos, tmp_path / "cache").place
+    place = made(photos, tmp_path / "cache").path
     about = json.loads((place / "index.json").read_text())
     images = np.load(place / "images.npy", mmap_mode="r")
     assert (images.shape, images.dtype) == ((70, 73, 73, 3), np.uint8)
@@ -75,7 +75,7 @@ def test_numpy_alone_can_read_it(photos: Path, tmp_path: Path) -> None:
     assert about["classes"] == ["a", "b"]
     assert about["decoder"].startswith("simplejpeg ")
     assert sorted(path.name for path in place.iterdir()) == ["images.npy", "index.json", "stats.npy"]
-    full = made(photos, tmp_path / "cache", crop="full").place
+    full = made(photos, tmp_path / "cache", crop="full").path
     shapes = json.loads((full / "index.json").read_text())["shapes"]
     assert np.load(full / "images.npy").size == sum(height * width * 3 for height, width in shapes)
 
@@ -143,14 +143,14 @@ def test_what_a_pack_cannot_serve(train: Train, photos: Path, options: list[str]
 
 def test_random_crops_come_from_any_large_enough_pack(train: Train, photos: Path) -> None:
     train(f"data.root={photos}", PACKED, "augmentation=mixup", "data.pack.crop=full")
-    reason = packed.misfit(packed.v2.RandomResizedCrop(64), Pack(size=60))
+    reason = packed.pack_mismatch(packed.v2.RandomResizedCrop(64), PackConfig(size=60))
     assert reason == "it needs data.pack.resize=shorter and a data.pack.size of at least 64"
 
 
 def test_other_settings_of_decoding_are_refused(photos: Path, tmp_path: Path) -> None:
-    listing, pack, keys = list_images(str(photos)), Pack(size=73), {"cache_dir": tmp_path / "cache"}
+    listing, pack, keys = list_images(str(photos)), PackConfig(size=73), {"cache_dir": tmp_path / "cache"}
     first = open_pack(listing, pack, decoding=Decoding(intensity_range=(0, 4095)), **keys)
-    assert open_pack(listing, pack, decoding=Decoding(intensity_range=[0.0, 4095.0]), **keys).place == first.place
+    assert open_pack(listing, pack, decoding=Decoding(intensity_range=[0.0, 4095.0]), **keys).path == first.path
     with pytest.raises(DataError, match=r"made with other values of data.max_megapixels or data.intensity_range"):
         open_pack(listing, pack, decoding=Decoding(), **keys)
     open_pack(listing, pack, decoding=Decoding(), anew=True, **keys)
@@ -177,7 +177,9 @@ def test_a_folder_that_has_changed_is_refused_and_packed_anew(
     found = made(photos, tmp_path / "cache", anew=True)
     paths = list_images(str(photos)).paths
     assert len(found) == len(paths)
-    assert np.array_equal(found[36][..., 0], Pack(size=73).view()(to_tensor(decode(photos / paths[36])))[0].numpy())
+    assert np.array_equal(
+        found[36][..., 0], PackConfig(size=73).view()(to_tensor(decode(photos / paths[36])))[0].numpy()
+    )
 
 
 def test_a_bad_file_is_told_in_the_words_of_a_run(train: Train, photos: Path, tmp_path: Path) -> None:
@@ -205,9 +207,9 @@ def test_a_disk_that_is_too_small_is_told_before(photos: Path, tmp_path: Path, m
 
 
 def _slowly(root: Path, cache: Path) -> None:
-    view = Pack.view
+    view = PackConfig.view
 
-    def slow(self: Pack) -> Any:
+    def slow(self: PackConfig) -> Any:
         inner = view(self)
 
         def wait(image: Any) -> Any:
@@ -216,7 +218,7 @@ def _slowly(root: Path, cache: Path) -> None:
 
         return wait
 
-    Pack.view = slow  # type: ignore[method-assign]
+    PackConfig.view = slow  # type: ignore[method-assign]
     os.setpgrp()
     made(root, cache)
 
@@ -229,7 +231,7 @@ def test_a_packing_that_was_killed_is_taken_up_again(
     process = multiprocessing.get_context("fork").Process(target=_slowly, args=(photos, cache))
     process.start()
     marks = (
-        pack_path(cache, str(photos), "", Pack(size=73), 3).with_name("pack-shorter-center-73x3.unfinished")
+        pack_path(cache, str(photos), "", PackConfig(size=73), 3).with_name("pack-shorter-center-73x3.unfinished")
         / "done.bin"
     )
     deadline_s = time.monotonic() + 30
@@ -237,11 +239,11 @@ def test_a_packing_that_was_killed_is_taken_up_again(
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
-    assert not pack_path(cache, str(photos), "", Pack(size=73), 3).exists()
+    assert not pack_path(cache, str(photos), "", PackConfig(size=73), 3).exists()
     found = made(photos, cache)
     assert "going on with the packing" in caplog.text
     for row, path in enumerate(list_images(str(photos)).paths):
-        assert torch.equal(to_tensor(found[row]), Pack(size=73).view()(to_tensor(decode(photos / path))))
+        assert torch.equal(to_tensor(found[row]), PackConfig(size=73).view()(to_tensor(decode(photos / path))))
 
 
 def test_a_second_process_waits_and_says_why(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -249,7 +251,7 @@ def test_a_second_process_waits_and_says_why(photos: Path, tmp_path: Path, caplo
     cache = tmp_path / "cache"
     process = multiprocessing.get_context("fork").Process(target=_slowly, args=(photos, cache))
     process.start()
-    lock = pack_path(cache, str(photos), "", Pack(size=73), 3).with_name("pack-shorter-center-73x3.lock")
+    lock = pack_path(cache, str(photos), "", PackConfig(size=73), 3).with_name("pack-shorter-center-73x3.lock")
     while not (lock.exists() and lock.read_text()):
         time.sleep(0.01)
     assert len(made(photos, cache)) == 70

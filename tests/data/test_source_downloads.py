@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision import datasets
 
 from alexlab.data.sources import downloads
-from alexlab.data.sources.downloads import CATALOGUE, write_dataset
+from alexlab.data.sources.downloads import CATALOGUE, download_dataset
 from alexlab.data.splits import find_splits
 from alexlab.errors import ConfigError, DataError
 from support.runs import plain
@@ -168,7 +168,7 @@ def test_from_the_original_files(name: str, tmp_path: Path, monkeypatch: pytest.
     own = CATALOGUE[name]
     monkeypatch.setitem(downloads.CATALOGUE, name, type(own)(**{**vars(own), "counts": counts}))
     out = tmp_path / "out"
-    assert write_dataset(name, out, tmp_path / "downloads") == counts
+    assert download_dataset(name, out, tmp_path / "downloads") == counts
     assert {path.name for path in out.iterdir()} == set(counts)
     for split, count in counts.items():
         files = [path for path in (out / split).rglob("*") if path.is_file()]
@@ -180,14 +180,14 @@ def test_from_the_original_files(name: str, tmp_path: Path, monkeypatch: pytest.
     assert len(splits.train) + len(splits.val) + len(splits.test or ()) == sum(counts.values())
     assert not (tmp_path / "downloads/out").exists()
     with pytest.raises(ConfigError, match="out must be a new folder"):
-        write_dataset(name, out, tmp_path / "downloads")
+        download_dataset(name, out, tmp_path / "downloads")
 
 
 def test_the_labels_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, counts, _ = MAKERS["mnist"]
     make(tmp_path / "downloads", monkeypatch)
     monkeypatch.setitem(downloads.CATALOGUE, "mnist", type(CATALOGUE["mnist"])(**{**vars(CATALOGUE["mnist"]), "counts": counts}))  # fmt: skip
-    write_dataset("mnist", tmp_path / "out", tmp_path / "downloads")
+    download_dataset("mnist", tmp_path / "out", tmp_path / "downloads")
     for path in (tmp_path / "out").rglob("*.png"):
         assert (np.asarray(Image.open(path)) == 20 * int(path.parent.name)).all()
 
@@ -195,7 +195,7 @@ def test_the_labels_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_without_a_network_the_files_are_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        write_dataset(name, tmp_path / "out", tmp_path / "downloads")
+        download_dataset(name, tmp_path / "out", tmp_path / "downloads")
     text = str(caught.value)
     assert f"{name} cannot be downloaded: " in text
     for file in CATALOGUE[name].files():
@@ -208,7 +208,7 @@ def test_what_was_half_unpacked_is_told_by_its_count(tmp_path: Path, monkeypatch
     with pytest.raises(
         DataError, match=r"imagenette_160 must have 9469 train images; .* holds 20: remove what was unpacked"
     ):
-        write_dataset("imagenette_160", tmp_path / "out", tmp_path)
+        download_dataset("imagenette_160", tmp_path / "out", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mnist", "imagenette_160", "oxford_pets"])
@@ -219,11 +219,11 @@ def test_an_archive_is_verified_even_if_it_was_unpacked_before(
     make(tmp_path / "d", monkeypatch)
     own = CATALOGUE[name]
     monkeypatch.setitem(downloads.CATALOGUE, name, type(own)(**{**vars(own), "counts": counts}))
-    write_dataset(name, tmp_path / "first", tmp_path / "d")
+    download_dataset(name, tmp_path / "first", tmp_path / "d")
     archive = tmp_path / "d" / own.files()[0].path
     archive.write_bytes(archive.read_bytes()[:-20])
     with pytest.raises(DataError, match=rf"{archive} must have the MD5 .*; remove it and what was unpacked") as caught:
-        write_dataset(name, tmp_path / "second", tmp_path / "d")
+        download_dataset(name, tmp_path / "second", tmp_path / "d")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "second").exists()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alexlab.data.audit.split import find_source
+from alexlab.data.audit.split import find_unsplit
 from alexlab.data.splits import find_splits
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.tasks.prepare import run
@@ -94,7 +94,7 @@ def test_groups_stay_together(tmp_path: Path, flat: Path) -> None:
         path.split(".")[1] for path in files(out / "train")
     }
     with pytest.raises(DataError, match="every path must tell its group by group='person'"):
-        find_source(str(flat), labels=None, pattern="(?P<class>[^.]+)", group="person")
+        find_unsplit(str(flat), labels=None, pattern="(?P<class>[^.]+)", group="person")
 
 
 def test_a_table(tmp_path: Path, flat: Path) -> None:
@@ -106,9 +106,9 @@ def test_a_table(tmp_path: Path, flat: Path) -> None:
     assert len(files(out)) == 60
     table.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="labels must be a CSV file with a column path or file or filename or image"):
-        find_source(str(flat), labels=str(table), pattern="", group=None)
+        find_unsplit(str(flat), labels=str(table), pattern="", group=None)
     with pytest.raises(DataError, match="cannot read labels missing: No such file"):
-        find_source(str(flat), labels="missing", pattern="", group=None)
+        find_unsplit(str(flat), labels="missing", pattern="", group=None)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, flat: Path, capsys: pytest.CaptureFixture[str]) -> None:

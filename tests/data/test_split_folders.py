@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from alexlab.data.audit.audit import check
-from alexlab.data.audit.split import find_source
+from alexlab.data.audit.audit import audit_dataset
+from alexlab.data.audit.split import find_unsplit
 from alexlab.data.layout import find_layout, split_from_name
 from alexlab.data.splits import find_splits
 from alexlab.errors import DataError
@@ -108,8 +108,8 @@ def test_what_is_unclear_is_refused_everywhere(folders: str, reason: str, typed:
     with pytest.raises(DataError, match=words):
         find_splits(root, **FRACTIONS)
     with pytest.raises(DataError, match=words):
-        find_source(root, labels=None, pattern="", group=None)
-    problem = next(problem for problem in check(root).problems if problem.code == "unclear_splits")
+        find_unsplit(root, labels=None, pattern="", group=None)
+    problem = next(problem for problem in audit_dataset(root).findings if problem.code == "unclear_splits")
     assert re.search(words, problem.text)
 
 
@@ -125,9 +125,12 @@ def test_classes_that_are_named_like_splits(tmp_path: Path) -> None:
     folders = {"train": ".", "val": None, "test": None}
     splits = find_splits(root, **FRACTIONS, folders=folders)
     assert (splits.classes, len(splits.train), len(splits.val)) == (["bus", "test", "train"], 9, 3)
-    source = find_source(root, labels=None, pattern="", group=None, folders=folders)
+    source = find_unsplit(root, labels=None, pattern="", group=None, folders=folders)
     assert set(source.classes) == {"bus", "test", "train"}
-    assert not {problem.code for problem in check(root, folders=folders).problems} & {"unclear_splits", "no_images"}
+    assert not {problem.code for problem in audit_dataset(root, folders=folders).findings} & {
+        "unclear_splits",
+        "no_images",
+    }
 
 
 @pytest.mark.parametrize(

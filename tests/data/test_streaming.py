@@ -27,7 +27,7 @@ from alexlab.data.splits import Split, Splits, find_splits
 from alexlab.data.streaming import fetcher
 from alexlab.data.streaming import writer as sharding
 from alexlab.data.streaming.fetcher import Fetcher
-from alexlab.data.streaming.reader import ShardedImages, Stream, find_sharded
+from alexlab.data.streaming.reader import ShardedImages, StreamConfig, find_sharded_splits
 from alexlab.data.streaming.store import Store
 from alexlab.data.streaming.writer import write_shards
 from alexlab.errors import ConfigError, DataError, ImageError
@@ -83,7 +83,7 @@ def write(images: Path, out: str, cache_dir: Path, **options: Any) -> dict[str, 
 
 
 def found(place: str | Path, tmp_path: Path, **options: Any) -> Splits:
-    return find_sharded(str(place), Stream(**options), decoding=Decoding(), cache_dir=tmp_path / "cache")
+    return find_sharded_splits(str(place), StreamConfig(**options), decoding=Decoding(), cache_dir=tmp_path / "cache")
 
 
 def pack(split: Split) -> ShardedImages:
@@ -191,7 +191,7 @@ def test_what_is_here_is_not_fetched_again(client: Any, url: str, images: Path, 
 def test_the_next_shards_are_fetched_before_they_are_asked_for(url: str, tmp_path: Path) -> None:
     train = pack(found(url, tmp_path, shuffle_shards=2, prefetch_shards=2).train)
     order = np.roll(np.arange(len(train.shards)), 3)[:-1]  # another rank reads the last one
-    train.follow(order)
+    train.set_shard_order(order)
     train.content(int(np.flatnonzero(train.shard == order[0])[0]))
     wanted = {train.shards[number].file[1] for number in order[:3]}
     end_s = time.monotonic() + 20
@@ -353,7 +353,7 @@ def test_two_processes_fetch_a_shard_once_and_one_that_is_killed_leaves_nothing(
     stores = [Store(url, tmp_path, 10**9) for _ in range(2)]
     shard = pack(found(url, tmp_path / "index").train).shards[0]
     for store in stores:
-        store.expect([shard.file] * 3)
+        store.prefetch([shard.file] * 3)
     paths = {store.get(*shard.file) for store in stores}
     inode = paths.pop().stat().st_ino
     assert not paths and stores[0].get(*shard.file).stat().st_ino == inode
@@ -373,7 +373,7 @@ def test_two_processes_fetch_a_shard_once_and_one_that_is_killed_leaves_nothing(
 
 def test_the_program_that_fetches_ends_with_the_one_that_has_started_it(folder: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from alexlab.data.store import Store\n"
+        "import sys, time; from pathlib import Path; from alexlab.data.streaming.store import Store\n"
         f"store = Store({str(folder)!r}, Path({str(tmp_path)!r}), 10**9); store.get('index.json', 'i')\n"
         "print(store.process.pid, flush=True); time.sleep(60)"
     )
@@ -417,7 +417,7 @@ def test_a_store_that_fails_twice_is_asked_a_third_time(tmp_path: Path, monkeypa
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     work.get("a", "a", 3, digest)
     assert (tmp_path / "objects/a").read_bytes() == b"abc" and len(asked) == 3
-    with pytest.raises(fetcher.DamagedError):
+    with pytest.raises(fetcher.CorruptObjectError):
         work.get("a", "b", 3, digest)
     assert names(tmp_path / "objects") == {"a"}
 
@@ -532,7 +532,7 @@ def test_the_index_of_a_stranger_leads_nowhere_else(folder: Path, tmp_path: Path
 
 
 def test_the_test_split_as_validation(folder: Path, tmp_path: Path) -> None:
-    splits = find_sharded(str(folder), Stream(), decoding=Decoding(), cache_dir=tmp_path, val_split="test")
+    splits = find_sharded_splits(str(folder), StreamConfig(), decoding=Decoding(), cache_dir=tmp_path, val_split="test")
     assert (len(splits.val), splits.test) == (7, None)
     assert any("validating on the test split" in note for note in splits.notes)
 

@@ -4,14 +4,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alexlab.data.sources.synthetic import HEIGHT, WIDTH, write_photographs
+from alexlab.data.sources.synthetic import HEIGHT, WIDTH, write_synthetic_photos
 from alexlab.data.splits import find_splits
 
 COUNTS = {"train": 24, "val": 12}
 
 
 def test_they_are_two_classes_of_ordinary_jpeg_files(tmp_path: Path) -> None:
-    write_photographs(str(tmp_path / "one"), COUNTS)
+    write_synthetic_photos(str(tmp_path / "one"), COUNTS)
     splits = find_splits(str(tmp_path / "one"), val_fraction=0.2, test_fraction=0.0)
     assert (splits.train.class_counts(), splits.val.class_counts()) == ([12, 12], [6, 6])
     assert list(splits.classes) == ["cool", "warm"]
@@ -29,7 +29,7 @@ def test_they_are_two_classes_of_ordinary_jpeg_files(tmp_path: Path) -> None:
 
 def test_they_are_the_same_every_time(tmp_path: Path) -> None:
     def digest(name: str) -> str:
-        write_photographs(str(tmp_path / name), COUNTS)
+        write_synthetic_photos(str(tmp_path / name), COUNTS)
         files = sorted((tmp_path / name).rglob("*.jpg"))
         return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alexlab.data.audit.audit import check
+from alexlab.data.audit.audit import audit_dataset
 from alexlab.data.manifest_splits import add_manifest_hashes
 from alexlab.data.splits import find_splits
 from alexlab.data.table import read_table
@@ -107,7 +107,7 @@ def test_a_manifest_that_checks_files_is_read_in_any_spelling_and_lists_them_onc
     assert found.hashes is not None
     assert [int.from_bytes(row.tobytes(), "big") for row in found.hashes] == [paths.index(path) for path in found.paths]
     manifest.write_text("\n".join(["path,sha256", *lines, f"./{paths[0]},{1:064x}"]))
-    for call in (lambda: add_manifest_hashes(splits, str(manifest)), lambda: check(str(root), str(manifest))):
+    for call in (lambda: add_manifest_hashes(splits, str(manifest)), lambda: audit_dataset(str(root), str(manifest))):
         with pytest.raises(DataError, match="must list each file once"):
             call()
 

@@ -39,12 +39,12 @@ def test_a_manifest_keeps_its_paths_and_classes(tmp_path: Path) -> None:
 
 
 def test_the_table_of_a_split_is_read_as_labels(tmp_path: Path) -> None:
-    from alexlab.data.audit.split import find_source
+    from alexlab.data.audit.split import find_unsplit
 
     for name in ("-a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"x")
     write_manifest([ManifestRow("-a.jpg", label="@home"), ManifestRow("b.jpg", label="'=x")], tmp_path / "split.csv")
-    source = find_source(str(tmp_path), labels=str(tmp_path / "split.csv"), pattern="", group=None)
+    source = find_unsplit(str(tmp_path), labels=str(tmp_path / "split.csv"), pattern="", group=None)
     assert (source.paths, source.classes) == (["-a.jpg", "b.jpg"], ["@home", "'=x"])
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from alexlab.cli import command
-from alexlab.data.audit.audit import check
+from alexlab.data.audit.audit import audit_dataset
 from alexlab.data.audit.report import summary, write_page
 from alexlab.data.image_file import Decoding
 from alexlab.data.splits import Split
@@ -329,15 +329,15 @@ def strange_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_check_shows_and_keeps_names(strange_images: Path, tmp_path: Path) -> None:
     from alexlab.data.manifest import read_manifest, write_manifest
 
-    findings = check(str(strange_images))
+    findings = audit_dataset(str(strange_images))
     write_page(findings, tmp_path / "check.html")
     write_manifest(findings.rows, tmp_path / "manifest.csv")
     text, page = "".join(map(printed, summary(findings))), (tmp_path / "check.html").read_text(encoding="utf-8")
     assert r"[red]a\nb" in text and r"bad\x1b\n.png" in text and not hidden(text)
     assert r"<code>@home/bad\x1b\n.png</code>" in page and not hidden(page) and "<script>alert" not in page
     assert [*read_manifest(tmp_path / "manifest.csv", str(strange_images)).values()] == findings.rows
-    again = check(str(strange_images), str(tmp_path / "manifest.csv"))
-    assert not [problem for problem in again.problems if problem.code.startswith("manifest")]
+    again = audit_dataset(str(strange_images), str(tmp_path / "manifest.csv"))
+    assert not [problem for problem in again.findings if problem.code.startswith("manifest")]
     assert b"\r\n'@home/" in (tmp_path / "manifest.csv").read_bytes()
 
 

@@ -42,7 +42,7 @@ def test_an_error_names_the_file_and_the_room(error: OSError, text: str) -> None
 
 def test_another_error_is_none_of_the_disk() -> None:
     assert atomic.disk_error(FileNotFoundError(errno.ENOENT, "No such file", "x"), Path("run")) is None
-    with pytest.raises(FileNotFoundError), atomic.writing(Path("x")):
+    with pytest.raises(FileNotFoundError), atomic.disk_errors(Path("x")):
         Path("/nowhere/x").write_text("")
 
 
@@ -129,7 +129,7 @@ def test_a_list_of_skipped_images_goes_on_where_the_run_does(
     monkeypatch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(DiskError, match=r"cannot write .*skipped.csv: full"):
         skipped.add(error)
-    skipped.goes_on = True
+    skipped.continue_on_full_disk = True
     skipped.add(error)
     assert "; the run goes on" in caplog.text
     monkeypatch.setattr(Path, "open", opened)
@@ -156,14 +156,14 @@ def test_events_that_were_half_written_are_written_again(tmp_path: Path, monkeyp
 SMALL = """
 import os, sys
 from pathlib import Path
-from alexlab.runs.atomic import check_room, write_durably
+from alexlab.runs.atomic import check_room, write_atomic
 from alexlab.errors import DiskError
 folder = Path(sys.argv[1])
 check_room(folder)
-write_durably(folder / "kept", b"old")
+write_atomic(folder / "kept", b"old")
 free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
 (folder / "filler").write_bytes(bytes(free - 45_000))
-for write in (lambda: check_room(folder), lambda: write_durably(folder / "kept", bytes(100_000))):
+for write in (lambda: check_room(folder), lambda: write_atomic(folder / "kept", bytes(100_000))):
     try:
         write()
     except DiskError as error:

@@ -65,7 +65,7 @@ class Recorded:
             best = (begin.parent if begin.name == "last.ckpt" else first) / "best.ckpt"
             if best.exists():
                 shutil.copy(best, run_dir / "checkpoints/best.ckpt")
-        write, link = checkpoint_io.write_durably, checkpoint._hard_link
+        write, link = checkpoint_io.write_atomic, checkpoint._hard_link
 
         def keep(path: Path) -> None:
             if path.name == "last.ckpt":
@@ -81,7 +81,7 @@ class Recorded:
             keep(target)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoint_io, "write_durably", recorded_write)
+            patch.setattr(checkpoint_io, "write_atomic", recorded_write)
             patch.setattr(checkpoint, "_hard_link", recorded_link)
             self.train(*BASE, *overrides, run_dir=run_dir, resumed=begin is not None)
         return kept

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alexlab.errors import ConfigError, DiskError
-from alexlab.runs.atomic import write_durably
+from alexlab.runs.atomic import write_atomic
 from alexlab.runs.record import Card
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.checkpoint_io import AtomicCheckpointIO
@@ -67,7 +67,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(
         DiskError, match=r"cannot write .*/a.ckpt, 0.0 MB: No space left on device; [\d.]+ MB are free in .*kept$"
     ):
-        write_durably(path, b"new")
+        write_atomic(path, b"new")
     assert loaded(path) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
 

@@ -25,8 +25,8 @@ from torchvision.transforms import v2
 
 from alexlab.config.instantiate import Config, bind, make, parts, value_of
 from alexlab.data.cache.build_pack import open_pack
-from alexlab.data.cache.on_device import check_plans
-from alexlab.data.cache.pack import Pack, PackedImages, misfit, needed_size
+from alexlab.data.cache.on_device import check_crops
+from alexlab.data.cache.pack import PackConfig, PackedImages, pack_mismatch, required_size
 from alexlab.data.class_names import display_names, read_class_names
 from alexlab.data.config import DataConfig
 from alexlab.data.datamodule import ImageDataModule, check_batch_size, check_limits
@@ -189,23 +189,23 @@ def named(config: Config, splits: Splits) -> Config:
     return {**config, "class_names": names}
 
 
-def packing(config: Config) -> Pack | None:
+def packing(config: Config) -> PackConfig | None:
     """How the images are to be packed; None where they are not.
 
     Raises:
         ConfigError: when a view of the recipe cannot come from such a pack.
     """
     settings = data(config)
-    bind(Pack, "data.pack", **settings.pack)
+    bind(PackConfig, "data.pack", **settings.pack)
     if settings.cache is None:
         return None
-    pack = Pack(**settings.pack)
+    pack = PackConfig(**settings.pack)
     views = config["augmentation"]
     first = {f"augmentation.{stage}": _first(views[stage], f"augmentation.{stage}") for stage in ("eval", "train")}
     if pack.size is None:
-        pack = replace(pack, size=needed_size(first["augmentation.eval"]))
+        pack = replace(pack, size=required_size(first["augmentation.eval"]))
     for name, view in {**first, "test.views": extra_views(config)}.items():
-        reason = None if view is None else misfit(view, pack)
+        reason = None if view is None else pack_mismatch(view, pack)
         if reason is not None:
             raise ConfigError(f"{name} cannot come from the pack of data.cache={settings.cache}: {reason}")
     if settings.cache == "device":
@@ -214,7 +214,7 @@ def packing(config: Config) -> Pack | None:
         recipes = {
             f"augmentation.{stage}": _transforms(views[stage], f"augmentation.{stage}") for stage in ("eval", "train")
         }
-        check_plans(recipes, pack.size or 0)
+        check_crops(recipes, pack.size or 0)
     return pack
 
 
@@ -315,7 +315,9 @@ def datamodule(config: Config, splits: Splits, run_dir: Path | None = None) -> I
     views = config["augmentation"]
     skipped = None if run_dir is None else UnreadableLog(run_dir / SKIPPED)
     if skipped is not None:  # loader processes are forked before the callback that has the key is asked
-        skipped.goes_on = any(node.get("on_error") == "warn" for node in entries(config["callbacks"]).values())
+        skipped.continue_on_full_disk = any(
+            node.get("on_error") == "warn" for node in entries(config["callbacks"]).values()
+        )
     return ImageDataModule(
         data(config),
         splits,

@@ -11,15 +11,15 @@ from alexlab.config.instantiate import bind
 from alexlab.data.image_file import MAX_MEGAPIXELS, Decoding
 from alexlab.data.manifest_splits import add_manifest_hashes
 from alexlab.data.sources.digits import write_digits
-from alexlab.data.sources.synthetic import write_photographs
+from alexlab.data.sources.synthetic import write_synthetic_photos
 from alexlab.data.splits import Splits, find_splits
-from alexlab.data.streaming.reader import Stream, find_sharded
+from alexlab.data.streaming.reader import StreamConfig, find_sharded_splits
 from alexlab.data.streaming.store import is_url
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError
 
 MAX_WORKERS = 1024  # loader processes of a device; more than the cores only wait for each other
-GENERATORS = {"digits": write_digits, "photographs": write_photographs}
+GENERATORS = {"digits": write_digits, "photographs": write_synthetic_photos}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class DataConfig:
     Args:
         root: the folder, in one of the layouts of `alexlab.data.splits`, relative to the working directory; None with `url`.
         url: where the shards lie that `prepare.py action=shard` has written, a folder or a prefix of an object store.
-        stream: see `alexlab.data.streaming.reader.Stream`.
+        stream: see `alexlab.data.streaming.reader.StreamConfig`.
         image_size: height and width of what the net gets, in pixels.
         channels: 3 for RGB, 1 for grey.
         mean, std: of the values in [0, 1], for each channel; with one channel, three numbers are averaged. None is what a
@@ -43,7 +43,7 @@ class DataConfig:
         sampler: `shuffle`, every image once an epoch; `balanced`, with replacement, every class equally often.
         cache: `packed` decodes every image once, to `pack.size`, and reads it from there; `device` keeps the packed images in the
             memory of each device and cuts them there; None decodes the files each time.
-        pack: see `alexlab.data.cache.pack.Pack`.
+        pack: see `alexlab.data.cache.pack.PackConfig`.
         on_error: `raise` ends the run at an image that cannot be read, `skip` lists it and goes on without it.
         cache_dir: where packs and lists of files are kept, the latter so that the next start need not walk the folder again.
         preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
@@ -82,7 +82,7 @@ class DataConfig:
         if not self.root and not self.url:
             raise ConfigError("data.root must name a folder of images: data.root=DIR")
         self._check_url()
-        bind(Stream, "data.stream", **self.stream)
+        bind(StreamConfig, "data.stream", **self.stream)
         self.decoding  # noqa: B018 - checks its values
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not (
@@ -140,9 +140,9 @@ class DataConfig:
     def find_splits(self) -> Splits:
         """Looks the files up; writes the data set first where it can be made and is not there."""
         if self.url is not None:
-            return find_sharded(
+            return find_sharded_splits(
                 self.url,
-                Stream(**self.stream),
+                StreamConfig(**self.stream),
                 decoding=self.decoding,
                 cache_dir=Path(self.cache_dir),
                 val_split=self.val_split,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from alexlab.data.cache.on_device import Cuts, Plan, Resident
+from alexlab.data.cache.on_device import CropDataset, CropSampler, DeviceCropper
 from alexlab.data.cache.pack import PackedImages
 from alexlab.data.config import DataConfig
 from alexlab.data.dataset import ImageDataset
@@ -82,8 +82,8 @@ class ImageDataModule(lightning.LightningDataModule):
         if self.config.cache != "device" or transform not in (self.train_transform, self.eval_transform):
             return self.dataset(split, transform), None
         assert isinstance(split.images, PackedImages)
-        plan = Plan(transform, split.images.pixels.shape[1])
-        return Cuts(split, plan, self.unreadable), Resident(split.images, plan)
+        crops = CropSampler(transform, split.images.pixels.shape[1])
+        return CropDataset(split, crops, self.unreadable), DeviceCropper(split.images, crops)
 
     def start_workers(self) -> None:
         """Forks the loader processes of the training and of the validation now, while this process holds little memory.
@@ -218,7 +218,7 @@ def _hush(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 def _follow(images: ShardedImages, batches: TrainBatchSampler, epoch: int) -> None:
-    images.follow(batches.shard_order(epoch))
+    images.set_shard_order(batches.shard_order(epoch))
 
 
 def collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alexlab.data.image_file import DEFAULT, Decoding
+from alexlab.data.image_file import DEFAULT_DECODING, Decoding
 from alexlab.data.samplers import UNREADABLE
 from alexlab.data.splits import Split
 from alexlab.data.unreadable import UnreadableLog
@@ -37,7 +37,7 @@ class ImageDataset:
         split: Split,
         *,
         transform: Callable[[Tensor], Any] | None = None,
-        decoding: Decoding = DEFAULT,
+        decoding: Decoding = DEFAULT_DECODING,
         unreadable: UnreadableLog | None = None,
     ) -> None:
         self.split = split

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from alexlab.data.bit_depth import UnknownRangeError, conversion, depth_of, use_native_order
-from alexlab.data.image_file import DEFAULT, FORMATS, MAX_ASPECT, Decoding, read, unreadable
+from alexlab.data.image_file import DEFAULT_DECODING, FORMATS, MAX_ASPECT, Decoding, read_image, unreadable
 from alexlab.data.listing import HAS_HEIF, HEIF_PACKAGE
 from alexlab.errors import ImageError
 
@@ -45,7 +45,7 @@ BRANDS = {  # of ISO base media files: bytes 8 to 12, after "ftyp"
 }
 
 
-def decode(path: str | Path, decoding: Decoding = DEFAULT, sha256: bytes | None = None) -> np.ndarray:
+def decode(path: str | Path, decoding: Decoding = DEFAULT_DECODING, sha256: bytes | None = None) -> np.ndarray:
     """Decode a file into an upright picture, uint8 (H, W, channels), grey for 1 channel and RGB for 3.
 
     Transparency is dropped, of an animation the first picture is taken, more than 8 bits are scaled to 8.
@@ -58,13 +58,13 @@ def decode(path: str | Path, decoding: Decoding = DEFAULT, sha256: bytes | None 
     Raises:
         ImageError: with the path and the reason.
     """
-    content = read(path, decoding)
+    content = read_image(path, decoding)
     if sha256 is not None and hashlib.sha256(content).digest() != sha256:
         raise unreadable(path, "changed")
     return decode_bytes(content, decoding, path)
 
 
-def decode_bytes(content: bytes, decoding: Decoding = DEFAULT, path: str | Path = "") -> np.ndarray:
+def decode_bytes(content: bytes, decoding: Decoding = DEFAULT_DECODING, path: str | Path = "") -> np.ndarray:
     """Decode the content of a file as `decode` does; `path` is for messages.
 
     Raises:

@@ -86,7 +86,7 @@ class Decoding:
         return BYTES_PER_PIXEL * self.max_pixels + APPENDED_BYTES
 
 
-DEFAULT = Decoding()
+DEFAULT_DECODING = Decoding()
 
 
 def unreadable(path: str | Path, code: str, detail: str = "") -> ImageError:
@@ -96,7 +96,7 @@ def unreadable(path: str | Path, code: str, detail: str = "") -> ImageError:
     return ImageError(text, path=os.fspath(path), code=code, reason=reason, detail=detail)
 
 
-def open_image_file(path: str | Path, decoding: Decoding) -> BinaryIO:
+def open_image(path: str | Path, decoding: Decoding) -> BinaryIO:
     """Open a regular file of acceptable size; FIFOs, devices and sockets are refused without waiting for them.
 
     Raises:
@@ -139,13 +139,13 @@ def _not_opened(path: str | Path, error: OSError) -> ImageError:
     return unreadable(path, "damaged", str(error.strerror))
 
 
-def read(path: str | Path, decoding: Decoding) -> bytes:
+def read_image(path: str | Path, decoding: Decoding) -> bytes:
     """Return the content of a file.
 
     Raises:
-        ImageError: as `open_image_file`, or if the disk fails.
+        ImageError: as `open_image`, or if the disk fails.
     """
-    with open_image_file(path, decoding) as file:
+    with open_image(path, decoding) as file:
         try:
             return file.read(os.fstat(file.fileno()).st_size)
         except OSError as error:

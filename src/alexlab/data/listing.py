@@ -24,7 +24,7 @@ from alexlab.data.hidden_names import hidden_kind, is_hidden
 from alexlab.data.paths import END, PathArray
 from alexlab.errors import DataError
 from alexlab.output.escape import shown, writable
-from alexlab.runs.tree import written_whole
+from alexlab.runs.atomic import atomic_dir
 
 HEIF_EXTENSIONS = (".heic", ".heif")
 HAS_HEIF = find_spec("pillow_heif") is not None
@@ -45,7 +45,7 @@ SPECIAL_FILES = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR
 
 
 @dataclass(frozen=True)
-class Problem:
+class Finding:
     """Something that is wrong with a file or a folder.
 
     Args:
@@ -106,7 +106,7 @@ def file_type(entry: "os.DirEntry[str] | os.DirEntry[bytes]") -> int:
 
 
 def list_images(
-    root: str, folder: str = "", *, cache_dir: Path | None = None, problems: list[Problem] | None = None
+    root: str, folder: str = "", *, cache_dir: Path | None = None, findings: list[Finding] | None = None
 ) -> Listing:
     """Lists the images of each class folder of `root/folder`, recursively, as torchvision's ImageFolder does, less the litter.
 
@@ -115,7 +115,7 @@ def list_images(
         folder: the split's folder inside root, or nothing.
         cache_dir: where the index is kept, which stands in for the walk as long as no folder has changed; None for no
             index.
-        problems: takes what is wrong with folders, which is then left out; None raises the first.
+        findings: takes what is wrong with folders, which is then left out; None raises the first.
 
     Raises:
         DataError: when a folder cannot be read, or links lead back into it.
@@ -126,7 +126,7 @@ def list_images(
         if found is not None:
             return found
     start_ns = time.time_ns()
-    listing = _walk(root, folder, problems)
+    listing = _walk(root, folder, findings)
     if place is not None and _tells_changes(listing.folders.values(), start_ns - int(SETTLED_S * 1e9)):
         _write_index(listing, place)
     return listing
@@ -163,9 +163,9 @@ def folder_id(root: str) -> str:
     return f"{readable}-{hashlib.blake2b(os.fsencode(whole), digest_size=4).hexdigest()}"
 
 
-def _walk(root: str, folder: str, problems: list[Problem] | None = None) -> Listing:
+def _walk(root: str, folder: str, findings: list[Finding] | None = None) -> Listing:
     top = os.path.join(root, folder)
-    classes, found = class_folders(top), _Walk(root, problems)
+    classes, found = class_folders(top), _Walk(root, findings)
     found.folders[folder] = _state(os.stat(top))
     found.hidden.update(hidden_kind(name) for name in os.listdir(top) if is_hidden(name))
     pieces: list[bytes] = []
@@ -190,11 +190,11 @@ class _Walk:
 
     Args:
         root: the data set's folder.
-        problems: as for `list_images`.
+        findings: as for `list_images`.
     """
 
-    def __init__(self, root: str, problems: list[Problem] | None) -> None:
-        self.root, self.problems = root, problems
+    def __init__(self, root: str, findings: list[Finding] | None) -> None:
+        self.root, self.findings = root, findings
         self.folders: dict[str, list[int]] = {}
         self.ignored: Counter[str] = Counter()
         self.hidden: Counter[str] = Counter()
@@ -210,7 +210,7 @@ class _Walk:
             status = os.stat(os.path.join(self.root, place))
             if (status.st_dev, status.st_ino) in visited:
                 _tell(
-                    self.problems, Problem("loop", place, "is a link back to a folder that was already read"), self.root
+                    self.findings, Finding("loop", place, "is a link back to a folder that was already read"), self.root
                 )
                 continue
             visited.add((status.st_dev, status.st_ino))
@@ -218,7 +218,7 @@ class _Walk:
             try:
                 names = self._images(place, pending)
             except PermissionError:
-                _tell(self.problems, Problem("no_permission", place, "is a folder that may not be read"), self.root)
+                _tell(self.findings, Finding("no_permission", place, "is a folder that may not be read"), self.root)
                 continue
             if names:
                 found.append((place, names))
@@ -257,10 +257,10 @@ class _Walk:
         return names
 
 
-def _tell(problems: list[Problem] | None, problem: Problem, root: str) -> None:
-    if problems is None:
-        raise DataError(f"{shown(os.path.join(root, problem.path))} {problem.text}")
-    problems.append(problem)
+def _tell(findings: list[Finding] | None, finding: Finding, root: str) -> None:
+    if findings is None:
+        raise DataError(f"{shown(os.path.join(root, finding.path))} {finding.text}")
+    findings.append(finding)
 
 
 def _read_index(place: Path, root: str, folder: str) -> Listing | None:
@@ -295,7 +295,7 @@ def _write_index(listing: Listing, place: Path) -> None:
     }
     try:
         shutil.rmtree(place, ignore_errors=True)
-        with written_whole(place) as folder:
+        with atomic_dir(place) as folder:
             np.save(folder / "paths.npy", listing.paths.block)
             np.save(folder / "ends.npy", listing.paths.ends)
             np.save(folder / "labels.npy", listing.labels)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from alexlab.errors import ImageError
 from alexlab.output.csv_files import CellWriter, csv_bytes, restored
-from alexlab.runs.atomic import Writer, write_durably
+from alexlab.runs.atomic import RunFileWriter, write_atomic
 
 COLUMNS = ("path", "code", "reason")
 
 
-class UnreadableLog(Writer):
+class UnreadableLog(RunFileWriter):
     """Adds each unreadable image to a CSV file: a line is one write, so that processes do not mix their lines.
 
     Args:
@@ -46,5 +46,5 @@ class UnreadableLog(Writer):
                 row[0]: [restored(cell) for cell in row] for row in csv.reader(file) if row and row[0] != COLUMNS[0]
             }
         with self.writing(self.path):
-            write_durably(self.path, csv_bytes([COLUMNS, *(row for _, row in sorted(rows.items()))]))
+            write_atomic(self.path, csv_bytes([COLUMNS, *(row for _, row in sorted(rows.items()))]))
         return len(rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 from traceback import walk_tb
 
 from alexlab.errors import AlexlabError, DiskError, LostPeerError, RankError
-from alexlab.runs.atomic import disk_error, free
+from alexlab.runs.atomic import disk_error, free_space
 
 LOADERS = ("torch/utils/data/dataloader.py", "torch/multiprocessing/reductions.py")
 SEMAPHORES = ("multiprocessing/synchronize.py",)  # they are files in /dev/shm, too
@@ -75,7 +75,7 @@ def _explained(error: BaseException, folder: Path) -> AlexlabError | None:
 
 
 def _shared_memory() -> str:
-    return f"{free(Path('/dev/shm'))}: make it larger (docker run --shm-size=8g), or take data.num_workers=0"
+    return f"{free_space(Path('/dev/shm'))}: make it larger (docker run --shm-size=8g), or take data.num_workers=0"
 
 
 def _passes(error: BaseException, modules: tuple[str, ...]) -> bool:

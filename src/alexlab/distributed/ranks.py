@@ -175,7 +175,7 @@ def broadcast_file(path: Path, key: str) -> None:
     import torch
     from torch import distributed
 
-    from alexlab.runs.atomic import write_durably
+    from alexlab.runs.atomic import write_atomic
 
     digests = all_gather(f"{key} digests", file_digest(path))
     if len({*digests}) == 1:
@@ -199,7 +199,7 @@ def broadcast_file(path: Path, key: str) -> None:
                         target.write(chunk.numpy().data)
 
         if receives:
-            write_durably(path, copy)
+            write_atomic(path, copy)
         else:
             copy(None)
         distributed.barrier(group)

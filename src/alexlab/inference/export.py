@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alexlab.errors import ConfigError, NumericError
 from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.explain.activations import watched
-from alexlab.runs.atomic import write_durably
+from alexlab.runs.atomic import write_atomic
 from alexlab.runs.layout import CHECKPOINT_KEY
 from alexlab.training.preprocessing import expand_binary_logits
 
@@ -133,7 +133,7 @@ def write_safetensors(trained: TrainedModel, path: Path, images: Tensor) -> Call
         "layers": json.dumps(sequence),
         CHECKPOINT_KEY: json.dumps(record),
     }
-    write_durably(path, save(state, metadata))
+    write_atomic(path, save(state, metadata))
     found = load_file(path)
     if sequence is None:
         from alexlab.inference.checkpoint import load_checkpoint
@@ -185,7 +185,7 @@ def write_onnx(trained: TrainedModel, path: Path, images: Tensor) -> Callable[[T
         entry = model.metadata_props.add()
         entry.key, entry.value = name, json.dumps(value)
     onnx.checker.check_model(model)
-    write_durably(path, model.SerializeToString())
+    write_atomic(path, model.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(normalised: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def write_torch_export(trained: TrainedModel, path: Path, images: Tensor) -> Cal
     program = torch.export.export(net, (images[:2].contiguous(),), dynamic_shapes={"images": {0: batch}})
     content = io.BytesIO()
     torch.export.save(program, content, extra_files={"about.json": json.dumps(about(trained))})
-    write_durably(path, content.getbuffer())
+    write_atomic(path, content.getbuffer())
     again = torch.export.load(io.BytesIO(path.read_bytes())).module()
     return lambda normalised: again(normalised)
 

@@ -42,20 +42,20 @@ def disk_error(error: OSError, path: Path) -> DiskError | None:
     if isinstance(name, str | bytes):
         path = Path(os.fsdecode(name))
     if number in FULL:
-        return DiskError(f"cannot write {path}: {reason}; {free(path)}")
+        return DiskError(f"cannot write {path}: {reason}; {free_space(path)}")
     if number in BROKEN:
         return DiskError(f"cannot read or write {path}: {reason}")
     return None
 
 
-def free(path: Path) -> str:
+def free_space(path: Path) -> str:
     """Return the free space on the disk of a file, which need not exist, as text for a message."""
     folder = next((folder for folder in (path, *path.absolute().parents) if folder.is_dir()), Path("/"))
     return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free in {folder}"
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Raise DiskError for an error of the file system while `path` is written."""
     try:
         yield
@@ -66,10 +66,10 @@ def writing(path: Path) -> Iterator[None]:
         raise found from error
 
 
-class Writer:
-    """A part of a training that writes into the run folder. With `goes_on` it logs a full disk and the run continues."""
+class RunFileWriter:
+    """Mixin for objects that write into the run folder; a full disk stops the run unless `continue_on_full_disk` is set."""
 
-    goes_on = False
+    continue_on_full_disk = False
     failed = False  # whether the last attempt to write found the disk full
 
     @contextmanager
@@ -82,16 +82,16 @@ class Writer:
         """
         self.failed = False
         try:
-            with writing(path):
+            with disk_errors(path):
                 yield
         except DiskError as error:
             self.failed = True
-            if not self.goes_on and not ending:
+            if not self.continue_on_full_disk and not ending:
                 raise
             log.error("%s%s", error, "" if ending else "; the run goes on")
 
 
-def write_durably(path: Path, content: bytes | memoryview | Callable[[BinaryIO], None], *, size: int = 0) -> None:
+def write_atomic(path: Path, content: bytes | memoryview | Callable[[BinaryIO], None], *, size: int = 0) -> None:
     """Write a file whole or not at all, and return only when it is on the disk.
 
     Args:
@@ -125,8 +125,28 @@ def write_durably(path: Path, content: bytes | memoryview | Callable[[BinaryIO],
             os.close(folder)
     except OSError as error:
         raise DiskError(
-            f"cannot write {path}, {size / 1e6:.1f} MB: {error.strerror}; {free(path.parent)}; what was there is kept"
+            f"cannot write {path}, {size / 1e6:.1f} MB: {error.strerror}; {free_space(path.parent)}; what was there is kept"
         ) from error
+
+
+@contextmanager
+def atomic_dir(target: Path) -> Iterator[Path]:
+    """Gives a folder to write into, which takes its name when all is done, and vanishes when something fails.
+
+    Where another process has written the target in the meantime, that one stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        try:
+            os.rename(unfinished, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _call(write: Callable[[BinaryIO], None], file: BinaryIO) -> None:
@@ -151,7 +171,7 @@ def check_room(folder: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise DiskError(f"cannot write {folder}: {error.strerror}; {free(folder)}") from error
+        raise DiskError(f"cannot write {folder}: {error.strerror}; {free_space(folder)}") from error
 
 
 def short_socket_paths() -> None:

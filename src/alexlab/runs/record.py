@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from alexlab.data.image_file import DEFAULT, read
+from alexlab.data.image_file import DEFAULT_DECODING, read_image
 from alexlab.data.paths import END, PathArray
 from alexlab.data.splits import Splits
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError, DataError, ImageError
-from alexlab.runs.atomic import write_durably
+from alexlab.runs.atomic import write_atomic
 from alexlab.runs.layout import CARD, DIFF, LOCK
 
 RUNNING, FINISHED, PRUNED, FAILED, INTERRUPTED = "running", "finished", "pruned", "failed", "interrupted"
@@ -181,7 +181,7 @@ class Card:
         Raises:
             DiskError: when the disk has no room for them; the file is what it was.
         """
-        write_durably(self.path, (json.dumps(self._stored() | values, indent=2) + "\n").encode())
+        write_atomic(self.path, (json.dumps(self._stored() | values, indent=2) + "\n").encode())
 
     def start(self, config: dict[str, Any], choices: dict[str, str]) -> None:
         """Begins the card of a new run, or another attempt of a resumed one."""
@@ -341,7 +341,7 @@ def data_state(splits: Splits) -> dict[str, Any]:
 def _content(path: str) -> bytes:
     """The bytes of an image; none of a file that cannot be read, which is reported when the run comes to it."""
     try:
-        return read(path, DEFAULT)
+        return read_image(path, DEFAULT_DECODING)
     except ImageError:
         return b""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.config.instantiate import bind
-from alexlab.errors import ConfigError, FoundError
+from alexlab.errors import ConfigError, FindingsError
 from alexlab.output.escape import print_line
 
 
@@ -30,18 +30,18 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
 
 def download(config: dict[str, Any], run_dir: Path) -> None:
     """Writes a data set of the catalogue as a tree of image files."""
-    from alexlab.data.sources.downloads import write_dataset
+    from alexlab.data.sources.downloads import download_dataset
 
     name = str(config["dataset"])
     out = Path(config["out"] or f"data/{name}")
-    _print_counts(write_dataset(name, out, Path(config["downloads"])), out)
+    _print_counts(download_dataset(name, out, Path(config["downloads"])), out)
     print_line(f"python src/train.py data.root={out}")
 
 
 def check(config: dict[str, Any], run_dir: Path) -> None:
     """Looks at every file, prints what was found, writes check.json, check.html and manifest.csv into the run folder."""
     from alexlab.data.audit import report
-    from alexlab.data.audit.audit import check as look
+    from alexlab.data.audit.audit import audit_dataset
     from alexlab.data.audit.quarantine import quarantine
     from alexlab.data.manifest import write_manifest
     from alexlab.output.terminal import Terminal
@@ -49,25 +49,25 @@ def check(config: dict[str, Any], run_dir: Path) -> None:
     if config["fix"] not in (None, "quarantine"):
         raise ConfigError(f"fix must be null or quarantine; got {config['fix']!r}")
     root = _root(config)
-    findings = look(root, config["manifest"], folders=config["data"]["splits"], decoding=_data(config).decoding)
-    for table in report.summary(findings):
+    result = audit_dataset(root, config["manifest"], folders=config["data"]["splits"], decoding=_data(config).decoding)
+    for table in report.summary(result):
         Terminal().print(table)
-    for note in findings.notes:
+    for note in result.notes:
         print_line(note)
-    write_manifest(findings.rows, run_dir / "manifest.csv")
-    report.write_json(findings, run_dir / "check.json")
-    report.write_page(findings, run_dir / "check.html")
+    write_manifest(result.rows, run_dir / "manifest.csv")
+    report.write_json(result, run_dir / "check.json")
+    report.write_page(result, run_dir / "check.html")
     print_line(f"{os.path.relpath(run_dir)}/check.html, check.json, manifest.csv")
-    if config["fix"] and findings.unreadable:
+    if config["fix"] and result.unreadable:
         folder = Path(config["quarantine"] or _beside(root, ".quarantine"))
-        count = quarantine(root, findings.unreadable, folder)
+        count = quarantine(root, result.unreadable, folder)
         print_line(
             f"{count} files were moved to {folder}; python src/prepare.py action=restore data.root={root} "
             f"quarantine={folder} moves them back"
         )
-    if findings.problems:
-        raise FoundError(report.counted(findings))
-    print_line(report.counted(findings))
+    if result.findings:
+        raise FindingsError(report.counted(result))
+    print_line(report.counted(result))
 
 
 def restore(config: dict[str, Any], run_dir: Path) -> None:
@@ -81,29 +81,29 @@ def restore(config: dict[str, Any], run_dir: Path) -> None:
 
 def split(config: dict[str, Any], run_dir: Path) -> None:
     """Divides a data set into train, val and test."""
-    from alexlab.data.audit.split import find_source, plan, write_division
+    from alexlab.data.audit.split import assign_splits, find_unsplit, write_split
 
     root, data = _root(config), config["data"]
-    source = find_source(
+    source = find_unsplit(
         root, labels=config["labels"], pattern=config["pattern"], group=config["group"], folders=data["splits"]
     )
-    parts = plan(source, {"val": data["val_fraction"], "test": data["test_fraction"]}, data["split_seed"])
+    parts = assign_splits(source, {"val": data["val_fraction"], "test": data["test_fraction"]}, data["split_seed"])
     out = Path(config["out"] or _beside(root, "_split"))
     _print_counts({name: len(rows) for name, rows in parts.items()}, out)
     if config["dry_run"]:
         print_line("dry run: nothing was written")
         return
-    write_division(source, parts, out, config["link"])
+    write_split(source, parts, out, config["link"])
     print_line(f"python src/train.py data.root={out / 'split.csv' if config['link'] == 'manifest' else out}")
 
 
 def pack(config: dict[str, Any], run_dir: Path) -> None:
     """Decodes every image once into a pack that runs with `data.cache=packed` read; a pack of changed files is replaced."""
     from alexlab.data.cache.build_pack import open_pack
-    from alexlab.data.cache.pack import Pack
+    from alexlab.data.cache.pack import PackConfig
 
     data = _data(config)
-    bind(Pack, "data.pack", **data.pack)
+    bind(PackConfig, "data.pack", **data.pack)
     settings = dict(data.pack)
     if settings["size"] is None:
         squash = settings["resize"] == "squash"
@@ -116,14 +116,14 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
         done.add(part.listing.folder)
         found = open_pack(
             part.listing,
-            Pack(**settings),
+            PackConfig(**settings),
             decoding=data.decoding,
             cache_dir=Path(data.cache_dir),
             skip=data.on_error == "skip",
             anew=True,
         )
-        size = (found.place / "images.npy").stat().st_size
-        print_line(f"{part.listing.folder or name}: {len(found):,} images, {size / 1e9:.2f} GB: {found.place}")
+        size = (found.path / "images.npy").stat().st_size
+        print_line(f"{part.listing.folder or name}: {len(found):,} images, {size / 1e9:.2f} GB: {found.path}")
     print_line(f"python src/train.py data.root={data.root} data.cache=packed data.image_size={data.image_size}")
 
 

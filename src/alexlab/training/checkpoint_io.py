@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from alexlab.runs.atomic import Writer, write_durably
+from alexlab.runs.atomic import RunFileWriter, write_atomic
 from alexlab.runs.layout import CHECKPOINT_KEY
 from alexlab.runs.safe_load import load_file
 from alexlab.training.nonfinite import check_finite
 
 
-class AtomicCheckpointIO(Writer, TorchCheckpointIO):
+class AtomicCheckpointIO(RunFileWriter, TorchCheckpointIO):
     """Writes a checkpoint beside its place, then puts it there: a reader sees the old one or the new one.
 
     Lightning's own writes to the temporary folder first, which destroys the old checkpoint when the process is killed and
@@ -29,7 +29,7 @@ class AtomicCheckpointIO(Writer, TorchCheckpointIO):
         """
         check_finite(checkpoint, path)
         with self.writing(Path(path)):
-            write_durably(Path(path), partial(torch.save, checkpoint), size=_size(checkpoint))
+            write_atomic(Path(path), partial(torch.save, checkpoint), size=_size(checkpoint))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads plain data only, whatever is asked."""

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.output.csv_files import csv_bytes
-from alexlab.runs.atomic import Writer, write_durably
+from alexlab.runs.atomic import RunFileWriter, write_atomic
 
 EPOCH_SCORES = ("train/", "val/", "best/")
 OFFLINE = ("offline", "dryrun", "disabled")  # modes in which Weights & Biases needs no key
@@ -87,7 +87,7 @@ def open_loggers(loggers: Iterable[Logger]) -> None:
                 _ = getattr(logger, "experiment", None)
 
 
-class TensorBoard(Writer, TensorBoardLogger):
+class TensorBoard(RunFileWriter, TensorBoardLogger):
     """TensorBoard's event file directly in the run folder: one file for training, test and HParams together.
 
     PyTorch's own writer has a thread, which ends with the first event that the disk does not take.
@@ -146,7 +146,7 @@ class TensorBoard(Writer, TensorBoardLogger):
             self.experiment.close()
 
 
-class EpochCSV(Writer, Logger):
+class EpochCSV(RunFileWriter, Logger):
     """`metrics.csv` in the run folder: a row for each epoch, a column for each score.
 
     The whole file is written again at each change, so that a reader never sees half of it, and a row for which the disk had
@@ -196,4 +196,4 @@ class EpochCSV(Writer, Logger):
         columns = list(dict.fromkeys(["epoch", "step", *sorted({name for row in self.rows.values() for name in row})]))
         rows: list[Any] = [columns, *([row.get(name) for name in columns] for _, row in sorted(self.rows.items()))]
         with self.writing(self.path):
-            write_durably(self.path, csv_bytes(rows))
+            write_atomic(self.path, csv_bytes(rows))

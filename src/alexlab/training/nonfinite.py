@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alexlab.errors import NumericError
 from alexlab.output.csv_files import write_csv
-from alexlab.runs.atomic import Writer
+from alexlab.runs.atomic import RunFileWriter
 from alexlab.runs.layout import NOT_FINITE
 
 
@@ -80,7 +80,7 @@ def poll_is_free(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-class NonFiniteReport(Writer, Callback):
+class NonFiniteReport(RunFileWriter, Callback):
     """Lists the images of the step whose loss or gradient was not finite: epoch, batch, path and label."""
 
     def on_exception(

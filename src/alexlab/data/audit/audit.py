@@ -1,4 +1,4 @@
-"""Looks at a data set before anything is trained: every file is decoded once, and every problem is told. Imports no torch."""
+"""Audit of a data set before training: every file is decoded once and every irregularity becomes a finding."""
 
 import os
 import unicodedata
@@ -9,16 +9,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from alexlab.data.audit.duplicates import Pair, find_pairs
-from alexlab.data.audit.inspection import look_at
+from alexlab.data.audit.inspection import Inspection, inspect_files
 from alexlab.data.hidden_names import format_counts, hidden_kind, is_hidden
-from alexlab.data.image_file import DEFAULT, Decoding
+from alexlab.data.image_file import DEFAULT_DECODING, Decoding
 from alexlab.data.layout import find_layout
 from alexlab.data.listing import (
     HEIF_EXTENSIONS,
     HEIF_PACKAGE,
     IMAGE_EXTENSIONS,
+    Finding,
     Listing,
-    Problem,
     confusable_names,
     list_images,
 )
@@ -26,7 +26,7 @@ from alexlab.data.manifest import ManifestRow, locator, read_manifest
 from alexlab.data.splits import check_root
 from alexlab.output.escape import writable
 
-# Pictures that people have and that are not read: they are findings, other files are only counted.
+# Common image formats that are not supported. Such files are findings; files of other kinds are only counted.
 UNSUPPORTED = (
     *(".gif", *HEIF_EXTENSIONS, ".jp2", ".jxl", ".svg"),
     *(".raw", ".cr2", ".nef", ".dng", ".psd", ".eps"),
@@ -34,27 +34,28 @@ UNSUPPORTED = (
 
 
 @dataclass
-class Findings:
-    """What is known of a data set after the check.
+class AuditResult:
+    """Findings and statistics of a data set.
 
     Args:
-        root: its folder.
-        decoding: the settings by which files become pixels.
-        classes: of all splits together.
-        counts: images by split and class; the split of an undivided folder has the name "".
-        problems: all that should be looked into, by path.
-        notes: what was left out, and is no problem.
-        rows: the manifest.
-        sizes, modes: how many images have which width x height and which mode.
-        mean, std: of the readable images' values in [0, 1], each image counting as much as any other.
+        root: folder of the data set.
+        decoding: decoding settings.
+        classes: class names of all splits together.
+        counts: number of images by split and class; the only split of an undivided folder is called "".
+        findings: irregularities, sorted by code and path.
+        notes: remarks that are no findings, such as the files that were left out.
+        rows: manifest rows of all files.
+        sizes: number of images by "width x height".
+        modes: number of images by Pillow mode.
+        mean, std: per-channel statistics of the readable images in [0, 1], each image weighted equally.
         pairs: exact and near duplicates.
     """
 
     root: str
-    decoding: Decoding = DEFAULT
+    decoding: Decoding = DEFAULT_DECODING
     classes: list[str] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: list[ManifestRow] = field(default_factory=list)
     sizes: Counter[str] = field(default_factory=Counter)
@@ -65,84 +66,90 @@ class Findings:
 
     @property
     def unreadable(self) -> list[str]:
-        """Paths of the files that cannot be read."""
-        return [problem.path for problem in self.problems if problem.code.startswith("unreadable_")]
+        """Paths of the unreadable files."""
+        return [finding.path for finding in self.findings if finding.code.startswith("unreadable_")]
 
 
-def check(
+def audit_dataset(
     root: str,
     manifest: str | None = None,
     *,
     folders: Mapping[str, str | None] | None = None,
-    decoding: Decoding = DEFAULT,
-) -> Findings:
-    """Looks at every folder and every file of a data set and tells all that is wrong; nothing is changed.
+    decoding: Decoding = DEFAULT_DECODING,
+) -> AuditResult:
+    """Inspect every folder and file of a data set; nothing is changed.
 
     Args:
-        root: the data set's folder, with or without split folders.
-        manifest: a list with the SHA-256 of each file, to compare with.
-        folders: as for `find_splits`.
-        decoding: the settings by which files become pixels.
+        root: folder of the data set, with or without split folders.
+        manifest: CSV file with the expected SHA-256 of each file, to compare with.
+        folders: folder of each split, as for `find_splits`.
+        decoding: decoding settings.
 
     Raises:
-        DataError: when there is no such folder, or it holds no class folder.
+        DataError: if the folder does not exist or has no class folders.
     """
     check_root(root)
-    findings = Findings(root, replace(decoding, channels=3))
-    listings = list(_listings(root, folders, findings))
-    _names(listings, findings)
+    result = AuditResult(root, replace(decoding, channels=3))
+    listings = list(_list_splits(root, folders, result))
+    _check_classes(listings, result)
     rows = [
         ManifestRow(path, label=listing.classes[label], split=split)
         for split, listing in listings
         for path, label in zip(listing.paths, listing.labels.tolist(), strict=True)
     ]
     if not rows:
-        findings.problems.append(Problem("no_images", ".", "holds no images"))
-    seen = look_at(root, rows, findings.decoding)
-    findings.rows = [one.row for one in seen]
-    findings.problems += [one.problem for one in seen if one.problem is not None]
-    pictures = [one.picture for one in seen if one.picture is not None]
-    findings.sizes = Counter(f"{one.row.width} x {one.row.height}" for one in seen if one.picture)
-    findings.modes = Counter(one.row.mode for one in seen if one.picture)
-    animated = sum(picture.animated for picture in pictures)
-    if animated:
-        findings.notes.append(f"{animated} animated files: their first picture is taken")
-    if pictures:
-        mean = np.mean([picture.mean for picture in pictures], 0)
-        square = np.mean([picture.square for picture in pictures], 0)
-        findings.mean, findings.std = mean.tolist(), np.sqrt((square - mean**2).clip(0)).tolist()
-    findings.pairs = find_pairs(seen)
-    findings.problems += [pair.problem() for pair in findings.pairs]
+        result.findings.append(Finding("no_images", ".", "holds no images"))
+    inspections = inspect_files(root, rows, result.decoding)
+    result.rows = [inspection.row for inspection in inspections]
+    result.findings += [inspection.finding for inspection in inspections if inspection.finding is not None]
+    _add_statistics(inspections, result)
+    result.pairs = find_pairs(inspections)
+    result.findings += [pair.finding() for pair in result.pairs]
     if manifest is not None:
-        _compared(findings, manifest)
-    findings.problems.sort(key=lambda problem: (problem.code, problem.path))
-    return findings
+        _compare_with_manifest(manifest, result)
+    result.findings.sort(key=lambda finding: (finding.code, finding.path))
+    return result
 
 
-def _listings(root: str, folders: Mapping[str, str | None] | None, findings: Findings) -> Iterator[tuple[str, Listing]]:
-    """The files of each split, or of the whole folder where there are no splits."""
+def _add_statistics(inspections: Sequence[Inspection], result: AuditResult) -> None:
+    readable = [(inspection.row, inspection.stats) for inspection in inspections if inspection.stats is not None]
+    result.sizes = Counter(f"{row.width} x {row.height}" for row, _ in readable)
+    result.modes = Counter(row.mode for row, _ in readable)
+    num_animated = sum(stats.animated for _, stats in readable)
+    if num_animated:
+        result.notes.append(f"{num_animated} files hold several images; only the first is used")
+    if readable:
+        mean = np.mean([stats.mean for _, stats in readable], 0)
+        mean_square = np.mean([stats.mean_square for _, stats in readable], 0)
+        result.mean, result.std = mean.tolist(), np.sqrt((mean_square - mean**2).clip(0)).tolist()
+
+
+def _list_splits(
+    root: str, folders: Mapping[str, str | None] | None, result: AuditResult
+) -> Iterator[tuple[str, Listing]]:
+    """Yield the files of each split, or those of the whole folder under the name "" if it has no splits."""
     layout = find_layout(root, folders)
-    findings.notes += layout.notes
+    result.notes += layout.notes
     if layout.ambiguity is not None:
-        findings.problems.append(Problem("unclear_splits", ".", layout.ambiguity))
+        result.findings.append(Finding("unclear_splits", ".", layout.ambiguity))
     for split, name in [(split, name) for split, names in layout.folders.items() for name in names] or [("", "")]:
-        listing = list_images(root, name, problems=findings.problems)
-        top = os.path.join(root, name)
+        listing = list_images(root, name, findings=result.findings)
         counts = np.bincount(listing.labels, minlength=len(listing.classes)).tolist()
-        findings.counts[split] = dict(zip(listing.classes, counts, strict=True))
+        result.counts[split] = dict(zip(listing.classes, counts, strict=True))
         for label, count in zip(listing.classes, counts, strict=True):
             if not count:
-                findings.problems.append(Problem("empty_class", os.path.join(name, label), "is a class without images"))
-        findings.problems += [
-            Problem("special_file", path, f"is left out: it is {kind}, and only regular files are read")
+                result.findings.append(Finding("empty_class", os.path.join(name, label), "is a class without images"))
+        result.findings += [
+            Finding("special_file", path, f"is left out: it is {kind}, and only regular files are read")
             for path, kind in listing.special_files
         ]
-        _others(root, name, top, findings)
+        _check_other_files(root, name, result)
         yield split, listing
 
 
-def _others(root: str, name: str, top: str, findings: Findings) -> None:
-    """Files and folders that are no part of the data."""
+def _check_other_files(root: str, split_folder: str, result: AuditResult) -> None:
+    """Report images that are not used and count files and folders that do not belong to the data set."""
+    top = os.path.join(root, split_folder)
     left_out: Counter[str] = Counter()
     for folder, subfolders, names in os.walk(top):
         relative = os.path.relpath(folder, root)
@@ -151,60 +158,57 @@ def _others(root: str, name: str, top: str, findings: Findings) -> None:
             left_out[hidden_kind(sub)] += 1
         for file in names:
             suffix = os.path.splitext(file)[1].lower()
+            path = os.path.normpath(os.path.join(relative, file))
             if is_hidden(file):
                 left_out[hidden_kind(file)] += 1
             elif suffix in UNSUPPORTED and suffix not in IMAGE_EXTENSIONS:
-                path = os.path.normpath(os.path.join(relative, file))
                 needed = f" without {HEIF_PACKAGE}" if suffix in HEIF_EXTENSIONS else ""
-                findings.problems.append(
-                    Problem("unsupported_format", path, f"is left out: {suffix} files are not read{needed}")
-                )
+                text = f"is left out: {suffix} files are not supported{needed}"
+                result.findings.append(Finding("unsupported_format", path, text))
             elif suffix not in IMAGE_EXTENSIONS:
                 left_out[f"{suffix or 'extensionless'} files"] += 1
             elif folder == top:
-                path = os.path.normpath(os.path.join(relative, file))
-                findings.problems.append(
-                    Problem("outside_classes", path, "lies beside the class folders and is left out")
-                )
+                text = "is left out: it is next to the class folders, not in one of them"
+                result.findings.append(Finding("outside_classes", path, text))
     if left_out:
-        findings.notes.append(f"left out in {name or '.'}: {format_counts(left_out)}")
+        result.notes.append(f"left out in {split_folder or '.'}: {format_counts(left_out)}")
 
 
-def _names(listings: Sequence[tuple[str, Listing]], findings: Findings) -> None:
-    """Compares the names of the classes, within a split and between splits."""
-    findings.classes = sorted({name for _, listing in listings for name in listing.classes})
+def _check_classes(listings: Sequence[tuple[str, Listing]], result: AuditResult) -> None:
+    """Compare the class names within each split and between splits."""
+    result.classes = sorted({name for _, listing in listings for name in listing.classes})
     for _, listing in listings:
         for name in listing.classes:
             if writable(name) != name:
-                place = os.path.join(listing.folder, name)
-                findings.problems.append(Problem("class_name", place, "is a class whose name is no UTF-8"))
+                path = os.path.join(listing.folder, name)
+                result.findings.append(Finding("class_name", path, "is a class whose name is not valid UTF-8"))
         for first, second in confusable_names(listing.classes):
-            text = f"is a class whose name is that of {first!a} but for case or Unicode form"
-            findings.problems.append(Problem("similar_class", os.path.join(listing.folder, second), text))
+            text = f"is a class whose name differs from {first!a} only in case or Unicode form"
+            result.findings.append(Finding("similar_class", os.path.join(listing.folder, second), text))
     by_split = {split: {unicodedata.normalize("NFC", name) for name in listing.classes} for split, listing in listings}
     for split, listing in listings:
         if split in ("", "train") or "train" not in by_split:
             continue
         for name in sorted(by_split[split] - by_split["train"]):
-            place = os.path.join(listing.folder, name)
-            findings.problems.append(Problem("extra_class", place, "is a class that train has not"))
+            path = os.path.join(listing.folder, name)
+            result.findings.append(Finding("extra_class", path, "is a class that does not occur in train"))
         for name in sorted(by_split["train"] - by_split[split]):
-            place = os.path.join(listing.folder, name)
-            findings.problems.append(Problem("missing_class", place, "is a class of train that is missing here"))
-    if listings and len(findings.classes) < 2:
-        findings.problems.append(Problem("one_class", ".", "has fewer than two classes"))
+            path = os.path.join(listing.folder, name)
+            result.findings.append(Finding("missing_class", path, "is missing, although train has this class"))
+    if listings and len(result.classes) < 2:
+        result.findings.append(Finding("one_class", ".", "has fewer than two classes"))
 
 
-def _compared(findings: Findings, manifest: str) -> None:
-    """Compares the files with an earlier manifest."""
-    before, located = read_manifest(manifest, findings.root), locator(findings.root)
-    now = {located(row.path): row for row in findings.rows}
+def _compare_with_manifest(manifest: str, result: AuditResult) -> None:
+    """Report files that differ from an earlier manifest."""
+    before, located = read_manifest(manifest, result.root), locator(result.root)
+    now = {located(row.path): row for row in result.rows}
     for location in before.keys() | now.keys():
         if location not in now:
-            text = "is in the manifest and no longer here"
-            findings.problems.append(Problem("manifest_gone", before[location].path, text))
+            text = "is listed in the manifest but missing"
+            result.findings.append(Finding("manifest_gone", before[location].path, text))
         elif location not in before:
-            findings.problems.append(Problem("manifest_new", now[location].path, "is not in the manifest"))
+            result.findings.append(Finding("manifest_new", now[location].path, "is not listed in the manifest"))
         elif before[location].sha256 and before[location].sha256 != now[location].sha256:
-            text = "is not the file that the manifest lists"
-            findings.problems.append(Problem("manifest_changed", now[location].path, text))
+            text = "has another SHA-256 than in the manifest"
+            result.findings.append(Finding("manifest_changed", now[location].path, text))

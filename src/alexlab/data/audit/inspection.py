@@ -1,4 +1,4 @@
-"""What one file of a data set is: decoded fully, measured, and made comparable with others. Imports no torch."""
+"""Inspection of the files of a data set: each is decoded completely, measured and fingerprinted."""
 
 import hashlib
 import io
@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from alexlab.data.decode import decode_bytes
-from alexlab.data.image_file import FORMATS, Decoding, read
-from alexlab.data.listing import Problem
+from alexlab.data.image_file import FORMATS, Decoding, read_image
+from alexlab.data.listing import Finding
 from alexlab.data.manifest import ManifestRow
 from alexlab.distributed.hardware import die_with_parent, num_cores
 from alexlab.errors import ImageError
@@ -31,101 +31,103 @@ EXTENSIONS = {
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif"),
 }
-MIN_SPREAD = 4.0  # of grey values; the hash of a flat picture says nothing
-FEW = 64  # files that are not worth starting processes for
+MIN_GREY_STD = 4.0  # grey levels; the hash of a flatter image is noise
+MIN_FILES_FOR_POOL = 64  # fewer files take less time than starting processes
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What was measured of a readable file.
+class ImageStats:
+    """Pixel statistics and perceptual fingerprint of a readable image.
 
     Args:
-        mean, square: of its values in [0, 1] and of their squares, for each of three channels.
-        grey: uint8 (16, 16), the picture shrunk.
-        bits: 64 bits, whether each of 8 x 8 places is brighter than the one to its left; None for a flat picture.
-        animated: whether there is more than one picture in it.
+        mean: mean of the values in [0, 1], float64 (3,).
+        mean_square: mean of their squares, float64 (3,).
+        grey: the image shrunk to 16 x 16 grey levels, uint8 (16, 16).
+        hash_bits: 64-bit difference hash (each of 8 x 8 cells brighter than its left neighbour); None for a flat image.
+        animated: whether the file holds more than one image.
     """
 
     mean: np.ndarray
-    square: np.ndarray
+    mean_square: np.ndarray
     grey: np.ndarray
-    bits: int | None
+    hash_bits: int | None
     animated: bool
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one file was found to be.
+class Inspection:
+    """Result of inspecting one file.
 
     Args:
-        row: the file, with what is known of it.
-        problem: why it cannot be read, or what is odd about it.
-        picture: None when it cannot be read.
+        row: manifest row of the file; size, hash, shape and mode are filled in if it is readable.
+        finding: the reason why it cannot be read, or another irregularity.
+        stats: pixel statistics; None if it cannot be read.
     """
 
     row: ManifestRow
-    problem: Problem | None = None
-    picture: Picture | None = None
+    finding: Finding | None = None
+    stats: ImageStats | None = None
 
 
-def look_at(root: str, rows: Sequence[ManifestRow], decoding: Decoding) -> list[Seen]:
-    """Decodes every file, in as many processes as there are cores, with a progress bar in a terminal."""
+def inspect_files(root: str, rows: Sequence[ManifestRow], decoding: Decoding) -> list[Inspection]:
+    """Inspect all files on all cores, with a progress bar in a terminal."""
     work = [(root, row, decoding) for row in rows]
-    if len(rows) < FEW:
-        return [look(one) for one in track(work, "looking at the images")]
-    # Not multiprocessing.Pool, which waits for ever for a process that was killed.
+    if len(rows) < MIN_FILES_FOR_POOL:
+        return [inspect_file(item) for item in track(work, "inspecting images")]
+    # Not multiprocessing.Pool, which waits forever for a worker that was killed.
     pool = ProcessPoolExecutor(
-        num_cores(), multiprocessing.get_context("fork"), initializer=_begin, initargs=(os.getpid(),)
+        num_cores(), multiprocessing.get_context("fork"), initializer=_init_worker, initargs=(os.getpid(),)
     )
     try:
-        found = pool.map(look, work, chunksize=16)
-        return list(track(found, "looking at the images", len(work)))
+        inspections = pool.map(inspect_file, work, chunksize=16)
+        return list(track(inspections, "inspecting images", len(work)))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end with it."""
-    die_with_parent(parent)
+def _init_worker(parent_pid: int) -> None:
+    """Leave Ctrl-C to the parent process and die with it."""
+    die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def look(work: tuple[str, ManifestRow, Decoding]) -> Seen:
-    """Decode one file: the data set's folder, the file in it, and the settings."""
+def inspect_file(work: tuple[str, ManifestRow, Decoding]) -> Inspection:
+    """Decode and measure one file, given as (root folder of the data set, manifest row, decoding settings)."""
     root, row, decoding = work
     path = os.path.join(root, row.path)
     try:
-        content = read(path, decoding)
+        content = read_image(path, decoding)
         row = replace(row, size=len(content), sha256=hashlib.sha256(content).hexdigest())
         pixels = decode_bytes(content, decoding, path)
     except ImageError as error:
-        return Seen(row, Problem(f"unreadable_{error.code}", row.path, f"cannot be read: {error.reason}"))
+        return Inspection(row, Finding(f"unreadable_{error.code}", row.path, f"cannot be read: {error.reason}"))
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        kind, mode, frames = image.format or "", image.mode, _num_frames(image)
+        image_format, mode, num_frames = image.format or "", image.mode, _num_frames(image)
     row = replace(row, width=pixels.shape[1], height=pixels.shape[0], mode=mode)
-    odd = not row.path.lower().endswith(EXTENSIONS.get(kind, ()))
-    problem = Problem("extension", row.path, f"is a {kind} file, whatever its name says") if odd else None
-    return Seen(row, problem, _measured(pixels, animated=frames > 1))
+    finding = None
+    if not row.path.lower().endswith(EXTENSIONS.get(image_format, ())):
+        finding = Finding("extension", row.path, f"is a {image_format} file, regardless of its extension")
+    return Inspection(row, finding, _image_stats(pixels, animated=num_frames > 1))
 
 
 def _num_frames(image: Image.Image) -> int:
-    """Return the number of pictures in a file whose first one can be read; those behind it may be broken."""
+    """Return the number of images in a file whose first image is readable; the others may be corrupt."""
     try:
         return int(getattr(image, "n_frames", 1))
-    except Exception:  # Pillow reads all of them to count them, which fails in as many ways as decoding
+    except Exception:  # Pillow reads all frames to count them, which can raise anything that decoding can
         return 2
 
 
-def _measured(pixels: np.ndarray, *, animated: bool) -> Picture:
+def _image_stats(pixels: np.ndarray, *, animated: bool) -> ImageStats:
     values = pixels.reshape(-1, 3) / np.float32(255)
-    whole = Image.fromarray(pixels).convert("L")
-    grey = np.asarray(whole.resize((16, 16), Image.Resampling.BOX))
-    steps = np.asarray(whole.resize((9, 8), Image.Resampling.BOX)).astype(int)
-    bits = int.from_bytes(np.packbits(steps[:, 1:] > steps[:, :-1]).tobytes(), "big")
-    return Picture(
+    grey_image = Image.fromarray(pixels).convert("L")
+    grey = np.asarray(grey_image.resize((16, 16), Image.Resampling.BOX))
+    cells = np.asarray(grey_image.resize((9, 8), Image.Resampling.BOX)).astype(int)
+    hash_bits = int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
+    return ImageStats(
         mean=values.mean(0, dtype=np.float64),
-        square=np.square(values).mean(0, dtype=np.float64),
+        mean_square=np.square(values).mean(0, dtype=np.float64),
         grey=grey,
-        bits=bits if grey.std() >= MIN_SPREAD else None,
+        hash_bits=hash_bits if grey.std() >= MIN_GREY_STD else None,
         animated=animated,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from alexlab.data.splits import check_root
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.output.escape import shown
-from alexlab.runs.atomic import writing
+from alexlab.runs.atomic import disk_errors
 
 MOVES = "moves.jsonl"
 
@@ -40,7 +40,7 @@ def quarantine(root: str, paths: Sequence[str], folder: Path) -> int:
             raise DataError(f"only files inside {shown(root)} are moved; a link leads out of it to {shown(path)}")
     for path in there:
         source, target = os.path.abspath(os.path.join(root, path)), folder / path
-        with writing(target):
+        with disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with (folder / MOVES).open("a") as file:
                 file.write(json.dumps({"from": source, "to": path}) + "\n")

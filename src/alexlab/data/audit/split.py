@@ -20,14 +20,13 @@ from alexlab.data.table import read_table
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.output.escape import shown
 from alexlab.output.progress import track
-from alexlab.runs.atomic import disk_error
-from alexlab.runs.tree import written_whole
+from alexlab.runs.atomic import atomic_dir, disk_error
 
 LINKS = ("copy", "hardlink", "symlink", "manifest")
 
 
 @dataclass(frozen=True)
-class Source:
+class UnsplitDataset:
     """Images that are not yet divided.
 
     Args:
@@ -43,14 +42,14 @@ class Source:
     groups: Sequence[str] | None = None
 
 
-def find_source(
+def find_unsplit(
     root: str,
     *,
     labels: str | None,
     pattern: str,
     group: str | None,
     folders: Mapping[str, str | None] | None = None,
-) -> Source:
+) -> UnsplitDataset:
     """Finds the images and their classes.
 
     Args:
@@ -77,7 +76,7 @@ def find_source(
     if not paths:
         raise DataError(f"{root} holds no images: looked for {', '.join(IMAGE_EXTENSIONS)}")
     check_class_names(sorted(set(classes)), labels or root)
-    return Source(root, paths, classes, None if group is None else [_group(path, group) for path in paths])
+    return UnsplitDataset(root, paths, classes, None if group is None else [_group(path, group) for path in paths])
 
 
 def _flat(root: str, pattern: str) -> tuple[list[str], list[str]]:
@@ -152,7 +151,7 @@ def _group(path: str, pattern: str) -> str:
     return found
 
 
-def plan(source: Source, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
+def assign_splits(source: UnsplitDataset, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
     """The rows of each split: the same division that a run makes of the undivided folder.
 
     Raises:
@@ -170,7 +169,7 @@ def plan(source: Source, fractions: Mapping[str, float], seed: int) -> dict[str,
     return split_by_hash(source.paths, labels, classes, wanted, seed, source.groups)
 
 
-def write_division(source: Source, parts: Mapping[str, np.ndarray], out: Path, link: str) -> None:
+def write_split(source: UnsplitDataset, parts: Mapping[str, np.ndarray], out: Path, link: str) -> None:
     """Writes `out/<split>/<class>/<file>`, or only `out/split.csv`, whole or not at all.
 
     Args:
@@ -191,13 +190,13 @@ def write_division(source: Source, parts: Mapping[str, np.ndarray], out: Path, l
     try:
         if out.is_dir():
             out.rmdir()
-        with written_whole(out) as folder:
+        with atomic_dir(out) as folder:
             _write(source, parts, out, folder, link)
     except OSError as error:
         raise DiskError(f"out must be a folder that can be written; got {shown(out)}: {error.strerror}") from error
 
 
-def _write(source: Source, parts: Mapping[str, np.ndarray], out: Path, folder: Path, link: str) -> None:
+def _write(source: UnsplitDataset, parts: Mapping[str, np.ndarray], out: Path, folder: Path, link: str) -> None:
     rows = [(split, int(row)) for split, chosen in parts.items() for row in chosen]
     if link != "manifest":
         for split, row in track(rows, "writing the files"):
@@ -218,13 +217,13 @@ def _write(source: Source, parts: Mapping[str, np.ndarray], out: Path, folder: P
     )
 
 
-def _target(source: Source, row: int) -> str:
+def _target(source: UnsplitDataset, row: int) -> str:
     """Where an image goes below its split: its class, and its path inside the folder of its class."""
     name = source.classes[row]
     return os.path.join(name, source.paths[row].removeprefix(f"{name}/"))
 
 
-def _place(source: Source, row: int, folder: Path, link: str) -> None:
+def _place(source: UnsplitDataset, row: int, folder: Path, link: str) -> None:
     original, target = os.path.abspath(os.path.join(source.root, source.paths[row])), folder / _target(source, row)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

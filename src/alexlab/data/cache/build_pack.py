@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from alexlab.data.cache.pack import Pack, PackedImages, pack_path
+from alexlab.data.cache.pack import PackConfig, PackedImages, pack_path
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import check_size, decode, upright_size
-from alexlab.data.image_file import FORMATS, Decoding, open_image_file
+from alexlab.data.image_file import FORMATS, Decoding, open_image
 from alexlab.data.listing import Listing
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import DataError, ImageError
 from alexlab.output.escape import shown
 from alexlab.output.progress import progress_bar
-from alexlab.runs.atomic import writing
+from alexlab.runs.atomic import disk_errors
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ MAX_STATS = 100_000  # of a larger folder, so many files are looked at, evenly s
 
 def open_pack(
     listing: Listing,
-    pack: Pack,
+    pack: PackConfig,
     *,
     decoding: Decoding,
     cache_dir: Path,
@@ -62,7 +62,7 @@ def open_pack(
         DataError: when the folder has changed since it was packed, the disk is too small, or a file cannot be read.
     """
     place = pack_path(cache_dir, listing.root, listing.folder, pack, decoding.channels)
-    with writing(place), _locked(place.with_name(f"{place.name}.lock"), place):
+    with disk_errors(place), _locked(place.with_name(f"{place.name}.lock"), place):
         if place.is_dir():
             change = _change(place, listing, decoding, hashes)
             if change is None:
@@ -152,7 +152,7 @@ class _Writer:
     """Writes one pack into an unfinished folder, which takes its name at the end; a killed one is taken up again."""
 
     def __init__(
-        self, listing: Listing, pack: Pack, decoding: Decoding, place: Path, hashes: np.ndarray | None, skip: bool
+        self, listing: Listing, pack: PackConfig, decoding: Decoding, place: Path, hashes: np.ndarray | None, skip: bool
     ) -> None:
         self.listing, self.pack, self.decoding, self.place = listing, pack, decoding, place
         self.hashes, self.skip = hashes, skip
@@ -207,7 +207,7 @@ class _Writer:
         for row, path in enumerate(self.listing.paths):
             try:
                 whole = os.path.join(self.listing.root, path)
-                with open_image_file(whole, self.decoding) as file, Image.open(file, formats=FORMATS) as image:
+                with open_image(whole, self.decoding) as file, Image.open(file, formats=FORMATS) as image:
                     check_size(whole, image, self.decoding)
                     found[row] = self.pack.shape(*upright_size(image))
             except Exception:  # told when it is decoded
@@ -286,7 +286,7 @@ class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
     def __init__(
         self,
         listing: Listing,
-        pack: Pack,
+        pack: PackConfig,
         decoding: Decoding,
         path: Path,
         shapes: np.ndarray,

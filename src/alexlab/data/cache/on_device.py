@@ -18,12 +18,12 @@ from alexlab.data.transforms import CenterView, RandomCropView
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ConfigError
 
-NUMBERS = ("row", "top", "left", "height", "width", "mirrored")  # of an image of a batch
-PART = 1 << 28  # bytes that are copied to a device at once
+CROP_FIELDS = ("row", "top", "left", "height", "width", "mirrored")  # of an image of a batch
+COPY_CHUNK = 1 << 28  # bytes that are copied to a device at once
 
 
-class Plan:
-    """Draws where the images of a recipe are cut, with the draws that its transforms would make.
+class CropSampler:
+    """Draws where the images of a recipe are crop, with the draws that its transforms would make.
 
     Args:
         recipe: the transforms: first a CenterView, RandomCropView or RandomResizedCrop, then mirrors.
@@ -69,17 +69,17 @@ class Plan:
         return [*part, mirrored]
 
 
-class Cuts:
-    """A packed split as a data set of numbers: an int64 tensor of `NUMBERS` for each image, and its label.
+class CropDataset:
+    """A packed split as a data set of numbers: an int64 tensor of `CROP_FIELDS` for each image, and its label.
 
     Args:
         split: with its pack.
-        plan: draws where.
-        skipped: takes the images that could not be read; None makes each an error.
+        sampler: draws where.
+        unreadable: takes the images that could not be read; None makes each an error.
     """
 
-    def __init__(self, split: Split, plan: Plan, skipped: UnreadableLog | None = None) -> None:
-        self.split, self.plan, self.skipped = split, plan, skipped
+    def __init__(self, split: Split, sampler: CropSampler, unreadable: UnreadableLog | None = None) -> None:
+        self.split, self.sampler, self.unreadable = split, sampler, unreadable
 
     def __len__(self) -> int:
         return len(self.split)
@@ -89,41 +89,41 @@ class Cuts:
         assert isinstance(pack, PackedImages)
         row, label = index if rows is None else int(rows[index]), int(self.split.labels[index])
         if row in pack.bad:
-            if self.skipped is None:
+            if self.unreadable is None:
                 raise pack.bad[row]
-            self.skipped.add(pack.bad[row])
+            self.unreadable.add(pack.bad[row])
             label = UNREADABLE
-        return torch.tensor([row, *self.plan.draw()]), label
+        return torch.tensor([row, *self.sampler.draw()]), label
 
 
-class Resident:
+class DeviceCropper:
     """Makes the images of a batch of numbers on the device, from a pack that it keeps there.
 
     Args:
         pack: of square images.
-        plan: what has drawn the numbers.
+        sampler: what has drawn the numbers.
     """
 
-    def __init__(self, pack: PackedImages, plan: Plan) -> None:
-        self.pack, self.plan = pack, plan
+    def __init__(self, pack: PackedImages, sampler: CropSampler) -> None:
+        self.pack, self.sampler = pack, sampler
 
     def __call__(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Numbers (N, 6) and labels (N,) to uint8 images (N, C, size, size), channels last, and the labels."""
         numbers, labels = batch
-        pixels = on_device(self.pack, numbers.device)
-        return (resized if self.plan.resizes else cut)(pixels, numbers, self.plan.size), labels
+        pixels = load_on_device(self.pack, numbers.device)
+        return (resized_crop if self.sampler.resizes else crop)(pixels, numbers, self.sampler.size), labels
 
 
 _held: dict[tuple[str, torch.device], Tensor] = {}
 
 
-def on_device(pack: PackedImages, device: torch.device) -> Tensor:
+def load_on_device(pack: PackedImages, device: torch.device) -> Tensor:
     """All images of a pack, uint8 (N, side, side, C), in the memory of a device, where they stay.
 
     Raises:
         ConfigError: when there is no room for them.
     """
-    key = (str(pack.place), device)
+    key = (str(pack.path), device)
     if key not in _held:
         pixels = torch.from_numpy(pack.pixels)
         if device.type == "cuda":
@@ -141,18 +141,18 @@ def _copied(pixels: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return pixels
     held = torch.empty_like(pixels, device=device)
-    rows = max(1, PART // max(1, pixels[0].nbytes))
+    rows = max(1, COPY_CHUNK // max(1, pixels[0].nbytes))
     for start in range(0, len(pixels), rows):
         held[start : start + rows].copy_(pixels[start : start + rows])
     return held
 
 
-def cut(pixels: Tensor, numbers: Tensor, size: int) -> Tensor:
+def crop(pixels: Tensor, numbers: Tensor, size: int) -> Tensor:
     """Squares of packed images.
 
     Args:
         pixels: uint8 (N, side, side, C).
-        numbers: int64 (B, 6), see `NUMBERS`.
+        numbers: int64 (B, 6), see `CROP_FIELDS`.
         size: of the squares.
 
     Returns:
@@ -165,7 +165,7 @@ def cut(pixels: Tensor, numbers: Tensor, size: int) -> Tensor:
     return pixels[rows[:, None, None], lines[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def resized(pixels: Tensor, numbers: Tensor, size: int) -> Tensor:
+def resized_crop(pixels: Tensor, numbers: Tensor, size: int) -> Tensor:
     """Parts of packed images, resized to squares with the antialiased triangle filter of torchvision, rows first.
 
     Args:
@@ -178,11 +178,11 @@ def resized(pixels: Tensor, numbers: Tensor, size: int) -> Tensor:
     _, side, _, channels = pixels.shape
     count = len(numbers)
     chosen = pixels[rows].permute(0, 2, 1, 3).reshape(count, side, side * channels).float()  # (B, x, y and channel)
-    along = filters(left, width, size, side)
+    along = resize_weights(left, width, size, side)
     along = torch.where(mirrored[:, None, None] > 0, along.flip(1), along)
     lines = rounded(along @ chosen).view(count, size, side, channels)
     lines = lines.permute(0, 2, 1, 3).reshape(count, side, size * channels)  # (B, y, x and channel)
-    images = rounded(filters(top, height, size, side) @ lines).to(torch.uint8)
+    images = rounded(resize_weights(top, height, size, side) @ lines).to(torch.uint8)
     return images.view(count, size, size, channels).permute(0, 3, 1, 2)
 
 
@@ -191,7 +191,7 @@ def rounded(levels: Tensor) -> Tensor:
     return levels.round_().clamp_(0, 255)
 
 
-def filters(offset: Tensor, length: Tensor, size: int, side: int) -> Tensor:
+def resize_weights(offset: Tensor, length: Tensor, size: int, side: int) -> Tensor:
     """The weights by which a part of a line becomes a line of another length.
 
     Args:
@@ -212,10 +212,10 @@ def filters(offset: Tensor, length: Tensor, size: int, side: int) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def check_plans(recipes: dict[str, Callable[..., Any]], side: int) -> None:
+def check_crops(recipes: dict[str, Callable[..., Any]], side: int) -> None:
     """Raises ConfigError, with the place in the config, for a recipe that the device cannot follow."""
     for where, recipe in recipes.items():
         try:
-            Plan(recipe, side)
+            CropSampler(recipe, side)
         except ConfigError as error:
             raise ConfigError(f"{where} cannot come from data.cache=device: {error}; take data.cache=packed") from error

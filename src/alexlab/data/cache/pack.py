@@ -25,7 +25,7 @@ from alexlab.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pack:
+class PackConfig:
     """How images are kept, the keys of `data.pack`.
 
     Args:
@@ -74,12 +74,12 @@ class PackedImages:
     """The images of a pack, by their row in the listing that it was made from.
 
     Args:
-        place: the folder of the pack.
+        path: the folder of the pack.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        about = json.loads((place / "index.json").read_text())
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        about = json.loads((path / "index.json").read_text())
         self.length = len(about["files"])
         self.bad = {
             int(row): unreadable(os.path.join(about["root"], about["files"][int(row)]), *found)
@@ -87,7 +87,7 @@ class PackedImages:
         }
         # Mapped for reading: a page that is read once is shared by all processes. Mode c, since PyTorch warns of arrays
         # that it may not write to.
-        self.pixels = np.load(place / "images.npy", mmap_mode="c")
+        self.pixels = np.load(path / "images.npy", mmap_mode="c")
         self.shapes = None if about["shapes"] is None else np.array(about["shapes"], np.int64).reshape(-1, 2)
         if self.shapes is not None:
             sizes = self.shapes.prod(1) * about["channels"]
@@ -110,13 +110,13 @@ class PackedImages:
         return self.pixels[self.starts[row] : self.starts[row + 1]].reshape(height, width, -1)
 
 
-def pack_path(cache_dir: Path, root: str, folder: str, pack: Pack, channels: int) -> Path:
+def pack_path(cache_dir: Path, root: str, folder: str, pack: PackConfig, channels: int) -> Path:
     """Where the pack of a listing lies."""
     name = f"pack{index_suffix(folder)}-{pack.resize}-{pack.crop}-{pack.size}x{channels}"
     return cache_dir / folder_id(root) / name
 
 
-def needed_size(view: Any) -> int | None:
+def required_size(view: Any) -> int | None:
     """The size of a pack that the first step of an evaluation's view needs; None where no pack can serve it."""
     if isinstance(view, CenterView):
         return view.whole
@@ -125,7 +125,7 @@ def needed_size(view: Any) -> int | None:
     return None
 
 
-def misfit(view: Any, pack: Pack) -> str | None:
+def pack_mismatch(view: Any, pack: PackConfig) -> str | None:
     """Why the first step of a recipe's transforms cannot come from a pack, or None.
 
     A random resized crop comes from any pack that is not squashed and large enough: of the central square, where that is
@@ -137,7 +137,7 @@ def misfit(view: Any, pack: Pack) -> str | None:
             return None
         return f"it needs data.pack.resize=shorter and a data.pack.size of at least {largest}"
     if isinstance(view, v2.Resize):
-        size = needed_size(view)
+        size = required_size(view)
         if size is None:
             return "it is no square"
         fits = pack.resize == "squash" and pack.size == size

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alexlab.runs.tree import written_whole
+from alexlab.runs.atomic import atomic_dir
 
 TEST_FRACTION = VAL_FRACTION = 0.15
 SEED = 0
@@ -23,7 +23,7 @@ def write_digits(root: str) -> None:
     val_size = round(VAL_FRACTION * len(labels))
     train, val = train_test_split(rest, test_size=val_size, stratify=labels[rest], random_state=SEED)
 
-    with written_whole(Path(root)) as folder:
+    with atomic_dir(Path(root)) as folder:
         for split, indices in (("train", train), ("val", val), ("test", test)):
             for index in indices:
                 place = folder / split / str(labels[index])

@@ -17,8 +17,7 @@ from torchvision.datasets.utils import check_integrity
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.progress import track
-from alexlab.runs.atomic import writing
-from alexlab.runs.tree import written_whole
+from alexlab.runs.atomic import atomic_dir, disk_errors
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ CATALOGUE = {
 }
 
 
-def write_dataset(name: str, out: Path, downloads: Path) -> dict[str, int]:
+def download_dataset(name: str, out: Path, downloads: Path) -> dict[str, int]:
     """Downloads a data set, or takes the files that lie there, and writes `out/<split>/<class>/<number>.<png or jpg>`.
 
     Pictures that come as arrays are written as PNG; files are copied as they are. All or nothing is written.
@@ -164,7 +163,7 @@ def write_dataset(name: str, out: Path, downloads: Path) -> dict[str, int]:
                 f"{name} must have {dataset.counts[split]} {split} images; {downloads} holds {len(found)}: remove what "
                 "was unpacked there and run the command again"
             )
-    with writing(out), written_whole(out) as folder:
+    with disk_errors(out), atomic_dir(out) as folder:
         for split, found in opened.items():
             _write_split(found, dataset, folder / split, f"{name}, {split}")
     return {split: len(found) for split, found in opened.items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexlab.runs.tree import written_whole
+from alexlab.runs.atomic import atomic_dir
 
 HEIGHT, WIDTH = 375, 500  # the usual photograph of ImageNet
 QUALITY = 90  # of the JPEG files, about 50 kB each
@@ -15,7 +15,7 @@ NUM_FIELDS = 16  # of which the pictures are shifted and mirrored views
 SEED = 0
 
 
-def write_photographs(root: str, counts: Mapping[str, int] = COUNTS) -> None:
+def write_synthetic_photos(root: str, counts: Mapping[str, int] = COUNTS) -> None:
     """Writes JPEG files of two classes to `root/{train,val}/<class>/<index>.jpg`, whole or not at all.
 
     Their spectrum falls with the frequency as that of photographs does, power ~ f^-2 (D. J. Field, "Relations between the
@@ -29,7 +29,7 @@ def write_photographs(root: str, counts: Mapping[str, int] = COUNTS) -> None:
 
     generator = np.random.default_rng(SEED)
     fields = [_field(generator) for _ in range(NUM_FIELDS)]
-    with written_whole(Path(root)) as folder:
+    with atomic_dir(Path(root)) as folder:
         for split, count in counts.items():
             for index in range(count):
                 label = index % len(CLASSES)

@@ -31,7 +31,7 @@ NUM_LOCKS = 64
 UNFINISHED = ".unfinished"
 
 
-class DamagedError(Exception):
+class CorruptObjectError(Exception):
     """An object is not what the index says."""
 
 
@@ -71,7 +71,7 @@ class Fetcher:
         """
         place = self.folder / target
         with self._locked(f"{zlib.crc32(target.encode()) % NUM_LOCKS}"):
-            if size is not None and is_here(place, size):
+            if size is not None and is_cached(place, size):
                 return
             if "://" not in self.url:
                 return self._link(Path(self.url, name), place, size, sha256)
@@ -97,7 +97,7 @@ class Fetcher:
         answer = self.store.get(name)
         found = int(answer.meta["size"])
         if size not in (None, found):
-            raise DamagedError(f"it has {found:,} bytes, not the {size:,} of the index")
+            raise CorruptObjectError(f"it has {found:,} bytes, not the {size:,} of the index")
         unfinished = place.with_name(f"{place.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
         try:
             with self._room(found), unfinished.open("wb") as file:
@@ -108,7 +108,7 @@ class Fetcher:
                     digest.update(part)
                     file.write(part)
             if sha256 not in (None, digest.hexdigest()):
-                raise DamagedError("its content is not that of the index (SHA-256)")
+                raise CorruptObjectError("its content is not that of the index (SHA-256)")
             os.replace(unfinished, place)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -117,11 +117,11 @@ class Fetcher:
         """A link with the time of the file that it leads to: nobody has changed that since it was checked."""
         status = path.stat()
         if size not in (None, status.st_size):
-            raise DamagedError(f"it has {status.st_size:,} bytes, not the {size:,} of the index")
+            raise CorruptObjectError(f"it has {status.st_size:,} bytes, not the {size:,} of the index")
         if sha256 is not None:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise DamagedError("its content is not that of the index (SHA-256)")
+                    raise CorruptObjectError("its content is not that of the index (SHA-256)")
         unfinished = place.with_name(f"{place.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
         unfinished.unlink(missing_ok=True)
         unfinished.symlink_to(path.resolve())
@@ -136,7 +136,7 @@ class Fetcher:
             for place in self.folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     status = place.lstat()
-                    if place.name.endswith(UNFINISHED) and is_left(place):
+                    if place.name.endswith(UNFINISHED) and is_stale(place):
                         place.unlink()
                     else:
                         known.append((status.st_mtime_ns, status.st_size, place))
@@ -162,7 +162,7 @@ class Fetcher:
             yield
 
 
-def is_here(place: Path, size: int) -> bool:
+def is_cached(place: Path, size: int) -> bool:
     """Whether a whole copy is there, or a link to a file that was not changed since it was checked."""
     try:
         found = place.stat()
@@ -171,7 +171,7 @@ def is_here(place: Path, size: int) -> bool:
         return False
 
 
-def is_left(place: Path) -> bool:
+def is_stale(place: Path) -> bool:
     """Whether the process of this machine that was writing a file has ended."""
     _, _, rest = place.name.removesuffix(UNFINISHED).partition(f".{socket.gethostname()}.")
     try:
@@ -213,7 +213,7 @@ def opened(url: str) -> Any:
 
 def reason_of(error: BaseException) -> str:
     """What went wrong, as the rest of a sentence."""
-    if isinstance(error, DamagedError):
+    if isinstance(error, CorruptObjectError):
         return str(error)
     if isinstance(error, FileNotFoundError):
         return "it is not there"

@@ -23,8 +23,8 @@ from alexlab.data.decode import decode_bytes
 from alexlab.data.image_file import Decoding
 from alexlab.data.paths import PathArray
 from alexlab.data.splits import Split, Splits, check_val_split, missing_class_notes
-from alexlab.data.streaming.fetcher import is_here
-from alexlab.data.streaming.store import Store, check_place, is_url
+from alexlab.data.streaming.fetcher import is_cached
+from alexlab.data.streaming.store import Store, check_location, is_url
 from alexlab.errors import ConfigError, DataError
 
 INDEX, VERSION = "index.json", 1
@@ -35,7 +35,7 @@ SPARE = 4  # shards that the cache holds beyond those that are mixed and prefetc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stream:
+class StreamConfig:
     """How shards are read, the keys of `data.stream`.
 
     Args:
@@ -112,7 +112,7 @@ class ShardedImages:
         self.shard, self.starts, self.lengths, self.paths = shard, starts, lengths, paths
         self.decoding, self.prefetch_shards, self.shuffle_shards = decoding, prefetch_shards, shuffle_shards
         self.used_s = np.full(len(shards), -np.inf)  # when this process has marked each as used
-        self.follow(np.arange(len(shards)))
+        self.set_shard_order(np.arange(len(shards)))
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -142,7 +142,7 @@ class ShardedImages:
             )
         return content
 
-    def follow(self, order: np.ndarray) -> None:
+    def set_shard_order(self, order: np.ndarray) -> None:
         """Tells in which order shards will be come to, by number, so that the next ones are fetched in time."""
         self.order, self.newest = order, -1
         self.places = np.full(len(self.shards), len(order))
@@ -154,7 +154,7 @@ class ShardedImages:
         if self.newest - self.shuffle_shards - 1 <= place <= self.newest:
             return
         self.newest = place
-        self.store.expect(
+        self.store.prefetch(
             self.shards[each].file for each in self.order[place + 1 : place + 1 + self.prefetch_shards].tolist()
         )
 
@@ -163,7 +163,7 @@ class ShardedImages:
         path = self.store.folder / target
         for _ in range(TRIES):
             try:
-                if is_here(path, size):
+                if is_cached(path, size):
                     file = os.open(path, os.O_RDONLY)
                     self._mark(number, path)
                     return file
@@ -182,8 +182,14 @@ class ShardedImages:
                 os.utime(path)
 
 
-def find_sharded(
-    url: str, stream: Stream, *, decoding: Decoding, cache_dir: Path, val_split: str = "val", key: str = "data.url"
+def find_sharded_splits(
+    url: str,
+    stream: StreamConfig,
+    *,
+    decoding: Decoding,
+    cache_dir: Path,
+    val_split: str = "val",
+    key: str = "data.url",
 ) -> Splits:
     """The splits that lie in shards at a place.
 
@@ -199,7 +205,7 @@ def find_sharded(
         DataError: when there is no index, or what it names is missing or damaged.
         ConfigError: when the cache is too small.
     """
-    check_place(url, key)
+    check_location(url, key)
     check_val_split(val_split)
     store = Store(url, cache_dir, int(stream.cache_gb * 1e9))
     index = _index(store, key)
@@ -249,7 +255,7 @@ def _index(store: Store, key: str) -> dict[str, Any]:
     return found
 
 
-def _check_room(index: Mapping[str, Any], stream: Stream) -> None:
+def _check_room(index: Mapping[str, Any], stream: StreamConfig) -> None:
     """Raises ConfigError when the shards that are read at a time have no room in the cache."""
     sizes = [size for about in index["splits"].values() for _, size, _, _ in about["shards"]]
     needed = min(sum(sizes), (stream.shuffle_shards + stream.prefetch_shards + SPARE) * max(sizes))
@@ -261,7 +267,7 @@ def _check_room(index: Mapping[str, Any], stream: Stream) -> None:
 
 
 def _split(
-    store: Store, name: str, about: Mapping[str, Any], classes: Sequence[str], stream: Stream, decoding: Decoding
+    store: Store, name: str, about: Mapping[str, Any], classes: Sequence[str], stream: StreamConfig, decoding: Decoding
 ) -> Split:
     shards = [Shard(name, size, sha256) for name, size, sha256, _ in about["shards"]]
     with np.load(store.get(*Shard(*about["table"]).file)) as table:

@@ -25,7 +25,7 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
-def check_place(place: str, key: str) -> None:
+def check_location(place: str, key: str) -> None:
     """Raises DataError for a URL of another kind than those that are understood."""
     if is_url(place) and place.partition("://")[0] not in SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
@@ -70,10 +70,10 @@ class Store:
         self._ask("get", name=name, target=target, size=size, sha256=sha256)
         return self.folder / target
 
-    def expect(self, files: Iterable[tuple[str, str, int, str]]) -> None:
+    def prefetch(self, files: Iterable[tuple[str, str, int, str]]) -> None:
         """Begins to fetch files (name, target, size, sha256) that are not here yet, without waiting for them."""
         for name, target, size, sha256 in files:
-            if not fetcher.is_here(self.folder / target, size):
+            if not fetcher.is_cached(self.folder / target, size):
                 with self.asking:
                     self._send(None, "get", name=name, target=target, size=size, sha256=sha256)
 

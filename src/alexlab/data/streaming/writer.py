@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alexlab.data.image_file import DEFAULT, FORMATS, Decoding, open_image_file, read, unreadable
+from alexlab.data.image_file import DEFAULT_DECODING, FORMATS, Decoding, open_image, read_image, unreadable
 from alexlab.data.paths import PathArray
 from alexlab.data.splits import Split, Splits
 from alexlab.data.streaming.reader import INDEX, KIND, VERSION, Shard
-from alexlab.data.streaming.store import Store, check_place, is_url
+from alexlab.data.streaming.store import Store, check_location, is_url
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import shown
@@ -30,7 +30,7 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardLayout:
     """Where the images of one split will lie.
 
     Args:
@@ -61,7 +61,13 @@ class Plan:
 
 
 def write_shards(
-    splits: Splits, out: str, *, shard_bytes: int, cache_dir: Path, decoding: Decoding = DEFAULT, skip: bool = False
+    splits: Splits,
+    out: str,
+    *,
+    shard_bytes: int,
+    cache_dir: Path,
+    decoding: Decoding = DEFAULT_DECODING,
+    skip: bool = False,
 ) -> dict[str, Any]:
     """Writes `out`; one that was ended in the middle is gone on with. The index comes last: without it there is no data set.
 
@@ -82,11 +88,11 @@ def write_shards(
         ConfigError: when there are shards already.
         DataError: when a file cannot be read, or the store does not take a shard.
     """
-    check_place(out, "out")
+    check_location(out, "out")
     store = Store(out, cache_dir, limit=sys.maxsize)
     _check_new(store)
-    plans = [_plan(name, split, shard_bytes, decoding, skip) for name, split in splits.items()]
-    writer = _Writer(store, splits.classes, plans, cache_dir, decoding)
+    layouts = [_layout(name, split, shard_bytes, decoding, skip) for name, split in splits.items()]
+    writer = _Writer(store, splits.classes, layouts, cache_dir, decoding)
     index = writer.run(list(splits.notes))
     store.close()
     return index
@@ -103,7 +109,7 @@ def _check_new(store: Store) -> None:
     raise ConfigError(f"out must be a new place; {store.place(INDEX)} is there already")
 
 
-def _plan(name: str, split: Split, shard_bytes: int, decoding: Decoding, skip: bool) -> Plan:
+def _layout(name: str, split: Split, shard_bytes: int, decoding: Decoding, skip: bool) -> ShardLayout:
     rows = np.arange(len(split))
     if name == "train":
         rows = np.random.Generator(np.random.Philox(0)).permutation(rows)
@@ -113,7 +119,7 @@ def _plan(name: str, split: Split, shard_bytes: int, decoding: Decoding, skip: b
     if not fits.all():
         if not skip:
             place = split.file_path(int(rows[~fits][0]))
-            open_image_file(place, decoding).close()  # raises, with the reason
+            open_image(place, decoding).close()  # raises, with the reason
             raise DataError(f"{shown(place)} has changed while the shards were written")
         rows, states, lengths = rows[fits], states[fits], lengths[fits]
     label_bytes = 2 * BLOCK  # a header, and a number of a few digits
@@ -125,16 +131,16 @@ def _plan(name: str, split: Split, shard_bytes: int, decoding: Decoding, skip: b
             filled = 0
         starts[number] = filled + BLOCK
         filled += size
-    return Plan(name, split, rows, states, starts, [*ends, len(rows)])
+    return ShardLayout(name, split, rows, states, starts, [*ends, len(rows)])
 
 
 class _Writer:
-    """Writes the shards of some plans, on all cores, and remembers which are done."""
+    """Writes the shards of some layouts, on all cores, and remembers which are done."""
 
     def __init__(
-        self, store: Store, classes: Sequence[str], plans: Sequence[Plan], cache_dir: Path, decoding: Decoding
+        self, store: Store, classes: Sequence[str], layouts: Sequence[ShardLayout], cache_dir: Path, decoding: Decoding
     ) -> None:
-        self.store, self.classes, self.plans, self.decoding = store, classes, plans, decoding
+        self.store, self.classes, self.layouts, self.decoding = store, classes, layouts, decoding
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
             if not is_url(store.url):
@@ -144,15 +150,15 @@ class _Writer:
                 f"cannot write {shown(store.url)}: {error.strerror}"
             ) from error
         self.progress = store.folder.parent / "shards.jsonl"
-        self.tables = {plan.name: _table(plan) for plan in plans}
+        self.tables = {layout.name: _table(layout) for layout in layouts}
         self.done = self._done()
 
     def _done(self) -> dict[str, Shard]:
         """What an earlier call has written of the same, and that is still there."""
         what = hashlib.sha256(b"".join(table for table in self.tables.values()))
-        for plan in self.plans:
-            what.update(plan.states.tobytes())
-        what.update(json.dumps([list(self.classes), *(list(plan.ends) for plan in self.plans)]).encode())
+        for layout in self.layouts:
+            what.update(layout.states.tobytes())
+        what.update(json.dumps([list(self.classes), *(list(layout.ends) for layout in self.layouts)]).encode())
         try:
             first, *lines = self.progress.read_text().splitlines()
             if first == what.hexdigest():
@@ -165,11 +171,11 @@ class _Writer:
         return {}
 
     def run(self, notes: Sequence[str]) -> dict[str, Any]:
-        work = [(plan, name, span) for plan in self.plans for name, span in plan.shards()]
+        work = [(layout, name, span) for layout in self.layouts for name, span in layout.shards()]
         with progress_bar() as bar, self.progress.open("a") as done:
             task = bar.add_task("writing shards", total=sum(len(span) for _, _, span in work))
             with ThreadPoolExecutor(num_cores()) as pool:
-                pending = [(name, span, pool.submit(self._write, plan, name, span)) for plan, name, span in work]
+                pending = [(name, span, pool.submit(self._write, layout, name, span)) for layout, name, span in work]
                 try:
                     for name, span, future in pending:
                         self.done[name] = future.result()
@@ -186,40 +192,40 @@ class _Writer:
             "notes": notes,
             "splits": {},
         }
-        for plan in self.plans:
-            table = self._keep(f"{plan.name}.npz", self.tables[plan.name])
-            index["splits"][plan.name] = {
+        for layout in self.layouts:
+            table = self._keep(f"{layout.name}.npz", self.tables[layout.name])
+            index["splits"][layout.name] = {
                 "table": [table.name, table.size, table.sha256],
                 "shards": [
-                    [name, self.done[name].size, self.done[name].sha256, len(span)] for name, span in plan.shards()
+                    [name, self.done[name].size, self.done[name].sha256, len(span)] for name, span in layout.shards()
                 ],
             }
         self._keep(INDEX, (json.dumps(index) + "\n").encode())
         self.progress.unlink()
         return index
 
-    def _write(self, plan: Plan, name: str, span: range) -> Shard:
+    def _write(self, layout: ShardLayout, name: str, span: range) -> Shard:
         if name in self.done:
             return self.done[name]
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number in span:
-                row = int(plan.rows[number])
-                image = self._image(plan, number, row)
-                assert tar.offset + BLOCK == plan.starts[number]
+                row = int(layout.rows[number])
+                image = self._image(layout, number, row)
+                assert tar.offset + BLOCK == layout.starts[number]
                 key = f"{row:09d}"
-                _add(tar, key + os.path.splitext(plan.split.paths[row])[1].lower(), image)
-                _add(tar, f"{key}.cls", str(plan.split.labels[row]).encode())
+                _add(tar, key + os.path.splitext(layout.split.paths[row])[1].lower(), image)
+                _add(tar, f"{key}.cls", str(layout.split.labels[row]).encode())
         return self._keep(name, content.getvalue())
 
-    def _image(self, plan: Plan, number: int, row: int) -> bytes:
-        place = plan.split.file_path(row)
-        image = read(place, self.decoding)
-        if len(image) != plan.lengths[number]:
+    def _image(self, layout: ShardLayout, number: int, row: int) -> bytes:
+        place = layout.split.file_path(row)
+        image = read_image(place, self.decoding)
+        if len(image) != layout.lengths[number]:
             raise DataError(f"{shown(place)} has changed while the shards were written")
-        if os.path.normpath(plan.split.paths[row]).startswith(("/", "..")):
-            _check_image(image, place, plan.split.root)
-        hashes = plan.split.hashes
+        if os.path.normpath(layout.split.paths[row]).startswith(("/", "..")):
+            _check_image(image, place, layout.split.root)
+        hashes = layout.split.hashes
         if hashes is not None and hashlib.sha256(image).digest() != hashes[row].tobytes():
             raise unreadable(place, "changed")
         return image
@@ -252,11 +258,15 @@ def _check_image(content: bytes, place: str, root: str) -> None:
         ) from error
 
 
-def _table(plan: Plan) -> bytes:
-    paths = PathArray.from_list([plan.split.paths[row] for row in plan.rows.tolist()])
+def _table(layout: ShardLayout) -> bytes:
+    paths = PathArray.from_list([layout.split.paths[row] for row in layout.rows.tolist()])
     content = io.BytesIO()
     np.savez_compressed(
-        content, labels=plan.split.labels[plan.rows], paths=paths.block, starts=plan.starts, lengths=plan.lengths
+        content,
+        labels=layout.split.labels[layout.rows],
+        paths=paths.block,
+        starts=layout.starts,
+        lengths=layout.lengths,
     )
     return content.getvalue()
 

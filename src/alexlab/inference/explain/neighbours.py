@@ -14,7 +14,7 @@ from torch import Tensor
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.explain.activations import head, watched
-from alexlab.runs.atomic import writing
+from alexlab.runs.atomic import disk_errors
 from alexlab.training.preprocessing import Inference
 
 METRICS = ("euclidean", "cosine")
@@ -71,7 +71,7 @@ def feature_matrix(
         rows = features(inference, images, layer).numpy()
         if matrix is None:
             matrix = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(split), rows.shape[1]))
-            with writing(path), unfinished.open("r+b") as file:  # else a full disk is a SIGBUS below
+            with disk_errors(path), unfinished.open("r+b") as file:  # else a full disk is a SIGBUS below
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         matrix[numbers.numpy()] = rows
     assert matrix is not None

@@ -17,7 +17,7 @@ import torch
 
 from alexlab.distributed.ranks import file_digest
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.runs.atomic import write_durably
+from alexlab.runs.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _download(url: str, path: Path, hint: str) -> str:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             size = int(answer.headers.get("Content-Length") or 0)
-            write_durably(
+            write_atomic(
                 path, partial(_copy, answer, hasher, size, lambda reason: _failed(url, reason, hint)), size=size
             )
     except AlexlabError:

@@ -9,12 +9,12 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
 from alexlab.distributed.signals import Interrupted, signals
-from alexlab.runs.atomic import Writer, write_durably
+from alexlab.runs.atomic import RunFileWriter, write_atomic
 from alexlab.runs.layout import BEST, EARLIER_LASTS, LAST
 from alexlab.training.checkpoint_io import remove_partial_checkpoints
 
 
-class CheckpointCallback(Writer, Checkpoint):
+class CheckpointCallback(RunFileWriter, Checkpoint):
     """`checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run folder; of equally good epochs the first stays best.
 
     The last one is that of the last epoch, or step, whatever its score (Lightning's ModelCheckpoint writes it only when the
@@ -82,8 +82,8 @@ class CheckpointCallback(Writer, Checkpoint):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         for writer in (trainer.strategy.checkpoint_io, *trainer.loggers, *trainer.callbacks):  # type: ignore[attr-defined]
-            if isinstance(writer, Writer):
-                writer.goes_on = self.on_error == "warn"
+            if isinstance(writer, RunFileWriter):
+                writer.continue_on_full_disk = self.on_error == "warn"
         if trainer.is_global_zero:
             remove_partial_checkpoints(Path(trainer.default_root_dir) / BEST.parent)
 
@@ -199,6 +199,6 @@ def _hard_link(source: Path, target: Path) -> None:
         os.link(source, unfinished)
         os.replace(unfinished, target)
     except OSError:  # a file system without hard links
-        write_durably(target, source.read_bytes())
+        write_atomic(target, source.read_bytes())
     finally:
         unfinished.unlink(missing_ok=True)

@@ -10,12 +10,12 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from alexlab.data.samplers import data_ranks
-from alexlab.runs.atomic import Writer, write_durably
+from alexlab.runs.atomic import RunFileWriter, write_atomic
 
 log = logging.getLogger(__name__)
 
 
-class EpochLog(Writer, Callback):
+class EpochLog(RunFileWriter, Callback):
     """A line in `train.log` for each epoch, `train/images_per_s`, and `curves.png` with training against validation.
 
     Args:
@@ -116,4 +116,4 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
 def save_figure(figure: Any, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
-    write_durably(path, content.getbuffer())
+    write_atomic(path, content.getbuffer())

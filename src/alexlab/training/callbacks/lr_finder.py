@@ -8,13 +8,13 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from alexlab.runs.atomic import Writer
+from alexlab.runs.atomic import RunFileWriter
 from alexlab.training.callbacks.epoch_log import save_figure
 
 log = logging.getLogger(__name__)
 
 
-class LearningRateFinder(Writer, Callback):
+class LearningRateFinder(RunFileWriter, Callback):
     """Raises the learning rate from step to step and draws the loss over it, then ends the run (Smith, arXiv 1506.01186).
 
     Writes `lr_find.png` and `lr_find.csv`, and names the rate where the smoothed loss falls most steeply. The schedule of

@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback
 
-from alexlab.runs.atomic import Writer
+from alexlab.runs.atomic import RunFileWriter
 from alexlab.runs.record import Card, peak_memory_mb
 from alexlab.training.callbacks.epoch_log import EpochLog, epoch_metrics
 
 
-class RunRecordUpdates(Writer, Callback):
+class RunRecordUpdates(RunFileWriter, Callback):
     """Keeps `run.json` up to date with the last and the best epoch, the rate and the memory."""
 
     def __init__(self) -> None:
