@@ -9,6 +9,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from alexlab import compat
 from alexlab.cli.command import ending_in_words
 from alexlab.distributed.failures import translate_errors
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
@@ -149,7 +150,7 @@ class SweepLauncher(Launcher):
         if result.status == JobStatus.COMPLETED:
             job.end(FINISHED, score=result.return_value)
             return
-        raised = result._return_value
+        raised = compat.job_error(result)
         if isinstance(raised, PrunedError):
             job.end(PRUNED, cause=str(raised))
         else:
@@ -157,5 +158,6 @@ class SweepLauncher(Launcher):
 
 
 def _returned(job: Job) -> JobReturn:
-    value = float("nan") if job.score is None else job.score
-    return JobReturn(overrides=job.overrides, cfg=job.config, status=JobStatus.COMPLETED, _return_value=value)
+    result = JobReturn(overrides=job.overrides, cfg=job.config, status=JobStatus.COMPLETED)
+    result.return_value = float("nan") if job.score is None else job.score
+    return result

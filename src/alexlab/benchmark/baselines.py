@@ -11,13 +11,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -112,17 +110,7 @@ class Clock:
 
 def one_device(data: ImageDataModule, device: str = "cpu") -> ImageDataModule:
     """The loaders as they are in a process that trains alone, without a Trainer."""
-    data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        world_size=1,
-        global_rank=0,
-        num_devices=1,
-        accumulate_grad_batches=1,
-        overfit_batches=0,
-        limit_val_batches=1.0,
-        current_epoch=0,
-        accelerator=CUDAAccelerator() if device == "cuda" else None,
-        strategy=SimpleNamespace(root_device=torch.device(device)),
-    )
+    data.trainer = lightning.Trainer(accelerator=device, devices=1, logger=False, enable_checkpointing=False)
     return data
 
 

@@ -7,13 +7,12 @@ must be of the kind of those that they replace. Each mistake is one sentence wit
 import difflib
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
@@ -22,24 +21,27 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from alexlab import compat
 from alexlab.cli.overrides import CONFIG_DIR, CompositionError, Config, check_change, check_override, unknown, with_home
-
-_load_config = ConfigRepository.load_config
-_load_configuration = ConfigLoaderImpl.load_configuration
-_compose_files = ConfigLoaderImpl._compose_config_from_defaults_list
-_apply_overrides = ConfigLoaderImpl._apply_overrides_to_config
 
 
 def install() -> None:
-    """Hook the checks into Hydra, which has no public place for them."""
-    ConfigRepository.load_config = load_config  # type: ignore[method-assign]
-    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
-    ConfigLoaderImpl._compose_config_from_defaults_list = compose_files  # type: ignore[method-assign]
-    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_overrides)  # type: ignore[assignment]
+    """Hook the checks into Hydra."""
+    compat.hook_hydra(
+        load_config=load_config,
+        load_configuration=load_configuration,
+        compose_files=compose_files,
+        apply_overrides=apply_overrides,
+    )
 
 
 def load_configuration(
-    self: ConfigLoaderImpl, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
+    original: Callable[..., DictConfig],
+    loader: ConfigLoader,
+    config_name: str | None,
+    overrides: list[str],
+    *args: Any,
+    **kwargs: Any,
 ) -> DictConfig:
     """Compose a config as Hydra does.
 
@@ -47,35 +49,36 @@ def load_configuration(
         CompositionError: in one sentence.
     """
     try:
-        config = _load_configuration(self, config_name, overrides, *args, **kwargs)
+        config = original(loader, config_name, overrides, *args, **kwargs)
     except CompositionError:
         raise
     except MissingConfigException as error:
-        raise CompositionError(_missing(error, overrides, self.get_sources())) from None
+        raise CompositionError(_missing(error, overrides, loader.get_sources())) from None
     except RecursionError as error:
-        raise CompositionError(_circle(error, self.get_sources())) from None
+        raise CompositionError(_circle(error, loader.get_sources())) from None
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, ConfigCompositionException) as error:
-        raise CompositionError(_sentence(error, overrides, self.get_sources())) from error
+        raise CompositionError(_sentence(error, overrides, loader.get_sources())) from error
     with_home(config)
     return config
 
 
-def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+def load_config(
+    original: Callable[..., ConfigResult | None], repository: compat.ConfigRepository, config_path: str
+) -> ConfigResult | None:
     """Read a YAML file as Hydra does.
 
     Raises:
         CompositionError: with file and line, unless it is a mapping in valid YAML.
     """
-    source = self._find_object_source(config_path, ObjectType.CONFIG)
-    if source is None or source.scheme() != "file":
-        return _load_config(self, config_path)
-    path = Path(source.path) / ConfigSource._normalize_file_name(config_path)
+    path = compat.config_file(repository, config_path)
+    if path is None:
+        return original(repository, config_path)
     try:
         text = path.read_bytes().decode()
         if text.startswith("\ufeff"):
             what = "a byte order mark, which hides its first line from Hydra"
             raise CompositionError(f"{shown(path)} begins with {what}; save it as UTF-8 without one")
-        found = _load_config(self, config_path)
+        found = original(repository, config_path)
         # OmegaConf reads a file of one word as a key without a value.
         if found is None or not isinstance(found.config, DictConfig) or (found.config and ":" not in text):
             raise CompositionError(f"{shown(path)} must hold keys and values, as in `seed: 1`")
@@ -107,16 +110,21 @@ def shown(path: Path) -> str:
     return str(path)
 
 
-def compose_files(self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+def compose_files(
+    original: Callable[..., DictConfig],
+    loader: ConfigLoader,
+    defaults: list[ResultDefault],
+    repo: compat.ConfigRepository,
+) -> DictConfig:
     """Merge the files of a defaults list as Hydra does, after these changes and checks.
 
     Raises:
         CompositionError: with file and line, for a key that nothing reads or a value of the wrong kind.
     """
-    files = _Files(self, defaults, repo)
+    files = _Files(loader, defaults, repo)
     files.add_standing()
     files.check()
-    return _compose_files(self, defaults=defaults, repo=repo)
+    return original(loader, defaults=defaults, repo=repo)
 
 
 class _Files:
@@ -126,7 +134,7 @@ class _Files:
         loader, defaults, repo: Hydra's.
     """
 
-    def __init__(self, loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> None:
+    def __init__(self, loader: ConfigLoader, defaults: list[ResultDefault], repo: compat.ConfigRepository) -> None:
         self.loader, self.defaults, self.repo = loader, defaults, repo
         # conf/train.yaml and what it extends. They decide which keys are read and which options stand for a group.
         self.commands = [path for path in self.paths() if "/" not in path and self.found(path).provider == "main"]
@@ -145,7 +153,7 @@ class _Files:
 
     def file(self, config_path: str) -> Path:
         folder = str(self.found(config_path).path).partition("://")[2]
-        return Path(folder) / ConfigSource._normalize_file_name(config_path)
+        return Path(folder) / f"{config_path.removesuffix('.yaml')}.yaml"
 
     def add_standing(self) -> None:
         """Put the options that the command lists for a group, such as callbacks, before any others: `callbacks=ema` adds one.
@@ -168,7 +176,7 @@ class _Files:
         top = {*self.standing, *keys} - {"hydra"}
         for number, default in enumerate(kept):
             path = str(default.config_path)
-            loaded = self.loader._load_single_config(default=default, repo=self.repo).config
+            loaded = compat.load_default(self.loader, default, self.repo)
             content: Any = OmegaConf.to_container(loaded)
             content.pop("hydra", None)
             group = path.rpartition("/")[0]
@@ -227,12 +235,12 @@ def _line(path: Path, place: Sequence[str]) -> int | None:
     return line
 
 
-def apply_overrides(words: list[Override], config: DictConfig) -> None:
+def apply_overrides(original: Callable[..., None], words: list[Override], config: DictConfig) -> None:
     """Apply overrides one by one, each checked against the config that it changes."""
     command = config.hydra.job.name
     for word in words:
         check_override(word, config, command=command)
-        _apply_overrides([word], config)
+        original([word], config)
 
 
 def _file(config_path: str, sources: Sequence[ConfigSource]) -> str:

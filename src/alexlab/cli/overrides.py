@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
-from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse
 
@@ -198,21 +198,22 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
     """Raise CompositionError unless an override changes, adds or removes what `command` reads."""
     if override.package is not None:
         return  # Hydra says that there is no such group
-    node: Any = config
+    known: Any = OmegaConf.to_container(config)
     path = override.key_or_group.split(".")
     for depth, name in enumerate(path):
-        if isinstance(node, AnyNode) and node._value() is not None:
-            raise CompositionError(f"{'.'.join(path[:depth])} is a value and has no key {name}", path)
-        if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
+        if known is None or isinstance(known, list):
             return  # below a null or inside a list: Hydra's own words
-        if depth == len(path) - 1 or name not in node.keys():  # `in` is false for a value that is still to be given
+        if not isinstance(known, dict):
+            raise CompositionError(f"{'.'.join(path[:depth])} is a value and has no key {name}", path)
+        if depth == len(path) - 1 or name not in known:
             break
-        node = node._get_node(name)
+        known = known[name]
     parents, rest = path[:depth], path[depth:]
-    known: Any = OmegaConf.to_container(node)
     if path[0] == "hydra":
         # What Hydra has a type for takes no other keys; a mapping such as hydra.job.env_set does.
-        if rest[0] not in known and (not override.is_add() or OmegaConf.get_type(node) is not dict):
+        if rest[0] not in known and (
+            not override.is_add() or OmegaConf.get_type(OmegaConf.select(config, ".".join(parents))) is not dict
+        ):
             raise unknown(parents, rest[0], list(known))
         return
     if override.is_delete():

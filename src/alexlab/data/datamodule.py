@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from alexlab import compat
 from alexlab.data.cache.on_device import CropDataset, CropSampler, DeviceCropper
 from alexlab.data.cache.pack import PackedImages
 from alexlab.data.config import DataConfig
@@ -106,9 +106,7 @@ class ImageDataModule(lightning.LightningDataModule):
         """Ends the loader processes that still run: a Trainer that fails leaves them, and when they are collected with it their
         queues may be closed first, which is an error in a thread."""
         for loader in self.forked_loaders:
-            if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
-                loader._iterator._shutdown_workers()
-                loader._iterator = None
+            compat.shut_down_workers(loader)
         self.early_loaders, self.forked_loaders = {}, []
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -6,13 +6,13 @@ import pickletools
 import re
 import warnings
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from alexlab import compat
 from alexlab.errors import ConfigError
 from alexlab.runs.file_kind import CONVERT, check_sums, is_safetensors, misfit
 
@@ -135,7 +135,7 @@ def _collect(file: Any, found: set[str]) -> None:
         if operation.name != "GLOBAL":
             continue
         module, name = str(argument).split(" ", 1)
-        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # of Python 2
+        module, name = compat.python3_name(module, name)
         found.add(f"{module}.{name}")
         if len(found) > MAX_NAMES:
             raise ValueError(f"it must mention at most {MAX_NAMES} classes")

@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import Callback
 
+from alexlab import compat
 from alexlab.errors import PrunedError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Pruning(Callback):
         pruner = optuna.pruners.MedianPruner(n_startup_trials=self.min_trials, n_warmup_steps=self.min_epochs)
         study = open_study(sweep_dir, pruner=pruner)
         (found,) = [trial for trial in study.get_trials(deepcopy=False) if trial.number == number]
-        return None if found.state.is_finished() else optuna.Trial(study, found._trial_id)
+        return None if found.state.is_finished() else compat.reopen_trial(study, found)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Tells the study the score of this epoch and asks it."""

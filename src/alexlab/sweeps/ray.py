@@ -21,6 +21,7 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from omegaconf import OmegaConf, open_dict
 
+from alexlab import compat
 from alexlab.config import allowlist
 from alexlab.distributed import hardware
 from alexlab.distributed.signals import HANDLED, Interrupted, signals
@@ -171,8 +172,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # against other users
         temporary = tempfile.mkdtemp(prefix="alexlab_", dir="/tmp")  # the paths of its sockets must be short
         options |= {
-            "_node_ip_address": "127.0.0.1",
-            "_temp_dir": temporary,
+            **compat.local_ray_options(temporary),
             "num_cpus": hardware.num_cores(),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,

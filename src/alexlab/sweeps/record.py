@@ -137,8 +137,11 @@ def as_data(override: Override) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    found = Override._convert_value(value)
-    return found.text if isinstance(found, QuotedString) else found
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    return value.text if isinstance(value, QuotedString) else value
 
 
 def as_word(entry: dict[str, Any]) -> str:

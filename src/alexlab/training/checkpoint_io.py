@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+from alexlab import compat
 from alexlab.runs.atomic import RunFileWriter, write_atomic
 from alexlab.runs.layout import CHECKPOINT_KEY
 from alexlab.runs.safe_load import load_file
@@ -45,8 +46,7 @@ def remove_partial_checkpoints(folder: Path) -> None:
 
 def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     """How many epochs are whole in a checkpoint, and how many batches of the next one each rank has had."""
-    loop = checkpoint["loops"]["fit_loop"]
-    epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["current"]
+    epochs, batches = (progress["current"] for progress in compat.loop_progress(checkpoint))
     inside = epochs["processed"] < epochs["ready"]
     return epochs["processed"], batches["ready"] if inside else 0
 
@@ -59,13 +59,15 @@ def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
     before, inside["accumulate_grad_batches"] = inside.get("accumulate_grad_batches", accumulate), accumulate
     if before == accumulate:
         return
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    _, progress = compat.loop_progress(checkpoint)
     for counts in (progress["total"], progress["current"]):
         more = counts["ready"] * accumulate // before - counts["ready"]  # a save may stand inside of its last batch
         counts |= {name: count + more for name, count in counts.items()}
 
 
-def _size(checkpoint: dict[str, Any]) -> int:
+def _size(checkpoint: Any) -> int:
     """Bytes of its tensors."""
-    leaves = torch.utils._pytree.tree_leaves(checkpoint)
-    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+    if isinstance(checkpoint, torch.Tensor):
+        return checkpoint.nbytes
+    items = checkpoint.values() if isinstance(checkpoint, dict) else checkpoint
+    return sum(map(_size, items)) if isinstance(checkpoint, dict | list | tuple) else 0

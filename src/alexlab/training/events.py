@@ -6,11 +6,9 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 
 class EventFile:
@@ -61,21 +59,3 @@ class EventFile:
     def close(self) -> None:
         """Write the events that wait; the file is not kept open."""
         self.flush()
-
-
-class EventFileWriter(SummaryWriter):
-    """A SummaryWriter on such a file."""
-
-    file_writer: Any
-    all_writers: Any
-
-    def _get_file_writer(self) -> Any:
-        if self.file_writer is None:
-            self.file_writer = FileWriter.__new__(FileWriter)  # its constructor starts the thread
-            self.file_writer.event_writer = EventFile(self.log_dir)
-            self.all_writers = {self.log_dir: self.file_writer}
-            if self.purge_step is not None:
-                for values in ({"file_version": "brain.Event:2"}, {"session_log": SessionLog(status=SessionLog.START)}):
-                    self.file_writer.add_event(Event(step=self.purge_step, **values))
-                self.purge_step = None
-        return self.file_writer

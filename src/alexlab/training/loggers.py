@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_only
 
+from alexlab import compat
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.output.csv_files import csv_bytes
 from alexlab.runs.atomic import RunFileWriter, write_atomic
@@ -98,20 +99,22 @@ class TensorBoard(RunFileWriter, TensorBoardLogger):
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
+        self.board: Any = None  # the SummaryWriter, once it is open
+        self.purge_step: int | None = None
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The SummaryWriter."""
-        if self._experiment is None:
-            from alexlab.training.events import EventFileWriter
+        if self.board is None:
+            from alexlab.training.events import EventFile
 
-            self._experiment = EventFileWriter(self.log_dir, **self._kwargs)
-        return self._experiment
+            self.board = compat.summary_writer(self.log_dir, EventFile, purge_step=self.purge_step)
+        return self.board
 
     def resume(self, *, epoch: int, step: int) -> None:
         """Continues a run: TensorBoard then hides what an earlier file has from this step on."""
-        self._kwargs["purge_step"] = step
+        self.purge_step = step
 
     @rank_zero_only
     def start_hparams(self, params: dict[str, Any], metrics: list[str]) -> None:
@@ -119,9 +122,8 @@ class TensorBoard(RunFileWriter, TensorBoardLogger):
         from torch.utils.tensorboard.summary import hparams
 
         experiment, start, self._session_end = hparams(params, dict.fromkeys(metrics, 0))
-        writer = self.experiment._get_file_writer()
-        writer.add_summary(experiment)
-        writer.add_summary(start)
+        self.experiment.file_writer.add_summary(experiment)
+        self.experiment.file_writer.add_summary(start)
 
     @rank_zero_only
     def save(self) -> None:
@@ -132,16 +134,16 @@ class TensorBoard(RunFileWriter, TensorBoardLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Flushes: Lightning calls this after fit and again after test, and a closed writer would start a second file."""
-        if self._experiment is not None:
+        if self.board is not None:
             self.save()
 
     @rank_zero_only
     def close(self) -> None:
         """Ends the row of the HParams tab and closes the file."""
-        if self._experiment is None:
+        if self.board is None:
             return
         if hasattr(self, "_session_end"):
-            self.experiment._get_file_writer().add_summary(self._session_end)
+            self.experiment.file_writer.add_summary(self._session_end)
         with self.writing(Path(self.log_dir)):
             self.experiment.close()
 

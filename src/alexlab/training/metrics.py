@@ -48,7 +48,7 @@ class ClassificationMetrics(Metric):
 
     def gather_state(self) -> list[dict[str, int | float]]:
         """What each rank has counted since the last reset, plain data; all ranks must ask."""
-        own = {name: getattr(self, name).item() for name in self._defaults}
+        own = {name: value.item() for name, value in self.metric_state.items() if isinstance(value, Tensor)}
         if not torch.distributed.is_initialized():
             return [own]
         found: list[Any] = [None] * torch.distributed.get_world_size()
@@ -61,7 +61,7 @@ class ClassificationMetrics(Metric):
         if torch.distributed.is_initialized():
             ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
         own = [counts[rank]] if len(counts) == ranks else counts if rank == 0 else []
-        for name, value in self._defaults.items():
+        for name, value in self.metric_state.items():
             assert isinstance(value, Tensor)
             total = sum(each[name] for each in own)
             setattr(self, name, torch.tensor(total, dtype=value.dtype, device=self.device))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from alexlab import compat
 from alexlab.data.samplers import PADDING, data_ranks, derived_seed
 from alexlab.distributed.ddp import HookedDDP
 from alexlab.errors import DataError, NumericError
@@ -136,7 +137,7 @@ class Classifier(lightning.LightningModule):
         names, gradients = zip(*found, strict=True)
         batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
         whole = batch_idx % self.trainer.accumulate_grad_batches + 1
-        norms = torch.stack(torch._foreach_norm(list(gradients)))
+        norms = compat.foreach_norms(gradients)
         self._watch([f"the gradient of {name}" for name in names], norms, batch_idx, whole)
 
     def _watch(self, names: Sequence[str], values: Tensor, batch_idx: int, batches: int = 1) -> None:

@@ -9,6 +9,11 @@ from alexlab.errors import ConfigError
 
 KINDS = ("conv", "linear", "bias", "norm")
 
+NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm),
+)
+
 ParamGroup = dict[str, Any]
 
 
@@ -17,7 +22,7 @@ def parameters_by_kind(net: nn.Module) -> dict[str, list[nn.Parameter]]:
     found: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
     for layer in net.modules():
         for name, parameter in layer.named_parameters(recurse=False):
-            if isinstance(layer, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm):
+            if isinstance(layer, NORMS):
                 kind = "norm"
             elif name == "bias":
                 kind = "bias"

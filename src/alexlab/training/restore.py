@@ -117,7 +117,7 @@ def load_best(module: Classifier, best: Path) -> None:
 def check_checkpoint(content: Any, module: Classifier, trainer: lightning.Trainer) -> None:
     """Raise ValueError unless a checkpoint has all that the run needs to be resumed, in the right shapes."""
     state = dict(module.state_dict())
-    counts = dict.fromkeys(module._stage_metrics("train")._defaults, 0.0)
+    counts = dict.fromkeys(module._stage_metrics("train").metric_state, 0.0)
     inside = {"validated_in_epoch": False, "train_counts": [counts], "train_metrics": {}, "accumulate_grad_batches": 1}
     expected = {
         "epoch": 0,

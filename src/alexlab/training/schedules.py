@@ -50,14 +50,17 @@ class ByStep(LRScheduler):
         return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
+        return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at the step of a checkpoint, with the rate of this run there; its optimizer must be loaded before."""
         super().load_state_dict(state_dict)
-        self._last_lr = self.get_lr()
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
+
+    def get_last_lr(self) -> list[Any]:
+        """Return the current rate of each group."""
+        return [group["lr"] for group in self.optimizer.param_groups]
 
 
 def constant(

@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
+from alexlab import compat
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.progress import track
@@ -70,8 +71,7 @@ def _mnist(kind: Any, names: Callable[[Any], Sequence[str]]) -> DataSet:
 
 def _imagenette(size: str) -> DataSet:
     def files() -> Sequence[File]:
-        url, md5 = datasets.Imagenette._ARCHIVES[size]
-        return [File(url, md5, url.rsplit("/", 1)[-1])]
+        return [File(url, md5, _name(url)) for url, md5 in compat.download_files(datasets.Imagenette, size)]
 
     return DataSet(
         # The archive is the only thing that is checked, so a folder that was half unpacked is told by its counts.
@@ -86,13 +86,16 @@ def _imagenette(size: str) -> DataSet:
 
 
 def _flower_files() -> Sequence[File]:
-    prefix, kind = datasets.Flowers102._download_url_prefix, datasets.Flowers102
-    return [File(prefix + name, md5, f"flowers-102/{name}") for name, md5 in kind._file_dict.values()]
+    return [File(url, md5, f"flowers-102/{_name(url)}") for url, md5 in compat.download_files(datasets.Flowers102)]
 
 
 def _pet_files() -> Sequence[File]:
-    resources = datasets.OxfordIIITPet._RESOURCES
-    return [File(url, md5, f"oxford-iiit-pet/{url.rsplit('/', 1)[-1]}") for url, md5 in resources]
+    found = compat.download_files(datasets.OxfordIIITPet)
+    return [File(url, md5, f"oxford-iiit-pet/{_name(url)}") for url, md5 in found]
+
+
+def _name(url: str) -> str:
+    return url.rsplit("/", 1)[-1]
 
 
 def _one_file(kind: Any) -> Sequence[File]:
@@ -125,7 +128,7 @@ CATALOGUE = {
         files=_pet_files,
         counts={"train": 3680, "test": 3669},
         source={"train": "trainval", "test": "test"},
-        image=lambda opened, index: Path(opened._images[index]),
+        image=lambda opened, index: compat.pet_item(opened, index)[0],
     ),
     "imagenette": _imagenette("full"),
     "imagenette_320": _imagenette("320px"),
@@ -218,7 +221,9 @@ def _write_split(opened: Any, dataset: DataSet, folder: Path, title: str) -> Non
 
 def _labels(opened: Any) -> list[int]:
     """The labels of a data set of torchvision, under whichever name it keeps them."""
-    for name in ("targets", "labels", "_labels"):
+    for name in ("targets", "labels"):
         if hasattr(opened, name):
             return [int(label) for label in getattr(opened, name)]
-    return [label for _, label in opened._samples]
+    if isinstance(opened, datasets.OxfordIIITPet):
+        return [compat.pet_item(opened, index)[1] for index in range(len(opened))]
+    return [int(opened[index][1]) for index in range(len(opened))]  # opened with loader=Path: no image is decoded

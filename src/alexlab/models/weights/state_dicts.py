@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alexlab import compat
+
 State = dict[str, Tensor]
 
 MAX_TENSORS = (
@@ -60,7 +62,7 @@ def _state_dicts(content: Any) -> Iterator[tuple[str, State]]:
         if id(node) in seen or place.count(".") >= MAX_DEPTH:
             continue
         seen.add(id(node))
-        if isinstance(getattr(node, "__dict__", {}).get("_modules"), Mapping):
+        if compat.pickled_module(node) is not None:
             yield place, _of_module(node)
             continue
         children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
@@ -82,15 +84,13 @@ def _of_module(node: Any, prefix: str = "", depth: int = 0) -> State:
     """
     if depth > 100:
         raise ValueError("its modules must not contain each other")
-    known = vars(node)
-    state = {}
-    for kind in ("_parameters", "_buffers"):
-        for name, value in known.get(kind, {}).items():
-            if isinstance(value, Tensor) and name not in known.get("_non_persistent_buffers_set", ()):
-                state[f"{prefix}{name}"] = value
-    for name, child in known["_modules"].items():
-        if isinstance(getattr(child, "__dict__", {}).get("_modules"), Mapping):
-            state |= _of_module(child, f"{prefix}{name}.", depth + 1)
+    found = compat.pickled_module(node)
+    if found is None:
+        return {}
+    tensors, children = found
+    state = {f"{prefix}{name}": value for name, value in tensors.items() if isinstance(value, Tensor)}
+    for name, child in children.items():
+        state |= _of_module(child, f"{prefix}{name}.", depth + 1)
         if len(state) > MAX_TENSORS:
             break  # refused by `check_state`
     return state

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Checkpoint
 
+from alexlab import compat
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.runs.atomic import RunFileWriter, write_atomic
 from alexlab.runs.layout import BEST, EARLIER_LASTS, LAST
@@ -94,13 +95,11 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves between two steps of an epoch: not inside of an accumulated one, and not before a validation."""
-        loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate() or trainer.is_last_batch:
+        if is_accumulating(trainer) or trainer.is_last_batch:
             return
         if signals.agreed is None and not self._due(trainer):
             return
-        assert trainer.fit_loop._data_fetcher is not None
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        if compat.validation_is_due(trainer):
             self.due = True
             return
         self._save_last(trainer, equals_best=False)
@@ -177,6 +176,13 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
                 _hard_link(last, last.with_name(EARLIER_LASTS.replace("*", f"{trainer.global_step:08d}")))
                 for path in sorted(last.parent.glob(EARLIER_LASTS))[: -self.keep_last]:
                     path.unlink()
+
+
+def is_accumulating(trainer: lightning.Trainer) -> bool:
+    """Return whether the current training batch ends without an optimizer step."""
+    num_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    is_last = trainer.is_last_batch or num_batches == trainer.num_training_batches
+    return num_batches % trainer.accumulate_grad_batches != 0 and not is_last
 
 
 def save_last(trainer: lightning.Trainer) -> None:

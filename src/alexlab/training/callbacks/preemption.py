@@ -7,10 +7,10 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loops.evaluation_loop import RestartStage
 
+from alexlab import compat
 from alexlab.distributed.signals import Interrupted, signals
-from alexlab.training.callbacks.checkpoint import save_last
+from alexlab.training.callbacks.checkpoint import is_accumulating, save_last
 from alexlab.training.module import Classifier
 
 
@@ -39,8 +39,7 @@ class PreemptionCallback(Callback):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Takes the signals over from Lightning, whose handler speaks to the other ranks from inside of a step."""
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        compat.disable_signal_handlers(trainer)
         if self.group is None and torch.distributed.is_initialized() and torch.distributed.get_backend() != "gloo":
             self.group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
 
@@ -49,9 +48,7 @@ class PreemptionCallback(Callback):
         if not self.before_validation:
             return
         self.before_validation = False
-        loop = trainer.fit_loop.epoch_loop.val_loop
-        loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
-        loop.restarting = False  # from its first batch
+        compat.repeat_validation(trainer)
         assert isinstance(pl_module, Classifier)
         pl_module.log_train_metrics()
 
@@ -64,7 +61,7 @@ class PreemptionCallback(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.fit_loop.epoch_loop._should_accumulate():
+        if not is_accumulating(trainer):
             self._agree(trainer)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -78,8 +75,7 @@ class PreemptionCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        if not trainer.sanity_checking and loop._should_accumulate():
+        if not trainer.sanity_checking and is_accumulating(trainer):
             return  # the gradients of half a step cannot be saved
         self._agree(trainer)
         if signals.agreed is None:
