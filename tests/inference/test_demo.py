@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from alexlab.data.image_file import REASONS
 from alexlab.errors import ConfigError
-from alexlab.tasks.demo import serve
+from alexlab.tasks.demo import create_server
 from support.browser import dumped
 from support.runs import plain
 
@@ -25,7 +25,7 @@ from support.runs import plain
 @pytest.fixture
 def server(trained_run: Path) -> Iterator[Any]:
     """The running server of the tiny net, which takes pictures of at most 100 kB, and its address."""
-    running, listening = serve(plain(f"ckpt='{trained_run}'", "port=0", "max_mb=0.1", name="demo"))
+    running, listening = create_server(plain(f"ckpt='{trained_run}'", "port=0", "max_mb=0.1", name="demo"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
     thread.start()
     while not running.started:
@@ -51,16 +51,16 @@ def test_answers_and_refusals(server: Any, images: Path) -> None:
     status, content, _ = ask(f"{server.address}/predict", photo)
     found = json.loads(content)
     assert status == 200
-    assert {each["class"] for each in found["answers"]} == {"ant", "bee", "cat"}
-    assert sum(each["prob"] for each in found["answers"]) == pytest.approx(1)
-    assert all(base64.b64decode(found[name].split(",")[1])[:4] == b"\x89PNG" for name in ("seen", "cam"))
+    assert {each["class"] for each in found["predictions"]} == {"ant", "bee", "cat"}
+    assert sum(each["prob"] for each in found["predictions"]) == pytest.approx(1)
+    assert all(base64.b64decode(found[name].split(",")[1])[:4] == b"\x89PNG" for name in ("input", "cam"))
     status, content, _ = ask(f"{server.address}/predict", b"no picture")
     assert (status, json.loads(content)["error"]) == (
         400,
-        f"cannot read this picture: {REASONS['unknown_format']}",
+        f"cannot read the image: {REASONS['unknown_format']}",
     )
     status, content, _ = ask(f"{server.address}/predict", bytes(100_001))
-    assert (status, json.loads(content)["error"]) == (413, "a picture must have at most 0.1 MB")
+    assert (status, json.loads(content)["error"]) == (413, "the image must have at most 0.1 MB")
     assert ask(server.address, Host="evil.example")[0] == 400, "no other site can give it a name of its own"
     status, page, headers = ask(server.address)
     assert status == 200 and b"alexnet, 3 classes" in page
@@ -81,7 +81,7 @@ def test_a_picture_is_dropped_in_a_browser(server: Any, images: Path, tmp_path: 
       };
       await drop(bytes);
       const bars = [...page.querySelectorAll('.bar')].map(bar => bar.innerText.split('\\n').filter(Boolean));
-      const pictures = [...page.querySelectorAll('.pictures img')].map(image => image.naturalWidth);
+      const pictures = [...page.querySelectorAll('.images img')].map(image => image.naturalWidth);
       const fits = page.documentElement.scrollWidth <= frame.contentWindow.innerWidth;
       await drop(new Uint8Array(200000));
       document.getElementById('found').textContent = JSON.stringify(
@@ -93,7 +93,7 @@ def test_a_picture_is_dropped_in_a_browser(server: Any, images: Path, tmp_path: 
     assert len(found["bars"]) == 3 and found["fits"] is True
     assert found["pictures"] == [320, 320]
     assert {bar[0] for bar in found["bars"]} == {"ant", "bee", "cat"}
-    assert found["error"] == "a picture must have at most 0.1 MB"
+    assert found["error"] == "the image must have at most 0.1 MB"
 
 
 def test_words(trained_run: Path) -> None:
@@ -102,16 +102,16 @@ def test_words(trained_run: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"host and port must be free to listen on; got 127.0.0.1 and {port}: "):
-            serve(plain(f"ckpt='{trained_run}'", f"port={port}", name="demo"))
+            create_server(plain(f"ckpt='{trained_run}'", f"port={port}", name="demo"))
     with pytest.raises(ConfigError, match=r"max_mb must be positive; got 0.0"):
-        serve(plain(f"ckpt='{trained_run}'", "max_mb=0.0", name="demo"))
+        create_server(plain(f"ckpt='{trained_run}'", "max_mb=0.0", name="demo"))
 
 
 def test_other_machines_are_let_in_only_when_asked(trained_run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _, listening = serve(plain(f"ckpt='{trained_run}'", "port=0", name="demo"))
+    _, listening = create_server(plain(f"ckpt='{trained_run}'", "port=0", name="demo"))
     assert listening.getsockname()[0] == "127.0.0.1"
     listening.close()
-    assert "everybody" not in caplog.text
-    _, listening = serve(plain(f"ckpt='{trained_run}'", "port=0", "host=0.0.0.0", name="demo"))
+    assert "anyone" not in caplog.text
+    _, listening = create_server(plain(f"ckpt='{trained_run}'", "port=0", "host=0.0.0.0", name="demo"))
     listening.close()
-    assert "listening on 0.0.0.0: everybody who can reach this machine can use the page" in caplog.text
+    assert "listening on 0.0.0.0: anyone who can reach this machine can use the page" in caplog.text

@@ -20,7 +20,14 @@ from alexlab.data.decode import decode
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import load_checkpoint
-from alexlab.inference.metrics import calibration, confused_pairs, confusion, interval, per_class, scores
+from alexlab.inference.metrics import (
+    calibration,
+    class_report,
+    compute_metrics,
+    confused_pairs,
+    confusion_matrix,
+    wilson_interval,
+)
 from alexlab.inference.predictions import Predictions, predict_split, select_split, split_loader
 from alexlab.runs.record import Card
 from alexlab.tasks.evaluate import run
@@ -57,7 +64,7 @@ def test_the_scores_are_those_of_the_training(
     }  # fmt: skip
     said = rows(out / "predictions.csv")
     assert [row["path"] for row in said] == sorted(str(path) for path in (images / "val").rglob("*.png"))
-    assert sum(row["answer1"] == row["label"] for row in said) == round(best["top1"] * len(said))
+    assert sum(row["class1"] == row["label"] for row in said) == round(best["top1"] * len(said))
     assert all(float(row["prob1"]) >= float(row["prob2"]) >= float(row["prob3"]) for row in said)
     printed = capsys.readouterr().out
     assert "top-3" in printed and "95 % interval" in printed and "recall" in printed
@@ -66,7 +73,7 @@ def test_the_scores_are_those_of_the_training(
         header, *matrix = list(csv.reader(file))
     for name, *counts in matrix:
         for answer, count in zip(header[1:], counts, strict=True):
-            assert int(count) == sum(row["label"] == name and row["answer1"] == answer for row in said)
+            assert int(count) == sum(row["label"] == name and row["class1"] == answer for row in said)
     page = (out / "evaluation.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("http-equiv", "")
@@ -178,7 +185,7 @@ def test_words_of_what_cannot_be_scored(evaluate: Evaluate, trained_run: Path, t
         DataError, match=r"every class must be in the checkpoint; .*other/ has dog, wolf, the checkpoint has"
     ):
         evaluate(f"data.root='{root}'")
-    with pytest.raises(DataError, match=r"got 'nowhere': there is no such folder"):
+    with pytest.raises(DataError, match=r"got 'nowhere': the folder does not exist"):
         evaluate("data.root=./nowhere".replace("./", ""), folder="b")
     with pytest.raises(ConfigError, match="split must be one of val, test, train, all; got 'dev'"):
         evaluate("split=dev", folder="c")
@@ -192,7 +199,7 @@ def test_the_data_of_the_run_may_be_gone(
     shutil.copytree(images, tmp_path / "moved")
     train(f"data.root={tmp_path / 'moved'}")
     shutil.rmtree(tmp_path / "moved")
-    with pytest.raises(DataError, match=r"got '.*/moved': the data of the run is gone"):
+    with pytest.raises(DataError, match=r"got '.*/moved': the data of the run was moved or deleted"):
         evaluate(ckpt=tmp_path / "run")
     assert evaluate(f"data.root='{images}'", ckpt=tmp_path / "run", folder="b").is_dir()
 
@@ -216,7 +223,7 @@ def test_every_image_is_asked_about_once(trained_run: Path) -> None:
     loader = split_loader(split, build.eval_view(trained.config), settings)
     assert len(predict_split(trained.inference, loader, split).paths) == 11
     for broken in (list(loader)[:-1], [*loader, next(iter(loader))]):
-        with pytest.raises(DataError, match="every image must be scored once"):
+        with pytest.raises(DataError, match="every image must be predicted exactly once"):
             predict_split(trained.inference, broken, split)
 
 
@@ -233,22 +240,22 @@ def told(labels: Sequence[int], said: Sequence[int], probs: Sequence[float] | No
 
 def test_confusion_and_classes_by_hand() -> None:
     found = told([0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 0, 2])
-    matrix = confusion(found, 3)
+    matrix = confusion_matrix(found, 3)
     assert matrix.tolist() == [[1, 2, 0], [1, 1, 0], [0, 0, 1]]
-    table = per_class(matrix, ["a", "b", "c"])
+    table = class_report(found, matrix, ["a", "b", "c"])
     assert table[0] == {
-        "class": "a", "images": 3, "recall": 1 / 3, "precision": 1 / 2, "f1": 2 / 5, "mistaken for": "b (2)",
+        "class": "a", "images": 3, "recall": 1 / 3, "precision": 1 / 2, "f1": 2 / 5, "confused with": "b (2)",
     }  # fmt: skip
-    assert (table[2]["recall"], table[2]["mistaken for"]) == (1.0, "")
+    assert (table[2]["recall"], table[2]["confused with"]) == (1.0, "")
     assert confused_pairs(matrix, ["a", "b", "c"]) == [("a", "b", 2, 2 / 3), ("b", "a", 1, 1 / 2)]
-    numbers = scores(found)
+    numbers = compute_metrics(found)
     assert (numbers["top1"], numbers["top5"]) == (3 / 6, 4 / 6), "top-5 of two answers each"
 
 
 def test_intervals() -> None:
     """Wilson's interval, with the numbers of Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
     for right, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):  # fmt: skip
-        assert interval(right, count) == pytest.approx((low, high), abs=5e-5)
+        assert wilson_interval(right, count) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_calibration_by_hand() -> None:
@@ -266,7 +273,7 @@ def test_many_classes_have_a_table_of_the_weakest(
 ) -> None:
     from rich.console import Console
 
-    from alexlab.inference.report import write_evaluation
+    from alexlab.inference.report import summary_tables, write_evaluation
 
     generator = np.random.default_rng(0)
     labels = np.arange(200) % 50
@@ -275,11 +282,11 @@ def test_many_classes_have_a_table_of_the_weakest(
     probs = np.full((200, 2), 0.5, np.float32)
     found = Predictions(listed(200), np.arange(200), labels, top, probs, probs[:, 0], 1.0)
     with caplog.at_level(logging.WARNING):
-        tables, _ = write_evaluation(found, [f"class {n}" for n in range(50)], tmp_path, {"split": "val"})
-    for table in tables:
+        evaluation = write_evaluation(found, [f"class {n}" for n in range(50)], tmp_path, {"split": "val"})
+    for table in summary_tables(evaluation):
         Console(width=120).print(table)
     printed = capsys.readouterr().out
-    assert "the 30 weakest of 50 classes" in printed and "most frequent mistakes" in printed
+    assert "the 30 classes with the lowest recall, of 50" in printed and "most frequent confusions" in printed
     assert len(rows(tmp_path / "classes.csv")) == 50
 
 
@@ -291,5 +298,5 @@ def check(words: dict[str, Any]) -> None:
 
 def test_a_sweep_over_checkpoints_is_checked_first(trained_run: Path) -> None:
     check({"ckpt": str(trained_run)})
-    with pytest.raises(ConfigError, match="there is no nothing"):
+    with pytest.raises(ConfigError, match="nothing does not exist"):
         check({"ckpt": "nothing"})

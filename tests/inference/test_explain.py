@@ -17,10 +17,10 @@ from alexlab.data.config import DataConfig
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.explain import neighbours
-from alexlab.inference.explain.activations import head, last_maps
+from alexlab.inference.explain.activations import head_layer, last_feature_layer
 from alexlab.inference.explain.gradcam import grad_cam, overlaid
 from alexlab.inference.explain.neighbours import feature_matrix, features, matrix_path, nearest
-from alexlab.inference.explain.plots import filters_plot, first_filters, maps_plot
+from alexlab.inference.explain.plots import feature_maps_plot, filters_plot, first_filters
 from alexlab.inference.predictions import select_split, split_loader
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
@@ -83,13 +83,13 @@ def test_grad_cam_of_maps_that_are_the_logits() -> None:
 
 def test_the_layers_that_are_looked_at() -> None:
     images = torch.zeros(1, 3, 96, 96)
-    assert last_maps(AlexNet(5, width=0.05).eval(), images) == "features.act5"
-    assert head(AlexNet(5, width=0.05).eval(), images) == "classifier.fc8"
-    assert head(NiN(5, width=0.1).eval(), images) == "features.conv4_3"
+    assert last_feature_layer(AlexNet(5, width=0.05).eval(), images) == "features.act5"
+    assert head_layer(AlexNet(5, width=0.05).eval(), images) == "classifier.fc8"
+    assert head_layer(NiN(5, width=0.1).eval(), images) == "features.conv4_3"
     googlenet = GoogLeNet(5).eval()
-    assert isinstance(googlenet.get_submodule(head(googlenet, images)), nn.Linear)
-    with pytest.raises(ValueError, match="the net has no convolution"):
-        last_maps(nn.Linear(3, 2), torch.zeros(1, 3))
+    assert isinstance(googlenet.get_submodule(head_layer(googlenet, images)), nn.Linear)
+    with pytest.raises(ValueError, match="the network has no convolution"):
+        last_feature_layer(nn.Linear(3, 2), torch.zeros(1, 3))
 
 
 def test_an_image_is_coloured() -> None:
@@ -142,7 +142,7 @@ def test_the_last_hidden_layer_is_stored_once(trained_run: Path, tmp_path: Path)
     again = feature_matrix(trained.inference, None, train, path)  # nothing is computed
     assert np.array_equal(again, matrix)
     with torch.inference_mode():
-        assert torch.allclose(features(trained.inference, images[:2], head(net, inputs)), hidden[:2], atol=1e-5)
+        assert torch.allclose(features(trained.inference, images[:2], head_layer(net, inputs)), hidden[:2], atol=1e-5)
     _, val = select_split(trained, settings, "val", from_run=True)
     assert matrix_path(tmp_path, trained.path, val) != path
     copied = replace(train, root=str(shutil.copytree(train.root, tmp_path / "copied")))
@@ -168,7 +168,7 @@ def test_the_filters_of_two_towers_are_two_blocks() -> None:
 def test_the_strongest_maps_come_first() -> None:
     maps = torch.rand(100, 4, 4)
     maps[70] = 5
-    figure = maps_plot(maps, "conv")
+    figure = feature_maps_plot(maps, "conv")
     assert figure.axes[0].get_title() == "conv: the strongest 48 of 100 maps, 4 x 4"
     assert figure.axes[0].images[0].get_array()[1:5, 1:5].min() == 5
 
@@ -217,8 +217,8 @@ def test_the_whole_page(trained_run: Path, tmp_path: Path, images: Path, monkeyp
     for title in (
         "Confusion",
         "Calibration",
-        "Mistakes that it is surest of",
-        "First kernels",
+        "Most confident mistakes",
+        "First-layer kernels",
         "Nearest training images",
     ):
         assert f"<h2>{title}</h2>" in page
@@ -258,10 +258,10 @@ def test_without_the_training_data(
 def test_words(trained_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"neighbours.metric must be one of euclidean, cosine; got 'l1'"):
         explain(trained_run, tmp_path / "a", "neighbours.metric=l1")
-    with pytest.raises(ConfigError, match=r"image must be a file; there is no nothing.jpg"):
+    with pytest.raises(ConfigError, match=r"image must be a file; nothing.jpg does not exist"):
         explain(trained_run, tmp_path / "b", "image=nothing.jpg")
     shutil.copy(trained_run / "checkpoints/best.ckpt", tmp_path / "mine.ckpt")
     with pytest.raises(
-        ConfigError, match=r"tensorboard=true needs the run folder of the checkpoint; .*mine.ckpt lies in none"
+        ConfigError, match=r"tensorboard=true needs the run folder of the checkpoint; .*mine.ckpt is not in one"
     ):
         explain(tmp_path / "mine.ckpt", tmp_path / "c", "tensorboard=true", "neighbours.num_images=0")

@@ -10,7 +10,7 @@ from torch import Tensor
 from alexlab.errors import ConfigError, DataError, NumericError
 from alexlab.inference import export as exporting
 from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
-from alexlab.inference.export import FORMATS, largest_difference, layers
+from alexlab.inference.export import FORMATS, largest_difference, sequential_layers
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.tasks.export import run
 from support.images import write_images
@@ -45,7 +45,7 @@ def test_the_example_of_the_readme_gives_the_answers_of_the_checkpoint(
 ) -> None:
     """With no import of this package, from the file alone."""
     path = export(form, "num_images=5")
-    assert re.search(r"on 5 images: largest difference of a logit \d", capsys.readouterr().out)
+    assert re.search(r"on 5 images: logits differ by at most \d", capsys.readouterr().out)
     (code,) = [example for example in EXAMPLES if f'"net{path.suffix}"' in example]
     assert "alexlab" not in code
     assert len(code.strip().splitlines()) <= 15
@@ -102,7 +102,7 @@ def test_a_squashed_view_is_told(
 def test_a_net_with_branches_has_no_list_of_layers(trained_run: Path) -> None:
     trained = load_checkpoint(str(trained_run))
     trained.inference.net = GoogLeNet(3, width=0.1).eval()
-    assert layers(trained, torch.zeros(2, 3, 96, 96)) is None
+    assert sequential_layers(trained, torch.zeros(2, 3, 96, 96)) is None
 
 
 def test_one_logit_becomes_two(train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path) -> None:
@@ -125,7 +125,8 @@ def test_a_net_that_differs_is_no_export(
 
     monkeypatch.setitem(exporting.FORMATS, "onnx", (".onnx", broken))
     with pytest.raises(
-        NumericError, match=r"must give the logits of the checkpoint within 0.0001; they differ by 0.0002"
+        NumericError,
+        match=r"the exported logits must equal those of the checkpoint within 0.0001; they differ by 0.0002",
     ):
         export("onnx")
     assert not list((tmp_path / "out").glob("*.onnx"))
@@ -148,9 +149,11 @@ def test_words(export: Callable[..., Path], train: Callable[..., float | None], 
     shutil.copytree(images, tmp_path / "moved")
     train(f"data.root={tmp_path / 'moved'}")
     shutil.rmtree(tmp_path / "moved")
-    with pytest.raises(ConfigError, match=r"compared on real images: input=DIR names some \(data.root must be"):
+    with pytest.raises(
+        ConfigError, match=r"compared on real images; set input=DIR to a folder of them \(data.root must be"
+    ):
         export("safetensors", ckpt=tmp_path / "run")
     assert export("safetensors", f"input='{images}'", ckpt=tmp_path / "run").is_file()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="must name images to compare on; there is none that can be read"):
+    with pytest.raises(DataError, match="must match images to compare on; found none that can be read"):
         export("safetensors", f"input='{tmp_path / 'empty'}'")

@@ -15,7 +15,8 @@ from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import load_checkpoint
-from alexlab.inference.predict import find_files, listed_files, predictions
+from alexlab.inference.input_files import find_files, read_list
+from alexlab.inference.predict import predict_files
 from alexlab.tasks.predict import run
 from support.images import write_images
 from support.runs import plain, rows
@@ -51,12 +52,12 @@ def test_a_folder(predict: Predict, trained_run: Path, images: Path, capsys: pyt
         assert [each["class"] for each in line["predictions"]] == [trained.names[number] for number in best.indices]
         assert [each["prob"] for each in line["predictions"]] == pytest.approx(best.values.tolist(), abs=1e-5)
         row = found[line["path"]]
-        assert (row["answer"], float(row["prob"])) == (
+        assert (row["class"], float(row["prob"])) == (
             line["predictions"][0]["class"],
             pytest.approx(line["predictions"][0]["prob"]),
         )
     assert {path.name for path in out.iterdir()} == {"predictions.csv", "predictions.jsonl"}
-    assert "answer 2" in capsys.readouterr().out
+    assert "prediction 2" in capsys.readouterr().out
 
 
 def stream(content: bytes) -> io.BufferedReader:
@@ -75,13 +76,13 @@ def stream(content: bytes) -> io.BufferedReader:
     ],
 )
 def test_lists_as_programs_write_them(content: bytes) -> None:
-    assert list(listed_files(stream(content))) == ["a.png", "é 文.png"]
+    assert list(read_list(stream(content))) == ["a.png", "é 文.png"]
 
 
 def test_a_list_is_read_as_it_arrives() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as target:
-        found = listed_files(source)
+        found = read_list(source)
         target.write(b"a\nb.png\0c.p")
         assert next(found) == "a\nb.png"
         target.write(b"ng\0\xff.png\0")
@@ -143,7 +144,7 @@ def test_bad_files_are_listed_and_stop_nothing(
     for path in root.glob("a/00[03].png"):
         path.unlink()
     (root / "a/002.png").unlink()
-    with pytest.raises(DataError, match="must name images; there is none; 2 files could not be read"):
+    with pytest.raises(DataError, match="must match images; found none; 2 files could not be read"):
         predict(f"input='{root}'", folder="b")
 
 
@@ -158,7 +159,7 @@ def test_a_million_files_need_constant_memory(trained_run: Path, images: Path) -
             asked += 1
             yield str(images / f"val/ant/{number % 4:03d}.png")
 
-    found = predictions(
+    found = predict_files(
         trained.inference,
         endless(),
         build.eval_view(trained.config),
@@ -185,20 +186,20 @@ def test_the_gallery(predict: Predict, images: Path) -> None:
     page = (out / "gallery.html").read_text()
     assert page.count("data:image/jpeg;base64,") == page.count("<figcaption>") == 3
     assert "8 more images are in predictions.csv" in page
-    assert page.rstrip().endswith("</script>")
+    assert page.rstrip().endswith("</html>")
 
 
 def test_names_shown_and_views(predict: Predict, images: Path, tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('{"ant": "Ameise", "bee": "Biene", "cat": "Katze"}')
     out = predict(f"input='{images / 'val'}'", f"class_names='{tmp_path / 'names.json'}'", "views=ten_crop")
-    assert {row["answer"] for row in rows(out / "predictions.csv")} <= {"Ameise", "Biene", "Katze"}
+    assert {row["class"] for row in rows(out / "predictions.csv")} <= {"Ameise", "Biene", "Katze"}
 
 
 def test_words(predict: Predict, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a folder, a glob or -; there is no nowhere \(looked for /.*/nowhere\)"):
+    with pytest.raises(DataError, match=r"a folder, a glob or -; nowhere does not exist \(looked for /.*/nowhere\)"):
         predict("input=nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"input=.*/empty must name images; there is none"):
+    with pytest.raises(DataError, match=r"input=.*/empty must match images; found none"):
         predict(f"input='{tmp_path / 'empty'}'", folder="b")
     with pytest.raises(ConfigError, match="top_k must be at least 1; got 0"):
         predict("input=x", "top_k=0", folder="c")

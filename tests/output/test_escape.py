@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hydra.core.utils import configure_log
+from markupsafe import escape
 from omegaconf import read_write
 from PIL import Image
 from rich.console import Console
@@ -25,9 +26,11 @@ from alexlab.data.audit.report import summary, write_page
 from alexlab.data.image_file import Decoding
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError, ImageError
-from alexlab.inference.class_names import choose_fonts
+from alexlab.inference.predict import Prediction
+from alexlab.inference.prediction_files import PredictionWriter
 from alexlab.inference.predictions import Predictions
-from alexlab.inference.report import write_evaluation
+from alexlab.inference.report import summary_tables, write_evaluation
+from alexlab.inference.report import write_page as write_evaluation_page
 from alexlab.output.csv_files import restored
 from alexlab.output.escape import (
     LineFormatter,
@@ -41,12 +44,11 @@ from alexlab.output.escape import (
 )
 from alexlab.output.progress import progress_bar
 from alexlab.output.terminal import Terminal
-from alexlab.pages import html
+from alexlab.pages.plots import png
 from alexlab.runs.report import write_report
 from alexlab.sweeps import jobs
 from alexlab.sweeps.jobs import FAILED, Job
 from alexlab.tasks import report
-from alexlab.tasks.predict import Writers
 from support.runs import ROOT, composed, rows
 
 # What a name is, and what is shown of it.
@@ -219,9 +221,10 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
     split = Split("", names, paths, labels)
     probs = np.full(top.shape, 0.5, np.float32)
     found = Predictions(split, np.arange(len(labels)), labels, top, probs, probs[:, 0], 1.0)
-    tables, parts = write_evaluation(found, names, out, {"data": "".join(NASTY), "split": "val"})
-    page = html.write_page(out / "evaluation.html", "title " + "".join(NASTY), parts)
-    return out, "".join(map(printed, tables)), page.read_text(encoding="utf-8")
+    evaluation = write_evaluation(found, names, out, {"data": "".join(NASTY), "split": "val"})
+    page = out / "evaluation.html"
+    write_evaluation_page(evaluation, page, "title " + "".join(NASTY))
+    return out, "".join(map(printed, summary_tables(evaluation))), page.read_text(encoding="utf-8")
 
 
 def test_an_evaluation_shows_its_classes(evaluation: tuple[Path, str, str]) -> None:
@@ -229,14 +232,14 @@ def test_an_evaluation_shows_its_classes(evaluation: tuple[Path, str, str]) -> N
     assert not hidden(tables) and not hidden(page)
     for expected in NASTY.values():
         assert f"│ {expected} " in tables
-        assert f"<td>{html.text(expected)}<td" in page
+        assert f"<td>{escape(expected)}</td>" in page
     assert "<script>alert" not in page
 
 
 def test_an_evaluation_keeps_the_names_in_its_tables(evaluation: tuple[Path, str, str]) -> None:
     out, *_ = evaluation
     names = [writable(name) for name in NASTY]
-    columns = (("classes.csv", "class"), ("predictions.csv", "label"), ("confusion.csv", "label \\ answer"))
+    columns = (("classes.csv", "class"), ("predictions.csv", "label"), ("confusion.csv", "label \\ predicted"))
     for file, column in columns:
         with (out / file).open(newline="", encoding="utf-8") as opened:
             import csv
@@ -251,17 +254,16 @@ def test_an_evaluation_keeps_the_names_in_its_tables(evaluation: tuple[Path, str
 def test_plots_show_names_as_they_are() -> None:
     from matplotlib.figure import Figure
 
-    from alexlab.inference.explain.plots import sheet
+    from alexlab.inference.explain.plots import image_grid
     from alexlab.inference.plots import confusion_plot
 
     names = [*NASTY]
-    assert choose_fonts(names) == ""
     figure = confusion_plot(np.eye(len(names), dtype=np.int64), names)
-    html.png(figure)  # a broken formula would end it
+    png(figure)  # a broken formula would end it
     drawn = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert [text.strip().replace(r"\$", "$") for text in drawn] == [*NASTY.values()]
     cells = [(np.zeros((2, 2, 3), np.uint8), (name, "0.5")) for name in names]
-    titles = [axes.get_title() for axes in sheet([cells]).axes]
+    titles = [axes.get_title() for axes in image_grid([cells]).axes]
     assert [title.split("\n") for title in titles] == [[plot_label(name), "0.5"] for name in names]
     axes = Figure().subplots()
     for name in names:
@@ -298,7 +300,7 @@ def test_a_report_shows_the_runs_of_a_stranger(tmp_path: Path, capsys: pytest.Ca
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert not hidden(page) and not hidden(text) and not hidden(said)
     for name, expected in NASTY.items():
-        assert f"<td>{html.text(expected)}<td" in page and f"because of {html.text(expected)}" in page
+        assert f"<td>{escape(expected)}</td>" in page and f"because of {escape(expected)}" in page
         assert f"| {markdown(name)} | 1 |" in text
         assert f"| {expected} | 1 |" in said and f"failed: failed: because of {expected}\n" in said
     assert "<script>alert" not in page
@@ -346,20 +348,20 @@ def test_predictions_show_and_keep_names(
 ) -> None:
     classes = [*NASTY]
     paths = [os.path.join(strange_images, "@home", f"{name}.png") for name in FILES]
-    trained = SimpleNamespace(names=classes, description="a net", decoding=Decoding())
-    with Writers(tmp_path, trained, gallery_limit=100) as writers:
+    trained: Any = SimpleNamespace(names=classes, description="a net", decoding=Decoding())
+    with PredictionWriter(tmp_path, trained, gallery_limit=100) as writer:
         for number, path in enumerate(paths):
-            writers.write(SimpleNamespace(path=path, answers=(number, len(classes) - 1), probs=(0.6, 0.4), error=None))
+            writer.write(Prediction(path=path, classes=(number, len(classes) - 1), probs=(0.6, 0.4), error=None))
         bad = ImageError("no", path="-bad\n\x1b", code="x", reason="=1\x1b")
-        writers.write(SimpleNamespace(path=bad.path, error=bad))
-    writers.report("x")
+        writer.write(Prediction(bad.path, error=bad))
+    writer.print_summary("x")
     printed, page = capsys.readouterr().out, (tmp_path / "gallery.html").read_text(encoding="utf-8")
     assert not hidden(printed) and not hidden(page) and "<script>alert" not in page
     table = rows(tmp_path / "predictions.csv")
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().rstrip().split("\n")]
     for row, line, name, path in zip(table, lines, classes, paths, strict=False):
-        assert restored(row["answer"]) == line["predictions"][0]["class"] == writable(name)
-        assert f"<b>{html.text(name)} 0.600</b>" in page
+        assert restored(row["class"]) == line["predictions"][0]["class"] == writable(name)
+        assert f"<b>{escape(shown(name))} 0.600</b>" in page
         assert row["path"] == line["path"] == writable(path)
     assert rows(tmp_path / "failed.csv") == [{"path": "'-bad\n\x1b", "code": "x", "reason": r"'=1\x1b"}]
 
@@ -379,8 +381,8 @@ def test_the_demo_answers_with_names_as_they_are_shown(monkeypatch: pytest.Monke
     monkeypatch.setattr(demo, "TOP_K", len(classes))
     content = io.BytesIO()
     Image.new("RGB", (8, 8)).save(content, "PNG")
-    found = demo.look(trained, lambda image: image, content.getvalue())
-    assert [each["class"] for each in found["answers"]] == [*NASTY.values()][::-1]
+    found = demo.predict_image(trained, lambda image: image, content.getvalue())
+    assert [each["class"] for each in found["predictions"]] == [*NASTY.values()][::-1]
 
 
 def bare_calls() -> Iterator[str]:

@@ -16,8 +16,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from alexlab.cli import overrides
 from alexlab.errors import ConfigError
 from alexlab.runs.compare import differing_keys, find_runs, group_seeds, rank_groups, read_run
+from alexlab.runs.plots import effects_plot
 from alexlab.runs.record import Lock
-from alexlab.runs.report import _effects, write_report
+from alexlab.runs.report import write_report
 from alexlab.tasks.report import run as report
 from support.browser import FITS, PHONE, look
 from support.runs import plain
@@ -119,11 +120,11 @@ def test_the_page_and_the_tables(sweep: Path, tmp_path: Path) -> None:
     assert not re.search(r"(src|href)='?\"?https?:", page), "it works offline"
     assert page.count("data:image/png;base64,") == 3
     # The failed run has two logs, which its row of the table and the line of its failure point to.
-    linked = [Path(urllib.parse.unquote(place)) for place in re.findall("<a href='([^']+)'", page)]
+    linked = [Path(urllib.parse.unquote(place)) for place in re.findall('<a href="([^"]+)"', page)]
     assert linked == 2 * [Path("../sweep/20_failed", name) for name in ("train.log", "slurm.log")]
     assert all((out / place).read_text() == "a log" for place in linked)
     assert "&lt;b&gt;no&lt;/b&gt; image" in page
-    assert "a tie: the highest is optimizer=sgd, model.width=1.0: val/top1 0.9133" in page
+    assert "No clear winner. optimizer=sgd, model.width=1.0 is highest (val top-1 0.9133)" in page
     assert "the process ended without saying why" in page
     text = (out / "report.md").read_text()
     assert "| sgd | 1.0 | 3 | 0.9133 | 0.0076 | 1 | 0.0867 | 2 | 20 | 100 | 1,000,000 | 3 finished |" in text
@@ -137,18 +138,18 @@ def test_the_page_and_the_tables(sweep: Path, tmp_path: Path) -> None:
 
 
 def test_the_clear_best_row_is_marked(sweep: Path, tmp_path: Path) -> None:
-    assert "<tr class='best" not in write_report([str(sweep)], tmp_path / "tie").read_text()
+    assert '<tr class="best' not in write_report([str(sweep)], tmp_path / "tie").read_text()
     for seed in (1, 2, 3):
         make(sweep / f"{90 + seed}", width=2.0, seed=seed, top1=0.95 + seed / 1000)
     page = write_report([str(sweep)], tmp_path / "clear").read_text()
-    assert page.count("<tr class='best") == 1
-    assert "the best: optimizer=sgd, model.width=2.0: val/top1 0.9520, beyond its uncertainty" in page
+    assert page.count('<tr class="best') == 1
+    assert "Best: optimizer=sgd, model.width=2.0: val top-1 0.9520; the 95 % interval" in page
 
 
 def test_one_run_and_none_finished(tmp_path: Path) -> None:
     make(tmp_path / "one/a")
     page = write_report([str(tmp_path / "one")], tmp_path / "out1").read_text()
-    assert "all runs: val/top1 0.9000" in page
+    assert "all runs: val top-1 0.9000" in page
     make(tmp_path / "none/a", top1=None, status="failed", reason="x")
     assert "no run has finished yet" in write_report([str(tmp_path / "none")], tmp_path / "out2").read_text()
 
@@ -160,7 +161,7 @@ def test_which_runs(
     make(tmp_path / "sweep/10_x", seed=9)
     assert [path.name for path in find_runs(["sweep"])] == [f"{number}_x" for number in range(11) if number != 9]
     assert len(find_runs(["sweep/[0-2]_x", "sweep/0_x"])) == 3
-    with pytest.raises(ConfigError, match=r"a report needs run folders; there is no run.json in or below nowhere"):
+    with pytest.raises(ConfigError, match=r"report needs run folders; no run.json found in or below nowhere"):
         find_runs(["nowhere"])
     words = overrides.with_runs(["sweep/0_x", "sweep/1 x,y", "out=here", "--cfg"])
     assert words == ["out=here", "--cfg", "runs=['sweep/0_x','sweep/1 x,y']"]
@@ -178,7 +179,7 @@ def test_a_run_in_progress_and_one_that_was_ended_by_a_search(sweep: Path, tmp_p
     with Lock(sweep / "30_busy"):
         page = write_report([str(sweep)], tmp_path / "out").read_text()
     assert "0.9133" in page.split("<table>")[0], "the best is that of the finished runs"
-    assert re.search(r"<tr class='running'>.*6\.0.*1 running", page)
+    assert re.search(r'<tr class="running">.*6\.0.*1 running', page)
     assert "1 pruned" in page
     assert "Failures" not in page
     with (tmp_path / "out/report.csv").open() as file:
@@ -187,9 +188,11 @@ def test_a_run_in_progress_and_one_that_was_ended_by_a_search(sweep: Path, tmp_p
 
 
 def test_numbers_of_a_search_are_drawn_on_an_axis() -> None:
-    found = {"optimizer.lr": {f"{10 ** -(1 + number / 3):.5f}": [0.5 + number / 100] for number in range(8)}}
-    found |= {"model.norm": {"none": [0.5], "batch": [0.6, 0.7]}}
-    lr, norm = _effects(found).axes
+    effects = {"optimizer.lr": {f"{10 ** -(1 + number / 3):.5f}": [0.5 + number / 100] for number in range(8)}}
+    effects |= {"model.norm": {"none": [0.5], "batch": [0.6, 0.7]}}
+    figure = effects_plot(effects)
+    assert figure is not None
+    lr, norm = figure.axes
     assert lr.get_xscale() == "log"
     assert [tick.get_text() for tick in norm.get_xticklabels()] == ["batch", "none"]
 

@@ -1,4 +1,4 @@
-"""A checkpoint is enough: the net, its classes, its preprocessing and its data's place come from the file alone."""
+"""Trained models from checkpoints: network, classes, preprocessing and data settings come from the file alone."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -32,23 +32,23 @@ log = logging.getLogger(__name__)
 
 KINDS = "a run folder, a checkpoint, an exported .safetensors file, or a state dict of torchvision's alexnet"
 
-SPARE = 100  # parameters that a net may make and drop while it is built: torchvision's for images that are not RGB
-MAX_SIZE = 4096  # pixels of an image's side, in a config that may be a stranger's
-NO_DATA = "(none)"  # the data folder of a file that knows of none
+SPARE = 100  # parameters that a network may create and discard, as torchvision's do for images that are not RGB
+MAX_SIZE = 4096  # pixels; larger sides in an untrusted config are rejected
+NO_DATA = "(none)"  # data.root of a file that does not name its data
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained net and all that is known of it.
+    """A trained network with its preprocessing, classes and config.
 
     Args:
-        path: of the file.
-        config: of the run, plain data.
+        path: file that it was loaded from.
+        config: config of the run, plain data.
         choices: the option chosen in each config group.
         classes: folder names of the K classes, in the order of the logits.
-        names: the names shown of them.
-        best: the scores of its best validation, where there was one.
-        inference: uint8 images to probabilities, in evaluation mode, on its device.
+        names: display names of the classes.
+        best: metrics of the best validation; empty if there was none.
+        inference: network with its preprocessing, in eval mode, on its device.
     """
 
     path: Path
@@ -61,38 +61,38 @@ class TrainedModel:
 
     @property
     def run_dir(self) -> Path | None:
-        """The run folder that the checkpoint lies in, or None."""
+        """The run folder that contains the checkpoint, or None."""
         folder = self.path.parent.parent
         return folder if self.path.parent.name == BEST.parent.name and (folder / "run.json").is_file() else None
 
     @property
     def decoding(self) -> Decoding:
-        """The settings by which files become pixels."""
+        """The decoding settings of the run."""
         return build.data(self.config).decoding
 
-    def decoding_with(self, data: Mapping[str, Any]) -> "TrainedModel":
-        """Return the same net with other settings of decoding, where a `data` node has some that are not null."""
+    def with_decoding(self, data: Mapping[str, Any]) -> "TrainedModel":
+        """Return the same model with those decoding settings of a `data` node that are not null."""
         changes = {key: data[key] for key in ("max_megapixels", "intensity_range") if data.get(key) is not None}
         return replace(self, config={**self.config, "data": {**self.config["data"], **changes}})
 
     @property
     def description(self) -> str:
-        """What it is, in a few words."""
+        """Model name and number of classes."""
         name = self.choices.get("model", self.config["model"]["_target_"].rsplit(".", 1)[-1])
         return f"{name}, {len(self.classes)} classes"
 
 
 def load_checkpoint(name: str, *, class_names: str | None = None, device: str = "auto") -> TrainedModel:
-    """Reads a trained net; nothing but tensors and plain data is unpickled.
+    """Load a trained model; only tensors and plain data are unpickled.
 
     Args:
         name: a run folder (its best checkpoint), a checkpoint, an exported .safetensors file, or a state dict of torchvision's
-            alexnet (.pth, .pt, .safetensors), whose classes are ImageNet's or the folders that `class_names` names.
-        class_names: a JSON file with the names shown; None takes those of the checkpoint.
-        device: `cpu`, `cuda`, or `auto`, a GPU where there is one.
+            alexnet (.pth, .pt, .safetensors), whose classes are those of ImageNet or the keys of `class_names`.
+        class_names: JSON file that maps folder names to display names; None uses those of the checkpoint.
+        device: `cpu`, `cuda`, or `auto`: a GPU if there is one.
 
     Raises:
-        ConfigError: in one sentence.
+        ConfigError: if the file is not a trained model, or the device is not available.
     """
     path = _file(Path(name))
     given = None if class_names is None else read_class_names(class_names)
@@ -116,7 +116,7 @@ def load_checkpoint(name: str, *, class_names: str | None = None, device: str = 
 
 
 def _inference(path: Path, record: dict[str, Any], state: State) -> Inference:
-    """Return the net that a record describes, with the weights of its file; the record may be a stranger's."""
+    """Build the network of a checkpoint's record, which is untrusted, and load its weights."""
     config, classes = record["config"], record["classes"]
     try:
         check_targets(config)
@@ -129,10 +129,12 @@ def _inference(path: Path, record: dict[str, Any], state: State) -> Inference:
         inference.net.eval()(torch.empty(1, channels, size, size, device="meta"))
         if not torch.isfinite(torch.stack([inference.mean, inference.std])).all():
             raise ValueError("data.mean and data.std must be finite")
-    except Exception as error:  # there is no end of what can be wrong with a config
+    except Exception as error:  # an untrusted config can fail in any way
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         reason = " ".join(str(error).split())[:400]
-        raise ConfigError(f"the config in {path} must describe a net and its preprocessing: {kind}{reason}") from error
+        raise ConfigError(
+            f"the config in {path} must describe a network and its preprocessing: {kind}{reason}"
+        ) from error
     try:
         check_head(inference.net, state, classes)
         load_state(inference.net, state)
@@ -142,30 +144,40 @@ def _inference(path: Path, record: dict[str, Any], state: State) -> Inference:
 
 
 def check_sizes(config: Any) -> None:
-    """Raise ValueError if the evaluation would make images that take gigabytes each."""
-    waiting = [config["data"]["image_size"], config["augmentation"]["eval"]]
-    for node in waiting:
+    """Raise ValueError if an image size is so large that a single image would take gigabytes."""
+    pending = [config["data"]["image_size"], config["augmentation"]["eval"]]
+    for node in pending:
         if isinstance(node, int | float) and not node <= MAX_SIZE:
             raise ValueError(f"images must be at most {MAX_SIZE} pixels wide; got {node}")
         if isinstance(node, dict | list):
-            waiting.extend(node.values() if isinstance(node, dict) else node)
+            pending.extend(node.values() if isinstance(node, dict) else node)
 
 
 def check_types(target: Any, where: str, values: Mapping[str, Any]) -> None:
-    """Raise ValueError if an argument is not of the type that `target` declares."""
+    """Raise ValueError if a value does not have the type that `target` declares for that argument.
+
+    Args:
+        target: a class or function with type hints.
+        where: config node, for the message.
+        values: arguments.
+    """
     for name, hint in get_type_hints(target).items():
         kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint])]
         accepted = (*kinds, int) if float in kinds else tuple(kinds)
         if name in values and not isinstance(values[name], accepted):
-            wanted = " | ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise ValueError(f"{where}.{name} must be a {wanted}; got {type(values[name]).__name__}")
+            expected = " | ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ValueError(f"{where}.{name} must be a {expected}; got {type(values[name]).__name__}")
 
 
 def check_head(net: nn.Module, state: State, classes: Sequence[str]) -> None:
-    """Raise ValueError if the last layer of the file is that of another number of classes."""
-    own, found = ([value for value in tensors.values() if value.dim() > 1] for tensors in (net.state_dict(), state))
-    if own and found and own[-1].shape[1:] == found[-1].shape[1:] and len(own[-1]) != len(found[-1]):
-        raise ValueError(f"it names {len(classes)} classes, but its last layer has {len(found[-1])} outputs")
+    """Raise ValueError if the last layer of the file does not have one output per class."""
+    expected, given = (
+        [value for value in tensors.values() if value.dim() > 1] for tensors in (net.state_dict(), state)
+    )
+    if not expected or not given or expected[-1].shape[1:] != given[-1].shape[1:]:
+        return
+    if len(expected[-1]) != len(given[-1]):
+        raise ValueError(f"it names {len(classes)} classes, but its last layer has {len(given[-1])} outputs")
 
 
 def _file(path: Path) -> Path:
@@ -175,14 +187,14 @@ def _file(path: Path) -> Path:
             raise ConfigError(f"ckpt must be {KINDS}; the folder {path} has no {BEST}{files_of_weights(path)}")
         return found
     if not path.is_file():
-        raise ConfigError(f"ckpt must be {KINDS}; there is no {path}")
+        raise ConfigError(f"ckpt must be {KINDS}; {path} does not exist")
     return path
 
 
 def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | None, device: str) -> TrainedModel:
     matrices = [tensor for tensor in weights.state.values() if tensor.dim() == 2]
     if not matrices:
-        raise ConfigError(f"ckpt must be {KINDS}; {path} holds none of them")
+        raise ConfigError(f"ckpt must be {KINDS}; {path} is none of these")
     count = len(matrices[-1])
     if names is not None and len(names) == count:
         classes = sorted(names)
@@ -190,15 +202,15 @@ def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | Non
         classes = list(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
     else:
         raise ConfigError(
-            f"{path} does not say its {count} classes; class_names=FILE.json must name the folder of each; "
-            f"got {'none' if names is None else f'{len(names)} of them'}"
+            f"{path} does not name its {count} classes; class_names=FILE.json must have one key per class; "
+            f"got {'no file' if names is None else f'{len(names)} keys'}"
         )
     config = default_config("model=alexnet", "data=folder", f"data.root='{NO_DATA}'")
     inference = build.inference(config, count)
     found = match_weights(inference.net, WeightSource(str(path), weights.state), key="ckpt", head=(), classes=classes)
     if found.unmatched or found.unused:
         raise ConfigError(
-            f"ckpt must be {KINDS}; in {path} these do not fit: {', '.join([*found.unmatched, *found.unused])}"
+            f"ckpt must be {KINDS}; in {path} these tensors do not fit: {', '.join([*found.unmatched, *found.unused])}"
         )
     load_state(inference.net, found.matched)
     shown = display_names(classes, names)
@@ -208,7 +220,7 @@ def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | Non
 
 
 def default_config(*overrides: str) -> dict[str, Any]:
-    """The config of `train.py` with overrides, plain data."""
+    """Return the config of `train.py` with overrides, plain data."""
     if GlobalHydra.instance().is_initialized():
         composed = compose("train", [*overrides])
     else:
@@ -222,5 +234,5 @@ def _device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda; got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda needs a GPU; there is none. Take device=cpu")
+        raise ConfigError("device=cuda needs a GPU, but none is available. Use device=cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

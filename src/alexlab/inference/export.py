@@ -1,11 +1,11 @@
-"""A trained net as a file that needs nothing of this package: safetensors, ONNX or a program of torch.export."""
+"""Export of a trained network to a file that does not need this package: safetensors, ONNX or torch.export."""
 
 import inspect
 import io
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from alexlab.errors import ConfigError, NumericError
 from alexlab.inference.checkpoint import TrainedModel
-from alexlab.inference.explain.activations import watched
+from alexlab.inference.explain.activations import call_on_layers
 from alexlab.runs.atomic import write_atomic
 from alexlab.runs.layout import CHECKPOINT_KEY
 from alexlab.training.preprocessing import expand_binary_logits
 
-TOLERANCE = 1e-4  # largest difference of a logit
+TOLERANCE = 1e-4  # maximum absolute difference of a logit
 OPSET = 20
 
 
-class Exported(nn.Module):
-    """Normalised images (N, C, H, W) to logits (N, K)."""
+class LogitNet(nn.Module):
+    """Network from normalized images (N, C, H, W) to logits (N, K)."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class Exported(nn.Module):
         return expand_binary_logits(self.net(images))
 
 
-def about(trained: TrainedModel) -> dict[str, Any]:
-    """What a program must know beside the numbers, plain data: classes, and how an image is made ready."""
-    data, views = trained.config["data"], trained.config["augmentation"]["eval"]
-    inference = trained.inference
+def metadata(model: TrainedModel) -> dict[str, Any]:
+    """Return what a program needs besides the weights, as plain data: classes and preprocessing."""
+    data, views = model.config["data"], model.config["augmentation"]["eval"]
+    inference = model.inference
     return {
-        "classes": trained.names,
-        "folders": trained.classes,
+        "classes": model.names,
+        "folders": model.classes,
         "image_size": data["image_size"],
         "channels": data["channels"],
         "resize": _resize(views, data["image_size"]),
@@ -53,48 +53,52 @@ def about(trained: TrainedModel) -> dict[str, Any]:
 
 
 def _resize(views: dict[str, Any], size: int) -> dict[str, Any]:
-    """The shorter side that an image is resized to before its centre is cut; None where it is squashed to the square."""
+    """Return the length that the shorter side is resized to before the center crop; None if images are squashed instead."""
     for node in views.values():
         if node is not None and node["_target_"].endswith(".CenterView"):
             return {"shorter_side": round(size / node["ratio"]), "crop": "center"}
     return {"shorter_side": None, "crop": None}
 
 
-def layers(trained: TrainedModel, images: Tensor) -> list[list[Any]] | None:
-    """The net as a list of layers of torch.nn with their arguments, where it is one layer after the other; else None.
+def sequential_layers(model: TrainedModel, images: Tensor) -> list[list[Any]] | None:
+    """Return a purely sequential network as a list of torch.nn class names and arguments; None for other networks.
 
     Args:
-        trained: the net.
-        images: normalised (N, C, H, W), with which the list is compared with the net.
+        model: trained model.
+        images: normalized (N, C, H, W), for which the list must compute the same outputs as the network.
     """
-    found: list[list[Any]] = []
-    shapes: list[int] = []  # dimensions of the outputs
+    layers: list[list[Any]] = []
+    output_dims: list[int] = []
 
-    def see(name: str, entering: Tensor, output: Tensor) -> None:
-        layer = trained.inference.net.get_submodule(name)
-        if shapes and shapes[-1] == 4 and entering.ndim == 2:
-            found.append(["Flatten", {}])
-        shapes.append(output.ndim)
-        found.append([type(layer).__name__, _arguments(layer)])
+    def record(name: str, layer_input: Tensor, output: Tensor) -> None:
+        layer = model.inference.net.get_submodule(name)
+        if output_dims and output_dims[-1] == 4 and layer_input.ndim == 2:
+            layers.append(["Flatten", {}])
+        output_dims.append(output.ndim)
+        layers.append([type(layer).__name__, _arguments(layer)])
 
     with torch.inference_mode():
-        with watched(trained.inference.net, see):
-            expected = trained.inference.net(images)
-        if shapes and shapes[-1] == 4:
-            found.append(["Flatten", {}])
+        with call_on_layers(model.inference.net, record):
+            expected = model.inference.net(images)
+        if output_dims and output_dims[-1] == 4:
+            layers.append(["Flatten", {}])
         try:
-            net = nn.Sequential(*(getattr(nn, kind)(**arguments) for kind, arguments in found)).eval()
-            state = trained.inference.net.state_dict()
-            net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
-            same = torch.equal(net.to(images.device)(images), expected)
-        except (AttributeError, RuntimeError, TypeError, ValueError):  # a net of another shape
+            net = _build_sequential(layers, model.inference.net.state_dict().values())
+            equal = torch.equal(net.to(images.device)(images), expected)
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # not sequential
             return None
-    return found if same else None
+    return layers if equal else None
+
+
+def _build_sequential(layers: Sequence[Sequence[Any]], tensors: Iterable[Tensor]) -> nn.Sequential:
+    net = nn.Sequential(*(getattr(nn, kind)(**arguments) for kind, arguments in layers)).eval()
+    net.load_state_dict(dict(zip(net.state_dict(), tensors, strict=True)))
+    return net
 
 
 def _arguments(layer: nn.Module) -> dict[str, Any]:
-    """The arguments that make a layer of torch.nn again, but for those that have their default."""
-    found = {}
+    """Return the arguments of a torch.nn layer that are not defaults."""
+    arguments = {}
     for name, parameter in inspect.signature(type(layer)).parameters.items():
         if name in ("device", "dtype") or not hasattr(layer, name):
             continue
@@ -104,58 +108,60 @@ def _arguments(layer: nn.Module) -> dict[str, Any]:
         elif isinstance(value, tuple):
             value = value[0] if len(set(value)) == 1 else list(value)
         if value != parameter.default:
-            found[name] = value
-    return found
+            arguments[name] = value
+    return arguments
 
 
-def write_safetensors(trained: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
-    """Weights by name; `alexlab.load_checkpoint` reads the file, and a net of one layer after the other can be made without it.
+def write_safetensors(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """Write weights by name, with everything that `load_checkpoint` needs and the layers of a sequential network.
 
     Returns:
-        Normalised images to the logits of what was written.
+        Function from normalized images to the logits of the written file.
     """
     from safetensors.torch import load_file, save
 
-    net = trained.inference.net
+    net = model.inference.net
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     record = {
-        "config": trained.config,
-        "choices": dict(trained.choices),
-        "classes": trained.classes,
-        "best": dict(trained.best),
+        "config": model.config,
+        "choices": dict(model.choices),
+        "classes": model.classes,
+        "best": dict(model.best),
     }
-    if trained.names != trained.classes:
-        record["config"] = {**trained.config, "class_names": dict(zip(trained.classes, trained.names, strict=True))}
-    sequence = layers(trained, images)
-    metadata = {
-        **{name: json.dumps(value) for name, value in about(trained).items()},
-        "tensors": json.dumps(list(state)),  # in the order of the layers, which the file does not keep
-        "layers": json.dumps(sequence),
+    if model.names != model.classes:
+        record["config"] = {**model.config, "class_names": dict(zip(model.classes, model.names, strict=True))}
+    layers = sequential_layers(model, images)
+    header = {
+        **{name: json.dumps(value) for name, value in metadata(model).items()},
+        "tensors": json.dumps(list(state)),  # the file does not keep the order of the layers
+        "layers": json.dumps(layers),
         CHECKPOINT_KEY: json.dumps(record),
     }
-    write_atomic(path, save(state, metadata))
-    found = load_file(path)
-    if sequence is None:
+    write_atomic(path, save(state, header))
+    if layers is None:
         from alexlab.inference.checkpoint import load_checkpoint
 
-        again = load_checkpoint(str(path), device="cpu").inference.net
+        reloaded = load_checkpoint(str(path), device="cpu").inference.net
     else:
-        again = nn.Sequential(*(getattr(nn, kind)(**arguments) for kind, arguments in sequence)).eval()
-        again.load_state_dict(dict(zip(again.state_dict(), [found[name] for name in state], strict=True)))
-    return lambda normalised: expand_binary_logits(again(normalised))
+        tensors = load_file(path)
+        reloaded = _build_sequential(layers, [tensors[name] for name in state])
+    return lambda images: expand_binary_logits(reloaded(images))
 
 
-def _exported(trained: TrainedModel) -> nn.Module:
-    """The net as the exporters take it: they lose their way in weights that lie channels last."""
-    net: nn.Module = Exported(trained.inference.net).cpu().eval()
+def _contiguous_net(model: TrainedModel) -> nn.Module:
+    """Return the network on the CPU with contiguous weights: the exporters fail on channels-last weights."""
+    net: nn.Module = LogitNet(model.inference.net).cpu().eval()
     return net.to(memory_format=torch.contiguous_format)
 
 
-def write_onnx(trained: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
-    """An ONNX model with any number of images; checked with onnxruntime.
+def write_onnx(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """Write an ONNX model with a dynamic batch size.
+
+    Returns:
+        Function from normalized images to logits, computed with onnxruntime.
 
     Raises:
-        ConfigError: when the packages are missing.
+        ConfigError: if a package is missing.
     """
     try:
         import onnx
@@ -163,12 +169,12 @@ def write_onnx(trained: TrainedModel, path: Path, images: Tensor) -> Callable[[T
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
         raise ConfigError("format=onnx needs onnx, onnxscript and onnxruntime: pip install -e '.[onnx]'") from error
-    net = _exported(trained)
+    net = _contiguous_net(model)
     batch = torch.export.Dim("images", min=1)
     for name in ("onnxscript", "onnx_ir", "torch.onnx"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own future
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
         program = torch.onnx.export(
             net,
             (images[:2].contiguous(),),
@@ -180,31 +186,35 @@ def write_onnx(trained: TrainedModel, path: Path, images: Tensor) -> Callable[[T
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    for name, value in about(trained).items():
-        entry = model.metadata_props.add()
+    proto = program.model_proto
+    for name, value in metadata(model).items():
+        entry = proto.metadata_props.add()
         entry.key, entry.value = name, json.dumps(value)
-    onnx.checker.check_model(model)
-    write_atomic(path, model.SerializeToString())
+    onnx.checker.check_model(proto)
+    write_atomic(path, proto.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def run(normalised: Tensor) -> Tensor:
-        (logits,) = session.run(None, {"images": np.ascontiguousarray(normalised.numpy())})
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"images": np.ascontiguousarray(images.numpy())})
         return torch.from_numpy(logits)
 
     return run
 
 
-def write_torch_export(trained: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
-    """A program of torch.export with any number of images, and what is known of it in the extra file `about.json`."""
-    net = _exported(trained)
+def write_torch_export(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """Write a torch.export program with a dynamic batch size; its extra file `about.json` has the metadata.
+
+    Returns:
+        Function from normalized images to the logits of the written file.
+    """
+    net = _contiguous_net(model)
     batch = torch.export.Dim("images", min=1)
     program = torch.export.export(net, (images[:2].contiguous(),), dynamic_shapes={"images": {0: batch}})
     content = io.BytesIO()
-    torch.export.save(program, content, extra_files={"about.json": json.dumps(about(trained))})
+    torch.export.save(program, content, extra_files={"about.json": json.dumps(metadata(model))})
     write_atomic(path, content.getbuffer())
-    again = torch.export.load(io.BytesIO(path.read_bytes())).module()
-    return lambda normalised: again(normalised)
+    reloaded = torch.export.load(io.BytesIO(path.read_bytes())).module()
+    return lambda images: reloaded(images)
 
 
 FORMATS: dict[str, tuple[str, Callable[[TrainedModel, Path, Tensor], Callable[[Tensor], Tensor]]]] = {
@@ -216,27 +226,27 @@ FORMATS: dict[str, tuple[str, Callable[[TrainedModel, Path, Tensor], Callable[[T
 
 @torch.inference_mode()
 def largest_difference(
-    trained: TrainedModel, exported: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 32
+    model: TrainedModel, exported: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 32
 ) -> float:
-    """The largest difference of a logit between the checkpoint and what was exported.
+    """Return the largest absolute difference of a logit between the checkpoint and the exported network.
 
     Args:
-        trained: the checkpoint, on the CPU.
-        exported: normalised images to logits.
+        model: trained model, on the CPU.
+        exported: function from normalized images to logits.
         images: uint8 (N, C, H, W).
-        batch_size: the last batch is smaller, and there is one of a single image.
+        batch_size: images per forward pass; a batch of a single image is compared too.
 
     Raises:
-        NumericError: when it is above 1e-4.
+        NumericError: if the difference is above 1e-4.
     """
     differences = []
     for part in [images[:1], *images.split(batch_size)]:
-        expected = trained.inference(part)
-        found = exported(trained.inference.normalize(part).contiguous())
-        differences.append((found - expected).abs().max())
-    largest = torch.stack(differences).max().item()  # not a number, if one of them is none
+        expected = model.inference(part)
+        logits = exported(model.inference.normalize(part).contiguous())
+        differences.append((logits - expected).abs().max())
+    largest = torch.stack(differences).max().item()  # NaN if any of them is
     if not largest <= TOLERANCE:
         raise NumericError(
-            f"the exported net must give the logits of the checkpoint within {TOLERANCE:g}; they differ by {largest:.3g}"
+            f"the exported logits must equal those of the checkpoint within {TOLERANCE:g}; they differ by {largest:.3g}"
         )
     return largest

@@ -1,12 +1,13 @@
-"""Every number that is computed from what a net says of labelled images, and the tables that hold them. Imports no torch."""
+"""Metrics of predictions on labelled images, and the CSV files that hold them."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix as count_confusions
+from sklearn.metrics import precision_recall_fscore_support
 
 from alexlab.output.csv_files import write_csv
 
@@ -14,115 +15,139 @@ if TYPE_CHECKING:
     from alexlab.inference.predictions import Predictions
 
 CONFIDENCE = 0.95
-NUM_BINS = 15  # of the calibration: Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599, section 4
+NUM_BINS = 15  # Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599, section 4
 
 
-def interval(right: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a fraction (Wilson, "Probable inference", JASA 22, 1927)."""
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    middle = (right + z * z / 2) / (count + z * z)
-    half = z / (count + z * z) * math.sqrt(right * (count - right) / count + z * z / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
+class CalibrationBin(NamedTuple):
+    """Images whose confidence falls into one bin.
+
+    Args:
+        confidence: their mean confidence.
+        accuracy: fraction of them that is classified correctly.
+        num_images: number of images.
+    """
+
+    confidence: float
+    accuracy: float
+    num_images: int
 
 
-def scores(found: "Predictions") -> dict[str, Any]:
-    """top-1 and top-5 accuracy and error with their intervals, loss, calibration error; fractions, plain data."""
-    count = len(found.labels)
-    result: dict[str, Any] = {"images": count, "loss": found.loss}
-    hits = {"top1": int(found.right.sum()), "top5": int((found.top == found.labels[:, None]).any(1).sum())}
-    for name, right in hits.items():
-        low, high = interval(right, count)
+def wilson_interval(correct: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a fraction (Wilson, "Probable inference", JASA 22, 1927)."""
+    interval = binomtest(correct, count).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def compute_metrics(predictions: "Predictions") -> dict[str, Any]:
+    """Return top-1 and top-5 accuracy and error with 95 % intervals, loss and calibration error, as fractions."""
+    count = len(predictions.labels)
+    result: dict[str, Any] = {"images": count, "loss": predictions.loss}
+    for name, correct in (("top1", predictions.num_correct), ("top5", predictions.num_correct_top5)):
+        low, high = wilson_interval(correct, count)
         result |= {
-            name: right / count,
+            name: correct / count,
             f"{name}_interval": [low, high],
-            f"{name}_error": 1 - right / count,
+            f"{name}_error": 1 - correct / count,
             f"{name}_error_interval": [1 - high, 1 - low],
         }
-    return result | {"calibration_error": calibration(found)[0]}
+    return result | {"calibration_error": calibration(predictions)[0]}
 
 
-def confusion(found: "Predictions", num_classes: int) -> np.ndarray:
-    """How often each class was taken for each class: int64 (K, K), a row for each label, a column for each first answer."""
-    pairs = found.labels * num_classes + found.top[:, 0]
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+def confusion_matrix(predictions: "Predictions", num_classes: int) -> np.ndarray:
+    """Return the counts of (label, predicted class), int64 (K, K): a row per label, a column per predicted class."""
+    matrix: np.ndarray = count_confusions(
+        predictions.labels, predictions.top_classes[:, 0], labels=np.arange(num_classes)
+    )
+    return matrix
 
 
-def per_class(matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each class its images, recall (its top-1 accuracy), precision and F1, and what it is taken for most often."""
+def class_report(predictions: "Predictions", matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return for each class its images, recall (its top-1 accuracy), precision, F1 and most frequent confusion.
+
+    Fractions that are undefined, such as the recall of a class without images, are None.
+    """
+    precision, recall, f1, images = precision_recall_fscore_support(
+        predictions.labels,
+        predictions.top_classes[:, 0],
+        labels=np.arange(len(names)),
+        zero_division=np.nan,
+    )
+    errors = _without_diagonal(matrix)
     rows = []
     for label, name in enumerate(names):
-        images, right, said = int(matrix[label].sum()), int(matrix[label, label]), int(matrix[:, label].sum())
-        others = matrix[label].copy()
-        others[label] = 0
-        mistaken = int(others.argmax())
+        confused = int(errors[label].argmax())
         rows.append(
             {
                 "class": name,
-                "images": images,
-                "recall": right / images if images else None,
-                "precision": right / said if said else None,
-                "f1": 2 * right / (images + said) if images + said else None,
-                "mistaken for": f"{names[mistaken]} ({others[mistaken]})" if others[mistaken] else "",
+                "images": int(images[label]),
+                "recall": _defined(recall[label]),
+                "precision": _defined(precision[label]),
+                "f1": _defined(f1[label]),
+                "confused with": f"{names[confused]} ({errors[label, confused]})" if errors[label].any() else "",
             }
         )
     return rows
 
 
 def confused_pairs(matrix: np.ndarray, names: Sequence[str], limit: int = 20) -> list[tuple[str, str, int, float]]:
-    """The most frequent mistakes: the class, what it was taken for, how often, and which part of its images."""
-    others = matrix.copy()
-    np.fill_diagonal(others, 0)
-    order = np.argsort(-others, axis=None, kind="stable")[:limit]
-    found = []
-    for label, answer in zip(*np.unravel_index(order, others.shape), strict=True):
-        count = int(others[label, answer])
+    """Return the most frequent confusions: label, predicted class, number of images, fraction of the label's images."""
+    errors = _without_diagonal(matrix)
+    order = np.argsort(-errors, axis=None, kind="stable")[:limit]
+    pairs = []
+    for label, predicted in zip(*np.unravel_index(order, errors.shape), strict=True):
+        count = int(errors[label, predicted])
         if count:
-            found.append((names[label], names[answer], count, count / int(matrix[label].sum())))
-    return found
+            pairs.append((names[label], names[predicted], count, count / int(matrix[label].sum())))
+    return pairs
 
 
-def calibration(found: "Predictions") -> tuple[float, list[tuple[float, float, int]]]:
-    """The expected calibration error, and for each of 15 equal bins of confidence its mean, its accuracy and its images.
+def calibration(predictions: "Predictions") -> tuple[float, list[CalibrationBin]]:
+    """Return the expected calibration error, and the non-empty ones of 15 equal bins of confidence.
 
-    Guo et al., arXiv 1706.04599, equations 2 and 3; empty bins are left out.
+    Guo et al., arXiv 1706.04599, equations 2 and 3. As there, a bin includes its upper bound; torchmetrics includes the
+    lower one.
     """
-    confidence, right = found.probs[:, 0].astype(np.float64), found.right
-    places = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-    bins, error = [], 0.0
-    for place in range(NUM_BINS):
-        inside = places == place
-        count = int(inside.sum())
-        if count:
-            said, was = float(confidence[inside].mean()), float(right[inside].mean())
-            bins.append((said, was, count))
-            error += abs(said - was) * count / len(right)
+    confidence, correct = predictions.top_probs[:, 0].astype(np.float64), predictions.correct
+    numbers = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    bins = []
+    for number in np.unique(numbers):
+        inside = numbers == number
+        bins.append(CalibrationBin(float(confidence[inside].mean()), float(correct[inside].mean()), int(inside.sum())))
+    error = sum(abs(part.confidence - part.accuracy) * part.num_images for part in bins) / len(correct)
     return error, bins
 
 
-def write_predictions(found: "Predictions", names: Sequence[str], path: Path) -> None:
-    """A row for each image: its path, its label, and the first answers with their probabilities."""
-    width = found.top.shape[1]
-    columns = [f"{kind}{place}" for place in range(1, width + 1) for kind in ("answer", "prob")]
+def write_predictions(predictions: "Predictions", names: Sequence[str], path: Path) -> None:
+    """Write a row per image: path, label, whether the prediction is correct, and the top classes with probabilities."""
+    width = predictions.top_classes.shape[1]
+    columns = [f"{kind}{rank}" for rank in range(1, width + 1) for kind in ("class", "prob")]
 
     def rows() -> Iterator[list[Any]]:
-        yield ["path", "label", "right", *columns]
-        for number, image in enumerate(found.paths):
-            said = [
-                cell
-                for answer, prob in zip(found.top[number].tolist(), found.probs[number].tolist(), strict=True)
-                for cell in (names[answer], f"{prob:.6f}")
-            ]
-            yield [image, names[found.labels[number]], int(found.right[number]), *said]
+        yield ["path", "label", "correct", *columns]
+        for row, image in enumerate(predictions.paths):
+            top = zip(predictions.top_classes[row].tolist(), predictions.top_probs[row].tolist(), strict=True)
+            cells = [cell for number, prob in top for cell in (names[number], f"{prob:.6f}")]
+            yield [image, names[predictions.labels[row]], int(predictions.correct[row]), *cells]
 
     write_csv(path, rows())
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """A table as CSV."""
+    """Write a table as CSV; its columns are the keys of the first row."""
     write_csv(path, [list(rows[0]), *(row.values() for row in rows)])
 
 
-def write_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """The confusion matrix as CSV."""
+def write_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Write the confusion matrix as CSV."""
     rows = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
-    write_csv(path, [["label \\ answer", *names], *rows])
+    write_csv(path, [["label \\ predicted", *names], *rows])
+
+
+def _without_diagonal(matrix: np.ndarray) -> np.ndarray:
+    errors = matrix.copy()
+    np.fill_diagonal(errors, 0)
+    return errors
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

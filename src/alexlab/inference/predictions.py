@@ -1,4 +1,4 @@
-"""A trained net and labelled images: which ones, and what it says of each."""
+"""Predictions of a trained network on a labelled split."""
 
 import logging
 import os
@@ -24,94 +24,101 @@ from alexlab.training.preprocessing import Inference
 
 log = logging.getLogger(__name__)
 
-TOP = 5
+TOP_K = 5
 SPLITS = ("val", "test", "train", "all")
+OWNER = "the checkpoint"  # in messages about classes
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a net says of N labelled images of K classes; images that could not be read are not among them.
+    """Predictions on N labelled images of K classes; unreadable images are not among them.
 
     Args:
-        split: that the images are of.
-        numbers: of the images in the split, int64 (N,).
+        split: split of the images.
+        indices: indices of the images in the split, int64 (N,).
         labels: int64 (N,).
-        top: int64 (N, min(5, K)), the classes by falling probability.
-        probs: float32 (N, min(5, K)), their probabilities.
-        own: float32 (N,), the probability of the label.
+        top_classes: int64 (N, min(5, K)), most probable class first.
+        top_probs: float32 (N, min(5, K)), probabilities of `top_classes`.
+        label_prob: float32 (N,), probability of the label.
         loss: mean cross entropy.
     """
 
     split: Split
-    numbers: np.ndarray
+    indices: np.ndarray
     labels: np.ndarray
-    top: np.ndarray
-    probs: np.ndarray
-    own: np.ndarray
+    top_classes: np.ndarray
+    top_probs: np.ndarray
+    label_prob: np.ndarray
     loss: float
 
     @cached_property
     def paths(self) -> list[str]:
-        """Where each image lies, for people, N."""
-        return [self.split.file_path(number) for number in self.numbers.tolist()]
+        """Paths of the images for display, N."""
+        return [self.split.file_path(index) for index in self.indices.tolist()]
 
     @property
-    def right(self) -> np.ndarray:
-        """Whether the first answer is the label, bool (N,)."""
-        return np.asarray(self.top[:, 0] == self.labels)
+    def correct(self) -> np.ndarray:
+        """Mask of the images whose top class is the label, bool (N,)."""
+        return np.asarray(self.top_classes[:, 0] == self.labels)
+
+    @property
+    def num_correct(self) -> int:
+        return int(self.correct.sum())
+
+    @property
+    def num_correct_top5(self) -> int:
+        return int((self.top_classes == self.labels[:, None]).any(1).sum())
 
 
-def select_split(
-    trained: TrainedModel, settings: DataConfig, wanted: str | None, *, from_run: bool
-) -> tuple[str, Split]:
-    """The images that are to be scored, labelled as the net knows the classes.
+def select_split(model: TrainedModel, settings: DataConfig, wanted: str | None, *, from_run: bool) -> tuple[str, Split]:
+    """Return a split by name, labelled with the model's class indices.
 
     Args:
-        trained: the net.
-        settings: of the data.
-        wanted: val, test, train or all; None is test where there is one, else val, and all of a folder of another data set
-            that is not divided.
-        from_run: whether the folder is that of the run.
+        model: trained model.
+        settings: data settings.
+        wanted: val, test, train or all. None selects test if it exists, else val; for the folder of another data set that
+            has no splits, it selects all.
+        from_run: whether the settings refer to the data of the run.
 
     Returns:
         The name of the split, and the split.
 
     Raises:
-        DataError: when there is no such folder or split, or the net does not know one of its classes.
+        DataError: if the folder or the split does not exist, or the model does not know one of its classes.
     """
     if wanted not in (None, *SPLITS):
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {wanted!r}")
-    owner = "the checkpoint"
     if settings.root == NO_DATA:
         raise ConfigError(
-            f"{trained.path} knows of no data; data.root=DIR names a folder of images, one folder per class"
+            f"{model.path} does not name its data; set data.root=DIR to a folder of images, one folder per class"
         )
     if settings.root is None:
-        return _of_splits(trained, settings, wanted, owner)
+        return _find_split(model, settings, wanted)
     if not os.path.exists(settings.root) and settings.generate is None:
-        check_root(settings.root, missing="the data of the run is gone" if from_run else "there is no such folder")
+        missing = "the data of the run was moved or deleted" if from_run else "the folder does not exist"
+        check_root(settings.root, missing=missing)
     if os.path.isdir(settings.root):
         layout = find_layout(settings.root, settings.splits)
         if not from_run and not layout.folders and layout.ambiguity is None and wanted in (None, "all"):
-            return "all", _scanned(trained, settings, "", [], owner)
-        if layout.folders and layout.folder("train") is None:  # a folder with a test split alone, say
+            return "all", _scan_folder(model, settings, "", [])
+        if layout.folders and layout.folder("train") is None:  # a folder with only a test split, for example
             name = wanted or next(name for name in ("test", "val") if name in layout.folders)
             folder = layout.folder(name)
             if folder is None:
                 raise DataError(f"{settings.root} has no split {name}; it has {', '.join(layout.folders)}")
-            return name, _scanned(trained, settings, folder, layout.notes, owner)
-    return _of_splits(trained, settings, wanted, owner)
+            return name, _scan_folder(model, settings, folder, layout.notes)
+    return _find_split(model, settings, wanted)
 
 
-def _scanned(trained: TrainedModel, settings: DataConfig, folder: str, notes: Sequence[str], owner: str) -> Split:
-    found = list(notes)
-    split = scan_folder(str(settings.root), folder, trained.classes, Path(settings.cache_dir), found, owner)
-    for note in found:
+def _scan_folder(model: TrainedModel, settings: DataConfig, folder: str, notes: Sequence[str]) -> Split:
+    all_notes = list(notes)
+    split = scan_folder(str(settings.root), folder, model.classes, Path(settings.cache_dir), all_notes, OWNER)
+    for note in all_notes:
         log.info("data: %s", note)
     return split
 
 
-def _of_splits(trained: TrainedModel, settings: DataConfig, wanted: str | None, owner: str) -> tuple[str, Split]:
+def _find_split(model: TrainedModel, settings: DataConfig, wanted: str | None) -> tuple[str, Split]:
     found = settings.find_splits()
     for note in found.notes:
         log.info("data: %s", note)
@@ -119,11 +126,11 @@ def _of_splits(trained: TrainedModel, settings: DataConfig, wanted: str | None, 
     name = wanted or ("test" if "test" in splits else "val")
     if name not in splits:
         raise DataError(f"{settings.location} has no split {name}; it has {', '.join(splits)}")
-    return name, relabel(splits[name], trained.classes, owner)
+    return name, relabel(splits[name], model.classes, OWNER)
 
 
 class IndexedDataset:
-    """Images by number, with that number: the order of what a loader gives is then plain."""
+    """Images with their label and their index, so that results can be matched to images in any order."""
 
     def __init__(self, images: ImageDataset) -> None:
         self.images = images
@@ -137,13 +144,19 @@ class IndexedDataset:
 
 
 def split_loader(
-    split: Split, transform: Callable[[Tensor], Tensor], settings: DataConfig, *, skipped: UnreadableLog | None = None
+    split: Split,
+    transform: Callable[[Tensor], Tensor],
+    settings: DataConfig,
+    *,
+    unreadable: UnreadableLog | None = None,
 ) -> DataLoader[Any]:
-    """A loader of (images, labels, numbers) over each image of a split once; the label is below 0 where it cannot be read."""
-    items = IndexedDataset(ImageDataset(split, transform=transform, decoding=settings.decoding, unreadable=skipped))
+    """Return a loader of (images, labels, indices) over a split, in order; the label of an unreadable image is negative."""
+    dataset = IndexedDataset(
+        ImageDataset(split, transform=transform, decoding=settings.decoding, unreadable=unreadable)
+    )
     workers = settings.workers_per_rank(1) if len(split) > settings.batch_size else 0
     return DataLoader(
-        items,  # type: ignore[arg-type]
+        dataset,  # type: ignore[arg-type]
         batch_size=settings.batch_size,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
@@ -153,35 +166,37 @@ def split_loader(
 
 @torch.inference_mode()
 def predict_split(
-    inference: Inference, loader: Any, split: Split, *, watch: Callable[[Any], Iterator[Any]] = iter
+    inference: Inference, loader: Any, split: Split, *, progress: Callable[[Any], Iterator[Any]] = iter
 ) -> Predictions:
-    """Asks a net about each image of a split once.
+    """Predict each image of a split once.
 
     Args:
-        inference: the net.
-        loader: from `split_loader`.
-        split: of the loader.
-        watch: an iterator that shows the progress.
+        inference: network with its preprocessing.
+        loader: loader from `split_loader`.
+        split: split of the loader.
+        progress: wrapper of the loader that shows a progress bar.
 
     Raises:
-        DataError: when no image could be read, or an image was not asked about exactly once.
+        DataError: if no image could be read, or an image was not predicted exactly once.
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in ("numbers", "labels", "top", "probs", "own")}
-    loss_sum, seen = 0.0, 0
-    for images, labels, numbers in watch(loader):
+    columns: dict[str, list[Tensor]] = {
+        name: [] for name in ("indices", "labels", "top_classes", "top_probs", "label_prob")
+    }
+    loss_sum, num_seen = 0.0, 0
+    for images, labels, indices in progress(loader):
         probs = inference.probs(images).cpu()
-        seen += len(labels)
-        keep = labels >= 0
-        probs, labels = probs[keep], labels[keep]
-        best = probs.topk(min(TOP, probs.shape[1]), dim=1)
-        own = probs.gather(1, labels[:, None])[:, 0]
-        loss_sum -= own.double().clamp(min=torch.finfo(torch.float32).tiny).log().sum().item()
-        for name, value in zip(found, (numbers[keep], labels, best.indices, best.values, own), strict=True):
-            found[name].append(value)
-    numbers = torch.cat(found["numbers"]).numpy()
-    if seen != len(split) or len(np.unique(numbers)) != len(numbers):
-        raise DataError(f"every image must be scored once; {seen} of {len(split)} were")
-    if not len(numbers):
+        num_seen += len(labels)
+        readable = labels >= 0
+        probs, labels = probs[readable], labels[readable]
+        top = probs.topk(min(TOP_K, probs.shape[1]), dim=1)
+        label_prob = probs.gather(1, labels[:, None])[:, 0]
+        loss_sum -= label_prob.double().clamp(min=torch.finfo(torch.float32).tiny).log().sum().item()
+        for name, values in zip(columns, (indices[readable], labels, top.indices, top.values, label_prob), strict=True):
+            columns[name].append(values)
+    arrays = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
+    indices = arrays["indices"]
+    if num_seen != len(split) or len(np.unique(indices)) != len(indices):
+        raise DataError(f"every image must be predicted exactly once; {num_seen} of {len(split)} were")
+    if not len(indices):
         raise DataError(f"no image of {split.root} could be read")
-    arrays = {name: torch.cat(parts).numpy() for name, parts in found.items() if name != "numbers"}
-    return Predictions(split, numbers, **arrays, loss=loss_sum / len(numbers))
+    return Predictions(split, **arrays, loss=loss_sum / len(indices))

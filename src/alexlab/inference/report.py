@@ -1,112 +1,164 @@
-"""What an evaluation found, for people: tables in the terminal, parts of a page, files. Imports no torch."""
+"""Report of an evaluation: files, tables for the terminal, and a page."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from alexlab.inference.class_names import choose_fonts
 from alexlab.inference.metrics import (
     calibration,
+    class_report,
+    compute_metrics,
     confused_pairs,
-    confusion,
-    per_class,
-    scores,
-    write_confusion,
+    confusion_matrix,
+    write_confusion_matrix,
     write_predictions,
     write_rows,
 )
 from alexlab.inference.plots import calibration_plot, confusion_plot
-from alexlab.pages import html
+from alexlab.pages.images import data_url
+from alexlab.pages.plots import png
+from alexlab.pages.render import format_value, render
 
 if TYPE_CHECKING:
     from alexlab.inference.predictions import Predictions
 
-MAX_CLASSES = 30  # in the terminal; all are in classes.csv
+MAX_CLASSES = 30  # rows of the terminal's table; classes.csv has all
 MAX_PAIRS = 10
+METRIC_COLUMNS = ("metric", "accuracy", "error", "95 % interval of the accuracy")
+PAIR_COLUMNS = ("class", "predicted as", "images", "fraction of the class")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of an evaluation that its report shows.
+
+    Args:
+        details: what was evaluated: checkpoint, data, split, views.
+        metrics: see `compute_metrics`.
+        classes: see `class_report`.
+        pairs: see `confused_pairs`.
+        plots: PNG files by name.
+    """
+
+    details: dict[str, Any]
+    metrics: dict[str, Any]
+    classes: list[dict[str, Any]]
+    pairs: list[tuple[str, str, int, float]]
+    plots: dict[str, bytes]
+
+    @property
+    def metric_rows(self) -> list[tuple[str, str, str, str]]:
+        """Rows of a table with the columns `METRIC_COLUMNS`."""
+        rows = []
+        for name, title in (("top1", "top-1"), ("top5", f"top-{min(5, len(self.classes))}")):
+            low, high = self.metrics[f"{name}_interval"]
+            accuracy, error = self.metrics[name], self.metrics[f"{name}_error"]
+            rows.append((title, f"{accuracy:.4f}", f"{error:.4f}", f"{low:.4f} to {high:.4f}"))
+        return rows
 
 
 def write_evaluation(
-    found: "Predictions", names: Sequence[str], out: Path, about: dict[str, Any]
-) -> tuple[list[Table], list[str]]:
-    """Writes `scores.json`, `classes.csv`, `confusion.csv`, `predictions.csv` and the plots.
+    predictions: "Predictions", names: Sequence[str], out_dir: Path, details: dict[str, Any]
+) -> Evaluation:
+    """Write `scores.json`, `classes.csv`, `confusion.csv`, `predictions.csv` and the plots.
 
     Args:
-        found: what the net says.
-        names: of the classes.
-        out: the folder to write to.
-        about: what was write_evaluation, plain data for scores.json.
-
-    Returns:
-        Tables for the terminal, and parts of a page.
+        predictions: predictions on a labelled split.
+        names: display names of the classes.
+        out_dir: folder of the files.
+        details: what was evaluated, plain data for scores.json.
     """
-    matrix, numbers = confusion(found, len(names)), scores(found)
-    rows, pairs = per_class(matrix, names), confused_pairs(matrix, names)
-    (out / "scores.json").write_text(json.dumps({**about, **numbers}, indent=2) + "\n")
-    write_rows(rows, out / "classes.csv")
-    write_confusion(matrix, names, out / "confusion.csv")
-    write_predictions(found, names, out / "predictions.csv")
-    choose_fonts(names)
-    plots = {
-        "confusion": html.png(confusion_plot(matrix, names)),
-        "calibration": html.png(calibration_plot(*calibration(found))),
-    }
-    for name, content in plots.items():
-        (out / f"{name}.png").write_bytes(content)
-    counted = _scores_rows(numbers, len(names))
-    page = [
-        f"<p>{html.text(', '.join(f'{key}: {value}' for key, value in about.items()))}</p>",
-        html.table(("score", "accuracy", "error", "95 % interval of the accuracy"), counted),
-        "<h2>Confusion</h2>",
-        html.plot(plots["confusion"], "confusion matrix"),
-        *(["<h3>Most frequent mistakes</h3>", html.table(_PAIRS, pairs)] if pairs else []),
-        "<h2>Classes</h2>",
-        html.table(list(rows[0]), [list(row.values()) for row in rows]),
-        "<h2>Calibration</h2>",
-        html.plot(plots["calibration"], "calibration"),
-    ]
-    return [_summary(numbers, counted), *_tables(rows, pairs)], page
-
-
-_PAIRS = ("class", "taken for", "images", "part of the class")
-
-
-def _scores_rows(numbers: dict[str, Any], num_classes: int) -> list[tuple[str, str, str, str]]:
-    rows = []
-    for name, title in (("top1", "top-1"), ("top5", f"top-{min(5, num_classes)}")):
-        low, high = numbers[f"{name}_interval"]
-        rows.append((title, f"{numbers[name]:.4f}", f"{numbers[f'{name}_error']:.4f}", f"{low:.4f} to {high:.4f}"))
-    return rows
-
-
-def _summary(numbers: dict[str, Any], counted: Sequence[tuple[str, ...]]) -> Table:
-    table = Table(
-        title=f"{numbers['images']:,} images",
-        caption=f"loss {numbers['loss']:.4f}, calibration error {numbers['calibration_error']:.4f}",
+    matrix = confusion_matrix(predictions, len(names))
+    evaluation = Evaluation(
+        details,
+        compute_metrics(predictions),
+        class_report(predictions, matrix, names),
+        confused_pairs(matrix, names),
+        {
+            "confusion": png(confusion_plot(matrix, names)),
+            "calibration": png(calibration_plot(*calibration(predictions))),
+        },
     )
-    for column in ("score", "accuracy", "error", "95 % interval of the accuracy"):
-        table.add_column(column, justify="left" if column == "score" else "right")
-    for row in counted:
+    (out_dir / "scores.json").write_text(json.dumps({**details, **evaluation.metrics}, indent=2) + "\n")
+    write_rows(evaluation.classes, out_dir / "classes.csv")
+    write_confusion_matrix(matrix, names, out_dir / "confusion.csv")
+    write_predictions(predictions, names, out_dir / "predictions.csv")
+    for name, content in evaluation.plots.items():
+        (out_dir / f"{name}.png").write_bytes(content)
+    return evaluation
+
+
+def write_page(
+    evaluation: Evaluation,
+    path: Path,
+    title: str,
+    *,
+    figures: Mapping[str, bytes] | None = None,
+    headings: Mapping[str, str] | None = None,
+) -> None:
+    """Write the page of an evaluation.
+
+    Args:
+        evaluation: results, from `write_evaluation`.
+        path: HTML file.
+        title: title of the page.
+        figures: further PNG files by name.
+        headings: headings by the name of the figure that they precede.
+    """
+    text = render(
+        "evaluation.html",
+        title=title,
+        details=evaluation.details,
+        metric_columns=METRIC_COLUMNS,
+        metric_rows=evaluation.metric_rows,
+        pair_columns=PAIR_COLUMNS,
+        pairs=evaluation.pairs,
+        class_columns=list(evaluation.classes[0]),
+        class_rows=[list(row.values()) for row in evaluation.classes],
+        plots={name: data_url(content) for name, content in evaluation.plots.items()},
+        figures={name: data_url(content) for name, content in (figures or {}).items()},
+        headings=headings or {},
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def summary_tables(evaluation: Evaluation) -> list[Table]:
+    """Return tables for the terminal: metrics, classes and most frequent confusions."""
+    tables = [_metric_table(evaluation), _class_table(evaluation.classes)]
+    if evaluation.pairs and len(evaluation.classes) > 2:
+        pairs = Table(*PAIR_COLUMNS, title="most frequent confusions")
+        for pair in evaluation.pairs[:MAX_PAIRS]:
+            pairs.add_row(*map(format_value, pair))
+        tables.append(pairs)
+    return tables
+
+
+def _metric_table(evaluation: Evaluation) -> Table:
+    metrics = evaluation.metrics
+    table = Table(
+        title=f"{metrics['images']:,} images",
+        caption=f"loss {metrics['loss']:.4f}, expected calibration error {metrics['calibration_error']:.4f}",
+    )
+    for column in METRIC_COLUMNS:
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for row in evaluation.metric_rows:
         table.add_row(*row)
     return table
 
 
-def _tables(rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[Any, ...]]) -> list[Table]:
-    classes = Table(
-        title="classes" if len(rows) <= MAX_CLASSES else f"the {MAX_CLASSES} weakest of {len(rows)} classes"
-    )
-    for column in rows[0]:
-        classes.add_column(column, justify="left" if column in ("class", "mistaken for") else "right", overflow="fold")
-    shown = rows
+def _class_table(rows: Sequence[dict[str, Any]]) -> Table:
+    title = "classes"
     if len(rows) > MAX_CLASSES:
-        shown = sorted((row for row in rows if row["images"]), key=lambda row: row["recall"])[:MAX_CLASSES]
-    for row in shown:
-        classes.add_row(*(html.number(value) for value in row.values()))
-    if not pairs or len(rows) < 3:
-        return [classes]
-    mistakes = Table(*_PAIRS, title="most frequent mistakes")
-    for pair in pairs[:MAX_PAIRS]:
-        mistakes.add_row(*(html.number(value) for value in pair))
-    return [classes, mistakes]
+        title = f"the {MAX_CLASSES} classes with the lowest recall, of {len(rows)}"
+        rows = sorted((row for row in rows if row["images"]), key=lambda row: row["recall"])[:MAX_CLASSES]
+    table = Table(title=title)
+    for column in rows[0]:
+        justify: Any = "left" if column in ("class", "confused with") else "right"
+        table.add_column(column, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*map(format_value, row.values()))
+    return table

@@ -1,8 +1,7 @@
-"""Images and plots as data URLs, for pages that consist of one file."""
+"""Images as data URLs, for pages that consist of one file."""
 
 import base64
 import io
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,10 +26,3 @@ def thumbnail_url(pixels: np.ndarray, height: int = THUMBNAIL_HEIGHT) -> str:
     content = io.BytesIO()
     image.save(content, "JPEG", quality=85)
     return data_url(content.getvalue(), "image/jpeg")
-
-
-def png(figure: Any) -> bytes:
-    """Return a matplotlib figure as a PNG file."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()

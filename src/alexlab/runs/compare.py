@@ -1,12 +1,13 @@
-"""Runs side by side: read back from their folders, compared by the keys that differ, seeds put together. Imports no torch."""
+"""Comparison of runs: read from their folders, grouped by the keys that differ, averaged over seeds."""
 
 import csv
 import glob
 import logging
 import math
 import os
+import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from alexlab.runs.record import FINISHED, Card
 
 log = logging.getLogger(__name__)
 
-# Keys that say where a run was made and how it was watched, not what it is.
-NO_DIFFERENCE = (
+# Prefixes of keys that do not affect the result.
+IGNORED_KEYS = (
     "data.cache_dir",
     "data.num_workers",
     "data.preview",
@@ -33,43 +34,53 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run, as its folder tells it.
+    """One run, read from its folder.
 
     Args:
-        folder: its folder.
-        card: its run.json.
-        epochs: the rows of its metrics.csv, as numbers.
+        folder: the run folder.
+        record: content of its run.json.
+        epochs: rows of its metrics.csv, as numbers.
     """
 
     folder: Path
-    card: dict[str, Any]
+    record: dict[str, Any]
     epochs: Sequence[dict[str, float]]
 
     @property
     def status(self) -> str:
-        return str(self.card["status"])
+        return str(self.record["status"])
 
     @property
     def seed(self) -> int:
-        return int(self.card["seed"])
+        return int(self.record["seed"])
 
     @property
     def choices(self) -> dict[str, str]:
-        return {name: str(value) for name, value in self.card["choices"].items()}
+        return {name: str(value) for name, value in self.record["choices"].items()}
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch of the best validation, counted from 1."""
+        epoch = self.score("epoch")
+        return None if epoch is None else int(epoch) + 1
+
+    @property
+    def train_s(self) -> float | None:
+        return (self.record.get("scores") or {}).get("train_s")
 
     def score(self, name: str) -> float | None:
-        """`top1`, `top5`, `loss` or `epoch` of the best validation; None before there was one."""
-        value = (self.card.get("best") or {}).get(name)
+        """Return `top1`, `top5`, `loss` or `epoch` of the best validation; None before the first one."""
+        value = (self.record.get("best") or {}).get(name)
         return None if value is None else float(value)
 
 
 @dataclass
 class RunGroup:
-    """Runs that differ in their seed only.
+    """Runs that differ only in their seed.
 
     Args:
-        keys: what tells the group from the others.
-        runs: its runs, by seed.
+        keys: values of the keys that differ between groups.
+        runs: runs of the group, by seed.
     """
 
     keys: dict[str, Any]
@@ -79,8 +90,12 @@ class RunGroup:
     def name(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.keys.items()) or "all runs"
 
+    @property
+    def train_s(self) -> float | None:
+        return mean_or_none([run.train_s for run in self.runs], digits=1)
+
     def values(self, name: str = "top1") -> list[float]:
-        """The scores of the finished runs."""
+        """Return the scores of the finished runs."""
         scores = [run.score(name) for run in self.runs if run.status == FINISHED]
         return [score for score in scores if score is not None]
 
@@ -89,70 +104,67 @@ class RunGroup:
         return statistics.mean(values) if values else None
 
     def std(self, name: str = "top1") -> float | None:
-        """The standard deviation over the seeds; None of fewer than two."""
+        """Return the standard deviation over the seeds; None for fewer than two."""
         values = self.values(name)
         return statistics.stdev(values) if len(values) > 1 else None
 
-    def variance_of_mean(self) -> tuple[float, int]:
-        """Of the mean top-1, and its degrees of freedom: over seeds, or of one run over its validation images."""
-        values, spread = self.values(), self.std()
-        if spread is not None:
-            return spread**2 / len(values), len(values) - 1
-        count = max(1, int(self.runs[0].card.get("data", {}).get("counts", {}).get("val", 1)))
-        return values[0] * (1 - values[0]) / count, count
+    def sample_statistics(self) -> tuple[float, float, int]:
+        """Return mean, standard deviation and size of the sample of top-1: the seeds, or one run's validation images."""
+        values, std = self.values(), self.std()
+        mean = statistics.mean(values)
+        if std is not None:
+            return mean, std, len(values)
+        count = int(self.runs[0].record.get("data", {}).get("counts", {}).get("val", 1))
+        return mean, math.sqrt(mean * (1 - mean)), max(2, count)
 
 
-def find_runs(words: Sequence[str]) -> list[Path]:
-    """The run folders among and below folders and globs, in the order of their names.
+def find_runs(patterns: Sequence[str]) -> list[Path]:
+    """Return run folders sorted by name, numbers by value.
+
+    Args:
+        patterns: run folders, folders that contain them at any depth, or globs of either.
 
     Raises:
-        ConfigError: when there is none.
+        ConfigError: if no run folder is found.
     """
     found: set[Path] = set()
-    for word in words:
-        for place in glob.glob(word) or [word]:
-            below = [path.parent for path in Path(place).rglob(CARD) if EARLIER not in path.parts]
-            found.update([Path(place)] if (Path(place) / CARD).is_file() else below)
+    for pattern in patterns:
+        for name in glob.glob(pattern) or [pattern]:
+            below = [path.parent for path in Path(name).rglob(CARD) if EARLIER not in path.parts]
+            found.update([Path(name)] if (Path(name) / CARD).is_file() else below)
     if not found:
-        raise ConfigError(f"a report needs run folders; there is no {CARD} in or below {', '.join(words) or 'nothing'}")
-    return sorted(found, key=lambda path: [int(p) if p.isdigit() else p for p in _parts(str(path))])
+        raise ConfigError(f"report needs run folders; no {CARD} found in or below {', '.join(patterns) or 'nothing'}")
+    return sorted(found, key=_natural_order)
 
 
-def _parts(text: str) -> Iterator[str]:
-    """Text with its numbers apart, so that 10 comes after 9."""
-    word = ""
-    for character in text:
-        if word and character.isdigit() != word[-1].isdigit():
-            yield word
-            word = ""
-        word += character
-    yield word
+def _natural_order(path: Path) -> list[int | str]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunResult]:
-    """Return the runs in folders, some of which may still be running; those with corrupt files are logged and left out.
+    """Return the runs of some folders; they may still be running. Runs with corrupt files are logged and left out.
 
     Raises:
-        ConfigError: when none can be read.
+        ConfigError: if none of them can be read.
     """
-    runs, problems = [], []
+    runs, errors = [], []
     for folder in folders:
         try:
             runs.append(read_run(folder))
         except ConfigError as error:
-            problems.append(error)
-    if not runs and problems:
-        raise problems[0]
-    for problem in problems:
+            errors.append(error)
+    if not runs and errors:
+        raise errors[0]
+    for problem in errors:
         log.warning("left out: %s", problem)
     return runs
 
 
 def read_run(folder: Path) -> RunResult:
-    """Return a run from its folder.
+    """Return the run of a folder.
 
     Raises:
-        ConfigError: when one of its files is corrupt.
+        ConfigError: if one of its files is corrupt.
     """
     epochs: list[dict[str, float]] = []
     path = folder / METRICS
@@ -167,18 +179,20 @@ def read_run(folder: Path) -> RunResult:
 
 
 def differing_keys(runs: Sequence[RunResult]) -> list[str]:
-    """The keys of the configs that are not the same in all runs; an option of a group stands for its keys."""
-    configs = [_flat(run.card["config"]) for run in runs]
+    """Return the config groups and keys whose values differ between runs.
+
+    A config group that differs hides the keys that it sets, except those that also differ between runs with the same option.
+    """
+    configs = [_flatten(run.record["config"]) for run in runs]
     groups = [name for name in runs[0].choices if len({run.choices.get(name) for run in runs}) > 1]
     names = dict.fromkeys(name for config in configs for name in config)
     keys = [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
-    keys = [name for name in keys if not name.startswith(NO_DIFFERENCE) and name.split(".")[0] not in groups]
-    # A group that differs hides the keys that it sets, but not those that were changed besides.
-    kept = [key for group in groups for key in _changed_besides(group, runs, configs)]
-    return [*groups, *keys, *kept]
+    keys = [name for name in keys if not name.startswith(IGNORED_KEYS) and name.split(".")[0] not in groups]
+    return [*groups, *keys, *(key for group in groups for key in _overridden_keys(group, runs, configs))]
 
 
-def _changed_besides(group: str, runs: Sequence[RunResult], configs: Sequence[dict[str, Any]]) -> list[str]:
+def _overridden_keys(group: str, runs: Sequence[RunResult], configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keys of a config group that differ between runs with the same option."""
     by_option: dict[str, list[dict[str, Any]]] = {}
     for run, config in zip(runs, configs, strict=True):
         by_option.setdefault(run.choices[group], []).append(config)
@@ -190,23 +204,23 @@ def _changed_besides(group: str, runs: Sequence[RunResult], configs: Sequence[di
     ]
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, inner in node.items():
-        found |= _flat(inner, f"{prefix}.{name}" if prefix else str(name))
-    return found
+        flat |= _flatten(inner, f"{prefix}.{name}" if prefix else str(name))
+    return flat
 
 
 def key_values(run: RunResult, keys: Sequence[str]) -> dict[str, Any]:
-    """What a run has for each of the keys that differ."""
-    config = _flat(run.card["config"])
+    """Return the run's values of the keys from `differing_keys`."""
+    config = _flatten(run.record["config"])
     return {key: run.choices[key] if key in run.choices else config.get(key) for key in keys}
 
 
 def group_seeds(runs: Sequence[RunResult], keys: Sequence[str]) -> list[RunGroup]:
-    """Runs that differ in their seed only, together."""
+    """Return the runs grouped by the values of the keys, so that the runs of a group differ only in their seed."""
     groups: dict[str, RunGroup] = {}
     for run in runs:
         values = key_values(run, keys)
@@ -215,37 +229,45 @@ def group_seeds(runs: Sequence[RunResult], keys: Sequence[str]) -> list[RunGroup
 
 
 def rank_groups(groups: Sequence[RunGroup]) -> tuple[list[RunGroup], bool]:
-    """The groups with scores, the best first, and whether the best is better than the next beyond its uncertainty.
+    """Return the groups with scores, best first, and whether the best is significantly better than the second.
 
-    The difference of two means is compared with Welch's 95 % interval; a single run counts by its validation images.
+    The test is Welch's t-test of the mean top-1 at 95 % confidence. The sample of a group with one finished run is that
+    run's validation images.
     """
     ranked = sorted((group for group in groups if group.values()), key=lambda group: -(group.mean() or 0))
     if len(ranked) < 2:
         return ranked, False
-    from scipy.stats import t
+    import numpy as np
+    from scipy.stats import ttest_ind_from_stats
 
-    (first, first_df), (second, second_df) = ranked[0].variance_of_mean(), ranked[1].variance_of_mean()
-    difference = (ranked[0].mean() or 0) - (ranked[1].mean() or 0)
-    if first + second == 0:
-        return ranked, difference > 0
-    df = (first + second) ** 2 / (first**2 / first_df + second**2 / second_df)
-    return ranked, bool(difference > t.ppf((1 + CONFIDENCE) / 2, df) * math.sqrt(first + second))
+    with np.errstate(divide="ignore", invalid="ignore"):  # two samples without variance
+        test = ttest_ind_from_stats(*ranked[0].sample_statistics(), *ranked[1].sample_statistics(), equal_var=False)
+    return ranked, bool(test.pvalue < 1 - CONFIDENCE)
 
 
 def main_effects(groups: Sequence[RunGroup], keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """For each key and each of its values, the mean top-1 of the groups that have it."""
-    found: dict[str, dict[str, list[float]]] = {}
+    """Return for each key and each of its values the mean top-1 of the groups that have it."""
+    effects: dict[str, dict[str, list[float]]] = {}
     for key in keys:
-        of_key: dict[str, list[float]] = {}
+        by_value: dict[str, list[float]] = {}
         for group in groups:
             mean = group.mean()
             if mean is not None:
-                of_key.setdefault(str(group.keys[key]), []).append(mean)
-        if len(of_key) > 1:
-            found[key] = of_key
-    return found
+                by_value.setdefault(str(group.keys[key]), []).append(mean)
+        if len(by_value) > 1:
+            effects[key] = by_value
+    return effects
+
+
+def mean_or_none(values: Sequence[float | None], *, digits: int | None = None) -> float | None:
+    """Return the mean of the values that are not None, rounded to `digits`; None if all are None."""
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return None
+    mean = sum(known) / len(known)
+    return mean if digits is None else round(mean, digits)
 
 
 def relative(path: Path) -> str:
-    """A folder as a person at this terminal would type it."""
+    """Return a path relative to the working folder."""
     return os.path.relpath(path)

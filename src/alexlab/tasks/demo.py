@@ -1,4 +1,4 @@
-"""`python src/demo.py`: a page to try a trained net. Imports no torch at its top."""
+"""Task of `python src/demo.py`: a web page to try a trained network."""
 
 import importlib.util
 import logging
@@ -11,30 +11,30 @@ from alexlab.tasks import evaluate
 
 log = logging.getLogger(__name__)
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
-    """Serves the page until Ctrl-C.
+    """Serve the page until Ctrl-C.
 
     Args:
         config: the composed config, plain data.
-        run_dir: the folder of the log.
-        choices: the option chosen in each config group; there is none here.
+        run_dir: folder of the log.
+        choices: the option chosen in each config group; unused.
         isolated: of no use here, where nothing is trained.
 
     Raises:
-        AlexlabError: in one sentence.
+        AlexlabError: if the checkpoint or an option is invalid.
     """
-    server, listening = serve(config)
-    server.run(sockets=[listening])
+    server, listener = create_server(config)
+    server.run(sockets=[listener])
 
 
-def serve(config: dict[str, Any]) -> tuple[Any, socket.socket]:
-    """The server, ready to run, and the socket that it listens on.
+def create_server(config: dict[str, Any]) -> tuple[Any, socket.socket]:
+    """Return the server, ready to run, and the socket that it listens on.
 
     Raises:
-        AlexlabError: in one sentence.
+        AlexlabError: if the checkpoint or an option is invalid.
     """
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
@@ -45,31 +45,33 @@ def serve(config: dict[str, Any]) -> tuple[Any, socket.socket]:
 
     from alexlab.config import build
     from alexlab.inference.checkpoint import load_checkpoint
-    from alexlab.inference.demo import demo
+    from alexlab.inference.demo import create_app
 
     host, port = str(config["host"]), config["port"]
-    listening = _bound(host, port)
-    trained = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
-    hosts = list(LOCAL) if host in LOCAL else ["*"]
-    app = demo(trained, build.eval_view(trained.config), max_bytes=int(config["max_mb"] * 1e6), hosts=hosts)
-    if host not in LOCAL:
-        log.warning("listening on %s: everybody who can reach this machine can use the page", host)
-    shown = f"[{host}]" if ":" in host else host
-    log.info("%s: http://%s:%d, until Ctrl-C", trained.description, shown, listening.getsockname()[1])
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)), listening
+    listener = _bind(host, port)
+    model = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
+    hosts = list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"]
+    app = create_app(model, build.eval_view(model.config), max_bytes=int(config["max_mb"] * 1e6), hosts=hosts)
+    if host not in LOCAL_HOSTS:
+        log.warning(
+            "listening on %s: anyone who can reach this machine can use the page; there is no authentication", host
+        )
+    address = f"[{host}]" if ":" in host else host
+    log.info("%s: http://%s:%d, until Ctrl-C", model.description, address, listener.getsockname()[1])
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False)), listener
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _bind(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, port))
+        listener.bind((host, port))
     except (OSError, OverflowError) as error:
-        listening.close()
+        listener.close()
         raise ConfigError(f"host and port must be free to listen on; got {host} and {port}: {error}") from error
-    return listening
+    return listener
 
 
 def check(config: dict[str, Any]) -> None:
-    """Looks at what can be known before the net is read."""
+    """Check what can be checked before the checkpoint is loaded."""
     evaluate.check(config)

@@ -1,77 +1,113 @@
-"""`python src/evaluate.py`: a trained net against labelled images. Imports no torch at its top."""
+"""Task of `python src/evaluate.py`: metrics of a trained network on labelled images."""
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
 
+if TYPE_CHECKING:
+    from alexlab.inference.checkpoint import TrainedModel
+    from alexlab.inference.predictions import Predictions
+
+
+class EvaluatedSplit(NamedTuple):
+    """A trained model and its predictions on a split.
+
+    Args:
+        model: the model.
+        predictions: its predictions.
+        details: what was evaluated, plain data: checkpoint, data, split, views.
+        num_unreadable: number of images that were left out because they cannot be read.
+    """
+
+    model: "TrainedModel"
+    predictions: "Predictions"
+    details: dict[str, Any]
+    num_unreadable: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.model.description}: {self.details['split']}"
+
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> float:
-    """Scores every image of a split once; prints tables, writes files and `evaluation.html`; returns the top-1 accuracy.
+    """Evaluate every image of a split once, print tables, write files and `evaluation.html`, and return the top-1 accuracy.
 
     Args:
         config: the composed config, plain data.
-        run_dir: the folder that the results are written to.
-        choices: the option chosen in each config group; there is none here.
+        run_dir: folder of the results.
+        choices: the option chosen in each config group; unused.
         isolated: of no use here, where nothing is trained.
 
     Raises:
-        AlexlabError: in one sentence.
+        AlexlabError: if the checkpoint, the data or an option is invalid.
     """
-    from alexlab.inference.report import write_evaluation
+    from alexlab.inference.report import summary_tables, write_evaluation, write_page
     from alexlab.output.terminal import Terminal
-    from alexlab.pages import html
     from alexlab.runs.layout import SKIPPED
 
-    trained, found, about, skipped = ask(config, run_dir)
-    tables, parts = write_evaluation(found, trained.names, run_dir, about)
-    for table in tables:
+    evaluated = evaluate_split(config, run_dir)
+    evaluation = write_evaluation(evaluated.predictions, evaluated.model.names, run_dir, evaluated.details)
+    for table in summary_tables(evaluation):
         Terminal().print(table)
-    html.write_page(run_dir / "evaluation.html", f"{trained.description}: {about['split']}", parts)
-    shown = os.path.relpath(run_dir)
-    if skipped:
-        print_line(f"{skipped} images could not be read and were left out: {Path(shown) / SKIPPED}")
-    print_line(f"{shown}/evaluation.html, scores.json, classes.csv, confusion.csv, predictions.csv")
-    return float(found.right.mean())
+    write_page(evaluation, run_dir / "evaluation.html", evaluated.title)
+    folder = os.path.relpath(run_dir)
+    if evaluated.num_unreadable:
+        print_line(f"{evaluated.num_unreadable} images could not be read and were left out: {Path(folder) / SKIPPED}")
+    print_line(f"{folder}/evaluation.html, scores.json, classes.csv, confusion.csv, predictions.csv")
+    return float(evaluation.metrics["top1"])
 
 
-def ask(config: dict[str, Any], run_dir: Path) -> Any:
-    """The net, what it says of the images, what was evaluated, and how many images could not be read."""
+def evaluate_split(config: dict[str, Any], run_dir: Path) -> EvaluatedSplit:
+    """Return the predictions of the checkpoint on the split that the config selects.
+
+    Args:
+        config: config of `evaluate.py` or `explain.py`.
+        run_dir: folder of the list of unreadable images.
+    """
     from alexlab.config import build
-    from alexlab.data.config import DataConfig
     from alexlab.data.unreadable import UnreadableLog
     from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.predictions import predict_split, select_split, split_loader
     from alexlab.output.progress import track
     from alexlab.runs.layout import SKIPPED
 
-    trained = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
-    trained = trained.decoding_with(config["data"])
-    view = build.eval_view(trained.config, config["views"])
-    changes = {key: value for key, value in config["data"].items() if value is not None}
+    model = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
+    model = model.with_decoding(config["data"])
+    settings, from_run = data_settings(model, config["data"])
+    name, split = select_split(model, settings, config["split"], from_run=from_run)
+    unreadable = UnreadableLog(run_dir / SKIPPED) if settings.on_error == "skip" else None
+    loader = split_loader(split, build.eval_view(model.config, config["views"]), settings, unreadable=unreadable)
+    title = f"{name}: {len(split):,} images"
+    predictions = predict_split(model.inference, loader, split, progress=lambda batches: track(batches, title))
+    details = {"checkpoint": str(model.path), "data": settings.location, "split": name, "views": config["views"]}
+    return EvaluatedSplit(model, predictions, details, unreadable.finish() if unreadable else 0)
+
+
+def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, bool]:
+    """Return the data settings of the model's run with the values of a `data` node that are not null.
+
+    Returns:
+        The settings, and whether they still refer to the data of the run.
+    """
+    from alexlab.data.config import DataConfig
+
+    changes = {key: value for key, value in node.items() if value is not None}
     if not any(changes["splits"].values()):
         del changes["splits"]
-    own = not changes.keys() & {"root", "url"}
-    if not own:  # a folder in the place of shards, or the other way round
+    from_run = not changes.keys() & {"root", "url"}
+    if not from_run:  # a folder may replace shards and shards a folder
         changes = {"root": None, "url": None, "generate": None, "splits": {}} | changes
-    settings = DataConfig(**{**trained.config["data"], "cache": None, "manifest": None, **changes})
-    name, split = select_split(trained, settings, config["split"], from_run=own)
-    skipped = UnreadableLog(run_dir / SKIPPED) if settings.on_error == "skip" else None
-    loader = split_loader(split, view, settings, skipped=skipped)
-    found = predict_split(
-        trained.inference, loader, split, watch=lambda items: track(items, f"{name}: {len(split):,} images")
-    )
-    about = {"checkpoint": str(trained.path), "data": settings.location, "split": name, "views": config["views"]}
-    return trained, found, about, skipped.finish() if skipped else 0
+    return DataConfig(**{**model.config["data"], "cache": None, "manifest": None, **changes}), from_run
 
 
 def check(config: dict[str, Any]) -> None:
-    """Looks at what can be known before the net is read.
+    """Check what can be checked before the checkpoint is loaded.
 
     Raises:
-        ConfigError: when there is no such checkpoint.
+        ConfigError: if the checkpoint does not exist.
     """
     if not Path(config["ckpt"]).exists():
-        raise ConfigError(f"ckpt must be a run folder or a file; there is no {config['ckpt']}")
+        raise ConfigError(f"ckpt must be a run folder or a file; {config['ckpt']} does not exist")

@@ -1,131 +1,143 @@
-"""`python src/explain.py`: what is inside a trained net. Imports no torch at its top."""
+"""Task of `python src/explain.py`: what a trained network has learned, and where it fails."""
 
 import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import print_line
 from alexlab.tasks import evaluate
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alexlab.inference.explain.sections import Figures, View
+
 log = logging.getLogger(__name__)
 
-TITLES = {
-    "confident_mistakes": "Mistakes that it is surest of",
-    "worst_mistakes": "Images whose class it thinks least likely",
-    "filters": "First kernels",
+HEADINGS = {
+    "confident_mistakes": "Most confident mistakes",
+    "worst_mistakes": "Images with the least probable labels",
+    "filters": "First-layer kernels",
     "neighbours": "Nearest training images",
     "grad_cam": "One image",
 }
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
-    """Evaluates, then shows mistakes, kernels, neighbours, maps and Grad-CAM: PNG files and `evaluation.html`.
+    """Evaluate, then write mistakes, kernels, neighbours, feature maps and Grad-CAM as PNG files and `evaluation.html`.
 
     Args:
         config: the composed config, plain data.
-        run_dir: the folder that they are written to.
-        choices: the option chosen in each config group; there is none here.
+        run_dir: folder of the results.
+        choices: the option chosen in each config group; unused.
         isolated: of no use here, where nothing is trained.
 
     Raises:
-        AlexlabError: in one sentence.
+        AlexlabError: if the checkpoint, the data or an option is invalid.
     """
     from alexlab.config import build
-    from alexlab.data.dataset import to_tensor
-    from alexlab.data.decode import decode
-    from alexlab.inference.class_names import choose_fonts
     from alexlab.inference.explain import sections
-    from alexlab.inference.explain.neighbours import METRICS
-    from alexlab.inference.report import write_evaluation
-    from alexlab.pages import html
+    from alexlab.inference.report import write_evaluation, write_page
+    from alexlab.pages.plots import png
 
-    if config["neighbours"]["metric"] not in METRICS:
-        raise ConfigError(
-            f"neighbours.metric must be one of {', '.join(METRICS)}; got {config['neighbours']['metric']!r}"
-        )
-    if config["image"] is not None and not Path(config["image"]).is_file():
-        raise ConfigError(f"image must be a file; there is no {config['image']}")
-    trained, found, about, _ = evaluate.ask(config, run_dir)
-    _, parts = write_evaluation(found, trained.names, run_dir, about)
-    choose_fonts([*trained.names, *map(os.path.basename, found.paths)])
-    view = build.eval_view(trained.config)
-    if config["image"] is None:
-        surest = int((found.own * found.right).argmax())
-        title, image = found.paths[surest], sections.seen(found.split, found.numbers[surest], trained, view)
-    else:
-        title = config["image"]
-        image = view(to_tensor(decode(title, trained.decoding)))
+    _check_options(config)
+    evaluated = evaluate.evaluate_split(config, run_dir)
+    model, predictions = evaluated.model, evaluated.predictions
+    evaluation = write_evaluation(predictions, model.names, run_dir, evaluated.details)
+    view = build.eval_view(model.config)
+    image, name = _image(config, evaluated, view)
     figures = {
-        **sections.mistakes(trained, found, view, config["num_mistakes"]),
-        **sections.filters(trained),
-        **_neighbours(config, trained, found, view),
-        **sections.one_image(trained, image, title),
+        **sections.mistake_figures(model, predictions, view, config["num_mistakes"]),
+        **sections.filter_figures(model),
+        **_neighbour_figures(config, evaluated, view),
+        **sections.image_figures(model, image, name),
     }
-    for name, figure in figures.items():
-        content = html.png(figure)
+    pngs = {name: png(figure) for name, figure in figures.items()}
+    for name, content in pngs.items():
         (run_dir / f"{name}.png").write_bytes(content)
-        parts += [f"<h2>{TITLES[name]}</h2>"] if name in TITLES else []
-        parts.append(html.plot(content, name))
-    html.write_page(run_dir / "evaluation.html", f"{trained.description}: {about['split']}", parts)
+    write_page(evaluation, run_dir / "evaluation.html", evaluated.title, figures=pngs, headings=HEADINGS)
     if config["tensorboard"]:
-        _to_tensorboard(trained, run_dir)
-    shown = os.path.relpath(run_dir)
-    print_line(f"{int((~found.right).sum())} of {len(found.paths):,} images are mistaken")
-    print_line(f"{shown}/evaluation.html, {', '.join(f'{name}.png' for name in figures)}")
+        _write_to_tensorboard(model, run_dir)
+    num_images, folder = len(predictions.labels), os.path.relpath(run_dir)
+    print_line(f"{num_images - predictions.num_correct} of {num_images:,} images are misclassified")
+    print_line(f"{folder}/evaluation.html, {', '.join(f'{name}.png' for name in pngs)}")
 
 
 def check(config: dict[str, Any]) -> None:
-    """Looks at what can be known before the net is read."""
+    """Check what can be checked before the checkpoint is loaded."""
     evaluate.check(config)
 
 
-def _neighbours(config: dict[str, Any], trained: Any, found: Any, view: Any) -> dict[str, Any]:
-    """The section of the neighbours; the training data that it needs may be gone."""
+def _check_options(config: dict[str, Any]) -> None:
+    from alexlab.inference.explain.neighbours import METRICS
+
+    metric = config["neighbours"]["metric"]
+    if metric not in METRICS:
+        raise ConfigError(f"neighbours.metric must be one of {', '.join(METRICS)}; got {metric!r}")
+    if config["image"] is not None and not Path(config["image"]).is_file():
+        raise ConfigError(f"image must be a file; {config['image']} does not exist")
+
+
+def _image(config: dict[str, Any], evaluated: evaluate.EvaluatedSplit, view: "View") -> "tuple[Tensor, str]":
+    """Return the image to explain, as the input of the network, and its path: `image`, or the most confident correct one."""
+    from alexlab.data.dataset import to_tensor
+    from alexlab.data.decode import decode
+    from alexlab.inference.explain import sections
+
+    model, predictions = evaluated.model, evaluated.predictions
+    if config["image"] is not None:
+        return view(to_tensor(decode(config["image"], model.decoding))), config["image"]
+    row = int((predictions.label_prob * predictions.correct).argmax())
+    return sections.load_view(model, predictions.split, predictions.indices[row], view), predictions.paths[row]
+
+
+def _neighbour_figures(config: dict[str, Any], evaluated: evaluate.EvaluatedSplit, view: "View") -> "Figures":
+    """Return the figure of the nearest training images; none if the training data is missing."""
     from alexlab.data.config import DataConfig
     from alexlab.data.layout import find_layout
     from alexlab.inference.explain import sections
     from alexlab.inference.predictions import select_split
     from alexlab.output.progress import track
 
-    wanted = config["neighbours"]
-    if not wanted["num_images"]:
+    options, model = config["neighbours"], evaluated.model
+    if not options["num_images"]:
         return {}
     changes = {key: config["data"][key] for key in ("batch_size", "num_workers") if config["data"][key] is not None}
-    name = "train"
-    if wanted["root"] is not None:
-        changes |= {"root": wanted["root"], "url": None, "splits": {}}
-        name = "train" if os.path.isdir(wanted["root"]) and find_layout(wanted["root"]).folders else "all"
-    settings = DataConfig(**{**trained.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes})
+    name, root = "train", options["root"]
+    if root is not None:
+        changes |= {"root": root, "url": None, "splits": {}}
+        name = "train" if os.path.isdir(root) and find_layout(root).folders else "all"
+    settings = DataConfig(**{**model.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes})
     try:
-        _, train = select_split(trained, settings, name, from_run=wanted["root"] is None)
+        _, train = select_split(model, settings, name, from_run=root is None)
     except (DataError, ConfigError) as error:
-        log.warning("no neighbours: %s; neighbours.root=DIR names the training images", error)
+        log.warning("no neighbours: %s; set neighbours.root=DIR to the folder of the training images", error)
         return {}
-    return sections.neighbours(
-        trained,
-        found,
+    return sections.neighbour_figures(
+        model,
+        evaluated.predictions,
         view,
         train,
         settings,
-        num_images=wanted["num_images"],
-        k=wanted["k"],
-        metric=wanted["metric"],
-        watch=partial(track, title=f"train: {len(train):,} images"),
+        num_images=options["num_images"],
+        k=options["k"],
+        metric=options["metric"],
+        progress=partial(track, title=f"train: {len(train):,} images"),
     )
 
 
-def _to_tensorboard(trained: Any, run_dir: Path) -> None:
-    """Shows the pictures in the Images tab of the run that the checkpoint is of."""
+def _write_to_tensorboard(model: Any, run_dir: Path) -> None:
+    """Add the plots to the Images tab of the checkpoint's run."""
     import numpy as np
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 
-    if trained.run_dir is None:
-        raise ConfigError(f"tensorboard=true needs the run folder of the checkpoint; {trained.path} lies in none")
-    with SummaryWriter(str(trained.run_dir)) as writer:
+    if model.run_dir is None:
+        raise ConfigError(f"tensorboard=true needs the run folder of the checkpoint; {model.path} is not in one")
+    with SummaryWriter(str(model.run_dir)) as writer:
         for path in sorted(run_dir.glob("*.png")):
             pixels = np.asarray(Image.open(path).convert("RGB"))
             writer.add_image(f"evaluation/{path.stem}", pixels, 0, dataformats="HWC")

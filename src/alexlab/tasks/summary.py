@@ -1,20 +1,20 @@
-"""`python src/summary.py`: a net layer by layer. Imports no torch at its top."""
+"""Task of `python src/summary.py`: a table of the layers of a network."""
 
 from pathlib import Path
 from typing import Any
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
-    """Prints a row for each layer and writes `summary.csv`.
+    """Print a row per layer and write `summary.csv`.
 
     Args:
         config: the composed config, plain data.
-        run_dir: the folder that the table is written to.
+        run_dir: folder of `summary.csv`.
         choices: the option chosen in each config group.
         isolated: of no use here, where nothing is computed.
 
     Raises:
-        ConfigError: when the image is too small for the net, or the numbers make no net.
+        ConfigError: if the image is too small for the network, or an argument of the model is invalid.
     """
     import torch
 

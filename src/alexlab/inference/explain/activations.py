@@ -1,4 +1,4 @@
-"""Which layers of a net are looked at, whatever the net."""
+"""Access to the layers of any network by forward hooks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,19 +9,16 @@ from torch import Tensor, nn
 
 
 def convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
-    """The convolutions of a net with their names, in the order of the modules."""
+    """Return the convolutions of a network with their names, in the order of its modules."""
     return [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)]
 
 
 @contextmanager
-def watched(net: nn.Module, see: Callable[[str, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
-    """Calls `see` with the name, the input and the output of each layer that has no layers inside, as it is run.
-
-    What it returns, if anything, takes the place of the output.
-    """
+def call_on_layers(net: nn.Module, function: Callable[[str, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+    """Call `function(name, input, output)` after each leaf layer runs. If it returns a tensor, that replaces the output."""
 
     def hook(name: str) -> Any:
-        return lambda layer, inputs, output: see(name, inputs[0], output)
+        return lambda layer, inputs, output: function(name, inputs[0], output)
 
     handles = [
         layer.register_forward_hook(hook(name)) for name, layer in net.named_modules() if not list(layer.children())
@@ -33,34 +30,36 @@ def watched(net: nn.Module, see: Callable[[str, Tensor, Tensor], Tensor | None])
             handle.remove()
 
 
-def last_maps(net: nn.Module, images: Tensor) -> str:
-    """The layer whose output is the last maps of a net: what comes after the last convolution, before the maps shrink.
+def last_feature_layer(net: nn.Module, images: Tensor) -> str:
+    """Return the name of the layer whose output is the last feature maps.
+
+    It is the last layer after the last convolution that keeps the size of its maps, for example its activation.
 
     Args:
-        net: the net.
-        images: normalised, (N, C, H, W); one of them is enough.
+        net: the network.
+        images: normalized (N, C, H, W), of which the first is used.
 
     Raises:
-        ValueError: when the net has no convolution.
+        ValueError: if the network has no convolution.
     """
-    kinds = {name for name, _ in convolutions(net)}
-    run: list[tuple[str, torch.Size]] = []
-    with torch.no_grad(), watched(net, lambda name, _, output: run.append((name, output.shape))):
+    names = {name for name, _ in convolutions(net)}
+    calls: list[tuple[str, torch.Size]] = []
+    with torch.no_grad(), call_on_layers(net, lambda name, _, output: calls.append((name, output.shape))):
         net(images[:1])
-    places = [place for place, (name, _) in enumerate(run) if name in kinds]
-    if not places:
-        raise ValueError("the net has no convolution")
-    found, size = run[places[-1]]
-    for name, shape in run[places[-1] + 1 :]:
+    positions = [position for position, (name, _) in enumerate(calls) if name in names]
+    if not positions:
+        raise ValueError("the network has no convolution")
+    last, size = calls[positions[-1]]
+    for name, shape in calls[positions[-1] + 1 :]:
         if shape != size:
             break
-        found = name
-    return found
+        last = name
+    return last
 
 
-def head(net: nn.Module, images: Tensor) -> str:
-    """The last layer with weights that is run: its input is the last hidden layer."""
-    run: list[str] = []
-    with torch.no_grad(), watched(net, lambda name, _, output: run.append(name)):
+def head_layer(net: nn.Module, images: Tensor) -> str:
+    """Return the name of the last linear or convolutional layer that runs; its input is the last hidden layer."""
+    calls: list[str] = []
+    with torch.no_grad(), call_on_layers(net, lambda name, _, output: calls.append(name)):
         net(images[:1])
-    return [name for name in run if isinstance(net.get_submodule(name), nn.Linear | nn.Conv2d)][-1]
+    return [name for name in calls if isinstance(net.get_submodule(name), nn.Linear | nn.Conv2d)][-1]

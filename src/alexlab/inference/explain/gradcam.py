@@ -1,52 +1,50 @@
-"""Grad-CAM: which part of an image speaks for a class (Selvaraju et al., arXiv 1610.02391, equations 1 and 2)."""
+"""Grad-CAM: the parts of an image that are evidence for a class (Selvaraju et al., arXiv 1610.02391, equations 1 and 2)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexlab.inference.explain.activations import last_maps, watched
+from alexlab.inference.explain.activations import call_on_layers, last_feature_layer
 from alexlab.training.preprocessing import Inference
 
 
 def grad_cam(inference: Inference, images: Tensor, classes: Tensor, layer: str | None = None) -> Tensor:
-    """The parts of images that speak for a class.
+    """Return the Grad-CAM of images.
 
     Args:
-        inference: the net.
+        inference: network with its preprocessing.
         images: uint8 (N, C, H, W).
-        classes: int64 (N,), one for each image.
-        layer: the name of the layer whose maps are weighed; None is the last maps of the net.
+        classes: class to explain for each image, int64 (N,).
+        layer: name of the layer whose feature maps are weighted; None is the last feature maps of the network.
 
     Returns:
-        float32 (N, H, W), from 0 to 1 for each image, 0 everywhere where nothing speaks for the class.
+        float32 (N, H, W), scaled to a maximum of 1 per image; zero everywhere if nothing is evidence for the class.
     """
     inputs = inference.normalize(images)
-    layer = layer or last_maps(inference.net, inputs)
-    kept: list[Tensor] = []
+    layer = layer or last_feature_layer(inference.net, inputs)
+    maps: list[Tensor] = []
 
-    def see(name: str, _: Tensor, output: Tensor) -> Tensor | None:
+    def keep(name: str, _: Tensor, output: Tensor) -> Tensor | None:
         if name != layer:
             return None
-        kept.append(
-            output.detach().clone().requires_grad_()
-        )  # the net goes on from here: no gradients below are needed
-        return kept[-1].clone()  # which a layer after it may change in place
+        maps.append(output.detach().clone().requires_grad_())  # detached: the layers below need no gradients
+        return maps[-1].clone()  # the next layer may modify it in place
 
-    with torch.enable_grad(), watched(inference.net, see):
+    with torch.enable_grad(), call_on_layers(inference.net, keep):
         logits = inference(images)
         logits.gather(1, classes.to(logits.device)[:, None]).sum().backward()
-    maps = kept[-1]
-    assert maps.grad is not None
-    weights = maps.grad.mean((2, 3), keepdim=True)
-    cam = F.relu((weights * maps.detach()).sum(1, keepdim=True))
+    gradient = maps[-1].grad
+    assert gradient is not None
+    weights = gradient.mean((2, 3), keepdim=True)
+    cam = F.relu((weights * maps[-1].detach()).sum(1, keepdim=True))
     cam = cam / cam.amax((2, 3), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny)
     return F.interpolate(cam, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0].cpu()
 
 
 def overlaid(image: Tensor, cam: Tensor) -> Tensor:
-    """An image, uint8 (C, H, W), coloured by its map (H, W) in 0..1: uint8 (H, W, 3)."""
+    """Return an image, uint8 (C, H, W), blended with a heat map (H, W) of values in 0..1, as uint8 (H, W, 3)."""
     import matplotlib
 
     colors = torch.from_numpy(matplotlib.colormaps["jet"](cam.numpy())[:, :, :3]).float()
-    picture = image.float().permute(1, 2, 0).expand(-1, -1, 3) / 255
-    return (255 * (0.55 * picture + 0.45 * colors)).round().clamp(0, 255).to(torch.uint8)
+    pixels = image.float().permute(1, 2, 0).expand(-1, -1, 3) / 255
+    return (255 * (0.55 * pixels + 0.45 * colors)).round().clamp(0, 255).to(torch.uint8)

@@ -1,9 +1,9 @@
-"""What `explain.py` shows: each function makes the figures of one section, by the names of their files."""
+"""Figures of `explain.py`: one function per section of the page, which returns figures by file name."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,92 +13,107 @@ from alexlab.data.config import DataConfig
 from alexlab.data.dataset import to_tensor
 from alexlab.data.splits import Split
 from alexlab.inference.checkpoint import TrainedModel
-from alexlab.inference.explain.activations import convolutions, head, watched
+from alexlab.inference.explain.activations import call_on_layers, convolutions, head_layer
 from alexlab.inference.explain.gradcam import grad_cam, overlaid
 from alexlab.inference.explain.neighbours import feature_matrix, features, matrix_path, nearest
-from alexlab.inference.explain.plots import filters_plot, first_filters, maps_plot, sheet
+from alexlab.inference.explain.plots import feature_maps_plot, filters_plot, first_filters, image_grid
 from alexlab.inference.predictions import Predictions, split_loader
 
-Figures = dict[str, Any]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Figures = dict[str, "Figure"]
 View = Callable[[Tensor], Tensor]
 
+MISTAKE_TITLES = {
+    "confident_mistakes": "mistakes, most confident first, with the evidence for the predicted class",
+    "worst_mistakes": "images with the least probable labels, with the evidence for the predicted class",
+}
 
-def seen(split: Split, number: int, trained: TrainedModel, view: View) -> Tensor:
-    """An image of a split as the net sees it, uint8 (C, H, W)."""
-    return view(to_tensor(split.load(int(number), trained.decoding)))
+
+def load_view(model: TrainedModel, split: Split, index: int, view: View) -> Tensor:
+    """Return an image of a split as the input of the network, uint8 (C, H, W)."""
+    return view(to_tensor(split.load(int(index), model.decoding)))
 
 
-def filters(trained: TrainedModel) -> Figures:
-    """The kernels of the first convolution; none of a net without one."""
-    if not convolutions(trained.inference.net):
+def filter_figures(model: TrainedModel) -> Figures:
+    """Return a figure of the kernels of the first convolution; none for a network without convolutions."""
+    if not convolutions(model.inference.net):
         return {}
-    return {"filters": filters_plot(first_filters(trained.inference.net))}
+    return {"filters": filters_plot(first_filters(model.inference.net))}
 
 
-def mistakes(trained: TrainedModel, found: Predictions, view: View, limit: int) -> Figures:
-    """The mistakes that the net is surest of, and the images whose class it thinks least likely, each with its Grad-CAM."""
-    wrong = np.flatnonzero(~found.right)
-    chosen = {
-        "confident_mistakes": wrong[np.argsort(-found.probs[wrong, 0], kind="stable")][:limit],
-        "worst_mistakes": wrong[np.argsort(found.own[wrong], kind="stable")][:limit],
-    }
-    if len(wrong) <= limit or list(chosen["worst_mistakes"]) == list(chosen["confident_mistakes"]):
-        del chosen["worst_mistakes"]  # the same images: of two classes they always are
-    titles = {
-        "confident_mistakes": "mistakes, the surest first, and what speaks for the answer",
-        "worst_mistakes": "images whose class is thought least likely, and what speaks for the answer",
-    }
-    return {
-        name: _with_cams(trained, found, view, rows.tolist(), titles[name])
-        for name, rows in chosen.items()
-        if len(rows)
-    }
-
-
-def _with_cams(trained: TrainedModel, found: Predictions, view: View, rows: Sequence[int], title: str) -> Any:
-    images = torch.stack([seen(found.split, found.numbers[row], trained, view) for row in rows])
-    cams = grad_cam(trained.inference, images, torch.from_numpy(found.top[rows, 0]))
-    cells = []
-    for image, cam, row in zip(images, cams, rows, strict=True):
-        label, answer = (trained.names[number] for number in (found.labels[row], found.top[row, 0]))
-        lines = f"{label} {found.own[row]:.2f}", os.path.basename(found.paths[row])
-        cells += [(_pixels(image), lines), (overlaid(image, cam).numpy(), (f"{answer} {found.probs[row, 0]:.2f}",))]
-    return sheet([cells[start : start + 6] for start in range(0, len(cells), 6)], title)
-
-
-def one_image(trained: TrainedModel, image: Tensor, title: str, num_answers: int = 3) -> Figures:
-    """One image: Grad-CAM for its first answers, and its maps in each convolution.
+def mistake_figures(model: TrainedModel, predictions: Predictions, view: View, limit: int) -> Figures:
+    """Return the most confident mistakes and the mistakes whose labels are least probable, each image with its Grad-CAM.
 
     Args:
-        trained: the net.
-        image: as it sees it, uint8 (C, H, W).
-        title: of the image.
-        num_answers: that are explained.
+        model: trained model.
+        predictions: its predictions.
+        view: evaluation transform with one view.
+        limit: maximum number of images per figure.
     """
-    image = image[None]
+    wrong = np.flatnonzero(~predictions.correct)
+    rows = {
+        "confident_mistakes": wrong[np.argsort(-predictions.top_probs[wrong, 0], kind="stable")][:limit],
+        "worst_mistakes": wrong[np.argsort(predictions.label_prob[wrong], kind="stable")][:limit],
+    }
+    if len(wrong) <= limit or list(rows["worst_mistakes"]) == list(rows["confident_mistakes"]):
+        del rows["worst_mistakes"]  # the same images, as always with two classes
+    return {
+        name: _grad_cam_figure(model, predictions, view, chosen.tolist(), MISTAKE_TITLES[name])
+        for name, chosen in rows.items()
+        if len(chosen)
+    }
+
+
+def _grad_cam_figure(
+    model: TrainedModel, predictions: Predictions, view: View, rows: Sequence[int], title: str
+) -> "Figure":
+    images = torch.stack([load_view(model, predictions.split, predictions.indices[row], view) for row in rows])
+    top_classes, top_probs = predictions.top_classes[rows, 0], predictions.top_probs[rows, 0]
+    cams = grad_cam(model.inference, images, torch.from_numpy(top_classes))
+    cells: list[tuple[np.ndarray, Sequence[str]]] = []
+    for image, cam, row, top_class, top_prob in zip(images, cams, rows, top_classes, top_probs, strict=True):
+        label = f"{model.names[predictions.labels[row]]} {predictions.label_prob[row]:.2f}"
+        cells.append((_pixels(image), (label, os.path.basename(predictions.paths[row]))))
+        cells.append((overlaid(image, cam).numpy(), (f"{model.names[top_class]} {top_prob:.2f}",)))
+    return image_grid([cells[start : start + 6] for start in range(0, len(cells), 6)], title)
+
+
+def image_figures(model: TrainedModel, image: Tensor, path: str, num_classes: int = 3) -> Figures:
+    """Return Grad-CAM of the top classes of an image, and its feature maps in each convolution.
+
+    Args:
+        model: trained model.
+        image: input of the network, uint8 (C, H, W).
+        path: path of the image, for the title.
+        num_classes: number of top classes.
+    """
+    images = image[None]
     with torch.inference_mode():
-        probs = trained.inference.probs(image)[0].cpu()
-    answers = probs.topk(min(num_answers, len(probs)))
-    cams = grad_cam(trained.inference, image.expand(len(answers.indices), -1, -1, -1), answers.indices)
-    cells = [(_pixels(image[0]), (os.path.basename(title),))]
-    for cam, answer, prob in zip(cams, answers.indices.tolist(), answers.values.tolist(), strict=True):
-        cells.append((overlaid(image[0], cam).numpy(), (f"{trained.names[answer]} {prob:.3f}",)))
-    figures = {"grad_cam": sheet([cells], "what speaks for the first answers (Grad-CAM)")}
-    wanted = {name for name, _ in convolutions(trained.inference.net)}
+        probs = model.inference.probs(images)[0].cpu()
+    top = probs.topk(min(num_classes, len(probs)))
+    cams = grad_cam(model.inference, images.expand(len(top.indices), -1, -1, -1), top.indices)
+    cells: list[tuple[np.ndarray, Sequence[str]]] = [(_pixels(image), (os.path.basename(path),))]
+    for cam, number, prob in zip(cams, top.indices.tolist(), top.values.tolist(), strict=True):
+        cells.append((overlaid(image, cam).numpy(), (f"{model.names[number]} {prob:.3f}",)))
+    figures = {"grad_cam": image_grid([cells], "evidence for the top classes (Grad-CAM)")}
+    names = {name for name, _ in convolutions(model.inference.net)}
     maps: dict[str, Tensor] = {}
 
-    def see(name: str, _: Tensor, output: Tensor) -> None:
-        if name in wanted:
+    def keep(name: str, _: Tensor, output: Tensor) -> None:
+        if name in names:
             maps[name] = output[0].detach().clone()
 
-    with torch.inference_mode(), watched(trained.inference.net, see):
-        trained.inference(image)
-    return figures | {f"maps_{name.replace('.', '_')}": maps_plot(found.relu(), name) for name, found in maps.items()}
+    with torch.inference_mode(), call_on_layers(model.inference.net, keep):
+        model.inference(images)
+    plots = {f"maps_{name.replace('.', '_')}": feature_maps_plot(found.relu(), name) for name, found in maps.items()}
+    return figures | plots
 
 
-def neighbours(
-    trained: TrainedModel,
-    found: Predictions,
+def neighbour_figures(
+    model: TrainedModel,
+    predictions: Predictions,
     view: View,
     train: Split,
     settings: DataConfig,
@@ -106,38 +121,40 @@ def neighbours(
     num_images: int,
     k: int,
     metric: str,
-    watch: Callable[[Any], Iterator[Any]],
+    progress: Callable[[Any], Iterator[Any]],
 ) -> Figures:
-    """For some images, evenly spaced, their nearest training images by the last hidden layer.
+    """Return a figure of evenly spaced images with their nearest training images by the last hidden layer.
 
     Args:
-        trained, found, view: the net, what it says, and the view that it sees.
-        train: the training images.
-        settings: how they are read.
+        model, predictions, view: trained model, its predictions and its evaluation transform.
+        train: training images.
+        settings: data settings of `train`.
         num_images: number of rows.
-        k: neighbours of each.
+        k: neighbours per row.
         metric: see `alexlab.inference.explain.neighbours.nearest`.
-        watch: an iterator that shows the progress.
+        progress: wrapper of the loader that shows a progress bar.
     """
-    path = matrix_path(Path(settings.cache_dir), trained.path, train)
-    matrix = feature_matrix(trained.inference, split_loader(train, view, settings), train, path, watch=watch)
-    rows = np.unique(np.linspace(0, len(found.paths) - 1, min(num_images, len(found.paths))).round().astype(int))
-    asked = torch.stack([seen(found.split, found.numbers[row], trained, view) for row in rows])
-    layer = head(trained.inference.net, trained.inference.normalize(asked[:1]))
-    queries = features(trained.inference, asked, layer).numpy()
-    near, distances = nearest(queries, matrix, k, metric)
-    cells = []
-    for place, row in enumerate(rows):
-        lines = trained.names[found.labels[row]], f"answer {trained.names[found.top[row, 0]]}"
-        cells.append([(_pixels(asked[place]), lines)])
-        for training_row, distance in zip(near[place].tolist(), distances[place].tolist(), strict=True):
-            pixels = _pixels(seen(train, training_row, trained, view))
-            cells[-1].append((pixels, (trained.names[train.labels[training_row]], f"{distance:.3g}")))
+    path = matrix_path(Path(settings.cache_dir), model.path, train)
+    loader = split_loader(train, view, settings)
+    matrix = feature_matrix(model.inference, loader, train, path, progress=progress)
+    count = len(predictions.labels)
+    rows = np.unique(np.linspace(0, count - 1, min(num_images, count)).round().astype(int))
+    images = torch.stack([load_view(model, predictions.split, predictions.indices[row], view) for row in rows])
+    layer = head_layer(model.inference.net, model.inference.normalize(images[:1]))
+    queries = features(model.inference, images, layer).numpy()
+    neighbours, distances = nearest(queries, matrix, k, metric)
+    cells: list[list[tuple[np.ndarray, Sequence[str]]]] = []
+    for row, image, indices, far in zip(rows, images, neighbours.tolist(), distances.tolist(), strict=True):
+        label, top_class = (model.names[n] for n in (predictions.labels[row], predictions.top_classes[row, 0]))
+        cells.append([(_pixels(image), (label, f"predicted {top_class}"))])
+        for index, distance in zip(indices, far, strict=True):
+            pixels = _pixels(load_view(model, train, index, view))
+            cells[-1].append((pixels, (model.names[train.labels[index]], f"{distance:.3g}")))
     title = (
-        f"left: images of the split; right: the nearest training images, {metric} distance of the {matrix.shape[1]} "
-        "values of the last hidden layer"
+        f"left: images of the split; right: the nearest training images by {metric} distance of the "
+        f"{matrix.shape[1]} activations of the last hidden layer"
     )
-    return {"neighbours": sheet(cells, title)}
+    return {"neighbours": image_grid(cells, title)}
 
 
 def _pixels(image: Tensor) -> np.ndarray:
