@@ -285,7 +285,7 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
         mean=settings.per_channel(settings.mean),
         std=settings.per_channel(settings.std),
         mix=_mix(config["augmentation"]["batch"], num_classes),
-        skips=settings.on_error == "skip",
+        skip_unreadable=settings.on_error == "skip",
         seed=config["seed"],
         record=record,
     )

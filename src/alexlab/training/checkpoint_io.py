@@ -1,4 +1,4 @@
-"""Reading and writing of checkpoint files, and the position in training that they store."""
+"""Atomic reads and writes of checkpoint files, and the training position stored in them."""
 
 from functools import partial
 from pathlib import Path
@@ -15,45 +15,46 @@ from alexlab.training.nonfinite import check_finite
 
 
 class AtomicCheckpointIO(RunFileWriter, TorchCheckpointIO):
-    """Writes a checkpoint beside its place, then puts it there: a reader sees the old one or the new one.
+    """CheckpointIO that writes to a temporary name and renames it: a reader sees the old checkpoint or the new one.
 
-    Lightning's own writes to the temporary folder first, which destroys the old checkpoint when the process is killed and
-    that folder is on another file system, and it says nothing when the target cannot be written.
+    Lightning's own (2.6) writes to the temporary folder first. If that is on another file system, killing the process
+    destroys the old checkpoint, and a target that cannot be written raises no error.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Replaces the file; it is written as it is serialised, so that it is in memory only once.
+        """Replace the file, serialising straight to disk so that the checkpoint is in memory only once.
 
         Raises:
-            NumericError: when a weight is not finite; what was there is kept.
-            DiskError: when the file cannot be written.
+            NumericError: if a weight is not finite; the existing file is kept.
+            DiskError: if the file cannot be written.
         """
         check_finite(checkpoint, path)
         with self.writing(Path(path)):
             write_atomic(Path(path), partial(torch.save, checkpoint), size=_size(checkpoint))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads plain data only, whatever is asked."""
+        """Load tensors and plain data, as with `weights_only=True`, regardless of the arguments."""
         found: dict[str, Any] = load_file(Path(path))
         return found
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
-    """Removes what a process that was killed while it wrote has left; for the one writer of a run folder."""
+    """Remove temporary files of writers that were killed. Only for the process that owns the run folder."""
     for path in folder.glob(".*.ckpt.*"):
         path.unlink(missing_ok=True)
 
 
 def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
-    """How many epochs are whole in a checkpoint, and how many batches of the next one each rank has had."""
+    """Return the number of finished epochs and the number of batches of the next epoch that each rank has trained on."""
     epochs, batches = (progress["current"] for progress in compat.loop_progress(checkpoint))
     inside = epochs["processed"] < epochs["ready"]
     return epochs["processed"], batches["ready"] if inside else 0
 
 
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Counts the batches of a checkpoint in those of a run that adds up another number of them in a step: on fewer nodes it
-    adds up more. Checkpoints stand between two steps.
+    """Convert the batch counters of a checkpoint to another number of accumulation steps.
+
+    A run resumed on fewer nodes accumulates more batches per optimizer step. Checkpoints are only saved between two steps.
     """
     inside = checkpoint[CHECKPOINT_KEY]["mid_epoch"]
     before, inside["accumulate_grad_batches"] = inside.get("accumulate_grad_batches", accumulate), accumulate
@@ -61,12 +62,13 @@ def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
         return
     _, progress = compat.loop_progress(checkpoint)
     for counts in (progress["total"], progress["current"]):
-        more = counts["ready"] * accumulate // before - counts["ready"]  # a save may stand inside of its last batch
+        # A difference, not a factor: the last batch may be counted as ready but not yet as completed.
+        more = counts["ready"] * accumulate // before - counts["ready"]
         counts |= {name: count + more for name, count in counts.items()}
 
 
 def _size(checkpoint: Any) -> int:
-    """Bytes of its tensors."""
+    """Return the size of all tensors in nested dicts and lists, in bytes."""
     if isinstance(checkpoint, torch.Tensor):
         return checkpoint.nbytes
     items = checkpoint.values() if isinstance(checkpoint, dict) else checkpoint

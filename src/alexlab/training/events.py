@@ -1,4 +1,4 @@
-"""TensorBoard's event file, whose events wait in memory while the disk has no room for them."""
+"""TensorBoard event file that buffers events in memory while the disk is full."""
 
 import io
 import itertools
@@ -12,10 +12,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class EventFile:
-    """A new event file in a folder.
+    """New event file in a folder.
 
     Args:
-        log_dir: the folder.
+        log_dir: folder of the event file.
     """
 
     def __init__(self, log_dir: str) -> None:
@@ -29,7 +29,7 @@ class EventFile:
                 break
             except FileExistsError:
                 continue
-        self.size = 0  # bytes of the file that are whole events
+        self.size = 0  # bytes of complete events in the file
         self.waiting = io.BytesIO()
         self.records = RecordWriter(self.waiting)
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -38,14 +38,14 @@ class EventFile:
         return self.log_dir
 
     def add_event(self, event: Event) -> None:
-        """Take an event; `flush` writes it."""
+        """Buffer an event until `flush`."""
         self.records.write(event.SerializeToString())
 
     def flush(self) -> None:
-        """Write the events that wait. After an error they still do, and the next flush cuts off what was begun.
+        """Write the buffered events. After an error they stay buffered, and the next flush overwrites the partial write.
 
         Raises:
-            OSError: when the disk does not take them.
+            OSError: if they cannot be written.
         """
         content = self.waiting.getvalue()
         with self.path.open("r+b") as file:
@@ -57,5 +57,5 @@ class EventFile:
         self.waiting.truncate()
 
     def close(self) -> None:
-        """Write the events that wait; the file is not kept open."""
+        """Write the buffered events. The file is not kept open."""
         self.flush()

@@ -112,8 +112,8 @@ def _trained(
         module.net = Tower(module.net, ranks.rank())
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
     if config["data"]["preview"] and trainer.is_global_zero:
-        sheet = preview_grid(data, num_images=config["data"]["preview"], mix=module.mix)
-        write_preview(sheet, run_dir / layout.PREVIEW, boards)
+        grid = preview_grid(data, num_images=config["data"]["preview"], mix=module.mix)
+        write_preview(grid, run_dir / layout.PREVIEW, boards)
     for board in boards:
         board.start_hparams(hparams(config, choices), ["best/top1", "best/top5"])
 

@@ -1,4 +1,4 @@
-"""Losses give one number for each image; the classifier takes their mean."""
+"""Losses per image; the LightningModule averages them."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from alexlab.errors import ConfigError
 
 
 class CrossEntropy(nn.Module):
-    """Cross entropy of the softmax.
+    """Softmax cross entropy.
 
-    With `class_weights=balanced` an image of class c weighs N / (K N_c), so that all classes weigh the same together and
-    the mean weight of a training image is 1; a mean over images, unlike PyTorch's weighted mean, is then the same on any
-    number of devices.
+    With `class_weights=balanced`, an image of class c has the weight N / (K N_c): all classes have the same total weight, and
+    the mean weight of a training image is 1. The plain mean over images is then the same on any number of devices, unlike
+    PyTorch's weighted mean.
 
     Args:
         class_counts: number of training images of each class.
-        label_smoothing: the part of a label's weight that is spread over all classes, 0..1.
+        label_smoothing: fraction of the target probability that is spread over all classes, in [0, 1).
         class_weights: `balanced` or None.
     """
 
@@ -39,7 +39,7 @@ class CrossEntropy(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (N, K) and labels, (N,) or probabilities (N, K), to losses (N,)."""
+        """Map logits (N, K) and labels, (N,) or probabilities (N, K), to losses (N,)."""
         losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
         if self.weights is None:
             return losses
@@ -47,13 +47,13 @@ class CrossEntropy(nn.Module):
 
 
 class BinaryCrossEntropy(CrossEntropy):
-    """Cross entropy of the sigmoid of one logit, for two classes: the net has one output, the logit of the second class.
+    """Sigmoid cross entropy for two classes: the net has one output, the logit of the second class.
 
-    The classifier widens the one logit z to (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)), so that scores and
-    predictions are those of two outputs.
+    `expand_binary_logits` expands this logit z to (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)), so that metrics and
+    predictions are computed as for two outputs.
 
     Raises:
-        ConfigError: when there are not two classes.
+        ConfigError: if the number of classes is not 2.
     """
 
     def __init__(

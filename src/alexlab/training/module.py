@@ -1,4 +1,4 @@
-"""The LightningModule: one for every network, loss, optimizer and schedule."""
+"""The LightningModule, shared by all nets, losses, optimizers and schedules."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,23 +24,23 @@ from alexlab.training.schedules import Schedule
 
 
 class Classifier(lightning.LightningModule):
-    """Trains and scores a net on batches of uint8 images (N, C, H, W) with labels (N,).
+    """Image classifier, trained on batches of uint8 images (N, C, H, W) with labels (N,).
 
-    It logs `train/loss`, `train/top1`, `val/*` and `test/*`; `val/loss` is the plain cross entropy, whatever the loss that
-    is minimised, so that runs can be compared.
+    Logs `train/loss`, `train/top1`, `val/*` and `test/*`. `val/loss` and `test/loss` are always the plain cross entropy, so
+    that runs with different training losses can be compared.
 
     Args:
-        net: images (N, C, H, W), normalised, to logits (N, K), or (N, 1) for two classes.
+        net: maps normalised images (N, C, H, W) to logits (N, K), or (N, 1) for two classes.
         classes: names of the K classes.
-        loss: logits and labels, (N,) or probabilities (N, K), to losses (N,).
-        optimizer: groups of parameters to an optimizer.
-        parameter_groups: the net to those groups.
-        schedule: optimizer, num_epochs, steps_per_epoch to Lightning's `lr_scheduler` entries.
-        mean, std: one number for each channel, of values in [0, 1].
-        mix: images and labels of a training batch to mixed images and probabilities (MixUp, CutMix), or None.
-        skips: whether batches may hold images that could not be read, labelled SKIPPED.
-        seed: of what is random inside the net, drawn anew for each step and rank.
-        record: plain data that goes into each checkpoint, so that a checkpoint is enough.
+        loss: maps logits and labels, (N,) or probabilities (N, K), to losses (N,).
+        optimizer: maps parameter groups to an optimizer.
+        parameter_groups: maps the net to parameter groups.
+        schedule: maps optimizer, num_epochs and steps_per_epoch to Lightning's `lr_scheduler` entries.
+        mean, std: one number per channel, for pixel values in [0, 1].
+        mix: maps the images and labels of a training batch to mixed images and probabilities (MixUp, CutMix), or None.
+        skip_unreadable: whether training batches may contain unreadable images, labelled UNREADABLE.
+        seed: seed of dropout and mixing, combined with the epoch, the batch and the rank.
+        record: plain data about the run to store in each checkpoint, so that a checkpoint is self-contained.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Classifier(lightning.LightningModule):
         mean: Sequence[float],
         std: Sequence[float],
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-        skips: bool = False,
+        skip_unreadable: bool = False,
         seed: int = 0,
         record: dict[str, Any] | None = None,
     ) -> None:
@@ -63,32 +63,33 @@ class Classifier(lightning.LightningModule):
         self.net = net
         self.loss = loss
         self.optimizer, self.parameter_groups, self.schedule = optimizer, parameter_groups, schedule
-        self.mix, self.skips = mix, skips
+        self.mix, self.skip_unreadable = mix, skip_unreadable
         self.seed = seed
         self.record = {**(record or {}), "classes": list(classes)}
-        # No buffers: a moving average of the weights averages these too, and rounds a constant anew at each step.
+        # Not buffers: EMA would average them with the weights and add a rounding error at each step.
         constants = (255 * torch.tensor(mean).view(1, -1, 1, 1), 255 * torch.tensor(std).view(1, -1, 1, 1))
-        self.constants = {torch.device("cpu"): constants}  # mean and std on each device that asks for them
+        self.constants = {torch.device("cpu"): constants}  # mean and std by device
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": ClassificationMetrics(len(classes)) for stage in ("train", "val", "test")}
         )
         self.best: dict[str, float] = {}
-        self.validated_in_epoch = False  # since the last epoch
+        self.validated_in_epoch = False  # a validation has finished since the last epoch ended
         self.nonfinite = nonfinite.NonFiniteDetector()
-        self.step_loss: Tensor | None = None  # of the last training step
-        self.abort_validation = False  # the validation that runs is left unfinished
-        self.train_metrics: dict[str, float] = {}  # scores of the last epoch's training
-        self.test_metric_prefix = "test"  # of the names of the scores that `trainer.test` logs
-        self.num_scored_images = 0.0  # images of the last split that was scored
+        self.step_loss: Tensor | None = None  # loss of the last training step
+        self.abort_validation = False  # set by PreemptionCallback: the current validation is incomplete
+        self.train_metrics: dict[str, float] = {}  # training metrics of the last finished epoch
+        self.test_metric_prefix = "test"  # prefix of the metrics that `trainer.test` logs
+        self.num_scored_images = 0.0  # number of images in the last evaluated split
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 images (N, C, H, W) to logits (N, K)."""
-        return self._logits(self._normalised(images))
+        """Map uint8 images (N, C, H, W) to logits (N, K)."""
+        return self._logits(self._normalize(images))
 
     def on_train_start(self) -> None:
-        """Lays what the optimizer remembers out as the weights are: a fused step takes both by their place in memory.
+        """Copy the optimizer's state to the memory format of the weights.
 
-        An optimizer's state may come from a checkpoint whose weights lay otherwise, and nothing in PyTorch looks.
+        Fused optimizers index both by memory offset. State from a checkpoint may have another memory format, which PyTorch
+        does not check.
         """
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         for parameter, state in optimizer.state.items():
@@ -97,84 +98,78 @@ class Classifier(lightning.LightningModule):
                     state[name] = torch.empty_like(parameter).copy_(value)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Makes dropout and mixing functions of the seed, the position in the run and the rank, with no state to lose."""
+        """Seed dropout and mixing by (seed, epoch, batch, rank), so that resuming needs no generator state."""
         torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, data_ranks(self.trainer)[1]))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The mean loss of a batch."""
-        images, labels = self._normalised(batch[0]), batch[1]
-        share = len(labels)
-        if self.skips:
-            images, labels = self._readable(images, labels)
+        """Return the mean loss of a batch."""
+        images, labels = self._normalize(batch[0]), batch[1]
+        num_images = len(labels)
+        if self.skip_unreadable:
+            images, labels = self._drop_unreadable(images, labels)
         if self.mix is not None:
             images, labels = self.mix(images, labels)
         logits = self._logits(images)
-        if self.dtype in (
-            torch.float16,
-            torch.bfloat16,
-        ):  # trainer.precision=bf16-true or 16-true; autocast does so by itself
+        if self.dtype in (torch.float16, torch.bfloat16):  # precision=bf16-true or 16-true; autocast casts by itself
             logits = logits.float()
         losses = self.loss(logits, labels) if len(labels) else 0 * logits.sum(1)
-        # Over the whole share: an image that was skipped counts as nothing, on one device as on several.
-        loss = losses.sum() / share
-        self._watch(["the loss"], loss[None], batch_idx)
-        answers = labels if labels.ndim == 1 else labels.argmax(1)
-        self._count("train", logits[: len(answers)], answers, losses[: len(answers)])
+        # Divided by the full batch size, so that an unreadable image contributes 0 on any number of devices.
+        loss = losses.sum() / num_images
+        self._record_values(["the loss"], loss[None], batch_idx)
+        targets = labels if labels.ndim == 1 else labels.argmax(1)
+        self._count("train", logits[: len(targets)], targets, losses[: len(targets)])
         self.step_loss = loss.detach()
-        # Not for the bar: Lightning would read it from the device at each step (see `callbacks.ProgressBar`).
+        # Without prog_bar=True, which would synchronise with the device at each step (see callbacks/progress.py).
         self.log("train/loss_step", self.step_loss, on_epoch=False)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Looks at the gradient of the step, which all ranks share."""
+        """Check the gradient of the step, which is the same on all ranks."""
         if self.trainer.precision == "16-mixed":
-            return  # its scaler leaves out such steps
-        found = [
-            (name, parameter.grad) for name, parameter in self.net.named_parameters() if parameter.grad is not None
-        ]
-        if not found:  # StochasticWeightAveraging passes over the data once more for the norms, without a gradient
+            return  # its gradient scaler skips steps with non-finite gradients
+        gradients = {name: param.grad for name, param in self.net.named_parameters() if param.grad is not None}
+        if not gradients:  # in the extra pass of StochasticWeightAveraging for batch norms
             return
-        names, gradients = zip(*found, strict=True)
         batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
-        whole = batch_idx % self.trainer.accumulate_grad_batches + 1
-        norms = compat.foreach_norms(gradients)
-        self._watch([f"the gradient of {name}" for name in names], norms, batch_idx, whole)
+        num_accumulated = batch_idx % self.trainer.accumulate_grad_batches + 1
+        norms = compat.foreach_norms(list(gradients.values()))
+        self._record_values([f"the gradient of {name}" for name in gradients], norms, batch_idx, num_accumulated)
 
-    def _watch(self, names: Sequence[str], values: Tensor, batch_idx: int, batches: int = 1) -> None:
+    def _record_values(self, names: Sequence[str], values: Tensor, batch_idx: int, batches: int = 1) -> None:
         self.nonfinite.record(names, values, step=self.global_step, batch_idx=batch_idx, batches=batches)
         if nonfinite.poll_is_free(values.device):
             self._raise_unless_finite()
 
     def _raise_unless_finite(self) -> None:
-        """Raises NumericError when a loss or a gradient was not finite since the last time."""
+        """Raise NumericError if a loss or a gradient has not been finite since the last call."""
         found = self.nonfinite.poll()
         if found is None:
             return
-        files = NOT_FINITE.format(rank=self.global_rank)
+        file_name = NOT_FINITE.format(rank=self.global_rank)
         strategy = self.trainer.strategy
-        halved = isinstance(strategy, HookedDDP) and strategy.options.comm_hook == "fp16"
-        other = ", or trainer.comm_hook=bf16: gradients above 65504 overflow in fp16" if halved else ""
+        is_fp16 = isinstance(strategy, HookedDDP) and strategy.options.comm_hook == "fp16"
+        hint = ", or trainer.comm_hook=bf16: gradients above 65504 overflow in fp16" if is_fp16 else ""
         raise NumericError(
             f"{found.name} must stay finite; it is {found.value} at step {found.step} (epoch {self.current_epoch}, "
-            f"batch {found.batch_idx}); its images are listed in {files}, and the earlier checkpoints are kept. "
-            f"Try a smaller optimizer.lr or a warm-up{other}",
+            f"batch {found.batch_idx}); its images are listed in {file_name}, and the earlier checkpoints are kept. "
+            f"Try a smaller optimizer.lr or a warm-up{hint}",
             batches=range(found.batch_idx - found.batches + 1, found.batch_idx + 1),
         )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs the scores of the epoch after its last batch, before the validation."""
+        """Log the training metrics after the last batch of an epoch, before the validation."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.trainer.is_last_batch or (every and self.global_step % every == 0):
             self._raise_unless_finite()
         if self.trainer.is_last_batch:
-            scores = self._finished("train")
+            scores = self._compute_and_reset("train")
             if not scores["count"]:
                 raise DataError("no image of the train split could be read")
             self.train_metrics = {f"train/{name}": scores[name].item() for name in ("loss", "top1")}
             self.log_train_metrics()
 
     def log_train_metrics(self) -> None:
-        """Logs the scores of the epoch; a run that is resumed between its last batch and its end does it once more."""
+        """Log the training metrics of the epoch; repeated in a run resumed between its last batch and its end."""
         self._log_exact(self.train_metrics)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -184,7 +179,7 @@ class Classifier(lightning.LightningModule):
         self._score("test", batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the scores of the validation split, and of the best validation so far."""
+        """Log the metrics of the validation split and of the best validation so far."""
         if self.abort_validation:
             return
         scores = self._log_split("val", self.trainer.num_val_batches)
@@ -196,7 +191,7 @@ class Classifier(lightning.LightningModule):
         self._log_exact({"best/top1": self.best["top1"], "best/top5": self.best["top5"]})
 
     def on_train_epoch_end(self) -> None:
-        """Steps the schedules that look at a score, after each validation and before the checkpoint."""
+        """Step ReduceLROnPlateau schedules, after each validation and before the checkpoint."""
         if not self.validated_in_epoch:
             return
         self.validated_in_epoch = False
@@ -208,9 +203,9 @@ class Classifier(lightning.LightningModule):
         self._log_split("test", self.trainer.num_test_batches)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and the schedule over the steps of the whole run."""
+        """Return the optimizer and its schedule over all steps of the run."""
         optimizer = self.optimizer(self.parameter_groups(self.net))
-        self.trainer.fit_loop.setup_data()  # a run without max_epochs has not asked for its loader yet
+        self.trainer.fit_loop.setup_data()  # without max_epochs, Lightning has not loaded the dataloader yet
         steps = int(self.trainer.estimated_stepping_batches)
         num_batches = self.trainer.num_training_batches
         steps_per_epoch = max(1, -(-int(num_batches) // self.trainer.accumulate_grad_batches))
@@ -235,7 +230,7 @@ class Classifier(lightning.LightningModule):
         self.validated_in_epoch, self.train_metrics = mid_epoch["validated_in_epoch"], mid_epoch["train_metrics"]
         self._stage_metrics("train").restore_state(mid_epoch["train_counts"])
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def _normalize(self, images: Tensor) -> Tensor:
         if images.device not in self.constants:
             mean, std = self.constants[torch.device("cpu")]
             self.constants[images.device] = mean.to(images.device), std.to(images.device)
@@ -251,34 +246,34 @@ class Classifier(lightning.LightningModule):
 
     def _score(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        # In 32 bits whatever the training computes in: the scores are those of the checkpoint, on any number of devices.
+        # In float32 regardless of trainer.precision, so that evaluate.py gets the same metrics from the checkpoint.
         with torch.autocast(images.device.type, enabled=False):
-            logits = self(images) if images.ndim == 4 else self._over_views(images)
+            logits = self(images) if images.ndim == 4 else self._average_views(images)
         losses = F.cross_entropy(logits.float(), labels.clamp(min=0), reduction="none")
         self._count(stage, logits, labels, losses)
 
     def _count(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        if self.trainer.global_rank >= data_ranks(self.trainer)[0]:  # another rank counts these images
+        if self.trainer.global_rank >= data_ranks(self.trainer)[0]:  # another rank counts the same images
             labels = torch.full_like(labels, PADDING)
         self._stage_metrics(stage).update(logits, labels, losses)
 
-    def _over_views(self, images: Tensor) -> Tensor:
-        """Images (N, V, C, H, W) to the logarithm of the mean of their softmax over the views, (N, K)."""
+    def _average_views(self, images: Tensor) -> Tensor:
+        """Map views (N, V, C, H, W) to the logarithm of their mean softmax, (N, K)."""
         probs = mean_probs(self, images)
         return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
-    def _readable(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of a batch that could be read; of none, two images and no label, so that the ranks stay in step."""
+    def _drop_unreadable(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the readable images; if there are none, two images without labels, so that all ranks run the net."""
         keep = labels >= 0
         return (images[keep], labels[keep]) if keep.any() else (images[:2], labels[:0])
 
-    def _finished(self, stage: str) -> dict[str, Tensor]:
+    def _compute_and_reset(self, stage: str) -> dict[str, Tensor]:
         scores = self._stage_metrics(stage).compute()
         self._stage_metrics(stage).reset()
         return scores
 
     def _log_split(self, stage: str, num_batches: Sequence[int | float]) -> dict[str, float]:
-        scores = {name: value.item() for name, value in self._finished(stage).items()}
+        scores = {name: value.item() for name, value in self._compute_and_reset(stage).items()}
         loader = self._loader(stage)
         expected = len(loader.dataset)
         complete = not self.trainer.sanity_checking and sum(num_batches) == len(loader)
@@ -298,5 +293,5 @@ class Classifier(lightning.LightningModule):
         return loaders
 
     def _log_exact(self, values: dict[str, Any]) -> None:
-        # All ranks hold the same values; their maximum is that value, to the last bit.
+        # All ranks have the same values: unlike their mean, their maximum is exact.
         self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max", batch_size=1)

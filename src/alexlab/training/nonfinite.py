@@ -18,14 +18,14 @@ from alexlab.runs.layout import NOT_FINITE
 
 @dataclass(frozen=True)
 class NonFiniteValue:
-    """A value that is not finite.
+    """A loss or gradient norm that is NaN or infinite.
 
     Args:
-        name: of the value.
-        value: itself.
+        name: such as `the loss` or `the gradient of fc6.weight`.
+        value: NaN or infinity.
         step: optimizer step.
-        batch_idx: batch of this rank in its epoch.
-        batches: how many batches up to that one may be the cause.
+        batch_idx: batch of this rank within its epoch.
+        batches: number of batches, up to and including `batch_idx`, that may have caused it.
     """
 
     name: str
@@ -36,21 +36,23 @@ class NonFiniteValue:
 
 
 class NonFiniteDetector:
-    """Notes the first value that is not finite where the value is, and tells it when it is asked.
+    """Detector that keeps the first non-finite value on its device until it is polled.
 
-    To ask makes the host wait until the device has done everything that it was given; on the CPU it costs nothing.
+    Polling synchronises the host with the device, so it should be rare on a GPU; on the CPU it is free.
     """
 
     def __init__(self) -> None:
         self.notes: list[tuple[Sequence[str], int, int, int]] = []
-        self.first: Tensor | None = None  # number of the note, place in it, value; -1 as long as there is none
+        self.first: Tensor | None = (
+            None  # (index of the note, index within it, value); the first is -1 until one is found
+        )
 
     def record(self, names: Sequence[str], values: Tensor, *, step: int, batch_idx: int, batches: int = 1) -> None:
-        """Looks at values (P,) on their device.
+        """Check values on their device without synchronising.
 
         Args:
-            names: of the values, P.
-            values: on any device.
+            names: names of the P values.
+            values: values (P,).
             step, batch_idx, batches: see `NonFiniteValue`.
         """
         values = values.detach().double()
@@ -64,7 +66,7 @@ class NonFiniteDetector:
         self.notes.append((names, step, batch_idx, batches))
 
     def poll(self) -> NonFiniteValue | None:
-        """The first value since the last time that was not finite; forgets everything."""
+        """Return the first non-finite value since the last poll, or None, and reset the detector."""
         if self.first is None:
             return None
         number, place, value = self.first.tolist()
@@ -76,12 +78,12 @@ class NonFiniteDetector:
 
 
 def poll_is_free(device: torch.device) -> bool:
-    """Whether to ask costs nothing there."""
+    """Return whether polling on this device does not stall it."""
     return device.type == "cpu"
 
 
 class NonFiniteReport(RunFileWriter, Callback):
-    """Lists the images of the step whose loss or gradient was not finite: epoch, batch, path and label."""
+    """Callback that lists the images of the step whose loss or gradient was not finite: epoch, batch, path and class."""
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -101,11 +103,11 @@ class NonFiniteReport(RunFileWriter, Callback):
 
 
 def check_finite(checkpoint: dict[str, Any], path: Any) -> None:
-    """Raises NumericError when a weight is not finite: such a checkpoint would take the place of a good one."""
-    for state in ("state_dict", "current_model_state"):  # the latter are those that are averaged
+    """Raise NumericError if a weight is not finite, before the checkpoint replaces a good one."""
+    for state in ("state_dict", "current_model_state"):  # with averaging, the latter has the raw weights
         for name, value in checkpoint.get(state, {}).items():
             if value.is_floating_point() and not torch.isfinite(value.norm()):
                 raise NumericError(
-                    f"weights must be finite to be saved; {name} is not at step {checkpoint['global_step']}, and {path} "
-                    "was not written: what was there is kept. Try a smaller optimizer.lr"
+                    f"weights must be finite to be saved; {name} is not at step {checkpoint['global_step']}, so {path} "
+                    "was not overwritten. Try a smaller optimizer.lr"
                 )

@@ -1,4 +1,4 @@
-"""Parameters by kind, so that each kind can have its own weight decay and the head its own learning rate."""
+"""Parameter groups with separate weight decay per kind of parameter and a separate learning rate for the head."""
 
 from collections.abc import Collection
 from typing import Any
@@ -18,7 +18,7 @@ ParamGroup = dict[str, Any]
 
 
 def parameters_by_kind(net: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parameters of a net by kind: kernels of convolutions, linear weights, biases, norms' weights and biases."""
+    """Return the parameters by kind: conv and linear weights, biases, and the weights and biases of norms."""
     found: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
     for layer in net.modules():
         for name, parameter in layer.named_parameters(recurse=False):
@@ -27,7 +27,7 @@ def parameters_by_kind(net: nn.Module) -> dict[str, list[nn.Parameter]]:
             elif name == "bias":
                 kind = "bias"
             else:
-                # By dimension: a convolution's kernel has more than two, whatever its layer is called.
+                # By dimension, which also covers convolutions of other libraries.
                 kind = "conv" if parameter.dim() > 2 else "linear"
             found[kind].append(parameter)
     return found
@@ -43,17 +43,17 @@ def parameter_groups(
     norm_weight_decay: float | None = None,
     head_lr: float | None = None,
 ) -> list[ParamGroup]:
-    """Groups for an optimizer, one for each kind that is told apart; None is the optimizer's `weight_decay` or `lr`.
+    """Return parameter groups for an optimizer. None selects the optimizer's own `weight_decay` or `lr`.
 
-    Frozen parameters are in their group too: they have no gradient, so no step moves them until they are unfrozen.
+    Frozen parameters are included: without a gradient they are not updated until they are unfrozen.
 
     Args:
-        net: the net.
-        head: names of the parameters that depend on the number of classes.
-        conv_weight_decay: of the convolutions' kernels.
-        linear_weight_decay: of the linear layers' weights.
-        bias_weight_decay: of the biases of both.
-        norm_weight_decay: of the weights and biases of normalisations.
+        net: net to optimise.
+        head: names of the parameters whose shape depends on the number of classes.
+        conv_weight_decay: weight decay of convolution kernels.
+        linear_weight_decay: weight decay of linear layers' weights.
+        bias_weight_decay: weight decay of the biases of both.
+        norm_weight_decay: weight decay of the weights and biases of normalisation layers.
         head_lr: learning rate of the head.
     """
     decays = dict(
@@ -61,7 +61,7 @@ def parameter_groups(
     )
     values = {**{f"{kind}_weight_decay": decay for kind, decay in decays.items()}, "head_lr": head_lr}
     for name, value in values.items():
-        if value is not None and value < 0:  # of groups, torch takes any number
+        if value is not None and value < 0:  # torch does not check the values of groups
             raise ConfigError(f"param_groups.{name} must be at least 0; got {value}")
     by_kind = any(decay is not None for decay in decays.values())
     if not by_kind and head_lr is None:

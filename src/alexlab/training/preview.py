@@ -1,4 +1,4 @@
-"""A sheet of training images as the net will see them."""
+"""Preview of augmented training images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,22 +13,24 @@ from torchvision.utils import make_grid
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.samplers import SeededDataset
 
-NUM_PRESENTATIONS = 4
+NUM_EPOCHS = 4  # number of augmented versions of each image
 MAX_CELL = 160  # pixels
 
 
 def preview_grid(
     data: ImageDataModule, *, num_images: int, mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 ) -> Tensor:
-    """Images of the training split, evenly spaced: each as the evaluation sees it, then as the first epochs will.
+    """Return a grid of evenly spaced training images, each followed by its augmented versions in the first epochs.
+
+    The first version of each image is that of the evaluation transform.
 
     Args:
-        data: the data of a run.
-        num_images: how many images, two in a row of the sheet.
-        mix: what mixes the images of a batch, if anything.
+        data: data module of the run.
+        num_images: number of images, two per row of the grid.
+        mix: MixUp or CutMix of a batch, or None.
 
     Returns:
-        uint8 (3, height, width).
+        The grid, uint8 (3, height, width).
     """
     split = data.splits.train
     plain = data.dataset(split, data.eval_transform)
@@ -36,7 +38,7 @@ def preview_grid(
     augmented = SeededDataset(data.dataset(split, data.train_transform), seed=data.seed)
     columns = [torch.stack([plain[index][0] for index in indices])]
     labels = torch.tensor([split.labels[index] for index in indices])
-    for epoch in range(NUM_PRESENTATIONS):
+    for epoch in range(NUM_EPOCHS):
         images = torch.stack([augmented[epoch, index][0] for index in indices])
         if mix is not None:
             with torch.random.fork_rng(devices=[]):
@@ -49,8 +51,8 @@ def preview_grid(
     return make_grid(cells, nrow=2 * len(columns), padding=2, pad_value=255)
 
 
-def write_preview(sheet: Tensor, path: Path, boards: list[Any]) -> None:
-    """Writes the sheet to a PNG file and to the Images tab of each TensorBoard logger."""
-    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)
+def write_preview(grid: Tensor, path: Path, boards: list[Any]) -> None:
+    """Write the grid to a PNG file and to the Images tab of each TensorBoard logger."""
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
     for board in boards:
-        board.experiment.add_image("augmentation", sheet, 0)
+        board.experiment.add_image("augmentation", grid, 0)

@@ -1,4 +1,4 @@
-"""Trains one net on two devices, a tower on each (`alexlab.models.two_tower`); checkpoints are those of the whole net."""
+"""Model-parallel training of one net on two devices (`alexlab.models.two_tower`). Checkpoints contain the whole net."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -14,23 +14,23 @@ from torch.optim import Optimizer
 from alexlab.models.two_tower import Tower, merged
 from alexlab.training.module import Classifier
 
-NET = "net."  # before the names of the net's parameters in a state of the module
+NET = "net."  # prefix of the net's parameters in the state dict of the LightningModule
 
 
 class TwoTowerStrategy(DDPStrategy):
-    """Two processes, each with a device and a tower: nothing is averaged, every process sees every image.
+    """Strategy with one tower per process: no gradients are averaged, and both processes see every image.
 
     Args:
-        timeout: how long a process waits for the other one.
+        timeout: maximum time to wait for the other process.
     """
 
-    data_ranks = (1, 0)  # how many shares the images are divided into, and which one is this process's
+    data_ranks = (1, 0)  # number of ranks that the images are divided among, and this rank among them
 
     def __init__(self, timeout: timedelta) -> None:
         super().__init__(timeout=timeout)
 
     def setup(self, trainer: lightning.Trainer) -> None:
-        """Without the copies of the first process's weights that DDP would make for an evaluation."""
+        """Set up without DDP's broadcast of rank 0's weights before an evaluation."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().setup(trainer)
             return
@@ -41,28 +41,28 @@ class TwoTowerStrategy(DDPStrategy):
         self.setup_precision_plugin()
 
     def configure_ddp(self) -> None:
-        """There is nothing to average."""
+        """Do not wrap the module: no gradients are averaged."""
 
     @property
     def tower(self) -> Tower:
-        """The net of this process."""
+        """The tower of this process."""
         module = self.lightning_module
         assert isinstance(module, Classifier) and isinstance(module.net, Tower)
         return module.net
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Of the whole net, on both processes; both must ask."""
+        """Return the state dict of the whole net. A collective call."""
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         shapes = {NET + name: shape for name, shape in self.tower.shapes.items()}
-        halves = self._both({name: value.cpu() for name, value in own.items() if name in shapes})
+        halves = self._gather_halves({name: value.cpu() for name, value in own.items() if name in shapes})
         return {**own, **merged(halves, shapes)}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Of the whole net, on both processes; both must ask."""
+        """Return the optimizer's state for the whole net. A collective call."""
         own = super().optimizer_state(optimizer)
         names = self._names(optimizer)
-        halves = self._both({index: _on_cpu(state) for index, state in dict(own["state"]).items()})
+        halves = self._gather_halves({index: _on_cpu(state) for index, state in dict(own["state"]).items()})
         state = {}
         for index, first in halves[0].items():
             whole = self.tower.shapes[names[index]]
@@ -74,7 +74,7 @@ class TwoTowerStrategy(DDPStrategy):
         return {**own, "state": state}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """This tower's half of the whole net's."""
+        """Load this tower's half of the whole net's optimizer state."""
         states = []
         for optimizer, whole in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             names = self._names(optimizer)
@@ -89,11 +89,11 @@ class TwoTowerStrategy(DDPStrategy):
         super().load_optimizer_state_dict({"optimizer_states": states})
 
     def _names(self, optimizer: Optimizer) -> list[str]:
-        """Of the parameters, in the order in which the optimizer numbers them."""
+        """Return the names of the parameters, by their index in the optimizer's state."""
         known = {id(parameter): name for name, parameter in self.tower.named_parameters()}
         return [known[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
-    def _both(self, own: Any) -> tuple[Any, Any]:
+    def _gather_halves(self, own: Any) -> tuple[Any, Any]:
         found: list[Any] = [None, None]
         torch.distributed.all_gather_object(found, own)
         return found[0], found[1]

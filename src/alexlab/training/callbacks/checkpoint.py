@@ -16,21 +16,21 @@ from alexlab.training.checkpoint_io import remove_partial_checkpoints
 
 
 class CheckpointCallback(RunFileWriter, Checkpoint):
-    """`checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the run folder; of equally good epochs the first stays best.
+    """Callback that saves `checkpoints/best.ckpt` and `checkpoints/last.ckpt`; on a tie the earlier epoch stays the best.
 
-    The last one is that of the last epoch, or step, whatever its score (Lightning's ModelCheckpoint writes it only when the
-    best one is written too). Where a validation follows, they are written after it, so that nothing is lost when the run is
-    resumed.
+    `last.ckpt` is written regardless of its score; Lightning's ModelCheckpoint (2.6) writes it only along with the best one.
+    If a validation is due at the same step, both are written after it, so that a resumed run does not lose its result. Must
+    be the last callback.
 
     Args:
-        monitor: the score that decides.
+        monitor: metric that ranks checkpoints.
         mode: `max` or `min`.
-        every_n_epochs: epochs between two `last.ckpt`; the last epoch has one always.
-        every_n_steps: optimizer steps between two `last.ckpt` inside an epoch; None for none.
-        every_s: seconds between two `last.ckpt` inside an epoch; None for none.
-        on_error: what a full disk does to the run: `raise`, or `warn` without the checkpoint. Metrics are then kept in memory
-            and written when there is room again.
-        keep_last: how many of the last ones stay, as `step_<n>.ckpt` beside `last.ckpt`; 1 is `last.ckpt` alone.
+        every_n_epochs: epochs between two writes of `last.ckpt`; it is always written after the last epoch.
+        every_n_steps: optimizer steps between two writes of `last.ckpt` within an epoch; None disables them.
+        every_s: seconds between two writes of `last.ckpt` within an epoch; None disables them.
+        on_error: response to a full disk: `raise` ends the run, `warn` continues without the checkpoint and keeps metrics
+            in memory until there is space again.
+        keep_last: number of recent checkpoints to keep, as `step_<n>.ckpt` next to `last.ckpt`; 1 keeps only `last.ckpt`.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
             raise ValueError(f"every_s must be positive; got {every_s}")
         self.monitor, self.mode, self.every_n_epochs = monitor, mode, every_n_epochs
         self.every_n_steps, self.every_s, self.on_error, self.keep_last = every_n_steps, every_s, on_error, keep_last
-        self.saved_s = time.monotonic()  # when `last.ckpt` was written last
-        self.due = False  # a `last.ckpt` is to be written after the validation that follows
+        self.saved_s = time.monotonic()  # time of the last write of `last.ckpt`
+        self.due = False  # write `last.ckpt` after the validation that follows
         self.best_score: float | None = None
-        self.last_step = 0  # of the last `last.ckpt`
+        self.last_step = 0  # optimizer step of `last.ckpt`
         self.best_is_lost = (
-            False  # `best.ckpt` is missing or corrupt, whatever the checkpoint that is resumed from says
+            False  # `best.ckpt` is missing or corrupt, although the resumed checkpoint records a best score
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
         self.best_score, self.last_step = state_dict["best_score"], state_dict["last_step"]
         self.due = state_dict["due"]
         if self.best_is_lost:
-            self.best_score = None  # the next validation makes another one
+            self.best_score = None  # so that the next validation writes a new one
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -94,7 +94,7 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves between two steps of an epoch: not inside of an accumulated one, and not before a validation."""
+        """Save within an epoch, between two optimizer steps; before a validation, postpone the save until after it."""
         if is_accumulating(trainer) or trainer.is_last_batch:
             return
         if signals.agreed is None and not self._due(trainer):
@@ -110,15 +110,15 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
             return True
         if self.every_s is None:
             return False
-        # The clock of the first rank decides for all: they write together.
+        # All ranks take part in saving, so rank 0's clock decides.
         elapsed: bool = trainer.strategy.broadcast(time.monotonic() - self.saved_s >= self.every_s)
         return elapsed
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Keeps the best of the validations inside an epoch; that at its end is looked at when the epoch is over."""
+        """Save after a validation within an epoch; the one at its end is handled by `on_train_epoch_end`."""
         if trainer.sanity_checking or trainer.is_last_batch:
             return
-        due, self.due = self.due, False  # before the best one is written, which may become the last one too
+        due, self.due = self.due, False  # before `best.ckpt` is written, whose copy may become `last.ckpt`
         is_best = self._save_best(trainer)
         if due:
             self._save_last(trainer, equals_best=is_best)
@@ -145,12 +145,12 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
         self.best_score, self.last_step = value, trainer.global_step
         trainer.save_checkpoint(Path(trainer.default_root_dir) / BEST)
         if self._failed(trainer):
-            self.best_score, self.last_step = before  # the best one is the one that is there
+            self.best_score, self.last_step = before  # the earlier `best.ckpt` is still there
             return False
         return True
 
     def _failed(self, trainer: lightning.Trainer) -> bool:
-        """Whether the first rank, which writes, could not write the last checkpoint and goes on."""
+        """Return whether rank 0 found the disk full when it wrote the last checkpoint, with `on_error=warn`."""
         if self.on_error == "raise":
             return False
         found: bool = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failed", False))
@@ -186,25 +186,25 @@ def is_accumulating(trainer: lightning.Trainer) -> bool:
 
 
 def save_last(trainer: lightning.Trainer) -> None:
-    """Writes `last.ckpt` now, if there is a callback that does so at all."""
+    """Write `last.ckpt` now if the trainer has a CheckpointCallback."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, CheckpointCallback):
             callback._save_last(trainer, equals_best=False)
 
 
 def raise_if_stopped() -> None:
-    """Raises Interrupted when the ranks have agreed that the run ends here."""
+    """Raise Interrupted if the ranks agreed to stop after this step."""
     if signals.agreed is not None:
         raise Interrupted(signals.agreed, agreed=True)
 
 
 def _hard_link(source: Path, target: Path) -> None:
-    """Gives a file a second name; a later write under the first name makes a new file and leaves this one."""
+    """Hard-link a file, or copy it; a later write replaces the file at `source` and leaves the one at `target`."""
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         os.link(source, unfinished)
         os.replace(unfinished, target)
-    except OSError:  # a file system without hard links
+    except OSError:  # the file system has no hard links
         write_atomic(target, source.read_bytes())
     finally:
         unfinished.unlink(missing_ok=True)

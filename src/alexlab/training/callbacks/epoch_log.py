@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class EpochLog(RunFileWriter, Callback):
-    """A line in `train.log` for each epoch, `train/images_per_s`, and `curves.png` with training against validation.
+    """Callback that logs one line per epoch and `train/images_per_s`, and plots the learning curves to `curves.png`.
 
     Args:
-        curves: draw the picture at the end of the run.
+        curves: write `curves.png`.
     """
 
     def __init__(self, curves: bool = True) -> None:
@@ -35,7 +35,7 @@ class EpochLog(RunFileWriter, Callback):
         self.rows = list(state_dict["rows"])
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """A run that is resumed inside an epoch has no start of that epoch."""
+        """Start the clock here as well: a run resumed within an epoch never starts that epoch."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -51,10 +51,10 @@ class EpochLog(RunFileWriter, Callback):
         self.mark_s = now_s
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.mark_s = time.perf_counter()  # what the validation took is no part of the training rate
+        self.mark_s = time.perf_counter()  # exclude the validation from the training rate
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # A run that is resumed after the last batch of an epoch has no rate for it.
+        # A run resumed after the last batch of an epoch has trained no image in it.
         rate = {"images_per_s": self.num_images / self.train_s} if self.num_images else {}
         pl_module.log_dict({f"train/{name}": value for name, value in rate.items()}, sync_dist=True, reduce_fx="max")
         scores = epoch_metrics(trainer)
@@ -79,13 +79,13 @@ class EpochLog(RunFileWriter, Callback):
 
 
 def epoch_metrics(trainer: lightning.Trainer) -> dict[str, float]:
-    """What is known at the end of an epoch; not of its last step."""
+    """Return the metrics of the current epoch, without those of single steps."""
     found = trainer.callback_metrics.items()
     return {name: value.item() for name, value in found if "/" in name and not name.endswith("_step")}
 
 
 def epoch_line(row: dict[str, float]) -> str:
-    """The scores of an epoch in one line; a score that was not taken is left out."""
+    """Return the metrics of an epoch as one line; missing metrics are left out."""
     parts = []
     for split, names in (("train", ("loss", "top1")), ("val", ("loss", "top1", "top5"))):
         found = [f"{name} {row[f'{split}/{name}']:.4f}" for name in names if f"{split}/{name}" in row]
@@ -97,7 +97,7 @@ def epoch_line(row: dict[str, float]) -> str:
 
 
 def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
-    """Draws loss and top-1 over the epochs, training against validation."""
+    """Plot loss and top-1 accuracy over the epochs, for training and validation."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -108,12 +108,13 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
                 axes.plot(*zip(*points, strict=True), style, markersize=3, label=split)
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
-        if axes.lines:  # a run may end before its first validation, without a score
+        if axes.lines:  # empty if the run ended before its first validation
             axes.legend()
     save_figure(figure, path)
 
 
 def save_figure(figure: Any, path: Path) -> None:
+    """Write a Matplotlib figure as PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     write_atomic(path, content.getbuffer())

@@ -1,4 +1,4 @@
-"""Training only a part of a net, for good or for the first epochs."""
+"""Finetuning with some parts of the net frozen, permanently or for the first epochs."""
 
 import logging
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 
 class Finetune(Callback):
-    """Freezes parts of the net: no gradient is computed for them, and their batch norms keep their statistics.
+    """Callback that freezes parts of the net: they get no gradients, and their batch norms keep their statistics.
 
-    What is frozen is a function of the epoch alone, so a resumed run goes on as it was.
+    What is frozen depends only on the epoch, so a resumed run needs no extra state.
 
     Args:
-        freeze: names of modules of the net, such as `features`, `features.conv1` or `classifier.fc6`; one or several.
-        unfreeze_epoch: epochs after which everything is trained; None is never.
+        freeze: one or several names of submodules, such as `features`, `features.conv1` or `classifier.fc6`.
+        unfreeze_epoch: number of epochs after which everything is trained; None keeps the parts frozen.
     """
 
     def __init__(self, freeze: str | Sequence[str], unfreeze_epoch: int | None = None) -> None:
@@ -33,7 +33,7 @@ class Finetune(Callback):
             raise ValueError(f"unfreeze_epoch must be at least 1; got {unfreeze_epoch}")
 
     def check(self, net: nn.Module) -> None:
-        """Raises ConfigError unless every name is a module of the net, and something is left to train."""
+        """Raise ConfigError unless every name is a submodule of the net and something is left to train."""
         known = dict(net.named_modules())
         for name in self.freeze:
             if name not in known or not name:
@@ -46,7 +46,7 @@ class Finetune(Callback):
             raise ConfigError(f"callbacks.finetune.freeze={self.freeze} leaves nothing to train")
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Freezes, before DistributedDataParallel looks which gradients it must exchange."""
+        """Freeze before DistributedDataParallel registers the gradients that it averages."""
         if stage == "fit":
             self._set(pl_module, requires_grad=False)
             count = sum(p.numel() for p in pl_module.parameters() if not p.requires_grad)
@@ -54,7 +54,7 @@ class Finetune(Callback):
             log.info("frozen%s: %s, %s parameters", until, ", ".join(self.freeze), f"{count:,}")
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Puts the frozen norms to rest, which Lightning has woken, or thaws everything when its time has come."""
+        """Keep frozen norms in eval mode (Lightning re-enables train mode each epoch); unfreeze at `unfreeze_epoch`."""
         if self.unfreeze_epoch is None or trainer.current_epoch < self.unfreeze_epoch:
             for module in self._modules(pl_module.net):
                 module.eval()
@@ -63,12 +63,12 @@ class Finetune(Callback):
             return
         self._set(pl_module, requires_grad=True)
         for module in self._modules(pl_module.net):
-            module.train()  # Lightning puts modules back as it found them after a validation, asleep
+            module.train()  # after a validation, Lightning restores the eval mode that it found
         for optimizer in trainer.optimizers:
             _start_momentum(optimizer)
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy):
-            # DistributedDataParallel has made its buckets for the gradients that there were: it is wrapped anew.
+            # DistributedDataParallel built its buckets without these gradients, so the module is wrapped again.
             strategy.model = pl_module
             strategy.configure_ddp()
         log.info("epoch %d: %s unfrozen", trainer.current_epoch + 1, ", ".join(self.freeze))
@@ -82,7 +82,7 @@ class Finetune(Callback):
 
 
 def _start_momentum(optimizer: Optimizer) -> None:
-    """Gives parameters without a momentum a momentum of zero: fused SGD takes either all new parameters or none."""
+    """Set missing momentum buffers to zero: fused SGD needs a buffer for every parameter or for none."""
     for group in optimizer.param_groups:
         if isinstance(optimizer, SGD) and group["momentum"]:
             for parameter in group["params"]:

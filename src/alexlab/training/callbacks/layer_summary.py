@@ -1,4 +1,4 @@
-"""The table of layers that a run logs at its start."""
+"""Table of the net's layers at the start of a run."""
 
 import copy
 import io
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class LayerSummary(Callback):
-    """The table of the net's layers at the start of a run, in its log and as `layers.csv`; the jobs of a sweep have the file.
+    """Callback that logs a table of the net's layers and writes it to `layers.csv`. Jobs of a sweep only write the file.
 
     Args:
-        max_layers: the layers of a deeper net are in the file only.
+        max_layers: maximum number of layers to log; a deeper net is listed in the file only.
     """
 
     def __init__(self, max_layers: int = 40) -> None:
@@ -33,14 +33,14 @@ class LayerSummary(Callback):
         if not trainer.is_global_zero:
             return
         settings: Any = trainer.datamodule.config  # type: ignore[attr-defined]
-        net: Any = getattr(pl_module.net, "whole", pl_module.net)  # of two towers, the net that they are
-        # A copy whose tensors have shapes and no memory.
+        net: Any = getattr(pl_module.net, "whole", pl_module.net)  # a Tower holds half of the net
+        # A copy on the meta device, which takes no memory.
         memo: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in net.buffers()}
         memo |= {id(parameter): torch.nn.Parameter(parameter.to("meta")) for parameter in net.parameters()}
         rows = layer_rows(copy.deepcopy(net, memo).float(), channels=settings.channels, size=settings.image_size)
         write_rows(rows, Path(trainer.default_root_dir) / LAYERS)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-            return  # a table for each job of a sweep is too much
+            return  # one table per job would flood the log of a sweep
         if len(rows) > self.max_layers:
             log.info("net: %d layers, listed in %s", len(rows), LAYERS)
             return

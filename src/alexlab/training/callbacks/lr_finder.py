@@ -15,16 +15,16 @@ log = logging.getLogger(__name__)
 
 
 class LearningRateFinder(RunFileWriter, Callback):
-    """Raises the learning rate from step to step and draws the loss over it, then ends the run (Smith, arXiv 1506.01186).
+    """Learning-rate range test: increases the rate exponentially and plots the loss over it (Smith, arXiv 1506.01186).
 
-    Writes `lr_find.png` and `lr_find.csv`, and names the rate where the smoothed loss falls most steeply. The schedule of
-    the run is overruled.
+    Writes `lr_find.png` and `lr_find.csv`, logs the rate at which the smoothed loss falls most steeply, and ends the run.
+    Overrides the schedule.
 
     Args:
-        min_lr, max_lr: where the rate begins and ends; it grows by the same factor at each step.
-        num_steps: steps between them.
-        smoothing: weight of the past in the running mean of the loss.
-        stop_factor: the test ends when the smoothed loss is this many times its smallest value.
+        min_lr, max_lr: first and last learning rate.
+        num_steps: number of optimizer steps.
+        smoothing: weight of the past in the exponential moving average of the loss.
+        stop_factor: the run ends early once the smoothed loss exceeds its minimum by this factor.
     """
 
     def __init__(
@@ -62,7 +62,9 @@ class LearningRateFinder(RunFileWriter, Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.mean = self.smoothing * self.mean + (1 - self.smoothing) * outputs["loss"].item()
-        self.losses.append(self.mean / (1 - self.smoothing ** len(self.rates)))  # the mean starts from 0
+        self.losses.append(
+            self.mean / (1 - self.smoothing ** len(self.rates))
+        )  # bias correction: the average starts at 0
         if len(self.rates) >= self.num_steps or self.losses[-1] > self.stop_factor * min(self.losses):
             trainer.should_stop = True
 
@@ -83,7 +85,7 @@ class LearningRateFinder(RunFileWriter, Callback):
         (run_dir / "lr_find.csv").write_text("lr,loss\n" + "".join(f"{rate:.6g},{loss:.6g}\n" for rate, loss in rows))
         slopes = [after[1] - before[1] for before, after in itertools.pairwise(rows)]
         if not slopes:
-            log.warning("the learning-rate test took %d steps; it needs at least 2", len(rows))
+            log.warning("the learning-rate finder needs at least 2 steps; it took %d", len(rows))
             return
         rate, loss = rows[slopes.index(min(slopes))]
         log.info("the loss falls most steeply at optimizer.lr=%.2g; see %s", rate, run_dir / "lr_find.png")
@@ -93,7 +95,7 @@ class LearningRateFinder(RunFileWriter, Callback):
         axes = figure.subplots()
         axes.semilogx(*zip(*rows, strict=True))
         axes.plot(rate, loss, "o", label=f"steepest descent: {rate:.2g}")
-        axes.set(xlabel="optimizer.lr", ylabel="training loss, smoothed")
+        axes.set(xlabel="learning rate", ylabel="smoothed training loss")
         axes.grid(alpha=0.3)
         axes.legend()
         save_figure(figure, run_dir / "lr_find.png")

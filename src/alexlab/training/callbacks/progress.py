@@ -8,17 +8,17 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, in a terminal only: in a file it would be a line for each step.
+    """Lightning's progress bar, shown only in a terminal: a file would get one line per step.
 
     Args:
-        refresh_rate: steps between two updates; each reads the loss from the device.
+        refresh_rate: number of steps between updates; each update waits for the loss from the device.
     """
 
     def __init__(self, refresh_rate: int = 10) -> None:
         super().__init__(refresh_rate=refresh_rate if sys.stdout.isatty() else 0, leave=False)
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
-        """The loss of the step, read now; the version number that Lightning adds says nothing here."""
+        """Return the loss of the last step; drop Lightning's version number, which is always empty here."""
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         loss: Any = pl_module.step_loss

@@ -15,10 +15,10 @@ from alexlab.training.callbacks.epoch_log import EpochLog, epoch_metrics
 
 
 class RunRecordUpdates(RunFileWriter, Callback):
-    """Keeps `run.json` up to date with the last and the best epoch, the rate and the memory."""
+    """Callback that updates `run.json` with the last and the best epoch, the training rate and the peak memory."""
 
     def __init__(self) -> None:
-        self.known: dict[str, Any] = {}  # all of it, since an earlier update may have found the disk full
+        self.known: dict[str, Any] = {}  # every value so far: an earlier update may have failed on a full disk
 
     def _update(self, trainer: lightning.Trainer, **values: Any) -> None:
         self.known |= values
@@ -32,7 +32,7 @@ class RunRecordUpdates(RunFileWriter, Callback):
         gpus: list[str] = []
         if isinstance(trainer.accelerator, CUDAAccelerator):
             gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        net: Any = getattr(pl_module.net, "whole", pl_module.net)  # of two towers, the net that they are
+        net: Any = getattr(pl_module.net, "whole", pl_module.net)  # a Tower holds half of the net
         count = sum(parameter.numel() for parameter in net.parameters())
         self._update(trainer, gpus=gpus, parameters=count)
 
