@@ -15,11 +15,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from alexlab.cli import command
-from alexlab.cli.confinement import check_confined, check_folder, confined_data
 from alexlab.cli.rerun import find_rerun
 from alexlab.cli.resume import find_resumed_sweep, find_resumption
 from alexlab.config import instantiate
 from alexlab.config.allowlist import check_targets
+from alexlab.config.confinement import check_confined, check_folder, confined_data
 from alexlab.errors import ConfigError
 from alexlab.runs.record import Card
 from alexlab.sweeps.record import RECORD, as_data, as_word

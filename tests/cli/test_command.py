@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from alexlab.cli.command import Folders
-from alexlab.cli.overrides import as_typed
+from alexlab.cli.overrides import raw_overrides
 from alexlab.runs.record import holder
 from alexlab.sweeps import jobs as sweeps
 from support.images import write_images
@@ -60,7 +60,7 @@ def test_help_is_a_page_and_imports_no_torch(tmp_path: Path) -> None:
     ("arguments", "words", "code"),
     [
         (["--cfg", "job"], "max_epochs: 20", 0),
-        (["modle=x"], "there is no key modle; did you mean model?", 1),
+        (["modle=x"], "unknown key modle; did you mean model?", 1),
         (["seed=(1"], "seed=(1 must be KEY=VALUE in Hydra's grammar", 1),
         (["trainer.max_epochs=x"], "trainer.max_epochs must be a whole number", 1),
         (["data.root=/no where"], "got '/no where': there is no such folder", 3),
@@ -104,7 +104,7 @@ def test_the_folder_of_a_sweep_is_claimed_whatever_its_words_refer_to(
     config = started()
     (folder,) = Path("outputs/sweeps").glob("*/*")
     assert folder.name.endswith("_weight_decay-optimizer.lr")
-    assert as_typed(config.hydra.overrides.hydra) == [words[0], f"hydra.sweep.dir={folder}"]
+    assert raw_overrides(config.hydra.overrides.hydra) == [words[0], f"hydra.sweep.dir={folder}"]
     with sweeps.locks.pop():
         assert holder(folder) == str(os.getpid())
 

@@ -14,24 +14,25 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from alexlab.cli.overrides import CALLED, CONFIG_DIR, NAMED, CompositionError, check_override
+from alexlab.cli.overrides import NAMED_NODES, SIGNATURE_NODES, CompositionError, check_override
+from alexlab.config import CONFIG_DIR
 from alexlab.errors import ConfigError
 
 GLOBAL = "# @package _global_\n"
 # What a file says -> what is said about it.
 EXPERIMENTS = {
-    "optimizer: {lr: 0.5}\n": "mine.yaml: nothing reads experiment.*, which its keys lie under; its first line must be `# @package _global_`",
+    "optimizer: {lr: 0.5}\n": "mine.yaml: no command reads experiment.*, the package of this file; its first line must be `# @package _global_`",
     "seed: 2\n" + GLOBAL: "its first line must be `# @package _global_`",
     "": "its first line must be `# @package _global_`",
-    "# @package global\nseed: 2\n": "nothing reads global.*",
+    "# @package global\nseed: 2\n": "no command reads global.*",
     "# @package _global_ # all\nseed: 2\n": "mine.yaml: Too many components",
-    "\ufeff" + GLOBAL + "seed: 2\n": "mine.yaml begins with a byte order mark, which hides its first line",
-    GLOBAL + "seed: 2\noptimzer: {lr: 1}\n": "mine.yaml, line 3: there is no key optimzer; did you mean optimizer?",
-    GLOBAL + "trainer:\n  max_epoch: 3\n": "line 3: there is no key trainer.max_epoch; did you mean trainer.max_epochs",
-    GLOBAL + "trainer.max_epochs: 3\n": "line 2: there is no key trainer.max_epochs; a YAML file writes `trainer:`",
-    GLOBAL + "callbacks: {ema: {decay: 0.5}}\n": "callbacks.ema is not part of this run",
+    "\ufeff" + GLOBAL + "seed: 2\n": "mine.yaml begins with a byte order mark, which hides the first line",
+    GLOBAL + "seed: 2\noptimzer: {lr: 1}\n": "mine.yaml, line 3: unknown key optimzer; did you mean optimizer?",
+    GLOBAL + "trainer:\n  max_epoch: 3\n": "line 3: unknown key trainer.max_epoch; did you mean trainer.max_epochs",
+    GLOBAL + "trainer.max_epochs: 3\n": "line 2: unknown key trainer.max_epochs; in YAML, write `trainer:`",
+    GLOBAL + "callbacks: {ema: {decay: 0.5}}\n": "callbacks.ema is not configured",
     GLOBAL + "augmentation: {trian: {}}\n": "did you mean augmentation.train?",
-    GLOBAL + "1: 2\n": "there is no key 1",
+    GLOBAL + "1: 2\n": "unknown key 1",
     GLOBAL + "optimizer:\n\tlr: 0.5\n": r"mine.yaml, line 3: found character '\t' that cannot start any token; YAML is indented with spaces",
     GLOBAL + "optimizer:\n  lr: 0.5\n  lr: 0.6\n": "mine.yaml, line 4: found duplicate key lr",
     GLOBAL + "optimizer: {lr: 0.5\n": "mine.yaml, line 3: expected ',' or '}'",
@@ -46,11 +47,11 @@ EXPERIMENTS = {
     GLOBAL + "model: alexnet\n": "model must be a mapping; got 'alexnet'",
     GLOBAL + "- seed\n": "mine.yaml must hold keys and values",
     GLOBAL + "seed\n": "mine.yaml must hold keys and values",
-    GLOBAL + "defaults: [nope]\n": "mine.yaml: there is no experiment/nope.yaml; the options of experiment are",
-    GLOBAL + "defaults: [optimizer: sgd]\n": "there is no experiment/optimizer/sgd.yaml; a group that does not lie in this folder begins with a slash",
-    GLOBAL + "defaults: [mine]\n": "mine.yaml lead in a circle",
-    GLOBAL + "defaults: [override /optimzer: sgd]\n": "mine.yaml: this command has no group optimzer; did you mean optimizer?",
-    GLOBAL + "defaults: [override /optimizer: sgdd]\n": "mine.yaml: there is no optimizer/sgdd.yaml; did you mean sgd?",
+    GLOBAL + "defaults: [nope]\n": "mine.yaml: experiment/nope.yaml does not exist; the options of experiment are",
+    GLOBAL + "defaults: [optimizer: sgd]\n": "experiment/optimizer/sgd.yaml does not exist; a group outside this folder begins with a slash",
+    GLOBAL + "defaults: [mine]\n": "defaults lists must not form a cycle; these do: ",
+    GLOBAL + "defaults: [override /optimzer: sgd]\n": "mine.yaml: this command has no config group optimzer; did you mean optimizer?",
+    GLOBAL + "defaults: [override /optimizer: sgdd]\n": "mine.yaml: optimizer/sgdd.yaml does not exist; did you mean sgd?",
     GLOBAL + "defaults: {optimizer: sgd}\n": "mine.yaml: Invalid defaults list",
     GLOBAL + "defaults: [optimizer: 3]\n": "mine.yaml: Unsupported item value in defaults : int",
     GLOBAL + "defaults: [override /optimizer: sgd, /trainer: ddp]\n": "mine.yaml: Override 'optimizer : sgd' is defined before",
@@ -87,7 +88,7 @@ def test_a_mistake_in_an_experiment_is_one_sentence(tmp_path: Path, text: str, w
 @pytest.mark.parametrize("group", ["ablation", "debug", "sweep", "experiment"])
 def test_every_overlay_must_be_global(tmp_path: Path, group: str) -> None:
     write(tmp_path, f"{group}/mine", "seed: 5\n")
-    with pytest.raises(ConfigError, match=rf"mine\.yaml: nothing reads {group}\.\*"):
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: no command reads {group}\.\*"):
         compose(tmp_path, f"{group}=mine")
     write(tmp_path, f"{group}/mine", GLOBAL + "seed: 5\n")
     assert compose(tmp_path, f"{group}=mine").seed == 5
@@ -95,12 +96,12 @@ def test_every_overlay_must_be_global(tmp_path: Path, group: str) -> None:
 
 def test_a_group_of_one_s_own_is_an_overlay_too(tmp_path: Path) -> None:
     write(tmp_path, "recipe/mine", "seed: 5\n")
-    with pytest.raises(ConfigError, match=r"nothing reads recipe\.\*"):
+    with pytest.raises(ConfigError, match=r"no command reads recipe\.\*"):
         compose(tmp_path, "+recipe=mine")
     write(tmp_path, "recipe/mine", GLOBAL + "optimzer: {lr: 1}\n")
     with pytest.raises(ConfigError, match="did you mean optimizer"):
         compose(tmp_path, "+recipe=mine")
-    with pytest.raises(ConfigError, match=r"folder\.yaml, line \d+: there is no key data\.generate"):
+    with pytest.raises(ConfigError, match=r"folder\.yaml, line \d+: unknown key data\.generate"):
         compose(tmp_path, "+data=folder", name="prepare")
 
 
@@ -129,9 +130,9 @@ def test_options_of_one_s_own_compose(tmp_path: Path) -> None:
     ("name", "text", "words"),
     [
         ("model/mine", "defaults: [alexnet, _self_]\nwidths: 8\n", "line 2: model.widths must be a list"),
-        ("data/mine", f"{GLOBAL}defaults: [folder@data]\ntrainer: {{devices: 2}}\n", "line 3: trainer is set again by a later file"),
-        ("data/mine", f"{GLOBAL}defaults: [folder@data]\nmodle: {{x: 2}}\n", "there is no key modle; did you mean model?"),
-        ("augmentation/mine", "defaults: [crop, _self_]\ntrian: {}\n", "line 2: there is no key augmentation.trian"),
+        ("data/mine", f"{GLOBAL}defaults: [folder@data]\ntrainer: {{devices: 2}}\n", "line 3: a later file sets trainer again"),
+        ("data/mine", f"{GLOBAL}defaults: [folder@data]\nmodle: {{x: 2}}\n", "unknown key modle; did you mean model?"),
+        ("augmentation/mine", "defaults: [crop, _self_]\ntrian: {}\n", "line 2: unknown key augmentation.trian"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_an_option_of_a_group(tmp_path: Path, name: str, text: str, words: str) -> None:
@@ -150,11 +151,11 @@ def test_a_key_that_no_command_reads_is_refused_in_every_node(tmp_path: Path, na
     ]
     for node in sorted(set(nodes) - {"hydra"}):
         found = OmegaConf.select(config, node, default=None) if node else config
-        if found is None or "_target_" in found or node in NAMED or node in CALLED.get(name, ()):
+        if found is None or "_target_" in found or node in NAMED_NODES or node in SIGNATURE_NODES.get(name, ()):
             continue
         for plus in ("+", "++"):
             (word,) = OverridesParser.create().parse_overrides([f"{plus}{node}{'.' * bool(node)}zzz=1"])
-            with pytest.raises(CompositionError, match=r"there is no key (\w+\.)*zzz"):
+            with pytest.raises(CompositionError, match=r"unknown key (\w+\.)*zzz"):
                 check_override(word, config, command=name)
 
 

@@ -6,15 +6,15 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from alexlab.cli.overrides import (
-    CONFIG_DIR,
+from alexlab.cli.arguments import (
     PATH_KEYS,
-    quoted_path,
-    selects_own_folder,
-    with_expanded,
-    with_quoted_paths,
-    with_runs,
+    collect_runs,
+    expand_run_dirs,
+    quote_paths,
+    select_data,
 )
+from alexlab.config import CONFIG_DIR
+from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError
 from support.runs import composed, plain
 
@@ -40,7 +40,7 @@ PATHS = [
 
 @pytest.mark.parametrize("path", [*PATHS, "data/plain", "/data/cats_and_dogs-2.0"])
 def test_a_path_arrives_as_it_was_typed(path: str) -> None:
-    (argument,) = with_quoted_paths([f"data.root={path}"])
+    (argument,) = quote_paths([f"data.root={path}"])
     (override,) = OverridesParser.create().parse_overrides([argument])
     assert str(override.value()) == path
     assert plain("data=folder", argument)["data"]["root"] == path
@@ -50,7 +50,7 @@ def test_a_path_arrives_as_it_was_typed(path: str) -> None:
 def test_in_a_sweep_a_comma_divides_paths(path: str) -> None:
     if "," in path:
         return
-    argument = with_quoted_paths(["-m", f"data.root={path},/other one"])[1]
+    argument = quote_paths(["-m", f"data.root={path},/other one"])[1]
     (override,) = OverridesParser.create().parse_overrides([argument])
     found = [
         OverridesParser.create().parse_override(f"x={value}").value() for value in override.sweep_string_iterator()
@@ -60,7 +60,7 @@ def test_in_a_sweep_a_comma_divides_paths(path: str) -> None:
 
 def test_in_a_sweep_a_path_that_exists_is_one_path(tmp_path) -> None:
     (tmp_path / "a,b").mkdir()
-    assert with_quoted_paths(["-m", f"data.root={tmp_path}/a,b"])[1] == f"data.root='{tmp_path}/a,b'"
+    assert quote_paths(["-m", f"data.root={tmp_path}/a,b"])[1] == f"data.root='{tmp_path}/a,b'"
 
 
 def test_what_is_quoted_already_or_no_path_stays() -> None:
@@ -71,9 +71,9 @@ def test_what_is_quoted_already_or_no_path_stays() -> None:
         "optimizer.lr=tag(log,interval(1,2))",
         "data.root=null",
     ]
-    assert with_quoted_paths(arguments) == arguments
-    assert with_quoted_paths(["-m", "data.root=glob(*)"]) == ["-m", "data.root=glob(*)"]
-    assert quoted_path("/plain/path") == "/plain/path"
+    assert quote_paths(arguments) == arguments
+    assert quote_paths(["-m", "data.root=glob(*)"]) == ["-m", "data.root=glob(*)"]
+    assert quote_path("/plain/path") == "/plain/path"
 
 
 # Words in the comment of a key that holds a path.
@@ -110,15 +110,13 @@ def test_every_key_that_holds_a_path_is_taken_as_typed() -> None:
 @pytest.mark.parametrize("key", ["data.cache_dir", "data.manifest", "hydra.run.dir", "hydra.sweep.dir", "class_names"])
 @pytest.mark.parametrize("path", ["/data/a=b,c", "/data/my cats & dogs", "/data/été", "/x/${y", "2012"])
 def test_other_paths_arrive_as_they_were_typed(key: str, path: str) -> None:
-    config = composed(
-        *with_quoted_paths(["-m", f"{key}={path}"] if key.startswith("hydra") else [f"{key}={path}"])[-1:]
-    )
+    config = composed(*quote_paths(["-m", f"{key}={path}"] if key.startswith("hydra") else [f"{key}={path}"])[-1:])
     assert OmegaConf.select(config, key) == path
 
 
 def test_a_dollar_and_braces_are_an_interpolation_unless_a_file_has_them(tmp_path: Path) -> None:
     def root(path: object) -> Any:
-        (argument,) = with_quoted_paths([f"data.cache_dir={path}"])
+        (argument,) = quote_paths([f"data.cache_dir={path}"])
         return composed(argument).data.cache_dir
 
     assert root("/runs/${seed}") == "/runs/1"
@@ -131,34 +129,34 @@ def test_a_dollar_and_braces_are_an_interpolation_unless_a_file_has_them(tmp_pat
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.chdir(tmp_path)
-    assert with_quoted_paths(["data.root=~/my pics", "out=~"]) == ["data.root='/home/me/my pics'", "out=/home/me"]
-    assert with_quoted_paths(["-m", "ckpt=~/a,~/b"])[1] == "ckpt=/home/me/a,/home/me/b"
-    assert with_expanded(["-m", "resume=~/run", "seed=~1"]) == ["-m", "resume=/home/me/run", "seed=~1"]
-    assert with_runs(["~/a", "out=x"]) == ["out=x", "runs=['/home/me/a']"]
+    assert quote_paths(["data.root=~/my pics", "out=~"]) == ["data.root='/home/me/my pics'", "out=/home/me"]
+    assert quote_paths(["-m", "ckpt=~/a,~/b"])[1] == "ckpt=/home/me/a,/home/me/b"
+    assert expand_run_dirs(["-m", "resume=~/run", "seed=~1"]) == ["-m", "resume=/home/me/run", "seed=~1"]
+    assert collect_runs(["~/a", "out=x"]) == ["out=x", "runs=['/home/me/a']"]
     (tmp_path / "~").mkdir()
-    assert with_quoted_paths(["data.root=~"]) == ["data.root='~'"]
+    assert quote_paths(["data.root=~"]) == ["data.root='~'"]
 
 
 def test_a_run_folder_may_have_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=1").mkdir()
-    assert with_runs(["lr=1", "out=x"]) == ["out=x", "runs=['lr=1']"]
+    assert collect_runs(["lr=1", "out=x"]) == ["out=x", "runs=['lr=1']"]
 
 
 def test_a_folder_of_one_s_own_is_no_digits() -> None:
-    assert selects_own_folder(["data.root=x"]) == ["data.root=x", "data=folder"]
+    assert select_data(["data.root=x"]) == ["data.root=x", "data=folder"]
     for arguments in (["data.root=x", "data=digits"], ["data.root=x", "experiment=cats_and_dogs"], ["seed=1"]):
-        assert selects_own_folder(arguments) == arguments
+        assert select_data(arguments) == arguments
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("trainer.max_epoch=3", "there is no key trainer.max_epoch; did you mean trainer.max_epochs"),
-        ("modle=alexnet", "there is no key modle; did you mean model?"),
-        ("loss.zzz=1", "there is no key loss.zzz; loss has _target_, class_weights, label_smoothing"),
-        ("zzz=1", "there is no key zzz; the keys and groups are augmentation, callbacks, class_names, compile, data"),
-        ("callbacks.ema.decay=0.9", "callbacks.ema is not part of this run, which has checkpoint, lr, progress, epochs, layers; "
+        ("trainer.max_epoch=3", "unknown key trainer.max_epoch; did you mean trainer.max_epochs"),
+        ("modle=alexnet", "unknown key modle; did you mean model?"),
+        ("loss.zzz=1", "unknown key loss.zzz; loss has _target_, class_weights, label_smoothing"),
+        ("zzz=1", "unknown key zzz; the keys and groups are augmentation, callbacks, class_names, compile, data"),
+        ("callbacks.ema.decay=0.9", "callbacks.ema is not configured; this run has checkpoint, lr, progress, epochs, layers; "
          "add it with callbacks=ema"),
         ("callbacks.early_stopping.patience=5", "add it with callbacks=early_stopping"),
         ("logger.wandb.project=x", "add it with logger=wandb"),
@@ -169,37 +167,37 @@ def test_a_folder_of_one_s_own_is_no_digits() -> None:
         ("model.widths=64", "model.widths must be a list, each item a whole number"),
         ("model.widths=[a,b]", "model.widths must be a list, each item a whole number"),
         ("model.norm=[lrn]", "model.norm must be text, like its default 'none'; got ['lrn']"),
-        ("model=resnext", "there is no model=resnext; the options of model are alexnet, alexnet_catdog"),
-        ("model=alexnet_hlaf", "there is no model=alexnet_hlaf; did you mean alexnet_half?"),
-        ("model={widht: 2}", "there is no key model.widht; did you mean model.width"),
+        ("model=resnext", "unknown option model=resnext; the options of model are alexnet, alexnet_catdog"),
+        ("model=alexnet_hlaf", "unknown option model=alexnet_hlaf; did you mean alexnet_half?"),
+        ("model={widht: 2}", "unknown key model.widht; did you mean model.width"),
         ("optimizer={lr: fast}", "optimizer.lr must be a number, like its default 0.001; got 'fast'"),
         ("optimizer.lr='0,001'", "optimizer.lr must be a number, like its default 0.001; got '0,001'. Write 0.001"),
         ('optimizer.lr="0.001"', "got '0.001'. Write it without quotes"),
         ('optimizer.fused="true"', "optimizer.fused must be true or false, like its default True; got 'true'. Write it without quotes"),
-        ("+optimzer.lr=1", "there is no key optimzer; did you mean optimizer?"),
-        ("+classifier._target_=x.Y", "there is no key classifier; the keys and groups are augmentation"),
-        ("++foo=1", "there is no key foo"),
-        ("experimnt=x", "there is no key experimnt; did you mean experiment?"),
-        ("+elastic.wait_s=1", "there is no key elastic.wait_s; elastic has max_restarts, shutdown_s"),
+        ("+optimzer.lr=1", "unknown key optimzer; did you mean optimizer?"),
+        ("+classifier._target_=x.Y", "unknown key classifier; the keys and groups are augmentation"),
+        ("++foo=1", "unknown key foo"),
+        ("experimnt=x", "unknown key experimnt; did you mean experiment?"),
+        ("+elastic.wait_s=1", "unknown key elastic.wait_s; elastic has max_restarts, shutdown_s"),
         ("+param_groups.conv_decay=1", "did you mean param_groups.conv_weight_decay"),
         ("+compile.modes=x", "did you mean compile.mode?"),
-        ("+test.x=1", "there is no key test.x; test has views"),
+        ("+test.x=1", "unknown key test.x; test has views"),
         ("++trainer.max_epoch=1", "did you mean trainer.max_epochs"),
         ("+trainer={max_epoch: 1}", "did you mean trainer.max_epochs"),
         ("+augmentation.trian.x=1", "did you mean augmentation.train?"),
-        ("+launcher.jobs=2", "there is no key launcher.jobs; launcher has retry_failed"),
-        ("+callbacks.ema.decay=0.9", "callbacks.ema is not part of this run"),
-        ("+hydra.foo=1", "there is no key hydra.foo"),
-        ("+hydra.run.foo=1", "there is no key hydra.run.foo; hydra.run has dir"),
+        ("+launcher.jobs=2", "unknown key launcher.jobs; launcher has retry_failed"),
+        ("+callbacks.ema.decay=0.9", "callbacks.ema is not configured"),
+        ("+hydra.foo=1", "unknown key hydra.foo"),
+        ("+hydra.run.foo=1", "unknown key hydra.run.foo; hydra.run has dir"),
         ("hydra.job.num=x", "hydra.job.num: Value 'x' of type 'str' could not be converted to Integer"),
         ("seed.x=1", "seed is a value and has no key x"),
-        ("~seed", "seed is needed and cannot be removed; give it another value"),
-        ("~trainer.max_epochs", "trainer.max_epochs is needed and cannot be removed"),
-        ("~data.batch_size", "data.batch_size is needed and cannot be removed"),
-        ("~model", "model must be one of its options, as in model=alexnet_quarter; got none"),
+        ("~seed", "seed is required and cannot be removed; set another value"),
+        ("~trainer.max_epochs", "trainer.max_epochs is required and cannot be removed"),
+        ("~data.batch_size", "data.batch_size is required and cannot be removed"),
+        ("~model", "model must have an option, such as model=alexnet_quarter; got none"),
         ("model=null", "model=null must name an option"),
-        ("callbacks=null", "callbacks=null must name an option; none is callbacks=[]"),
-        ("~callbacks", "~callbacks must name an option; none is callbacks=[]"),
+        ("callbacks=null", "callbacks=null must name an option; to select none, use callbacks=[]"),
+        ("~callbacks", "~callbacks must name an option; to select none, use callbacks=[]"),
     ],
 )  # fmt: skip
 def test_words(override: str, words: str) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from alexlab.cli.command import CONFIG_DIR
-from alexlab.config import allowlist, instantiate
+from alexlab.config import CONFIG_DIR, allowlist, instantiate
 from alexlab.config.allowlist import check_targets, without_trust
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint

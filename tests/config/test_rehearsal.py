@@ -299,11 +299,11 @@ def test_flags_of_a_command() -> None:
     with pytest.raises(
         ConfigError, match="--cfg shows the config of one run, and -m starts a sweep: leave one of them"
     ):
-        overrides.check_words(["-m", "seed=1,2", "--cfg", "job"])
-    overrides.check_words(["seed=1", "--cfg", "job"])
+        overrides.check_arguments(["-m", "seed=1,2", "--cfg", "job"])
+    overrides.check_arguments(["seed=1", "--cfg", "job"])
     with pytest.raises(ConfigError, match=r"scheduler must be one of constant, cosine, .*; got null"):
-        overrides.check_words(["scheduler=null"])
-    overrides.check_words(["callbacks=null", "logger=null", "ablation=null", "debug=null"])
+        overrides.check_arguments(["scheduler=null"])
+    overrides.check_arguments(["callbacks=null", "logger=null", "ablation=null", "debug=null"])
     words = [
         "callbacks=null",
         "debug=null",
@@ -314,7 +314,7 @@ def test_flags_of_a_command() -> None:
         "logger=null",
         "data=folder",
     ]
-    assert overrides.in_order(words) == [
+    assert overrides.order_arguments(words) == [
         *("callbacks=[]", "seed=1", "~augmentation.train.flip", "logger=[]", "data=folder"),
         *("--cfg", "job"),
     ]

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from alexlab.cli.command import CONFIG_DIR
-from alexlab.config import build
+from alexlab.config import CONFIG_DIR, build
 from alexlab.errors import ConfigError
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torchvision import models as torchvision_models
 
-from alexlab.cli.command import CONFIG_DIR
-from alexlab.config import build
+from alexlab.config import CONFIG_DIR, build
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.models.nin import NiN

@@ -35,8 +35,8 @@ def test_commands_compose(command: str) -> None:
         return  # composes nothing: the run's own config is taken, see test_resuming and test_rerunning
     sweep = "-m" in arguments
     assert "-m" not in arguments[1:], "-m stands first"
-    words = overrides.with_quoted_paths(overrides.with_runs(arguments) if name == "report" else arguments)
-    words = overrides.selects_own_folder(words) if name in ("train", "benchmark") else words
+    words = overrides.quote_paths(overrides.collect_runs(arguments) if name == "report" else arguments)
+    words = overrides.select_data(words) if name in ("train", "benchmark") else words
     words = [word for word in words if not word.startswith("-") and word != "job"]
     if sweep:
         parsed = OverridesParser.create().parse_overrides([word for word in words if "interval(" not in word])

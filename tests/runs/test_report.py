@@ -163,9 +163,9 @@ def test_which_runs(
     assert len(find_runs(["sweep/[0-2]_x", "sweep/0_x"])) == 3
     with pytest.raises(ConfigError, match=r"report needs run folders; no run.json found in or below nowhere"):
         find_runs(["nowhere"])
-    words = overrides.with_runs(["sweep/0_x", "sweep/1 x,y", "out=here", "--cfg"])
+    words = overrides.collect_runs(["sweep/0_x", "sweep/1 x,y", "out=here", "--cfg"])
     assert words == ["out=here", "--cfg", "runs=['sweep/0_x','sweep/1 x,y']"]
-    config = plain(*overrides.with_runs([str(sweep)]), f"out={tmp_path / 'here'}", name="report")
+    config = plain(*overrides.collect_runs([str(sweep)]), f"out={tmp_path / 'here'}", name="report")
     report(config, run_dir=tmp_path, choices={})
     assert "| optimizer | model.width | n | top-1 |" in capsys.readouterr().out
     assert (tmp_path / "here/report.html").is_file()

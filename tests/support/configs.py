@@ -1,6 +1,6 @@
 """The options of every config group."""
 
-from alexlab.cli.command import CONFIG_DIR
+from alexlab.config import CONFIG_DIR
 
 # Group -> options. Counted, so that a file that nobody tests is noticed, and one that is missing too.
 OPTIONS = {

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from alexlab.cli import command
+from alexlab.config import CONFIG_DIR
 
 ROOT = Path(__file__).parents[2]
 # An AlexNet that trains in a blink: every layer is there, none is wide.
@@ -32,7 +33,7 @@ _plain: dict[Any, tuple[Any, dict[str, Any]]] = {}
 
 def composed(*overrides: str, name: str = "train") -> Any:
     """The config of a command with Hydra's own node, as `hydra.main` composes it."""
-    with initialize_config_dir(str(command.CONFIG_DIR), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = compose(name, [*overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     return config

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from alexlab.cli.overrides import CONFIG_DIR
+from alexlab.config import CONFIG_DIR
 from alexlab.errors import ConfigError
 from alexlab.training import schedules
 

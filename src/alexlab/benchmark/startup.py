@@ -20,8 +20,7 @@ from alexlab.benchmark.epochs import job_of, ours_with
 from alexlab.benchmark.interleave import Contender, Turns
 from alexlab.benchmark.roofline import rates
 from alexlab.benchmark.table import Row
-from alexlab.cli.overrides import CONFIG_DIR
-from alexlab.config import allowlist
+from alexlab.config import CONFIG_DIR, allowlist
 
 BARE_APP = """import sys
 sys.path.insert(0, {source!r})

@@ -23,11 +23,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, UnsupportedInterpolationType
 
-from alexlab.cli import composition, overrides
-from alexlab.cli.confinement import check_confined, check_folder
-from alexlab.cli.overrides import CONFIG_DIR
+from alexlab.cli import composition
+from alexlab.cli.arguments import (
+    check_arguments,
+    collect_runs,
+    expand_run_dirs,
+    order_arguments,
+    quote_paths,
+    select_data,
+)
 from alexlab.cli.streams import check_output, open_streams, restart_in_utf8
-from alexlab.config import allowlist
+from alexlab.config import CONFIG_DIR, allowlist
+from alexlab.config.confinement import check_confined, check_folder
+from alexlab.config.grammar import quote_path, raw_overrides
 from alexlab.distributed import ranks, rendezvous
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.signals import INTERRUPTED, Interrupted, signals
@@ -55,8 +63,8 @@ def run_command(name: str) -> None:
     earlier, sweep = None, None
     with ending_in_words():
         short_socket_paths()
-        overrides.check_words(typed)
-        sys.argv[1:] = overrides.with_expanded(allowlist.without_trust(typed))
+        check_arguments(typed)
+        sys.argv[1:] = expand_run_dirs(allowlist.without_trust(typed))
         if name == "train" and any(argument.startswith(("resume", "rerun=")) for argument in typed):
             from alexlab.cli.rerun import find_rerun
             from alexlab.cli.resume import find_resumed_sweep, find_resumption
@@ -69,11 +77,11 @@ def run_command(name: str) -> None:
                 sys.argv[1:] = sweep.arguments
             else:
                 earlier = resumption or find_rerun(sys.argv[1:])
-    words = overrides.with_runs(sys.argv[1:]) if name == "report" else sys.argv[1:]
-    sys.argv[1:] = overrides.with_quoted_paths(words)
+    words = collect_runs(sys.argv[1:]) if name == "report" else sys.argv[1:]
+    sys.argv[1:] = quote_paths(words)
     if name in ("train", "benchmark"):
-        sys.argv[1:] = overrides.selects_own_folder(sys.argv[1:])
-    sys.argv[1:] = overrides.in_order(sys.argv[1:])
+        sys.argv[1:] = select_data(sys.argv[1:])
+    sys.argv[1:] = order_arguments(sys.argv[1:])
     if earlier is not None:
         sys.argv[1:] = earlier.arguments()
     register()
@@ -165,7 +173,7 @@ def report_bug(error: Exception, run_dir: Path) -> None:
 
 def register() -> None:
     """Makes Hydra speak our words: the `tag` resolver, the checks of overrides, its own errors without control characters."""
-    OmegaConf.register_new_resolver("tag", lambda words: layout.tag(overrides.as_typed(words)), replace=True)
+    OmegaConf.register_new_resolver("tag", lambda words: layout.tag(raw_overrides(words)), replace=True)
     composition.install()
 
 
@@ -248,7 +256,7 @@ def submit(
     if earlier is None:
         with runner.like_job():
             check_job(name, config)
-    job = jobs.Job(0, overrides.as_typed(hydra_config.overrides.task), run_dir, config, standalone=True)
+    job = jobs.Job(0, raw_overrides(hydra_config.overrides.task), run_dir, config, standalone=True)
     jobs.jobs.append(job)
     runner.run(iter([job]), partial(_submitted, name, earlier, typed), lambda job: None)
     if job.state == jobs.FINISHED:
@@ -302,7 +310,7 @@ class Folders(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Meet the other ranks, if something has started any, and claim `hydra.run.dir` on the first of them."""
         with ending_in_words(), open_dict(config):
-            given = any(word.startswith("hydra.run.dir=") for word in overrides.as_typed(config.hydra.overrides.hydra))
+            given = any(word.startswith("hydra.run.dir=") for word in raw_overrides(config.hydra.overrides.hydra))
             if config.hydra.job.name == "train":
                 rendezvous.join(plain(config.trainer), timeout_s=config.elastic.timeout_s)
             wanted = config.hydra.run.dir
@@ -317,13 +325,11 @@ class Folders(Callback):
             rendezvous.join({"accelerator": "cpu", "devices": 1, "num_nodes": 1}, timeout_s=rendezvous.PEER_TIMEOUT_S)
             if ranks.is_distributed():
                 raise ConfigError("a sweep starts the processes of its jobs itself: run it without torchrun")
-            given = any(
-                word.startswith("hydra.sweep.dir=") for word in overrides.as_typed(config.hydra.overrides.hydra)
-            )
+            given = any(word.startswith("hydra.sweep.dir=") for word in raw_overrides(config.hydra.overrides.hydra))
             folder = str(_sweep_folder(config, given))
             config.hydra.sweep.dir = folder
             if not given:
-                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={overrides.quoted_path(folder)}")
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quote_path(folder)}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints every job with its score, and every failed one with its cause."""
@@ -355,7 +361,7 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
         record.write(claimed)
         # The jobs are those of the record, also where the words would draw them anew: `shuffle(...)`.
         launcher = [
-            word for word in overrides.as_typed(config.hydra.overrides.task) if word.startswith(layout.LAUNCHER_WORDS)
+            word for word in raw_overrides(config.hydra.overrides.task) if word.startswith(layout.LAUNCHER_WORDS)
         ]
         config.hydra.overrides.task = [*record.words(), *launcher]
     return claimed

@@ -9,8 +9,9 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from alexlab.cli import overrides
+from alexlab.cli.arguments import quote_paths
 from alexlab.cli.resume import check_foreign, is_unchanged, typed_keys
+from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError
 from alexlab.runs.record import Card
 
@@ -34,9 +35,7 @@ class Rerun:
 
     def arguments(self) -> list[str]:
         """The command line for Hydra, which makes a new folder named after the first run's."""
-        name = overrides.quoted_path(
-            f"outputs/train/${{now:%Y-%m-%d}}/${{now:%H-%M-%S}}_rerun_{self.first.resolve().name}"
-        )
+        name = quote_path(f"outputs/train/${{now:%Y-%m-%d}}/${{now:%H-%M-%S}}_rerun_{self.first.resolve().name}")
         return [f"hydra.run.dir={name}", "hydra.output_subdir=null"]
 
     def run(self, task: Callable[..., float | None], run_dir: Path) -> float | None:
@@ -100,7 +99,7 @@ def find_rerun(arguments: Sequence[str]) -> Rerun | None:
     first = Path(wanted[-1]).expanduser()
     card = Card(first).read()
     others = [argument for argument in arguments if not argument.startswith("rerun=")]
-    for override in OverridesParser.create().parse_overrides(overrides.with_quoted_paths(others)):
+    for override in OverridesParser.create().parse_overrides(quote_paths(others)):
         if not is_unchanged(override, OmegaConf.create(card["config"])):
             raise ConfigError(f"rerun= repeats a run as it was, so {override.input_line} is refused")
     check_foreign(card["config"], first, confirmed=typed_keys(others))

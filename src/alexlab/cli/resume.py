@@ -2,7 +2,7 @@
 
 Hydra alone would compose the config again from today's `conf/` and overwrite the run's `.hydra`. So `resume=` is read before
 Hydra starts: the config in the run's record is the base, and the command line may change what extends or moves a run, not what
-it is. The folder may be a stranger's: see `alexlab.cli.confinement`.
+it is. The folder may be a stranger's: see `alexlab.config.confinement`.
 """
 
 import json
@@ -21,8 +21,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexlab.cli import overrides
-from alexlab.cli.confinement import check_confined, check_folder
+from alexlab.cli.arguments import quote_paths
+from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import check_targets
+from alexlab.config.confinement import check_confined, check_folder
+from alexlab.config.grammar import quote_path
 from alexlab.distributed import rendezvous
 from alexlab.distributed.ranks import broadcast_run_dir, rank
 from alexlab.errors import ConfigError
@@ -73,7 +76,7 @@ class Resumption:
 
     def arguments(self) -> list[str]:
         """Return the command line for Hydra, which logs into the folder and leaves its `.hydra` alone."""
-        folder = overrides.quoted_path(str(self.run_dir))
+        folder = quote_path(str(self.run_dir))
         return [f"hydra.run.dir={folder}", "hydra.output_subdir=null", "~hydra.callbacks.folders", *self.where]
 
     def run(self, task: Callable[..., float | None], run_dir: Path) -> float | None:
@@ -116,7 +119,7 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
     card = _read(run_dir)
     where = [argument for argument in arguments if argument.startswith(LAUNCHER_WORDS)]
     own = ("resume=", ON_CHANGED_DATA, *LAUNCHER_WORDS)
-    changes = overrides.with_quoted_paths([argument for argument in arguments if not argument.startswith(own)])
+    changes = quote_paths([argument for argument in arguments if not argument.startswith(own)])
     config = changed(card["config"], changes, run_dir)
     check_foreign(config, run_dir, confirmed=typed_keys(changes))
     check_folder(run_dir)
@@ -250,7 +253,7 @@ def is_unchanged(override: Override, config: Any) -> bool:
 
 def _check(override: Override, run_dir: Path) -> None:
     key = override.key_or_group
-    if (overrides.CONFIG_DIR / key).is_dir():
+    if (CONFIG_DIR / key).is_dir():
         raise ConfigError(
             f"a resumed run keeps its {key}, so {override.input_line} is refused; start a new run for another {key}"
         )
@@ -331,7 +334,7 @@ def find_resumed_sweep(arguments: Sequence[str]) -> ResumedSweep | None:
         log.warning(
             "not restored, since they are words for Hydra itself; type them again if you need them: %s", " ".join(lost)
         )
-    place = f"hydra.sweep.dir={overrides.quoted_path(str(folder))}"
+    place = f"hydra.sweep.dir={quote_path(str(folder))}"
     return ResumedSweep(
         folder,
         ["-m", *record.words(), *hydra, *launcher, *others, place],
@@ -343,7 +346,7 @@ def find_resumed_sweep(arguments: Sequence[str]) -> ResumedSweep | None:
 def _repeats(word: str, entries: Sequence[dict[str, Any]]) -> bool:
     """Whether a word of the command line says what the record says."""
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides.with_quoted_paths([word]))
+        parsed = OverridesParser.create().parse_overrides(quote_paths([word]))
     except HydraException:
         return False
     return as_data(parsed[0]) in entries

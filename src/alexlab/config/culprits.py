@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from alexlab.cli.overrides import CONFIG_DIR
+from alexlab.config import CONFIG_DIR
 from alexlab.config.instantiate import Config
 from alexlab.errors import ConfigError
 

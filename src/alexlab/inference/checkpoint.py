@@ -14,10 +14,9 @@ from omegaconf import OmegaConf
 from torch import nn
 from torchvision.models import AlexNet_Weights
 
-from alexlab.cli.confinement import confined_data
-from alexlab.cli.overrides import CONFIG_DIR
-from alexlab.config import build
+from alexlab.config import CONFIG_DIR, build
 from alexlab.config.allowlist import check_targets
+from alexlab.config.confinement import confined_data
 from alexlab.data.class_names import display_names, read_class_names
 from alexlab.data.config import DataConfig
 from alexlab.data.image_file import Decoding

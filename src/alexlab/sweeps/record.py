@@ -18,8 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep, Sweep
 from hydra.errors import HydraException
 
-from alexlab.cli.overrides import CONFIG_DIR, quoted
+from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import check_target
+from alexlab.config.grammar import quote
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import LAUNCHER_WORDS
 
@@ -171,7 +172,7 @@ def _text(value: Any) -> str:
         return f"[{','.join(map(_text, value))}]"
     if isinstance(value, dict):
         return f"{{{','.join(f'{name}:{_text(item)}' for name, item in value.items())}}}"
-    return value if WORD.fullmatch(value) and value.lower() not in NOT_TEXT else quoted(value)
+    return value if WORD.fullmatch(value) and value.lower() not in NOT_TEXT else quote(value)
 
 
 def read_record(folder: Path) -> SweepRecord:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alexlab.cli.overrides import as_typed
+from alexlab.config.grammar import raw_overrides
 from alexlab.config.instantiate import bind
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
@@ -77,7 +77,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         measuring = Measuring(
             config=trained,
             choices=choices,
-            words=train_words(choices, as_typed(HydraConfig.get().overrides.task)),
+            words=train_words(choices, raw_overrides(HydraConfig.get().overrides.task)),
             settings=settings,
             splits=build.packed(trained, DataConfig(**trained["data"]).find_splits()),
             device=device,

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from alexlab.cli.overrides import CONFIG_DIR
+from alexlab.config import CONFIG_DIR
 from alexlab.data.config import DataConfig
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import SLURM_LOG
