@@ -13,7 +13,7 @@ from alexlab import compat
 from alexlab.cli.command import ending_in_words
 from alexlab.distributed.failures import translate_errors
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
-from alexlab.runs.layout import CARD, LAUNCHER_WORDS
+from alexlab.runs.layout import LAUNCHER_OVERRIDES, RUN_JSON
 from alexlab.sweeps import jobs as sweeps
 from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, Job
 from alexlab.sweeps.local import JobRunner
@@ -89,7 +89,7 @@ class SweepLauncher(Launcher):
         OmegaConf.set_struct(config, False)
         with ending_in_words():
             folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
-        shown = [word for word in filter_overrides(overrides) if not word.startswith(LAUNCHER_WORDS)]
+        shown = [word for word in filter_overrides(overrides) if not word.startswith(LAUNCHER_OVERRIDES)]
         return Job(number, shown, folder, config)
 
     def _check(self, jobs: Sequence[Job]) -> None:
@@ -97,7 +97,7 @@ class SweepLauncher(Launcher):
         mistakes = []
         with self.runner.like_job():
             for job in jobs:
-                if (job.folder / CARD).is_file():
+                if (job.folder / RUN_JSON).is_file():
                     continue  # of a sweep that is resumed
                 config = job.config.copy()
                 del config.hydra

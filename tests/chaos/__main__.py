@@ -18,7 +18,8 @@ from xml.etree import ElementTree
 from rich.console import Console
 from rich.table import Table
 
-from alexlab.runs.record import hardware, versions
+from alexlab.distributed.hardware import describe_hardware
+from alexlab.runs.provenance import versions
 from chaos import commands, files, runs, stock
 from chaos.harness import Figure, Place
 
@@ -48,55 +49,58 @@ STOCK: dict[str, tuple[Callable[..., Any], int]] = {
 TESTS: dict[str, tuple[str, dict[str, str]]] = {
     "R9": (
         "a loss, gradient or weight that is not finite: ends at that step, its images listed, none of it saved",
-        {"test_not_finite.py": "test_"},
+        {"training/test_nonfinite.py": "test_"},
     ),
     "E1": (
         "1 to 17 images on 1, 2 and 3 ranks: the counts are those of one process",
-        {"test_exact_scores.py": "test_the_counts"},
+        {"training/test_exact_scores.py": "test_the_counts"},
     ),
     "S1": (
         "sweep folders that name a class, a resolver or a key of Hydra: refused, nothing executed",
-        {"test_attacks.py": "test_(a_sweep_record_has|a_corrupt_sweep|text_in|a_journal)"},
+        {"cli/test_attacks.py": "test_(a_sweep_record_has|a_corrupt_sweep|text_in|a_journal)"},
     ),
     "S2": (
         "sweep folders with log handlers, launcher options and names of another shape: refused, nothing truncated",
-        {"test_attacks.py": "test_(a_sweep_record_of|what_hydra)"},
+        {"cli/test_attacks.py": "test_(a_sweep_record_of|what_hydra)"},
     ),
     "S3": (
         "downloads under equal names, corrupt copies, other schemes, servers that fail: the right file or none",
-        {"test_downloads.py": "test_"},
+        {"models/test_downloads.py": "test_"},
     ),
     "S4": (
         "configs and checkpoints with a class where none belongs, or another than its place takes: refused before any import",
         {
-            "test_trust.py": "test_(a_malicious_config|the_command|only|a_target|a_malicious_checkpoint)",
-            "test_attacks.py": "test_a_(class|model)",
+            "config/test_allowlist.py": "test_(a_malicious_config|the_command|only|a_target|a_malicious_checkpoint)",
+            "cli/test_attacks.py": "test_a_(class|model)",
         },
     ),
     "S5": (
         "quarantines whose list leads elsewhere: nothing moved",
-        {"data/test_check.py": "test_(a_quarantine_of|a_listed_file|what_is_not_moved)"},
+        {"data/test_data_audit.py": "test_(a_quarantine_of|a_listed_file|what_is_not_moved)"},
     ),
     "S6": (
         "tables whose classes or paths lead elsewhere: refused by row, nothing written",
-        {"data/test_divide.py": "test_(a_class_must|a_pattern_must|the_files_of|classes_that)"},
+        {"data/test_split.py": "test_(a_class_must|a_pattern_must|the_files_of|classes_that)"},
     ),
     "S7": (
         "run folders that lead elsewhere, by their config or by links: refused, nothing written outside",
-        {"test_attacks.py": "test_(a_resumed_run|made_data|links)"},
+        {"cli/test_attacks.py": "test_(a_resumed_run|made_data|links)"},
     ),
     "S8": (
         "names with control characters and markup, wherever they are shown: as they are or escaped",
-        {"test_shown.py": "test_"},
+        {"output/test_escape.py": "test_"},
     ),
-    "S9": ("cells of tables that a spreadsheet would compute: neutralised, and read back", {"test_cells.py": "test_"}),
+    "S9": (
+        "cells of tables that a spreadsheet would compute: neutralised, and read back",
+        {"output/test_csv_files.py": "test_"},
+    ),
     "H1": (
         "temporary folders with a long path: short sockets, or one sentence",
-        {"test_disk.py": "test_(sockets|no_folder)"},
+        {"runs/test_atomic.py": "test_(sockets|no_folder)"},
     ),
     "H2": (
         "hang-ups and ignored signals: a preemption, or ignored",
-        {"test_signals.py": "test_(what_was_ignored|a_closed)"},
+        {"distributed/test_signals.py": "test_(what_was_ignored|a_closed)"},
     ),
     "H3": (
         "FIFOs, devices, sockets and endless files among the images: named, nothing hangs",
@@ -104,20 +108,24 @@ TESTS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "H5": (
         "full disks at the start and during a run: named, or the run goes on",
-        {"test_disk.py": "test_(an_error|a_run|a_disk|a_list|events|a_real)"},
+        {"runs/test_atomic.py": "test_(an_error|a_run|a_disk|a_list|events|a_real)"},
     ),
     "H6": (
         "runs of another length under each schedule: the rate of a run of that length",
-        {"test_schedules.py": "test_a_run_(of|that)"},
+        {"training/test_schedules.py": "test_a_run_(of|that)"},
     ),
-    "H7": ("killed loader processes: one sentence", {"test_failures.py": "test_"}),
+    "H7": ("killed loader processes: one sentence", {"distributed/test_failures.py": "test_"}),
     "H8": (
         "corrupt records and checkpoints: named, and resumed from what is whole",
-        {"test_cards.py": "test_a_corrupt_record", "test_restoring.py": "test_", "test_trust.py": "test_a_checkpoint"},
+        {
+            "runs/test_record.py": "test_a_corrupt_record",
+            "training/test_restore.py": "test_",
+            "config/test_allowlist.py": "test_a_checkpoint",
+        },
     ),
     "H9": (
         "checkpoints of nets without end, of NaN, of classes that are none: refused in bounded time",
-        {"test_foreign_checkpoints.py": "test_"},
+        {"inference/test_foreign_checkpoints.py": "test_"},
     ),
     "D3": ("files of at most 1 MB, large or damaged: within 1 GB and 10 s", {"data/test_bombs.py": "test_"}),
 }
@@ -179,7 +187,9 @@ def main(wanted: list[str]) -> int:
                 row.stock = f"{beside.done}/{beside.of}"
     console.print(table(found))
     total_s = time.monotonic() - start_s
-    console.print(f"{total_s:.0f} s, seed {SEED}, Python {platform.python_version()}, {hardware()['cores']} cores")
+    console.print(
+        f"{total_s:.0f} s, seed {SEED}, Python {platform.python_version()}, {describe_hardware()['cores']} cores"
+    )
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(
         json.dumps(
@@ -188,7 +198,7 @@ def main(wanted: list[str]) -> int:
                 "seed": SEED,
                 "took_s": total_s,
                 "versions": versions(),
-                "hardware": hardware(),
+                "hardware": describe_hardware(),
             },
             indent=2,
         )

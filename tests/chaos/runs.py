@@ -10,7 +10,7 @@ from io import StringIO
 from typing import Any
 
 from alexlab.runs.layout import LAST
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.training.module import Classifier
 from chaos.harness import Figure, Place, acting, said, same
 from support.exact_resume import Recorded, compare, content
@@ -94,7 +94,7 @@ def told_to_stop(place: Place, tries: int, draw: random.Random) -> Figure:
         ended = said(process, answer, 60.0)
         seconds.append(time.monotonic() - asked_s)
         hangs += ended == "hangs"
-        codes.add(Card(run_dir).read().get("exit_code", -1))
+        codes.add(RunRecord(run_dir).read().get("exit_code", -1))
         finished = ended == "Interrupted: stopped by SIGTERM" and place.run(*words, run_dir=run_dir, resumed=True)
         right += finished == "finished" and same(whole, run_dir)
     return Figure(
@@ -148,7 +148,7 @@ def lost(place: Place, tries: int, draw: random.Random) -> list[Figure]:
             took_s = time.monotonic() - float(struck.read_text())
             seconds.append(took_s)
             named = ended.startswith(f"RankError: rank {rank} ") and words in ended
-            right += named and took_s < limit_s and Card(run_dir).read()["exit_code"] == 5
+            right += named and took_s < limit_s and RunRecord(run_dir).read()["exit_code"] == 5
         figures.append(
             Figure(
                 "R8",
@@ -177,7 +177,7 @@ def restarted(place: Place, tries: int, draw: random.Random) -> Figure:
 
         with acting(place, strike):
             ended = place.run(*words, "elastic.max_restarts=2", run_dir=run_dir)
-        right += ended == "finished" and same(whole, run_dir) and len(Card(run_dir).read()["restarts"]) == 2
+        right += ended == "finished" and same(whole, run_dir) and len(RunRecord(run_dir).read()["restarts"]) == 2
     return Figure("R8", "killed twice with elastic.max_restarts=2: finished, bit-identical", right, tries)
 
 

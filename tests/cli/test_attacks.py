@@ -21,7 +21,7 @@ from alexlab.config import instantiate
 from alexlab.config.allowlist import check_targets
 from alexlab.config.confinement import check_confined, check_folder, confined_data
 from alexlab.errors import ConfigError
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.sweeps.record import RECORD, as_data, as_word
 from support.images import write_images
 from support.runs import ROOT, TINY, environment, plain
@@ -419,4 +419,4 @@ def test_links_out_of_a_run_folder(tmp_path: Path) -> None:
     (folder / "inside").symlink_to("checkpoints")
     assert find_resumption([f"resume={folder}"]) is not None
     assert (precious / "file").read_text() == "precious"
-    assert Card(folder).read()["status"] == "failed"
+    assert RunRecord(folder).read()["status"] == "failed"

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from alexlab.cli.command import Folders
 from alexlab.cli.overrides import raw_overrides
-from alexlab.runs.record import holder
+from alexlab.runs.lock import lock_holder
 from alexlab.sweeps import jobs as sweeps
 from support.images import write_images
 from support.runs import ROOT, composed, environment, names, rows, scalars
@@ -106,12 +106,12 @@ def test_the_folder_of_a_sweep_is_claimed_whatever_its_words_refer_to(
     assert folder.name.endswith("_weight_decay-optimizer.lr")
     assert raw_overrides(config.hydra.overrides.hydra) == [words[0], f"hydra.sweep.dir={folder}"]
     with sweeps.locks.pop():
-        assert holder(folder) == str(os.getpid())
+        assert lock_holder(folder) == str(os.getpid())
 
     (folder / sweeps.MULTIRUN).write_text(OmegaConf.to_yaml(config))
     started(f"hydra.sweep.dir={folder}")
     with sweeps.locks.pop():
-        assert holder(folder) == str(os.getpid())
+        assert lock_holder(folder) == str(os.getpid())
     with pytest.raises(SystemExit):
         started(f"hydra.sweep.dir={folder}", "seed=${nope}")
     assert "optimizer.weight_decay='${optimizer.lr}'; a sweep must have a folder of its own" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 from alexlab.cli.rerun import find_rerun
 from alexlab.errors import ConfigError
 from alexlab.runs import record
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.tasks import train as task
 from support.runs import ROOT, environment
 
@@ -29,7 +29,7 @@ def test_the_same_comes_out(train: Train, tmp_path: Path, caplog: pytest.LogCapt
     again(tmp_path / "run", tmp_path / "again")
     assert "the scores came out equal" in caplog.text
     assert "what differs: the data" not in caplog.text
-    assert Card(tmp_path / "again").read()["config"] == Card(tmp_path / "run").read()["config"]
+    assert RunRecord(tmp_path / "again").read()["config"] == RunRecord(tmp_path / "run").read()["config"]
 
 
 def test_what_differs_is_named(
@@ -38,7 +38,7 @@ def test_what_differs_is_named(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(record, "code_state", lambda folder: ("a" * 40, b""))
     train()
-    card = Card(tmp_path / "run")
+    card = RunRecord(tmp_path / "run")
     found = card.read()
     card.update(
         scores=found["scores"] | {"best/loss": 5.0},
@@ -61,7 +61,7 @@ def test_what_differs_is_named(
 def test_a_run_without_scores(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     train()
-    Card(tmp_path / "run").update(status="failed", scores=None)
+    RunRecord(tmp_path / "run").update(status="failed", scores=None)
     again(tmp_path / "run", tmp_path / "again")
     assert "was failed and has no final scores to compare with" in caplog.text
 
@@ -83,4 +83,4 @@ def test_the_command(train: Train, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "the scores came out equal" in done.stdout
     (folder,) = tmp_path.glob("outputs/train/*/*_rerun_run")
-    assert Card(folder).read()["command"] == ["train.py", *words]
+    assert RunRecord(folder).read()["command"] == ["train.py", *words]

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from alexlab.cli.resume import find_resumed_sweep, find_resumption, is_longer, store_attempt
 from alexlab.config import build
 from alexlab.errors import ConfigError, DataError, RankError
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.sweeps.record import SweepRecord
 from alexlab.training.checkpoint_io import position
 from support.runs import ROOT, TINY, environment, plain, rows
@@ -56,9 +56,9 @@ def stopped(train: Train, epochs: int, *overrides: str, run_dir: Path) -> None:
 def settled(folder: Path) -> str:
     """The status of a run, once the system has cleared its killed processes away."""
     deadline_s = time.monotonic() + 10
-    while Card(folder).read()["status"] == "running" and time.monotonic() < deadline_s:
+    while RunRecord(folder).read()["status"] == "running" and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    return str(Card(folder).read()["status"])
+    return str(RunRecord(folder).read()["status"])
 
 
 def children(process: int) -> list[int]:
@@ -102,7 +102,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     for epochs in (1, 2, 3):
         folder = tmp_path / f"stopped{epochs}"
         stopped(train, epochs, *overrides, run_dir=folder)
-        assert Card(folder).read()["status"] == "failed"
+        assert RunRecord(folder).read()["status"] == "failed"
         train(*overrides, run_dir=folder, resumed=True)
         one, other = weights(tmp_path / "whole"), weights(folder)
         assert one["global_step"] == other["global_step"]
@@ -115,7 +115,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
         for row in (*tables[0], *tables[1]):
             del row["train/images_per_s"]
         assert tables[0] == tables[1]
-        card = Card(folder).read()
+        card = RunRecord(folder).read()
         assert card["status"] == "finished"
         assert len(card["attempts"]) == 2
         assert len(list(folder.glob("events.out.tfevents.*"))) == 2
@@ -221,7 +221,7 @@ def test_which_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="resume=last needs a run in outputs/train"):
         find_resumption(["resume=last"])
-    with pytest.raises(ConfigError, match=r"nowhere must be the folder of a run; it has no run.json"):
+    with pytest.raises(ConfigError, match=r"nowhere must be a run folder; it has no run.json"):
         find_resumption(["resume=nowhere"])
     for number in (2, 1):
         folder = tmp_path / f"outputs/train/day/{number}"
@@ -274,7 +274,7 @@ def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Pat
     assert (folder / ".hydra/config.yaml").read_bytes() == before
     assert OmegaConf.load(folder / ".hydra/resume_1/config.yaml").trainer.max_epochs == epochs + 3
     assert [int(row["epoch"]) for row in rows(folder / "metrics.csv")] == list(range(epochs + 3))
-    card = Card(folder).read()
+    card = RunRecord(folder).read()
     assert (card["status"], card["command"][0], card["command"][1]) == ("finished", "train.py", "resume=last")
     log = (folder / "train.log").read_text()
     assert log.index("epoch 1/400") < log.index("going on after"), "one log for both attempts"
@@ -335,7 +335,7 @@ def test_a_killed_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> No
     assert [(job / "run.json").stat().st_mtime_ns for job in jobs][:3] == before[:3]
     assert "job 2: finished before, " in printed
     assert "before; launcher.retry_failed=true runs it again" in printed
-    card = Card(jobs[3]).read()
+    card = RunRecord(jobs[3]).read()
     assert (card["status"], len(card["attempts"])) == ("finished", 2)
     assert [int(row["epoch"]) for row in rows(jobs[3] / "metrics.csv")] == list(range(60))
     assert "4 jobs, 2 failed" in printed

@@ -15,7 +15,7 @@ from alexlab.data.cache.on_device import CropSampler, crop, load_on_device, resi
 from alexlab.data.samplers import derived_seed
 from alexlab.data.transforms import CenterView, RandomCropView
 from alexlab.errors import ConfigError, ImageError
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.runs.safe_load import load_file
 from support.runs import TINY, plain, rows
 
@@ -103,7 +103,7 @@ def test_a_run_is_that_of_packed_images_bit_for_bit(train: Train, tmp_path: Path
 def test_a_run_with_resized_crops_and_ten_crops(train: Train, tmp_path: Path) -> None:
     """The crops at the end are not cut on the device, and are there all the same."""
     score = train("data.cache=device", "augmentation=inception", "test.views=ten_crop", "trainer.max_epochs=2")
-    scores = Card(tmp_path / "run").read()["scores"]
+    scores = RunRecord(tmp_path / "run").read()["scores"]
     assert score == scores["best/top1"]
     assert scores["ten_crop/count"] == 7
 

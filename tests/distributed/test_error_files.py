@@ -11,7 +11,7 @@ import pytest
 
 from alexlab.errors import DataError, RankError
 from alexlab.runs.layout import LAST
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.training.module import Classifier
 from support.exact_resume import content, difference
 from support.runs import rows
@@ -66,7 +66,7 @@ def test_a_lost_rank_is_named(
     with pytest.raises(RankError, match=words):
         train(*TWO, "elastic.timeout_s=3", "elastic.shutdown_s=1")
     assert time.monotonic() - start_s < within_s
-    found = Card(tmp_path / "run").read()
+    found = RunRecord(tmp_path / "run").read()
     assert (found["status"], found["exit_code"]) == ("failed", 5)
     assert content(tmp_path / "run" / LAST)["global_step"] == 3, "that of the first epoch is kept"
 
@@ -89,7 +89,7 @@ def test_restarted_ranks_train_what_they_would_have(
     one, other = (content(tmp_path / name / LAST) for name in ("whole", "lost"))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
         assert difference(one[part], other[part]) is None
-    found = Card(tmp_path / "lost").read()
+    found = RunRecord(tmp_path / "lost").read()
     cause = f"rank {devices - 1} " + ("(pid" if act is kill else "raised KeyError: 'a bug'")
     assert found["status"] == "finished"
     assert len(found["restarts"]) == 1 and found["restarts"][0].startswith(cause)

@@ -12,7 +12,7 @@ from alexlab.cli.command import run_command
 from alexlab.distributed import rendezvous
 from alexlab.distributed.environment import LOOPBACK, MPIRUN, SRUN, TORCHRUN, VARIABLES, RankEnvironment, detect_rank
 from alexlab.errors import ConfigError
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from support.runs import TINY, rows
 from support.slurm import free_ports
 
@@ -92,7 +92,7 @@ def test_they_form_one_run(train: Any, images: Path, tmp_path: Path, kind: str, 
     started = several(tmp_path, images, kind, *words)
     assert [rank.wait() for rank in started] == [0, 0], started[0].said() + started[1].said()
     (run_dir,) = (tmp_path / "outputs/train").glob("*/*")
-    assert Card(run_dir).read()["status"] == "finished"
+    assert RunRecord(run_dir).read()["status"] == "finished"
     (tmp_path / "alone").mkdir()
     train(*WORDS, run_dir=tmp_path / "alone")
     for one, two in zip(rows(tmp_path / "alone/metrics.csv"), rows(run_dir / "metrics.csv"), strict=True):

@@ -14,7 +14,7 @@ import pytest
 
 from alexlab.distributed.signals import Interrupted, Signals
 from alexlab.runs.layout import LAST
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.training import loop
 from alexlab.training.module import Classifier
 from support.exact_resume import RECIPES, Recorded, compare, content
@@ -76,7 +76,7 @@ def test_at_every_batch_of_training_and_validation(
         sender.arm(at)
         with pytest.raises(Interrupted):
             run(*RECIPES[recipe], name=f"to_{at}")
-        found = Card(tmp_path / f"to_{at}").read()
+        found = RunRecord(tmp_path / f"to_{at}").read()
         assert (found["status"], found["exit_code"]) == ("interrupted", 75)
         sender.arm(-1)
         last = tmp_path / f"to_{at}" / LAST
@@ -118,10 +118,10 @@ def test_a_signal_before_and_after_the_training(train: Train, tmp_path: Path, mo
             patch.setattr(where, moment, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM), raising=False)
             with pytest.raises(Interrupted):
                 train(run_dir=tmp_path / moment)
-        assert Card(tmp_path / moment).read()["exit_code"] == 75
+        assert RunRecord(tmp_path / moment).read()["exit_code"] == 75
         assert (tmp_path / moment / LAST).is_file() == (moment != "describe")
         train(run_dir=tmp_path / moment, resumed=True)
-        found = Card(tmp_path / moment).read()
+        found = RunRecord(tmp_path / moment).read()
         assert found["status"] == "finished" and found["scores"]["test/count"] == 7
         assert len(rows(tmp_path / moment / "metrics.csv")) == 1
 

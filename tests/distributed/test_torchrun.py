@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alexlab.cli.command import run_command
 from alexlab.runs import layout
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.runs.safe_load import load_file
 from alexlab.training.module import Classifier
 from support.network import FIRST, PORT, Machine, Network, network
@@ -135,7 +135,7 @@ def test_two_nodes_train_as_one(net: Network, train: Any, images: Path, tmp_path
     run_dir = run_folder(tmp_path / "first")
     same_as_one(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=2")
     assert "8 = 2 devices on 2 nodes x 1 accumulated x 4 images" in first.said()
-    assert Card(run_dir).read()["status"] == "finished"
+    assert RunRecord(run_dir).read()["status"] == "finished"
     copy = run_folder(tmp_path / "other")
     assert copy.name == run_dir.name and not list(copy.glob("events*"))
 
@@ -166,7 +166,7 @@ def test_a_restart_resumes_in_the_same_folder(
     assert done.exists()
     assert "going on after 1 epochs, batch 1 of epoch 2, step 4" in first.said()
     run_dir = run_folder(tmp_path / "first")
-    assert len(Card(run_dir).read()["attempts"]) == 2
+    assert len(RunRecord(run_dir).read()["attempts"]) == 2
     same_as_one(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=2")
 
 
@@ -203,7 +203,7 @@ def test_a_lost_node_ends_the_run(net: Network, images: Path, tmp_path: Path) ->
     start_s = time.monotonic()
     assert first.wait(60) == 1
     assert time.monotonic() - start_s < 30
-    assert Card(run_folder(tmp_path / "first")).read()["status"] == "failed"
+    assert RunRecord(run_folder(tmp_path / "first")).read()["status"] == "failed"
     other.kill()
 
 

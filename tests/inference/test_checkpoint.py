@@ -10,7 +10,7 @@ from torchvision import models
 
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from support.images import write_images
 
 
@@ -21,7 +21,7 @@ def test_a_run_folder_and_its_checkpoint_are_the_same(trained_run: Path) -> None
         assert torch.equal(by_folder.inference(images), by_file.inference(images))
     assert by_folder.classes == by_folder.names == ["ant", "bee", "cat"]
     assert by_folder.run_dir == trained_run
-    assert by_folder.best["top1"] == Card(trained_run).read()["best"]["top1"]
+    assert by_folder.best["top1"] == RunRecord(trained_run).read()["best"]["top1"]
     assert by_folder.description == "alexnet, 3 classes"
     assert not by_folder.inference.training
 

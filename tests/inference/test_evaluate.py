@@ -29,7 +29,7 @@ from alexlab.inference.metrics import (
     wilson_interval,
 )
 from alexlab.inference.predictions import Predictions, predict_split, select_split, split_loader
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.tasks.evaluate import run
 from support.images import write_images
 from support.runs import plain, rows
@@ -53,7 +53,7 @@ def evaluate(trained_run: Path, tmp_path: Path) -> Evaluate:
 def test_the_scores_are_those_of_the_training(
     evaluate: Evaluate, trained_run: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    best = Card(trained_run).read()["best"]
+    best = RunRecord(trained_run).read()["best"]
     out = evaluate("split=val")
     found = json.loads((out / "scores.json").read_text())
     assert (found["top1"], found["top5"], found["images"]) == (best["top1"], best["top5"], best["count"])
@@ -90,7 +90,7 @@ def test_the_test_split_is_the_default_and_workers_change_nothing(evaluate: Eval
 def test_a_checkpoint_of_two_devices(evaluate: Evaluate, train: Callable[..., float | None], tmp_path: Path) -> None:
     train("trainer.devices=2", "trainer.max_epochs=2", run_dir=tmp_path / "two", isolated=True)
     found = json.loads((evaluate("split=val", ckpt=tmp_path / "two") / "scores.json").read_text())
-    best = Card(tmp_path / "two").read()["best"]
+    best = RunRecord(tmp_path / "two").read()["best"]
     assert (found["top1"], found["images"]) == (best["top1"], 11)
     assert found["loss"] == pytest.approx(best["loss"], rel=1e-5)
 

@@ -14,7 +14,7 @@ import pytest
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import DiskError, ImageError
 from alexlab.runs import atomic
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.training.events import EventFile
 from alexlab.training.module import Classifier
 from support.runs import ROOT, environment, rows, scalars
@@ -92,7 +92,7 @@ def test_a_run_that_goes_on_writes_everything_when_there_is_room_again(
     train(*GO_ON)
     assert [row["epoch"] for row in rows(tmp_path / "run/metrics.csv")] == list("01234")
     assert len(scalars(tmp_path / "run")["val/top1"]) == 5
-    found = Card(tmp_path / "run").read()
+    found = RunRecord(tmp_path / "run").read()
     assert found["status"] == "finished" and found["last"]["epoch"] == 4 and found["parameters"]
     for name in ("run.json", "metrics.csv", "events.out", "last.ckpt"):
         assert any(name in line and "; the run goes on" in line for line in caplog.messages), name
@@ -106,14 +106,14 @@ def test_a_disk_that_stays_full_is_told_at_the_end(
     with pytest.raises(DiskError, match=r"cannot write .*run.json.*No space left on device; [\d.]+ MB are free"):
         train(*GO_ON)
     assert len([line for line in caplog.messages if "metrics.csv" in line]) >= 2
-    assert Card(tmp_path / "run").read()["status"] == "interrupted", "the lock is free"
+    assert RunRecord(tmp_path / "run").read()["status"] == "interrupted", "the lock is free"
 
 
 def test_a_run_that_stops_is_not_left_running(train: Train, tmp_path: Path, filled: Callable[..., None]) -> None:
     filled(range(1, 3))
     with pytest.raises(DiskError, match=r"cannot write /.*No space left on device; [\d.]+ MB are free in /"):
         train("trainer.max_epochs=3")
-    assert Card(tmp_path / "run").read()["status"] == "interrupted"
+    assert RunRecord(tmp_path / "run").read()["status"] == "interrupted"
     assert [row["epoch"] for row in rows(tmp_path / "run/metrics.csv")] == ["0"], "what was there is kept"
     assert not list((tmp_path / "run").rglob(".*.json.*"))
 

@@ -30,7 +30,7 @@ def test_tags_need_no_quoting_and_are_short() -> None:
 
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        claimed = list(pool.map(lambda _: layout.claim(tmp_path / "date" / "12-00-00_x"), range(40)))
+        claimed = list(pool.map(lambda _: layout.create_folder(tmp_path / "date" / "12-00-00_x"), range(40)))
     assert len(set(claimed)) == 40
     assert {path.name for path in claimed} == {"12-00-00_x", *(f"12-00-00_x.{number}" for number in range(2, 41))}
 

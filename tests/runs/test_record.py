@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from alexlab.data.fingerprint import describe_images
 from alexlab.data.splits import find_splits
 from alexlab.distributed.signals import Interrupted
 from alexlab.errors import AlexlabError, ConfigError, DataError
 from alexlab.runs import record
-from alexlab.runs.record import Card, CorruptError, Lock, code_state, data_state, holder
+from alexlab.runs.lock import RunLock, lock_holder
+from alexlab.runs.provenance import code_state
+from alexlab.runs.record import CorruptError, RunRecord
 from alexlab.sweeps import jobs
 from support.images import write_images
 from support.runs import rows
@@ -91,8 +94,8 @@ def test_the_card_of_an_interrupted_run(train: Train, tmp_path: Path, monkeypatc
 
 
 def _hold(folder: Path, held: Any) -> None:
-    with Lock(folder):
-        Card(folder).start({"seed": 1}, {})
+    with RunLock(folder):
+        RunRecord(folder).start({"seed": 1}, {}, hardware={"cpu": "x", "cores": 1})
         held.set()
         time.sleep(60)
 
@@ -103,25 +106,30 @@ def test_a_folder_has_one_writer_and_a_killed_run_is_interrupted(tmp_path: Path)
     process = context.Process(target=_hold, args=(tmp_path, held))
     process.start()
     assert held.wait(30)
-    assert holder(tmp_path) == str(process.pid)
-    assert Card(tmp_path).read()["status"] == "running"
-    with pytest.raises(ConfigError, match=f"a run folder has one writer; process {process.pid} is writing {tmp_path}"):
-        Lock(tmp_path)
+    assert lock_holder(tmp_path) == str(process.pid)
+    assert RunRecord(tmp_path).read()["status"] == "running"
+    with pytest.raises(
+        ConfigError, match=f"a run folder must have one writer; process {process.pid} is writing {tmp_path}"
+    ):
+        RunLock(tmp_path)
     process.kill()
     process.join()
-    assert holder(tmp_path) is None
-    found = Card(tmp_path).read()
-    assert (found["status"], found["reason"]) == ("interrupted", "the process ended without saying why")
-    with Lock(tmp_path):
-        assert holder(tmp_path) == str(os.getpid())
+    assert lock_holder(tmp_path) is None
+    found = RunRecord(tmp_path).read()
+    assert (found["status"], found["reason"]) == (
+        "interrupted",
+        "the process was killed before it could record its status",
+    )
+    with RunLock(tmp_path):
+        assert lock_holder(tmp_path) == str(os.getpid())
 
 
 def test_what_is_no_card(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"must be the folder of a run; it has no run.json"):
-        Card(tmp_path).read()
+    with pytest.raises(ConfigError, match=r"must be a run folder; it has no run.json"):
+        RunRecord(tmp_path).read()
     (tmp_path / "run.json").mkdir()
     with pytest.raises(ConfigError, match=r"cannot read .*run\.json"):
-        Card(tmp_path).read()
+        RunRecord(tmp_path).read()
 
 
 GOOD = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": {}, "choices": {}}
@@ -149,16 +157,16 @@ GOOD = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": {}, "choic
 def test_a_corrupt_record_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(content, encoding="utf-8")
     with pytest.raises(CorruptError, match=r"run\.json is corrupt: ") as caught:
-        Card(tmp_path).read()
+        RunRecord(tmp_path).read()
     assert "\n" not in str(caught.value)
     assert jobs.previous_attempt(tmp_path).state == "failed"
-    Card(tmp_path).start({"seed": 1}, {})
-    assert Card(tmp_path).read()["status"] == "interrupted", "another attempt writes it anew"
+    RunRecord(tmp_path).start({"seed": 1}, {})
+    assert RunRecord(tmp_path).read()["status"] == "interrupted", "another attempt writes it anew"
 
 
 def test_a_record_without_what_an_early_end_leaves_out(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(GOOD))
-    found = Card(tmp_path).read()
+    found = RunRecord(tmp_path).read()
     assert (found["scores"], found["versions"], found["code"]) == ({}, {}, {"commit": None, "dirty": False})
 
 
@@ -193,7 +201,7 @@ def test_the_fingerprint_of_the_data(tmp_path: Path) -> None:
     root = write_images(tmp_path / "a", {"x": 6, "y": 6})
 
     def fingerprint() -> str:
-        return str(data_state(find_splits(str(root), val_fraction=0.3, test_fraction=0.0))["fingerprint"])
+        return str(describe_images(find_splits(str(root), val_fraction=0.3, test_fraction=0.0))["fingerprint"])
 
     first = fingerprint()
     assert fingerprint() == first

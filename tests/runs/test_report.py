@@ -16,8 +16,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from alexlab.cli import overrides
 from alexlab.errors import ConfigError
 from alexlab.runs.compare import differing_keys, find_runs, group_seeds, rank_groups, read_run
+from alexlab.runs.lock import RunLock
 from alexlab.runs.plots import effects_plot
-from alexlab.runs.record import Lock
 from alexlab.runs.report import write_report
 from alexlab.tasks.report import run as report
 from support.browser import FITS, PHONE, look
@@ -176,7 +176,7 @@ def test_which_runs(
 def test_a_run_in_progress_and_one_that_was_ended_by_a_search(sweep: Path, tmp_path: Path) -> None:
     make(sweep / "30_busy", width=6.0, top1=0.99, status="running")
     make(sweep / "31_behind", width=7.0, top1=0.3, status="pruned", reason="after epoch 3 it fell behind")
-    with Lock(sweep / "30_busy"):
+    with RunLock(sweep / "30_busy"):
         page = write_report([str(sweep)], tmp_path / "out").read_text()
     assert "0.9133" in page.split("<table>")[0], "the best is that of the finished runs"
     assert re.search(r'<tr class="running">.*6\.0.*1 running', page)

@@ -14,9 +14,10 @@ from rich.console import Console
 from alexlab.distributed import devices, hardware
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import ConfigError
+from alexlab.runs.lock import RunLock
 from alexlab.runs.record import FINISHED as CARD_FINISHED
 from alexlab.runs.record import PRUNED as CARD_PRUNED
-from alexlab.runs.record import Card, Lock
+from alexlab.runs.record import RunRecord
 from alexlab.sweeps import jobs as sweeps
 from alexlab.sweeps import local
 from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job, previous_attempt
@@ -219,7 +220,7 @@ def test_the_table_shows_what_runs(tmp_path: Path) -> None:
     first.end(PRUNED, cause="it fell behind")
     second.state, second.place = RUNNING, "GPU 1"
     second.folder.mkdir()
-    Card(second.folder).update(last={"epoch": 1}, best={"top1": 0.25})
+    RunRecord(second.folder).update(last={"epoch": 1}, best={"top1": 0.25})
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(sweeps.table())
     lines = console.export_text().splitlines()
@@ -232,7 +233,7 @@ def test_the_table_shows_what_runs(tmp_path: Path) -> None:
 
 
 def test_what_an_earlier_attempt_has_left(tmp_path: Path) -> None:
-    card = Card(tmp_path)
+    card = RunRecord(tmp_path)
     card.update(status=CARD_PRUNED, reason="it fell behind", config={})
     assert (previous_attempt(tmp_path).state, previous_attempt(tmp_path).cause) == (PRUNED, "it fell behind")
     card.update(status=CARD_FINISHED, scores={"best/top1": 0.5})
@@ -255,8 +256,8 @@ def test_a_job_that_is_running_already_is_waited_for_by_the_engine_that_has_it(t
     with contextlib.ExitStack() as locks:
         for each in jobs:
             each.folder.mkdir()
-            Card(each.folder).update(status="running", config={})
-            locks.enter_context(Lock(each.folder))
+            RunRecord(each.folder).update(status="running", config={})
+            locks.enter_context(RunLock(each.folder))
         found = list(SweepLauncher(runner)._to_run(iter(jobs), lambda job: ended.append(job.number)))
     assert [each.number for each in found] == [1] and ended == [0]
     assert jobs[0].state == FAILED and jobs[0].cause == f"process {os.getpid()} is writing its folder"

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from alexlab.errors import ConfigError, PrunedError
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.sweeps.pruning import Pruning, open_study
 from alexlab.sweeps.slurm import Submitit
 from hydra_plugins.alexlab_optuna import OptunaSweeper, distribution
@@ -102,7 +102,7 @@ def test_a_trial_that_falls_behind_is_ended(
     )
     with pytest.raises(PrunedError, match="after epoch 2 its best val/top1 was below the median"):
         train(*words, isolated=True)
-    card = Card(tmp_path / "run").read()
+    card = RunRecord(tmp_path / "run").read()
     assert (card["status"], card["exit_code"], card["last"]["epoch"]) == ("pruned", 0, 1)
     assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
     assert len(rows(tmp_path / "run/metrics.csv")) == 2

@@ -18,7 +18,7 @@ from alexlab.cli.resume import find_resumed_sweep
 from alexlab.distributed import hardware
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import LAST
-from alexlab.runs.record import holder
+from alexlab.runs.lock import lock_holder
 from alexlab.sweeps import ray as ray_runner
 from alexlab.sweeps.jobs import FAILED, FINISHED, RUNNING, Job
 from alexlab.sweeps.ray import Ray, _Tasks
@@ -245,7 +245,7 @@ def test_a_sweep_bears_a_killed_worker_and_goes_on_after_sigterm(
     until(lambda: all((run / LAST).exists() for run in runs), head)
     loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
     assert listening(session(head.pid)) and listening(session(head.pid)) <= loopback
-    started_by = Path(f"/proc/{holder(runs[0])}/stat").read_text().rpartition(")")[2].split()[1]
+    started_by = Path(f"/proc/{lock_holder(runs[0])}/stat").read_text().rpartition(")")[2].split()[1]
     os.kill(int(started_by), signal.SIGKILL)
     until(lambda: len(card(runs[0])["attempts"]) == 2 and card(runs[0])["status"] == RUNNING, head)
     os.killpg(head.pid, signal.SIGTERM)

@@ -9,7 +9,7 @@ import torch
 
 from alexlab.errors import ConfigError, DiskError
 from alexlab.runs.atomic import write_atomic
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.checkpoint_io import AtomicCheckpointIO
 from support.runs import rows
@@ -101,7 +101,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_there_is(
         train("trainer.max_epochs=5", "callbacks.checkpoint.every_n_steps=1")
     kept = loaded(tmp_path / "run/checkpoints/last.ckpt")
     assert kept["global_step"] == 2
-    card = Card(tmp_path / "run").read()
+    card = RunRecord(tmp_path / "run").read()
     assert card["status"] == "failed" and "No space left on device" in card["reason"]
 
 
@@ -117,7 +117,7 @@ def test_or_it_goes_on(
     scores = [float(row["val/top1"]) for row in rows(tmp_path / "run/metrics.csv")]
     best = loaded(tmp_path / "run/checkpoints/best.ckpt")
     assert scores[best["epoch"]] == pytest.approx(best["alexlab"]["best"]["top1"]) or at == 1
-    assert Card(tmp_path / "run").read()["status"] == "finished"
+    assert RunRecord(tmp_path / "run").read()["status"] == "finished"
 
 
 def test_what_a_killed_writer_has_left_is_swept(train: Train, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from alexlab.errors import NumericError
 from alexlab.runs.layout import BEST, LAST
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.training.module import Classifier
 from support.exact_resume import content
 from support.nonfinite import WORDS, spoil
@@ -27,7 +27,7 @@ def test_on_one_device(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(NumericError, match=said):
         train(*WORDS)
     run = tmp_path / "run"
-    assert Card(run).read()["exit_code"] == 4
+    assert RunRecord(run).read()["exit_code"] == 4
     assert content(run / LAST)["global_step"] == 4
     for name in (LAST, BEST):
         assert all(tensor.isfinite().all() for tensor in content(run / name)["state_dict"].values())
@@ -48,7 +48,7 @@ def test_the_images_are_those_of_the_batch(train: Train, tmp_path: Path, monkeyp
     )
     with pytest.raises(NumericError):
         train(*WORDS, "data.image_size=70")
-    card = Card(tmp_path / "run").read()
+    card = RunRecord(tmp_path / "run").read()
     listed = rows(tmp_path / "run/not_finite_rank0.csv")
     for row, image in zip(listed, given[-1], strict=True):
         read = torch.as_tensor(decode(Path(card["config"]["data"]["root"]) / row["path"]))
@@ -80,4 +80,4 @@ def test_weights_that_are_not_finite_are_not_saved(train: Train, tmp_path: Path,
     with pytest.raises(NumericError, match=r"weights must be finite to be saved; net\.\S+ is not at step 1"):
         train(*WORDS, *extra, "optimizer.lr=3e38")
     assert not (tmp_path / "run" / LAST).exists()
-    assert Card(tmp_path / "run").read()["exit_code"] == 4
+    assert RunRecord(tmp_path / "run").read()["exit_code"] == 4

@@ -13,7 +13,7 @@ import torch
 from alexlab.config import build
 from alexlab.errors import ConfigError, DiskError
 from alexlab.inference.checkpoint import load_checkpoint
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 from alexlab.training.restore import check_checkpoint, choose_checkpoint, load_best
 from support.runs import rows
 
@@ -241,7 +241,7 @@ def test_a_run_does_not_finish_with_a_corrupt_best_checkpoint(
         patched.setattr(CheckpointCallback, "on_train_end", spoil)
         with pytest.raises(DiskError, match="the best checkpoint was written, but cannot be read back"):
             train(*words)
-    assert Card(tmp_path / "run").read()["status"] == "failed"
+    assert RunRecord(tmp_path / "run").read()["status"] == "failed"
     assert train(*words[:1], "trainer.max_epochs=3", resumed=True) is not None
     assert (
         f"{best} is lost (it is no file that torch.save or safetensors has written, or it is corrupt); the best of"
@@ -249,5 +249,5 @@ def test_a_run_does_not_finish_with_a_corrupt_best_checkpoint(
     )
     content = torch.load(best, weights_only=True)
     assert content["epoch"] == 2 and content["alexlab"]["best"]["epoch"] == 2
-    assert Card(tmp_path / "run").read()["status"] == "finished"
+    assert RunRecord(tmp_path / "run").read()["status"] == "finished"
     assert len(rows(tmp_path / "run/metrics.csv")) == 3

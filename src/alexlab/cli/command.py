@@ -165,7 +165,7 @@ def remove_unused() -> None:
 
 def report_bug(error: Exception, run_dir: Path) -> None:
     """Log an error that is none of the user's, with its traceback and what to do."""
-    record = run_dir / layout.CARD
+    record = run_dir / layout.RUN_JSON
     attached = f" and {record}" if record.is_file() else ""
     log.exception("%s", error, exc_info=error)
     log.error("This is a bug in alexlab. Please report it with the traceback above%s.", attached)
@@ -216,9 +216,9 @@ def run_job(
         check_confined(own, sweep.folder, confirmed=sweep.confirmed)
     if name == "train" and ranks.broadcast("is resumed", lambda: jobs.previous_attempt(run_dir).resumed):
         from alexlab.cli.resume import check_foreign, images_to_match
-        from alexlab.runs.record import Card
+        from alexlab.runs.record import RunRecord
 
-        card = Card(run_dir).read()
+        card = RunRecord(run_dir).read()
         check_foreign(card["config"], run_dir, own=own)
         data = images_to_match(card, anyway=sweep is not None and sweep.on_changed_data)
         return task.run(
@@ -247,7 +247,7 @@ def submit(
     Raises:
         AlexlabError: with the cause and the exit code of a run that has failed there.
     """
-    from alexlab.runs.record import Card
+    from alexlab.runs.record import RunRecord
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
@@ -262,10 +262,10 @@ def submit(
     if job.state == jobs.FINISHED:
         from alexlab.training.loop import print_scores
 
-        print_scores(Card(run_dir).read()["scores"], run_dir)
+        print_scores(RunRecord(run_dir).read()["scores"], run_dir)
         return job.score
     failure = AlexlabError(str(job.cause))
-    failure.exit_code = Card(run_dir).read().get("exit_code") or AlexlabError.exit_code
+    failure.exit_code = RunRecord(run_dir).read().get("exit_code") or AlexlabError.exit_code
     raise failure
 
 
@@ -341,7 +341,7 @@ class Folders(Callback):
 
 def _sweep_folder(config: DictConfig, given: bool) -> Path:
     """A new folder for a sweep, or the folder of the same sweep, begun before."""
-    from alexlab.runs.record import Lock
+    from alexlab.runs.lock import RunLock
 
     folder = Path(config.hydra.sweep.dir)
     record = recorded(OmegaConf.to_container(config)) if config.hydra.job.name == "train" else None
@@ -356,12 +356,12 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
         claimed = folder
     else:
         claimed = _claimed(config.hydra.sweep.dir, given)
-    jobs.locks.append(Lock(claimed))
+    jobs.locks.append(RunLock(claimed))
     if record is not None:
         record.write(claimed)
         # The jobs are those of the record, also where the words would draw them anew: `shuffle(...)`.
         launcher = [
-            word for word in raw_overrides(config.hydra.overrides.task) if word.startswith(layout.LAUNCHER_WORDS)
+            word for word in raw_overrides(config.hydra.overrides.task) if word.startswith(layout.LAUNCHER_OVERRIDES)
         ]
         config.hydra.overrides.task = [*record.words(), *launcher]
     return claimed
@@ -394,7 +394,7 @@ def _claimed(path: str, given: bool) -> Path:
                 raise ConfigError(f"a run must have a folder of its own; {folder} already holds one")
             folder.mkdir(parents=True, exist_ok=True)
         else:
-            folder = layout.claim(path)
+            folder = layout.create_folder(path)
             created.append(folder)
         check_room(folder)
         return folder

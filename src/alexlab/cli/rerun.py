@@ -13,7 +13,7 @@ from alexlab.cli.arguments import quote_paths
 from alexlab.cli.resume import check_foreign, is_unchanged, typed_keys
 from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Rerun:
 
     def compare(self, run_dir: Path) -> list[str]:
         """What differs between the first run and this one, a line each, and whether the scores came out equal."""
-        before, now = Card(self.first).read(), Card(run_dir).read()
+        before, now = RunRecord(self.first).read(), RunRecord(run_dir).read()
         lines = []
         if not before["scores"]:
             lines.append(f"{self.first} was {before['status']} and has no final scores to compare with")
@@ -97,7 +97,7 @@ def find_rerun(arguments: Sequence[str]) -> Rerun | None:
     if not wanted:
         return None
     first = Path(wanted[-1]).expanduser()
-    card = Card(first).read()
+    card = RunRecord(first).read()
     others = [argument for argument in arguments if not argument.startswith("rerun=")]
     for override in OverridesParser.create().parse_overrides(quote_paths(others)):
         if not is_unchanged(override, OmegaConf.create(card["config"])):

@@ -29,8 +29,9 @@ from alexlab.config.grammar import quote_path
 from alexlab.distributed import rendezvous
 from alexlab.distributed.ranks import broadcast_run_dir, rank
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import BEST, CARD, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_WORDS
-from alexlab.runs.record import FINISHED, INTERRUPTED, RUNNING, Card, CorruptError, checked, holder
+from alexlab.runs.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_OVERRIDES, RUN_JSON
+from alexlab.runs.lock import lock_holder
+from alexlab.runs.record import FINISHED, INTERRUPTED, RUNNING, CorruptError, RunRecord, check_record
 from alexlab.sweeps.record import RECORD, as_data, read_record
 
 log = logging.getLogger(__name__)
@@ -117,8 +118,8 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
     if (run_dir / RECORD).is_file():
         raise ConfigError(f"{run_dir} is the folder of a sweep: python src/train.py -m resume={run_dir}")
     card = _read(run_dir)
-    where = [argument for argument in arguments if argument.startswith(LAUNCHER_WORDS)]
-    own = ("resume=", ON_CHANGED_DATA, *LAUNCHER_WORDS)
+    where = [argument for argument in arguments if argument.startswith(LAUNCHER_OVERRIDES)]
+    own = ("resume=", ON_CHANGED_DATA, *LAUNCHER_OVERRIDES)
     changes = quote_paths([argument for argument in arguments if not argument.startswith(own)])
     config = changed(card["config"], changes, run_dir)
     check_foreign(config, run_dir, confirmed=typed_keys(changes))
@@ -129,7 +130,7 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
     if rank() > 0:  # rank 0 looks at the card, and writes on it at once
         return found
     if card["status"] == RUNNING:
-        raise ConfigError(f"a run that is resumed must have ended; process {holder(run_dir)} is writing {run_dir}")
+        raise ConfigError(f"a run that is resumed must have ended; process {lock_holder(run_dir)} is writing {run_dir}")
     if card["status"] == FINISHED and not is_longer(config["trainer"], than=card["config"]["trainer"]):
         limits = [(name, card["config"]["trainer"][name]) for name in LENGTHS]
         given = " and ".join(f"trainer.{name}={limit}" for name, limit in limits if limit not in (None, -1))
@@ -176,7 +177,7 @@ def _run_folder(given: str) -> Path:
     path = Path(given).expanduser()
     if not path.is_file():
         return path
-    if path.name == CARD:
+    if path.name == RUN_JSON:
         return path.parent
     run_dir = path.parent.parent
     if path == run_dir / LAST:
@@ -190,9 +191,9 @@ def _run_folder(given: str) -> Path:
 def _read(run_dir: Path) -> dict[str, Any]:
     """The record of a run; where run.json is corrupt, what its checkpoints say."""
     try:
-        return Card(run_dir).read()
+        return RunRecord(run_dir).read()
     except CorruptError as error:
-        if holder(run_dir) is not None:
+        if lock_holder(run_dir) is not None:
             raise
         from alexlab.runs.safe_load import load_file
 
@@ -208,7 +209,7 @@ def _read(run_dir: Path) -> dict[str, Any]:
                     "choices": about["choices"],
                     "data": {"class_names": about["classes"]},
                 }
-                found = checked({"status": INTERRUPTED, **known}, path)
+                found = check_record({"status": INTERRUPTED, **known}, path)
             except (ConfigError, KeyError, TypeError):
                 continue
             log.warning("%s; using the config in %s", error, path)
@@ -269,7 +270,7 @@ def _last_run() -> Path:
     begun: dict[Path, float] = {}
     for folder in Path().glob(RUNS):
         try:
-            begun[folder] = json.loads((folder / CARD).read_text())["attempts"][-1]["start_s"]
+            begun[folder] = json.loads((folder / RUN_JSON).read_text())["attempts"][-1]["start_s"]
         except (OSError, ValueError, KeyError):
             continue
     if not begun:
@@ -313,7 +314,7 @@ def find_resumed_sweep(arguments: Sequence[str]) -> ResumedSweep | None:
     ]
     confirmed = [word for word in others if _repeats(word, record.overrides)]
     others = [word for word in others if word not in confirmed]
-    refused = [word for word in others if not word.startswith((*LAUNCHER_WORDS, NUM_TRIALS, "--config-dir="))]
+    refused = [word for word in others if not word.startswith((*LAUNCHER_OVERRIDES, NUM_TRIALS, "--config-dir="))]
     if refused:
         raise ConfigError(
             f"a resumed sweep keeps its jobs, so {refused[0]} is refused; you can change launcher, launcher.* and, "

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from alexlab.data.fingerprint import describe_images
 from alexlab.data.splits import Splits
 from alexlab.errors import ConfigError
-from alexlab.runs.record import data_state, versions
+from alexlab.runs.provenance import versions
 
 # Where a node has its images, and how it reads them, is its own affair.
 NODE_LOCAL_KEYS = (
@@ -30,7 +31,7 @@ def fingerprint(config: Mapping[str, Any], splits: Splits, ranks: int) -> dict[s
     keys = {key: value for key, value in flat(config) if not key.startswith(NODE_LOCAL_KEYS)} | {
         "trainer.devices": ranks
     }
-    state = data_state(splits)
+    state = describe_images(splits)
     counts = {f"images of {name}": count for name, count in state["counts"].items()}
     data = {"classes": list(splits.classes), **counts, "files and sizes": state["fingerprint"]}
     return {"config": keys, "data": data, "versions": versions()}

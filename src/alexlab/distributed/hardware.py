@@ -2,8 +2,11 @@
 
 import ctypes
 import os
+import platform
 import signal
 import sys
+from pathlib import Path
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
@@ -76,3 +79,15 @@ def core_sets(count: int) -> list[list[int]]:
     return [
         all_cores[bounds[index] : max(bounds[index + 1], bounds[index] + 1)] or all_cores[-1:] for index in range(count)
     ]
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Return the CPU model, core count and memory of this machine, without initialising CUDA."""
+    model = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"system": platform.platform(), "cpu": model, "cores": num_cores(), "memory_gb": round(memory / 1e9, 1)}

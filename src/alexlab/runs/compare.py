@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import CARD, EARLIER, METRICS
-from alexlab.runs.record import FINISHED, Card
+from alexlab.runs.layout import EARLIER, METRICS, RUN_JSON
+from alexlab.runs.record import FINISHED, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +130,12 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
     found: set[Path] = set()
     for pattern in patterns:
         for name in glob.glob(pattern) or [pattern]:
-            below = [path.parent for path in Path(name).rglob(CARD) if EARLIER not in path.parts]
-            found.update([Path(name)] if (Path(name) / CARD).is_file() else below)
+            below = [path.parent for path in Path(name).rglob(RUN_JSON) if EARLIER not in path.parts]
+            found.update([Path(name)] if (Path(name) / RUN_JSON).is_file() else below)
     if not found:
-        raise ConfigError(f"report needs run folders; no {CARD} found in or below {', '.join(patterns) or 'nothing'}")
+        raise ConfigError(
+            f"report needs run folders; no {RUN_JSON} found in or below {', '.join(patterns) or 'nothing'}"
+        )
     return sorted(found, key=_natural_order)
 
 
@@ -175,7 +177,7 @@ def read_run(folder: Path) -> RunResult:
             epochs = [{str(name): float(value) for name, value in row.items() if value} for row in rows]
     except (ValueError, TypeError, csv.Error) as error:
         raise ConfigError(f"{path} is corrupt: {error}") from error
-    return RunResult(folder, Card(folder).read(), epochs)
+    return RunResult(folder, RunRecord(folder).read(), epochs)
 
 
 def differing_keys(runs: Sequence[RunResult]) -> list[str]:

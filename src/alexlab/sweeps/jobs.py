@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from alexlab.distributed.signals import Interrupted
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
-from alexlab.runs.layout import CARD, EARLIER
+from alexlab.runs.layout import EARLIER, RUN_JSON
+from alexlab.runs.lock import lock_holder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -89,12 +90,12 @@ class PreviousAttempt:
 
 def previous_attempt(folder: Path, *, retry_failed: bool = False) -> PreviousAttempt:
     """What there is of a job in its folder; to repeat a failed one, what it left is moved to `.earlier/<n>/` inside."""
-    if not (folder / CARD).is_file():
+    if not (folder / RUN_JSON).is_file():
         return PreviousAttempt()
     from alexlab.runs import record
 
     try:
-        card = record.Card(folder).read()
+        card = record.RunRecord(folder).read()
     except record.CorruptError as error:
         if not retry_failed:
             return PreviousAttempt(FAILED, cause=f"{error}; launcher.retry_failed=true runs the job again")
@@ -106,7 +107,7 @@ def previous_attempt(folder: Path, *, retry_failed: bool = False) -> PreviousAtt
     if card["status"] == record.INTERRUPTED:
         return PreviousAttempt(resumed=True)
     if card["status"] != record.FAILED:
-        return PreviousAttempt(FAILED, cause=f"process {record.holder(folder)} is writing its folder", held=True)
+        return PreviousAttempt(FAILED, cause=f"process {lock_holder(folder)} is writing its folder", held=True)
     if not retry_failed:
         return PreviousAttempt(FAILED, cause=f"{card['reason']} (before; launcher.retry_failed=true runs it again)")
     kept = folder / EARLIER
@@ -153,7 +154,7 @@ def _state(job: Job) -> tuple[str, float | None]:
     if job.state != RUNNING:
         return job.state, job.score
     try:
-        card = json.loads((job.folder / CARD).read_text())
+        card = json.loads((job.folder / RUN_JSON).read_text())
     except (OSError, ValueError):
         card = {}
     words = [RUNNING]
@@ -211,7 +212,7 @@ def print_jobs(folder: Path) -> None:
 
     Terminal().print(table())
     print_line(f"sweep folder: {folder}")
-    if any((job.folder / CARD).is_file() for job in jobs):
+    if any((job.folder / RUN_JSON).is_file() for job in jobs):
         print_line(f"tensorboard --logdir {folder}")
 
 

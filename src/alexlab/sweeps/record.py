@@ -22,7 +22,7 @@ from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import check_target
 from alexlab.config.grammar import quote
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import LAUNCHER_WORDS
+from alexlab.runs.layout import LAUNCHER_OVERRIDES
 
 RECORD = "sweep.json"
 VERSION = 1
@@ -94,7 +94,7 @@ def recorded(config: Any) -> SweepRecord:
     """
     hydra = config["hydra"]
     words = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
-    words += [word for word in hydra["overrides"]["task"] if not word.startswith(LAUNCHER_WORDS)]
+    words += [word for word in hydra["overrides"]["task"] if not word.startswith(LAUNCHER_OVERRIDES)]
     launcher = hydra["runtime"]["choices"]["launcher"]
     default = launcher_defaults(launcher)
     own = [word for word in hydra["overrides"]["hydra"] if word.startswith("hydra.sweep.subdir=")]

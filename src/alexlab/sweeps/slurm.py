@@ -22,7 +22,7 @@ from alexlab.distributed import hardware
 from alexlab.distributed.signals import Interrupted
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import OUTPUT, SLURM_LOG
-from alexlab.runs.record import INTERRUPTED, Card
+from alexlab.runs.record import INTERRUPTED, RunRecord
 from alexlab.sweeps import jobs as sweeps
 from alexlab.sweeps import squeue
 from alexlab.sweeps.jobs import FAILED, RUNNING, Job
@@ -249,7 +249,7 @@ class _Submitted:
 
     def _cause(self) -> str:
         try:
-            card = Card(self.job.folder).read()
+            card = RunRecord(self.job.folder).read()
         except ConfigError:
             card = {"status": None}
         known = [str(card["reason"])] if card["status"] == INTERRUPTED else []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import LAST
-from alexlab.runs.record import Card
+from alexlab.runs.record import RunRecord
 
 QUEUE_S = 10.0  # between two looks into the queue, which many users share
 LAG_S = 15.0  # for which a job may have ended, or be unknown, before its word is on our disk
@@ -63,7 +63,7 @@ def requeue(job_id: str) -> None:
 def made_progress(run_dir: Path) -> bool:
     """Whether the last attempt at a run has saved a checkpoint: one that does not would be queued for ever."""
     try:
-        begun_s = Card(run_dir).read()["attempts"][-1]["start_s"]
+        begun_s = RunRecord(run_dir).read()["attempts"][-1]["start_s"]
         return bool((run_dir / LAST).stat().st_mtime >= begun_s)
     except (OSError, ConfigError, KeyError):
         return False

@@ -40,9 +40,10 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.data.config import DataConfig
     from alexlab.data.layout import SPLITS
     from alexlab.distributed.devices import num_ranks, requested_gpus
+    from alexlab.distributed.hardware import describe_hardware
     from alexlab.distributed.launch import Limits, launch
     from alexlab.output.terminal import Terminal
-    from alexlab.runs import record
+    from alexlab.runs.provenance import CODE_DIR, code_state, versions
     from alexlab.tasks.train import rehearse
     from alexlab.training.loop import hush_lightning
 
@@ -86,11 +87,11 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
             peer=config["peer"],
         )
         about = {
-            "hardware": record.hardware(),
-            "versions": record.versions(),
+            "hardware": describe_hardware(),
+            "versions": versions(),
             "device": device,
             "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-            "code": record.code_state(record.CODE_DIR)[0],
+            "code": code_state(CODE_DIR)[0],
             "choices": choices,
             "config": trained,
             "settings": config["benchmark"],

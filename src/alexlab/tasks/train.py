@@ -15,14 +15,16 @@ from alexlab.config.allowlist import check_targets
 from alexlab.config.culprits import explain
 from alexlab.config.instantiate import bind
 from alexlab.data.config import DataConfig
+from alexlab.data.fingerprint import describe_images, require_same_images
 from alexlab.data.splits import Splits
 from alexlab.distributed import hardware, ranks
 from alexlab.distributed.consistency import fingerprint, require_same
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError, ConfigError, DiskError, PrunedError
-from alexlab.runs.layout import CARD, LAST, STATISTICS
-from alexlab.runs.record import FAILED, FINISHED, INTERRUPTED, PRUNED, Card, Lock, check_same_data, data_state
+from alexlab.runs.layout import LAST, RUN_JSON, STATISTICS
+from alexlab.runs.lock import RunLock
+from alexlab.runs.record import FAILED, FINISHED, INTERRUPTED, PRUNED, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +57,9 @@ def run(
         Interrupted: when a signal has ended it.
     """
     if (
-        ranks.is_distributed() and not resumed and (run_dir / CARD).is_file()
+        ranks.is_distributed() and not resumed and (run_dir / RUN_JSON).is_file()
     ):  # torchrun has started the ranks again, with the same command
-        resumed, began_with = True, images_to_match(Card(run_dir).read(), anyway=False)
+        resumed, began_with = True, images_to_match(RunRecord(run_dir).read(), anyway=False)
     if resumed and not any((run_dir / LAST).parent.glob("*.ckpt")):
         log.info("there is no checkpoint yet: the run begins anew")
     checked = partial(_checked, config, run_dir, resumed=resumed, began_with=began_with or {})
@@ -66,7 +68,7 @@ def run(
             scores = _train(checked(), run_dir, choices, isolated)
             ranks.forget_run_dir()
             return scores.get("best/top1")
-    with signals.install(), Lock(run_dir):
+    with signals.install(), RunLock(run_dir):
         try:
             with naming_keys(config):
                 found = checked()
@@ -80,8 +82,8 @@ def run(
 
 def _recorded(checked: "Checked", run_dir: Path, choices: dict[str, str], isolated: bool) -> float | None:
     """Train, and say in the record of the run what became of it."""
-    card = Card(run_dir)
-    card.start(checked.config, choices)
+    card = RunRecord(run_dir)
+    card.start(checked.config, choices, hardware=hardware.describe_hardware())
     card.update(data=checked.data)
     try:
         with translate_errors(run_dir):
@@ -103,7 +105,7 @@ def _recorded(checked: "Checked", run_dir: Path, choices: dict[str, str], isolat
     return scores.get("best/top1")
 
 
-def _ended(card: Card, status: str, **values: Any) -> None:
+def _ended(card: RunRecord, status: str, **values: Any) -> None:
     """Says in the card of a run that is ending what has ended it; a full disk must not take the place of that."""
     try:
         card.finish(status, **values)
@@ -178,8 +180,8 @@ def _checked(config: dict[str, Any], run_dir: Path, *, resumed: bool, began_with
             f"data.batch_size={config['data']['batch_size']} cannot be divided among the {ranks.world_size()} ranks that are "
             "left so that none gets more images at once"
         )
-    data = data_state(splits)
-    check_same_data(began_with, data, where=DataConfig(**config["data"]).location)
+    data = describe_images(splits)
+    require_same_images(began_with, data, where=DataConfig(**config["data"]).location)
     tried = build.measured(config, splits, pretended=True)[0]
     if resumed and (run_dir / LAST).is_file():
         tried = {**tried, "model": {**tried["model"], "weights": None}}  # those of the checkpoint are taken
@@ -222,7 +224,7 @@ def _train(checked: Checked, run_dir: Path, choices: dict[str, str], isolated: b
 
     config, statistics = build.agreed_measures(checked.config, checked.splits)
     if ranks.rank() == 0:
-        Card(run_dir).update(config=config)
+        RunRecord(run_dir).update(config=config)
         if statistics is not None:
             statistics.write(run_dir / STATISTICS)
     splits = build.packed(config, checked.splits)
@@ -232,7 +234,7 @@ def _train(checked: Checked, run_dir: Path, choices: dict[str, str], isolated: b
         num_ranks=checked.local_ranks,
         isolated=isolated,
         limits=Limits(**config["elastic"]),
-        on_restart=lambda causes: Card(run_dir).update(restarts=causes),
+        on_restart=lambda causes: RunRecord(run_dir).update(restarts=causes),
     )
     if scores and ranks.rank() == 0:
         print_scores(scores, run_dir)

@@ -10,7 +10,8 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback
 
 from alexlab.runs.atomic import RunFileWriter
-from alexlab.runs.record import Card, peak_memory_mb
+from alexlab.runs.provenance import peak_memory_mb
+from alexlab.runs.record import RunRecord
 from alexlab.training.callbacks.epoch_log import EpochLog, epoch_metrics
 
 
@@ -22,7 +23,7 @@ class RunRecordUpdates(RunFileWriter, Callback):
 
     def _update(self, trainer: lightning.Trainer, **values: Any) -> None:
         self.known |= values
-        card = Card(Path(trainer.default_root_dir))
+        card = RunRecord(Path(trainer.default_root_dir))
         with self.writing(card.path):
             card.update(**self.known)
 
