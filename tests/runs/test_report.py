@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from alexlab.cli import overrides
+from alexlab.cli.arguments import collect_runs
 from alexlab.errors import ConfigError
 from alexlab.runs.compare import differing_keys, find_runs, group_seeds, rank_groups, read_run
 from alexlab.runs.lock import RunLock
@@ -163,9 +163,9 @@ def test_which_runs(
     assert len(find_runs(["sweep/[0-2]_x", "sweep/0_x"])) == 3
     with pytest.raises(ConfigError, match=r"report needs run folders; no run.json found in or below nowhere"):
         find_runs(["nowhere"])
-    words = overrides.collect_runs(["sweep/0_x", "sweep/1 x,y", "out=here", "--cfg"])
+    words = collect_runs(["sweep/0_x", "sweep/1 x,y", "out=here", "--cfg"])
     assert words == ["out=here", "--cfg", "runs=['sweep/0_x','sweep/1 x,y']"]
-    config = plain(*overrides.collect_runs([str(sweep)]), f"out={tmp_path / 'here'}", name="report")
+    config = plain(*collect_runs([str(sweep)]), f"out={tmp_path / 'here'}", name="report")
     report(config, run_dir=tmp_path, choices={})
     assert "| optimizer | model.width | n | top-1 |" in capsys.readouterr().out
     assert (tmp_path / "here/report.html").is_file()
