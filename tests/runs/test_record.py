@@ -160,7 +160,7 @@ def test_a_corrupt_record_is_named(content: str, tmp_path: Path) -> None:
         RunRecord(tmp_path).read()
     assert "\n" not in str(caught.value)
     assert jobs.previous_attempt(tmp_path).state == "failed"
-    RunRecord(tmp_path).start({"seed": 1}, {})
+    RunRecord(tmp_path).start({"seed": 1}, {}, hardware={"cpu": "x", "cores": 1})
     assert RunRecord(tmp_path).read()["status"] == "interrupted", "another attempt writes it anew"
 
 
