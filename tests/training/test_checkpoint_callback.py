@@ -30,7 +30,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch_and_the_best_of_the_best(train
     assert best["alexlab"]["best"]["top1"] == pytest.approx(max(scores))
 
 
-def test_every_epochs_leaves_no_gap_at_the_end(train: Train, tmp_path: Path) -> None:
+def test_every_n_epochs_leaves_no_gap_at_the_end(train: Train, tmp_path: Path) -> None:
     train("trainer.max_epochs=3", "callbacks.checkpoint.every_n_epochs=2")
     assert loaded(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 9
 
