@@ -1,6 +1,6 @@
 """Our launcher. Hydra takes plugins from modules of `hydra_plugins` only, and imports them at each start: nothing heavy here."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,15 @@ class SweepLauncher(Launcher):
     interrupted one goes on from its last checkpoint.
 
     Args:
-        runner: where they run.
-        retry_failed: run what failed before once more; what it left is kept in `.earlier/`.
+        runner: class of the runner, or a partial of it.
+        settings: the `launcher` node: keyword arguments of the runner, and `retry_failed` (false by default), which reruns
+            failed jobs and keeps the output of their failed attempts in `.earlier/`.
     """
 
-    def __init__(self, runner: JobRunner, retry_failed: bool = False) -> None:
-        self.runner, self.retry_failed = runner, retry_failed
+    def __init__(self, runner: Callable[..., JobRunner], settings: Mapping[str, Any] | None = None) -> None:
+        arguments = dict(settings or {})
+        self.retry_failed: bool = arguments.pop("retry_failed", False)
+        self.runner = runner(**arguments)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keeps what Hydra hands over."""

@@ -258,15 +258,19 @@ def test_a_job_that_is_running_already_is_waited_for_by_the_engine_that_has_it(t
             each.folder.mkdir()
             RunRecord(each.folder).update(status="running", config={})
             locks.enter_context(RunLock(each.folder))
-        found = list(SweepLauncher(runner)._to_run(iter(jobs), lambda job: ended.append(job.number)))
+        found = list(SweepLauncher(lambda: runner)._to_run(iter(jobs), lambda job: ended.append(job.number)))
     assert [each.number for each in found] == [1] and ended == [0]
     assert jobs[0].state == FAILED and jobs[0].cause == f"process {os.getpid()} is writing its folder"
 
 
-def test_the_launcher_names_the_engine() -> None:
+def test_the_launcher_group_chooses_the_runner_and_its_arguments() -> None:
     kinds = {"parallel": "Parallel", "submitit": "Submitit", "ray": "Ray"}
     for words, kind in (([], "Sequential"), *(([f"launcher={option}"], kind) for option, kind in kinds.items())):
         made = instantiate(composed(*words).hydra.launcher)
         # Hydra has imported its plugins by itself: its classes are not those of an import here.
         assert (type(made).__name__, type(made.runner).__name__) == ("SweepLauncher", kind)
         assert made.retry_failed is False
+    made = instantiate(composed("launcher=parallel", "launcher.jobs=3", "launcher.retry_failed=true").hydra.launcher)
+    assert (made.runner.jobs, made.runner.jobs_per_gpu, made.retry_failed) == (3, 1, True)
+    made = instantiate(composed("launcher=submitit", "+hydra.launcher.runner.slurm_constraint=a100").hydra.launcher)
+    assert made.runner.options["slurm_constraint"] == "a100"

@@ -251,7 +251,7 @@ def submit(
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    runner = hydra.utils.instantiate(hydra_config.launcher.runner)
+    runner = hydra.utils.instantiate(hydra_config.launcher).runner
     runner.prepare(run_dir)
     if earlier is None:
         with runner.like_job():
