@@ -1,14 +1,11 @@
-"""Whether the nodes of a run train the same: the same config, on the same images, with the same versions. Imports no torch."""
+"""Check that all nodes of a run train the same: the same config, on the same images, with the same versions."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from alexlab.data.fingerprint import describe_images
-from alexlab.data.splits import Splits
 from alexlab.errors import ConfigError
-from alexlab.runs.provenance import versions
 
-# Where a node has its images, and how it reads them, is its own affair.
+# Where a node keeps its images, and how it reads them, may differ.
 NODE_LOCAL_KEYS = (
     "data.root",
     "data.url",
@@ -21,44 +18,45 @@ NODE_LOCAL_KEYS = (
 )
 
 
-def fingerprint(config: Mapping[str, Any], splits: Splits, ranks: int) -> dict[str, Any]:
-    """What must be equal on all nodes, as plain data: a dict of dicts.
+def fingerprint(
+    config: Mapping[str, Any], *, data: Mapping[str, Any], versions: Mapping[str, Any], num_ranks: int
+) -> dict[str, Any]:
+    """Return what must be equal on all nodes, as plain data.
 
     Args:
-        config, splits: of the run.
-        ranks: of this node, which `trainer.devices=auto` leaves to the machine.
+        config: config of the run.
+        data: classes, counts and fingerprint of the images.
+        versions: versions of the packages.
+        num_ranks: number of ranks on this node, which `trainer.devices=auto` does not give.
     """
-    keys = {key: value for key, value in flat(config) if not key.startswith(NODE_LOCAL_KEYS)} | {
-        "trainer.devices": ranks
-    }
-    state = describe_images(splits)
-    counts = {f"images of {name}": count for name, count in state["counts"].items()}
-    data = {"classes": list(splits.classes), **counts, "files and sizes": state["fingerprint"]}
-    return {"config": keys, "data": data, "versions": versions()}
+    keys = {key: value for key, value in flatten(config) if not key.startswith(NODE_LOCAL_KEYS)}
+    return {"config": keys | {"trainer.devices": num_ranks}, "data": dict(data), "versions": dict(versions)}
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a nested dict with dots, and their values."""
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of a nested dict and their values."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
-def require_same(first: Mapping[str, Any], own: Mapping[str, Any], *, name: str) -> None:
-    """Refuses a node that would train something else.
+def require_same(first: Mapping[str, Any], other: Mapping[str, Any], *, name: str) -> None:
+    """Raise unless another node trains the same as the first one.
 
     Args:
-        first, own: the fingerprints of the first node and of this one.
-        name: of this node.
+        first: fingerprint of the first node.
+        other: fingerprint of the other node.
+        name: name of the other node.
 
     Raises:
-        ConfigError: with the first keys that differ.
+        ConfigError: with the first three keys that differ.
     """
-    for what in ("config", "data", "versions"):
-        keys = [key for key in {**first[what], **own[what]} if first[what].get(key) != own[what].get(key)]
+    for part in ("config", "data", "versions"):
+        theirs, ours = other[part], first[part]
+        keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
         if keys:
-            shown = ", ".join(f"{key}: {own[what].get(key)} instead of {first[what].get(key)}" for key in keys[:3])
+            shown = ", ".join(f"{key}: {theirs.get(key)} instead of {ours.get(key)}" for key in keys[:3])
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ConfigError(f"node {name} is refused, its {what} must be the first node's; {shown}{more}")
+            raise ConfigError(f"node {name} must have the same {part} as the first node; got {shown}{more}")

@@ -1,6 +1,6 @@
-"""Why the ranks of a run have ended: each writes its error to a file at once, as torchrun expects it; the parent finds the cause.
+"""Error files of the ranks, in torchrun's format, and the diagnosis of a failed run from them.
 
-When one rank is gone, the others fail because of its absence and may be seen first, so the parent looks at all of them.
+When one rank dies, the others fail because of its absence and may be noticed first, so the parent looks at all of them.
 """
 
 import json
@@ -20,11 +20,11 @@ from alexlab.distributed.failures import as_user_error
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError, LostPeerError, RankError
 
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun prints its message when the run has failed
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # torchrun prints the message in it when a run has failed
 
 
 def write_error_file(error: BaseException) -> None:
-    """Write the error that ends this rank, the first one only; a process that is no rank writes nothing."""
+    """Write the first error of this rank; do nothing in a process without an error file."""
     path = Path(os.environ.get(ERROR_FILE, ""))
     if ERROR_FILE not in os.environ or path.exists():
         return
@@ -33,12 +33,12 @@ def write_error_file(error: BaseException) -> None:
     content |= {"type": type(error).__name__, "text": text, "time_s": time.time()}
     if isinstance(error, Interrupted):
         content |= {"signum": error.signum}
-    with suppress(OSError):  # no room for it: the exit code says less
+    with suppress(OSError):  # the disk is full: the exit code has to do
         path.write_text(json.dumps(content))
 
 
 class ReportErrors(Callback):
-    """Writes an error as soon as the Trainer meets it, before it takes the process group down."""
+    """Callback that writes the error file as soon as the Trainer fails, before it destroys the process group."""
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -54,22 +54,22 @@ def read_error_files(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def diagnose(
-    written: Mapping[int, Mapping[str, Any]], exits: Mapping[int, tuple[int, int]], suspended: Mapping[int, int]
+    reports: Mapping[int, Mapping[str, Any]], exits: Mapping[int, tuple[int, int]], suspended: Mapping[int, int]
 ) -> AlexlabError | Interrupted:
-    """Return what has ended the ranks: an error of ours, a signal to stop, a killed rank, a suspended one, or the first error.
+    """Return the cause of failed ranks: an AlexlabError, a signal, a killed rank, a suspended one, or the first other error.
 
     Args:
-        written: the errors, the earliest first.
-        exits: process number and exit code of each rank that had ended before the others were terminated.
-        suspended: process numbers of ranks that were suspended when another one failed.
+        reports: content of the error files by rank, the earliest first.
+        exits: pid and exit code of each rank that exited before the others were terminated.
+        suspended: pids of the ranks that were suspended when another one failed.
     """
-    for error in written.values():
-        known = getattr(errors, error["type"], None)
-        if isinstance(known, type) and issubclass(known, AlexlabError) and known is not LostPeerError:
-            return known(error["text"])
-    for error in written.values():
-        if "signum" in error:
-            return Interrupted(error["signum"])
+    for report in reports.values():
+        error_class = getattr(errors, report["type"], None)
+        if isinstance(error_class, type) and issubclass(error_class, AlexlabError) and error_class is not LostPeerError:
+            return error_class(report["text"])
+    for report in reports.values():
+        if "signum" in report:
+            return Interrupted(report["signum"])
     if signals.first is not None:
         return Interrupted(signals.first)
     for rank, (pid, code) in exits.items():
@@ -77,14 +77,14 @@ def diagnose(
             name = signal.Signals(-code).name
             return RankError(f"rank {rank} (pid {pid}) was killed by {name}; the other ranks were terminated")
     for rank, pid in suspended.items():
-        waiting = next(iter(written), None)
-        who = "another rank" if waiting is None else f"rank {waiting}"
+        waiting = next(iter(reports), None)
+        peer = "another rank" if waiting is None else f"rank {waiting}"
         return RankError(
-            f"rank {rank} (pid {pid}) is suspended (SIGSTOP); {who} timed out waiting for it, so all ranks were terminated"
+            f"rank {rank} (pid {pid}) is suspended (SIGSTOP); {peer} timed out waiting for it, so all ranks were terminated"
         )
-    for rank, error in sorted(written.items(), key=lambda item: item[1]["type"] == LostPeerError.__name__):
-        return RankError(f"rank {rank} raised {error['message']}; the other ranks were terminated")
+    for rank, report in sorted(reports.items(), key=lambda item: item[1]["type"] == LostPeerError.__name__):
+        return RankError(f"rank {rank} raised {report['message']}; the other ranks were terminated")
     for rank, (pid, code) in exits.items():
         if code:
             return RankError(f"rank {rank} (pid {pid}) exited with code {code} without an error message")
-    return RankError("a rank ended without a result")
+    return RankError("a rank exited without returning a result")

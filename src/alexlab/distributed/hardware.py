@@ -1,4 +1,4 @@
-"""What this machine has. Imports no torch, and asks for GPUs without starting CUDA, so that a process can still be forked."""
+"""CPU cores, memory allocator and process lifetime of this machine."""
 
 import ctypes
 import os
@@ -10,32 +10,45 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
-
-jobs_elsewhere = False  # while jobs are looked at that will run on other machines than this one
-
-
-CORES = "ALEXLAB_CORES"  # environment variable: the logical processors of a job that is not bound to them
+CORES = "ALEXLAB_CORES"  # environment variable: number of logical cores of a job that is not bound to them
 
 
 def num_cores() -> int:
-    """Return the logical processors that this process may use; those of its job where Ray or SLURM need not bind it to them."""
+    """Return the number of logical cores for this process: those it may run on, and at most those of its Ray or SLURM job.
+
+    Ray never binds a job to its cores, and SLURM need not.
+    """
     found = len(cores()) or os.cpu_count() or 1
     given = os.environ.get(CORES) or os.environ.get("SLURM_CPUS_ON_NODE", "")
     return min(found, int(given)) if given.isdigit() and int(given) else found
 
 
 def cores() -> list[int]:
-    """Their numbers; none where the system does not tell, as on macOS."""
+    """Return the logical cores that this process may run on; empty on systems without CPU affinity, such as macOS."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def die_with_parent(parent: int) -> None:
-    """Lets the system kill this process when its parent ends, however it ends: no process computes on for nobody.
+def bind_to(chosen: list[int]) -> None:
+    """Bind this process and its future children to these cores; an empty list changes nothing."""
+    if chosen:
+        os.sched_setaffinity(0, chosen)
 
-    Linux only; elsewhere it does nothing.
+
+def core_sets(num_jobs: int) -> list[list[int]]:
+    """Divide the cores among jobs; each job gets at least one."""
+    all_cores = cores()
+    bounds = [len(all_cores) * index // num_jobs for index in range(num_jobs + 1)]
+    return [
+        all_cores[bounds[index] : max(bounds[index + 1], bounds[index] + 1)] or all_cores[-1:]
+        for index in range(num_jobs)
+    ]
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies, so that no orphan keeps computing. Linux only.
 
     Args:
-        parent: the parent's process number; it may have ended already.
+        parent: pid of the parent, which may already have died.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -45,7 +58,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this machine's processors compute in bfloat16 by themselves; those that do not take many times as long."""
+    """Return whether the CPU has bfloat16 instructions; emulation is many times slower."""
     import torch
 
     capabilities = torch.cpu.get_capabilities()
@@ -53,32 +66,17 @@ def cpu_has_bfloat16() -> bool:
 
 
 def keep_memory() -> None:
-    """Lets this process and its children keep the memory that they free, for the next step, instead of giving it back.
+    """Let this process and its children keep freed memory for the next step instead of returning it to the kernel.
 
-    A step on the CPU takes and frees hundreds of megabytes in large blocks, which glibc maps anew each time: at full width
-    with 64 images these are 120,000 page faults, with this 1,000, and 1.13 x the images/s (1.08 x at half width; 2 cores of an
-    AMD EPYC, 2026-11-23). What a process holds at most stays the same. Linux with glibc only; elsewhere it does nothing.
+    A step on the CPU allocates and frees hundreds of megabytes in large blocks, which glibc maps anew each time: 120,000 page
+    faults at full width with 64 images, 1,000 with this setting, and 1.13 x the images/s (1.08 x at half width; 2 cores of an
+    AMD EPYC, 2026-11-23). Peak memory stays the same. Linux with glibc only.
     """
     library = ctypes.CDLL(None)
     if not sys.platform.startswith("linux") or not hasattr(library, "mallopt"):
         return
     library.mallopt(M_MMAP_MAX, 0)
     library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def bind_to(chosen: list[int]) -> None:
-    """Binds this process and its future children to some of them; none changes nothing."""
-    if chosen:
-        os.sched_setaffinity(0, chosen)
-
-
-def core_sets(count: int) -> list[list[int]]:
-    """The cores divided by `count`, at least one for each share."""
-    all_cores = cores()
-    bounds = [len(all_cores) * index // count for index in range(count + 1)]
-    return [
-        all_cores[bounds[index] : max(bounds[index + 1], bounds[index] + 1)] or all_cores[-1:] for index in range(count)
-    ]
 
 
 def describe_hardware() -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What a signal does: a run ends after the step that it is in, with a checkpoint; a second one ends it at once. Imports no torch.
+"""Signal handling of a run: the first signal stops it after the current step with a checkpoint, a second one stops it immediately.
 
-SIGTERM comes from a scheduler or `kill`, SIGUSR1 from SLURM before the time is up, SIGINT from Ctrl-C, SIGHUP from a terminal
-that is closed. Each may reach any process of a run, or all: the parent hands it on to the ranks, and the ranks agree on the
+SIGTERM comes from a scheduler or `kill`, SIGUSR1 from SLURM before the time limit, SIGINT from Ctrl-C, SIGHUP from a closed
+terminal. Each may reach any process of a run, or all of them: the parent forwards it to the ranks, and the ranks agree on the
 step (`alexlab.training.callbacks.preemption`).
 """
 
@@ -14,18 +14,16 @@ from contextlib import contextmanager
 from types import FrameType
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-DEBOUNCE_S = (
-    1.0  # two signals within it are one that has come by two ways: to all processes, and handed on by their parent
-)
+DEBOUNCE_S = 1.0  # signals within it count as one that arrived twice: sent to all processes, and forwarded by their parent
 PREEMPTED, INTERRUPTED = 75, 130  # exit codes: EX_TEMPFAIL of <sysexits.h>, and 128 + SIGINT
 
 
 class Interrupted(BaseException):
-    """A signal has ended the work, which goes on where it was with `resume=`. No Exception: nobody may take it for a failure.
+    """A signal stopped the work, which `resume=` continues. Not an Exception: it must not be handled as a failure.
 
     Args:
         signum: the signal.
-        agreed: whether all ranks have ended after the same step.
+        agreed: whether all ranks stopped after the same step.
     """
 
     def __init__(self, signum: int, agreed: bool = False) -> None:
@@ -41,18 +39,20 @@ class Interrupted(BaseException):
 
 
 def raise_interrupted(signum: int) -> None:
-    """The response where nothing has to be finished."""
+    """Raise Interrupted: the default response, for work that can be stopped anywhere."""
     raise Interrupted(signum)
 
 
 class Signals:
-    """What this process has heard, and how it responds to the first signal; it ends at once on the second.
+    """Signals received by this process, and its response to the first one; a second one raises Interrupted.
 
-    `first` is the first signal, None before it; `agreed` the one on which all ranks have agreed.
+    Attributes:
+        first: the first signal received; None before it.
+        agreed: the signal that all ranks agreed to stop for; None before that.
     """
 
     def __init__(self) -> None:
-        self.pid = 0  # of the process that responds; 0 where nobody listens
+        self.pid = 0  # of the process that responds; 0 without installed handlers
         self.first: int | None = None
         self.first_s = 0.0
         self.agreed: int | None = None
@@ -60,50 +60,50 @@ class Signals:
 
     @contextmanager
     def install(self) -> Iterator[None]:
-        """Listens, unless somebody around it does already; a signal that was ignored before stays so (nohup)."""
+        """Handle the signals within the context, unless an outer one does. Ignored signals stay ignored (nohup)."""
         if self.pid == os.getpid() or threading.current_thread() is not threading.main_thread():
             yield
             return
         self.first = None
         self.reset_after_fork()
-        before = {signum: signal.getsignal(signum) for signum in HANDLED}
+        previous = {signum: signal.getsignal(signum) for signum in HANDLED}
         for signum in HANDLED:
-            if before[signum] != signal.SIG_IGN:
+            if previous[signum] != signal.SIG_IGN:
                 signal.signal(signum, self._handle)
         try:
             yield
         finally:
-            for signum, handler in before.items():
+            for signum, handler in previous.items():
                 signal.signal(signum, handler)
             self.pid = 0
 
     def reset_after_fork(self) -> None:
-        """For a process that was forked from one that listens: it responds by itself from here on.
+        """Make a process forked from one with installed handlers respond to signals itself.
 
         Raises:
-            Interrupted: when it has heard a signal already.
+            Interrupted: if it has already received a signal.
         """
         self.pid, self.respond, self.agreed = os.getpid(), raise_interrupted, None
         self.raise_pending()
 
     def raise_pending(self) -> None:
-        """Raises Interrupted when a signal was heard."""
+        """Raise Interrupted if a signal was received."""
         if self.first is not None and self.pid == os.getpid():
             raise Interrupted(self.first)
 
     @contextmanager
     def handler(self, respond: Callable[[int], None]) -> Iterator[None]:
-        """Another response to the first signal; one that was heard before gets it now."""
-        before, self.respond = self.respond, respond
+        """Replace the response to the first signal; if it has been received, call `respond` now."""
+        previous, self.respond = self.respond, respond
         try:
             if self.first is not None:
                 respond(self.first)
             yield
         finally:
-            self.respond = before
+            self.respond = previous
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.pid:  # a forked process that has not said what it wants: only its parent may end it
+        if os.getpid() != self.pid:  # a forked process before reset_after_fork: only its parent may terminate it
             if signum == signal.SIGTERM:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
@@ -119,9 +119,9 @@ signals = Signals()
 
 
 def ignore_first_sigterm(worker: int) -> None:
-    """For a loader process: a SIGTERM that reaches every process of a run leaves it, since the step must be finished.
+    """Ignore one SIGTERM in a loader process, so that a signal to every process of a run leaves it alive to finish the step.
 
     Args:
-        worker: its number, as a DataLoader tells it.
+        worker: id of the worker, as DataLoader passes it.
     """
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL) and None)
