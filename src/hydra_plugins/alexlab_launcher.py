@@ -106,7 +106,7 @@ class SweepLauncher(Launcher):
                 del config.hydra
                 for check in sweeps.checks:
                     try:
-                        check(config)
+                        check(config, self.runner.remote)
                     except AlexlabError as error:
                         mistakes.append(f"job {job.number} ({' '.join(job.overrides)}): {error}")
         with ending_in_words():

@@ -22,7 +22,7 @@ from alexlab.training.module import Classifier
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
             RankError,
-            r"a loader process \(pid 7\) was killed by SIGKILL; .*out of memory: take a smaller data.num_workers, or 0",
+            r"a loader process \(pid 7\) was killed by SIGKILL; .*out of memory: use a smaller data.num_workers, or 0",
         ),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ... "),
@@ -37,7 +37,7 @@ from alexlab.training.module import Classifier
         (
             RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)"),
             DiskError,
-            r"loader processes need shared memory: .*No space left.*or take data.num_workers=0",
+            r"loader processes need shared memory: .*No space left.*or use data.num_workers=0",
         ),
         (BrokenProcessPool("terminated abruptly"), RankError, "a process that reads images was killed; usually"),
         (OSError(errno.ENOSPC, "No space left"), DiskError, "cannot write run: No space left; "),

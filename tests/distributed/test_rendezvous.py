@@ -115,7 +115,7 @@ def test_ranks_with_other_configs_are_refused_by_name(images: Path, tmp_path: Pa
     started = [Rank(tmp_path, rank, {"RANK": rank, **variables}, *words, f"seed={rank}") for rank in range(2)]
     assert [rank.wait() for rank in started] == [1, 1]
     for rank in started:
-        assert "(rank 1) is refused, its config must be the first node's; seed: 1 instead of 0" in rank.said()
+        assert "(rank 1) must have the same config as the first node; got seed: 1 instead of 0" in rank.said()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -128,7 +128,7 @@ def test_variables_left_in_a_shell_do_not_disturb_a_run_of_one_process(
     for number, more in enumerate(({"MASTER_PORT": free_ports(1)[0]}, elsewhere, {})):
         alone = Rank(tmp_path, number, variables | more, *WORDS, f"data.root={images}")
         assert alone.wait() == 0, alone.said()
-        assert f"RANK and WORLD_SIZE say rank {rank} of 2, which is ignored: " in alone.said()
+        assert f"ignoring rank {rank} of 2 according to RANK and WORLD_SIZE: " in alone.said()
     assert len(list((tmp_path / "outputs/train").glob("*/*/checkpoints/best.ckpt"))) == 3
 
 
@@ -139,11 +139,11 @@ def test_a_rank_that_comes_late_finds_out_that_the_first_trains_alone(
     variables = {"WORLD_SIZE": 2, "MASTER_ADDR": LOOPBACK, "MASTER_PORT": free_ports(1)[0]}
     words = (*WORDS, f"data.root={images}", "trainer.max_epochs=100")
     first = Rank(tmp_path, 0, {"RANK": 0, **variables}, *words)
-    while "which is ignored" not in (first.said() if first.log.exists() else ""):
+    while "ignoring rank" not in (first.said() if first.log.exists() else ""):
         assert first.process.is_alive()
     late = Rank(tmp_path, 1, {"RANK": 1, **variables}, *words)
     assert late.wait() == 1
-    assert "rank 0 trains alone, as its trainer.devices=1 and trainer.num_nodes=1 say" in late.said()
+    assert "rank 0 trains alone, with trainer.devices=1 and trainer.num_nodes=1" in late.said()
     first.process.kill()
     first.process.join()
 
@@ -155,7 +155,7 @@ def test_a_missing_rank_and_one_that_was_started_twice(images: Path, tmp_path: P
     twice = Rank(tmp_path, 1, {"RANK": 0, **variables}, *words)
     codes = {rank.wait(): rank.said() for rank in (first, twice)}
     assert set(codes) == {1, 5}
-    assert "all 2 ranks must appear; rank 1 has not within 2 s" in codes[1]
+    assert "all 2 ranks must appear within 2 s; rank 1 did not" in codes[1]
     assert "rank 0 is at MASTER_ADDR=127.0.0.1" in codes[5] and "its port must be free" in codes[5]
 
 

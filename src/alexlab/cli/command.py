@@ -87,7 +87,7 @@ def run_command(name: str) -> None:
     register()
     codes = [0]
     created.clear()
-    jobs.checks.append(lambda config: check_job(name, config, sweep))
+    jobs.checks.append(lambda config, remote: check_job(name, config, sweep, remote=remote))
 
     def job(config: DictConfig) -> float | None:
         # Relative paths are those of the folder where the command was typed, with hydra.job.chdir=true too.
@@ -177,12 +177,21 @@ def register() -> None:
     composition.install()
 
 
-def check_job(name: str, config: DictConfig, sweep: "ResumedSweep | None" = None) -> None:
-    """Raise AlexlabError if the task of a command cannot run this config, or a resumed sweep must not."""
+def check_job(name: str, config: DictConfig, sweep: "ResumedSweep | None" = None, *, remote: bool = False) -> None:
+    """Raise AlexlabError if the task of a command cannot run this config, or a resumed sweep must not.
+
+    Args:
+        name: of the command.
+        config: of the job, as Hydra has composed it.
+        sweep: the resumed sweep that this is a job of.
+        remote: the job runs on another machine, whose devices are not known here.
+    """
     task = importlib.import_module(f"alexlab.tasks.{name}")
     if sweep is not None:
         check_confined(plain(config), sweep.folder, confirmed=sweep.confirmed)
-    if hasattr(task, "check"):
+    if name == "train":
+        task.check(plain(config), remote=remote)
+    elif hasattr(task, "check"):
         task.check(plain(config))
 
 
@@ -255,7 +264,7 @@ def submit(
     runner.prepare(run_dir)
     if earlier is None:
         with runner.like_job():
-            check_job(name, config)
+            check_job(name, config, remote=runner.remote)
     job = jobs.Job(0, raw_overrides(hydra_config.overrides.task), run_dir, config, standalone=True)
     jobs.jobs.append(job)
     runner.run(iter([job]), partial(_submitted, name, earlier, typed), lambda job: None)

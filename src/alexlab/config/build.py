@@ -34,7 +34,7 @@ from alexlab.data.splits import Split, Splits
 from alexlab.data.statistics import ChannelStatistics, check_std, measure_statistics
 from alexlab.data.transforms import PCAColorNoise, Views
 from alexlab.data.unreadable import UnreadableLog
-from alexlab.distributed import devices, hardware
+from alexlab.distributed import devices
 from alexlab.distributed.ddp import KEYS as DDP_KEYS
 from alexlab.distributed.ddp import DDPOptions, HookedDDP
 from alexlab.distributed.devices import requested_gpus
@@ -391,7 +391,9 @@ def trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning.Train
     node = {name: value_of(value, f"trainer.{name}") for name, value in given.items()}
     node["strategy"] = _strategy(node["strategy"], config, num_ranks=num_ranks)
     if not requested_gpus(accelerator=node["accelerator"], devices=node["devices"]):
-        node["devices"] = devices.count_devices(node["devices"], 1)  # Lightning takes no -1 and no list for a CPU
+        node["devices"] = devices.count_devices(
+            node["devices"], available=1
+        )  # Lightning takes no -1 and no list for a CPU
     called, logged = callbacks(config), loggers(config, run_dir)
     # Without these Lightning adds a checkpoint and a bar of its own where the config has none.
     for name, kind in (("enable_checkpointing", Checkpoint), ("enable_progress_bar", ProgressBar)):
@@ -479,7 +481,7 @@ def fastest(node: Config) -> Config:
     return found
 
 
-def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
+def check(config: Config, splits: Splits, *, num_ranks: int, remote: bool = False) -> None:
     """Builds everything on the meta device, without memory or processes, so that mistakes are told before any work.
 
     Raises:
@@ -488,7 +490,7 @@ def check(config: Config, splits: Splits, *, num_ranks: int) -> None:
     _check_numbers(config, "")
     if not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"seed must be a whole number from 0 to {2**32 - 1}; got {config['seed']}")
-    _check_trainer(config, num_ranks)
+    _check_trainer(config, num_ranks, remote=remote)
     settings = data(config)
     shares = image_shares(config, num_ranks)
     check_batch_size(
@@ -545,7 +547,7 @@ def _check_towers(config: Config, built: nn.Module, num_ranks: int) -> None:
             raise ConfigError(f"{name} needs the whole net in one process, so trainer=two_towers refuses it")
 
 
-def _check_trainer(config: Config, num_ranks: int) -> None:
+def _check_trainer(config: Config, num_ranks: int, *, remote: bool) -> None:
     node = config["trainer"]
     if max(node["max_epochs"] or 0, node["max_steps"]) < 1:
         raise ConfigError(
@@ -559,7 +561,7 @@ def _check_trainer(config: Config, num_ranks: int) -> None:
     for name, least in LEAST.items():
         if node[name] is not None and node[name] < least:
             raise ConfigError(f"trainer.{name} must be at least {least}; got {node[name]}")
-    on_gpu = hardware.jobs_elsewhere or requested_gpus(accelerator=node["accelerator"], devices=node["devices"])
+    on_gpu = remote or requested_gpus(accelerator=node["accelerator"], devices=node["devices"])
     if node["sync_batchnorm"] is True and num_ranks > 1 and not on_gpu:
         raise ConfigError("trainer.sync_batchnorm=true needs GPUs: PyTorch synchronises batch norms only there")
     for called, keywords in zip((DDPOptions, lightning.Trainer), _divided(node), strict=True):

@@ -62,8 +62,6 @@ def rehearse(config: Config, splits: Splits, *, num_ranks: int) -> None:
             config's: it is left to the run.
     """
     accelerator = config["trainer"]["accelerator"]
-    if hardware.jobs_elsewhere and accelerator in ("gpu", "cuda", "mps"):
-        return  # the job rehearses on its machine
     gpus = requested_gpus(accelerator=accelerator, devices=config["trainer"]["devices"])
     devices = ["cpu", *(["gpu"] if gpus else ["mps"] if accelerator == "mps" else [])]
     failure = None

@@ -25,7 +25,9 @@ def num_ranks(*, accelerator: str, devices: int | str | list[int], remote: bool 
     if accelerator not in ACCELERATORS:
         raise ConfigError(f"trainer.accelerator must be one of {', '.join(ACCELERATORS)}; got {accelerator!r}")
     if accelerator in ("gpu", "cuda") and gpus == 0 and not remote:
-        raise ConfigError(f"trainer.accelerator={accelerator} needs a GPU, and none was found; use trainer.accelerator=cpu")
+        raise ConfigError(
+            f"trainer.accelerator={accelerator} needs a GPU, and none was found; use trainer.accelerator=cpu"
+        )
     if accelerator == "mps" and not torch.backends.mps.is_available() and not remote:
         raise ConfigError(
             "trainer.accelerator=mps needs a Mac with an Apple GPU, and none was found; use trainer.accelerator=cpu"

@@ -1,4 +1,4 @@
-"""Detection of the launcher of this rank (torchrun, srun, mpirun) from its environment. Imports no torch at its top."""
+"""Detection of the launcher of this rank (torchrun, srun, mpirun) from environment variables."""
 
 import hashlib
 import os
@@ -13,16 +13,19 @@ RUN_ID = "TORCHELASTIC_RUN_ID"
 
 @dataclass(frozen=True)
 class RankEnvironment:
-    """One rank as its environment describes it.
+    """One rank, as described by environment variables.
 
     Args:
-        by: what started it.
-        rank, world_size: its number, and the number of ranks.
-        local_rank, local_size: the same on its node; None if no variable says so.
-        address, port: where rank 0 is reached; empty and 0 if no variable says so.
+        launcher: torchrun, srun, mpirun, or the names of the variables.
+        rank: global rank.
+        world_size: number of ranks.
+        local_rank: rank on its node; None if unknown.
+        local_size: number of ranks on its node; None if unknown.
+        address: address of rank 0; empty if unknown.
+        port: port of rank 0; 0 if unknown.
     """
 
-    by: str
+    launcher: str
     rank: int
     world_size: int
     local_rank: int | None = None
@@ -32,39 +35,41 @@ class RankEnvironment:
 
 
 def detect_rank() -> RankEnvironment | None:
-    """Return what the environment says of this rank; None for a process that was started alone.
+    """Return this rank as described by its environment; None for a process started alone.
 
     Raises:
         ConfigError: if a variable is not a number, or the numbers contradict each other.
     """
     if RUN_ID in os.environ:
-        found = _start(TORCHRUN, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    # SLURM_NTASKS is set in a batch script too, the number of tasks of a step only in what srun has started.
-    elif _several("SLURM_STEP_NUM_TASKS"):
-        found = _start(SRUN, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None)
+        found = _from_variables(TORCHRUN, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    # SLURM_NTASKS is set in batch scripts too, the number of tasks of a step only in processes started by srun.
+    elif _exceeds_one("SLURM_STEP_NUM_TASKS"):
+        found = _from_variables(SRUN, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None)
         found = replace(found, address=found.address or _first_slurm_node(), port=found.port or _slurm_port())
-    elif _several("OMPI_COMM_WORLD_SIZE"):
+    elif _exceeds_one("OMPI_COMM_WORLD_SIZE"):
         names = (f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
-        found = _on_one_node(_start(MPIRUN, *names))
-    elif _several("PMI_SIZE"):
-        found = _on_one_node(_start(MPIRUN, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"))
-    elif _several("WORLD_SIZE") and "RANK" in os.environ:
-        found = _start(VARIABLES, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        found = _with_loopback(_from_variables(MPIRUN, *names))
+    elif _exceeds_one("PMI_SIZE"):
+        found = _with_loopback(_from_variables(MPIRUN, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"))
+    elif _exceeds_one("WORLD_SIZE") and "RANK" in os.environ:
+        found = _from_variables(VARIABLES, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     else:
         return None
     if found.rank >= found.world_size:
         raise ConfigError(
-            f"a rank must be less than the world size; got rank {found.rank} of {found.world_size} from {found.by}"
+            f"a rank must be less than the world size; got rank {found.rank} of {found.world_size} from {found.launcher}"
         )
     return found
 
 
-def _start(by: str, rank: str, world_size: str, local_rank: str, local_size: str | None) -> RankEnvironment:
+def _from_variables(
+    launcher: str, rank: str, world_size: str, local_rank: str, local_size: str | None
+) -> RankEnvironment:
     rank_value, size = _number(rank), _number(world_size)
     if rank_value is None or size is None:
-        raise ConfigError(f"a rank started by {by} must have the variables {rank} and {world_size}")
+        raise ConfigError(f"a rank started by {launcher} must have the variables {rank} and {world_size}")
     return RankEnvironment(
-        by,
+        launcher,
         rank_value,
         size,
         local_rank=_number(local_rank),
@@ -74,7 +79,7 @@ def _start(by: str, rank: str, world_size: str, local_rank: str, local_size: str
     )
 
 
-def _several(name: str) -> bool:
+def _exceeds_one(name: str) -> bool:
     return (_number(name) or 1) > 1
 
 
@@ -85,11 +90,14 @@ def _number(name: str) -> int | None:
     return None if text is None else int(text)
 
 
-def _on_one_node(start: RankEnvironment) -> RankEnvironment:
-    """Return a start by mpirun with the meeting point that it does not set; on one node all ranks have the same parent."""
-    if start.local_size != start.world_size:
-        return start
-    return replace(start, address=start.address or LOOPBACK, port=start.port or 20_000 + os.getppid() % 10_000)
+def _with_loopback(env: RankEnvironment) -> RankEnvironment:
+    """Return a rank started by mpirun with the address that mpirun does not set, if all ranks are on this node.
+
+    The port is derived from the parent, which all ranks on a node share.
+    """
+    if env.local_size != env.world_size:
+        return env
+    return replace(env, address=env.address or LOOPBACK, port=env.port or 20_000 + os.getppid() % 10_000)
 
 
 def _first_slurm_node() -> str:
@@ -100,6 +108,6 @@ def _first_slurm_node() -> str:
 
 
 def _slurm_port() -> int:
-    """Return a port that all tasks of a step compute alike, and two steps rarely share."""
+    """Return a port that is the same for all tasks of a step and rarely the same for two steps."""
     step = f"{os.environ.get('SLURM_JOB_ID')}.{os.environ.get('SLURM_STEP_ID')}"
     return 20_000 + int(hashlib.sha256(step.encode()).hexdigest(), 16) % 10_000

@@ -1,6 +1,6 @@
-"""The ranks of a run: how many there are, and what they agree on. Imports no torch at its top.
+"""Ranks of a run: their number, and collectives on plain data that need no process group.
 
-A rank has the environment variables of torchrun, whatever started it (`alexlab.distributed.rendezvous`), and a store on
+Every rank has torchrun's environment variables, regardless of its launcher (`alexlab.distributed.rendezvous`), and a store on
 rank 0 or in its parent that is new in every attempt.
 """
 
@@ -10,11 +10,11 @@ import os
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from alexlab.distributed.environment import RUN_ID
 
@@ -23,23 +23,35 @@ VARIABLES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR"),
     *("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE", RUN_ID),
 )
-LONGEST = timedelta(
+TIMEOUT = timedelta(
     hours=1
-)  # for which a rank waits for another one before the training, which may measure or pack images
-NODE_MARKER = ".first_node"  # by which a node sees whether it shares the disk of the first
-CHUNK = 1 << 24  # bytes of a file that are sent at once
+)  # of a rank that waits for another one, which may be computing statistics or packing images
+NODE_MARKER = ".first_node"  # file by which a node detects that it shares the disk of the first one
 
-store: Any = None  # of this attempt; on rank 0 it is the server too
+
+class Stores:
+    """Stores of this process: the one of its process group, and others that late ranks read from.
+
+    Attributes:
+        current: TCPStore of this attempt, on rank 0 the server; None before the rendezvous.
+        kept_open: stores served for ranks that arrive late.
+    """
+
+    def __init__(self) -> None:
+        self.current: Any = None
+        self.kept_open: list[Any] = []
+
+
+stores = Stores()
 
 
 def rank_variables(
     *, rank: int, local_size: int, num_nodes: int, address: str, port: int, attempt: int = 0
 ) -> dict[str, str]:
-    """Return the variables of a rank whose ranks are numbered node by node."""
+    """Return the environment variables of a rank; ranks are numbered node by node."""
     node, local_rank = divmod(rank, local_size)
-    world_size = local_size * num_nodes
-    values = (rank, world_size, local_rank, local_size, node, num_nodes, address, port, attempt, True, OWN_RUN_ID)
-    return {name: str(value) for name, value in zip(VARIABLES, values, strict=True)}
+    values = (rank, local_size * num_nodes, local_rank, local_size, node, num_nodes, address, port, attempt, True)
+    return {name: str(value) for name, value in zip(VARIABLES, (*values, OWN_RUN_ID), strict=True)}
 
 
 def is_distributed() -> bool:
@@ -54,7 +66,7 @@ def clear_environment() -> None:
 
 
 def rank() -> int:
-    """Return the global rank; 0 in a process that is no rank."""
+    """Return the global rank; 0 in a process that is not a rank."""
     return int(os.environ["RANK"]) if is_distributed() else 0
 
 
@@ -69,11 +81,11 @@ def num_nodes() -> int:
 
 
 def broadcast(key: str, choose: Callable[[], Any]) -> Any:
-    """Return on every rank what `choose` returns on rank 0, plain data.
+    """Return on every rank the result of `choose` on rank 0.
 
     Args:
-        key: a name that is used once in an attempt.
-        choose: called on rank 0 only.
+        key: a name, unique within an attempt.
+        choose: returns plain data; called on rank 0 only.
     """
     if not is_distributed():
         return choose()
@@ -83,68 +95,69 @@ def broadcast(key: str, choose: Callable[[], Any]) -> Any:
     return json.loads(shared.get(key))
 
 
-def all_gather(key: str, own: Any) -> list[Any]:
-    """Return what each rank gives, plain data, in the order of the ranks."""
+def all_gather(key: str, value: Any) -> list[Any]:
+    """Return the values of all ranks, by rank.
+
+    Args:
+        key: a name, unique within an attempt.
+        value: plain data of this rank.
+    """
     if not is_distributed():
-        return [own]
+        return [value]
     shared = _store()
-    shared.set(f"{key}/{rank()}", json.dumps(own))
+    shared.set(f"{key}/{rank()}", json.dumps(value))
     return [json.loads(shared.get(f"{key}/{other}")) for other in range(world_size())]
 
 
 def _store() -> Any:
-    global store
-    if store is None:  # a rank of our own launcher, whose parent serves it
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+    if stores.current is None:  # a rank of our own launcher, whose parent serves the store
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, is_master=False, wait_for_workers=False)
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-
-    store.set_timeout(LONGEST)
-    return PrefixStore("alexlab", store)
+        stores.current = TCPStore(address, port, is_master=False, wait_for_workers=False)
+    stores.current.set_timeout(TIMEOUT)
+    return PrefixStore("alexlab", stores.current)
 
 
 def broadcast_run_dir(claim: Callable[[], str]) -> str:
-    """Return the run folder: what `claim` returns on rank 0, or the folder of an earlier attempt under the same torchrun.
+    """Return the run folder: the result of `claim` on rank 0, or the folder of an earlier attempt under the same torchrun.
 
-    Nodes that do not share the disk of the first get the same relative path on their own.
+    Nodes that do not share the disk of the first one get the same relative path on their own disks.
     """
     if not is_distributed():
         return claim()
-    memory = _memory()
+    memory = _run_dir_file()
     known = all_gather("known folder", memory.read_text() if memory and memory.is_file() else None)
-    several = num_nodes() > 1
 
-    def first() -> dict[str, str]:
+    def choose() -> dict[str, str]:
         name, nonce = next(filter(None, known), None) or claim(), uuid.uuid4().hex
         Path(name).mkdir(parents=True, exist_ok=True)
-        if several:
+        if num_nodes() > 1:
             Path(name, NODE_MARKER).write_text(nonce)
         return {"name": name, "path": os.path.abspath(name), "nonce": nonce}
 
-    found = broadcast("folder", first)
-    folder = str(found["name"])
+    chosen = broadcast("folder", choose)
+    run_dir = str(chosen["name"])
     if rank() > 0:
-        folder = known[rank()] or folder
+        run_dir = known[rank()] or run_dir
         with suppress(OSError):
-            if not several or Path(found["path"], NODE_MARKER).read_text() == found["nonce"]:
-                folder = found["path"]
-        Path(folder).mkdir(parents=True, exist_ok=True)
+            if num_nodes() == 1 or Path(chosen["path"], NODE_MARKER).read_text() == chosen["nonce"]:
+                run_dir = chosen["path"]
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
     if memory is not None and os.environ["LOCAL_RANK"] == "0":
-        memory.write_text(os.path.abspath(folder))
-    return folder
+        memory.write_text(os.path.abspath(run_dir))
+    return run_dir
 
 
-def _memory() -> Path | None:
+def _run_dir_file() -> Path | None:
     """Return the file in which a node keeps the run folder for further attempts under the same torchrun; None without torchrun.
 
-    The id of a run is no key by itself: it is `none` unless --rdzv-id is given, and people give the same one again.
+    The id of a run is not a sufficient key: it is `none` unless --rdzv-id is given, and users reuse it.
     """
     if os.environ[RUN_ID] == OWN_RUN_ID:
         return None
     agent = os.getppid()
-    with suppress(OSError):  # Linux: the time at which it was started, since process numbers come back
+    with suppress(OSError):  # Linux: pids are reused, so the start time of the agent is part of the key
         started = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[19]
         name = hashlib.sha256(f"{os.environ[RUN_ID]} {agent} {started}".encode()).hexdigest()[:16]
         folder = Path(tempfile.gettempdir(), f"alexlab_torchrun_{os.getuid()}")
@@ -152,79 +165,11 @@ def _memory() -> Path | None:
         status = folder.lstat()
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
             return folder / name
-    return None  # or the folder is somebody else's, who could lead the run elsewhere
+    return None  # not Linux, or another user owns the folder and could redirect the run
 
 
 def forget_run_dir() -> None:
-    """Remove what `broadcast_run_dir` has kept for further attempts."""
-    memory = _memory() if is_distributed() and os.environ["LOCAL_RANK"] == "0" else None
+    """Remove the file that `broadcast_run_dir` wrote for further attempts."""
+    memory = _run_dir_file() if is_distributed() and os.environ["LOCAL_RANK"] == "0" else None
     if memory is not None:
         memory.unlink(missing_ok=True)
-
-
-def broadcast_file(path: Path, key: str) -> None:
-    """Copy a file of rank 0 to the nodes that lack it; called by all ranks.
-
-    Args:
-        path: the same on all nodes. If rank 0 has no such file, it is removed on the others.
-        key: a name that is used once in an attempt.
-
-    Raises:
-        DiskError: if it cannot be written.
-    """
-    import torch
-    from torch import distributed
-
-    from alexlab.runs.atomic import write_atomic
-
-    digests = all_gather(f"{key} digests", file_digest(path))
-    if len({*digests}) == 1:
-        return
-    if not digests[0]:
-        path.unlink(missing_ok=True)
-        return
-    receives = os.environ["LOCAL_RANK"] == "0" and digests[rank()] != digests[0]
-    with _gloo_group(key) as group:
-
-        def copy(target: BinaryIO | None) -> None:
-            with path.open("rb") if rank() == 0 else nullcontext() as source:
-                size = torch.tensor([path.stat().st_size if source else 0])
-                distributed.broadcast(size, 0, group)
-                for start in range(0, int(size), CHUNK):
-                    chunk = torch.empty(min(CHUNK, int(size) - start), dtype=torch.uint8)
-                    if source:
-                        source.readinto(chunk.numpy().data)
-                    distributed.broadcast(chunk, 0, group)
-                    if target:
-                        target.write(chunk.numpy().data)
-
-        if receives:
-            write_atomic(path, copy)
-        else:
-            copy(None)
-        distributed.barrier(group)
-
-
-@contextmanager
-def _gloo_group(key: str) -> Iterator[Any]:
-    """Yield a group of all ranks that sends from the CPU's memory, also before the Trainer has made its own."""
-    from torch import distributed
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-
-    if distributed.is_initialized():
-        group = distributed.new_group(backend="gloo")
-        yield group
-        distributed.destroy_process_group(group)
-    else:
-        distributed.init_process_group("gloo", store=PrefixStore(key, store), rank=rank(), world_size=world_size())
-        yield None
-        distributed.destroy_process_group()
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file; an empty string if there is none."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return ""

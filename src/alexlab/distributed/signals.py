@@ -1,4 +1,4 @@
-"""Signal handling of a run: the first signal stops it after the current step with a checkpoint, a second one stops it immediately.
+"""Signal handling: the first signal stops a run after the current step with a checkpoint, a second one stops it immediately.
 
 SIGTERM comes from a scheduler or `kill`, SIGUSR1 from SLURM before the time limit, SIGINT from Ctrl-C, SIGHUP from a closed
 terminal. Each may reach any process of a run, or all of them: the parent forwards it to the ranks, and the ranks agree on the
@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-DEBOUNCE_S = 1.0  # signals within it count as one that arrived twice: sent to all processes, and forwarded by their parent
+DEBOUNCE_S = (
+    1.0  # signals within it count as one that arrived twice: sent to all processes, and forwarded by their parent
+)
 PREEMPTED, INTERRUPTED = 75, 130  # exit codes: EX_TEMPFAIL of <sysexits.h>, and 128 + SIGINT
 
 

@@ -65,7 +65,7 @@ class Job:
 
 
 jobs: list[Job] = []
-checks: list[Callable[[Any], None]] = []  # of the composed config of a job, before the first job starts
+checks: list[Callable[[Any, bool], None]] = []  # of the composed config of a job and whether it is for another machine
 live_tables: list[Any] = []  # on the terminal now
 locks: list[Any] = []  # on the folder of the sweep, for as long as this process lives
 

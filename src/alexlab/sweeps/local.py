@@ -29,7 +29,13 @@ POLL_S = 1.0  # between two looks at jobs that run elsewhere
 
 
 class JobRunner(Protocol):
-    """Runs jobs until there are no more."""
+    """Runs jobs until there are no more.
+
+    Attributes:
+        remote: jobs run on other machines, whose devices are not known here.
+    """
+
+    remote: bool = False
 
     def prepare(self, sweep_dir: Path) -> None:
         """Raises ConfigError when it cannot run any job; called first."""

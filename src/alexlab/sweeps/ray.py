@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -52,7 +52,7 @@ class Ray(JobRunner):
     """
 
     def __init__(self, address: str | None = None, cpus_per_device: float = 1, gpus_per_device: float = 1) -> None:
-        self.address = address
+        self.address, self.remote = address, address is not None
         self.cpus_per_device, self.gpus_per_device = cpus_per_device, gpus_per_device
 
     def prepare(self, sweep_dir: Path) -> None:
@@ -65,13 +65,8 @@ class Ray(JobRunner):
         if self.address is not None:
             _check_answers(self.address)
 
-    @contextmanager
-    def like_job(self) -> Iterator[None]:
-        before, hardware.jobs_elsewhere = hardware.jobs_elsewhere, self.address is not None
-        try:
-            yield
-        finally:
-            hardware.jobs_elsewhere = before
+    def like_job(self) -> Any:
+        return nullcontext()
 
     def needs(self, job: Job, nodes: Sequence[dict[str, float]]) -> dict[str, float]:
         """Return the Ray resources of a job, which must be free on one node.
@@ -91,7 +86,7 @@ class Ray(JobRunner):
         on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and most > 0)
         if on_gpu and isinstance(devices, list):
             raise ConfigError(f"Ray chooses the GPUs, so trainer.devices must be their number; got {devices}")
-        count = count_devices(devices, max(1, most) if on_gpu else 1)
+        count = count_devices(devices, available=max(1, most) if on_gpu else 1)
         cpus = count * self.cpus_per_device
         needed = {"CPU": cpus if cpus < 1 else math.ceil(cpus)}
         if on_gpu:

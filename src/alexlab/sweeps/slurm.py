@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 from hydra.core.singleton import Singleton
 
 from alexlab.config import allowlist
-from alexlab.distributed import hardware
 from alexlab.distributed.signals import Interrupted
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import OUTPUT, SLURM_LOG
@@ -57,6 +56,7 @@ class Submitit(JobRunner):
         **options: Any,
     ) -> None:
         self.cluster = cluster or ("slurm" if shutil.which("sbatch") else "local")
+        self.remote = self.cluster == "slurm"
         self.jobs, self.timeout_min, self.signal_delay_s, self.options = jobs, timeout_min, signal_delay_s, options
 
     def prepare(self, sweep_dir: Path) -> None:
@@ -93,13 +93,8 @@ class Submitit(JobRunner):
         """What goes to the jobs with their work: not what has submitted them."""
         return {name: value for name, value in self.__dict__.items() if name != "executor"}
 
-    @contextmanager
-    def like_job(self) -> Iterator[None]:
-        before, hardware.jobs_elsewhere = hardware.jobs_elsewhere, self.cluster == "slurm"
-        try:
-            yield
-        finally:
-            hardware.jobs_elsewhere = before
+    def like_job(self) -> Any:
+        return nullcontext()
 
     def is_queued(self, job: Job) -> bool:
         return job.folder.name in self.queued

@@ -17,13 +17,14 @@ from alexlab.config.instantiate import bind
 from alexlab.data.config import DataConfig
 from alexlab.data.fingerprint import describe_images, require_same_images
 from alexlab.data.splits import Splits
-from alexlab.distributed import hardware, ranks
+from alexlab.distributed import ranks
 from alexlab.distributed.consistency import fingerprint, require_same
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError, ConfigError, DiskError, PrunedError
 from alexlab.runs.layout import LAST, RUN_JSON, STATISTICS
 from alexlab.runs.lock import RunLock
+from alexlab.runs.provenance import versions
 from alexlab.runs.record import FAILED, FINISHED, INTERRUPTED, PRUNED, RunRecord
 
 log = logging.getLogger(__name__)
@@ -113,23 +114,28 @@ def _ended(card: RunRecord, status: str, **values: Any) -> None:
         log.error("%s", error)
 
 
-def check(config: dict[str, Any]) -> None:
+def check(config: dict[str, Any], *, remote: bool = False) -> None:
     """Looks at everything that can be known before training, without doing anything.
+
+    Args:
+        config: the composed config, plain data.
+        remote: the run is for another machine, so the devices of this one do not matter.
 
     Raises:
         AlexlabError: in one sentence.
     """
     with naming_keys(config):
-        _check(config)
+        _check(config, remote=remote)
 
 
-def _check(config: dict[str, Any]) -> None:
+def _check(config: dict[str, Any], *, remote: bool = False) -> None:
     from alexlab.config import build
 
-    splits, local_ranks = _found(config)
+    splits, local_ranks = _found(config, remote=remote)
     config = build.measured(build.named(config, splits), splits, pretended=True)[0]
-    build.check(config, splits, num_ranks=local_ranks)
-    rehearse(config, splits, num_ranks=local_ranks)
+    build.check(config, splits, num_ranks=local_ranks, remote=remote)
+    if not remote or config["trainer"]["accelerator"] not in ("gpu", "cuda", "mps"):  # else the job rehearses itself
+        rehearse(config, splits, num_ranks=local_ranks)
 
 
 def rehearse(config: dict[str, Any], splits: Splits, *, num_ranks: int) -> None:
@@ -174,7 +180,7 @@ def _checked(config: dict[str, Any], run_dir: Path, *, resumed: bool, began_with
     from alexlab.config import build
 
     config = build.named(config, splits)
-    check_ranks(config, splits, local_ranks)
+    check_ranks(config, splits, num_ranks=local_ranks)
     if ranks.is_distributed() and build.accumulation(config, ranks.world_size()) is None:
         raise ConfigError(
             f"data.batch_size={config['data']['batch_size']} cannot be divided among the {ranks.world_size()} ranks that are "
@@ -191,7 +197,7 @@ def _checked(config: dict[str, Any], run_dir: Path, *, resumed: bool, began_with
     return Checked(config, splits, local_ranks, data)
 
 
-def _found(config: dict[str, Any]) -> tuple[Splits, int]:
+def _found(config: dict[str, Any], *, remote: bool = False) -> tuple[Splits, int]:
     """The data, and the number of processes."""
     check_targets(config)
     bind(DataConfig, "data", **config["data"])
@@ -208,13 +214,13 @@ def _found(config: dict[str, Any]) -> tuple[Splits, int]:
     nodes = ranks.num_nodes()
     if nodes > trainer["num_nodes"]:
         raise ConfigError(f"trainer.num_nodes must be the {nodes} nodes of torchrun; got {trainer['num_nodes']}")
-    if not ranks.is_distributed() and trainer["num_nodes"] > 1 and not hardware.jobs_elsewhere:
+    if not ranks.is_distributed() and trainer["num_nodes"] > 1 and not remote:
         raise ConfigError(
             f"trainer.num_nodes={trainer['num_nodes']} needs ranks on several nodes, which torchrun, srun or mpirun starts: "
             f"torchrun --nnodes={trainer['num_nodes']} ... src/train.py trainer.num_nodes={trainer['num_nodes']} ...; see "
             "docs/distributed.md"
         )
-    return splits, num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"])
+    return splits, num_ranks(accelerator=trainer["accelerator"], devices=trainer["devices"], remote=remote)
 
 
 def _train(checked: Checked, run_dir: Path, choices: dict[str, str], isolated: bool) -> dict[str, float]:
@@ -241,14 +247,20 @@ def _train(checked: Checked, run_dir: Path, choices: dict[str, str], isolated: b
     return scores
 
 
-def check_ranks(config: dict[str, Any], splits: Splits, local_ranks: int) -> None:
-    """Compare the ranks, which may be on other nodes with other files: all must train the same.
+def check_ranks(config: dict[str, Any], splits: Splits, *, num_ranks: int) -> None:
+    """Check that all ranks, which may be on other nodes with other files, train the same.
 
     Raises:
         ConfigError: on every rank, naming the node that differs.
     """
+    if ranks.world_size() == 1:
+        return
+    state = describe_images(splits)
+    counts = {f"images of {name}": count for name, count in state["counts"].items()}
+    data = {"classes": list(splits.classes), **counts, "files and sizes": state["fingerprint"]}
     name = f"{socket.gethostname()} (rank {ranks.rank()})"
-    if ranks.world_size() > 1:
-        found = ranks.all_gather("fingerprint", [name, fingerprint(config, splits, local_ranks)])
-        for other, own in found[1:]:
-            require_same(found[0][1], own, name=other)
+    found = ranks.all_gather(
+        "fingerprint", [name, fingerprint(config, data=data, versions=versions(), num_ranks=num_ranks)]
+    )
+    for other, theirs in found[1:]:
+        require_same(found[0][1], theirs, name=other)

@@ -16,7 +16,7 @@ from rich.table import Table
 from alexlab.config import build
 from alexlab.data.datamodule import ImageDataModule, num_eval_images
 from alexlab.data.splits import Splits
-from alexlab.distributed import ranks
+from alexlab.distributed import ranks, transfer
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.hardware import keep_memory
 from alexlab.distributed.signals import signals
@@ -163,7 +163,7 @@ def go_on(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer, da
     chosen = ranks.broadcast("checkpoint", chosen_here)
     path = last.with_name(chosen["name"])
     if trainer.num_nodes > 1:
-        ranks.broadcast_file(path, "checkpoint")
+        transfer.broadcast_file(path, "checkpoint")
     if not path.is_file():
         return None
     reached = load_file(path)
@@ -189,7 +189,7 @@ def score_best(
     The views are those of the test split, or of the validation split where there is no test split.
     """
     if trainer.num_nodes > 1:
-        ranks.broadcast_file(best, "best")
+        transfer.broadcast_file(best, "best")
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, CheckpointCallback)]
     views, splits = build.extra_views(config), data.splits
     if not best.is_file() and all(callback.best_score is None for callback in kept):

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from alexlab.distributed.ranks import file_digest
+from alexlab.distributed.transfer import file_digest
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.runs.atomic import write_atomic
 
