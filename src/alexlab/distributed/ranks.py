@@ -26,6 +26,7 @@ VARIABLES = (
 TIMEOUT = timedelta(
     hours=1
 )  # of a rank that waits for another one, which may be computing statistics or packing images
+READ_TIMEOUT = timedelta(seconds=10)  # of rank 0, for the others to read gathered values
 NODE_MARKER = ".first_node"  # file by which a node detects that it shares the disk of the first one
 
 
@@ -106,7 +107,14 @@ def all_gather(key: str, value: Any) -> list[Any]:
         return [value]
     shared = _store()
     shared.set(f"{key}/{rank()}", json.dumps(value))
-    return [json.loads(shared.get(f"{key}/{other}")) for other in range(world_size())]
+    values = [json.loads(shared.get(f"{key}/{other}")) for other in range(world_size())]
+    # Rank 0 may serve the store and exit because of what it read, so the others must have read it, too.
+    if shared.add(f"{key}/readers", 1) == world_size():
+        shared.set(f"{key}/read", "")
+    if rank() == 0:
+        with suppress(RuntimeError):  # another rank has died
+            shared.wait([f"{key}/read"], READ_TIMEOUT)
+    return values
 
 
 def _store() -> Any:
