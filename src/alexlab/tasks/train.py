@@ -17,7 +17,7 @@ from alexlab.config.instantiate import bind
 from alexlab.data.config import DataConfig
 from alexlab.data.fingerprint import describe_images, require_same_images
 from alexlab.data.splits import Splits
-from alexlab.distributed import ranks
+from alexlab.distributed import hardware, ranks
 from alexlab.distributed.consistency import fingerprint, require_same
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.signals import Interrupted, signals
