@@ -157,5 +157,5 @@ def test_the_last_ones_are_kept_and_one_of_them_takes_the_place_of_a_damaged_one
     assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
     for path in folder.glob("*.ckpt"):
         path.write_bytes(b"")
-    with pytest.raises(ConfigError, match="none of the checkpoints"):
+    with pytest.raises(ConfigError, match="cannot resume from any checkpoint"):
         train(*words, resumed=True)

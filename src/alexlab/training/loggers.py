@@ -1,4 +1,4 @@
-"""Loggers that write into the run folder itself, one file each, and go on with that file for as long as the run lives."""
+"""Loggers that write one file each, directly into the run folder, and continue it when the run is resumed."""
 
 import csv
 import netrc
@@ -19,31 +19,31 @@ from alexlab.errors import AlexlabError, ConfigError
 from alexlab.output.csv_files import csv_bytes
 from alexlab.runs.atomic import RunFileWriter, write_atomic
 
-EPOCH_SCORES = ("train/", "val/", "best/")
-OFFLINE = ("offline", "dryrun", "disabled")  # modes in which Weights & Biases needs no key
-WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # its old and its new name
-# MLflow's own limits make it wait for four minutes for a server that is not there.
+EPOCH_METRICS = ("train/", "val/", "best/")
+OFFLINE = ("offline", "dryrun", "disabled")  # modes of Weights & Biases that need no API key
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # old and new host name
+# With its default limits MLflow waits four minutes for a server that does not answer.
 MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 def check_wandb(node: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError where Weights & Biases would ask for a key. Neither imports it nor contacts it.
+    """Raise ConfigError if Weights & Biases would prompt for an API key. Does not import or contact it.
 
     Args:
         node: arguments of a WandbLogger.
-        where: place of the node in the config.
+        where: key of the node in the config.
     """
     mode = str(node.get("mode") or os.environ.get("WANDB_MODE", "")).lower()
     if node.get("offline") or node.get("anonymous") or mode in OFFLINE or _has_wandb_key():
         return
     raise ConfigError(
-        f"{where} needs an API key: run `wandb login` or set WANDB_API_KEY; WANDB_MODE=offline keeps the run on this disk, "
-        "and `wandb sync` sends it later"
+        f"{where} needs an API key: run `wandb login` or set WANDB_API_KEY; with WANDB_MODE=offline the run stays on this "
+        "disk, and `wandb sync` uploads it later"
     )
 
 
 def _has_wandb_key() -> bool:
-    """Return whether a key is in one of the places where Weights & Biases looks for it."""
+    """Return whether there is an API key where Weights & Biases looks for one."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     settings = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config/wandb") / "settings"
@@ -51,7 +51,7 @@ def _has_wandb_key() -> bool:
         path.is_file() and re.search("api_key|base_url", path.read_text())
         for path in (settings, Path("wandb/settings"))
     ):
-        return True  # with the address of a private server, whose key is in the netrc file under its own name
+        return True  # a private server, whose key is in the netrc file under its host name
     hosts = {*WANDB_HOSTS, urlsplit(os.environ.get("WANDB_BASE_URL", "")).netloc}
     for path in (os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"):
         try:
@@ -64,7 +64,7 @@ def _has_wandb_key() -> bool:
 
 @contextmanager
 def logger_errors(where: str) -> Iterator[None]:
-    """Turn any error of a logger that is made or opened, such as a server that does not answer, into a ConfigError."""
+    """Convert any error while a logger is built or opened, such as a server that does not answer, to a ConfigError."""
     before = {name: os.environ.get(name) for name in MLFLOW_LIMITS}
     os.environ.update({name: value for name, value in MLFLOW_LIMITS.items() if before[name] is None})
     try:
@@ -73,7 +73,9 @@ def logger_errors(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:300] or type(error).__name__
-        hint = "; WANDB_MODE=offline keeps the run on this disk" if type(error).__module__.startswith("wandb") else ""
+        hint = (
+            "; with WANDB_MODE=offline the run stays on this disk" if type(error).__module__.startswith("wandb") else ""
+        )
         raise ConfigError(f"{where} cannot be opened: {text}{hint}") from error
     finally:
         for name in (name for name, value in before.items() if value is None):
@@ -81,7 +83,7 @@ def logger_errors(where: str) -> Iterator[None]:
 
 
 def open_loggers(loggers: Iterable[Logger]) -> None:
-    """Connect loggers of other packages to their servers before the first step, so that what is wrong is known at once."""
+    """Connect loggers of other packages to their servers, so that a failure is reported before the first step."""
     for logger in loggers:
         if not isinstance(logger, TensorBoard | EpochCSV):
             with logger_errors(f"logger {type(logger).__name__}"):
@@ -89,12 +91,12 @@ def open_loggers(loggers: Iterable[Logger]) -> None:
 
 
 class TensorBoard(RunFileWriter, TensorBoardLogger):
-    """TensorBoard's event file directly in the run folder: one file for training, test and HParams together.
+    """TensorBoard logger with a single event file, directly in the run folder, for training, test and HParams.
 
-    PyTorch's own writer has a thread, which ends with the first event that the disk does not take.
+    PyTorch's own writer has a thread that dies at the first failed write.
 
     Args:
-        save_dir: the run folder.
+        save_dir: run folder.
     """
 
     def __init__(self, save_dir: str) -> None:
@@ -113,12 +115,12 @@ class TensorBoard(RunFileWriter, TensorBoardLogger):
         return self.board
 
     def resume(self, *, epoch: int, step: int) -> None:
-        """Continues a run: TensorBoard then hides what an earlier file has from this step on."""
+        """Resume at a step: TensorBoard then hides later events of earlier files."""
         self.purge_step = step
 
     @rank_zero_only
     def start_hparams(self, params: dict[str, Any], metrics: list[str]) -> None:
-        """Writes the row of the HParams tab; the metrics are read from the scalars of these names, as they come."""
+        """Start a row of the HParams tab, whose metrics TensorBoard reads from the scalars of these names."""
         from torch.utils.tensorboard.summary import hparams
 
         experiment, start, self._session_end = hparams(params, dict.fromkeys(metrics, 0))
@@ -127,19 +129,19 @@ class TensorBoard(RunFileWriter, TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Flushes the event file; Lightning's own also writes an hparams.yaml beside `.hydra`."""
+        """Flush the event file; unlike Lightning, write no hparams.yaml, which `.hydra` makes redundant."""
         with self.writing(Path(self.log_dir)):
             self.experiment.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Flushes: Lightning calls this after fit and again after test, and a closed writer would start a second file."""
+        """Flush only: Lightning calls this after fit and after test, and a closed writer would start a second file."""
         if self.board is not None:
             self.save()
 
     @rank_zero_only
     def close(self) -> None:
-        """Ends the row of the HParams tab and closes the file."""
+        """End the row of the HParams tab and close the file."""
         if self.board is None:
             return
         if hasattr(self, "_session_end"):
@@ -149,13 +151,13 @@ class TensorBoard(RunFileWriter, TensorBoardLogger):
 
 
 class EpochCSV(RunFileWriter, Logger):
-    """`metrics.csv` in the run folder: a row for each epoch, a column for each score.
+    """Logger that writes `metrics.csv`, with a row per epoch and a column per metric.
 
-    The whole file is written again at each change, so that a reader never sees half of it, and a row for which the disk had
-    no room comes with the next one.
+    Every update rewrites the whole file atomically: readers never see a partial row, and rows that could not be written to
+    a full disk are included in the next write.
 
     Args:
-        save_dir: the run folder.
+        save_dir: run folder.
     """
 
     def __init__(self, save_dir: str) -> None:
@@ -164,7 +166,7 @@ class EpochCSV(RunFileWriter, Logger):
         self.rows: dict[int, dict[str, Any]] = {}
 
     def resume(self, *, epoch: int, step: int) -> None:
-        """Continues a run: keeps the rows up to this epoch."""
+        """Resume after an epoch: keep its row and those before it."""
         if self.path.is_file():
             with self.path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
@@ -180,13 +182,13 @@ class EpochCSV(RunFileWriter, Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The run's `.hydra/config.yaml` holds them."""
+        """Do nothing: hyper-parameters are in `.hydra/config.yaml`."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds the scores of an epoch to its row; single steps and the test after the last epoch are no part of it."""
+        """Add the metrics of an epoch to its row; metrics of single steps and of the test split are ignored."""
         values = {
-            name: value for name, value in metrics.items() if name.startswith(EPOCH_SCORES) and "_step" not in name
+            name: value for name, value in metrics.items() if name.startswith(EPOCH_METRICS) and "_step" not in name
         }
         if not values:
             return

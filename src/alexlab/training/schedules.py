@@ -1,9 +1,10 @@
-"""Learning-rate schedules as Lightning wants them: each function gives the `lr_scheduler` entries of one optimizer.
+"""Learning-rate schedules: each function returns the `lr_scheduler` entries of one optimizer for Lightning.
 
-All of them are counted in optimizer steps and take a linear warm-up from `warmup_start` times the rate to the rate. All but
-`plateau` are functions of the step and the length of the run, and a checkpoint keeps only the step. A run that is resumed
-with another length continues at the rate that a run of that length has at that step: `constant`, `step`, `multistep` and
-`plateau` do not depend on the length, `cosine`, `poly` and `one_cycle` do, and their rate may jump, up in a longer run.
+All of them count optimizer steps and start with a linear warm-up from `warmup_start` times the learning rate. All but
+`plateau` are closed-form functions of the step and the length of the run, and a checkpoint stores only the step. If a run is
+resumed with another length, it continues at the rate that a run of that length has at that step. `constant`, `step`,
+`multistep` and `plateau` do not depend on the length; the rate of `cosine`, `poly` and `one_cycle` may jump, upwards if the
+run gets longer.
 """
 
 import math
@@ -16,20 +17,20 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
 from alexlab.errors import ConfigError
 
 Schedule = list[dict[str, Any]]
-NEVER = 2**62  # epochs between two steps that Lightning makes
-BASE_MOMENTUM, MAX_MOMENTUM = 0.85, 0.95  # of one_cycle, the defaults of PyTorch's OneCycleLR
+NEVER = 2**62  # frequency, in epochs, that keeps Lightning from stepping a schedule itself
+BASE_MOMENTUM, MAX_MOMENTUM = 0.85, 0.95  # defaults of PyTorch's OneCycleLR
 
 
 class ByStep(LRScheduler):
-    """The rate, and the momentum where asked, as functions of the number of optimizer steps.
+    """Learning rate, and optionally momentum, as functions of the optimizer step.
 
-    A checkpoint keeps only that number. PyTorch's own schedulers keep what they were made with as well, and put a run that
-    is resumed with another length back to its old one.
+    Its state is only the step. PyTorch's own schedulers also store their settings, so a run resumed with another length
+    would keep the schedule of the old one.
 
     Args:
-        optimizer: its rates are multiplied.
-        factor: step to the factor of the rate.
-        momentum: step to the momentum, or to the first of Adam's betas; None leaves it alone.
+        optimizer: optimizer whose learning rates are scaled.
+        factor: maps the step to a factor of the learning rate.
+        momentum: maps the step to the momentum, or to Adam's first beta; None leaves it unchanged.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class ByStep(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:
-        """Return the rate of each group at the current step; sets the momentum."""
+        """Return the learning rate of each group at the current step, and set the momentum."""
         for group in self.optimizer.param_groups if self.momentum else ():
             assert self.momentum is not None
             momentum = self.momentum(self.last_epoch)
@@ -53,7 +54,7 @@ class ByStep(LRScheduler):
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the step of a checkpoint, with the rate of this run there; its optimizer must be loaded before."""
+        """Set this run's learning rate at the step of a checkpoint. Call it after loading the optimizer."""
         super().load_state_dict(state_dict)
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
@@ -71,7 +72,7 @@ def constant(
     warmup_epochs: float = 0,
     warmup_start: float = 0.01,
 ) -> Schedule:
-    """The same rate throughout."""
+    """Return a constant schedule."""
     return _per_step(optimizer, lambda epoch: 1.0, steps_per_epoch, warmup_epochs, warmup_start)
 
 
@@ -85,7 +86,7 @@ def step(
     warmup_epochs: float = 0,
     warmup_start: float = 0.01,
 ) -> Schedule:
-    """Times `gamma` every `step_epochs` epochs (torchvision's recipe for AlexNet: x.1 every 30)."""
+    """Return a schedule that multiplies by `gamma` every `step_epochs` epochs (torchvision's AlexNet recipe: 0.1 every 30)."""
     _check(step_epochs >= 1, "step_epochs", "at least 1", step_epochs)
     _check(gamma > 0, "gamma", "positive", gamma)
     return _per_step(
@@ -103,7 +104,7 @@ def multistep(
     warmup_epochs: float = 0,
     warmup_start: float = 0.01,
 ) -> Schedule:
-    """Times `gamma` at each epoch of `milestones`, in any order."""
+    """Return a schedule that multiplies by `gamma` at each epoch of `milestones`, which need not be sorted."""
     _check(all(milestone > 0 for milestone in milestones), "milestones", "epochs after the first", milestones)
     _check(gamma > 0, "gamma", "positive", gamma)
     passed = sorted(milestones)
@@ -123,7 +124,7 @@ def cosine(
     warmup_epochs: float = 0,
     warmup_start: float = 0.01,
 ) -> Schedule:
-    """Half a cosine from the rate to `final_factor` times the rate (Loshchilov and Hutter, SGDR, without restarts)."""
+    """Return a half-cosine decay to `final_factor` times the learning rate (Loshchilov and Hutter, SGDR, no restarts)."""
     _check(final_factor >= 0, "final_factor", "at least 0", final_factor)
 
     def after(epoch: float) -> float:
@@ -143,7 +144,7 @@ def poly(
     warmup_epochs: float = 0,
     warmup_start: float = 0.01,
 ) -> Schedule:
-    """(1 - progress) to the `power`, down to `final_factor` times the rate."""
+    """Return a polynomial decay, (1 - progress) ** power, to `final_factor` times the learning rate."""
     _check(final_factor >= 0, "final_factor", "at least 0", final_factor)
     _check(power > 0, "power", "positive", power)
 
@@ -164,9 +165,9 @@ def one_cycle(
     final_factor: float = 1e-4,
     cycle_momentum: bool = True,
 ) -> Schedule:
-    """PyTorch's OneCycleLR (Smith and Topin, Super-Convergence): up in a cosine to the rate, down to almost nothing.
+    """Return PyTorch's OneCycleLR (Smith and Topin, Super-Convergence): a cosine up to the learning rate, then down.
 
-    The way up takes `warmup_epochs`, or .3 of the run when that is 0; the momentum goes the other way, .95 to .85.
+    The increase takes `warmup_epochs`, or 0.3 of the run if that is 0. The momentum moves inversely, between 0.95 and 0.85.
     """
     _check_warmup(warmup_epochs, warmup_start)
     _check(final_factor >= 0, "final_factor", "at least 0", final_factor)
@@ -204,7 +205,10 @@ def plateau(
     warmup_epochs: float = 0,
     warmup_start: float = 0.01,
 ) -> Schedule:
-    """Times `factor` when the best `monitor` is more than `patience` validations old (the paper, section 5)."""
+    """Return a schedule that multiplies by `factor` after more than `patience` validations without a better `monitor`.
+
+    The AlexNet paper, section 5, divides the rate by 10 whenever the validation error stops improving.
+    """
     _check_warmup(warmup_epochs, warmup_start)
     _check(0 < factor < 1, "factor", "between 0 and 1", factor)
     _check(patience >= 0, "patience", "at least 0", patience)
@@ -215,11 +219,12 @@ def plateau(
     reduce = ReduceLROnPlateau(
         optimizer, mode, factor, patience, threshold=threshold, threshold_mode=threshold_mode, min_lr=min_lr
     )
-    # The classifier steps it, before the checkpoint is written: Lightning would afterwards, and a resumed run would miss it.
+    # The LightningModule steps it before the checkpoint is written; Lightning would do so afterwards, and a resumed run
+    # would lose that step.
     schedule: Schedule = [{"scheduler": reduce, "interval": "epoch", "frequency": NEVER, "monitor": monitor}]
     steps = round(warmup_epochs * steps_per_epoch)
     if steps:
-        # LinearLR multiplies the rate that it finds, and leaves it alone after its last step: so both can act on it.
+        # LinearLR scales the current rate and stops after its last step, so it combines with ReduceLROnPlateau.
         schedule.insert(0, {"scheduler": LinearLR(optimizer, warmup_start, total_iters=steps), "interval": "step"})
     return schedule
 
@@ -231,9 +236,9 @@ def _per_step(
     warmup_epochs: float,
     warmup_start: float,
 ) -> Schedule:
-    """A linear warm-up, then the factor that `after` gives for the epochs since the start of the run.
+    """Return a linear warm-up followed by `after`, which maps the epoch (a float) to a factor of the learning rate.
 
-    A run that is shorter than its warm-up, as a trial often is, ends in the middle of it.
+    A run shorter than its warm-up, such as a short trial of a sweep, ends within it.
     """
     _check_warmup(warmup_epochs, warmup_start)
     warmup_steps = round(warmup_epochs * steps_per_epoch)
