@@ -1,4 +1,4 @@
-"""Serves a page to try a trained net: `python src/demo.py --help` shows the options and an example."""
+"""Web page to try a trained network: `python src/demo.py --help` shows the options and an example."""
 
 from alexlab.cli.command import run_command
 

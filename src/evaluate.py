@@ -1,4 +1,4 @@
-"""Scores a trained net on labelled images: `python src/evaluate.py --help` shows the options and examples."""
+"""Metrics of a trained network on labelled images: `python src/evaluate.py --help` shows the options and examples."""
 
 from alexlab.cli.command import run_command
 

@@ -1,4 +1,4 @@
-"""Looks inside a trained net: `python src/explain.py --help` shows the options and examples."""
+"""Visual explanations of a trained network: `python src/explain.py --help` shows the options and examples."""
 
 from alexlab.cli.command import run_command
 

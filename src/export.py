@@ -1,4 +1,4 @@
-"""Writes a trained net for other programs: `python src/export.py --help` shows the options and examples."""
+"""Export of a trained network for other programs: `python src/export.py --help` shows the options and examples."""
 
 from alexlab.cli.command import run_command
 

@@ -1,4 +1,4 @@
-"""Says what a trained net sees in images: `python src/predict.py --help` shows the options and examples."""
+"""Predictions of a trained network for images: `python src/predict.py --help` shows the options and examples."""
 
 from alexlab.cli.command import run_command
 

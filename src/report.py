@@ -1,4 +1,4 @@
-"""Compares runs in one page: `python src/report.py FOLDER...`; `python src/report.py --help` tells more."""
+"""Report that compares runs: `python src/report.py --help` shows the options and examples."""
 
 from alexlab.cli.command import run_command
 

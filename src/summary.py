@@ -1,4 +1,4 @@
-"""Shows a net layer by layer, without data and without memory for its weights: `python src/summary.py --help`."""
+"""Table of the layers of a network, without data or memory for its weights: `python src/summary.py --help`."""
 
 from alexlab.cli.command import run_command
 

@@ -125,7 +125,7 @@ def test_the_page_and_the_tables(sweep: Path, tmp_path: Path) -> None:
     assert all((out / place).read_text() == "a log" for place in linked)
     assert "&lt;b&gt;no&lt;/b&gt; image" in page
     assert "No clear winner. optimizer=sgd, model.width=1.0 is highest (val top-1 0.9133)" in page
-    assert "the process ended without saying why" in page
+    assert "the process was killed before it could record its status" in page
     text = (out / "report.md").read_text()
     assert "| sgd | 1.0 | 3 | 0.9133 | 0.0076 | 1 | 0.0867 | 2 | 20 | 100 | 1,000,000 | 3 finished |" in text
     assert "failed: DataError: \\<b\\>no\\</b\\> image" in text

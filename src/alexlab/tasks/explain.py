@@ -1,4 +1,4 @@
-"""Task of `python src/explain.py`: what a trained network has learned, and where it fails."""
+"""Task of `python src/explain.py`: visual explanations of a trained network."""
 
 import logging
 import os
