@@ -63,7 +63,7 @@ def test_help_is_a_page_and_imports_no_torch(tmp_path: Path) -> None:
         (["modle=x"], "unknown key modle; did you mean model?", 1),
         (["seed=(1"], "seed=(1 must be KEY=VALUE in Hydra's grammar", 1),
         (["trainer.max_epochs=x"], "trainer.max_epochs must be a whole number", 1),
-        (["data.root=/no where"], "got '/no where': there is no such folder", 3),
+        (["data.root=/no where"], "got '/no where': no such folder", 3),
         (["data=folder"], "data.root must be given: data.root=VALUE", 1),
         (
             ["hydra.run.dir=/dev/null/run"],
@@ -119,7 +119,7 @@ def test_the_folder_of_a_sweep_is_claimed_whatever_its_words_refer_to(
 
 def test_relative_paths_are_those_of_where_the_command_was_typed(tmp_path: Path) -> None:
     write_images(tmp_path / "small", {"a": 3, "b": 3})
-    for root, words in (("small", "train"), ("smll", f"there is no such folder (looked for {tmp_path}/smll)")):
+    for root, words in (("small", "train"), ("smll", f"no such folder (looked for {tmp_path}/smll)")):
         result = subprocess.run(
             [sys.executable, ROOT / "src/prepare.py", "action=split", f"data.root={root}", "hydra.job.chdir=true"],
             cwd=tmp_path,

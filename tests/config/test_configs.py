@@ -10,7 +10,7 @@ import lightning
 import pytest
 
 from alexlab.config import build
-from alexlab.data.splits import find_splits
+from alexlab.data.discovery import find_splits
 from alexlab.distributed.ddp import KEYS
 from support.configs import OPTIONS
 from support.images import write_images

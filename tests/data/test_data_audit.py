@@ -16,8 +16,8 @@ from PIL import Image
 from alexlab.data.audit import inspection
 from alexlab.data.audit.audit import AuditResult, audit_dataset
 from alexlab.data.audit.quarantine import quarantine, restore
+from alexlab.data.discovery import find_splits
 from alexlab.data.manifest import read_manifest
-from alexlab.data.splits import find_splits
 from alexlab.distributed.failures import translate_errors
 from alexlab.errors import ConfigError, DataError, FindingsError, ImageError, RankError
 from alexlab.output.escape import shown
@@ -168,7 +168,7 @@ def test_an_undivided_folder(clean: Path) -> None:
     assert codes == {"no_images", "one_class", "outside_classes"}
 
 
-@pytest.mark.parametrize(("root", "words"), [("missing", "there is no such folder"), ("file", "it is a file")])
+@pytest.mark.parametrize(("root", "words"), [("missing", "no such folder"), ("file", "it is a file")])
 def test_no_folder(tmp_path: Path, root: str, words: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=words):
@@ -347,7 +347,7 @@ def test_litter_and_special_files_are_named(clean: Path) -> None:
     assert found(result) == [("special_file", "train/a/null.png"), ("special_file", "train/a/pipe.jpg")]
     assert result.findings[1].text == "is left out: it is a FIFO, and only regular files are read"
     assert result.notes == [
-        f"{clean}: hidden files and folders are left out: 1 #recycle",
+        f"{clean}: skipped hidden files and folders: 1 #recycle",
         "left out in train: 1 @eaDir",
         "left out in val: 1 lost+found",
     ]

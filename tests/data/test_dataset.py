@@ -5,7 +5,7 @@ import torch
 
 from alexlab.data.dataset import ImageDataset, to_tensor
 from alexlab.data.image_file import Decoding
-from alexlab.data.splits import scan_folder
+from alexlab.data.scan import scan_folder
 from support.bad_images import gradient
 from support.images import write_images
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 
 from alexlab.data import decode as module
 from alexlab.data.decode import decode, decode_bytes, upright_size
+from alexlab.data.file_types import HAS_HEIF
 from alexlab.data.image_file import REASONS, Decoding
-from alexlab.data.listing import HAS_HEIF
 from alexlab.errors import DataError, ImageError
 from support.bad_images import READABLE, UNREADABLE, encoded, gradient, in_mpo, oriented, rescanned, tiff
 from support.runs import ROOT, environment

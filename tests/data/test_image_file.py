@@ -13,9 +13,9 @@ from alexlab.data.audit.split import assign_splits, find_unsplit, write_split
 from alexlab.data.cache.build_pack import open_pack
 from alexlab.data.cache.pack import PackConfig
 from alexlab.data.decode import decode
+from alexlab.data.discovery import find_splits
 from alexlab.data.image_file import Decoding, read_image
 from alexlab.data.listing import list_images
-from alexlab.data.splits import find_splits
 from alexlab.data.streaming.writer import write_shards
 from alexlab.errors import ConfigError, DataError, ImageError
 from support.bad_images import encoded

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexlab.data import listing
-from alexlab.data.listing import HAS_HEIF, folder_id, list_images
+from alexlab.data import listing, listing_cache
+from alexlab.data.discovery import find_splits
+from alexlab.data.file_types import HAS_HEIF
+from alexlab.data.listing import list_images
+from alexlab.data.listing_cache import folder_id
 from alexlab.data.paths import PathArray
-from alexlab.data.splits import find_splits, scan_folder
+from alexlab.data.scan import scan_folder
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
 from support.images import write_images
@@ -19,18 +22,18 @@ from support.images import write_images
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Makes all folders count as unchanged for a while, and resets their times, as `cp -a`, `rsync -t` and `touch` do."""
+    """Let listings of new folders be cached; the function resets modification times as `cp -a`, `rsync -t` and `touch` do."""
 
     def reset(root: Path) -> None:
         for folder, _, _ in os.walk(root):
             os.utime(folder, (1, 1))
-            time.sleep(0.02)  # beyond the tick of the file system's clock
+            time.sleep(0.02)  # longer than a tick of the file system's clock
 
-    monkeypatch.setattr(listing, "SETTLED_S", 0.0)
+    monkeypatch.setattr(listing_cache, "SETTLE_S", 0.0)
     return reset
 
 
-def test_paths_are_a_sequence() -> None:
+def test_a_path_array_is_a_sequence() -> None:
     names = ["a/1.png", "b/é 文.png", "c/\udcff.png", "d"]
     paths = PathArray.from_list(names)
     assert list(paths) == names
@@ -48,7 +51,7 @@ Settled = Callable[[Path], None]
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("change", ["add", "remove", "replace", "add deep", "class", "other folder", "link", "none"])
-def test_the_index_stands_in_for_the_walk_until_a_folder_changes(
+def test_the_cache_replaces_the_walk_until_a_folder_changes(
     change: str, reset: bool, settled: Settled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path, {"far/one": 2, "far/two": 3})
@@ -88,8 +91,8 @@ def test_the_index_stands_in_for_the_walk_until_a_folder_changes(
     assert (change == "none") == (list(again.paths) == list(first.paths))
 
 
-def test_a_folder_that_has_just_changed_is_not_indexed(tmp_path: Path) -> None:
-    """It may change once more within the same tick of the file system's clock, whatever its times were set to."""
+def test_a_folder_that_has_just_changed_is_not_cached(tmp_path: Path) -> None:
+    """It may change again within the same clock tick of the file system, regardless of its modification time."""
     root = write_images(tmp_path / "data", {"a": 3, "b": 2})
     for folder, _, _ in os.walk(root):
         os.utime(folder, (0, 0))
@@ -97,24 +100,24 @@ def test_a_folder_that_has_just_changed_is_not_indexed(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_file_system_with_one_time_for_all_folders_is_not_indexed() -> None:
-    assert listing._tells_changes([[0, 5, 1], [0, 6, 2]], before_ns=10)
-    assert not listing._tells_changes([[0, 5, 1], [0, 5, 2]], before_ns=10)
-    assert not listing._tells_changes([[0, 5, 1], [0, 11, 2]], before_ns=10)
+def test_a_file_system_with_one_time_for_all_folders_is_not_cached() -> None:
+    assert listing_cache.detects_changes([[0, 5, 1], [0, 6, 2]], before_ns=10)
+    assert not listing_cache.detects_changes([[0, 5, 1], [0, 5, 2]], before_ns=10)
+    assert not listing_cache.detects_changes([[0, 5, 1], [0, 11, 2]], before_ns=10)
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"version": 3}', b""])
-@pytest.mark.parametrize("damage", ["index.json", "paths.npy", "labels.npy"])
-def test_a_damaged_index_is_made_anew(damage: str, content: bytes, settled: Settled, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["index.json", "paths.npy", "labels.npy"])
+def test_a_corrupt_cache_is_replaced(name: str, content: bytes, settled: Settled, tmp_path: Path) -> None:
     root, cache = write_images(tmp_path / "data", {"a": 3, "b": 2}), tmp_path / "cache"
     settled(root)
     first = list_images(str(root), cache_dir=cache)
-    (cache / folder_id(str(root)) / "index" / damage).write_bytes(content)
+    (cache / folder_id(str(root)) / "index" / name).write_bytes(content)
     assert list(list_images(str(root), cache_dir=cache).paths) == list(first.paths)
     assert list(list_images(str(root), cache_dir=cache).paths) == list(first.paths)
 
 
-def test_an_index_that_lists_other_files_than_it_has_labels_is_made_anew(settled: Settled, tmp_path: Path) -> None:
+def test_a_cache_with_the_wrong_number_of_labels_is_replaced(settled: Settled, tmp_path: Path) -> None:
     root, cache = write_images(tmp_path / "data", {"a": 3, "b": 2}), tmp_path / "cache"
     settled(root)
     list_images(str(root), cache_dir=cache)
@@ -122,14 +125,14 @@ def test_an_index_that_lists_other_files_than_it_has_labels_is_made_anew(settled
     assert len(list_images(str(root), cache_dir=cache).labels) == 5
 
 
-def test_a_cache_that_cannot_be_written_is_no_failure(settled: Settled, tmp_path: Path) -> None:
+def test_a_read_only_cache_is_ignored(settled: Settled, tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 3, "b": 2})
     settled(root)
     (tmp_path / "file").touch()
     assert len(list_images(str(root), cache_dir=tmp_path / "file").paths) == 5
 
 
-def test_the_splits_of_an_index_are_those_of_the_walk(settled: Settled, tmp_path: Path) -> None:
+def test_splits_are_the_same_with_and_without_a_cache(settled: Settled, tmp_path: Path) -> None:
     options = {"val_fraction": 0.3, "test_fraction": 0.2, "cache_dir": tmp_path / "cache"}
     root = write_images(tmp_path / "data", {"a": 9, "b": 9})
     settled(root)
@@ -139,23 +142,23 @@ def test_the_splits_of_an_index_are_those_of_the_walk(settled: Settled, tmp_path
         assert one.labels.tolist() == other.labels.tolist()
 
 
-def test_other_files_are_named(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_counted_by_extension(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
     for name in ("a/x.gif", "a/y.GIF", "b/z.heic", "b/README"):
         (root / "train" / name).touch()
     notes = find_splits(str(root), val_fraction=0.2, test_fraction=0.0).notes
     heic = "" if HAS_HEIF else ", 1 .heic"
     hint = "" if HAS_HEIF else "; reading HEIC needs pillow-heif (pip install pillow-heif)"
-    assert notes == (f"{root}/train: files that are no images are left out: 2 .gif{heic}, 1 without extension{hint}",)
+    assert notes == (f"{root}/train: skipped files that are not images: 2 .gif{heic}, 1 without extension{hint}",)
 
 
-LITTER = ("@eaDir/1.jpg", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+HIDDEN = ("@eaDir/1.jpg", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
     ".Trash-1000", ".thumbnails", ".ipynb_checkpoints", "__MACOSX", ".@__thumb")  # fmt: skip
 
 
 @pytest.mark.parametrize("where", ["", "train", "train/a", "train/a/deep", "val/b"])
-@pytest.mark.parametrize("folder", LITTER)
-def test_litter_is_left_out_at_every_level_and_named(where: str, folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", HIDDEN)
+def test_hidden_folders_are_skipped_at_every_level_and_counted(where: str, folder: str, tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"train/a/deep": 2, "train/b": 2, "val/a": 1, "val/b": 1})
     write_images(root / where / folder, {"": 2})
     (root / where / "Thumbs.db").touch()
@@ -163,11 +166,11 @@ def test_litter_is_left_out_at_every_level_and_named(where: str, folder: str, tm
     assert (splits.classes, len(splits.train), len(splits.val)) == (["a", "b"], 4, 2)
     top = where.split("/")[0]
     counts = ", ".join(sorted([f"1 {folder.split('/')[0]}", "1 Thumbs.db"], key=lambda count: count[2:]))
-    assert f"{root}{'/' * bool(top)}{top}: hidden files and folders are left out: {counts}" in splits.notes
+    assert f"{root}{'/' * bool(top)}{top}: skipped hidden files and folders: {counts}" in splits.notes
 
 
-@pytest.mark.parametrize("indexed", [False, True])
-def test_only_regular_files_are_listed_and_the_others_named(indexed: bool, settled: Settled, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cached", [False, True])
+def test_only_regular_files_are_listed_and_the_others_are_noted(cached: bool, settled: Settled, tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 3, "b": 3})
     os.mkfifo(root / "a/pipe.jpg")
     (root / "a/null.png").symlink_to("/dev/null")
@@ -176,21 +179,21 @@ def test_only_regular_files_are_listed_and_the_others_named(indexed: bool, settl
     (root / "b/to.png").symlink_to("000.png")
     settled(root)
     options = {"val_fraction": 0.2, "test_fraction": 0.0, "cache_dir": tmp_path / "cache"}
-    splits = [find_splits(str(root), **options) for _ in range(1 + indexed)][-1]
+    splits = [find_splits(str(root), **options) for _ in range(1 + cached)][-1]
     names = {path for _, split in splits.items() for path in split.paths}
-    assert len(names) == 9, "links that cannot be followed are listed: reading them tells why"
+    assert len(names) == 9, "broken links are listed, so that reading them reports the reason"
     assert {"b/ring.png", "b/gone.png", "b/to.png"} <= names
-    text = "only regular files are read, which these are not: a/null.png (a device), a/pipe.jpg (a FIFO)"
+    text = "skipped entries that are not regular files: a/null.png (a device), a/pipe.jpg (a FIFO)"
     assert f"{root}/: {text}" in splits.notes
 
 
-def test_images_beside_the_class_folders_are_counted(tmp_path: Path) -> None:
+def test_images_outside_the_class_folders_are_counted(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 3, "b": 3, "": 2})
     notes = find_splits(str(root), val_fraction=0.2, test_fraction=0.0).notes
-    assert f"{root}/: 2 images beside the class folders are left out" in notes
+    assert f"{root}/: skipped 2 images that are not in a class folder" in notes
 
 
-def test_names_of_classes_that_are_too_alike(tmp_path: Path) -> None:
+def test_confusable_class_names_are_rejected(tmp_path: Path) -> None:
     write_images(tmp_path / "case", {"Cat": 1, "cat": 1})
     with pytest.raises(DataError, match=r"must differ in more than case or Unicode form; .* has 'Cat' and 'cat'"):
         scan_folder(str(tmp_path / "case"))
@@ -203,7 +206,7 @@ def test_names_of_classes_that_are_too_alike(tmp_path: Path) -> None:
     assert splits.val.labels.tolist() == [0, 1], "equal names in another form are one class"
 
 
-def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+def test_file_names_may_be_any_bytes_and_class_names_must_be_utf_8(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 1, "b": 1})
     os.rename(root / "a/000.png", os.fsencode(root) + b"/a/\xff\xfe.png")
     split = scan_folder(str(root))
@@ -214,13 +217,13 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
         scan_folder(str(root))
 
 
-def test_a_folder_named_like_a_file(tmp_path: Path) -> None:
+def test_a_folder_may_be_named_like_an_image(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a/folder.png": 2, "b": 1})
     assert list(scan_folder(str(root)).paths) == ["a/folder.png/000.png", "a/folder.png/001.png", "b/000.png"]
 
 
-def test_a_million_paths_are_no_million_objects(tmp_path: Path) -> None:
-    """At most 150 bytes a file, in arrays that forked processes share."""
+def test_a_path_takes_at_most_150_bytes(tmp_path: Path) -> None:
+    """In arrays that forked processes share, with its label."""
     paths = PathArray.from_list(
         [f"train/n{number % 1000:08d}/n{number % 1000:08d}_{number}.JPEG" for number in range(20_000)]
     )

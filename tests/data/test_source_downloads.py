@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
+from alexlab.data.discovery import find_splits
 from alexlab.data.sources import downloads
 from alexlab.data.sources.downloads import CATALOGUE, download_dataset
-from alexlab.data.splits import find_splits
 from alexlab.errors import ConfigError, DataError
 from support.runs import plain
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alexlab.data.audit.split import find_unsplit
-from alexlab.data.splits import find_splits
+from alexlab.data.discovery import find_splits
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.tasks.prepare import run
 from support.images import write_images
@@ -150,7 +150,7 @@ def test_folders_that_cannot_be_divided_or_written(tmp_path: Path, flat: Path) -
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         split(tmp_path, f"data.root={tmp_path / 'empty'}")
-    with pytest.raises(DataError, match="there is no such folder"):
+    with pytest.raises(DataError, match="no such folder"):
         split(tmp_path, "data.root=missing")
     (tmp_path / "out").mkdir()
     split(tmp_path, f"data.root={flat}")
@@ -202,7 +202,7 @@ def test_a_pattern_must_give_plain_folder_names(tmp_path: Path) -> None:
     root = write_images(tmp_path / "flat", {".": 4})
     (root / "000.png").rename(root / "a\\b.png")
     with pytest.raises(
-        DataError, match=r"file .*: a class must be a plain folder name; got 'a.*b': it holds a path separator"
+        DataError, match=r"file .*: a class must be a plain folder name; got 'a.*b': it contains a path separator"
     ):
         split(tmp_path, f"data.root={root}", "pattern='(?P<class>.*)\\.png'")
 

@@ -5,7 +5,8 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from alexlab.data.dataset import ImageDataset
-from alexlab.data.splits import find_splits, scan_folder
+from alexlab.data.discovery import find_splits
+from alexlab.data.scan import scan_folder
 from alexlab.errors import DataError
 from support.images import write_images
 from support.runs import rows
@@ -13,7 +14,7 @@ from support.runs import rows
 FRACTIONS = {"val_fraction": 0.25, "test_fraction": 0.0}
 
 
-def test_equal_to_torchvision_s_imagefolder_on_a_clean_folder(tmp_path: Path) -> None:
+def test_a_clean_folder_gives_the_same_files_as_torchvision(tmp_path: Path) -> None:
     write_images(tmp_path, {"b": 3, "a": 2, "a/b": 1, "a/b-c": 1, "a/bc/d": 1, "C": 2})
     (tmp_path / "b" / "UPPER.PNG").write_bytes((tmp_path / "b" / "000.png").read_bytes())
     theirs, ours = ImageFolder(str(tmp_path)), ImageDataset(scan_folder(str(tmp_path)))
@@ -22,7 +23,7 @@ def test_equal_to_torchvision_s_imagefolder_on_a_clean_folder(tmp_path: Path) ->
         assert getattr(ours, name) == getattr(theirs, name), name
 
 
-def test_splits_as_they_stand(images: Path) -> None:
+def test_split_folders_are_used_unchanged(images: Path) -> None:
     splits = find_splits(str(images), **FRACTIONS)
     assert splits.classes == ["ant", "bee", "cat"]
     assert [len(split) for _, split in splits.items()] == [24, 11, 7]
@@ -32,19 +33,19 @@ def test_splits_as_they_stand(images: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["valid", "validation"])
-def test_other_names_of_the_validation_folder(tmp_path: Path, name: str) -> None:
+def test_other_names_of_the_validation_folder_are_recognised(tmp_path: Path, name: str) -> None:
     write_images(tmp_path, {"train/a": 2, "train/b": 2, f"{name}/a": 1, f"{name}/b": 1})
     assert len(find_splits(str(tmp_path), **FRACTIONS).val) == 2
 
 
-def test_an_undivided_folder_is_divided_by_class_and_hash(tmp_path: Path) -> None:
+def test_class_folders_are_split_by_a_hash_of_the_paths(tmp_path: Path) -> None:
     write_images(tmp_path, {"a": 8, "b": 20})
     splits = find_splits(str(tmp_path), val_fraction=0.25, test_fraction=0.1)
     assert [split.class_counts() for _, split in splits.items()] == [[5, 13], [2, 5], [1, 2]]
-    every = sorted(path for _, split in splits.items() for path in split.paths)
-    assert every == sorted(scan_folder(str(tmp_path)).paths)
-    assert "28 images divided by a hash of their paths: train 18, val 7, test 3" in splits.notes[0]
-    # The division is a fact of the paths: these are the files, on every machine.
+    paths = sorted(path for _, split in splits.items() for path in split.paths)
+    assert paths == sorted(scan_folder(str(tmp_path)).paths)
+    assert "28 images split by a hash of their paths: train 18, val 7, test 3" in splits.notes[0]
+    # The split depends on the paths only: these are the files on every machine.
     assert splits.val.paths[:2] == ["a/002.png", "a/007.png"]
     moved = tmp_path.rename(tmp_path.with_name("elsewhere"))
     assert find_splits(str(moved), val_fraction=0.25, test_fraction=0.1).val.paths == splits.val.paths
@@ -59,7 +60,7 @@ def test_a_new_file_moves_no_more_than_one_other(tmp_path: Path) -> None:
     assert len(before ^ after) <= 2
 
 
-def test_train_and_test_without_val(tmp_path: Path) -> None:
+def test_a_missing_val_folder_is_split_from_train(tmp_path: Path) -> None:
     write_images(tmp_path, {"train/a": 8, "train/b": 8, "test/a": 3, "test/b": 3})
     splits = find_splits(str(tmp_path), **FRACTIONS)
     assert [split.class_counts() for _, split in splits.items()] == [[6, 6], [2, 2], [3, 3]]
@@ -75,14 +76,14 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert find_splits(str(tmp_path), **FRACTIONS).classes == ["train", "tram"]
 
 
-def test_one_vocabulary_for_all_splits(tmp_path: Path) -> None:
+def test_all_splits_share_the_classes_of_train(tmp_path: Path) -> None:
     write_images(tmp_path, {"train/a": 2, "train/b": 2, "train/c": 2, "val/a": 1, "val/c": 1})
     splits = find_splits(str(tmp_path), **FRACTIONS)
     assert list(splits.val.labels) == [0, 2]
     assert splits.notes == ("the val split has no image of b",)
 
 
-def test_litter_is_no_data(tmp_path: Path) -> None:
+def test_hidden_files_are_skipped(tmp_path: Path) -> None:
     write_images(tmp_path, {"a": 2, "b": 2, ".ipynb_checkpoints": 1, "__MACOSX": 1, "a/.thumbs": 1})
     for name in (".DS_Store", "Thumbs.db", "a/._000.png", "a/notes.txt", "a/.000.png"):
         (tmp_path / name).write_bytes(b"x")
@@ -90,7 +91,7 @@ def test_litter_is_no_data(tmp_path: Path) -> None:
     assert (split.classes, split.class_counts()) == (["a", "b"], [2, 2])
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_and_loops_are_rejected(tmp_path: Path) -> None:
     write_images(tmp_path / "far", {"x": 2})
     write_images(tmp_path / "root", {"a": 1, "b": 1})
     (tmp_path / "root/a/more").symlink_to(tmp_path / "far/x")
@@ -100,7 +101,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         scan_folder(str(tmp_path / "root"))
 
 
-def test_manifest(tmp_path: Path) -> None:
+def test_the_manifest_lists_every_image(tmp_path: Path) -> None:
     write_images(tmp_path / "data", {"a": 4, "b c": 4})
     splits = find_splits(str(tmp_path / "data"), **FRACTIONS)
     splits.write_manifest(tmp_path / "split.csv")
@@ -111,51 +112,51 @@ def test_manifest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "options", "words"),
+    ("counts", "options", "message"),
     [
-        (None, {}, "data.root must be a folder of images, one folder per class; got '{root}': there is no such folder"),
-        ({}, {}, "{root}/ must hold one folder of images per class; found no folder in it, and 0 images"),
-        ({".": 2}, {}, "found no folder in it, and 2 images"),
-        ({"a": 0, "b": 0}, {}, "{root}/ holds no images: looked for .jpg, .jpeg, .png"),
-        ({"a": 3, "b": 0}, {}, "every class folder must hold an image; empty: {root}/b (fill it or remove it)"),
+        (None, {}, "data.root must be a folder of images, one folder per class; got '{root}': no such folder"),
+        ({}, {}, "{root}/ must contain one folder of images per class; it has 0 images and no folder"),
+        ({".": 2}, {}, "it has 2 images and no folder"),
+        ({"a": 0, "b": 0}, {}, "{root}/ contains no images: looked for .jpg, .jpeg, .png"),
+        ({"a": 3, "b": 0}, {}, "every class folder must contain an image; {root}/b has none (fill or remove it)"),
         ({"a": 3}, {}, "a classifier needs at least 2 classes; {root}/ has one, a"),
         (
             {"train/a": 1, "train/b": 1, "val/c": 1},
             {},
             "every class must be in the training split; {root}/val has c, the training split has a, b",
         ),
-        ({"train/a": 1, "train/b": 1, "val": 0}, {}, "{root}/val must hold one folder of images per class"),
+        ({"train/a": 1, "train/b": 1, "val": 0}, {}, "{root}/val must contain one folder of images per class"),
         (
             {"train/a": 1, "train/b": 1, "val/a": 1, "valid/a": 1},
             {},
             "it must be clear which folders of {root} are splits: val, valid are all named like val. Name them, such as "
             "data.splits.train=train data.splits.val=val",
         ),
-        ({"a": 1, "b": 4}, {}, "class a needs at least 2 images to be divided into train and val; it has 1"),
+        ({"a": 1, "b": 4}, {}, "class a must have at least 2 images to be split into train and val; it has 1"),
         (
             {"a": 4, "b": 4},
             {"val_split": "test"},
-            "data.val_split=test needs the folder {root}/test, which is not there",
+            "data.val_split=test needs a test split; {root}/test does not exist",
         ),
         ({"a": 4, "b": 4}, {"val_split": "dev"}, "data.val_split must be val or test; got 'dev'"),
-        ({"a": 4, "b": 4}, {"val_fraction": 0}, "data.val_fraction must lie between 0 and 1"),
+        ({"a": 4, "b": 4}, {"val_fraction": 0}, "data.val_fraction must be positive"),
         (
             {"a": 4, "b": 4},
             {"test_fraction": 0.8},
-            "leave something to train on beside data.test_fraction; got 0.25 and 0.8",
+            "and their sum less than 1; got 0.25 and 0.8",
         ),
     ],
 )
-def test_words_for_folders_that_are_no_data_set(tmp_path: Path, counts: dict | None, options: dict, words: str) -> None:
+def test_invalid_datasets_are_rejected(tmp_path: Path, counts: dict | None, options: dict, message: str) -> None:
     root = tmp_path / "root"
     if counts is not None:
         root.mkdir()
         write_images(root, counts)
-    with pytest.raises(DataError, match=re.escape(words.format(root=root))):
+    with pytest.raises(DataError, match=re.escape(message.format(root=root))):
         find_splits(str(root), **(FRACTIONS | options))
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_as_root_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="it is a file"):
         find_splits(str(tmp_path / "file"), **FRACTIONS)

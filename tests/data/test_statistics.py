@@ -6,7 +6,8 @@ from PIL import Image
 
 from alexlab.config import build
 from alexlab.data.image_file import Decoding
-from alexlab.data.splits import Split, scan_folder
+from alexlab.data.scan import scan_folder
+from alexlab.data.splits import Split
 from alexlab.data.statistics import measure_statistics
 from alexlab.errors import DataError
 from support.images import write_images

@@ -22,8 +22,9 @@ import pytest
 
 from alexlab.data.config import DataConfig
 from alexlab.data.decode import decode
+from alexlab.data.discovery import find_splits
 from alexlab.data.image_file import Decoding
-from alexlab.data.splits import Split, Splits, find_splits
+from alexlab.data.splits import Split, Splits
 from alexlab.data.streaming import fetcher
 from alexlab.data.streaming import writer as sharding
 from alexlab.data.streaming.fetcher import Fetcher

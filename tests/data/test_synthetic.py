@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from alexlab.data.discovery import find_splits
 from alexlab.data.sources.synthetic import HEIGHT, WIDTH, write_synthetic_photos
-from alexlab.data.splits import find_splits
 
 COUNTS = {"train": 24, "val": 12}
 

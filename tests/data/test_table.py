@@ -1,4 +1,4 @@
-"""Tables as spreadsheets and scripts write them are read; others are refused with the line and the reason."""
+"""CSV tables from spreadsheets and scripts, and manifests as datasets."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from alexlab.data.audit.audit import audit_dataset
+from alexlab.data.discovery import find_splits
 from alexlab.data.manifest_splits import add_manifest_hashes
-from alexlab.data.splits import find_splits
 from alexlab.data.table import read_table
 from alexlab.errors import DataError
 from support.images import write_images
@@ -26,7 +26,9 @@ def table(delimiter: str, header: str = "path class split", rows: list[tuple[str
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("header", ["path class split", "Path CLASS Split", "split Filename Label"])
-def test_delimiters_encodings_and_headers(header: str, delimiter: str, encoding: str, end: str, tmp_path: Path) -> None:
+def test_usual_delimiters_encodings_and_headers_are_read(
+    header: str, delimiter: str, encoding: str, end: str, tmp_path: Path
+) -> None:
     path = tmp_path / "table.csv"
     rows = [row[-1:] + row[:-1] if header.startswith("split") else row for row in ROWS]
     path.write_bytes(table(delimiter, header, rows).replace("\n", end).encode(encoding))
@@ -35,41 +37,41 @@ def test_delimiters_encodings_and_headers(header: str, delimiter: str, encoding:
     assert [where for where, _ in found] == [f"{path}, line {number}" for number in (2, 3, 4)]
 
 
-def test_blanks_around_cells_and_empty_lines(tmp_path: Path) -> None:
+def test_blanks_around_cells_and_empty_lines_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text(" path , class\n\na.jpg, cat \n\nb.jpg,dog,,\n")
     found = [row for _, row in read_table(tmp_path / "table.csv", what="labels", needed=("path", "class"))]
     assert [(row["path"], row["class"]) for row in found] == [("a.jpg", "cat"), ("b.jpg", "dog")]
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"", "with a column path or file or filename or image and a column class or label .*; .* has none"),
         (b"name,class\na,b\n", "table.csv has 'name', 'class'"),
         (
             b"path;class\na,b;c;d\n",
-            "line 2: there are 3 cells in 2 columns; a path with the delimiter in it needs quotes",
+            "line 2: expected 2 cells, got 3; quote a path that contains the delimiter",
         ),
         (b'path,class\n"a,b\nc,d\n', "labels must be a CSV file; .* is not: unexpected end of data"),
-        (b"path,Class,class\na,b,c\n", "must have each column once; .* has class twice"),
+        (b"path,Class,class\na,b,c\n", "must have each column once; .* repeats class"),
         (b"path,class\na,Gr\xf6n\n", r"line 2: class must be UTF-8; got Gr\\xf6n. .* iconv -f latin1 -t utf-8"),
-        (b"path,class\na,b\0\n", "line 2: there is a zero byte"),
-        ("path,class\na,b\n".encode("utf-16-le"), "holds zero bytes: save it as UTF-8"),
+        (b"path,class\na,b\0\n", "line 2: a cell contains a zero byte"),
+        ("path,class\na,b\n".encode("utf-16-le"), "contains zero bytes: save it as UTF-8"),
         (b"\xff\xfep", "labels must be a CSV file; .* is not: .* truncated data"),
     ],
 )
-def test_what_is_no_table(content: bytes, words: str, tmp_path: Path) -> None:
+def test_malformed_tables_are_rejected(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_bytes(content)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         list(read_table(tmp_path / "table.csv", what="labels", needed=("path", "class")))
 
 
-def listed(root: Path, *lines: str) -> str:
+def write_list(root: Path, *lines: str) -> str:
     (root / "list.csv").write_text("\n".join(["path,class,split", *lines]))
     return str(root / "list.csv")
 
 
-def test_a_table_of_a_spreadsheet_is_a_data_set(tmp_path: Path) -> None:
+def test_a_table_from_a_spreadsheet_is_a_manifest(tmp_path: Path) -> None:
     root = write_images(tmp_path, {"a": 2, "b": 2})
     lines = ["a/000.png;a;Training", "b/000.png;b;TRAIN", "a/001.png;a;Validation", "b/001.png;b;"]
     (root / "list.csv").write_bytes("\r\n".join(["\ufeffPath;Class;Split", *lines]).encode())
@@ -82,21 +84,21 @@ def test_a_table_of_a_spreadsheet_is_a_data_set(tmp_path: Path) -> None:
     "again", ["a/000.png", "./a/000.png", "b/../a/000.png", "{root}/a/000.png", "a//000.png", "link/000.png"]
 )
 @pytest.mark.parametrize("rest", ["a,val", "b,train", "a,train"])
-def test_a_manifest_that_lists_a_file_twice(
+def test_a_manifest_that_lists_a_file_twice_is_rejected(
     again: str, rest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_images(tmp_path, {"a": 2, "b": 2})
     (root / "link").symlink_to("a")
     monkeypatch.chdir(root)
     path = again.format(root=root)
-    manifest = listed(root, "a/000.png,a,train", "b/000.png,b,train", "b/001.png,b,val", f"{path},{rest}")
-    words = f"repeats line 5 ({path}, {', '.join(reversed(rest.split(',')))}) and line 2 (a/000.png, train, a)"
-    for place in (manifest, "list.csv"):
-        with pytest.raises(DataError, match=re.escape(f"a manifest must list each file once; {place} {words}")):
-            find_splits(place, val_fraction=0.2, test_fraction=0.0)
+    manifest = write_list(root, "a/000.png,a,train", "b/000.png,b,train", "b/001.png,b,val", f"{path},{rest}")
+    message = f"repeats line 5 ({path}, {', '.join(reversed(rest.split(',')))}) and line 2 (a/000.png, train, a)"
+    for each in (manifest, "list.csv"):
+        with pytest.raises(DataError, match=re.escape(f"a manifest must list each file once; {each} {message}")):
+            find_splits(each, val_fraction=0.2, test_fraction=0.0)
 
 
-def test_a_manifest_that_checks_files_is_read_in_any_spelling_and_lists_them_once(tmp_path: Path) -> None:
+def test_manifest_hashes_match_paths_in_any_spelling(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 4, "b": 4})
     splits = find_splits(str(root), val_fraction=0.25, test_fraction=0.0)
     paths = sorted(path for _, split in splits.items() for path in split.paths)
@@ -113,21 +115,21 @@ def test_a_manifest_that_checks_files_is_read_in_any_spelling_and_lists_them_onc
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ("b/001.png,b,fold1", "the split of an image must be train, val, test or empty; .* has 'fold1' for b/001.png"),
-        ("b/001.png,,val", "must have a class in each row; .* has none for b/001.png"),
+        ("b/001.png,,val", "every row of a training manifest needs a class; .* has none for b/001.png"),
         ("b/001.png,A,train", "the names of classes must differ in more than case"),
     ],
 )
-def test_rows_that_a_run_cannot_use(line: str, words: str, tmp_path: Path) -> None:
+def test_rows_that_a_run_cannot_use_are_rejected(line: str, message: str, tmp_path: Path) -> None:
     root = write_images(tmp_path, {"a": 2, "b": 2})
-    manifest = listed(root, "a/000.png,a,train", "b/000.png,b,train", "a/001.png,a,val", line)
-    with pytest.raises(DataError, match=words):
+    manifest = write_list(root, "a/000.png,a,train", "b/000.png,b,train", "a/001.png,a,val", line)
+    with pytest.raises(DataError, match=message):
         find_splits(manifest, val_fraction=0.2, test_fraction=0.0)
 
 
-def test_a_manifest_has_its_own_splits(tmp_path: Path) -> None:
-    manifest = listed(write_images(tmp_path, {"a": 2}), "a/000.png,a,train")
-    with pytest.raises(DataError, match=r"data\.splits names folders, and must be null for a manifest"):
+def test_split_folders_of_a_manifest_are_rejected(tmp_path: Path) -> None:
+    manifest = write_list(write_images(tmp_path, {"a": 2}), "a/000.png,a,train")
+    with pytest.raises(DataError, match=r"data\.splits must be null for a manifest"):
         find_splits(manifest, val_fraction=0.2, test_fraction=0.0, folders={"train": "a"})

@@ -15,7 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torchvision.models import alexnet
 
 from alexlab.config import build
-from alexlab.data.splits import find_splits
+from alexlab.data.discovery import find_splits
 from alexlab.distributed import ddp
 from alexlab.distributed.ddp import HOOKS, RANK, START_STEP, HookedDDP, gradient_bytes, traffic
 from alexlab.distributed.launch import Limits, launch

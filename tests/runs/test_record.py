@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from alexlab.data.discovery import find_splits
 from alexlab.data.fingerprint import describe_images
-from alexlab.data.splits import find_splits
 from alexlab.distributed.signals import Interrupted
 from alexlab.errors import AlexlabError, ConfigError, DataError
 from alexlab.runs import record

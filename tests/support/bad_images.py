@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alexlab.data.listing import HAS_HEIF
+from alexlab.data.file_types import HAS_HEIF
 
 SIZE = 60, 40
 

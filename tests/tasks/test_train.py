@@ -296,7 +296,7 @@ def test_ten_crops_are_the_mean_of_ten_single_crops(train: Train, images: Path, 
     from alexlab.config import build
     from alexlab.data.dataset import to_tensor
     from alexlab.data.decode import decode
-    from alexlab.data.splits import find_splits
+    from alexlab.data.discovery import find_splits
 
     train("test.views=ten_crop", "trainer.max_epochs=2")
     checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)

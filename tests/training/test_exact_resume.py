@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from alexlab.config import build
-from alexlab.data.splits import find_splits
+from alexlab.data.discovery import find_splits
 from alexlab.data.streaming.writer import write_shards
 from alexlab.distributed.signals import Interrupted
 from alexlab.runs.layout import LAST

@@ -20,7 +20,8 @@ from alexlab.benchmark.roofline import CEILING, rates, share, train_flops
 from alexlab.benchmark.step import Way, stepping
 from alexlab.benchmark.table import Row
 from alexlab.config.build import datamodule
-from alexlab.data.listing import SETTLED_S, list_images
+from alexlab.data.listing import list_images
+from alexlab.data.listing_cache import SETTLE_S
 
 PER_CLASS = 1000  # files
 
@@ -68,7 +69,7 @@ def make_files(place: Path, count: int) -> None:
         folder.mkdir(parents=True)
         for index in range(count // num_classes):
             os.close(os.open(folder / f"image{index:06d}.jpg", os.O_CREAT | os.O_WRONLY))
-    time.sleep(SETTLED_S)  # an index is kept of folders that have not changed a moment ago
+    time.sleep(SETTLE_S)  # an index is kept of folders that have not changed a moment ago
 
 
 def steps(measuring: Measuring) -> list[Row]:

@@ -1,11 +1,61 @@
-"""Display names of classes, which reports, plots and predictions show instead of folder names."""
+"""Class names: which names a class folder may have, and display names to show instead of them."""
 
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from alexlab.errors import ConfigError
+from alexlab.data.hidden_names import is_hidden
+from alexlab.errors import ConfigError, DataError
+from alexlab.output.escape import shown, writable
+
+MAX_NAME_BYTES = 255  # on ext4, XFS, Btrfs and NTFS
+
+
+def folder_name_problem(name: str) -> str | None:
+    """Return the reason why a class of this name cannot have a folder, or None if it can."""
+    if not name.strip():
+        return "it is empty"
+    if "/" in name or "\\" in name:
+        return "it contains a path separator"
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+        return "it contains control characters or bytes that are not UTF-8"
+    if is_hidden(name):
+        return "hidden folders and folders that other programs leave behind are skipped"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"it is longer than {MAX_NAME_BYTES} bytes"
+    return None
+
+
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Check that class names can be written and told apart on every file system.
+
+    Args:
+        names: names of class folders.
+        where: folder or file that they come from, for the message.
+
+    Raises:
+        DataError: if a name is not UTF-8, or two names differ only in case or Unicode form.
+    """
+    for name in names:
+        if writable(name) != name:
+            raise DataError(f"the names of class folders must be UTF-8; {shown(where)} has {shown(name)}")
+    for first, second in confusable_names(names):
+        raise DataError(
+            f"the names of classes must differ in more than case or Unicode form; {shown(where)} has "
+            f"{first!r} and {second!r} ({first!a}, {second!a}): rename or merge them"
+        )
+
+
+def confusable_names(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs of names that differ only in case or Unicode form, each with the earlier name first."""
+    earlier: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        first = earlier.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if first != name:
+            pairs.append((first, name))
+    return pairs
 
 
 def read_class_names(path: str | Path) -> dict[str, str]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.config.instantiate import bind
+from alexlab.data.discovery import find_splits
 from alexlab.data.image_file import MAX_MEGAPIXELS, Decoding
 from alexlab.data.manifest_splits import add_manifest_hashes
 from alexlab.data.sources.digits import write_digits
 from alexlab.data.sources.synthetic import write_synthetic_photos
-from alexlab.data.splits import Splits, find_splits
+from alexlab.data.splits import Splits
 from alexlab.data.streaming.reader import StreamConfig, find_sharded_splits
 from alexlab.data.streaming.store import is_url
 from alexlab.distributed.hardware import num_cores

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from alexlab.data.bit_depth import UnknownRangeError, conversion, depth_of, use_native_order
+from alexlab.data.file_types import HAS_HEIF, HEIF_PACKAGE
 from alexlab.data.image_file import DEFAULT_DECODING, FORMATS, MAX_ASPECT, Decoding, read_image, unreadable
-from alexlab.data.listing import HAS_HEIF, HEIF_PACKAGE
 from alexlab.errors import ImageError
 
 try:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from alexlab.data.image_file import DEFAULT_DECODING, read_image
-from alexlab.data.paths import END, PathArray
+from alexlab.data.paths import TERMINATOR, PathArray
 from alexlab.data.splits import Splits
 from alexlab.errors import DataError, ImageError
 
@@ -32,7 +32,7 @@ def describe_images(splits: Splits) -> dict[str, Any]:
         if isinstance(split.paths, PathArray) and split.paths.rows is None:
             digest.update(split.paths.block.tobytes())
         else:
-            digest.update(b"".join(os.fsencode(path) + END for path in split.paths))
+            digest.update(b"".join(os.fsencode(path) + TERMINATOR for path in split.paths))
         if split.lengths is None:  # shards are checked by their own hashes when they are read
             every = max(1, -(-sum(sizes) // MAX_CONTENT))
             for row in rows[::every]:

@@ -1,10 +1,8 @@
-"""Names of files and folders: those that are no part of a data set, and those that a class may have. Imports no torch."""
+"""Names of hidden files and folders, which are not part of a dataset."""
 
-import unicodedata
-
-# What operating systems, file managers, NAS boxes and notebooks leave behind, in lower case; names with a dot in front are
-# hidden anyway and stand here to be reported by name.
-LITTER = frozenset(
+# Left behind by operating systems, file managers, NAS boxes and notebooks; in lower case. Names that start with a dot are
+# hidden anyway and are listed here so that messages count them by name.
+SYSTEM_NAMES = frozenset(
     {
         *("__macosx", ".ds_store", ".appledouble", ".fseventsd", ".spotlight-v100", ".trashes", ".temporaryitems"),
         *("network trash folder", "temporary items", "icon\r"),
@@ -16,36 +14,20 @@ LITTER = frozenset(
         *("__pycache__", ".ipynb_checkpoints", ".git", ".cache", ".dvc"),
     }
 )
-MAX_BYTES = 255  # of a name, on ext4, XFS, Btrfs and NTFS
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is no part of the data: dot files and LITTER."""
-    return name.startswith(".") or name.lower() in LITTER
+    """Return whether a file or folder is hidden: it starts with a dot, or is one of SYSTEM_NAMES."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def hidden_kind(name: str) -> str:
-    """Return the name under which a hidden entry is counted: its own if it is known, else a pattern."""
-    if name.lower() in LITTER or name.startswith(".Trash"):
+    """Return the label under which a hidden entry is counted: its name if that is known, else `._*` or `.*`."""
+    if name.lower() in SYSTEM_NAMES or name.startswith(".Trash"):
         return name
     return "._*" if name.startswith("._") else ".*"
 
 
 def format_counts(counts: dict[str, int]) -> str:
-    """Return counts as text: `3 @eaDir, 1 Thumbs.db`."""
+    """Format counts as `3 @eaDir, 1 Thumbs.db`."""
     return ", ".join(f"{count} {name.strip()}" for name, count in sorted(counts.items()))
-
-
-def folder_name_problem(name: str) -> str | None:
-    """Return why a class of this name cannot have a folder of its own, or None if it can."""
-    if not name.strip():
-        return "it is empty"
-    if "/" in name or "\\" in name:
-        return "it holds a path separator"
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
-        return "it holds control characters or bytes that are not UTF-8"
-    if is_hidden(name):
-        return "folders of this name are hidden or left behind by other programs, and are skipped"
-    if len(name.encode()) > MAX_BYTES:
-        return f"it is longer than {MAX_BYTES} bytes"
-    return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from alexlab.data.listing import HAS_HEIF
+from alexlab.data.file_types import HAS_HEIF
 from alexlab.errors import ConfigError, ImageError
 from alexlab.output.escape import shown
 

@@ -1,4 +1,4 @@
-"""The one list of images that all commands write and read: a CSV file with a row for each image. Imports no torch."""
+"""Manifest: a CSV file with one row for each image, which all commands read and write."""
 
 import itertools
 import os
@@ -16,16 +16,16 @@ from alexlab.output.escape import shown
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One image; what nobody has looked up is empty.
+    """One image; unknown values are empty.
 
     Args:
-        path: relative to the data set's folder, or to the manifest.
-        size: in bytes.
-        sha256: of the content, in hexadecimal digits.
-        label: name of its class; the column is called `class`.
-        split: train, val, test or nothing.
-        width, height: upright, in pixels.
-        mode: of its pixels, as Pillow names them.
+        path: path relative to the dataset's folder, or to the manifest.
+        size: size of the file in bytes.
+        sha256: hash of the content, in hexadecimal digits.
+        label: name of the class; its column is called `class`.
+        split: train, val, test or "".
+        width, height: size in pixels after the EXIF orientation.
+        mode: Pillow's name of the pixel format.
     """
 
     path: str
@@ -42,42 +42,42 @@ COLUMNS = tuple("class" if column.name == "label" else column.name for column in
 
 
 def write_manifest(rows: Iterable[ManifestRow], path: Path) -> None:
-    """Writes the rows; names that are no UTF-8 are kept as their bytes."""
+    """Write a manifest; names that are not UTF-8 keep their bytes."""
     write_csv(path, itertools.chain([COLUMNS], (asdict(row).values() for row in rows)), errors="surrogateescape")
 
 
 def read_manifest(path: str | Path, root: str) -> dict[str, ManifestRow]:
-    """Return the rows of a manifest by the location of their file, see `locator`; only the column `path` must be there.
+    """Return the rows of a manifest by the location of their file, see `locator`; only the column `path` is required.
 
     Args:
-        path: of the manifest.
-        root: the folder that its paths are relative to.
+        path: path of the manifest.
+        root: folder to which its paths are relative.
 
     Raises:
-        DataError: if it is no manifest, or lists a file twice.
+        DataError: if the file is not a manifest, or lists a file twice.
     """
-    located, rows, lines, twice = locator(root), dict[str, ManifestRow](), dict[str, str](), []
+    located, rows, lines, repeats = locator(root), dict[str, ManifestRow](), dict[str, str](), []
     for where, cells in read_table(path, what="a manifest", needed=("path",)):
-        row = _row(cells, where)
+        row = _parse_row(cells, where)
         location = located(row.path)
         line = f"line {where.rpartition(' ')[2]} ({', '.join(filter(None, [row.path, row.split, row.label]))})"
         if location in rows:
-            twice.append(f"{shown(line)} and {shown(lines[location])}")
+            repeats.append(f"{shown(line)} and {shown(lines[location])}")
         rows.setdefault(location, row)
         lines.setdefault(location, line)
-    if twice:
-        more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
-        raise DataError(f"a manifest must list each file once; {shown(path)} repeats {'; '.join(twice[:3])}{more}")
+    if repeats:
+        more = f" and {len(repeats) - 3} more" if len(repeats) > 3 else ""
+        raise DataError(f"a manifest must list each file once; {shown(path)} repeats {'; '.join(repeats[:3])}{more}")
     return rows
 
 
 def locator(root: str) -> Callable[[str], str]:
-    """Return a function that tells where a path leads: equal for `a.jpg`, `./a.jpg`, `x/../a.jpg` and its absolute path.
+    """Return a function from a path to its location, which is equal for `a.jpg`, `./a.jpg`, `x/../a.jpg` and `root/a.jpg`.
 
-    Folders are asked for links, once each; files are not.
+    Links to folders are resolved, once per folder; links to files are not.
 
     Args:
-        root: the folder that relative paths are relative to.
+        root: folder to which relative paths are relative.
     """
     folder_of = lru_cache(maxsize=None)(os.path.realpath)
 
@@ -88,18 +88,18 @@ def locator(root: str) -> Callable[[str], str]:
     return located
 
 
-def _row(row: dict[str, str], where: str) -> ManifestRow:
+def _parse_row(cells: dict[str, str], where: str) -> ManifestRow:
     def number(name: str) -> int | None:
-        text = row.get(name, "")
+        text = cells.get(name, "")
         if text and not text.isdigit():
             raise DataError(f"{where}: {name} must be a whole number; got {text!r}")
         return int(text) if text else None
 
     def text(name: str) -> str:
-        return row.get(name, "")
+        return cells.get(name, "")
 
     if not text("path"):
-        raise DataError(f"{where}: there is no path")
+        raise DataError(f"{where}: the path must not be empty")
     return ManifestRow(
         text("path"),
         number("size"),

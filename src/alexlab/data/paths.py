@@ -1,7 +1,7 @@
-"""A list of paths in little memory. Imports no torch.
+"""Memory-efficient sequence of paths.
 
-A list of a million Python strings takes 100 MB in each process that touches it. Here the paths are one block of bytes, which
-the loader processes share with their parent.
+A list of a million Python strings takes 100 MB in each process that touches it, because counting references copies its pages.
+Here the paths are one block of bytes, which loader processes share with their parent.
 """
 
 import os
@@ -10,16 +10,16 @@ from typing import overload
 
 import numpy as np
 
-END = b"\0"  # after each path in a block
+TERMINATOR = b"\0"  # after each path in a block
 
 
 class PathArray(Sequence[str]):
-    """Relative paths as one block of bytes; an item is decoded when it is asked for.
+    """Relative paths in one block of bytes; items are decoded on access.
 
     Args:
-        block: the paths, one after the other, as the file system has them, each closed by a zero byte.
-        ends: where each path ends in the block, with its zero, int64, and a 0 in front.
-        rows: which of them these are, and in which order; None for all.
+        block: uint8, the encoded paths one after the other, each followed by a zero byte.
+        ends: int64 (N + 1,), 0 and the end of each path in the block, including its zero byte.
+        rows: int64, indices of the paths that this array has, in its order; None for all.
     """
 
     def __init__(self, block: np.ndarray, ends: np.ndarray, rows: np.ndarray | None = None) -> None:
@@ -27,16 +27,16 @@ class PathArray(Sequence[str]):
 
     @classmethod
     def from_list(cls, paths: Sequence[str]) -> "PathArray":
-        """The paths of a list."""
-        return cls.from_block(np.frombuffer(b"".join(os.fsencode(path) + END for path in paths), np.uint8))
+        """Encode a list of paths."""
+        return cls.from_block(np.frombuffer(b"".join(os.fsencode(path) + TERMINATOR for path in paths), np.uint8))
 
     @classmethod
     def from_block(cls, block: np.ndarray) -> "PathArray":
-        """All the paths of a block."""
-        return cls(block, _ends(block))
+        """Return all paths of a block."""
+        return cls(block, np.concatenate([np.zeros(1, np.int64), np.flatnonzero(block == TERMINATOR[0]) + 1]))
 
     def take(self, rows: np.ndarray) -> "PathArray":
-        """Some of the paths, in the given order; the block is shared."""
+        """Return the paths at some indices, in that order; the block is shared."""
         return PathArray(self.block, self.ends, rows if self.rows is None else self.rows[rows])
 
     def __len__(self) -> int:
@@ -58,7 +58,3 @@ class PathArray(Sequence[str]):
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))  # noqa: B905
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _ends(block: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(block == END[0]) + 1])

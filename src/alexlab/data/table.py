@@ -1,7 +1,4 @@
-"""CSV tables from spreadsheets and scripts: any of the usual delimiters, encodings and spellings of the columns.
-
-Imports no torch.
-"""
+"""CSV tables from spreadsheets and scripts, in any of the usual delimiters, encodings and column names."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -12,8 +9,8 @@ from alexlab.output.csv_files import restored
 from alexlab.output.escape import shown
 
 DELIMITERS = ",;\t"
-# Columns under the names that other people give them.
-NAMES = {
+# Common names of each column, in lower case; the first is ours.
+COLUMN_NAMES = {
     "path": ("path", "file", "filename", "image"),
     "class": ("class", "label", "category", "target"),
     "split": ("split", "subset"),
@@ -21,23 +18,23 @@ NAMES = {
 
 
 def read_table(path: str | Path, *, what: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield `FILE, line N` and the cells of each row by the name of their column in lower case, see NAMES.
+    """Yield `FILE, line N` and the cells of each row by lower-case column name, see COLUMN_NAMES.
 
-    Cells of the column path may hold undecodable bytes, as file names may.
+    Cells of the column `path` may contain undecodable bytes, as file names may.
 
     Args:
-        path: a CSV file with a header, as UTF-8 or UTF-16, with or without a byte order mark; delimited by comma,
-            semicolon or tab.
-        what: name of the file for messages, such as `a manifest`.
-        needed: columns that must be there.
+        path: CSV file with a header, in UTF-8 or UTF-16 with or without a byte order mark, and delimited by comma, semicolon or
+            tab.
+        what: description of the file for messages, such as `a manifest`.
+        needed: required columns.
 
     Raises:
-        DataError: if it is no such file; with the line.
+        DataError: if the file is not such a table; with the line.
     """
     try:
         with open(path, "rb") as content:
-            wide = content.read(2) in (b"\xff\xfe", b"\xfe\xff")
-        encoding, errors = ("utf-16", "strict") if wide else ("utf-8-sig", "surrogateescape")
+            is_utf16 = content.read(2) in (b"\xff\xfe", b"\xfe\xff")
+        encoding, errors = ("utf-16", "strict") if is_utf16 else ("utf-8-sig", "surrogateescape")
         with open(path, newline="", encoding=encoding, errors=errors) as file:
             first = file.readline()
             file.seek(0)
@@ -55,39 +52,39 @@ def read_table(path: str | Path, *, what: str, needed: Sequence[str]) -> Iterato
 
 
 def _columns(header: Sequence[str], path: str, what: str, needed: Sequence[str]) -> list[str]:
-    """Return the names of the columns, known ones as in NAMES."""
-    typed = [name.strip().lower() for name in header]
-    columns = list(typed)
-    for name, names in NAMES.items():
-        known = next((one for one in names if one in typed), None)
-        columns = [name if one == known else one for one in columns]
-    if "\0" in "".join(typed):
-        raise DataError(f"{what} must be a text file; {shown(path)} holds zero bytes: save it as UTF-8")
+    """Return the names of the columns, translated to those of COLUMN_NAMES."""
+    given = [name.strip().lower() for name in header]
+    columns = list(given)
+    for name, aliases in COLUMN_NAMES.items():
+        used = next((alias for alias in aliases if alias in given), None)
+        columns = [name if column == used else column for column in columns]
+    if "\0" in "".join(given):
+        raise DataError(f"{what} must be a text file; {shown(path)} contains zero bytes: save it as UTF-8")
     missing = [name for name in needed if name not in columns]
     if missing:
-        wanted = " and a column ".join(" or ".join(NAMES[name]) for name in needed)
+        required = " and a column ".join(" or ".join(COLUMN_NAMES[name]) for name in needed)
         raise DataError(
-            f"{what} must be a CSV file with a column {wanted}; {shown(path)} has {', '.join(map(repr, typed)) or 'none'}"
+            f"{what} must be a CSV file with a column {required}; {shown(path)} has {', '.join(map(repr, given)) or 'none'}"
         )
-    twice = {name for name in columns if name in NAMES and columns.count(name) > 1}
-    if twice:
-        raise DataError(f"{what} must have each column once; {shown(path)} has {', '.join(sorted(twice))} twice")
+    repeated = {name for name in columns if name in COLUMN_NAMES and columns.count(name) > 1}
+    if repeated:
+        raise DataError(f"{what} must have each column once; {shown(path)} repeats {', '.join(sorted(repeated))}")
     return columns
 
 
 def _row(cells: Sequence[str], columns: Sequence[str], where: str) -> dict[str, str]:
     if any(cells[len(columns) :]):
         raise DataError(
-            f"{where}: there are {len(cells)} cells in {len(columns)} columns; a path with the delimiter in it needs quotes"
+            f"{where}: expected {len(columns)} cells, got {len(cells)}; quote a path that contains the delimiter"
         )
     row = dict(zip(columns, [*cells, *[""] * len(columns)], strict=False))
     if "\0" in "".join(cells):
-        raise DataError(f"{where}: there is a zero byte")
+        raise DataError(f"{where}: a cell contains a zero byte")
     for name, cell in row.items():
         row[name] = restored(cell if name == "path" else cell.strip())
         if name != "path" and any("\ud800" <= letter <= "\udfff" for letter in cell):  # bytes that could not be decoded
             raise DataError(
-                f"{where}: {name} must be UTF-8; got {shown(cell)}. A table in another encoding is converted with, "
-                "for example, iconv -f latin1 -t utf-8"
+                f"{where}: {name} must be UTF-8; got {shown(cell)}. Convert a table in another encoding with, for example, "
+                "iconv -f latin1 -t utf-8"
             )
     return row

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import cast
 
+from alexlab.data.file_types import IMAGE_EXTENSIONS, SPECIAL_FILES, file_type
 from alexlab.data.hidden_names import is_hidden
-from alexlab.data.listing import IMAGE_EXTENSIONS, SPECIAL_FILES, file_type
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
 

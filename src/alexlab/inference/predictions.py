@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from alexlab.data.config import DataConfig
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.layout import find_layout
-from alexlab.data.splits import Split, check_root, relabel, scan_folder
+from alexlab.data.scan import check_root, scan_folder
+from alexlab.data.splits import Split
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import NO_DATA, TrainedModel
@@ -126,7 +127,7 @@ def _find_split(model: TrainedModel, settings: DataConfig, wanted: str | None) -
     name = wanted or ("test" if "test" in splits else "val")
     if name not in splits:
         raise DataError(f"{settings.location} has no split {name}; it has {', '.join(splits)}")
-    return name, relabel(splits[name], model.classes, OWNER)
+    return name, splits[name].relabel(model.classes, OWNER)
 
 
 class IndexedDataset:

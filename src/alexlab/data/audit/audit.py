@@ -10,20 +10,14 @@ import numpy as np
 
 from alexlab.data.audit.duplicates import Pair, find_pairs
 from alexlab.data.audit.inspection import Inspection, inspect_files
+from alexlab.data.class_names import confusable_names
+from alexlab.data.file_types import HEIF_EXTENSIONS, HEIF_PACKAGE, IMAGE_EXTENSIONS
 from alexlab.data.hidden_names import format_counts, hidden_kind, is_hidden
 from alexlab.data.image_file import DEFAULT_DECODING, Decoding
 from alexlab.data.layout import find_layout
-from alexlab.data.listing import (
-    HEIF_EXTENSIONS,
-    HEIF_PACKAGE,
-    IMAGE_EXTENSIONS,
-    Finding,
-    Listing,
-    confusable_names,
-    list_images,
-)
+from alexlab.data.listing import Finding, Listing, list_images
 from alexlab.data.manifest import ManifestRow, locator, read_manifest
-from alexlab.data.splits import check_root
+from alexlab.data.scan import check_root
 from alexlab.output.escape import writable
 
 # Common image formats that are not supported. Such files are findings; files of other kinds are only counted.

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexlab.data.splits import check_root
+from alexlab.data.scan import check_root
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.output.escape import shown
 from alexlab.runs.atomic import disk_errors

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from alexlab.data.class_names import check_class_names, folder_name_problem
+from alexlab.data.file_types import IMAGE_EXTENSIONS, class_folders, file_type
 from alexlab.data.hash_split import split_by_hash
-from alexlab.data.hidden_names import folder_name_problem, is_hidden
+from alexlab.data.hidden_names import is_hidden
 from alexlab.data.layout import find_layout
-from alexlab.data.listing import IMAGE_EXTENSIONS, check_class_names, class_folders, file_type, list_images
+from alexlab.data.listing import list_images
 from alexlab.data.manifest import ManifestRow, locator, write_manifest
-from alexlab.data.splits import check_root
+from alexlab.data.scan import check_root
 from alexlab.data.table import read_table
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.output.escape import shown

@@ -19,7 +19,7 @@ import torch
 from torchvision.transforms import v2
 
 from alexlab.data.image_file import unreadable
-from alexlab.data.listing import folder_id, index_suffix
+from alexlab.data.listing_cache import folder_id, folder_suffix
 from alexlab.data.transforms import CenterView, RandomCropView, Views
 from alexlab.errors import ConfigError
 
@@ -112,7 +112,7 @@ class PackedImages:
 
 def pack_path(cache_dir: Path, root: str, folder: str, pack: PackConfig, channels: int) -> Path:
     """Where the pack of a listing lies."""
-    name = f"pack{index_suffix(folder)}-{pack.resize}-{pack.crop}-{pack.size}x{channels}"
+    name = f"pack{folder_suffix(folder)}-{pack.resize}-{pack.crop}-{pack.size}x{channels}"
     return cache_dir / folder_id(root) / name
 
 

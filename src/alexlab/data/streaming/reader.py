@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from alexlab.data.decode import decode_bytes
+from alexlab.data.discovery import check_val_split
 from alexlab.data.image_file import Decoding
 from alexlab.data.paths import PathArray
-from alexlab.data.splits import Split, Splits, check_val_split, missing_class_notes
+from alexlab.data.splits import Split, Splits
 from alexlab.data.streaming.fetcher import is_cached
 from alexlab.data.streaming.store import Store, check_location, is_url
 from alexlab.errors import ConfigError, DataError
@@ -232,7 +233,7 @@ def find_sharded_splits(
         val, test = test, None
         notes.append("validating on the test split (data.val_split=test): its scores are no estimate for unseen images")
     others = {"val": val} | ({} if test is None else {"test": test})
-    missing = [note for name, split in others.items() for note in missing_class_notes(name, split)]
+    missing = [note for name, split in others.items() for note in split.missing_class_notes(name)]
     return Splits(train, val, test, notes=(*notes, *missing))
 
 

@@ -1,0 +1,151 @@
+"""Splits of a dataset, from any of four layouts.
+
+(a) root/{train,val[,test]}/<class>/...    split folders, under these or similar names, see `layout`
+(b) root/<class>/...                       split here, by a hash of each file's path
+(c) root/train/<class>/... [root/test/...] without val: a part of train becomes val
+(d) root.csv                               manifest: class and split of each image
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from alexlab.data.hash_split import split_by_hash
+from alexlab.data.layout import SPLITS, Layout, find_layout
+from alexlab.data.manifest_splits import read_manifest_splits
+from alexlab.data.scan import check_root, scan_folder
+from alexlab.data.splits import Split, Splits
+from alexlab.errors import DataError
+from alexlab.output.escape import shown
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Options for datasets that lack a split.
+
+    Args:
+        val_fraction, test_fraction: fraction of each class, 0..1, that becomes val and test.
+        val_split: `val`, or `test` to validate on the test split.
+        split_seed: seed of the split.
+        cache_dir: folder for cached listings; None for no cache.
+    """
+
+    val_fraction: float
+    test_fraction: float
+    val_split: str
+    split_seed: int
+    cache_dir: Path | None
+
+    def __post_init__(self) -> None:
+        check_val_split(self.val_split)
+        if not (self.val_fraction > 0 and self.test_fraction >= 0 and self.val_fraction + self.test_fraction < 1):
+            raise DataError(
+                "data.val_fraction must be positive, data.test_fraction at least 0, and their sum less than 1; "
+                f"got {self.val_fraction} and {self.test_fraction}"
+            )
+
+
+def find_splits(
+    root: str,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    val_split: str = "val",
+    split_seed: int = 0,
+    folders: Mapping[str, str | None] | None = None,
+    cache_dir: Path | None = None,
+) -> Splits:
+    """Return the splits of the dataset at `root`.
+
+    Args:
+        root: folder of the dataset, or a manifest.
+        val_fraction, test_fraction: fraction of each class, 0..1, that becomes val and test if the dataset lacks them.
+        val_split: `val`, or `test` to validate on the test split.
+        split_seed: seed of the split.
+        folders: folder of each split, see `find_layout`; None, or only nulls, to recognise them by their names.
+        cache_dir: folder for cached listings; None for no cache.
+
+    Raises:
+        DataError: if the folder is missing or empty, or its splits do not match.
+    """
+    if root.lower().endswith(".csv") and os.path.isfile(root):
+        if any((folders or {}).values()):
+            raise DataError(
+                f"data.splits must be null for a manifest, which names the splits itself; got {shown(root)}"
+            )
+        return read_manifest_splits(root)
+    check_root(root)
+    options = SplitOptions(val_fraction, test_fraction, val_split, split_seed, cache_dir)
+    layout = find_layout(root, folders)
+    layout.check()
+    return _from_split_folders(root, layout, options) if layout.folders else _from_class_folders(root, options)
+
+
+def check_val_split(val_split: str) -> None:
+    """Check that `data.val_split` is `val` or `test`.
+
+    Raises:
+        DataError: if it is not.
+    """
+    if val_split not in ("val", "test"):
+        raise DataError(f"data.val_split must be val or test; got {val_split!r}")
+
+
+def _from_split_folders(root: str, layout: Layout, options: SplitOptions) -> Splits:
+    train_folder, val_folder, test_folder = map(layout.folder, SPLITS)
+    if train_folder is None:
+        found = ", ".join(f"{split}={shown(layout.folder(split) or '.')}" for split in layout.folders)
+        raise DataError(
+            f"{shown(root)} must have a training split; found only {found}. Name it: data.splits.train=FOLDER"
+        )
+    notes = list(layout.notes)
+    train = scan_folder(root, train_folder, cache_dir=options.cache_dir, notes=notes)
+    test = None if test_folder is None else scan_folder(root, test_folder, train.classes, options.cache_dir, notes)
+    if options.val_split == "test":
+        if test is None:
+            raise _no_test_split(root)
+        notes.append("validating on the test split (data.val_split=test): its scores do not estimate unseen images")
+        return Splits(train, test, None, notes=(*notes, *test.missing_class_notes("test")))
+    if val_folder is not None:
+        val = scan_folder(root, val_folder, train.classes, options.cache_dir, notes)
+        missing = (*val.missing_class_notes("val"), *(test.missing_class_notes("test") if test else ()))
+        return Splits(train, val, test, notes=(*notes, *missing))
+    parts = _split_by_hash(train, {"val": options.val_fraction}, options.split_seed)
+    notes.append(f"no val folder: {len(parts['val'])} of {len(train)} training images became the validation split")
+    return Splits(parts["train"], parts["val"], test, auto_split=True, notes=tuple(notes))
+
+
+def _from_class_folders(root: str, options: SplitOptions) -> Splits:
+    notes: list[str] = []
+    whole = scan_folder(root, cache_dir=options.cache_dir, notes=notes)
+    if options.val_split == "test":
+        raise _no_test_split(root)
+    fractions = {"val": options.val_fraction} | ({"test": options.test_fraction} if options.test_fraction else {})
+    parts = _split_by_hash(whole, fractions, options.split_seed)
+    sizes = ", ".join(f"{name} {len(split)}" for name, split in parts.items())
+    notes.append(f"{len(whole)} images split by a hash of their paths: {sizes}")
+    repeated = _repeated_subfolders(whole)
+    if repeated:
+        notes.append(
+            f"every class folder contains {', '.join(map(shown, repeated))}, which are used neither as splits nor as "
+            "classes: data.splits.train=FOLDER would name a split"
+        )
+    return Splits(parts["train"], parts["val"], parts.get("test"), auto_split=True, notes=tuple(notes))
+
+
+def _split_by_hash(whole: Split, fractions: dict[str, float], seed: int) -> dict[str, Split]:
+    rows = split_by_hash(whole.paths, whole.labels, whole.classes, fractions, seed)
+    return {name: whole.subset(part) for name, part in rows.items()}
+
+
+def _repeated_subfolders(whole: Split) -> list[str]:
+    """Return the folders inside the class folders if there are several and every class has the same ones."""
+    assert whole.listing is not None
+    folders = [folder.split("/") for folder in whole.listing.folders]
+    by_class = [{parts[1] for parts in folders if parts[0] == name and len(parts) == 2} for name in whole.classes]
+    return sorted(by_class[0]) if len(by_class[0]) > 1 and all(names == by_class[0] for names in by_class) else []
+
+
+def _no_test_split(root: str) -> DataError:
+    return DataError(f"data.val_split=test needs a test split; {os.path.join(root, 'test')} does not exist")
