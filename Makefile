@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test bench chaos docs lint audit format lock tensorboard clean
+.PHONY: help setup train test bench chaos results docs lint audit format lock tensorboard clean
 
 help: ## this page
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -30,6 +30,9 @@ bench: $(STAMP) ## how fast it is beside others: 40 minutes on 2 cores
 
 chaos: $(STAMP) ## how a run bears kills, signals, full disks and lost ranks, counted: 15 minutes on 2 cores
 	PYTHONPATH=src:tests $(BIN)/python -m chaos $(FIGURES)
+
+results: $(STAMP) ## docs/results.md and docs/benchmarks.md from the measurements in docs/data
+	$(BIN)/python docs/generate.py
 
 docs: $(STAMP) ## the documentation as a searchable site in build/docs
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs

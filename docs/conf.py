@@ -9,7 +9,13 @@ sys.path.insert(0, str(ROOT / "src"))
 
 project = "alexlab"
 author = "the alexlab authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
 templates_path = ["_templates"]
 exclude_patterns = ["data"]
 

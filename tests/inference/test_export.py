@@ -16,8 +16,8 @@ from alexlab.tasks.export import run
 from support.images import write_images
 from support.runs import ROOT, names, plain
 
-README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGE = (ROOT / "docs/evaluation.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture

@@ -1,69 +1,229 @@
-"""Every command in the README and the pages under `docs/` is one that works: it composes, make targets and paths exist."""
+"""The README and the pages in docs: every command works, every link leads somewhere, every name and config key exists."""
 
+import importlib
+import importlib.util
+import pkgutil
 import re
 import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from alexlab.cli import overrides
+from alexlab.cli import arguments as cli_arguments
+from support.pages import NAMES, PAGES, anchors, blocks, commands, inline_code, links, modules, text
 from support.runs import ROOT, plain
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-DOCS = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
-DOC_BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL)).replace("\\\n", " ")
-COMMANDS = sorted(
-    set(re.findall(r"^python src/\w+\.py[^\n#]*", BLOCKS, re.MULTILINE))
-    | set(re.findall(r"`(python src/\w+\.py[^`]*)`", README))
-    # Whatever starts it there: torchrun, srun, mpirun.
-    | {f"python {command}" for command in re.findall(r"src/\w+\.py[^\n#]*", DOC_BLOCKS)}
-)
+# Number of commands and links of each page: an extraction that matches nothing cannot pass.
+COMMANDS = {
+    "README.md": 22,
+    "CONTRIBUTING.md": 8,
+    "docs/architecture.md": 1,
+    "docs/benchmarks.md": 24,
+    "docs/configuration.md": 8,
+    "docs/data.md": 15,
+    "docs/distributed.md": 15,
+    "docs/evaluation.md": 14,
+    "docs/extending.md": 5,
+    "docs/index.md": 0,
+    "docs/models.md": 11,
+    "docs/python-api.md": 0,
+    "docs/results.md": 16,
+    "docs/resume.md": 7,
+    "docs/sweeps.md": 14,
+}
+SCRIPT = re.compile(r"\bsrc/(\w+)\.py\b(.*)")
+ALL = sorted({command for name in NAMES for command in commands(name)})
+COMPOSED = sorted({match[0].split(" | ")[0].strip() for command in ALL if (match := SCRIPT.search(command))})
+OTHER = [command for command in ALL if not SCRIPT.search(command)]
+# Commands whose config cannot be found out here: they read it from a run folder.
+FROM_A_RUN = ("resume=", "rerun=")
 
 
-def test_the_readme_has_commands() -> None:
-    assert len(COMMANDS) >= 12
+def test_every_page_has_the_expected_number_of_commands() -> None:
+    assert {name: len(commands(name)) for name in NAMES} == COMMANDS
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMPOSED)
 def test_commands_compose(command: str) -> None:
-    script, *arguments = shlex.split(command, comments=True)[1:]
+    script, *arguments = shlex.split(command)
     name = script.removeprefix("src/").removesuffix(".py")
     assert (ROOT / script).exists()
-    if any(argument.startswith(("resume=", "rerun=")) for argument in arguments):
-        return  # composes nothing: the run's own config is taken, see test_resuming and test_rerunning
+    if any(argument.startswith(FROM_A_RUN) for argument in arguments):
+        return
     sweep = "-m" in arguments
     assert "-m" not in arguments[1:], "-m stands first"
-    words = overrides.quote_paths(overrides.collect_runs(arguments) if name == "report" else arguments)
-    words = overrides.select_data(words) if name in ("train", "benchmark") else words
-    words = [word for word in words if not word.startswith("-") and word != "job"]
-    if sweep:
-        parsed = OverridesParser.create().parse_overrides([word for word in words if "interval(" not in word])
-        (jobs,) = BasicSweeper.split_arguments(parsed, None)
-        assert len(jobs) > 1
-    else:
-        jobs = [words]
-    for job in jobs:
+    given = cli_arguments.quote_paths(cli_arguments.collect_runs(arguments) if name == "report" else arguments)
+    given = cli_arguments.select_data(given) if name in ("train", "benchmark") else given
+    given = [override for override in given if not override.startswith("-") and override != "job"]
+    for job in jobs(given) if sweep else [given]:
         assert plain(*job, name=name)
 
 
-def test_make_targets_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"^make (\w+)", BLOCKS, re.MULTILINE)
-    assert {"train", "test"} <= set(targets)
-    for target in targets:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+def jobs(given: list[str]) -> list[list[str]]:
+    """Return jobs of a sweep that together contain every value of its lists."""
+    parsed = OverridesParser.create().parse_overrides([override for override in given if "interval(" not in override])
+    (combinations,) = BasicSweeper.split_arguments(parsed, None)
+    assert len(combinations) > 1
+    seen: set[str] = set()
+    return [job for job in combinations if not seen.issuperset(job) and not seen.update(job)]
 
 
-def test_linked_files_exist() -> None:
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+@pytest.mark.parametrize("command", OTHER)
+def test_other_commands_exist(command: str) -> None:
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        assert re.search(rf"^{arguments[0]}:", text("Makefile"), re.MULTILINE)
+        return
+    assert (program, arguments[0]) == ("pip", "install"), f"a test must know how to check {command!r}"
+    extras = tomllib.loads(text("pyproject.toml"))["project"]["optional-dependencies"]
+    wanted = re.findall(r"\w+", arguments[-1]) if arguments[1] == "-e" else []
+    assert set(wanted) <= set(extras)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_to_files_and_headings(name: str) -> None:
+    for target in links(name):
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / name).parent / path if path else ROOT / name
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked.resolve()), target
+
+
+def test_the_pages_have_links() -> None:
+    assert sum(len(links(name)) for name in NAMES) > 40
+    assert len([target for target in links("README.md") if target.endswith(".md")]) >= 13
+
+
+def test_every_image_is_shown() -> None:
+    shown = {((ROOT / name).parent / target).resolve() for name in NAMES for target in links(name)}
+    images = {path.resolve() for path in (ROOT / "docs/images").iterdir()}
+    assert images and images <= shown
+
+
+def test_names_of_the_package_exist() -> None:
+    names = {found for name in NAMES for found in modules(name)}
+    assert len(names) > 15
+    for found in sorted(names):
+        assert resolves(found), found
+
+
+def resolves(dotted: str) -> bool:
+    """Return whether a dotted name is a module or an attribute of one."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            value: Any = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            for part in parts[end:]:
+                value = getattr(value, part)
+        except AttributeError:
+            return False
+        return True
+    return False
+
+
+def test_every_room_is_described() -> None:
+    import alexlab
+
+    rooms = [module.name for module in pkgutil.iter_modules(alexlab.__path__) if module.ispkg]
+    assert len(rooms) >= 10
+    for room in rooms:
+        assert f"`alexlab.{room}`" in text("docs/architecture.md"), room
+
+
+def test_paths_of_the_repository_exist() -> None:
+    paths = {code for name in NAMES for code in inline_code(name) if re.match(r"(src|conf|tests|docs)/[\w./-]+$", code)}
+    assert len(paths) > 8
+    for path in paths:
         assert (ROOT / path).exists(), path
 
 
+def test_config_keys_exist() -> None:
+    """A key in inline code, such as `data.cache_dir`, exists in the config of some command."""
+    configs = [
+        plain("callbacks=[default,early_stopping,ema,finetune]", "sweep=optuna"),
+        *(plain(f"launcher={launcher}") for launcher in ("parallel", "submitit", "ray")),
+        plain("data=streaming", "data.url=shards", "data.root=null"),
+        plain("augmentation=color"),
+        plain("model=torchvision"),
+        *(plain(name=name) for name in ("prepare", "benchmark")),
+        plain("ckpt=run", name="explain"),
+    ]
+    groups = {key for config in configs for key in config if isinstance(config[key], dict)}
+    keys = set()
+    for name in NAMES:
+        for code in inline_code(name):
+            for key in re.findall(r"(?<![\w./])([a-z_]+(?:\.[a-z_0-9]+)+)(?==|$|\s)", code):
+                if key.split(".")[0] in groups and not key.endswith((".md", ".py", ".csv", ".json", ".png", ".yaml")):
+                    keys.add(key)
+    assert len(keys) > 60
+    for key in sorted(keys):
+        assert any(contains(config, key.split(".")) for config in configs), key
+
+
+def contains(node: Any, parts: list[str]) -> bool:
+    if not parts:
+        return True
+    return isinstance(node, dict) and parts[0] in node and contains(node[parts[0]], parts[1:])
+
+
 def test_every_option_is_named() -> None:
+    pages = text("docs/configuration.md") + text("docs/models.md")
     for path in sorted((ROOT / "conf").rglob("*.yaml")):
         group = str(path.parent.relative_to(ROOT / "conf"))
         if group == "." or group.startswith("hydra") or path.stem == "lr_find":
             continue
-        assert re.search(rf"\b{path.stem}\b", README), path
+        assert re.search(rf"`[^`]*\b{path.stem}\b[^`]*`", pages), path
+
+
+def test_yaml_blocks_parse() -> None:
+    found = [block for name in NAMES for block in blocks(name, "yaml")]
+    assert len(found) == 4
+    assert all(yaml.safe_load(block) for block in found)
+
+
+def test_the_readme_is_one_page() -> None:
+    lines = text("README.md").splitlines()
+    assert len(lines) <= 150
+    assert max(len(line) for line in lines) <= 120
+
+
+def test_python_examples_run(trained_run: Path, images: Path, monkeypatch: Any, capsys: Any) -> None:
+    """The examples of docs/evaluation.md are run by tests/inference/test_export.py."""
+    monkeypatch.chdir(trained_run.parent)
+    examples = blocks("docs/python-api.md", "python")
+    assert len(examples) == 2
+    for code in examples:
+        code = code.replace('"RUN"', repr(str(trained_run))).replace(
+            '"photo.jpg"', repr(str(images / "val/cat/001.png"))
+        )
+        exec(compile(code, "docs/python-api.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def generator() -> Any:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    generate = generator()
+    assert set(generate.PAGES) == {"results", "benchmarks"}
+    for page in generate.PAGES:
+        assert generate.render(page) == text(f"docs/{page}.md"), "run make results"
+
+
+def test_all_pages_are_in_the_index() -> None:
+    listed = re.findall(r"^[\w-]+$", "\n".join(blocks("docs/index.md", "{toctree}")), re.MULTILINE)
+    pages = [path.stem for path in PAGES if path.parent == ROOT / "docs"]
+    assert sorted([*listed, "index"]) == sorted(pages)

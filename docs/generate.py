@@ -1,0 +1,120 @@
+"""Render docs/results.md and docs/benchmarks.md from the measurements in docs/data: `make results`.
+
+Each JSON file is one section, in the order of the file names. Three forms are understood: what `src/benchmark.py` writes to
+benchmark.json (rows that are objects), what `make chaos` writes to outputs/chaos.json (figures), and plain tables (columns
+and rows). A title, a text and notes are added by hand.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent
+PAGES = {
+    "results": """# Results
+
+Accuracies measured with this code. Every table gives its command, date, hardware and seeds; `RUN` is a run folder and `DIR`
+a folder of images. Nothing was measured on a GPU or on ImageNet.
+""",
+    "benchmarks": """# Benchmarks
+
+Speed, memory and reliability. Timings compare alexlab with a baseline in interleaved rounds, so that a machine that slows
+down affects both; ratios above 1 mean that alexlab is better, and are followed by their smallest and largest value. Nothing
+was measured on a GPU.
+
+```sh
+make bench
+make chaos
+python src/benchmark.py 'suite=[loader,step]' data.cache=packed
+python src/benchmark.py suite=epochs peer='python other/train.py --data {root} --epochs {epochs}'
+```
+
+`make bench` runs all suites (40 minutes on 2 cores) and writes `benchmark.json`, `benchmark.md` and `benchmark.png`:
+`loader`, `step`, `epochs` (whole epochs compared with a bare PyTorch loop, stock Lightning and torchvision's reference loop),
+`startup`, `scaling` and `memory`. It also measures the machine's limits in matrix products and copies. Without `data.root=`
+it generates photographs. `peer=` times the whole command of another program, interleaved with ours. `make chaos` injects
+faults and writes `outputs/chaos.json`.
+
+![Every row of the suites loader, memory and startup, compared with its baseline](images/benchmark.png)
+""",
+}
+FOOTER = "\n*This page is generated from `docs/data/{page}/*.json` by `make results`.*\n"
+
+
+def render(page: str) -> str:
+    """Return the Markdown of a page.
+
+    Args:
+        page: a key of `PAGES`.
+    """
+    paths = sorted((DOCS / "data" / page).glob("*.json"))
+    sections = [section(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    return "\n".join([PAGES[page], *sections]) + FOOTER.format(page=page)
+
+
+def section(content: Mapping[str, Any]) -> str:
+    """Return one measurement: heading, text, commands, table, provenance and notes."""
+    parts = [f"## {content['title']}", content.get("text", "")]
+    if commands := content.get("commands", []):
+        parts.append("\n".join(["```sh", *commands, "```"]))
+    parts += [table(*cells(content)), provenance(content), *content.get("notes", [])]
+    if image := content.get("image"):
+        parts.append(f"![{image['text']}]({image['path']})")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def cells(content: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Return the columns and rows of a measurement in any of the three forms."""
+    if "figures" in content:
+        columns = ["fault and expected outcome", "as expected", "stock Lightning", "remarks"]
+        keys = ("what", "stock", "more")
+        figures = [
+            [figure[key] for key in keys] + [f"{figure['done']} of {figure['of']}"] for figure in content["figures"]
+        ]
+        return columns, [[what, counts, stock, more] for what, stock, more, counts in figures]
+    if "columns" in content:
+        return content["columns"], content["rows"]
+    rows = [benchmark_row(row) for row in content["rows"]]
+    columns = ["what", "measured", "compared with", "measured", "times better", "limited by"]
+    shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    return [columns[i] for i in shown], [[row[i] for i in shown] for row in rows]
+
+
+def benchmark_row(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of a row of benchmark.json; one without the values of each round holds the ratios' range."""
+    unit, ratio = row["unit"], ""
+    if "ratio" in row:
+        low, high = row["ratio_range"]
+        ratio = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+    other = f"{number(row['other_median'])} {unit}" if "other_median" in row else ""
+    return [row["what"], f"{number(row['median'])} {unit}", row.get("beside", ""), other, ratio, row.get("limit", "")]
+
+
+def provenance(content: Mapping[str, Any]) -> str:
+    """Return date, hardware, versions and seeds in one line."""
+    hardware, seeds = content["hardware"], content.get("seeds") or [content["seed"]]
+    versions = [f"{name} {version}" for name, version in content["versions"].items()]
+    numbers = ", ".join(map(str, seeds))
+    parts = [content["date"], f"{hardware['cores']} cores of an {hardware['cpu']}, no GPU", *versions]
+    parts += [f"seed{'s' if len(seeds) > 1 else ''} {numbers}"]
+    parts += [f"`{content['settings']}`"] if "settings" in content else []
+    return f"*{', '.join(parts)}.*"
+
+
+def number(value: float) -> str:
+    """Return three significant digits."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a Markdown table; None is an empty cell."""
+    texts = [[str("" if cell is None else cell).replace("|", "\\|") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in texts)])
+
+
+if __name__ == "__main__":
+    for name in PAGES:
+        (DOCS / f"{name}.md").write_text(render(name), encoding="utf-8")
+        print(f"docs/{name}.md")
