@@ -31,6 +31,7 @@ autodoc_default_options = {"members": True, "member-order": "bysource", "show-in
 autodoc_inherit_docstrings = False  # those of torch and Lightning use directives of their own
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 
 def code_literals(app, what, name, obj, options, lines):

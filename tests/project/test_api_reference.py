@@ -42,7 +42,7 @@ def render(docstring: str, title: str) -> None:
     """Parse a docstring as the reference does; raises SystemMessage for a warning."""
     lines = inspect.cleandoc(docstring).splitlines()
     CODE_LITERALS(None, "", title, None, None, lines)
-    source = "\n".join(GoogleDocstring(lines, Config(napoleon_use_param=True)).lines())
+    source = "\n".join(GoogleDocstring(lines, Config(napoleon_use_param=True, napoleon_use_ivar=True)).lines())
     settings = {"report_level": 2, "halt_level": 2, "warning_stream": False}
     docutils.core.publish_doctree(source, source_path=title, settings_overrides=settings)
 
