@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from alexlab.cli.command import Folders
-from alexlab.cli.overrides import raw_overrides
+from alexlab.config.grammar import raw_overrides
 from alexlab.runs.lock import lock_holder
 from alexlab.sweeps import jobs as sweeps
 from support.images import write_images
