@@ -1,7 +1,7 @@
-"""Looks every pinned package up in an advisory database; fails on an advisory, and when not every package was looked up.
+"""Audit of the pinned packages: fails on an advisory, or if a package of requirements.lock could not be looked up.
 
-pip-audit says "No known vulnerabilities found" also of packages that the index in use knows nothing of. So what it has looked
-up is counted against requirements.lock.
+pip-audit reports "No known vulnerabilities found" even for packages that are unknown to its index, so the packages that it
+looked up are compared with the lock file.
 """
 
 import json
@@ -13,15 +13,15 @@ from typing import Any
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 TOOL = "pip-audit>=2.9,<3"
-# Advisories that do not apply, with the reason: {"GHSA-...": "why"}.
+# Advisories that do not apply, with the reason: {"GHSA-...": "reason"}.
 ACCEPTED: dict[str, str] = {}
 
 
 def pinned(lock: str) -> set[str]:
-    """Names of the packages that a lock file pins for this machine.
+    """Return the names of the packages that a lock file pins for this machine.
 
     Raises:
-        ValueError: for a package without hashes.
+        ValueError: a package has no hashes.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -29,19 +29,19 @@ def pinned(lock: str) -> set[str]:
     found = set()
     for block in re.split(r"\n(?=\S)", lock.replace("\\\n", " ")):
         text = " ".join(line for line in block.splitlines() if not line.lstrip().startswith("#"))
-        words, *hashes = text.split("--hash=")
-        if not words.strip():
+        pin, *hashes = text.split("--hash=")
+        if not pin.strip():
             continue
         if not hashes:
-            raise ValueError(f"every package of the lock must have hashes; {words.strip()} has none")
-        requirement = Requirement(words.strip())
+            raise ValueError(f"every package in requirements.lock must have hashes; {pin.strip()} has none")
+        requirement = Requirement(pin.strip())
         if requirement.marker is None or requirement.marker.evaluate():
             found.add(canonicalize_name(requirement.name))
     return found
 
 
 def findings(names: set[str], report: dict[str, Any]) -> list[str]:
-    """What is wrong, a line each: advisories, and packages that were not looked up."""
+    """Return advisories, and the packages that were not looked up, one line each."""
     audited = {entry["name"].lower(): entry for entry in report["dependencies"] if "skip_reason" not in entry}
     found = [
         f"{name} {entry['version']}: {advisory['id']}, fixed in {', '.join(advisory['fix_versions']) or 'no release'}"
@@ -52,7 +52,7 @@ def findings(names: set[str], report: dict[str, Any]) -> list[str]:
     missing = sorted(names - set(audited))
     if missing:
         found.append(
-            f"{len(names) - len(missing)} of {len(names)} packages could be looked up; not {', '.join(missing)}"
+            f"{len(names) - len(missing)} of {len(names)} packages were looked up; missing: {', '.join(missing)}"
         )
     return found
 
@@ -67,10 +67,10 @@ def main() -> int:
     try:
         report = json.loads(done.stdout)
     except ValueError:
-        print(f"pip-audit gave no report: {done.stderr.strip()[-500:]}", file=sys.stderr)
+        print(f"pip-audit wrote no report: {done.stderr.strip()[-500:]}", file=sys.stderr)
         return 1
     found = findings(names, report)
-    print("\n".join(found) or f"{len(names)} packages, no advisory")
+    print("\n".join(found) or f"{len(names)} packages, no advisories")
     return 1 if found else 0
 
 

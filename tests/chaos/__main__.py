@@ -1,4 +1,4 @@
-"""`make chaos`: how a run bears what happens to it, counted; `make chaos FIGURES="R1 R4"` for some of the figures."""
+"""Fault injection: `make chaos`, or `make chaos SCENARIOS="sigkill disk_full"` for some of the scenarios."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,199 +21,213 @@ from rich.table import Table
 from alexlab.distributed.hardware import describe_hardware
 from alexlab.runs.provenance import versions
 from chaos import commands, files, runs, stock
-from chaos.harness import Figure, Place
+from chaos.harness import Result, Workspace
 
 SEED = 1
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "outputs/chaos.json"
-# name -> figure, tries
-FIGURES: dict[str, tuple[Callable[..., Any], int]] = {
-    "R1": (runs.killed, 100),
-    "R2": (runs.resumed, 8),
-    "R4": (files.killed_in_save, 200),
-    "R5": (files.disk_full, 20),
-    "R7": (runs.told_to_stop, 50),
-    "R8": (runs.lost, 20),
-    "R8 restarts": (runs.restarted, 10),
-    "R10": (runs.repeated, 4),
+Scenario = tuple[Callable[..., Any], int]  # the function and its number of tries
+SCENARIOS: dict[str, Scenario] = {
+    "sigkill": (runs.sigkill, 100),
+    "resume_points": (runs.resume_points, 8),
+    "sigkill_in_save": (files.sigkill_in_save, 200),
+    "disk_full": (files.disk_full, 20),
+    "sigterm": (runs.sigterm, 50),
+    "lost_rank": (runs.lost_rank, 20),
+    "restarts": (runs.restarts, 10),
+    "repeat": (runs.repeat, 4),
 }
-# Only when asked for: each try starts the command twice, which takes a minute on 2 cores.
-ALSO: dict[str, tuple[Callable[..., Any], int]] = {"command": (commands.killed, 10)}
-# name -> the same of Lightning without alexlab, tries
-STOCK: dict[str, tuple[Callable[..., Any], int]] = {
-    "R1": (stock.resumed, 3),
-    "R4": (files.stock_killed_in_save, 50),
-    "E1": (stock.uneven, 16),
+# Only on request: each try starts the command twice, which takes a minute on 2 cores.
+ON_REQUEST: dict[str, Scenario] = {"command": (commands.command, 10)}
+# The same faults with stock Lightning.
+STOCK: dict[str, Scenario] = {
+    "sigkill": (stock.resume, 3),
+    "sigkill_in_save": (files.stock_sigkill_in_save, 50),
+    "exact_scores": (stock.uneven_shards, 16),
 }
-# name -> what, and the tests that count it: files, each with a pattern for the beginning of their names
+# Scenarios that the test suite covers: the fault and the expected outcome, and the tests that count: files, each with a pattern
+# for the start of their names.
 TESTS: dict[str, tuple[str, dict[str, str]]] = {
-    "R9": (
-        "a loss, gradient or weight that is not finite: ends at that step, its images listed, none of it saved",
+    "nonfinite": (
+        "non-finite loss, gradient or weight: the run stops at that step, lists the images and saves nothing of it",
         {"training/test_nonfinite.py": "test_"},
     ),
-    "E1": (
-        "1 to 17 images on 1, 2 and 3 ranks: the counts are those of one process",
+    "exact_scores": (
+        "1 to 17 images on 1, 2 and 3 ranks: the counts of one process",
         {"training/test_exact_scores.py": "test_the_counts"},
     ),
-    "S1": (
+    "sweep_code": (
         "sweep folders that name a class, a resolver or a key of Hydra: refused, nothing executed",
         {"cli/test_attacks.py": "test_(a_sweep_record_has|a_corrupt_sweep|text_in|a_journal)"},
     ),
-    "S2": (
-        "sweep folders with log handlers, launcher options and names of another shape: refused, nothing truncated",
+    "sweep_config": (
+        "sweep folders with log handlers, launcher options or unknown names: refused, nothing truncated",
         {"cli/test_attacks.py": "test_(a_sweep_record_of|what_hydra)"},
     ),
-    "S3": (
-        "downloads under equal names, corrupt copies, other schemes, servers that fail: the right file or none",
+    "downloads": (
+        "downloads with equal names, corrupt copies, other URL schemes, failing servers: the right file or none",
         {"models/test_downloads.py": "test_"},
     ),
-    "S4": (
-        "configs and checkpoints with a class where none belongs, or another than its place takes: refused before any import",
+    "targets": (
+        "configs and checkpoints that name a class where none belongs or a disallowed one: refused before any import",
         {
             "config/test_allowlist.py": "test_(a_malicious_config|the_command|only|a_target|a_malicious_checkpoint)",
             "cli/test_attacks.py": "test_a_(class|model)",
         },
     ),
-    "S5": (
-        "quarantines whose list leads elsewhere: nothing moved",
+    "quarantine": (
+        "quarantines whose list points outside the data set: nothing moved",
         {"data/test_data_audit.py": "test_(a_quarantine_of|a_listed_file|what_is_not_moved)"},
     ),
-    "S6": (
-        "tables whose classes or paths lead elsewhere: refused by row, nothing written",
+    "tables": (
+        "tables whose classes or paths point outside the data set: refused with the row, nothing written",
         {"data/test_split.py": "test_(a_class_must|a_pattern_must|the_files_of|classes_that)"},
     ),
-    "S7": (
-        "run folders that lead elsewhere, by their config or by links: refused, nothing written outside",
+    "run_folders": (
+        "run folders that point elsewhere, by their config or by links: refused, nothing written outside",
         {"cli/test_attacks.py": "test_(a_resumed_run|made_data|links)"},
     ),
-    "S8": (
-        "names with control characters and markup, wherever they are shown: as they are or escaped",
+    "escaping": (
+        "names with control characters and markup: shown literally or escaped, everywhere",
         {"output/test_escape.py": "test_"},
     ),
-    "S9": (
-        "cells of tables that a spreadsheet would compute: neutralised, and read back",
+    "csv_formulas": (
+        "CSV cells that a spreadsheet would evaluate: neutralised, and read back unchanged",
         {"output/test_csv_files.py": "test_"},
     ),
-    "H1": (
-        "temporary folders with a long path: short sockets, or one sentence",
+    "socket_paths": (
+        "temporary folders with a long path: short socket paths, or an error in one sentence",
         {"runs/test_atomic.py": "test_(sockets|no_folder)"},
     ),
-    "H2": (
+    "ignored_signals": (
         "hang-ups and ignored signals: a preemption, or ignored",
         {"distributed/test_signals.py": "test_(what_was_ignored|a_closed)"},
     ),
-    "H3": (
-        "FIFOs, devices, sockets and endless files among the images: named, nothing hangs",
+    "special_files": (
+        "FIFOs, devices, sockets and endless files among the images: reported, nothing hangs",
         {"data/test_image_file.py": "test_(only_regular|a_check|a_pack|shards|a_device)"},
     ),
-    "H5": (
-        "full disks at the start and during a run: named, or the run goes on",
+    "disk_full_in_run": (
+        "full disks at the start and during a run: reported, or the run continues",
         {"runs/test_atomic.py": "test_(an_error|a_run|a_disk|a_list|events|a_real)"},
     ),
-    "H6": (
-        "runs of another length under each schedule: the rate of a run of that length",
+    "schedules": (
+        "resumed with a different length under each schedule: the learning rates of a run of that length",
         {"training/test_schedules.py": "test_a_run_(of|that)"},
     ),
-    "H7": ("killed loader processes: one sentence", {"distributed/test_failures.py": "test_"}),
-    "H8": (
-        "corrupt records and checkpoints: named, and resumed from what is whole",
+    "loader_processes": (
+        "killed loader processes: reported in one sentence",
+        {"distributed/test_failures.py": "test_"},
+    ),
+    "corrupt_files": (
+        "corrupt records and checkpoints: reported, and resumed from an intact checkpoint",
         {
             "runs/test_record.py": "test_a_corrupt_record",
             "training/test_restore.py": "test_",
             "config/test_allowlist.py": "test_a_checkpoint",
         },
     ),
-    "H9": (
-        "checkpoints of nets without end, of NaN, of classes that are none: refused in bounded time",
+    "foreign_checkpoints": (
+        "checkpoints of unbounded nets, with NaN or with invalid classes: refused in bounded time",
         {"inference/test_foreign_checkpoints.py": "test_"},
     ),
-    "D3": ("files of at most 1 MB, large or damaged: within 1 GB and 10 s", {"data/test_bombs.py": "test_"}),
+    "decompression_bombs": (
+        "files of at most 1 MB, oversized or corrupt: within 1 GB and 10 s",
+        {"data/test_bombs.py": "test_"},
+    ),
 }
 
 
-def tested(names: list[str]) -> list[Figure]:
-    """The figures that tests count, in one process of their own."""
+def run_tests(names: list[str]) -> list[Result]:
+    """Return the results of the scenarios that the test suite covers, run in one pytest process."""
     with tempfile.TemporaryDirectory(prefix="chaos_") as folder:
-        listed = Path(folder) / "tests.xml"
-        files = sorted({str(ROOT / "tests" / file) for name in names for file in TESTS[name][1]})
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={listed}", *files]
+        report = Path(folder) / "tests.xml"
+        paths = sorted({str(ROOT / "tests" / file) for name in names for file in TESTS[name][1]})
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *paths]
         start_s = time.monotonic()
         subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
-        took_s = time.monotonic() - start_s
-        cases = list(ElementTree.parse(listed).iter("testcase"))
-    found = []
+        seconds = time.monotonic() - start_s
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    results = []
     for name in names:
         what, patterns = TESTS[name]
-        modules = {"tests." + file.removesuffix(".py").replace("/", "."): begin for file, begin in patterns.items()}
-        own = [
+        modules = {"tests." + file.removesuffix(".py").replace("/", "."): start for file, start in patterns.items()}
+        counted = [
             case
             for case in cases
-            if (begin := modules.get(case.get("classname", ""))) and re.match(begin, case.get("name", ""))
+            if (start := modules.get(case.get("classname", ""))) and re.match(start, case.get("name", ""))
         ]
-        passed = sum(not any(child.tag in ("failure", "error", "skipped") for child in case) for case in own)
-        found.append(Figure(name, what, passed, len(own), took_s=took_s / len(names)))
+        passed = sum(not any(child.tag in ("failure", "error", "skipped") for child in case) for case in counted)
+        results.append(Result(name, what, passed, len(counted), seconds=seconds / len(names)))
+    return results
+
+
+def inject(names: Iterable[str], workspace: Workspace, console: Console) -> list[Result]:
+    """Return the results of the scenarios that are measured here, printing each as it finishes."""
+    found: list[Result] = []
+    for name in names:
+        start_s = time.monotonic()
+        scenario, tries = {**SCENARIOS, **ON_REQUEST}[name]
+        result = scenario(workspace, tries, random.Random(SEED))
+        results = result if isinstance(result, list) else [result] if result else []
+        if not results:
+            console.print(f"{name}: skipped, it needs the right to mount a disk")
+        for row in results:
+            row.seconds = (time.monotonic() - start_s) / len(results)
+            console.print(f"{row.name}: {row.passed}/{row.tries} {row.what}; {row.remarks} ({row.seconds:.0f} s)")
+        found += results
     return found
+
+
+def compare_with_stock(results: list[Result], workspace: Workspace) -> None:
+    """Measure stock Lightning in the scenarios that have a counterpart, and add it to their first row."""
+    first = {row.name: row for row in reversed(results)}
+    for name, row in first.items():
+        if name in STOCK:
+            scenario, tries = STOCK[name]
+            baseline = scenario(workspace, tries, random.Random(SEED))
+            row.stock = f"{baseline.passed}/{baseline.tries}"
 
 
 def main(wanted: list[str]) -> int:
     logging.getLogger().setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     console = Console(width=None if sys.stdout.isatty() else 180)
-    found: list[Figure] = []
-    known, measured = {**FIGURES, **TESTS}, {**FIGURES, **ALSO}
-    if not set(wanted) <= {*known, *ALSO}:
-        console.print(f"figures are {', '.join([*known, *ALSO])}; got {', '.join(wanted)}")
+    default = {**SCENARIOS, **TESTS}
+    if not set(wanted) <= {*default, *ON_REQUEST}:
+        console.print(f"scenarios must be among {', '.join([*default, *ON_REQUEST])}; got {', '.join(wanted)}")
         return 1
+    names = wanted or [*default]
     start_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos_") as folder:
-        place = Place(Path(folder))
-        for name in [name for name in wanted or known if name in measured]:
-            begun_s = time.monotonic()
-            figure, tries = measured[name]
-            result = figure(place, tries, random.Random(SEED))
-            new = result if isinstance(result, list) else [result] if result else []
-            if not new:
-                console.print(f"{name}: cannot be measured here: it needs the right to mount a disk")
-            for row in new:
-                row.took_s = (time.monotonic() - begun_s) / len(new)
-                console.print(f"{row.name}: {row.done}/{row.of} {row.what}; {row.more} ({row.took_s:.0f} s)")
-            found += new
-        names = [name for name in wanted or known if name in TESTS]
-        found += tested(names) if names else []
-        for row in found:
-            if row.name in STOCK and not row.stock and row is next(each for each in found if each.name == row.name):
-                figure, tries = STOCK[row.name]
-                beside = figure(place, tries, random.Random(SEED))
-                row.stock = f"{beside.done}/{beside.of}"
-    console.print(table(found))
-    total_s = time.monotonic() - start_s
-    console.print(
-        f"{total_s:.0f} s, seed {SEED}, Python {platform.python_version()}, {describe_hardware()['cores']} cores"
-    )
+        workspace = Workspace(Path(folder))
+        results = inject([name for name in names if name not in TESTS], workspace, console)
+        tested = [name for name in names if name in TESTS]
+        results += run_tests(tested) if tested else []
+        compare_with_stock(results, workspace)
+    console.print(table(results))
+    seconds, hardware = time.monotonic() - start_s, describe_hardware()
+    console.print(f"{seconds:.0f} s, seed {SEED}, Python {platform.python_version()}, {hardware['cores']} cores")
+    content = {
+        "scenarios": [vars(row) for row in results],
+        "seed": SEED,
+        "seconds": seconds,
+        "versions": versions(),
+        "hardware": hardware,
+    }
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(
-        json.dumps(
-            {
-                "figures": [vars(row) for row in found],
-                "seed": SEED,
-                "took_s": total_s,
-                "versions": versions(),
-                "hardware": describe_hardware(),
-            },
-            indent=2,
-        )
-    )
-    return 0 if all(row.done == row.of for row in found) else 1
+    OUT.write_text(json.dumps(content, indent=2))
+    return 0 if all(row.passed == row.tries for row in results) else 1
 
 
-def table(found: list[Figure]) -> Table:
-    """What was counted."""
-    result = Table()
-    for column in ("", "what", "right", "stock Lightning", "besides", "seconds"):
-        result.add_column(column, justify="right" if column in ("right", "seconds") else "left")
-    for row in found:
-        result.add_row(row.name, row.what, f"{row.done}/{row.of}", row.stock, row.more, f"{row.took_s:.0f}")
-    return result
+def table(results: list[Result]) -> Table:
+    """Return the table that is printed at the end."""
+    shown = Table()
+    for column in ("scenario", "fault and expected outcome", "passed", "stock Lightning", "remarks", "seconds"):
+        shown.add_column(column, justify="right" if column in ("passed", "seconds") else "left")
+    for row in results:
+        shown.add_row(row.name, row.what, f"{row.passed}/{row.tries}", row.stock, row.remarks, f"{row.seconds:.0f}")
+    return shown
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop, or lose a rank."""
+"""Runs that are killed, signalled or lose a rank."""
 
 import os
 import random
@@ -12,108 +12,115 @@ from typing import Any
 from alexlab.runs.layout import LAST
 from alexlab.runs.record import RunRecord
 from alexlab.training.module import Classifier
-from chaos.harness import Figure, Place, acting, said, same
+from chaos.harness import Result, Workspace, identical, outcome
 from support.exact_resume import Recorded, compare, content
 
-BATCHES = 18  # of a run: 2 epochs of 6 batches of training and 3 of validation
+BATCHES = 18  # of a run: 2 epochs of 6 training and 3 validation batches
 
 
-def killed(place: Place, tries: int, draw: random.Random) -> Figure:
-    """R1: SIGKILL at a random moment, resumed; the final weights, optimizer, rates and counters."""
-    whole = place.whole()
-    right, hit = 0, []
+def sigkill(workspace: Workspace, tries: int, rng: random.Random) -> Result:
+    """Kill a run at a random moment, resume it, and compare it with an uninterrupted one."""
+    expected = workspace.uninterrupted()
+    passed, hit = 0, []
     for number in range(tries):
-        run_dir = place.new(f"killed_{number}")
-        process, answer = place.start(run_dir=run_dir)
-        place.wait_for(draw.randint(1, BATCHES), process)
-        time.sleep(draw.uniform(0, 0.02))
+        run_dir = workspace.path(f"killed_{number}")
+        process, receiver = workspace.start(run_dir=run_dir)
+        workspace.wait_for(rng.randint(1, BATCHES), process)
+        time.sleep(rng.uniform(0, 0.02))
         process.kill()
-        hit.append(place.step.value)
-        said(process, answer)
-        ended = place.run(run_dir=run_dir, resumed=True)
-        right += ended == "finished" and same(whole, run_dir)
-    steps = sorted(set(hit))
-    return Figure(
-        "R1",
-        "kill -9 at a random moment, resumed: final state bit-identical",
-        right,
+        hit.append(workspace.step.value)
+        outcome(process, receiver)
+        resumed = workspace.run(run_dir=run_dir, resumed=True)
+        passed += resumed == "finished" and identical(expected, run_dir)
+    batches = sorted(set(hit))
+    return Result(
+        "sigkill",
+        "kill -9 at a random moment, then resume: the final state is bit-identical",
+        passed,
         tries,
-        f"{len(steps)} of {BATCHES} batches hit",
-        lists={"batches hit": steps},
+        f"{len(batches)} of {BATCHES} batches were hit",
+        lists={"batches hit": batches},
     )
 
 
-def resumed(place: Place, tries: int, draw: random.Random) -> Figure:
-    """R2: from every save point, all later checkpoints; a second resume begins with one of those."""
+def resume_points(workspace: Workspace, tries: int, rng: random.Random) -> Result:
+    """Resume from every checkpoint and compare all later ones, each of which is the start of another resume."""
     combinations: list[tuple[str, ...]] = [
         (f"data.num_workers={workers}", f"trainer.accumulate_grad_batches={accumulate}", f"trainer.devices={ranks}")
         for workers in (0, 2)
         for accumulate in (1, 2)
         for ranks in (1, 2)
     ]
-    points = compared = wrong = 0
-    for words in combinations[:tries]:
-        folder = place.new("_".join(word.rpartition("=")[2] for word in words))
+    points = compared = failed = 0
+    for combination in combinations[:tries]:
+        folder = workspace.path("_".join(override.rpartition("=")[2] for override in combination))
         folder.mkdir()
-        run = Recorded(place.train, folder)
-        more = (*words, "augmentation=mixup", "scheduler=cosine", "optimizer=sgd")
+        run = Recorded(workspace.train, folder)
+        overrides = (*combination, "augmentation=mixup", "scheduler=cosine", "optimizer=sgd")
         with redirect_stdout(StringIO()):
-            whole = run(*more, name="whole")
-            for point in sorted(whole.iterdir())[:-1]:
+            expected = run(*overrides, name="uninterrupted")
+            for point in sorted(expected.iterdir())[:-1]:
                 points += 1
                 try:
-                    compared += compare(whole, run(*more, name=f"from_{point.stem}", begin=point), point.name)
+                    resumed = run(*overrides, name=f"from_{point.stem}", begin=point)
+                    compared += compare(expected, resumed, point.name)
                 except AssertionError:
-                    wrong += 1
-    return Figure(
-        "R2",
-        "resumed from every step, workers 0 and 2, accumulation 1 and 2, ranks 1 and 2",
-        points - wrong,
+                    failed += 1
+    return Result(
+        "resume_points",
+        "resume from every step, with 0 and 2 loader processes, 1 and 2 accumulation steps, 1 and 2 ranks: bit-identical",
+        points - failed,
         points,
-        f"{compared} later checkpoints are equal, each the start of a second resume",
+        f"{compared} later checkpoints are identical; each is the start of a second resume",
     )
 
 
-def told_to_stop(place: Place, tries: int, draw: random.Random) -> Figure:
-    """R7: SIGTERM at a random moment, to one rank, to both or to their parent."""
-    words = ("trainer.devices=2",)
-    whole = place.whole(*words)
-    right = hangs = 0
-    seconds: list[float] = []
+def sigterm(workspace: Workspace, tries: int, rng: random.Random) -> Result:
+    """Send SIGTERM at a random moment to one rank, to both or to their parent."""
+    overrides = ("trainer.devices=2",)
+    expected = workspace.uninterrupted(*overrides)
+    passed = hangs = 0
+    durations_s: list[float] = []
     codes: set[int] = set()
     for number in range(tries):
-        run_dir = place.new(f"stopped_{number}")
-        process, answer = place.start(*words, run_dir=run_dir)
-        place.wait_for(draw.randint(1, BATCHES - 2), process)
-        time.sleep(draw.uniform(0, 0.02))
-        children = _children(process.pid)
-        targets = {"one": children[:1], "the other": children[1:2], "both": children, "parent": [process.pid]}
-        asked_s = time.monotonic()
-        for pid in targets[draw.choice([*targets])]:
+        run_dir = workspace.path(f"stopped_{number}")
+        process, receiver = workspace.start(*overrides, run_dir=run_dir)
+        workspace.wait_for(rng.randint(1, BATCHES - 2), process)
+        time.sleep(rng.uniform(0, 0.02))
+        ranks = _children(process.pid)
+        targets = {"rank 0": ranks[:1], "rank 1": ranks[1:2], "both": ranks, "parent": [process.pid]}
+        start_s = time.monotonic()
+        for pid in targets[rng.choice([*targets])]:
             os.kill(pid, signal.SIGTERM)
-        ended = said(process, answer, 60.0)
-        seconds.append(time.monotonic() - asked_s)
-        hangs += ended == "hangs"
+        stopped = outcome(process, receiver, 60.0)
+        durations_s.append(time.monotonic() - start_s)
+        hangs += stopped == "hangs"
         codes.add(RunRecord(run_dir).read().get("exit_code", -1))
-        finished = ended == "Interrupted: stopped by SIGTERM" and place.run(*words, run_dir=run_dir, resumed=True)
-        right += finished == "finished" and same(whole, run_dir)
-    return Figure(
-        "R7",
-        "SIGTERM at a random moment to one rank, both, or the parent; resumed: bit-identical",
-        right,
+        resumed = stopped == "Interrupted: stopped by SIGTERM" and workspace.run(
+            *overrides, run_dir=run_dir, resumed=True
+        )
+        passed += resumed == "finished" and identical(expected, run_dir)
+    return Result(
+        "sigterm",
+        "SIGTERM at a random moment to one of two ranks, both, or their parent, then resume: bit-identical",
+        passed,
         tries,
-        f"{hangs} hangs, exit codes {sorted(codes)}, ended after {statistics.median(seconds):.1f} s (most {max(seconds):.1f})",
+        f"{hangs} hangs, exit codes {sorted(codes)}, exit {_after(durations_s)}",
     )
 
 
 def _children(pid: int) -> list[int]:
-    """The ranks of a run, in their order."""
+    """Return the process ids of the ranks of a run, in rank order."""
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return sorted(map(int, file.read().split()))
 
 
-def lost(place: Place, tries: int, draw: random.Random) -> list[Figure]:
-    """R8: a rank is killed, raises or is stopped, `tries` times each."""
+def _after(durations_s: list[float]) -> str:
+    return f"after {statistics.median(durations_s):.1f} s (maximum {max(durations_s):.1f} s)"
+
+
+def lost_rank(workspace: Workspace, tries: int, rng: random.Random) -> list[Result]:
+    """Kill a rank, let it raise an error, or suspend it, `tries` times each."""
 
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -121,76 +128,86 @@ def lost(place: Place, tries: int, draw: random.Random) -> list[Figure]:
     def fail() -> None:
         raise KeyError("a bug")
 
-    def stop() -> None:
+    def suspend() -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
     cases: dict[str, tuple[Any, str, float]] = {
-        "killed": (kill, "was killed by SIGKILL", 10.0),
-        "raised": (fail, "raised KeyError: 'a bug'", 10.0),
-        "stopped": (stop, "is suspended (SIGSTOP)", 15.0),
+        "is killed": (kill, "was killed by SIGKILL", 10.0),
+        "raises": (fail, "raised KeyError: 'a bug'", 10.0),
+        "is suspended": (suspend, "is suspended (SIGSTOP)", 15.0),
     }
-    figures = []
-    for name, (act, words, limit_s) in cases.items():
-        right, seconds = 0, []
+    results = []
+    for case, (fault, cause, limit_s) in cases.items():
+        passed, durations_s = 0, []
         for number in range(tries):
-            run_dir, rank, at = place.new(f"lost_{name}_{number}"), draw.randint(0, 1), draw.randint(2, BATCHES - 1)
-            struck = place.new(f"lost_{name}_{number}.struck")
+            run_dir = workspace.path(f"lost_{case.replace(' ', '_')}_{number}")
+            rank, batch = rng.randint(0, 1), rng.randint(2, BATCHES - 1)
+            struck = run_dir.with_suffix(".struck")  # the time of the fault
 
             def strike(
-                module: Classifier, count: int, rank: int = rank, at: int = at, struck: Any = struck, act: Any = act
+                module: Classifier, count: int, target: Any = (rank, batch), struck: Any = struck, fault: Any = fault
             ) -> None:
-                if (module.global_rank, count) == (rank, at):
+                if (module.global_rank, count) == target:
                     struck.write_text(str(time.monotonic()))
-                    act()
+                    fault()
 
-            with acting(place, strike):
-                ended = place.run("trainer.devices=2", "elastic.timeout_s=5", "elastic.shutdown_s=1", run_dir=run_dir)
-            took_s = time.monotonic() - float(struck.read_text())
-            seconds.append(took_s)
-            named = ended.startswith(f"RankError: rank {rank} ") and words in ended
-            right += named and took_s < limit_s and RunRecord(run_dir).read()["exit_code"] == 5
-        figures.append(
-            Figure(
-                "R8",
-                f"a rank {'is ' if name != 'raised' else 'has '}{name}: rank and cause named, all ended within {limit_s:.0f} s",
-                right,
+            with workspace.injecting(strike):
+                error = workspace.run(
+                    "trainer.devices=2", "elastic.timeout_s=5", "elastic.shutdown_s=1", run_dir=run_dir
+                )
+            durations_s.append(time.monotonic() - float(struck.read_text()))
+            named = error.startswith(f"RankError: rank {rank} ") and cause in error
+            passed += named and durations_s[-1] < limit_s and RunRecord(run_dir).read()["exit_code"] == 5
+        results.append(
+            Result(
+                "lost_rank",
+                f"a rank {case}: the error names rank and cause, and all ranks exit within {limit_s:.0f} s",
+                passed,
                 tries,
-                f"after {statistics.median(seconds):.1f} s (most {max(seconds):.1f})"
-                + (", elastic.timeout_s=5" if name == "stopped" else ""),
+                _after(durations_s) + (", elastic.timeout_s=5" if fault is suspend else ""),
             )
         )
-    return figures
+    return results
 
 
-def restarted(place: Place, tries: int, draw: random.Random) -> Figure:
-    """R8 with elastic.max_restarts: killed twice, restarted from the last checkpoint."""
-    words = ("trainer.devices=2",)
-    whole, right = place.whole(*words), 0
+def restarts(workspace: Workspace, tries: int, rng: random.Random) -> Result:
+    """Kill a rank twice with elastic.max_restarts=2, which restarts it from the last checkpoint."""
+    overrides = ("trainer.devices=2",)
+    expected, passed = workspace.uninterrupted(*overrides), 0
     for number in range(tries):
-        run_dir = place.new(f"restarted_{number}")
-        points = sorted(draw.sample(range(2, BATCHES - 1), 2))
+        run_dir = workspace.path(f"restarted_{number}")
+        points = sorted(rng.sample(range(2, BATCHES - 1), 2))
 
         def strike(module: Classifier, count: int, points: Any = points) -> None:
             attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
             if module.global_rank == 1 and attempt < 2 and module.global_step >= points[attempt] // 2:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        with acting(place, strike):
-            ended = place.run(*words, "elastic.max_restarts=2", run_dir=run_dir)
-        right += ended == "finished" and same(whole, run_dir) and len(RunRecord(run_dir).read()["restarts"]) == 2
-    return Figure("R8", "killed twice with elastic.max_restarts=2: finished, bit-identical", right, tries)
+        with workspace.injecting(strike):
+            result = workspace.run(*overrides, "elastic.max_restarts=2", run_dir=run_dir)
+        num_restarts = len(RunRecord(run_dir).read()["restarts"])
+        passed += result == "finished" and identical(expected, run_dir) and num_restarts == 2
+    return Result(
+        "restarts",
+        "a rank is killed twice, elastic.max_restarts=2: the run finishes, bit-identical",
+        passed,
+        tries,
+    )
 
 
-def repeated(place: Place, tries: int, draw: random.Random) -> Figure:
-    """R10: the same seed twice, and with other numbers of loader processes."""
-    right = 0
-    words = ("augmentation=inception",)
-    whole = place.whole(*words)
+def repeat(workspace: Workspace, tries: int, rng: random.Random) -> Result:
+    """Repeat a run with the same seed and other numbers of loader processes."""
+    passed = 0
+    overrides = ("augmentation=inception",)
+    expected = workspace.uninterrupted(*overrides)
     for number, workers in enumerate((0, 1, 2, 4)[:tries]):
-        run_dir = place.new(f"again_{number}")
-        ended = place.run(*words, f"data.num_workers={workers}", run_dir=run_dir)
-        right += ended == "finished" and same(whole, run_dir)
-    assert content(whole / LAST)["global_step"] == 12
-    return Figure(
-        "R10", "the same seed again, with 0, 1, 2 and 4 loader processes: bit-identical", right, min(tries, 4)
+        run_dir = workspace.path(f"repeated_{number}")
+        result = workspace.run(*overrides, f"data.num_workers={workers}", run_dir=run_dir)
+        passed += result == "finished" and identical(expected, run_dir)
+    assert content(expected / LAST)["global_step"] == 12
+    return Result(
+        "repeat",
+        "the same seed again, with 0, 1, 2 and 4 loader processes: bit-identical",
+        passed,
+        min(tries, 4),
     )

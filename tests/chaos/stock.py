@@ -1,4 +1,4 @@
-"""The same of Lightning by itself, as its documentation has it: what a peer does without alexlab."""
+"""The same faults with stock Lightning, used as in its documentation: the baseline of the table."""
 
 import random
 from pathlib import Path
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from alexlab.distributed.launch import Limits, launch
-from chaos.harness import Figure, Place
+from chaos.harness import Result, Workspace
 
 STEPS = 8  # of an epoch
 
 
 class Module(lightning.LightningModule):
-    """A small net with dropout; the accuracy of its validation is logged as `val/top1`."""
+    """A small net with dropout that logs its validation accuracy as `val/top1`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def _data(size: int) -> TensorDataset:
     return TensorDataset(torch.randn(size, 8, generator=generator), torch.randint(0, 3, (size,), generator=generator))
 
 
-def _weights(folder: Path, begin: Path | None = None) -> list[Tensor]:
+def _weights(folder: Path, checkpoint: Path | None = None) -> list[Tensor]:
     lightning.seed_everything(1, verbose=False)
     module = Module()
     trainer = lightning.Trainer(
@@ -50,21 +50,22 @@ def _weights(folder: Path, begin: Path | None = None) -> list[Tensor]:
         callbacks=[ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)],
     )
     loaders = DataLoader(_data(STEPS * 4), batch_size=4, shuffle=True), DataLoader(_data(8), batch_size=4)
-    trainer.fit(module, *loaders, ckpt_path=begin)
+    trainer.fit(module, *loaders, ckpt_path=checkpoint)
     return [parameter.detach() for parameter in module.parameters()]
 
 
-def resumed(place: Place, tries: int, draw: random.Random) -> Figure:
-    """R1 without a kill: from a checkpoint inside the first epoch, at its end, inside the second."""
-    whole, right = _weights(place.new("stock_whole")), 0
+def resume(workspace: Workspace, tries: int, rng: random.Random) -> Result:
+    """Resume from a checkpoint within the first epoch, at its end and within the second, without any kill."""
+    expected, passed = _weights(workspace.path("stock_uninterrupted")), 0
     for step in (3, 8, 11)[:tries]:
-        again = _weights(place.new(f"stock_{step}"), place.new("stock_whole") / f"step={step}.ckpt")
-        right += all(torch.equal(one, other) for one, other in zip(whole, again, strict=True))
-    return Figure("R1", "resumed from step 3, 8 and 11: final weights bit-identical", right, tries)
+        checkpoint = workspace.path("stock_uninterrupted") / f"step={step}.ckpt"
+        weights = _weights(workspace.path(f"stock_{step}"), checkpoint)
+        passed += all(torch.equal(one, other) for one, other in zip(expected, weights, strict=True))
+    return Result("sigkill", "resume from step 3, 8 and 11: the final weights are bit-identical", passed, tries)
 
 
-def uneven(place: Place, tries: int, draw: random.Random) -> Figure:
-    """E1: 2 to 17 images on two ranks, with Lightning's own sampler."""
+def uneven_shards(workspace: Workspace, tries: int, rng: random.Random) -> Result:
+    """Validate 2 to 17 images on two ranks, with Lightning's sampler."""
 
     def scores() -> list[tuple[float, float]]:
         found = []
@@ -75,7 +76,7 @@ def uneven(place: Place, tries: int, draw: random.Random) -> Figure:
                 accelerator="cpu",
                 devices=2,
                 strategy="ddp",
-                default_root_dir=place.folder,
+                default_root_dir=workspace.folder,
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -87,5 +88,5 @@ def uneven(place: Place, tries: int, draw: random.Random) -> Figure:
         return found
 
     found = launch(scores, num_ranks=2, isolated=True, limits=Limits(timeout_s=60.0, shutdown_s=2))
-    right = sum(abs(given - truth) < 1e-6 for given, truth in found)
-    return Figure("E1", "2 to 17 images on 2 ranks: the accuracy is that of one process", right, tries)
+    passed = sum(abs(given - truth) < 1e-6 for given, truth in found)
+    return Result("exact_scores", "2 to 17 images on 2 ranks: the accuracy of one process", passed, tries)

@@ -28,10 +28,10 @@ def entry(name: str, *advisories: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "version": "1.0", "vulns": vulns, **more}
 
 
-def test_what_is_pinned_here() -> None:
+def test_packages_pinned_for_this_machine() -> None:
     assert audit.pinned(LOCK) >= {"one"}
     assert "four" not in audit.pinned(LOCK)
-    with pytest.raises(ValueError, match=r"every package of the lock must have hashes; one==1\.0 has none"):
+    with pytest.raises(ValueError, match=r"every package in requirements.lock must have hashes; one==1\.0 has none"):
         audit.pinned("one==1.0\n    # via two\n")
 
 
@@ -42,11 +42,11 @@ def test_the_lock_pins_everything_with_hashes_and_without_urls() -> None:
     assert "://" not in text
 
 
-def test_findings() -> None:
+def test_advisories_and_missing_packages_are_reported() -> None:
     names = {"one", "two-three"}
     assert audit.findings(names, {"dependencies": [entry("one"), entry("two-three")]}) == []
     found = audit.findings(
         names, {"dependencies": [entry("one", "GHSA-1"), {"name": "two-three", "skip_reason": "none"}]}
     )
-    assert found == ["one 1.0: GHSA-1, fixed in 9.9", "1 of 2 packages could be looked up; not two-three"]
-    assert audit.findings(names, {"dependencies": []}) == ["0 of 2 packages could be looked up; not one, two-three"]
+    assert found == ["one 1.0: GHSA-1, fixed in 9.9", "1 of 2 packages were looked up; missing: two-three"]
+    assert audit.findings(names, {"dependencies": []}) == ["0 of 2 packages were looked up; missing: one, two-three"]

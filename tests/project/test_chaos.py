@@ -1,4 +1,4 @@
-"""The figures of `make chaos`, with fewer tries."""
+"""The scenarios of `make chaos`, with fewer tries."""
 
 import random
 import re
@@ -10,46 +10,46 @@ import pytest
 
 from chaos import files, runs, stock
 from chaos.__main__ import TESTS, table
-from chaos.harness import Figure, Place
+from chaos.harness import Result, Workspace
 from support.runs import ROOT
 
 
 @pytest.mark.parametrize(
-    ("figure", "tries"),
+    ("scenario", "tries"),
     [
-        (runs.killed, 5),
-        (runs.told_to_stop, 3),
-        (files.killed_in_save, 20),
+        (runs.sigkill, 5),
+        (runs.sigterm, 3),
+        (files.sigkill_in_save, 20),
         (files.disk_full, 3),
-        (runs.restarted, 1),
+        (runs.restarts, 1),
     ],
 )
-def test_a_few(
-    figure: Callable[..., Any],
+def test_every_try_passes(
+    scenario: Callable[..., Any],
     tries: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    result = figure(Place(tmp_path, monkeypatch.setattr), tries, random.Random(2))
+    result = scenario(Workspace(tmp_path, monkeypatch.setattr), tries, random.Random(2))
     if result is None:
-        pytest.skip("a disk cannot be mounted here")
-    assert (result.done, result.of) == (tries, tries), result.more
+        pytest.skip("needs the right to mount a disk")
+    assert (result.passed, result.tries) == (tries, tries), result.remarks
 
 
-@pytest.mark.filterwarnings("ignore")  # what Lightning says of its own ways
-def test_a_figure_that_comes_out_wrong_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lightning by itself does not resume bit for bit inside of an epoch; that the harness sees it is what makes it a test."""
-    found = stock.resumed(Place(tmp_path, monkeypatch.setattr), 1, random.Random(1))
-    assert (found.done, found.of) == (0, 1)
-    assert table([found, Figure("R0", "nothing", 1, 2, stock="0/3")]).row_count == 2
+@pytest.mark.filterwarnings("ignore")  # Lightning warns about its own checkpoints and loaders
+def test_a_failed_try_is_counted_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock Lightning does not resume bit for bit within an epoch, so the harness must report a failure."""
+    result = stock.resume(Workspace(tmp_path, monkeypatch.setattr), 1, random.Random(1))
+    assert (result.passed, result.tries) == (0, 1)
+    assert table([result, Result("x", "nothing", 1, 2, stock="0/3")]).row_count == 2
 
 
-def test_the_tests_that_are_counted_exist() -> None:
+def test_every_counted_test_exists() -> None:
     for _, patterns in TESTS.values():
         for file, pattern in patterns.items():
             names = re.findall(r"^def (test_\w+)", (ROOT / "tests" / file).read_text(), re.MULTILINE)
-            begins = re.fullmatch(r"([^(]*)(?:\((.*)\))?", pattern)
-            assert begins is not None
-            for end in (begins[2] or "").split("|"):
-                assert any(name.startswith(begins[1] + end) for name in names), (file, pattern, end)
+            match = re.fullmatch(r"([^(]*)(?:\((.*)\))?", pattern)
+            assert match is not None
+            for end in (match[2] or "").split("|"):
+                assert any(name.startswith(match[1] + end) for name in names), (file, pattern, end)
