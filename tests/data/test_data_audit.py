@@ -218,7 +218,7 @@ def test_the_command_writes_a_page_and_a_manifest(
 def test_clean_data_are_said_to_be_so(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = command(tmp_path, f"data.root={clean}")
     assert not (folder / "found").exists()
-    assert "nothing was found" in capsys.readouterr().out
+    assert "no findings" in capsys.readouterr().out
 
 
 def test_quarantine_and_back(clean: Path, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_quarantine_and_back(clean: Path, tmp_path: Path) -> None:
         command(tmp_path, f"data.root={clean}", "fix=quarantine")
     (clean / "train/a/again.jpg").unlink()
     (clean / "train/a/text.jpg").write_bytes(b"another one")
-    with pytest.raises(DataError, match=r"there is another file at .*train/a/text.jpg"):
+    with pytest.raises(DataError, match=r"cannot restore train/a/text.jpg; .*/train/a/text.jpg exists"):
         command(tmp_path, "action=restore", f"data.root={clean}", f"quarantine={folder}")
     (clean / "train/a/text.jpg").unlink()
     command(tmp_path, "action=restore", f"data.root={clean}", f"quarantine={folder}")
@@ -267,10 +267,13 @@ def quarantined(clean: Path) -> tuple[Path, Path]:
         ({"from": "{root}/.", "to": "."}, "`to` must be"),
         ({"from": "{root}/moves.jsonl", "to": "moves.jsonl"}, "`to` must be"),
         ({"from": "{root}/a\0", "to": "a\0"}, "`to` must be"),
-        ({"from": "{root}/out/evil", "to": "out/evil"}, "out/evil must lie in its folder; a link leads out of it"),
-        ({"from": "{root}/linked/evil", "to": "linked/evil"}, "linked/evil must lie in its folder"),
+        (
+            {"from": "{root}/out/evil", "to": "out/evil"},
+            "out/evil must not pass through a link that leads out of its folder",
+        ),
+        ({"from": "{root}/linked/evil", "to": "linked/evil"}, "linked/evil must not pass through a link"),
         ({"from": "{root}/train/a", "to": "train/a"}, "train/a must be a file; it is a folder"),
-        ({"from": "{root}/val/a/1.jpg", "to": "val/a/1.jpg"}, "there is another file at {root}/val/a/1.jpg"),
+        ({"from": "{root}/val/a/1.jpg", "to": "val/a/1.jpg"}, "cannot restore val/a/1.jpg; {root}/val/a/1.jpg exists"),
         ({"to": "train/a/x.jpg"}, "a line must be"),
         ({"from": 1, "to": ["x"]}, "a line must be"),
         (["x"], "a line must be"),
@@ -309,7 +312,7 @@ def test_a_listed_file_below_another_one(quarantined: tuple[Path, Path]) -> None
     with (folder / "moves.jsonl").open("a") as file:
         for path in ("link", "link/z"):
             file.write(json.dumps({"from": f"{root}/{path}", "to": path}) + "\n")
-    with pytest.raises(DataError, match="line 4: link/z lies below another file that is listed"):
+    with pytest.raises(DataError, match="line 4: link/z is below another file in the list"):
         restore(str(root), folder)
     assert not (root / "train/a/x.jpg").exists()
 
@@ -318,7 +321,7 @@ def test_a_quarantine_goes_back_to_the_folder_that_is_named(quarantined: tuple[P
     root, folder = quarantined
     other = tmp_path / "other"
     other.mkdir()
-    with pytest.raises(DataError, match=r"line 1: `from` must be train/a/x.jpg inside data.root=.*/other, where"):
+    with pytest.raises(DataError, match=r"line 1: `from` must be train/a/x.jpg inside data.root=.*/other; got"):
         restore(str(other), folder)
     (root / "train/a/sub").rmdir()
     (tmp_path / "alias").symlink_to(root)
@@ -331,9 +334,9 @@ def test_a_quarantine_goes_back_to_the_folder_that_is_named(quarantined: tuple[P
 def test_what_is_not_moved_into_a_quarantine(clean: Path, tmp_path: Path) -> None:
     photo(tmp_path / "far/0.jpg", 1)
     (clean / "train/c").symlink_to(tmp_path / "far")
-    with pytest.raises(DataError, match=r"only files inside .* are moved; a link leads out of it to train/c/0.jpg"):
+    with pytest.raises(DataError, match=r"only files inside .* can be moved; train/c/0.jpg is outside, behind a link"):
         quarantine(str(clean), ["train/a/0.jpg", "train/c/0.jpg"], tmp_path / "q")
-    with pytest.raises(ConfigError, match="quarantine must lie outside of the data set"):
+    with pytest.raises(ConfigError, match="quarantine must be outside of the data set"):
         quarantine(str(clean), ["train/a/0.jpg"], clean / "q")
     assert (clean / "train/a/0.jpg").exists()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from alexlab.data.audit.audit import audit_dataset
-from alexlab.data.audit.split import assign_splits, find_unsplit, write_split
+from alexlab.data.audit.split import assign_splits, write_split
+from alexlab.data.audit.unsplit import find_unsplit
 from alexlab.data.cache.build_pack import open_pack
 from alexlab.data.cache.pack import PackConfig
 from alexlab.data.decode import decode

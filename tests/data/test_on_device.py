@@ -1,4 +1,4 @@
-"""`data.cache=device` gives the images of `data.cache=packed`; here the device is the CPU."""
+"""`data.cache=device` yields the images of `data.cache=packed`. The device of these tests is the CPU."""
 
 import shutil
 from collections.abc import Callable
@@ -35,7 +35,7 @@ RECIPES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
-    """Noise and edges: what filters differ on."""
+    """Noise and edges, on which filters differ most."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.randint(0, 256, (6, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
     noise[3:] = (torch.arange(SIDE) // 9 % 2 * 255).to(torch.uint8)[None, :, None, None]
@@ -43,18 +43,18 @@ def pixels() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_the_images_are_those_of_the_transforms(name: str, pixels: torch.Tensor) -> None:
+def test_crops_equal_the_transforms(name: str, pixels: torch.Tensor) -> None:
     recipe = RECIPES[name]
     sampler = CropSampler(recipe, SIDE)
-    numbers, expected, mirrored = [], [], 0
+    crops, expected, mirrored = [], [], 0
     for index in range(60):
         row = index % len(pixels)
         torch.manual_seed(derived_seed(index))
         expected.append(recipe(pixels[row].permute(2, 0, 1)))
         torch.manual_seed(derived_seed(index))
-        numbers.append(torch.tensor([row, *sampler.draw()]))
-        mirrored += int(numbers[-1][-1])
-    found = (resized_crop if sampler.resizes else crop)(pixels, torch.stack(numbers), sampler.size)
+        crops.append(torch.tensor([row, *sampler.draw()]))
+        mirrored += int(crops[-1][-1])
+    found = (resized_crop if sampler.resizes else crop)(pixels, torch.stack(crops), sampler.size)
     assert found.dtype == torch.uint8
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert (mirrored > 10) == ("flip" in name)
@@ -67,7 +67,7 @@ def test_the_images_are_those_of_the_transforms(name: str, pixels: torch.Tensor)
         assert differences.float().mean() < 0.1
 
 
-def test_filters_sum_to_one_inside_of_their_part() -> None:
+def test_resize_weights_sum_to_one_inside_the_segment() -> None:
     offset, length = torch.tensor([0, 10, 72]), torch.tensor([73, 5, 1])
     found = resize_weights(offset, length, 8, SIDE)
     assert found.sum(-1).allclose(torch.ones(3, 8))
@@ -79,20 +79,25 @@ def test_filters_sum_to_one_inside_of_their_part() -> None:
 @pytest.mark.parametrize(
     ("recipe", "reason"),
     [
-        (v2.Compose([CenterView(64), v2.ColorJitter(0.1)]), "cut and mirrored, and nothing else; got ColorJitter"),
-        (v2.Compose([v2.Resize((64, 64))]), "its first transform must cut a square; got Resize"),
-        (v2.Compose([v2.RandomResizedCrop((64, 32))]), r"must cut a square; got \(64, 32\)"),
+        (
+            v2.Compose([CenterView(64), v2.ColorJitter(0.1)]),
+            "only crops and horizontal flips run on the device; got ColorJitter",
+        ),
+        (v2.Compose([v2.Resize((64, 64))]), "the first transform must crop a square; got Resize"),
+        (v2.Compose([v2.RandomResizedCrop((64, 32))]), r"must crop a square; got \(64, 32\)"),
     ],
 )
-def test_what_the_device_cannot_do_is_told(recipe: Any, reason: str) -> None:
+def test_unsupported_transforms_are_rejected(recipe: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         CropSampler(recipe, SIDE)
 
 
-@pytest.mark.parametrize("words", [(), ("data.num_workers=2", "trainer.devices=2")], ids=["alone", "two ranks"])
-def test_a_run_is_that_of_packed_images_bit_for_bit(train: Train, tmp_path: Path, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("overrides", [(), ("data.num_workers=2", "trainer.devices=2")], ids=["one rank", "two ranks"])
+def test_training_equals_that_on_packed_images_bit_for_bit(
+    train: Train, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
     for cache in ("packed", "device"):
-        train(f"data.cache={cache}", "trainer.max_epochs=2", *words, run_dir=tmp_path / cache)
+        train(f"data.cache={cache}", "trainer.max_epochs=2", *overrides, run_dir=tmp_path / cache)
     packed, device = (load_file(tmp_path / name / "checkpoints/last.ckpt") for name in ("packed", "device"))
     for name, value in packed["state_dict"].items():
         assert torch.equal(device["state_dict"][name], value), name
@@ -100,22 +105,22 @@ def test_a_run_is_that_of_packed_images_bit_for_bit(train: Train, tmp_path: Path
     assert losses[0] == losses[1]
 
 
-def test_a_run_with_resized_crops_and_ten_crops(train: Train, tmp_path: Path) -> None:
-    """The crops at the end are not cut on the device, and are there all the same."""
+def test_resized_crops_and_ten_crops_in_one_run(train: Train, tmp_path: Path) -> None:
+    """The ten crops of the final test are not made on the device."""
     score = train("data.cache=device", "augmentation=inception", "test.views=ten_crop", "trainer.max_epochs=2")
     scores = RunRecord(tmp_path / "run").read()["scores"]
     assert score == scores["best/top1"]
     assert scores["ten_crop/count"] == 7
 
 
-def test_an_unreadable_image_is_skipped(images: Path, train: Train, tmp_path: Path) -> None:
-    root = tmp_path / "with_a_bad_one"
+def test_unreadable_images_are_skipped(images: Path, train: Train, tmp_path: Path) -> None:
+    root = tmp_path / "with_a_corrupt_file"
     shutil.copytree(images, root)
     bad = root / "train/ant/000.png"
     bad.write_bytes(bad.read_bytes()[:60])
-    words = (f"data.root={root}", "data.on_error=skip", "trainer.max_epochs=1")
+    overrides = (f"data.root={root}", "data.on_error=skip", "trainer.max_epochs=1")
     for cache in ("packed", "device"):
-        train(*words, f"data.cache={cache}", run_dir=tmp_path / cache)
+        train(*overrides, f"data.cache={cache}", run_dir=tmp_path / cache)
         assert "ant/000.png" in (tmp_path / cache / "skipped.csv").read_text()
     scores = [rows(tmp_path / name / "metrics.csv")[-1] for name in ("packed", "device")]
     assert scores[0]["train/loss"] == scores[1]["train/loss"]
@@ -124,18 +129,18 @@ def test_an_unreadable_image_is_skipped(images: Path, train: Train, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("overrides", "reason"),
     [
-        (["augmentation=color"], "augmentation.train cannot come from data.cache=device: .* got ColorJitter; take"),
+        (["augmentation=color"], "augmentation.train cannot run with data.cache=device: .* got ColorJitter; use"),
         (["data.pack.crop=full"], "data.cache=device needs squares: data.pack.crop=center or data.pack.resize=squash"),
     ],
 )
-def test_mistakes_are_told_before_any_work(train: Train, words: list[str], reason: str) -> None:
+def test_invalid_configs_are_rejected(train: Train, overrides: list[str], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        train("data.cache=device", *words)
+        train("data.cache=device", *overrides)
 
 
-def test_a_pack_is_held_once(images: Path, tmp_path: Path) -> None:
+def test_a_pack_is_loaded_once(images: Path, tmp_path: Path) -> None:
     config = plain(*TINY, f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}", "data.cache=device")
     splits = build.packed(config, build.data(config).find_splits())
     assert splits.train.images is not None

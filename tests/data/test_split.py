@@ -1,4 +1,4 @@
-"""Dividing a data set: the same division as a run makes, by any source, in any way, whole or not at all."""
+"""Splitting a data set: the split is the one a run would make, from any source of labels, and written all or nothing."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alexlab.data.audit.split import find_unsplit
+from alexlab.data.audit.unsplit import find_unsplit
 from alexlab.data.discovery import find_splits
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.tasks.prepare import run
@@ -17,7 +17,7 @@ from support.runs import plain, rows
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
-    """Files whose names tell class and person: cat.p3.07.png."""
+    """Files named after class and person: cat.p3.07.png."""
     root = tmp_path / "flat"
     write_images(tmp_path, {"images": 60})
     root.mkdir()
@@ -36,7 +36,7 @@ def files(folder: Path) -> set[str]:
     return {os.path.relpath(path, folder) for path in folder.rglob("*.png")}
 
 
-def test_the_division_is_that_of_a_run(tmp_path: Path) -> None:
+def test_split_equals_that_of_a_run(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 20, "b": 30, "b/deep": 10})
     out = split(tmp_path, f"data.root={root}", "data.val_fraction=0.25", "data.test_fraction=0.1")
     expected = find_splits(str(root), val_fraction=0.25, test_fraction=0.1)
@@ -47,7 +47,7 @@ def test_the_division_is_that_of_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("link", ["copy", "hardlink", "symlink"])
-def test_copies_and_links(tmp_path: Path, link: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_are_copied_or_linked(tmp_path: Path, link: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_images(tmp_path / "data", {"a": 6, "b": 6})
     out = split(tmp_path, f"data.root={root}", f"link={link}")
     one = out / sorted(files(out))[0]
@@ -58,32 +58,32 @@ def test_copies_and_links(tmp_path: Path, link: str, capsys: pytest.CaptureFixtu
     assert f"python src/train.py data.root={out}" in capsys.readouterr().out
 
 
-def test_only_a_manifest(tmp_path: Path) -> None:
+def test_manifest_lists_the_files_in_place(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 6, "b": 6})
     out = split(tmp_path, f"data.root={root}", "link=manifest")
     assert [path.name for path in out.iterdir()] == ["split.csv"]
     splits = find_splits(str(out / "split.csv"), val_fraction=0.2, test_fraction=0.0)
     expected = find_splits(str(root), val_fraction=0.2, test_fraction=0.0)
     for (_, one), (_, other) in zip(splits.items(), expected.items(), strict=True):
-        found = {os.path.realpath(os.path.join(one.root, path)) for path in one.paths}
-        assert found == {os.path.realpath(os.path.join(other.root, path)) for path in other.paths}
+        result = {os.path.realpath(os.path.join(one.root, path)) for path in one.paths}
+        assert result == {os.path.realpath(os.path.join(other.root, path)) for path in other.paths}
 
 
-def test_a_flat_folder(tmp_path: Path, flat: Path) -> None:
+def test_classes_are_read_from_file_names(tmp_path: Path, flat: Path) -> None:
     out = split(tmp_path, f"data.root={flat}")
     counts = {name: len(list((out / name).rglob("*.png"))) for name in ("train/cat", "train/dog", "val/cat", "val/dog")}
     assert counts == {"train/cat": 24, "train/dog": 24, "val/cat": 6, "val/dog": 6}
     assert (out / "train/cat").is_dir()
 
 
-def test_groups_stay_together(tmp_path: Path, flat: Path) -> None:
+def test_groups_stay_in_one_split(tmp_path: Path, flat: Path) -> None:
     out = split(tmp_path, f"data.root={flat}", "group='\\.(p\\d+)\\.'", "data.test_fraction=0.2")
-    of_split = {name: {path.split(".")[1] for path in files(out / name)} for name in ("train", "val", "test")}
-    assert all(of_split.values())
-    assert not of_split["train"] & of_split["val"]
-    assert not of_split["test"] & (of_split["val"] | of_split["train"])
+    people = {name: {path.split(".")[1] for path in files(out / name)} for name in ("train", "val", "test")}
+    assert all(people.values())
+    assert not people["train"] & people["val"]
+    assert not people["test"] & (people["val"] | people["train"])
     assert len(files(out)) == 60
-    for path in flat.iterdir():  # persons of one class each
+    for path in flat.iterdir():  # people of one class each
         name, person, number, suffix = path.name.split(".")
         path.rename(flat / f"{name}.{person}{name}.{number}.{suffix}")
     (tmp_path / "out").rename(tmp_path / "first")
@@ -93,11 +93,11 @@ def test_groups_stay_together(tmp_path: Path, flat: Path) -> None:
     assert not {path.split(".")[1] for path in files(out / "val")} & {
         path.split(".")[1] for path in files(out / "train")
     }
-    with pytest.raises(DataError, match="every path must tell its group by group='person'"):
+    with pytest.raises(DataError, match="group='person' must find the group in every path; it does not in cat"):
         find_unsplit(str(flat), labels=None, pattern="(?P<class>[^.]+)", group="person")
 
 
-def test_a_table(tmp_path: Path, flat: Path) -> None:
+def test_classes_are_read_from_a_table(tmp_path: Path, flat: Path) -> None:
     table = tmp_path / "labels.csv"
     lines = [f"{name},{'animal' if number % 3 else 'beast'}" for number, name in enumerate(sorted(os.listdir(flat)))]
     table.write_text("\ufeffFile,Label\n" + "\n".join(lines) + "\n")
@@ -121,31 +121,41 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, flat: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("overrides", "error", "words"),
+    ("overrides", "error", "message"),
     [
         (["link=move"], ConfigError, "link must be one of copy, hardlink, symlink, manifest; got 'move'"),
         (["pattern='(['"], ConfigError, "pattern must be a regular expression"),
         (["pattern='cat'"], ConfigError, r"pattern must have a group for the class, \(\?P<class>...\); got 'cat'"),
-        (["pattern='(?P<class>cat)'"], DataError, "must tell its class by pattern='.*'; dog.p0.01.png does not"),
+        (
+            ["pattern='(?P<class>cat)'"],
+            DataError,
+            "pattern='.*' must find the class in every file name; it does not in dog.p0.01.png",
+        ),
         (["pattern='(?P<class>.)'", "data.val_fraction=1.0"], ConfigError, "must leave something to train on"),
         (["pattern='(?P<class>)'"], DataError, "a class must be a plain folder name; got '': it is empty"),
-        (["pattern='(?P<class>cat)?'"], DataError, "must tell its class by pattern='.*'; dog.p0.01.png does not"),
-        (["group='(9)?'"], DataError, "the first group is not in cat.p0.00.png"),
+        (
+            ["pattern='(?P<class>cat)?'"],
+            DataError,
+            "pattern='.*' must find the class in every file name; it does not in dog.p0.01.png",
+        ),
+        (["group='(9)?'"], DataError, "must find the group in every path; it does not in cat.p0.00.png"),
         (["data.root=null"], ConfigError, "data.root must be given: data.root=DIR"),
         (["action=null"], ConfigError, "action must be one of download, check, restore, split, pack, shard; got None"),
         (["action=check", "fix=delete"], ConfigError, "fix must be null or quarantine; got 'delete'"),
         (["action=restore"], ConfigError, "quarantine must be given"),
     ],
 )
-def test_words(tmp_path: Path, flat: Path, overrides: list[str], error: Any, words: str) -> None:
-    with pytest.raises(error, match=words):
+def test_invalid_arguments_are_rejected(
+    tmp_path: Path, flat: Path, overrides: list[str], error: Any, message: str
+) -> None:
+    with pytest.raises(error, match=message):
         split(tmp_path, f"data.root={flat}", *overrides)
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_that_cannot_be_divided_or_written(tmp_path: Path, flat: Path) -> None:
+def test_unusable_folders_are_rejected(tmp_path: Path, flat: Path) -> None:
     divided = write_images(tmp_path / "divided", {"train/a": 3, "train/b": 3, "val/a": 1})
-    with pytest.raises(DataError, match="is divided already: it has train, val"):
+    with pytest.raises(DataError, match="is already split: it has train, val"):
         split(tmp_path, f"data.root={divided}")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
@@ -154,11 +164,11 @@ def test_folders_that_cannot_be_divided_or_written(tmp_path: Path, flat: Path) -
         split(tmp_path, "data.root=missing")
     (tmp_path / "out").mkdir()
     split(tmp_path, f"data.root={flat}")
-    with pytest.raises(ConfigError, match="out must be a new or an empty folder"):
+    with pytest.raises(ConfigError, match="out must be a new or empty folder"):
         split(tmp_path, f"data.root={flat}")
 
 
-def test_a_file_that_is_listed_twice(tmp_path: Path, flat: Path) -> None:
+def test_files_listed_twice_are_rejected(tmp_path: Path, flat: Path) -> None:
     names = sorted(os.listdir(flat))
     table = tmp_path / "labels.csv"
     table.write_text("path,class\n" + "\n".join(f"{name},{'ab'[number % 2]}" for number, name in enumerate(names)) + f"\n./{names[0]},a\n")  # fmt: skip
@@ -167,7 +177,9 @@ def test_a_file_that_is_listed_twice(tmp_path: Path, flat: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_pack_and_train_from_it(tmp_path: Path, train: Any, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_reads_the_packs_of_the_command(
+    tmp_path: Path, train: Any, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cache = tmp_path / "cache"
     config = plain(
         "action=pack", f"data.root={images}", f"data.cache_dir={cache}", "data.image_size=64", name="prepare"
@@ -180,7 +192,7 @@ def test_pack_and_train_from_it(tmp_path: Path, train: Any, images: Path, capsys
     assert packs == [f"pack-{split}-shorter-center-73x3" for split in ("test", "train", "val")]
     times = {path: path.stat().st_mtime_ns for path in cache.rglob("images.npy")}
     train("data.cache=packed")
-    assert {path: path.stat().st_mtime_ns for path in cache.rglob("images.npy")} == times, "it is used as it is"
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("images.npy")} == times, "the packs are reused"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +219,7 @@ def test_a_pattern_must_give_plain_folder_names(tmp_path: Path) -> None:
         split(tmp_path, f"data.root={root}", "pattern='(?P<class>.*)\\.png'")
 
 
-def test_classes_that_are_too_alike(tmp_path: Path, flat: Path) -> None:
+def test_classes_that_differ_only_in_case_are_rejected(tmp_path: Path, flat: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("path,class\n" + "\n".join(f"{name},{name[0]}" for name in os.listdir(flat)).replace(",d", ",C"))
     with pytest.raises(DataError, match="the names of classes must differ in more than case"):
@@ -215,24 +227,24 @@ def test_classes_that_are_too_alike(tmp_path: Path, flat: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "words"),
+    ("path", "message"),
     [
         ("../secret.png", "a path must lead to a file inside {root}; got '../secret.png'"),
         ("{tmp}/secret.png", "a path must lead to a file inside {root}; got '{tmp}/secret.png'"),
         ("a/../../secret.png", "a path must lead to a file inside {root}; got 'a/../../secret.png'"),
         ("out/secret.png", "a path must lead to a file inside {root}; got 'out/secret.png'"),
         ("", "a path must lead to a file inside {root}; got ''"),
-        (".", "there is no file . in {root}"),
-        ("nowhere.png", "there is no file nowhere.png in {root}"),
-        ("a", "there is no file a in {root}"),
-        ("pipe.png", "there is no file pipe.png in {root}"),
-        ("a/.hidden.png", "hidden files are no part of a data set; got a/.hidden.png"),
+        (".", "no such file in {root}: ."),
+        ("nowhere.png", "no such file in {root}: nowhere.png"),
+        ("a", "no such file in {root}: a"),
+        ("pipe.png", "no such file in {root}: pipe.png"),
+        ("a/.hidden.png", "hidden files cannot be part of a data set; got a/.hidden.png"),
         ("b/../a/000.png", "each file must be listed once; a/000.png is also in line 2"),
         ("{root}/a/000.png", "each file must be listed once; a/000.png is also in line 2"),
     ],
 )
 @pytest.mark.parametrize("link", ["copy", "manifest"])
-def test_the_files_of_a_table_lie_in_the_data_set(link: str, path: str, words: str, tmp_path: Path) -> None:
+def test_table_paths_must_be_files_inside_the_data_set(link: str, path: str, message: str, tmp_path: Path) -> None:
     root = write_images(tmp_path / "root", {"a": 4, "b": 4})
     (tmp_path / "secret.png").write_bytes(b"secret")
     (root / "a/.hidden.png").write_bytes(b"x")
@@ -241,13 +253,13 @@ def test_the_files_of_a_table_lie_in_the_data_set(link: str, path: str, words: s
     table = tmp_path / "labels.csv"
     rows = [f"{name}/{number:03d}.png,{name}" for name in "ab" for number in range(4)]
     table.write_text("\n".join(["path,class", *rows, f"{path.format(root=root, tmp=tmp_path)},a"]))
-    expected = re.escape(f"{table}, line 10: {words.format(root=root, tmp=tmp_path)}")
+    expected = re.escape(f"{table}, line 10: {message.format(root=root, tmp=tmp_path)}")
     with pytest.raises(DataError, match=expected):
         split(tmp_path, f"data.root={root}", f"labels={table}", f"link={link}")
     assert not (tmp_path / "out").exists()
 
 
-def test_names_with_dots_and_paths_in_any_spelling(tmp_path: Path) -> None:
+def test_table_paths_are_normalized(tmp_path: Path) -> None:
     root = write_images(tmp_path / "root", {"a": 4, "b": 4})
     (root / "a/000.png").rename(root / "a/x..y.png")
     (root / "b/000.png").rename(root / "b/..z.png.png")
@@ -255,19 +267,17 @@ def test_names_with_dots_and_paths_in_any_spelling(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("\n".join(["Path;Label", *(f"{path};{'cat' if path[-5] in 'y13' else 'dog'}" for path in paths)]))
     out = split(tmp_path, f"data.root={root}", f"labels={table}")
-    found = {path.partition("/")[2] for path in files(out)}
-    assert found == {"cat/a/x..y.png", "cat/a/001.png", "dog/a/002.png", "cat/a/003.png", "cat/b/001.png", "dog/b/002.png", "cat/b/003.png"}  # fmt: skip
+    result = {path.partition("/")[2] for path in files(out)}
+    assert result == {"cat/a/x..y.png", "cat/a/001.png", "dog/a/002.png", "cat/a/003.png", "cat/b/001.png", "dog/b/002.png", "cat/b/003.png"}  # fmt: skip
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path, flat: Path) -> None:
+def test_unwritable_out_is_reported(tmp_path: Path, flat: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DiskError, match=r"out must be a folder that can be written; got .*/file/out: File exists"):
+    with pytest.raises(DiskError, match=r"out must be a writable folder; got .*/file/out: File exists"):
         split(tmp_path, f"data.root={flat}", f"out={tmp_path}/file/out")
 
 
-def test_folders_beside_a_data_set_that_is_the_current_folder(
-    tmp_path: Path, flat: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_out_is_next_to_the_current_folder(tmp_path: Path, flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(flat)
     run(plain("action=split", "data.root='.'", name="prepare"), run_dir=tmp_path, choices={})
     assert len(files(tmp_path / "flat_split")) == 60

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alexlab.data.audit.audit import audit_dataset
-from alexlab.data.audit.split import find_unsplit
+from alexlab.data.audit.unsplit import find_unsplit
 from alexlab.data.discovery import find_splits
 from alexlab.data.layout import find_layout, split_from_name
 from alexlab.errors import DataError

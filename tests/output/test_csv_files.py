@@ -39,7 +39,7 @@ def test_a_manifest_keeps_its_paths_and_classes(tmp_path: Path) -> None:
 
 
 def test_the_table_of_a_split_is_read_as_labels(tmp_path: Path) -> None:
-    from alexlab.data.audit.split import find_unsplit
+    from alexlab.data.audit.unsplit import find_unsplit
 
     for name in ("-a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"x")

@@ -21,8 +21,8 @@ from PIL import Image
 from rich.console import Console
 
 from alexlab.cli import command
+from alexlab.data.audit import report as audit_report
 from alexlab.data.audit.audit import audit_dataset
-from alexlab.data.audit.report import summary, write_page
 from alexlab.data.image_file import Decoding
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError, ImageError
@@ -332,9 +332,12 @@ def test_a_check_shows_and_keeps_names(strange_images: Path, tmp_path: Path) -> 
     from alexlab.data.manifest import read_manifest, write_manifest
 
     findings = audit_dataset(str(strange_images))
-    write_page(findings, tmp_path / "check.html")
+    audit_report.write_page(findings, tmp_path / "check.html")
     write_manifest(findings.rows, tmp_path / "manifest.csv")
-    text, page = "".join(map(printed, summary(findings))), (tmp_path / "check.html").read_text(encoding="utf-8")
+    text, page = (
+        "".join(map(printed, audit_report.summary_tables(findings))),
+        (tmp_path / "check.html").read_text(encoding="utf-8"),
+    )
     assert r"[red]a\nb" in text and r"bad\x1b\n.png" in text and not hidden(text)
     assert r"<code>@home/bad\x1b\n.png</code>" in page and not hidden(page) and "<script>alert" not in page
     assert [*read_manifest(tmp_path / "manifest.csv", str(strange_images)).values()] == findings.rows

@@ -48,10 +48,10 @@ def test_another_error_is_none_of_the_disk() -> None:
 
 def test_a_folder_that_takes_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DiskError, match=f"cannot write {tmp_path}/gone: No such file or directory; "):
-        atomic.check_room(tmp_path / "gone")
+        atomic.check_free_space(tmp_path / "gone")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EDQUOT, "Disk quota exceeded")))
     with pytest.raises(DiskError, match=rf"cannot write {tmp_path}: Disk quota exceeded; [\d.]+ MB are free in"):
-        atomic.check_room(tmp_path)
+        atomic.check_free_space(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -156,14 +156,15 @@ def test_events_that_were_half_written_are_written_again(tmp_path: Path, monkeyp
 SMALL = """
 import os, sys
 from pathlib import Path
-from alexlab.runs.atomic import check_room, write_atomic
+from alexlab.runs.atomic import write_atomic
+from alexlab.runs.disk_errors import check_free_space
 from alexlab.errors import DiskError
 folder = Path(sys.argv[1])
-check_room(folder)
+check_free_space(folder)
 write_atomic(folder / "kept", b"old")
 free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
 (folder / "filler").write_bytes(bytes(free - 45_000))
-for write in (lambda: check_room(folder), lambda: write_atomic(folder / "kept", bytes(100_000))):
+for write in (lambda: check_free_space(folder), lambda: write_atomic(folder / "kept", bytes(100_000))):
     try:
         write()
     except DiskError as error:
@@ -192,9 +193,9 @@ def test_a_real_disk_without_room(tmp_path: Path) -> None:
 SOCKET = """
 import multiprocessing, os, tempfile
 from multiprocessing.connection import Client, Listener
-from alexlab.runs.atomic import short_socket_paths
-short_socket_paths()
-short_socket_paths()
+from alexlab.distributed.socket_paths import ensure_short_socket_paths
+ensure_short_socket_paths()
+ensure_short_socket_paths()
 def connect(pipe):
     with Listener(family="AF_UNIX") as listener:
         Client(listener.address).close()
@@ -232,7 +233,7 @@ def test_no_folder_for_sockets_is_short_enough_or_there_is_none(
         "multiprocessing.util.get_temp_dir", lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
     )
     with pytest.raises(ValueError, match="TMPDIR must have at most 75 bytes where neither /tmp nor /var/tmp is"):
-        atomic.short_socket_paths()
+        atomic.ensure_short_socket_paths()
     monkeypatch.setattr("tempfile.gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError(2, "No usable folder")))
     with pytest.raises(DiskError, match="a temporary folder must be writable and have room: No usable folder; TMPDIR"):
-        atomic.short_socket_paths()
+        atomic.ensure_short_socket_paths()

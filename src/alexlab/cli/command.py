@@ -39,10 +39,11 @@ from alexlab.config.grammar import quote_path, raw_overrides
 from alexlab.distributed import ranks, rendezvous
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.signals import INTERRUPTED, Interrupted, signals
+from alexlab.distributed.socket_paths import ensure_short_socket_paths
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.output.escape import print_line
 from alexlab.runs import layout
-from alexlab.runs.atomic import check_room, short_socket_paths
+from alexlab.runs.disk_errors import check_free_space
 from alexlab.sweeps import jobs
 from alexlab.sweeps.record import RECORD, read_record, recorded
 
@@ -62,7 +63,7 @@ def run_command(name: str) -> None:
     typed = sys.argv[1:]
     earlier, sweep = None, None
     with ending_in_words():
-        short_socket_paths()
+        ensure_short_socket_paths()
         check_arguments(typed)
         sys.argv[1:] = expand_run_dirs(allowlist.without_trust(typed))
         if name == "train" and any(argument.startswith(("resume", "rerun=")) for argument in typed):
@@ -72,7 +73,7 @@ def run_command(name: str) -> None:
             sweep = find_resumed_sweep(sys.argv[1:])
             resumption = None if sweep is not None else find_resumption(sys.argv[1:])
             if resumption is not None:  # Hydra opens the log in its folder
-                check_room(resumption.run_dir)
+                check_free_space(resumption.run_dir)
             if sweep is not None:
                 sys.argv[1:] = sweep.arguments
             else:
@@ -361,7 +362,7 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
             raise ConfigError(
                 f"{folder} holds another sweep, {' '.join(before.words())}; a sweep must have a folder of its own"
             )
-        check_room(folder)
+        check_free_space(folder)
         claimed = folder
     else:
         claimed = _claimed(config.hydra.sweep.dir, given)
@@ -405,7 +406,7 @@ def _claimed(path: str, given: bool) -> Path:
         else:
             folder = layout.create_folder(path)
             created.append(folder)
-        check_room(folder)
+        check_free_space(folder)
         return folder
     except OSError as error:
         raise ConfigError(f"the output folder must be writable; cannot make {path}: {error.strerror}") from error

@@ -24,9 +24,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from alexlab.distributed import error_files, hardware, ranks
 from alexlab.distributed.environment import LOOPBACK
 from alexlab.distributed.signals import Interrupted, signals
+from alexlab.distributed.socket_paths import ensure_short_socket_paths
 from alexlab.distributed.supervisor import INTERRUPTED, RETURNED, supervise
 from alexlab.errors import AlexlabError, ConfigError, RankError
-from alexlab.runs import atomic
+from alexlab.runs.disk_errors import check_free_space
 
 FORK = multiprocessing.get_context("fork")
 
@@ -83,11 +84,11 @@ def launch(
         return result
     if num_ranks == 1 and not isolated and not limits.max_restarts:
         return task()
-    atomic.short_socket_paths()
+    ensure_short_socket_paths()
     causes: list[str] = []
     while True:
         with tempfile.TemporaryDirectory(prefix="alexlab_") as error_dir:
-            atomic.check_room(Path(error_dir))
+            check_free_space(Path(error_dir))
             store, port = _serve_store()
             receiver, sender = FORK.Pipe(duplex=False)
             processes = []

@@ -6,7 +6,6 @@ checked when they are read and then printed in Hydra's grammar. Imports no torch
 
 import json
 import math
-import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import check_target
 from alexlab.config.grammar import quote
 from alexlab.errors import ConfigError
+from alexlab.runs.atomic import write_atomic
 from alexlab.runs.layout import LAUNCHER_OVERRIDES
 
 RECORD = "sweep.json"
@@ -80,10 +80,8 @@ class SweepRecord:
         return [*([] if self.launcher == LAUNCHERS[0] else [f"launcher={self.launcher}"]), *settings]
 
     def write(self, folder: Path) -> None:
-        """Write the record, whole or not at all."""
-        unfinished = folder / f".{RECORD}.{os.getpid()}"
-        unfinished.write_text(json.dumps({"version": VERSION, **vars(self)}, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, folder / RECORD)
+        """Write the record."""
+        write_atomic(folder / RECORD, (json.dumps({"version": VERSION, **vars(self)}, indent=2) + "\n").encode())
 
 
 def recorded(config: Any) -> SweepRecord:

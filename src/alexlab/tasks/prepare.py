@@ -1,26 +1,36 @@
-"""`python src/prepare.py`: data sets, made ready for training. Imports no torch at its top."""
+"""`python src/prepare.py`: download, check, split, pack and shard data sets."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from alexlab.config.instantiate import bind
+from alexlab.data.audit import quarantine, report
+from alexlab.data.audit.audit import audit_dataset
+from alexlab.data.audit.split import assign_splits, write_split
+from alexlab.data.audit.unsplit import find_unsplit
+from alexlab.data.config import DataConfig
+from alexlab.data.manifest import write_manifest
+from alexlab.data.streaming.writer import write_shards
 from alexlab.errors import ConfigError, FindingsError
 from alexlab.output.escape import print_line
+from alexlab.output.terminal import Terminal
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
-    """Does what `action` says: download, check, restore, split, pack or shard.
+    """Run the action of the config: download, check, restore, split, pack or shard.
 
     Args:
-        config: the composed config, plain data.
-        run_dir: the folder that reports are written to.
-        choices: the option chosen in each config group; there is none here.
-        isolated: of no use here, where nothing is trained.
+        config: composed config, plain data.
+        run_dir: folder for reports.
+        choices: chosen option of each config group; unused.
+        isolated: unused, as nothing is trained.
 
     Raises:
-        AlexlabError: in one sentence.
+        AlexlabError: if the action fails.
     """
     action = config["action"] or ("download" if config["dataset"] else None)
     if action not in ACTIONS:
@@ -29,8 +39,8 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
 
 
 def download(config: dict[str, Any], run_dir: Path) -> None:
-    """Writes a data set of the catalogue as a tree of image files."""
-    from alexlab.data.sources.downloads import download_dataset
+    """Download a data set and write it as a tree of image files."""
+    from alexlab.data.sources.downloads import download_dataset  # imports torchvision, which takes seconds
 
     name = str(config["dataset"])
     out = Path(config["out"] or f"data/{name}")
@@ -39,18 +49,17 @@ def download(config: dict[str, Any], run_dir: Path) -> None:
 
 
 def check(config: dict[str, Any], run_dir: Path) -> None:
-    """Looks at every file, prints what was found, writes check.json, check.html and manifest.csv into the run folder."""
-    from alexlab.data.audit import report
-    from alexlab.data.audit.audit import audit_dataset
-    from alexlab.data.audit.quarantine import quarantine
-    from alexlab.data.manifest import write_manifest
-    from alexlab.output.terminal import Terminal
+    """Inspect every file, print the findings, and write check.json, check.html and manifest.csv into the run folder.
 
+    Raises:
+        FindingsError: if there are findings.
+    """
     if config["fix"] not in (None, "quarantine"):
         raise ConfigError(f"fix must be null or quarantine; got {config['fix']!r}")
     root = _root(config)
-    result = audit_dataset(root, config["manifest"], folders=config["data"]["splits"], decoding=_data(config).decoding)
-    for table in report.summary(result):
+    decoding = _data_config(config).decoding
+    result = audit_dataset(root, config["manifest"], folders=config["data"]["splits"], decoding=decoding)
+    for table in report.summary_tables(result):
         Terminal().print(table)
     for note in result.notes:
         print_line(note)
@@ -59,50 +68,47 @@ def check(config: dict[str, Any], run_dir: Path) -> None:
     report.write_page(result, run_dir / "check.html")
     print_line(f"{os.path.relpath(run_dir)}/check.html, check.json, manifest.csv")
     if config["fix"] and result.unreadable:
-        folder = Path(config["quarantine"] or _beside(root, ".quarantine"))
-        count = quarantine(root, result.unreadable, folder)
+        folder = Path(config["quarantine"] or _sibling(root, ".quarantine"))
+        count = quarantine.quarantine(root, result.unreadable, folder)
         print_line(
-            f"{count} files were moved to {folder}; python src/prepare.py action=restore data.root={root} "
-            f"quarantine={folder} moves them back"
+            f"moved {count} files to {folder}; to move them back: python src/prepare.py action=restore data.root={root} "
+            f"quarantine={folder}"
         )
     if result.findings:
-        raise FindingsError(report.counted(result))
-    print_line(report.counted(result))
+        raise FindingsError(report.headline(result))
+    print_line(report.headline(result))
 
 
 def restore(config: dict[str, Any], run_dir: Path) -> None:
-    """Undoes a quarantine of the data set that is named."""
-    from alexlab.data.audit.quarantine import restore as move_back
-
+    """Move the files of a quarantine back into the data set."""
     if config["quarantine"] is None:
         raise ConfigError("quarantine must be given: quarantine=DIR")
-    print_line(f"{move_back(_root(config), Path(config['quarantine']))} files were moved back")
+    print_line(f"moved {quarantine.restore(_root(config), Path(config['quarantine']))} files back")
 
 
 def split(config: dict[str, Any], run_dir: Path) -> None:
-    """Divides a data set into train, val and test."""
-    from alexlab.data.audit.split import assign_splits, find_unsplit, write_split
-
+    """Split a data set into train, val and test."""
     root, data = _root(config), config["data"]
-    source = find_unsplit(
+    dataset = find_unsplit(
         root, labels=config["labels"], pattern=config["pattern"], group=config["group"], folders=data["splits"]
     )
-    parts = assign_splits(source, {"val": data["val_fraction"], "test": data["test_fraction"]}, data["split_seed"])
-    out = Path(config["out"] or _beside(root, "_split"))
-    _print_counts({name: len(rows) for name, rows in parts.items()}, out)
+    fractions = {"val": data["val_fraction"], "test": data["test_fraction"]}
+    splits = assign_splits(dataset, fractions, data["split_seed"])
+    out = Path(config["out"] or _sibling(root, "_split"))
+    _print_counts({name: len(indices) for name, indices in splits.items()}, out)
     if config["dry_run"]:
         print_line("dry run: nothing was written")
         return
-    write_split(source, parts, out, config["link"])
+    write_split(dataset, splits, out, config["link"])
     print_line(f"python src/train.py data.root={out / 'split.csv' if config['link'] == 'manifest' else out}")
 
 
 def pack(config: dict[str, Any], run_dir: Path) -> None:
-    """Decodes every image once into a pack that runs with `data.cache=packed` read; a pack of changed files is replaced."""
-    from alexlab.data.cache.build_pack import open_pack
+    """Decode every image once into packs for runs with `data.cache=packed`; packs of changed files are replaced."""
+    from alexlab.data.cache.build_pack import open_pack  # imports torch, which takes seconds
     from alexlab.data.cache.pack import PackConfig
 
-    data = _data(config)
+    data = _data_config(config)
     bind(PackConfig, "data.pack", **data.pack)
     settings = dict(data.pack)
     if settings["size"] is None:
@@ -114,24 +120,22 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
         if part.listing.folder in done:
             continue
         done.add(part.listing.folder)
-        found = open_pack(
+        images = open_pack(
             part.listing,
             PackConfig(**settings),
             decoding=data.decoding,
             cache_dir=Path(data.cache_dir),
             skip=data.on_error == "skip",
-            anew=True,
+            replace=True,
         )
-        size = (found.path / "images.npy").stat().st_size
-        print_line(f"{part.listing.folder or name}: {len(found):,} images, {size / 1e9:.2f} GB: {found.path}")
+        size = (images.path / "images.npy").stat().st_size
+        print_line(f"{part.listing.folder or name}: {len(images):,} images, {size / 1e9:.2f} GB: {images.path}")
     print_line(f"python src/train.py data.root={data.root} data.cache=packed data.image_size={data.image_size}")
 
 
 def shard(config: dict[str, Any], run_dir: Path) -> None:
-    """Writes the images as shards into a folder or an object store, for runs with `data=streaming`."""
-    from alexlab.data.streaming.writer import write_shards
-
-    data = _data(config)
+    """Write the images as shards to a folder or an object store, for runs with `data=streaming`."""
+    data = _data_config(config)
     if config["out"] is None:
         raise ConfigError("out must be given: out=s3://bucket/prefix (gs://, az://), or out=DIR")
     if config["shard_mb"] <= 0:
@@ -145,9 +149,9 @@ def shard(config: dict[str, Any], run_dir: Path) -> None:
         decoding=data.decoding,
         skip=data.on_error == "skip",
     )
-    for name, about in index["splits"].items():
-        count, size = sum(images for *_, images in about["shards"]), sum(size for _, size, _, _ in about["shards"])
-        print_line(f"{name}: {count:,} images of {data.root} in {len(about['shards'])} shards, {size / 1e9:.3g} GB")
+    for name, entry in index["splits"].items():
+        count, size = sum(images for *_, images in entry["shards"]), sum(size for _, size, _, _ in entry["shards"])
+        print_line(f"{name}: {count:,} images of {data.root} in {len(entry['shards'])} shards, {size / 1e9:.3g} GB")
     print_line(f"python src/train.py data=streaming data.url={out}")
 
 
@@ -167,16 +171,14 @@ def _root(config: dict[str, Any]) -> str:
     return str(config["data"]["root"])
 
 
-def _beside(root: str, ending: str) -> str:
-    """The path of a folder beside the data set, whose name is that of the data set with an ending."""
-    plain = os.path.normpath(root)
-    return (os.path.abspath(root) if os.path.basename(plain) in (".", "..") else plain) + ending
+def _sibling(root: str, suffix: str) -> str:
+    """Return the path of a folder next to the data set, named like the data set plus a suffix."""
+    normalized = os.path.normpath(root)
+    return (os.path.abspath(root) if os.path.basename(normalized) in (".", "..") else normalized) + suffix
 
 
-def _data(config: dict[str, Any]) -> Any:
-    """Return the settings of the `data` node, which has no keys of a net."""
-    from alexlab.data.config import DataConfig
-
+def _data_config(config: dict[str, Any]) -> DataConfig:
+    """Return the settings of the `data` node; statistics and batch size, which only training needs, are placeholders."""
     _root(config)
     keys = {key: value for key, value in config["data"].items() if key != "ratio"}
     bind(DataConfig, "data", mean=None, std=None, batch_size=1, **keys)
@@ -184,10 +186,6 @@ def _data(config: dict[str, Any]) -> Any:
 
 
 def _print_counts(counts: dict[str, int], out: Path) -> None:
-    from rich.table import Table
-
-    from alexlab.output.terminal import Terminal
-
     table = Table("split", "images", title=os.fspath(out))
     for name, count in counts.items():
         table.add_row(name, f"{count:,}")

@@ -8,7 +8,8 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from alexlab import compat
-from alexlab.runs.atomic import RunFileWriter, write_atomic
+from alexlab.runs.atomic import write_atomic
+from alexlab.runs.disk_errors import RunFileWriter
 from alexlab.runs.layout import CHECKPOINT_KEY
 from alexlab.runs.safe_load import load_file
 from alexlab.training.nonfinite import check_finite

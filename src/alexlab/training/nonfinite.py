@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alexlab.errors import NumericError
 from alexlab.output.csv_files import write_csv
-from alexlab.runs.atomic import RunFileWriter
+from alexlab.runs.disk_errors import RunFileWriter
 from alexlab.runs.layout import NOT_FINITE
 
 

@@ -1,74 +1,105 @@
-"""The findings of a check for people: a table in the terminal, a page with pictures, a file for scripts."""
+"""Reports of an audit: tables for the terminal, an HTML page with images, a JSON file for scripts."""
 
 import json
 import os
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from alexlab.data.audit.audit import AuditResult
 from alexlab.data.decode import decode
+from alexlab.data.listing import Finding
 from alexlab.errors import ImageError
 from alexlab.output.escape import shown
-from alexlab.pages import html
+from alexlab.pages.images import thumbnail_url
+from alexlab.pages.render import render
 
-MAX_SAMPLES = 480  # pictures of the sheet, shared by the classes
-MAX_LISTED = 200  # findings of one kind on the page; the others are in check.json
+MAX_SAMPLES = 480  # thumbnails of readable images on the page, divided among the classes
+MAX_LISTED = 200  # findings of one kind on the page; check.json has all of them
 MAX_PAIRS = 60
+MAX_CLASSES = 50  # rows of the table in the terminal
 TITLES = {
-    "unreadable": "Files that cannot be read",
-    "duplicate_across_splits": "Equal files in two splits: a leak",
-    "near_duplicate_across_splits": "Pictures that look alike in two splits: a leak, perhaps",
-    "duplicate_across_classes": "Equal files in two classes",
-    "near_duplicate_across_classes": "Pictures that look alike in two classes",
-    "duplicate": "Equal files",
-    "near_duplicate": "Pictures that look alike",
-    "extension": "Files that are not what their name says",
-    "unsupported_format": "Pictures in formats that are not read",
-    "outside_classes": "Pictures outside of the class folders",
+    "unreadable": "Unreadable files",
+    "duplicate_across_splits": "Identical files in two splits: a leak",
+    "near_duplicate_across_splits": "Similar images in two splits: possibly a leak",
+    "duplicate_across_classes": "Identical files in two classes",
+    "near_duplicate_across_classes": "Similar images in two classes",
+    "duplicate": "Identical files",
+    "near_duplicate": "Similar images",
+    "extension": "Files whose extension does not match their content",
+    "unsupported_format": "Images in unsupported formats",
+    "outside_classes": "Images outside of the class folders",
 }
 
 
-def kind(code: str) -> str:
-    """The heading that a code stands under."""
-    return "unreadable" if code.startswith("unreadable_") else code
+class Thumbnail(NamedTuple):
+    """An image of the page.
+
+    Args:
+        path: path of the file, relative to the data set's folder.
+        url: the thumbnail as a data URL.
+    """
+
+    path: str
+    url: str
 
 
-def counted(result: AuditResult) -> str:
-    """How many findings there are, in words."""
-    number = len(result.findings)
-    return "nothing was found" if not number else "1 finding" if number == 1 else f"{number} findings"
+class Section(NamedTuple):
+    """Findings of one kind.
+
+    Args:
+        title: heading.
+        num_findings: number of findings.
+        pairs: thumbnails of duplicates; the findings are listed only if there are none.
+        findings: the first findings.
+    """
+
+    title: str
+    num_findings: int
+    pairs: Sequence[tuple[Sequence[Thumbnail], str, str]]
+    findings: Sequence[Finding]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all findings are on the page."""
+        return self.num_findings <= (len(self.pairs) or MAX_LISTED)
 
 
-def summary(result: AuditResult) -> list[Table]:
-    """Tables for the terminal: images by class and split, and findings by kind."""
+def headline(result: AuditResult) -> str:
+    """Return the number of findings as text."""
+    count = len(result.findings)
+    return "no findings" if not count else "1 finding" if count == 1 else f"{count} findings"
+
+
+def summary_tables(result: AuditResult) -> list[Table]:
+    """Return tables for the terminal: images by class and split, and findings by kind."""
     splits = list(result.counts)
-    counts = Table(title=f"images of {shown(result.root)}")
-    counts.add_column("class")
+    images = Table(title=f"images in {shown(result.root)}")
+    images.add_column("class")
     for split in splits:
-        counts.add_column(split or "images", justify="right")
-    for name in result.classes[:50]:
-        counts.add_row(shown(name), *(str(result.counts[split].get(name, 0)) for split in splits))
-    if len(result.classes) > 50:
-        counts.add_row(f"... {len(result.classes) - 50} more", *("" for _ in splits))
-    counts.add_section()
-    counts.add_row("all", *(f"{sum(result.counts[split].values()):,}" for split in splits))
-    findings = Table(title=counted(result))
-    for column in ("finding", "count", "such as"):
+        images.add_column(split or "images", justify="right")
+    for name in result.classes[:MAX_CLASSES]:
+        images.add_row(shown(name), *(str(result.counts[split].get(name, 0)) for split in splits))
+    if len(result.classes) > MAX_CLASSES:
+        images.add_row(f"... {len(result.classes) - MAX_CLASSES} more", *("" for _ in splits))
+    images.add_section()
+    images.add_row("all", *(f"{sum(result.counts[split].values()):,}" for split in splits))
+    findings = Table(title=headline(result))
+    for column in ("finding", "count", "example"):
         findings.add_column(column, justify="right" if column == "count" else "left", overflow="fold")
-    numbers = Counter(finding.code for finding in result.findings)
-    for code, number in numbers.items():
-        first = next(finding for finding in result.findings if finding.code == code)
-        findings.add_row(code, str(number), f"{shown(first.path)} {first.text}")
-    return [counts, findings] if result.findings else [counts]
+    for code, count in Counter(finding.code for finding in result.findings).items():
+        example = next(finding for finding in result.findings if finding.code == code)
+        findings.add_row(code, str(count), f"{shown(example.path)} {example.text}")
+    return [images, findings] if result.findings else [images]
 
 
 def write_json(result: AuditResult, path: Path) -> None:
-    """Everything but the manifest, which is a file of its own."""
-    about = {
+    """Write everything but the manifest rows and the pairs."""
+    content = {
         "root": shown(os.path.abspath(result.root)),
         "classes": result.classes,
         "counts": result.counts,
@@ -79,87 +110,77 @@ def write_json(result: AuditResult, path: Path) -> None:
         "mean": result.mean,
         "std": result.std,
     }
-    path.write_text(json.dumps(about, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_page(result: AuditResult, path: Path) -> None:
-    """One file that needs no network: numbers, findings with their pictures, a sheet of samples for each class."""
-    parts = [
-        f"<p class={'bad' if result.findings else 'good'}>{counted(result)}</p>",
-        *_problems(result),
-        *_numbers(result),
-        *_samples(result),
-    ]
-    html.write_page(path, result.root, parts)
+    """Write a self-contained page: findings with their images, counts and statistics, samples of each class."""
+    page = render(
+        "check.html",
+        title=result.root,
+        headline=headline(result),
+        sections=_sections(result),
+        count_columns=["class", *(split or "images" for split in result.counts)],
+        count_rows=_count_rows(result),
+        statistics=[
+            [name, *(f"{value:.4f}" for value in values)]
+            for name, values in (("mean", result.mean), ("standard deviation", result.std))
+            if values
+        ],
+        distributions=[
+            (title, unit, counter.most_common(8), max(0, len(counter) - 8))
+            for title, unit, counter in (("Sizes", "size", result.sizes), ("Modes", "mode", result.modes))
+        ],
+        notes=result.notes,
+        samples=_samples(result),
+    )
+    path.write_text(page, encoding="utf-8")
 
 
-def _numbers(result: AuditResult) -> list[str]:
-    splits = list(result.counts)
-    rows: list[list[Any]] = [["class", *(split or "images" for split in splits)]]
-    rows += [[name, *(result.counts[split].get(name, 0) for split in splits)] for name in result.classes]
-    rows.append(["all", *(sum(result.counts[split].values()) for split in splits)])
-    parts = ["<h2>Images</h2>", _table(rows)]
-    if result.mean:
-        values = [
-            [name, *(f"{value:.4f}" for value in numbers)]
-            for name, numbers in (("mean", result.mean), ("standard deviation", result.std))
-        ]
-        parts.append(_table([["of values in 0..1", "red", "green", "blue"], *values]))
-    for title, counter in (("Sizes", result.sizes), ("Modes", result.modes)):
-        common = [[name, f"{count:,}"] for name, count in counter.most_common(8)]
-        rest = len(counter) - len(common)
-        parts += [f"<h3>{title}</h3>", _table([[title.lower()[:-1], "images"], *common])]
-        parts += [f"<p>and {rest} others</p>"] if rest > 0 else []
-    parts += [f"<p>{html.text(note)}</p>" for note in result.notes]
-    return parts
+def _count_rows(result: AuditResult) -> list[list[Any]]:
+    rows = [[name, *(counts.get(name, 0) for counts in result.counts.values())] for name in result.classes]
+    return [*rows, ["all", *(sum(counts.values()) for counts in result.counts.values())]]
 
 
-def _problems(result: AuditResult) -> list[str]:
-    groups = defaultdict(list)
+def _sections(result: AuditResult) -> list[Section]:
+    by_kind: dict[str, list[Finding]] = defaultdict(list)
     for finding in result.findings:
-        groups[kind(finding.code)].append(finding)
-    parts = ["<h2>Findings</h2>"] if groups else []
-    for name in sorted(groups, key=lambda name: list(TITLES).index(name) if name in TITLES else len(TITLES)):
-        found = groups[name]
-        parts.append(f"<h3>{html.text(TITLES.get(name, name.replace('_', ' ')))} ({len(found)})</h3>")
-        pairs = [pair for pair in result.pairs if pair.code == name][:MAX_PAIRS]
-        for pair in pairs:
-            pictures = "".join(_picture(result, path) for path in (pair.first, pair.second))
-            parts.append(
-                f"<figure>{pictures}<figcaption>{html.text(pair.first)}<br>{html.text(pair.second)}</figcaption></figure>"
-            )
-        if not pairs:
-            rows = [
-                f"<li><code>{html.text(finding.path)}</code> {html.text(finding.text)}"
-                for finding in found[:MAX_LISTED]
-            ]
-            parts.append(f"<ul>{''.join(rows)}</ul>")
-        if len(found) > max(len(pairs), MAX_LISTED if not pairs else 0):
-            parts.append("<p>The others are in check.json.</p>")
-    return parts
+        by_kind["unreadable" if finding.code.startswith("unreadable_") else finding.code].append(finding)
+    order = list(TITLES)
+    sections = []
+    for kind in sorted(by_kind, key=lambda kind: order.index(kind) if kind in TITLES else len(TITLES)):
+        pairs = [
+            (_thumbnails(result, (pair.first, pair.second)), pair.first, pair.second)
+            for pair in [pair for pair in result.pairs if pair.code == kind][:MAX_PAIRS]
+        ]
+        title = TITLES.get(kind, kind.replace("_", " "))
+        sections.append(Section(title, len(by_kind[kind]), pairs, by_kind[kind][:MAX_LISTED]))
+    return sections
 
 
-def _samples(result: AuditResult) -> list[str]:
-    readable: dict[str, list[str]] = defaultdict(list)
-    bad = set(result.unreadable)
+def _samples(result: AuditResult) -> list[tuple[str, int, list[Thumbnail]]]:
+    """Return for each class its name, the number of readable images and evenly spaced samples of them."""
+    by_class: dict[str, list[str]] = defaultdict(list)
+    unreadable = set(result.unreadable)
     for row in result.rows:
-        if row.path not in bad:
-            readable[row.label].append(row.path)
-    share = max(2, min(24, MAX_SAMPLES // max(1, len(readable))))
-    parts = ["<h2>Samples</h2>"]
-    for name, paths in sorted(readable.items())[:MAX_SAMPLES]:
-        chosen = [paths[number * len(paths) // min(share, len(paths))] for number in range(min(share, len(paths)))]
-        pictures = "".join(_picture(result, path) for path in chosen)
-        parts.append(f"<h3>{html.text(name)} ({len(paths):,})</h3><div class=row>{pictures}</div>")
-    return parts
+        if row.path not in unreadable:
+            by_class[row.label].append(row.path)
+    per_class = max(2, min(24, MAX_SAMPLES // max(1, len(by_class))))
+    samples = []
+    for name, paths in sorted(by_class.items())[:MAX_SAMPLES]:
+        count = min(per_class, len(paths))
+        chosen = [paths[number * len(paths) // count] for number in range(count)]
+        samples.append((name, len(paths), _thumbnails(result, chosen)))
+    return samples
 
 
-def _picture(result: AuditResult, path: str) -> str:
-    try:
-        return html.picture(decode(os.path.join(result.root, path), result.decoding), path)
-    except ImageError:
-        return ""
-
-
-def _table(rows: list[list[Any]]) -> str:
-    return html.table(rows[0], rows[1:])
+def _thumbnails(result: AuditResult, paths: Sequence[str]) -> list[Thumbnail]:
+    """Return thumbnails of the files that are readable."""
+    thumbnails = []
+    for path in paths:
+        try:
+            pixels = decode(os.path.join(result.root, path), result.decoding)
+        except ImageError:
+            continue
+        thumbnails.append(Thumbnail(path, thumbnail_url(pixels)))
+    return thumbnails

@@ -1,10 +1,10 @@
-"""Packed data: every image decoded and resized once, in one file that is mapped into memory.
+"""Packed images: every image decoded and resized once, in one memory-mapped file.
 
-A pack is a folder that numpy alone can read:
+A pack is a folder that NumPy alone can read:
 
-    images.npy    uint8 (N, size, size, channels), or all pixels in one row where whole images of any shape are kept
-    index.json    the files, their labels and classes, the shapes, what cannot be read, how and from what it was made
-    stats.npy     int64 (N, 2): size in bytes and time of change of each file, by which a change is noticed
+    images.npy    uint8 (N, size, size, channels); a flat array of all pixels if the images differ in shape
+    index.json    files, labels, classes, shapes, unreadable files, and the settings that the pack was built with
+    stats.npy     int64 (N, 3): size, modification time and change time of each file, to detect changes
 """
 
 import json
@@ -26,11 +26,11 @@ from alexlab.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """How images are kept, the keys of `data.pack`.
+    """Size and shape of packed images, the keys of `data.pack`.
 
     Args:
-        size: the shorter side, or both, in pixels; None is what the views of the evaluation need.
-        resize: `shorter` resizes the shorter side, `squash` both sides to `size`.
+        size: length of the shorter side, or of both, in pixels; None for the size that the evaluation view needs.
+        resize: `shorter` resizes the shorter side to `size`, `squash` both sides.
         crop: `center` keeps the central square, `full` the whole resized image.
     """
 
@@ -46,22 +46,22 @@ class PackConfig:
             if value not in choices:
                 raise ConfigError(f"data.pack.{name} must be {' or '.join(choices)}; got {value!r}")
         if self.size is not None and self.size < 1:
-            raise ConfigError(f"data.pack.size must be a number of pixels; got {self.size}")
+            raise ConfigError(f"data.pack.size must be a positive number of pixels; got {self.size}")
 
     @property
     def square(self) -> bool:
-        """Whether all images have one shape."""
+        """Whether all images are `size` x `size`."""
         return self.crop == "center" or self.resize == "squash"
 
     def view(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """From a decoded image (C, H, W) to what is kept of it."""
+        """Return the transform from a decoded image (C, H, W) to the packed one."""
         assert self.size is not None
         if self.resize == "squash":
             return v2.Resize([self.size, self.size], antialias=True)
         return CenterView(self.size, 1.0) if self.crop == "center" else v2.Resize(self.size, antialias=True)
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
-        """Height and width of what is kept of an image of this size (torchvision's rule for the longer side)."""
+        """Return height and width of the packed image for an image of this size (torchvision's rule for the longer side)."""
         assert self.size is not None
         if self.square:
             return self.size, self.size
@@ -71,36 +71,36 @@ class PackConfig:
 
 
 class PackedImages:
-    """The images of a pack, by their row in the listing that it was made from.
+    """The images of a pack, indexed by their row in the listing that it was built from.
 
     Args:
-        path: the folder of the pack.
+        path: folder of the pack.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        about = json.loads((path / "index.json").read_text())
-        self.length = len(about["files"])
+        index = json.loads((path / "index.json").read_text())
+        self.length = len(index["files"])
         self.bad = {
-            int(row): unreadable(os.path.join(about["root"], about["files"][int(row)]), *found)
-            for row, found in about["bad"].items()
+            int(row): unreadable(os.path.join(index["root"], index["files"][int(row)]), *reason)
+            for row, reason in index["bad"].items()
         }
-        # Mapped for reading: a page that is read once is shared by all processes. Mode c, since PyTorch warns of arrays
-        # that it may not write to.
+        # Memory-mapped, so that all processes share the pages that one of them has read. Copy-on-write (mode c), as PyTorch
+        # warns about read-only arrays.
         self.pixels = np.load(path / "images.npy", mmap_mode="c")
-        self.shapes = None if about["shapes"] is None else np.array(about["shapes"], np.int64).reshape(-1, 2)
+        self.shapes = None if index["shapes"] is None else np.array(index["shapes"], np.int64).reshape(-1, 2)
         if self.shapes is not None:
-            sizes = self.shapes.prod(1) * about["channels"]
+            sizes = self.shapes.prod(1) * index["channels"]
             self.starts = np.concatenate([[0], np.cumsum(sizes)])
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """The picture, uint8 (H, W, C).
+        """Return an image, uint8 (H, W, C).
 
         Raises:
-            ImageError: when its file could not be read, as `decode` does.
+            ImageError: if its file was unreadable, as `decode` raises it.
         """
         if row in self.bad:
             raise self.bad[row]
@@ -111,13 +111,13 @@ class PackedImages:
 
 
 def pack_path(cache_dir: Path, root: str, folder: str, pack: PackConfig, channels: int) -> Path:
-    """Where the pack of a listing lies."""
+    """Return the folder of the pack of a listing."""
     name = f"pack{folder_suffix(folder)}-{pack.resize}-{pack.crop}-{pack.size}x{channels}"
     return cache_dir / folder_id(root) / name
 
 
 def required_size(view: Any) -> int | None:
-    """The size of a pack that the first step of an evaluation's view needs; None where no pack can serve it."""
+    """Return the pack size for the first transform of an evaluation, or None if no pack can replace it."""
     if isinstance(view, CenterView):
         return view.whole
     if isinstance(view, v2.Resize) and len(view.size) == 2 and view.size[0] == view.size[1]:
@@ -126,10 +126,10 @@ def required_size(view: Any) -> int | None:
 
 
 def pack_mismatch(view: Any, pack: PackConfig) -> str | None:
-    """Why the first step of a recipe's transforms cannot come from a pack, or None.
+    """Return why a pack cannot replace the original images for the first transform of a recipe, or None if it can.
 
-    A random resized crop comes from any pack that is not squashed and large enough: of the central square, where that is
-    what is kept.
+    Random resized crops work on any pack that is large enough and not squashed; they see the central square only if that is
+    what the pack keeps.
     """
     if isinstance(view, v2.RandomResizedCrop):
         largest = max(view.size)
@@ -139,13 +139,13 @@ def pack_mismatch(view: Any, pack: PackConfig) -> str | None:
     if isinstance(view, v2.Resize):
         size = required_size(view)
         if size is None:
-            return "it is no square"
+            return "its size is not a square"
         fits = pack.resize == "squash" and pack.size == size
-        return None if fits else f"it squashes the whole image: take data.pack.resize=squash data.pack.size={size}"
+        return None if fits else f"it resizes both sides: use data.pack.resize=squash data.pack.size={size}"
     if not isinstance(view, CenterView | RandomCropView | Views):
-        return f"a pack cannot stand in for {type(view).__name__}; the first step must cut or resize"
+        return f"the first transform must crop or resize; got {type(view).__name__}"
     if pack.resize != "shorter" or pack.size != view.whole:
-        return f"its shorter side is {view.whole}: take data.pack.resize=shorter data.pack.size={view.whole}"
+        return f"it resizes the shorter side to {view.whole}: use data.pack.resize=shorter data.pack.size={view.whole}"
     if isinstance(view, RandomCropView) and not view.square and pack.crop != "full":
-        return "it cuts from the whole image: take data.pack.crop=full, or its own square=true"
+        return "it crops from the whole image: use data.pack.crop=full, or square=true for the crop"
     return None

@@ -18,7 +18,8 @@ from alexlab import compat
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.progress import track
-from alexlab.runs.atomic import atomic_dir, disk_errors
+from alexlab.runs.atomic import atomic_dir
+from alexlab.runs.disk_errors import disk_errors
 
 
 @dataclass(frozen=True)

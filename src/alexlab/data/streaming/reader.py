@@ -211,7 +211,7 @@ def find_sharded_splits(
     store = Store(url, cache_dir, int(stream.cache_gb * 1e9))
     index = _index(store, key)
     try:
-        _check_room(index, stream)
+        _check_free_space(index, stream)
         classes = [str(name) for name in index["classes"]]
         found = {
             name: _split(store, name, index["splits"][name], classes, stream, decoding)
@@ -256,7 +256,7 @@ def _index(store: Store, key: str) -> dict[str, Any]:
     return found
 
 
-def _check_room(index: Mapping[str, Any], stream: StreamConfig) -> None:
+def _check_free_space(index: Mapping[str, Any], stream: StreamConfig) -> None:
     """Raises ConfigError when the shards that are read at a time have no room in the cache."""
     sizes = [size for about in index["splits"].values() for _, size, _, _ in about["shards"]]
     needed = min(sum(sizes), (stream.shuffle_shards + stream.prefetch_shards + SPARE) * max(sizes))

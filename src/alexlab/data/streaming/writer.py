@@ -24,7 +24,7 @@ from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import shown
 from alexlab.output.progress import progress_bar
-from alexlab.runs.atomic import disk_error
+from alexlab.runs.disk_errors import disk_error
 
 BLOCK = tarfile.BLOCKSIZE
 

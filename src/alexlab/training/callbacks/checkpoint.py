@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from alexlab import compat
 from alexlab.distributed.signals import Interrupted, signals
-from alexlab.runs.atomic import RunFileWriter, write_atomic
+from alexlab.runs.atomic import atomic_path, write_atomic
+from alexlab.runs.disk_errors import RunFileWriter
 from alexlab.runs.layout import BEST, EARLIER_LASTS, LAST
 from alexlab.training.checkpoint_io import remove_partial_checkpoints
 
@@ -200,11 +201,8 @@ def raise_if_stopped() -> None:
 
 def _hard_link(source: Path, target: Path) -> None:
     """Hard-link a file, or copy it; a later write replaces the file at `source` and leaves the one at `target`."""
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        os.link(source, unfinished)
-        os.replace(unfinished, target)
-    except OSError:  # the file system has no hard links
+        with atomic_path(target) as partial:
+            os.link(source, partial)
+    except OSError:  # a file system without hard links
         write_atomic(target, source.read_bytes())
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -10,7 +10,8 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from alexlab.data.samplers import data_ranks
-from alexlab.runs.atomic import RunFileWriter, write_atomic
+from alexlab.runs.atomic import write_atomic
+from alexlab.runs.disk_errors import RunFileWriter
 
 log = logging.getLogger(__name__)
 
