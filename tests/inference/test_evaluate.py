@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_calibration_error
 from torchvision.transforms import v2
 from torchvision.transforms.functional import crop, hflip
 
@@ -17,6 +20,7 @@ from alexlab.config import build
 from alexlab.data.config import DataConfig
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
+from alexlab.data.samplers import UNREADABLE
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import load_checkpoint
@@ -31,6 +35,8 @@ from alexlab.inference.metrics import (
 from alexlab.inference.predictions import Predictions, predict_split, select_split, split_loader
 from alexlab.runs.record import RunRecord
 from alexlab.tasks.evaluate import run
+from alexlab.training.metrics import ClassificationMetrics
+from alexlab.training.preprocessing import Inference
 from support.images import write_images
 from support.runs import plain, rows
 
@@ -231,8 +237,33 @@ def test_every_image_must_be_predicted_exactly_once(trained_run: Path) -> None:
             predict_split(model.inference, broken, split)
 
 
-def dummy_split(count: int) -> Split:
-    return Split("", ["a"], [f"{number}.png" for number in range(count)], np.zeros(count, np.int64))
+class LogitTable(nn.Module):
+    """Network whose logits are the row of a table that the first pixel of the image selects."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits[images[:, 0, 0, 0].round().long()]
+
+
+def test_metrics_and_predictions_come_from_one_computation() -> None:
+    """Ties of the logits included: the rows of predictions.csv add up to the metrics, which are those of the final test."""
+    logits = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 2.0], [3.0, 1.0, 3.0], [0.5, 0.1, 0.2], [9.0, 0.0, 0.0]])
+    labels = torch.tensor([0, 2, 0, 1, UNREADABLE])
+    inference = Inference(LogitTable(logits), mean=[0.0], std=[1 / 255]).eval()
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1)
+    split = Split("", ["a", "b", "c"], [f"{number}.png" for number in range(5)], labels.clamp(min=0).numpy())
+    loader = [(images[rows], labels[rows], torch.arange(5)[rows]) for rows in (slice(0, 2), slice(2, 5))]
+    predictions = predict_split(inference, loader, split)
+    assert predictions.indices.tolist() == [0, 1, 2, 3]
+    expected = ClassificationMetrics(3)
+    expected.update(logits, labels, F.cross_entropy(logits, labels.clamp(min=0), reduction="none"))
+    final_test = {name: value.item() for name, value in expected.compute().items()}
+    assert predictions.metrics == {name: final_test[name] for name in ("loss", "top1", "top5", "count")}
+    assert predictions.correct.mean() == predictions.metrics["top1"]
+    assert predictions.metrics["loss"] == pytest.approx(-np.log(predictions.label_prob.astype(float)).mean(), rel=1e-6)
 
 
 def make_predictions(
@@ -241,10 +272,14 @@ def make_predictions(
     """Return predictions with two top classes each, the given one and the next one of three."""
     top = np.array([[number, (number + 1) % 3] for number in classes])
     first = np.array(probs or [0.9] * len(classes), np.float32)
-    indices = np.arange(len(classes))
-    return Predictions(
-        dummy_split(len(classes)), indices, np.array(labels), top, np.stack([first, 1 - first], 1), first, 0.5
-    )
+    return from_arrays(np.array(labels), top, np.stack([first, 1 - first], 1))
+
+
+def from_arrays(labels: np.ndarray, top_classes: np.ndarray, top_probs: np.ndarray) -> Predictions:
+    hits, count = top_classes == labels[:, None], len(labels)
+    metrics = {"loss": 0.5, "top1": float(hits[:, 0].mean()), "top5": float(hits.any(1).mean()), "count": count}
+    split = Split("", ["a"], [f"{number}.png" for number in range(count)], np.zeros(count, np.int64))
+    return Predictions(split, np.arange(count), labels, top_classes, top_probs, top_probs[:, 0], metrics)
 
 
 def test_confusion_matrix_and_class_report_by_hand() -> None:
@@ -280,6 +315,16 @@ def test_calibration_by_hand() -> None:
     assert calibration(certain) == (0.0, [(1.0, 1.0, 1)])
 
 
+def test_calibration_error_equals_that_of_torchmetrics() -> None:
+    generator = np.random.default_rng(0)
+    confidence = generator.uniform(0.05, 0.999, 1000)  # none exactly on a bin boundary, where the two differ
+    correct = generator.random(1000) < confidence
+    probs = np.stack([confidence, 1 - confidence], 1).astype(np.float32)
+    predictions = from_arrays(np.where(correct, 0, 2), np.tile([0, 1], (1000, 1)), probs)
+    expected = binary_calibration_error(torch.tensor(probs[:, 0]), torch.tensor(correct).long(), n_bins=15, norm="l1")
+    assert calibration(predictions)[0] == pytest.approx(expected.item(), abs=1e-6)
+
+
 def test_many_classes_have_a_table_of_the_lowest_recalls(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -292,7 +337,7 @@ def test_many_classes_have_a_table_of_the_lowest_recalls(
     classes = np.where(generator.random(200) < 0.7, labels, (labels + 1) % 50)
     top = np.stack([classes, (classes + 1) % 50], 1)
     probs = np.full((200, 2), 0.5, np.float32)
-    predictions = Predictions(dummy_split(200), np.arange(200), labels, top, probs, probs[:, 0], 1.0)
+    predictions = from_arrays(labels, top, probs)
     with caplog.at_level(logging.WARNING):
         evaluation = write_evaluation(predictions, [f"class {n}" for n in range(50)], tmp_path, {"split": "val"})
     for table in summary_tables(evaluation):

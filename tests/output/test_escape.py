@@ -220,7 +220,9 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
     paths = [f"{name}.jpg" for name in names] * 2
     split = Split("", names, paths, labels)
     probs = np.full(top.shape, 0.5, np.float32)
-    found = Predictions(split, np.arange(len(labels)), labels, top, probs, probs[:, 0], 1.0)
+    found = Predictions(
+        split, np.arange(len(labels)), labels, top, probs, probs[:, 0], {"loss": 1.0, "top1": 0.5, "top5": 1.0}
+    )
     evaluation = write_evaluation(found, names, out, {"data": "".join(NASTY), "split": "val"})
     page = out / "evaluation.html"
     write_evaluation_page(evaluation, page, "title " + "".join(NASTY))

@@ -40,14 +40,14 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
 
 def compute_metrics(predictions: "Predictions") -> dict[str, Any]:
     """Return top-1 and top-5 accuracy and error with 95 % intervals, loss and calibration error, as fractions."""
-    count = len(predictions.labels)
-    result: dict[str, Any] = {"images": count, "loss": predictions.loss}
-    for name, correct in (("top1", predictions.num_correct), ("top5", predictions.num_correct_top5)):
-        low, high = wilson_interval(correct, count)
+    metrics, count = predictions.metrics, len(predictions.labels)
+    result: dict[str, Any] = {"images": count, "loss": metrics["loss"]}
+    for name in ("top1", "top5"):
+        low, high = wilson_interval(round(metrics[name] * count), count)
         result |= {
-            name: correct / count,
+            name: metrics[name],
             f"{name}_interval": [low, high],
-            f"{name}_error": 1 - correct / count,
+            f"{name}_error": 1 - metrics[name],
             f"{name}_error_interval": [1 - high, 1 - low],
         }
     return result | {"calibration_error": calibration(predictions)[0]}

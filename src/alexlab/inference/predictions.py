@@ -21,11 +21,11 @@ from alexlab.data.splits import Split
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import NO_DATA, TrainedModel
+from alexlab.training.metrics import ClassificationMetrics, evaluate_batch
 from alexlab.training.preprocessing import Inference
 
 log = logging.getLogger(__name__)
 
-TOP_K = 5
 SPLITS = ("val", "test", "train", "all")
 OWNER = "the checkpoint"  # in messages about classes
 
@@ -41,7 +41,7 @@ class Predictions:
         top_classes: int64 (N, min(5, K)), most probable class first.
         top_probs: float32 (N, min(5, K)), probabilities of `top_classes`.
         label_prob: float32 (N,), probability of the label.
-        loss: mean cross entropy.
+        metrics: loss, top1, top5 and count, computed as in the final test of a run.
     """
 
     split: Split
@@ -50,7 +50,7 @@ class Predictions:
     top_classes: np.ndarray
     top_probs: np.ndarray
     label_prob: np.ndarray
-    loss: float
+    metrics: dict[str, float]
 
     @cached_property
     def paths(self) -> list[str]:
@@ -61,14 +61,6 @@ class Predictions:
     def correct(self) -> np.ndarray:
         """Mask of the images whose top class is the label, bool (N,)."""
         return np.asarray(self.top_classes[:, 0] == self.labels)
-
-    @property
-    def num_correct(self) -> int:
-        return int(self.correct.sum())
-
-    @property
-    def num_correct_top5(self) -> int:
-        return int((self.top_classes == self.labels[:, None]).any(1).sum())
 
 
 def select_split(model: TrainedModel, settings: DataConfig, wanted: str | None, *, from_run: bool) -> tuple[str, Split]:
@@ -183,21 +175,22 @@ def predict_split(
     columns: dict[str, list[Tensor]] = {
         name: [] for name in ("indices", "labels", "top_classes", "top_probs", "label_prob")
     }
-    loss_sum, num_seen = 0.0, 0
+    metrics = ClassificationMetrics(len(split.classes)).to(inference.device)
     for images, labels, indices in progress(loader):
-        probs = inference.probs(images).cpu()
-        num_seen += len(labels)
-        readable = labels >= 0
-        probs, labels = probs[readable], labels[readable]
-        top = probs.topk(min(TOP_K, probs.shape[1]), dim=1)
-        label_prob = probs.gather(1, labels[:, None])[:, 0]
-        loss_sum -= label_prob.double().clamp(min=torch.finfo(torch.float32).tiny).log().sum().item()
-        for name, values in zip(columns, (indices[readable], labels, top.indices, top.values, label_prob), strict=True):
-            columns[name].append(values)
+        labels = labels.to(inference.device)
+        logits, losses = evaluate_batch(inference, images, labels)
+        metrics.update(logits, labels, losses)
+        probs, top_classes = logits.softmax(1), metrics.top_classes(logits)
+        label_prob = probs.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        readable = (labels >= 0).cpu()
+        values = (indices, labels, top_classes, probs.gather(1, top_classes), label_prob)
+        for name, value in zip(columns, values, strict=True):
+            columns[name].append(value.cpu()[readable])
     arrays = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
-    indices = arrays["indices"]
-    if num_seen != len(split) or len(np.unique(indices)) != len(indices):
+    results = {name: value.item() for name, value in metrics.compute().items()}
+    num_seen = results["count"] + results.pop("skipped")
+    if num_seen != len(split) or len(np.unique(arrays["indices"])) != results["count"]:
         raise DataError(f"every image must be predicted exactly once; {num_seen} of {len(split)} were")
-    if not len(indices):
+    if not results["count"]:
         raise DataError(f"no image of {split.root} could be read")
-    return Predictions(split, **arrays, loss=loss_sum / len(indices))
+    return Predictions(split, **arrays, metrics=results)

@@ -61,9 +61,8 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     write_page(evaluation, run_dir / "evaluation.html", evaluated.title, figures=pngs, headings=HEADINGS)
     if config["tensorboard"]:
         _write_to_tensorboard(model, run_dir)
-    num_images, folder = len(predictions.labels), os.path.relpath(run_dir)
-    print_line(f"{num_images - predictions.num_correct} of {num_images:,} images are misclassified")
-    print_line(f"{folder}/evaluation.html, {', '.join(f'{name}.png' for name in pngs)}")
+    print_line(f"{int((~predictions.correct).sum())} of {len(predictions.labels):,} images are misclassified")
+    print_line(f"{os.path.relpath(run_dir)}/evaluation.html, {', '.join(f'{name}.png' for name in pngs)}")
 
 
 def check(config: dict[str, Any]) -> None:

@@ -1,13 +1,31 @@
 """Top-1 and top-5 accuracy and mean loss, with every image counted exactly once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
 from alexlab.data.samplers import UNREADABLE
+from alexlab.training.preprocessing import eval_logits
+
+
+def evaluate_batch(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, K) and the cross entropy (N,) that `ClassificationMetrics` counts.
+
+    Both are computed in float32 regardless of the training precision, so that the metrics are those of the checkpoint, on
+    any number of devices.
+
+    Args:
+        forward: maps uint8 images (N, C, H, W) to logits (N, K).
+        images: uint8 images (N, C, H, W), or views of them (N, V, C, H, W).
+        labels: labels (N,), negative for images that are not counted.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        logits = eval_logits(forward, images)
+    return logits, F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
 
 
 class ClassificationMetrics(Metric):
@@ -43,13 +61,16 @@ class ClassificationMetrics(Metric):
             losses: loss of each image (N,).
         """
         valid = labels >= 0
-        predictions = logits.detach().topk(self.top_k, dim=1).indices
-        hits = (predictions == labels[:, None]) & valid[:, None]
+        hits = (self.top_classes(logits) == labels[:, None]) & valid[:, None]
         self.correct1 += hits[:, 0].sum()
         self.correct5 += hits.any(dim=1).sum()
         self.count += valid.sum()
         self.skipped += (labels == UNREADABLE).sum()
         self.loss_sum += torch.where(valid, losses.detach(), 0).sum(dtype=torch.float64)
+
+    def top_classes(self, logits: Tensor) -> Tensor:
+        """Return the min(5, K) classes with the highest logits (N, K), highest first."""
+        return logits.detach().topk(self.top_k, dim=1).indices
 
     def gather_state(self) -> list[dict[str, int | float]]:
         """Return the counts of each rank as plain data. A collective call."""

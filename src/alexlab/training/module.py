@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -17,9 +16,9 @@ from alexlab.errors import DataError, NumericError
 from alexlab.runs.layout import CHECKPOINT_KEY, NOT_FINITE
 from alexlab.training import nonfinite
 from alexlab.training.checkpoint_io import rescale_progress
-from alexlab.training.metrics import ClassificationMetrics
+from alexlab.training.metrics import ClassificationMetrics, evaluate_batch
 from alexlab.training.param_groups import ParamGroup
-from alexlab.training.preprocessing import expand_binary_logits, mean_probs, normalize
+from alexlab.training.preprocessing import expand_binary_logits, normalize
 from alexlab.training.schedules import Schedule
 
 
@@ -246,21 +245,13 @@ class Classifier(lightning.LightningModule):
 
     def _score(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        # In float32 regardless of trainer.precision, so that evaluate.py gets the same metrics from the checkpoint.
-        with torch.autocast(images.device.type, enabled=False):
-            logits = self(images) if images.ndim == 4 else self._average_views(images)
-        losses = F.cross_entropy(logits.float(), labels.clamp(min=0), reduction="none")
+        logits, losses = evaluate_batch(self, images, labels)
         self._count(stage, logits, labels, losses)
 
     def _count(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         if self.trainer.global_rank >= data_ranks(self.trainer)[0]:  # another rank counts the same images
             labels = torch.full_like(labels, PADDING)
         self._stage_metrics(stage).update(logits, labels, losses)
-
-    def _average_views(self, images: Tensor) -> Tensor:
-        """Map views (N, V, C, H, W) to the logarithm of their mean softmax, (N, K)."""
-        probs = mean_probs(self, images)
-        return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
     def _drop_unreadable(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the readable images; if there are none, two images without labels, so that all ranks run the net."""

@@ -26,9 +26,20 @@ def expand_binary_logits(logits: Tensor) -> Tensor:
     return F.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits
 
 
-def mean_probs(forward: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
-    """Return the mean softmax (N, K) over views (N, V, C, H, W), as in section 4.1 of the AlexNet paper."""
-    return torch.stack([forward(images).float().softmax(1) for images in views.unbind(1)]).mean(0)
+def eval_logits(forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return float32 logits (N, K) of images; every evaluation and prediction uses them.
+
+    Several views of an image are combined as in section 4.1 of the AlexNet paper: the result is the logarithm of the mean of
+    their softmax.
+
+    Args:
+        forward: maps uint8 images (N, C, H, W) to logits (N, K).
+        images: uint8 images (N, C, H, W), or views of them (N, V, C, H, W).
+    """
+    if images.ndim == 4:
+        return forward(images).float()
+    probs = torch.stack([forward(views).float().softmax(1) for views in images.unbind(1)]).mean(0)
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
 class Inference(nn.Module):
@@ -62,4 +73,4 @@ class Inference(nn.Module):
 
     def probs(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W), or views of them (N, V, C, H, W), to probabilities (N, K)."""
-        return self(images).float().softmax(1) if images.ndim == 4 else mean_probs(self, images)
+        return eval_logits(self, images).softmax(1)
