@@ -31,10 +31,10 @@ bench: $(STAMP) ## measure speed and memory against baselines: 40 minutes on 2 c
 chaos: $(STAMP) ## inject faults (kills, signals, full disks, lost ranks): 15 minutes on 2 cores
 	PYTHONPATH=src:tests $(BIN)/python -m chaos $(SCENARIOS)
 
-results: $(STAMP) ## docs/results.md and docs/benchmarks.md from the measurements in docs/data
+results: $(STAMP) ## render docs/results.md and docs/benchmarks.md from docs/data
 	$(BIN)/python docs/generate.py
 
-docs: $(STAMP) ## the documentation as a searchable site in build/docs
+docs: $(STAMP) ## build the searchable documentation in build/docs
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 	@echo "open build/docs/index.html"
 

@@ -1,7 +1,7 @@
 """Render docs/results.md and docs/benchmarks.md from the measurements in docs/data: `make results`.
 
 Each JSON file is one section, in the order of the file names. Three forms are understood: what `src/benchmark.py` writes to
-benchmark.json (rows that are objects), what `make chaos` writes to outputs/chaos.json (figures), and plain tables (columns
+benchmark.json (rows that are objects), what `make chaos` writes to outputs/chaos.json (scenarios), and plain tables (columns
 and rows). A title, a text and notes are added by hand.
 """
 
@@ -66,13 +66,12 @@ def section(content: Mapping[str, Any]) -> str:
 
 def cells(content: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Return the columns and rows of a measurement in any of the three forms."""
-    if "figures" in content:
+    if "scenarios" in content:
         columns = ["fault and expected outcome", "as expected", "stock Lightning", "remarks"]
-        keys = ("what", "stock", "more")
-        figures = [
-            [figure[key] for key in keys] + [f"{figure['done']} of {figure['of']}"] for figure in content["figures"]
+        return columns, [
+            [row["what"], f"{row['passed']} of {row['tries']}", row["stock"], row["remarks"]]
+            for row in content["scenarios"]
         ]
-        return columns, [[what, counts, stock, more] for what, stock, more, counts in figures]
     if "columns" in content:
         return content["columns"], content["rows"]
     rows = [benchmark_row(row) for row in content["rows"]]

@@ -1,4 +1,4 @@
-"""Fixtures that tests of several rooms use."""
+"""Fixtures shared by several rooms."""
 
 import signal
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from alexlab.cli import command
 from support.images import IMAGES, write_images
 from support.runs import TINY, plain, trains_on
 
-# Ranks are forked from this process, and a process whose OpenMP threads have started cannot be forked.
+# Ranks are forked from this process, which is safe only before its OpenMP threads have started.
 torch.set_num_threads(1)
-# A suite that a shell has started in the background, as a CI may, was told to ignore Ctrl-C.
+# A shell that starts the suite in the background, as a CI may, makes it ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -24,37 +24,37 @@ def _registered() -> None:
 
 @pytest.fixture(autouse=True)
 def _unrehearsed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the rehearsal of each run out, which takes as long as training the tiny net."""
+    """Skip the rehearsal before each run: it takes as long as training the tiny net."""
     if "rehearsed" not in request.keywords:
         monkeypatch.setattr("alexlab.tasks.train.rehearse", lambda config, splits, *, num_ranks: None)
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes: 24 training, 11 validation and 7 test images; the last two are odd on purpose."""
+    """Three classes: 24 training, 11 validation and 7 test images; 11 and 7 do not divide evenly among ranks."""
     return write_images(tmp_path_factory.mktemp("images"), IMAGES)
 
 
 @pytest.fixture
 def train(images: Path, tmp_path: Path) -> Callable[..., float | None]:
-    """`trains_on` the images of the session."""
+    """A function that trains the tiny net on the session's images."""
     return trains_on(images, tmp_path)
 
 
 @pytest.fixture(scope="session")
 def trained_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of the tiny net after three epochs; its checkpoints are the input of what follows a training."""
+    """Run folder of the tiny net after three epochs, for tests that need checkpoints only."""
     from alexlab.tasks.train import run
 
     folder = tmp_path_factory.mktemp("trained")
     run_dir = folder / "run"
     run_dir.mkdir()
-    words = (
+    overrides = (
         *TINY,
         f"data.root={images}",
         f"data.cache_dir={folder / 'cache'}",
         "trainer.max_epochs=3",
         "model.norm=batch",
     )
-    run(plain(*words), run_dir=run_dir, choices={"model": "alexnet"})
+    run(plain(*overrides), run_dir=run_dir, choices={"model": "alexnet"})
     return run_dir

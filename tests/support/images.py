@@ -17,7 +17,7 @@ IMAGES = {f"train/{name}": 8 for name in ("ant", "bee", "cat")} | {
 
 
 def write_images(root: Path, counts: dict[str, int], *, size: int = 70, seed: int = 0) -> Path:
-    """Writes `counts[folder]` images into each folder; the class is told by the brightness and one bright corner."""
+    """Write `counts[folder]` noisy images into each folder; the brightness identifies the class."""
     generator = np.random.default_rng(seed)
     for number, (folder, count) in enumerate(counts.items()):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def write_images(root: Path, counts: dict[str, int], *, size: int = 70, seed: in
 
 
 def replace_unseen(path: Path) -> None:
-    """Changes a byte of a file in place and sets its times back, as a copy that keeps times may do."""
+    """Change a byte of a file but keep its size and times, as a copy that preserves times may do."""
     before, content = path.stat(), bytearray(path.read_bytes())
     content[-30] ^= 1
     path.write_bytes(content)

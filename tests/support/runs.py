@@ -1,4 +1,4 @@
-"""Composed configs, short runs, and readers for the files that runs leave."""
+"""Composed configs, short runs, and readers of their output files."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from alexlab.cli import command
 from alexlab.config import CONFIG_DIR
 
 ROOT = Path(__file__).parents[2]
-# An AlexNet that trains in a blink: every layer is there, none is wide.
+# An AlexNet that trains in milliseconds: it has every layer, with few channels.
 TINY = (
     "model=alexnet",
     "model.widths=[4,8,8,8,8]",
@@ -24,7 +24,7 @@ TINY = (
     "data.batch_size=8",
     "data.num_workers=0",
     "trainer.accelerator=cpu",
-    "trainer.precision=32-true",  # on every machine
+    "trainer.precision=32-true",  # so that a CPU with bfloat16 instructions gives the same numbers
     "trainer.max_epochs=1",
     "scheduler=constant",
 )
@@ -32,7 +32,7 @@ _plain: dict[Any, tuple[Any, dict[str, Any]]] = {}
 
 
 def composed(*overrides: str, name: str = "train") -> Any:
-    """The config of a command with Hydra's own node, as `hydra.main` composes it."""
+    """Return the config of a command, including the `hydra` node, as `hydra.main` composes it."""
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = compose(name, [*overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
@@ -40,19 +40,22 @@ def composed(*overrides: str, name: str = "train") -> Any:
 
 
 def plain(*overrides: str, name: str = "train") -> dict[str, Any]:
-    """The composed config as a task gets it; composing takes longer than training the tiny net, so it is done once."""
+    """Return the config that a task receives. Cached: composing takes longer than training the tiny net."""
     if (overrides, name) not in _plain:
         config = composed(*overrides, name=name)
-        own = config.copy()
-        del own.hydra
-        _plain[overrides, name] = config, command.plain(own)
-    config, found = _plain[overrides, name]
+        without_hydra = config.copy()
+        del without_hydra.hydra
+        _plain[overrides, name] = config, command.plain(without_hydra)
+    config, result = _plain[overrides, name]
     HydraConfig.instance().set_config(config)
-    return copy.deepcopy(found)
+    return copy.deepcopy(result)
 
 
 def trains_on(images: Path, folder: Path) -> Callable[..., float | None]:
-    """Trains the tiny net on the images with overrides, in `folder/run` unless told otherwise."""
+    """Return a function that trains the tiny net on `images`, by default in `folder/run`.
+
+    Its `without` lists overrides of `TINY` to leave out.
+    """
 
     def call(
         *overrides: str,
@@ -64,8 +67,8 @@ def trains_on(images: Path, folder: Path) -> Callable[..., float | None]:
         from alexlab.tasks.train import run
 
         run_dir.mkdir(exist_ok=True)
-        own = (f"data.root={images}", f"data.cache_dir={folder / 'cache'}")
-        config = plain(*(word for word in TINY if word not in without), *own, *overrides)
+        data = (f"data.root={images}", f"data.cache_dir={folder / 'cache'}")
+        config = plain(*(override for override in TINY if override not in without), *data, *overrides)
         choices = {"model": "alexnet", "optimizer": "adamw", "scheduler": "constant", "augmentation": "flip_crop"}
         return run(config, run_dir=run_dir, choices=choices, isolated=isolated, resumed=resumed)
 
@@ -73,12 +76,12 @@ def trains_on(images: Path, folder: Path) -> Callable[..., float | None]:
 
 
 def names(folder: Path) -> set[str]:
-    """What a run has left in its folder, but for what every run leaves: its card, the lock, the changes of the code."""
+    """Return the names in a run folder, without those in every run folder: record, lock and code diff."""
     return {path.name for path in folder.iterdir()} - {"run.json", ".lock", "code.diff"}
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
+    """Return the rows of a CSV file."""
     import csv
 
     with path.open(newline="") as file:
@@ -86,13 +89,13 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This environment without what a launcher may have left in it."""
+    """Return the environment without the variables of a launcher, plus `variables`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "RANK", "WORLD"))}
     return kept | variables
 
 
 def scalars(folder: Path) -> dict[str, list[float]]:
-    """The scalars of the one event file in a folder."""
+    """Return the scalars of the only event file in a folder, by tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     files = list(folder.glob("events.out.tfevents.*"))

@@ -96,7 +96,7 @@ def test_a_sweep_goes_on_where_its_time_was_up(
     said = head.communicate(timeout=LONG_S)[0]
     assert head.returncode == 0, said
     assert f"slurm {first}" in said and f"slurm {second}" not in said and "Callback" not in said
-    assert "href='0/slurm.log'" in (tmp_path / "sw/report.html").read_text()
+    assert 'href="0/slurm.log"' in (tmp_path / "sw/report.html").read_text()
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")  # sums depend on the number of threads
     for seed, run in enumerate(runs, 1):
         assert card(run)["status"] == "finished" and len(card(run)["attempts"]) == 2  # type: ignore[arg-type]
