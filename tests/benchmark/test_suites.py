@@ -1,17 +1,18 @@
-"""Each suite on a tiny net: every contender runs, and every row has its figures."""
+"""Each suite on a tiny net: every candidate runs, and every row has its values."""
 
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alexlab.benchmark.config import Settings
+from alexlab.benchmark.config import BenchmarkConfig
+from alexlab.benchmark.interleave import interleave
 from alexlab.benchmark.memory import children, private_mb
 from alexlab.errors import ConfigError
 from alexlab.tasks.benchmark import SUITES, check, run, suites, train_words
@@ -40,24 +41,24 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(root, {"train/a": 20, "train/b": 20, "val/a": 6, "val/b": 6}, size=90)
 
 
-def measured(suite: str, photographs: Path, out: Path, *words: str) -> dict[str, dict[str, Any]]:
-    """The rows of a suite, by what they measure and beside what."""
-    config = plain(*SMALL, f"suite={suite}", f"data.root={photographs}", *words, name="benchmark")
-    run(config, run_dir=out, choices=CHOICES)
-    found = json.loads((out / "benchmark.json").read_text())
-    assert found["versions"]["torch"]
-    assert found["hardware"]["cpu"]
-    assert not (out / "cache").exists(), "packs of a benchmark are of no further use"
-    for row in found["rows"]:
+def run_suite(suite: str, photographs: Path, out_dir: Path, *overrides: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of a suite by `measurement | baseline`."""
+    config = plain(*SMALL, f"suite={suite}", f"data.root={photographs}", *overrides, name="benchmark")
+    run(config, run_dir=out_dir, choices=CHOICES)
+    content = json.loads((out_dir / "benchmark.json").read_text())
+    assert content["versions"]["torch"]
+    assert content["hardware"]["cpu"]
+    assert not (out_dir / "cache").exists(), "nobody needs the packs afterwards"
+    for row in content["rows"]:
         assert len(row["values"]) == 2, row
         assert min(row["values"]) > 0, row
-        assert not row["beside"] or len(row["others"]) == len(row["values"]), row
-    return {f"{row['what']} | {row['beside']}": row for row in found["rows"]}
+        assert len(row["baseline_values"]) == (2 if row["baseline"] else 0), row
+    return {f"{row['what']} | {row['baseline']}": row for row in content["rows"]}
 
 
 def test_loader(photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    found = measured("loader", photographs, tmp_path)
-    names = [name for name in found if "ImageFolder" in name]
+    rows = run_suite("loader", photographs, tmp_path)
+    names = [name for name in rows if "ImageFolder" in name]
     assert [name.split(" | ")[0] for name in names] == [
         "from JPEG: random resized crop and flip",
         "from JPEG: crop and flip",
@@ -69,37 +70,36 @@ def test_loader(photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
 
 
 def test_step(photographs: Path, tmp_path: Path) -> None:
-    found = measured("step", photographs, tmp_path)
-    assert {name.split(" | ")[1] for name in found if name.startswith("alexnet")} >= {
+    rows = run_suite("step", photographs, tmp_path)
+    assert {name.split(" | ")[1] for name in rows if name.startswith("alexnet")} >= {
         "the usual step: NCHW, default optimizer",
         "NCHW",
         "optimizer in a loop",
         "optimizer foreach",
         "memory given back",
     }
-    first = next(row for name, row in found.items() if name.startswith("alexnet"))
+    first = next(row for name, row in rows.items() if name.startswith("alexnet"))
     assert first["limit"].endswith("% of matrix products")
 
 
-def test_fit(photographs: Path, tmp_path: Path) -> None:
-    """Whole epochs of all four, with everything that a run leaves."""
-    found = measured("epochs", photographs, tmp_path, "data.cache=packed")
+def test_epochs(photographs: Path, tmp_path: Path) -> None:
+    rows = run_suite("epochs", photographs, tmp_path, "data.cache=packed")
     for other in ("a bare loop", "stock Lightning", "torchvision's reference"):
         for what in ("whole epochs", "training", "validation"):
-            assert f"{what}: alexnet, packed | {other}" in found
-    assert any(name.startswith("a durable checkpoint") for name in found)
+            assert f"{what}: alexnet, packed | {other}" in rows
+    assert any(name.startswith("an atomic checkpoint") for name in rows)
     ours = tmp_path / "runs/ours_1"
     assert (ours / "checkpoints/best.ckpt").is_file()
     assert "train/loss" in (ours / "metrics.csv").read_text()
 
 
-def test_fit_on_two_ranks(photographs: Path, tmp_path: Path) -> None:
-    found = measured("epochs", photographs, tmp_path, "trainer.devices=2")
-    assert "training: alexnet, JPEG, 2 ranks | stock Lightning, DDP" in found
+def test_epochs_on_two_ranks(photographs: Path, tmp_path: Path) -> None:
+    rows = run_suite("epochs", photographs, tmp_path, "trainer.devices=2")
+    assert "training: alexnet, JPEG, 2 ranks | stock Lightning, DDP" in rows
 
 
-def test_scale(photographs: Path, tmp_path: Path) -> None:
-    found = measured("scaling", photographs, tmp_path)
+def test_scaling(photographs: Path, tmp_path: Path) -> None:
+    rows = run_suite("scaling", photographs, tmp_path)
     for name in (
         "10 files: listed by a walk | torchvision's ImageFolder",
         "10 files: known from the index | torchvision's ImageFolder",
@@ -109,47 +109,43 @@ def test_scale(photographs: Path, tmp_path: Path) -> None:
         "training, 1 loader processes: alexnet, JPEG | 0 loader processes",
         "training, 2 ranks: alexnet, JPEG | 1 rank",
     ):
-        assert name in found, list(found)
+        assert name in rows, list(rows)
     assert not (tmp_path / "files").exists()
 
 
 def test_memory(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexlab.benchmark.memory.EVERY_S", 0.005)
-    found = measured("memory", photographs, tmp_path, "data.num_workers=1")
-    row = found["all processes: alexnet, packed | torchvision's reference"]
-    main = found["the process that trains: alexnet, packed | torchvision's reference"]
-    worker = found["a loader process: alexnet, packed | torchvision's reference"]
+    monkeypatch.setattr("alexlab.benchmark.interleave.SAMPLE_S", 0.005)
+    rows = run_suite("memory", photographs, tmp_path, "data.num_workers=1")
+    row = rows["all processes: alexnet, packed | torchvision's reference"]
+    main = rows["the process that trains: alexnet, packed | torchvision's reference"]
+    worker = rows["a loader process: alexnet, packed | torchvision's reference"]
     assert row["median"] > main["median"] > worker["median"] > 0
 
 
-def test_start_beside_a_script(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gaps and the helps; the first step takes half a minute of imports, and one is enough."""
-    from alexlab.benchmark import startup
+def test_startup(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One round without warm-up: a first step takes half a minute of imports."""
+    time_once = partial(interleave, num_rounds=1, num_warmup=0)
 
-    took: list[Any] = []
+    def once(candidates: Any, *, num_rounds: int, **options: Any) -> Any:
+        return time_once(candidates, **options)
 
-    def once(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-        found = {name: [work()] for name, work in contenders.items()}
-        took.append(found)
-        return found
-
-    monkeypatch.setattr(startup, "in_turn", once)
-    words = [word for word in SMALL if not word.startswith("benchmark")]
-    monkeypatch.setattr("alexlab.tasks.benchmark.train_words", lambda choices, own: [*words, "optimizer=sgd"])
+    monkeypatch.setattr("alexlab.benchmark.context.interleave", once)
+    overrides = [override for override in SMALL if not override.startswith("benchmark")]
+    monkeypatch.setattr("alexlab.tasks.benchmark.train_words", lambda choices, own: [*overrides, "optimizer=sgd"])
     config = plain(*SMALL, "suite=startup", f"data.root={photographs}", name="benchmark")
     run(config, run_dir=tmp_path, choices=CHOICES)
-    helps, steps = took
-    assert helps["ours"][0] < steps["ours"][0]
-    assert 0 < steps["bare"][0] < 120
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
     assert [row["what"] for row in rows[-3:]] == [
         "--help",
         "to the first step",
         "between two epochs, without validation",
     ]
+    help_s, first_step_s, _ = (row["median"] for row in rows[-3:])
+    assert 0 < help_s < first_step_s
+    assert 0 < rows[-2]["baseline_median"] < 120
 
 
-def test_memory_is_that_of_one_process() -> None:
+def test_memory_of_one_process() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", "x = bytearray(50_000_000); print(1, flush=True); input()"],
         stdin=subprocess.PIPE,
@@ -165,12 +161,12 @@ def test_memory_is_that_of_one_process() -> None:
         assert private_mb(process.pid) == 0.0
 
 
-def test_what_is_asked_for_is_told() -> None:
+def test_unknown_suites_are_refused() -> None:
     assert suites(None) == list(SUITES)
     assert suites(["epochs", "loader"]) == ["loader", "epochs"]
     with pytest.raises(ConfigError, match=r"suite must be null, for all, or one or several of loader, .*; got fits"):
         check({"suite": "fits"})
     with pytest.raises(ConfigError, match=r"benchmark\.pairs must be at least 1; got 0"):
-        Settings(pairs=0)
+        BenchmarkConfig(pairs=0)
     words = train_words({"model": "nin", "data": "folder", "debug": "None"}, ["model=nin", "suite=epochs", "seed=2"])
     assert words == ["model=nin", "data=folder", "seed=2"]

@@ -1,1 +1,1 @@
-"""How fast it is, beside others: pairs in turn in one run, medians, and what the machine itself can do."""
+"""Interleaved measurements of alexlab, of other training loops and of what the machine can do."""

@@ -1,59 +1,56 @@
-"""Whole commands, timed in turn. Imports no torch."""
+"""Whole commands as candidates."""
 
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alexlab.benchmark.interleave import Figures
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.output.progress import track
 
 
-def command_of(script: str, words: Sequence[str]) -> list[str]:
-    """The command line of one of our scripts in this Python."""
-    return [sys.executable, str(Path(__file__).parents[2] / script), *words]
+def script_command(script: str, overrides: Sequence[str]) -> list[str]:
+    """Return the command line of one of our scripts in this Python."""
+    return [sys.executable, str(Path(__file__).parents[2] / script), *overrides]
 
 
-def split_command(line: str, **known: object) -> list[str]:
-    """A command line with its {places} filled in, as words.
+def peer_command(line: str, **values: object) -> list[str]:
+    """Return the arguments of a command line, with its {fields} filled in.
 
     Raises:
-        ConfigError: when it names a place that is not known.
+        ConfigError: if a field is unknown, a quote is not closed or the program does not exist.
     """
     try:
-        return shlex.split(line.format(**known))
+        command = shlex.split(line.format(**values))
     except (KeyError, IndexError, ValueError) as error:
-        choices = ", ".join(f"{{{name}}}" for name in known)
-        raise ConfigError(f"peer may hold {choices}, and its quotes must be closed; got {line!r}") from error
+        fields = ", ".join(f"{{{name}}}" for name in values)
+        raise ConfigError(f"peer must have closed quotes and no other fields than {fields}; got {line!r}") from error
+    if not command or shutil.which(command[0]) is None:
+        raise ConfigError(f"peer must begin with a program that can be run; got {line!r}")
+    return command
 
 
-def run_command(words: Sequence[str], log: Path) -> float:
-    """Seconds that a command takes; what it prints is added to a log.
+def timed(work: Callable[[], object]) -> Figures:
+    """Return the seconds that a call takes, as `s`."""
+    start_s = time.perf_counter()
+    work()
+    return {"s": time.perf_counter() - start_s}
+
+
+def run_command(command: Sequence[str]) -> None:
+    """Run a command to its end; its output goes where that of this process goes.
 
     Raises:
-        AlexlabError: when it fails.
+        AlexlabError: if it fails.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        start_s = time.perf_counter()
-        try:
-            code = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file).returncode
-        except OSError as error:
-            raise ConfigError(f"cannot run {words[0]}: {error.strerror}") from error
-        elapsed_s = time.perf_counter() - start_s
+    code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
     if code:
-        raise AlexlabError(f"{shlex.join(words)} has ended with {code}; {log} has its words")
-    return elapsed_s
+        raise AlexlabError(f"`{shlex.join(command)}` exited with code {code}")
 
 
-def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each gives in each round, in an order that is reversed from round to round; one round before does not count."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in track(range(rounds + 1), "whole commands"):
-        for name in sorted(contenders, reverse=bool(number % 2)):
-            value = contenders[name]()
-            if number:
-                found[name].append(value)
-    return found
+def command_timer(command: Sequence[str]) -> Callable[[], Figures]:
+    """Return the work of a candidate that runs a command in each turn; for `interleave.loop`."""
+    return lambda: timed(lambda: run_command(command))

@@ -1,4 +1,4 @@
-"""What is measured, on how much and how often: the keys of the `benchmark` node, and what the suites share."""
+"""Sizes of a benchmark: the `benchmark` node, and the subset of images that is measured on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ from alexlab.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How much is measured.
+class BenchmarkConfig:
+    """The `benchmark` node.
 
     Args:
-        pairs: rounds that count; in each, every contender has a turn.
-        train_images, val_images: of the data, evenly spaced; None takes all.
-        steps: optimizer steps of a turn in the suite `step`.
-        loader_images: images of a turn in the suite `loader`; of packed ones twenty times as many.
-        shards: where that suite writes the images as shards, s3://bucket/prefix or a new folder; None is a folder of its own.
-        compiled: whether the suite `step` has a compiled step; None on a GPU.
-        files, classes, workers, ranks, widths: how many of each in the suite `scale`.
-        peer_epochs: epochs of a whole command, with `peer=`.
+        pairs: rounds that count; every candidate has one turn per round.
+        train_images, val_images: number of images, evenly spaced in each split; None for all.
+        steps: optimizer steps per turn in the suite `step`.
+        loader_images: images per turn in the suite `loader`, twenty times as many of packed ones.
+        shards: where that suite writes the images as shards, s3://bucket/prefix or a new folder; None for a folder of the
+            benchmark.
+        compiled: time a compiled step in the suite `step`; None only on a GPU.
+        files, classes, workers, ranks, widths: values that the suite `scaling` compares.
+        peer_epochs: epochs of a whole command that is compared with `peer=`.
     """
 
     pairs: int = 5
@@ -47,15 +48,15 @@ class Settings:
 
 
 def write_subset(splits: Splits, num_train: int | None, num_val: int | None, path: Path) -> Path:
-    """A manifest, which is a data set itself, of some images of a training and a validation split, evenly spaced."""
+    """Write a manifest, which is a data set itself, of evenly spaced images of the training and the validation split."""
     rows: list[ManifestRow] = []
     for name, split, count in (("train", splits.train, num_train), ("val", splits.val, num_val)):
-        chosen = np.linspace(0, len(split) - 1, min(len(split), count or len(split))).round().astype(int)
-        rows += [_listed(split, row, name) for row in np.unique(chosen).tolist()]
+        indices = np.linspace(0, len(split) - 1, min(len(split), count or len(split))).round().astype(int)
+        rows += [_manifest_row(split, index, name) for index in np.unique(indices).tolist()]
     write_manifest(rows, path)
     return path
 
 
-def _listed(split: Split, row: int, name: str) -> ManifestRow:
-    path = Path(split.root, split.paths[row]).resolve()
-    return ManifestRow(str(path), label=split.classes[split.labels[row]], split=name)
+def _manifest_row(split: Split, index: int, name: str) -> ManifestRow:
+    path = Path(split.root, split.paths[index]).resolve()
+    return ManifestRow(str(path), label=split.classes[split.labels[index]], split=name)

@@ -1,84 +1,101 @@
-"""What a suite is given."""
+"""Arguments that every suite is called with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from alexlab.benchmark.config import Settings
-from alexlab.benchmark.interleave import Contender, Figures, contest, repeated
-from alexlab.benchmark.roofline import CEILING, multiply
+from alexlab.benchmark.config import BenchmarkConfig
+from alexlab.benchmark.interleave import Candidate, Figures, interleave, loop
+from alexlab.benchmark.roofline import CEILING, matrix_products
+from alexlab.benchmark.workload import Workload
 from alexlab.config import build
 from alexlab.config.instantiate import Config
 from alexlab.data.splits import Splits
 from alexlab.data.streaming.reader import SPARE
 from alexlab.data.streaming.writer import write_shards
 
-SHARD_BYTES = 2_000_000  # small, as the data that is measured on is
+SHARD_BYTES = 2_000_000  # small: the subset that is measured on must fill more than a cache of MIX shards
 MIX = 8  # shards
 
 
 @dataclass(frozen=True)
-class Measuring:
+class BenchmarkContext:
     """One run of the benchmark.
 
     Args:
-        config: of `train.py`, on the images that are measured on.
-        choices: the option chosen in each config group.
-        words: the command line's words that `train.py` takes too.
-        settings: how much is measured.
-        splits: the data, packed where the config wants it.
+        config: resolved config of `train.py`, on the subset of images.
+        choices: option chosen in each config group.
+        overrides: overrides of the command line that `train.py` accepts too.
+        settings: the `benchmark` node.
+        splits: the data, packed if the config says so.
         device: `cpu` or `cuda`.
-        ranks: processes of a training.
-        out: the folder that is written to.
-        peer: another program's command line, or None.
+        num_ranks: processes of a training.
+        out_dir: folder of the results.
+        peer: command line of another program, or None.
     """
 
     config: Config
     choices: Mapping[str, str]
-    words: Sequence[str]
-    settings: Settings
+    overrides: Sequence[str]
+    settings: BenchmarkConfig
     splits: Splits
     device: str
-    ranks: int
-    out: Path
+    num_ranks: int
+    out_dir: Path
     peer: str | None = None
 
     @property
+    def model(self) -> str:
+        """The option of the group `model`."""
+        return self.choices.get("model", "net")
+
+    @property
     def label(self) -> str:
-        """The net and where its images come from."""
+        """The net and the source of its images."""
         cache = self.config["data"]["cache"]
-        return f"{self.choices.get('model', 'net')}, {'JPEG' if cache is None else cache}"
+        return f"{self.model}, {'JPEG' if cache is None else cache}"
 
     @property
     def bfloat16(self) -> bool:
-        """Whether the training computes in it."""
+        """True if the training computes in bfloat16."""
         return bool(self.config["trainer"]["precision"] == "bf16-mixed")
 
-    def contest(
-        self, contenders: Sequence[Contender], title: str, *, ceiling: bool = False
+    def interleave(
+        self,
+        candidates: Sequence[Candidate],
+        title: str,
+        *,
+        ceiling: bool = False,
+        sample: Callable[[int], Figures] | None = None,
     ) -> dict[str, list[Figures]]:
-        """See `alexlab.benchmark.interleave.contest`.
+        """Time candidates for `benchmark.pairs` rounds.
 
         Args:
-            contenders, title: as there.
-            ceiling: matrix products in the training's precision take part, under the name CEILING, so that `share` can compare.
+            candidates, title, sample: arguments of `alexlab.benchmark.interleave.interleave`.
+            ceiling: add a candidate CEILING, matrix products in the precision of the training, for `share_of_ceiling`.
         """
         if ceiling:
-            kind = torch.bfloat16 if self.bfloat16 else torch.float32
-            contenders = [*contenders, Contender(CEILING, repeated(multiply, kind, self.device))]
-        return contest(contenders, rounds=self.settings.pairs, log_dir=self.out / "logs", title=title)
+            dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+            candidates = [*candidates, Candidate(CEILING, loop(matrix_products, dtype, self.device))]
+        log_dir = self.out_dir / "logs"
+        return interleave(candidates, num_rounds=self.settings.pairs, log_dir=log_dir, title=title, sample=sample)
 
-    def unpacked(self) -> "Measuring":
-        """The same on the files."""
+    def workload(self, name: str, num_ranks: int = 1) -> Workload:
+        """Return the workload of a candidate, with a run folder of its name."""
+        run_dir = self.out_dir / "runs" / f"{name.replace(' ', '_').replace(',', '')}_{num_ranks}"
+        return Workload(self.config, self.splits, run_dir, num_ranks, self.device)
+
+    def on_files(self) -> "BenchmarkContext":
+        """Return the same benchmark on image files."""
         config = {**self.config, "data": {**self.config["data"], "cache": None}}
         return replace(self, config=config, splits=build.data(config).find_splits())
 
-    def sharded(self) -> "Measuring":
-        """The same from shards, in a cache that holds a part of them: each pass fetches, or checks, most of them again."""
-        files = self.unpacked()
-        out = self.settings.shards or str(self.out / "shards")
+    def on_shards(self) -> "BenchmarkContext":
+        """Return the same benchmark on shards, with a cache that is too small for all: each pass fetches most of them again."""
+        files = self.on_files()
+        out = self.settings.shards or str(self.out_dir / "shards")
         cache_dir = Path(files.config["data"]["cache_dir"])
         decoding = build.data(files.config).decoding
         index = write_shards(files.splits, out, shard_bytes=SHARD_BYTES, cache_dir=cache_dir, decoding=decoding)
@@ -92,7 +109,7 @@ class Measuring:
         config = {**files.config, "data": data}
         return replace(files, config=config, splits=build.data(config).find_splits())
 
-    def packed(self) -> "Measuring":
-        """The same on packed images."""
+    def on_packed(self) -> "BenchmarkContext":
+        """Return the same benchmark on packed images."""
         config = {**self.config, "data": {**self.config["data"], "cache": "packed"}}
         return replace(self, config=config, splits=build.packed(config, build.data(config).find_splits()))

@@ -1,140 +1,117 @@
-"""Whole epochs beside those of others: training, validation and a checkpoint."""
+"""Suite `epochs`: whole epochs of training, validation and checkpoint, compared with other loops."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
-from alexlab.benchmark.baselines import Job, TakesTurns, bare, reference, stock, turns_of_this_process
-from alexlab.benchmark.commands import command_of, in_turn, run_command, split_command
-from alexlab.benchmark.context import Measuring
-from alexlab.benchmark.interleave import Contender, Figures, Turns, repeated
-from alexlab.benchmark.roofline import CEILING, rates, share, train_flops
+from alexlab.benchmark.baselines import bare_loop, torchvision_reference
+from alexlab.benchmark.commands import command_timer, peer_command, script_command, timed
+from alexlab.benchmark.context import BenchmarkContext
+from alexlab.benchmark.interleave import Candidate, Figures, Turn, loop
+from alexlab.benchmark.roofline import CEILING, per_round, share_of_ceiling, train_flops
+from alexlab.benchmark.stock_lightning import FOREVER, EpochTurns, stock_lightning, stock_lightning_ddp
 from alexlab.benchmark.table import Row
+from alexlab.benchmark.workload import Workload
 from alexlab.config import allowlist
-from alexlab.distributed.hardware import num_cores
-from alexlab.distributed.launch import Limits, launch
 from alexlab.tasks import train as train_task
 from alexlab.training.checkpoint_io import AtomicCheckpointIO
 
-FOREVER = 1_000_000  # epochs; a contest ends from outside
-WHAT = {"epoch": "whole epochs", "train": "training", "val": "validation"}
+LABELS = {"epoch": "whole epochs", "train": "training", "val": "validation"}  # by figure
 
 
-def ours(job: Job, turns: Turns) -> None:
-    """What `train.py` does, with a callback more."""
-    ours_with(f"{TakesTurns.__module__}.{TakesTurns.__name__}", job, turns)
-
-
-def ours_with(callback: str, job: Job, turns: Turns, **trainer: Any) -> None:
-    """What `train.py` does, with a callback that takes the turns.
+def ours(workload: Workload, turn: Turn, *, callback: type = EpochTurns, **options: Any) -> None:
+    """Train as `train.py` does, with one more callback.
 
     Args:
-        callback: its class.
-        job, turns: as for every contender.
-        trainer: keys of the trainer.
+        workload: what is trained.
+        turn: of the candidate.
+        callback: class that takes the turns, with an argument `turn_fd`.
+        options: entries of the `trainer` node.
     """
-    turns_of_this_process[:] = [turns]
-    allowlist.trusted.append(callback.rpartition(".")[0])
-    node = {**job.config["trainer"], "max_epochs": FOREVER, "devices": job.ranks, **trainer}
-    config = {**job.config, "trainer": node}
-    config["callbacks"] = {**config["callbacks"], "turns": {"_target_": callback}}
-    job.run_dir.mkdir(parents=True)
-    train_task.run(config, run_dir=job.run_dir, choices={})
+    allowlist.trusted.append(callback.__module__)
+    node = {**workload.config["trainer"], "max_epochs": FOREVER, "devices": workload.num_ranks, **options}
+    entry = {"_target_": f"{callback.__module__}.{callback.__name__}", "turn_fd": turn.fd}
+    callbacks = {**workload.config["callbacks"], "turns": entry}
+    workload.run_dir.mkdir(parents=True)
+    train_task.run({**workload.config, "trainer": node, "callbacks": callbacks}, run_dir=workload.run_dir, choices={})
 
 
-def stock_ranks(job: Job, turns: Turns) -> None:
-    """Stock Lightning on several ranks, started as torchrun starts them."""
-
-    def rank() -> None:
-        torch.set_num_threads(max(1, num_cores() // job.ranks))
-        stock(job, turns)
-
-    launch(rank, num_ranks=job.ranks, isolated=False, limits=Limits(**job.config["elastic"]))
-
-
-def suite(measuring: Measuring) -> list[Row]:
-    """Our whole epochs beside a bare loop's, stock Lightning's and the usual loop's; the cost of a durable checkpoint."""
-    ranks = measuring.ranks
-    bodies: dict[str, Callable[[Job, Turns], None]] = {"ours": ours}
-    if ranks == 1:
-        bodies |= {"a bare loop": bare, "stock Lightning": stock, "torchvision's reference": reference}
+def suite(context: BenchmarkContext) -> list[Row]:
+    """Compare our epochs with a bare loop, stock Lightning and torchvision's reference, and an atomic checkpoint with
+    `torch.save`."""
+    num_ranks = context.num_ranks
+    loops: dict[str, Callable[[Workload, Turn], None]] = {"ours": ours}
+    if num_ranks == 1:
+        loops |= {"a bare loop": bare_loop, "stock Lightning": stock_lightning}
+        loops["torchvision's reference"] = torchvision_reference
     else:
-        bodies["stock Lightning, DDP"] = stock_ranks
-    jobs = {name: job_of(measuring, name, ranks) for name in bodies}
-    contenders = [Contender(name, partial(body, jobs[name])) for name, body in bodies.items()]
-    found = measuring.contest(contenders, "fit: an epoch in each turn", ceiling=True)
-    operations = dict(zip(("train", "val"), train_flops(measuring.config, len(measuring.splits.classes)), strict=True))
-    if measuring.bfloat16:
-        del operations["val"]  # which is in 32 bits always
-    limits = {name: share(found["ours"], count, found[CEILING], name) for name, count in operations.items()}
-    label = measuring.label + (f", {ranks} ranks" if ranks > 1 else "")
-    rows = []
-    for other in [name for name in bodies if name != "ours"]:
-        for name, what in WHAT.items():
-            values = rates(found["ours"], name)
-            others = rates(found[other], name)
-            rows.append(Row("epochs", f"{what}: {label}", values, "images/s", other, others, limits.get(name, "")))
-    if ranks == 1:
-        rows.append(checkpoints(jobs["ours"], measuring))
-    if measuring.peer is not None:
-        rows.append(commands(measuring))
+        loops["stock Lightning, DDP"] = stock_lightning_ddp
+    candidates = [Candidate(name, partial(train, context.workload(name, num_ranks))) for name, train in loops.items()]
+    results = context.interleave(candidates, "epochs: one epoch per turn", ceiling=True)
+    operations = dict(zip(("train", "val"), train_flops(context.config, len(context.splits.classes)), strict=True))
+    if context.bfloat16:
+        del operations["val"]  # a validation computes in float32
+    limits = {
+        figure: share_of_ceiling(results["ours"], count, results[CEILING], figure)
+        for figure, count in operations.items()
+    }
+    label = context.label + (f", {num_ranks} ranks" if num_ranks > 1 else "")
+    rows = [
+        Row(
+            *("epochs", f"{what}: {label}", per_round(results["ours"], figure), "images/s"),
+            *(baseline, per_round(results[baseline], figure), limits.get(figure, "")),
+        )
+        for baseline in [name for name in loops if name != "ours"]
+        for figure, what in LABELS.items()
+    ]
+    if num_ranks == 1:
+        rows.append(compare_checkpoints(context))
+    if context.peer is not None:
+        rows.append(compare_commands(context, context.peer))
     return rows
 
 
-def job_of(measuring: Measuring, name: str, ranks: int = 1) -> Job:
-    """What one contender trains, in a folder of its own."""
-    place = measuring.out / "runs" / f"{name.replace(' ', '_').replace(',', '')}_{ranks}"
-    return Job(measuring.config, measuring.splits, place, ranks, measuring.device)
-
-
-def checkpoints(job: Job, measuring: Measuring) -> Row:
-    """Writing the same content durably and by `torch.save`."""
-    folder = job.run_dir.parent
+def compare_checkpoints(context: BenchmarkContext) -> Row:
+    """Compare writing a checkpoint atomically with `torch.save` of the same content."""
+    workload = context.workload("checkpoints")
+    folder = workload.run_dir
+    folder.mkdir(parents=True)
 
     def content() -> dict[str, Any]:
-        net = job.net()
-        optimizer = job.optimizer(net.parameters())
+        net = workload.net()
+        optimizer = workload.optimizer(net.parameters())
         for parameter in net.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         return {"state_dict": net.state_dict(), "optimizer_states": [optimizer.state_dict()], "global_step": 1}
 
-    def durable() -> Callable[[], Figures]:
-        whole = content()
-        return lambda: timed(lambda: AtomicCheckpointIO().save_checkpoint(whole, folder / "durable.ckpt"))
+    def atomic() -> Callable[[], Figures]:
+        checkpoint = content()
+        return lambda: timed(lambda: AtomicCheckpointIO().save_checkpoint(checkpoint, folder / "atomic.ckpt"))
 
     def plain() -> Callable[[], Figures]:
-        whole = content()
-        return lambda: timed(lambda: torch.save(whole, folder / "plain.pth"))
+        checkpoint = content()
+        return lambda: timed(lambda: torch.save(checkpoint, folder / "plain.pth"))
 
-    found = measuring.contest(
-        [Contender("durable", repeated(durable)), Contender("torch.save", repeated(plain))], "fit: checkpoints"
-    )
+    candidates = [Candidate("atomic checkpoint", loop(atomic)), Candidate("torch.save", loop(plain))]
+    results = context.interleave(candidates, "epochs: checkpoints")
     size_mb = (folder / "plain.pth").stat().st_size / 1e6
-    values, others = (rates(found[name], "s") for name in ("durable", "torch.save"))
-    return Row("epochs", f"a durable checkpoint of {size_mb:.0f} MB", values, "s", "torch.save", others, "the disk")
+    values, baseline_values = (per_round(results[candidate.name], "s") for candidate in candidates)
+    what = f"an atomic checkpoint of {size_mb:.0f} MB"
+    return Row("epochs", what, values, "s", "torch.save", baseline_values, "the disk")
 
 
-def timed(work: Any) -> Figures:
-    """Seconds that some work takes."""
-    start_s = time.perf_counter()
-    work()
-    return {"s": time.perf_counter() - start_s}
-
-
-def commands(measuring: Measuring) -> Row:
-    """Our whole command beside that of a peer, in turn."""
-    assert measuring.peer is not None
-    data, epochs = measuring.config["data"], measuring.settings.peer_epochs
-    known = {"root": data["root"], "epochs": epochs, "batch_size": data["batch_size"]}
-    words = [*measuring.words, f"data.root={data['root']}", f"trainer.max_epochs={epochs}"]
-    lines = {"ours": command_of("train.py", words), "peer": split_command(measuring.peer, **known)}
-    logs = measuring.out / "logs"
-    times = in_turn(
-        {name: partial(run_command, line, logs / f"command_{name}.log") for name, line in lines.items()},
-        measuring.settings.pairs,
-    )
-    return Row("epochs", "the whole command", times["ours"], "s", measuring.peer, times["peer"])
+def compare_commands(context: BenchmarkContext, peer: str) -> Row:
+    """Compare our whole command with that of another program."""
+    data, epochs = context.config["data"], context.settings.peer_epochs
+    overrides = [*context.overrides, f"data.root={data['root']}", f"trainer.max_epochs={epochs}"]
+    commands = {
+        "command train.py": script_command("train.py", overrides),
+        "command of peer": peer_command(peer, root=data["root"], epochs=epochs, batch_size=data["batch_size"]),
+    }
+    candidates = [Candidate(name, loop(command_timer, command)) for name, command in commands.items()]
+    results = context.interleave(candidates, "epochs: whole commands")
+    values, peer_values = (per_round(results[name], "s") for name in commands)
+    return Row("epochs", "the whole command", values, "s", peer, peer_values)

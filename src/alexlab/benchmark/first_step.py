@@ -1,8 +1,8 @@
-"""A bare loop as a script of its own: everything to the first optimizer step, for `suite=start`.
+"""A training script with a bare loop, run to its first optimizer step by the suite `startup`.
 
     python first_step.py MANIFEST FILE
 
-It is written as one writes such a script: ImageFolder's way of reading, the transforms of torchvision, its AlexNet.
+It uses what such scripts use: torchvision's image loading, transforms and AlexNet.
 """
 
 import csv
@@ -16,7 +16,7 @@ from torchvision import transforms
 from torchvision.datasets.folder import default_loader
 
 
-class Listed(Dataset[tuple[torch.Tensor, int]]):
+class ManifestDataset(Dataset[tuple[torch.Tensor, int]]):
     """The training images of a manifest."""
 
     def __init__(self, manifest: str) -> None:
@@ -41,9 +41,9 @@ class Listed(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(default_loader(path)), label
 
 
-def main(manifest: str, mark: str) -> None:
-    """Trains for one step and writes the time of its end to a file."""
-    dataset = Listed(manifest)
+def main(manifest: str, time_path: str) -> None:
+    """Train for one step and write the time of its end to a file."""
+    dataset = ManifestDataset(manifest)
     net = torchvision.models.alexnet(num_classes=2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     loader = DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2)
@@ -52,7 +52,7 @@ def main(manifest: str, mark: str) -> None:
         loss.backward()
         optimizer.step()
         break
-    with open(mark, "w") as file:
+    with open(time_path, "w") as file:
         file.write(str(time.time()))
 
 

@@ -1,18 +1,13 @@
-"""Contenders that take turns: each lives in a process of its own, and works only while the others wait.
+"""Interleaved timing: every candidate has a process of its own, and only one of them works at a time.
 
-So the noise of a machine falls on all of them alike, and each has warmed up before it is measured.
+Load from other programs and changes of the clock rate thus affect all candidates alike, and each is warm when it is measured.
 """
 
-import fcntl
 import logging
 import multiprocessing
 import os
-import pty
 import signal
-import struct
 import sys
-import termios
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,169 +20,172 @@ from alexlab.errors import AlexlabError
 from alexlab.output.escape import LineFormatter
 from alexlab.output.progress import track
 
+SAMPLE_S = 0.05  # between two samples of a candidate's process
+
 Figures = dict[str, float]
-TERMINAL = struct.pack("HHHH", 50, 120, 0, 0)  # rows and columns, and two fields that nobody uses
 
 
-class Turns:
-    """A contender's side: it says what its last turn gave and waits for the next one."""
+class Turn:
+    """The candidate's end of its connection to the timer.
 
-    def __init__(self, pipe: "Connection[Any, Any]") -> None:
-        self.pipe = pipe
+    Args:
+        fd: file descriptor of the connection; it is inherited by forked processes.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._connection: Connection[Any, Any] = Connection(os.dup(fd))
 
     def next(self, figures: Figures | None = None) -> None:
-        """Waits for a turn.
+        """Wait for the next turn.
 
         Args:
-            figures: of the turn that has ended; None before the first one.
+            figures: measurements of the turn that has ended; None before the first turn.
         """
         if figures is not None:
-            self.pipe.send(figures)
-        self.pipe.recv()
+            self._connection.send(figures)
+        self._connection.recv()
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One who takes part.
+class Candidate:
+    """A process that is timed.
 
     Args:
-        name: in tables.
-        body: does its preparations, then asks for one turn after the other; it is ended from outside.
-        cores: to which it is bound; none is all of them.
+        name: label in tables; names its log.
+        run: prepares, then calls `Turn.next` before each piece of work; it is killed after the last turn.
+        cores: logical processors that it is bound to; empty for all.
     """
 
     name: str
-    body: Callable[[Turns], None]
+    run: Callable[[Turn], None]
     cores: Sequence[int] = ()
 
 
-def repeated(prepare: Callable[..., Callable[[], Figures]], *args: Any) -> Callable[[Turns], None]:
-    """A body that does the same in each turn: what `prepare` gives, called once for each.
+def loop(prepare: Callable[..., Callable[[], Figures]], *args: Any) -> Callable[[Turn], None]:
+    """Return a `Candidate.run` that repeats the same work in every turn.
 
     Args:
-        prepare: is called in the contender's process.
-        args: with which.
+        prepare: called once in the candidate's process; returns the work of a turn.
+        args: arguments of `prepare`.
     """
 
-    def body(turns: Turns) -> None:
+    def run(turn: Turn) -> None:
         work = prepare(*args)
-        turns.next()
+        turn.next()
         while True:
-            turns.next(work())
+            turn.next(work())
 
-    return body
+    return run
 
 
-def contest(
-    contenders: Sequence[Contender], *, rounds: int, log_dir: Path, title: str, warmup: int = 1
+def interleave(
+    candidates: Sequence[Candidate],
+    *,
+    num_rounds: int,
+    log_dir: Path,
+    title: str,
+    num_warmup: int = 1,
+    sample: Callable[[int], Figures] | None = None,
 ) -> dict[str, list[Figures]]:
-    """Lets each contender have a turn in each round, in an order that is reversed from round to round.
+    """Give every candidate a turn in each round, in an order that is reversed from round to round.
 
-    The processes are forked, so this one must have started neither CUDA nor a parallel operation on the CPU. What they print
-    goes through a terminal of their own, so that their bars are drawn, to `<log_dir>/<name>.log`.
+    Candidates are forked, so the calling process must have started neither CUDA nor a parallel operation on the CPU. Their
+    output goes to `<log_dir>/<name>.log`.
 
     Args:
-        contenders: at least one.
-        rounds: that count.
-        log_dir: a folder.
-        title: of the bar.
-        warmup: rounds before them, that do not count.
+        candidates: at least one.
+        num_rounds: rounds that count.
+        log_dir: created if it does not exist.
+        title: description of the progress bar.
+        num_warmup: rounds before them, which are not recorded.
+        sample: called with the process id of a candidate every 50 ms of its turn; the largest value of each figure is recorded
+            with those that the candidate reports.
 
     Returns:
-        The figures of each contender, one for each round.
+        The figures of each candidate, one dict per round.
 
     Raises:
-        AlexlabError: with the last words of a contender that failed.
+        AlexlabError: if a candidate fails or exits.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
-    started: list[_Started] = []
-    found: dict[str, list[Figures]] = {contender.name: [] for contender in contenders}
+    processes: list[_Process] = []
+    results: dict[str, list[Figures]] = {candidate.name: [] for candidate in candidates}
     try:
-        started += [_start(contender) for contender in contenders]
-        for one in started:
-            one.listen(log_dir / f"{one.name.replace(' ', '_').replace('/', '_')}.log")
-        for number in track(range(rounds + warmup), title):
-            for one in started if number % 2 else reversed(started):
-                figures = one.turn()
-                if number >= warmup:
-                    found[one.name].append(figures)
+        for candidate in candidates:
+            processes.append(_Process(candidate, log_dir))
+        for number in track(range(num_rounds + num_warmup), title):
+            for process in processes if number % 2 else reversed(processes):
+                figures = process.take_turn(sample)
+                if number >= num_warmup:
+                    results[process.name].append(figures)
     finally:
-        for one in started:
-            one.end()
-    return found
+        for process in processes:
+            process.kill()
+    return results
 
 
-class _Started:
-    """The parent's side of a contender."""
+class _Process:
+    """The timer's end of the connection to a candidate, whose process it starts."""
 
-    def __init__(self, name: str, process: Any, pipe: "Connection[Any, Any]", terminal: int) -> None:
-        self.name, self.process, self.pipe, self.terminal = name, process, pipe, terminal
-        self.listener: threading.Thread | None = None
-        self.log = Path()
+    def __init__(self, candidate: Candidate, log_dir: Path) -> None:
+        self.name = candidate.name
+        self.log_path = log_dir / f"{candidate.name.replace(' ', '_').replace('/', '_')}.log"
+        context = multiprocessing.get_context("fork")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_main, args=(candidate, theirs, self.log_path, os.getpid()))
+        self.process.start()
+        theirs.close()
 
-    def listen(self, path: Path) -> None:
-        self.log = path
-
-        def copy() -> None:
-            with path.open("wb", buffering=0) as file:
-                try:
-                    while words := os.read(self.terminal, 65536):
-                        file.write(words)
-                except OSError:  # the last process that had the terminal has ended
-                    pass
-
-        self.listener = threading.Thread(target=copy, daemon=True)
-        self.listener.start()
-
-    def turn(self) -> Figures:
+    def take_turn(self, sample: Callable[[int], Figures] | None) -> Figures:
+        peaks: Figures = {}
         try:
-            self.pipe.send(None)
-            answer = self.pipe.recv()
+            self.connection.send(None)
+            while sample is not None:
+                for name, value in sample(self.process.pid or 0).items():
+                    peaks[name] = max(value, peaks.get(name, value))
+                if self.connection.poll(SAMPLE_S):
+                    break
+            answer = self.connection.recv()
         except (EOFError, OSError) as error:
-            raise AlexlabError(f"{self.name} has ended before its turn was over; {self.log} says why") from error
+            raise AlexlabError(
+                f"{self.name} exited in the middle of its turn; its output is in {self.log_path}"
+            ) from error
         if isinstance(answer, str):
-            raise AlexlabError(f"{self.name} has failed: {answer}")
-        return dict(answer)
+            raise AlexlabError(f"{self.name} failed: {answer}; its output is in {self.log_path}")
+        return {**answer, **peaks}
 
-    def end(self) -> None:
+    def kill(self) -> None:
+        """Kill the candidate with all processes that it has started."""
         try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # it has not become the head of its group yet
+            os.killpg(self.process.pid or 0, signal.SIGKILL)
+        except ProcessLookupError:  # killed before it has called setsid
             self.process.kill()
         self.process.join()
-        if self.listener is not None:
-            self.listener.join(5)
-        os.close(self.terminal)
-        self.pipe.close()
+        self.connection.close()
 
 
-def _start(contender: Contender) -> _Started:
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    terminal, shown = pty.openpty()
-    fcntl.ioctl(shown, termios.TIOCSWINSZ, TERMINAL)
-    process = context.Process(target=_live, args=(contender, theirs, shown, os.getpid()), daemon=False)
-    process.start()
-    theirs.close()
-    os.close(shown)
-    return _Started(contender.name, process, ours, terminal)
-
-
-def _live(contender: Contender, pipe: "Connection[Any, Any]", shown: int, parent: int) -> None:
-    """The body of a contender's process."""
+def _main(candidate: Candidate, connection: "Connection[Any, Any]", log_path: Path, parent: int) -> None:
+    """Run a candidate in its process."""
     os.setsid()
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for stream in (0, 1, 2):
-        os.dup2(shown, stream)
-    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115 - for good
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter())
-    logging.getLogger().handlers = [handler]
-    bind_to(list(contender.cores))
+    _redirect_output(log_path)
+    bind_to(list(candidate.cores))
     try:
-        contender.body(Turns(pipe))
-        pipe.send("it has ended by itself")
+        candidate.run(Turn(connection.fileno()))
+        connection.send("it returned before its last turn")
     except BaseException as error:
         traceback.print_exc()
-        pipe.send(f"{type(error).__name__}: {error}")
+        connection.send(f"{type(error).__name__}: {error}")
+
+
+def _redirect_output(path: Path) -> None:
+    with open(os.devnull, "rb") as empty, path.open("wb") as log:
+        os.dup2(empty.fileno(), 0)
+        for fd in (1, 2):
+            os.dup2(log.fileno(), fd)
+    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115 - stay open
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(handlers=[handler], force=True)

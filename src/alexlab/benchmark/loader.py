@@ -1,4 +1,4 @@
-"""Images a second that one core reads: the usual loader, and ours from files, from shards and packed."""
+"""Suite `loader`: images/s that one core reads, by the usual loader and by ours from files, from shards and packed."""
 
 import itertools
 import time
@@ -9,69 +9,70 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from alexlab.benchmark.baselines import Job, Usual, one_device, usual_transforms
-from alexlab.benchmark.context import Measuring
-from alexlab.benchmark.epochs import job_of
-from alexlab.benchmark.interleave import Contender, Figures, repeated
-from alexlab.benchmark.roofline import rates
+from alexlab.benchmark.baselines import PillowDataset, torchvision_transforms
+from alexlab.benchmark.context import BenchmarkContext
+from alexlab.benchmark.interleave import Candidate, Figures, loop
+from alexlab.benchmark.roofline import per_round
 from alexlab.benchmark.table import Row
+from alexlab.benchmark.workload import Workload, on_one_device
 from alexlab.config import build
 from alexlab.data.config import DataConfig
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.transforms import CenterView, RandomCropView
 from alexlab.distributed.hardware import cores
 
-PACKED_TIMES = 20  # so many times more packed images in a turn
+PACKED_FACTOR = 20  # packed images are read so much faster that a turn needs more of them
+BASELINE = "ImageFolder, Pillow, transforms v1, random resized crop and flip"
 
 
-def suite(measuring: Measuring) -> list[Row]:
-    """Each contender on the same one core, in the process itself, without loader processes."""
-    ways = (measuring.unpacked(), measuring.sharded(), measuring.packed())
-    files, shards, packed = (job_of(of, "loader") for of in ways)
-    size = measuring.config["data"]["image_size"]
+def suite(context: BenchmarkContext) -> list[Row]:
+    """Compare the loaders on one core, without worker processes."""
+    sources = (context.on_files(), context.on_shards(), context.on_packed())
+    files, shards, packed = (source.workload("loader") for source in sources)
+    size = context.config["data"]["image_size"]
     flip = v2.RandomHorizontalFlip()
-    resized = v2.Compose([v2.RandomResizedCrop(size, antialias=True), flip])
-    cut = v2.Compose([RandomCropView(size, square=True), flip])
-    count = measuring.settings.loader_images
-    makers: dict[str, Callable[[], Any]] = {
-        "usual": lambda: _usual(files),
-        "from JPEG: random resized crop and flip": lambda: _ours(files, resized),
-        "from JPEG: crop and flip": lambda: _ours(files, cut),
-        "from shards: random resized crop and flip": lambda: _ours(shards, resized),
-        "packed: random resized crop and flip": lambda: _ours(packed, resized),
-        "packed: crop and flip": lambda: _ours(packed, cut),
+    resized_crop = v2.Compose([v2.RandomResizedCrop(size, antialias=True), flip])
+    crop = v2.Compose([RandomCropView(size, square=True), flip])
+    loaders: dict[str, Callable[[], Any]] = {
+        BASELINE: lambda: _baseline_batches(files),
+        "from JPEG: random resized crop and flip": lambda: _batches(files, resized_crop),
+        "from JPEG: crop and flip": lambda: _batches(files, crop),
+        "from shards: random resized crop and flip": lambda: _batches(shards, resized_crop),
+        "packed: random resized crop and flip": lambda: _batches(packed, resized_crop),
+        "packed: crop and flip": lambda: _batches(packed, crop),
     }
-    contenders = [
-        Contender(
-            name,
-            repeated(_reading, make, count * (PACKED_TIMES if "packed" in name else 1)),
-            cores()[:1],
-        )
-        for name, make in makers.items()
+    num_images = dict.fromkeys(loaders, context.settings.loader_images)
+    num_images |= {name: PACKED_FACTOR * count for name, count in num_images.items() if "packed" in name}
+    candidates = [
+        Candidate(name, loop(_reader, batches, num_images[name]), cores()[:1]) for name, batches in loaders.items()
     ]
-    found = measuring.contest(contenders, "loader: one core")
-    usual = rates(found.pop("usual"))
-    beside = "ImageFolder, Pillow, transforms v1, random resized crop and flip"
-    return [Row("loader", name, rates(each), "images/s", beside, usual, "one core") for name, each in found.items()]
+    results = context.interleave(candidates, "loader: one core")
+    baseline_values = per_round(results.pop(BASELINE))
+    return [
+        Row("loader", name, per_round(figures), "images/s", BASELINE, baseline_values, "one core")
+        for name, figures in results.items()
+    ]
 
 
-def _usual(job: Job) -> Any:
-    """Batches without end."""
-    settings = build.data(job.config)
-    dataset = Usual(job.splits.train, usual_transforms(job)[0])
-    loader = DataLoader(dataset, batch_size=settings.batch_size, shuffle=True, drop_last=True)
+def _baseline_batches(workload: Workload) -> Any:
+    """Return batches of the usual loader without end."""
+    batch_size = build.data(workload.config).batch_size
+    dataset = PillowDataset(workload.splits.train, torchvision_transforms(workload)[0])
+    loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
     return itertools.chain.from_iterable(loader for _ in itertools.count())
 
 
-def _ours(job: Job, transform: Any) -> Any:
-    settings = {**job.config["data"], "num_workers": 0}
-    view = CenterView(settings["image_size"])
-    data = one_device(
-        ImageDataModule(
-            DataConfig(**settings), job.splits, train_transform=transform, eval_transform=view, seed=job.config["seed"]
-        )
+def _batches(workload: Workload, transform: Any) -> Any:
+    """Return batches of our loader without end."""
+    node = {**workload.config["data"], "num_workers": 0}
+    view = CenterView(node["image_size"])
+    datamodule = ImageDataModule(
+        *(DataConfig(**node), workload.splits),
+        train_transform=transform,
+        eval_transform=view,
+        seed=workload.config["seed"],
     )
-    loader: Any = data.train_dataloader()
+    loader: Any = on_one_device(datamodule).train_dataloader()
 
     def epochs() -> Any:
         for epoch in itertools.count():
@@ -81,14 +82,14 @@ def _ours(job: Job, transform: Any) -> Any:
     return itertools.chain.from_iterable(epochs())
 
 
-def _reading(make: Callable[[], Any], count: int) -> Callable[[], Figures]:
+def _reader(make_batches: Callable[[], Any], num_images: int) -> Callable[[], Figures]:
     torch.set_num_threads(1)
-    batches = make()
+    batches = make_batches()
 
     def work() -> Figures:
-        seen, start_s = 0, time.perf_counter()
-        while seen < count:
-            seen += len(next(batches)[1])
-        return {"rate": seen / (time.perf_counter() - start_s)}
+        num_read, start_s = 0, time.perf_counter()
+        while num_read < num_images:
+            num_read += len(next(batches)[1])
+        return {"rate": num_read / (time.perf_counter() - start_s)}
 
     return work

@@ -1,4 +1,4 @@
-"""What the machine can do at best: the ceilings that the rows are measured against."""
+"""Upper limits of the machine that other results are compared with: matrix products and copies in memory."""
 
 import copy
 import statistics
@@ -9,93 +9,96 @@ from typing import Any
 
 import torch
 
-from alexlab.benchmark.interleave import Contender, Figures, contest, repeated
+from alexlab.benchmark.interleave import Candidate, Figures, interleave, loop
 from alexlab.benchmark.table import Row
 from alexlab.config import build
 from alexlab.config.instantiate import Config
 from alexlab.distributed.hardware import cpu_has_bfloat16
 from alexlab.models.summary import layer_rows
 
-SIDE = 2048  # of the matrices that are multiplied
-CEILING = "matrix products"  # as a contender
-COPIED = 1 << 28  # bytes; more than any cache
+MATRIX_SIZE = 2048  # rows and columns on the CPU; four times as many on a GPU
+CEILING = "matrix products"  # name of the candidate
+COPY_BYTES = 1 << 28  # more than any cache
 
 
-def multiply(dtype: torch.dtype, device: str) -> Callable[[], Figures]:
-    """Large matrix products, in GFLOP/s."""
-    side = SIDE if device == "cpu" else 4 * SIDE
-    first, second, product = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
+def matrix_products(dtype: torch.dtype, device: str) -> Callable[[], Figures]:
+    """Return a work that multiplies large matrices, in GFLOP/s."""
+    size = MATRIX_SIZE if device == "cpu" else 4 * MATRIX_SIZE
+    first, second, product = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
 
     def work() -> Figures:
-        elapsed_s = elapsed(lambda: [torch.mm(first, second, out=product) for _ in range(4)], device)
-        return {"rate": 4 * 2 * side**3 / elapsed_s / 1e9}
+        elapsed_s = time_on_device(lambda: [torch.mm(first, second, out=product) for _ in range(4)], device)
+        return {"rate": 4 * 2 * size**3 / elapsed_s / 1e9}
 
     return work
 
 
-def copying(device: str) -> Callable[[], Figures]:
-    """Copies of a large block from memory to memory, in GB/s; a byte that is read and written counts once."""
-    source = torch.ones(COPIED, dtype=torch.uint8, device=device)
+def memory_copies(device: str) -> Callable[[], Figures]:
+    """Return a work that copies a large block of memory, in GB/s; a byte that is read and written counts once."""
+    source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
     def work() -> Figures:
-        return {"rate": 4 * COPIED / elapsed(lambda: [target.copy_(source) for _ in range(4)], device) / 1e9}
+        elapsed_s = time_on_device(lambda: [target.copy_(source) for _ in range(4)], device)
+        return {"rate": 4 * COPY_BYTES / elapsed_s / 1e9}
 
     return work
 
 
-def elapsed(work: Callable[[], Any], device: str) -> float:
-    """Seconds that some work takes, to its end on the device."""
-    wait(device)
+def time_on_device(work: Callable[[], Any], device: str) -> float:
+    """Return the seconds until the device has finished a call."""
+    synchronize(device)
     start_s = time.perf_counter()
     work()
-    wait(device)
+    synchronize(device)
     return time.perf_counter() - start_s
 
 
-def wait(device: str) -> None:
-    """Until the device has done everything that was asked of it."""
+def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def ceilings(device: str, *, rounds: int, log_dir: Path) -> list[Row]:
-    """Matrix products and copies in memory, on all cores or on the GPU."""
-    kinds = {"matrix products, float32": torch.float32}
+def measure_ceilings(device: str, *, num_rounds: int, log_dir: Path) -> list[Row]:
+    """Measure matrix products and copies in memory, on all cores or on the GPU."""
+    dtypes = {"matrix products, float32": torch.float32}
     if device == "cuda" or cpu_has_bfloat16():
-        kinds["matrix products, bfloat16"] = torch.bfloat16
-    contenders = [Contender(name, repeated(multiply, kind, device)) for name, kind in kinds.items()]
-    contenders.append(Contender("copies in memory", repeated(copying, device)))
-    found = contest(contenders, rounds=rounds, log_dir=log_dir, title="the machine")
-    rows = [Row("machine", name, rates(found[name]), "GFLOP/s") for name in kinds]
-    return [*rows, Row("machine", "copies in memory", rates(found["copies in memory"]), "GB/s")]
+        dtypes["matrix products, bfloat16"] = torch.bfloat16
+    candidates = [Candidate(name, loop(matrix_products, dtype, device)) for name, dtype in dtypes.items()]
+    candidates.append(Candidate("copies in memory", loop(memory_copies, device)))
+    results = interleave(candidates, num_rounds=num_rounds, log_dir=log_dir, title="machine")
+    rows = [Row("machine", name, per_round(results[name]), "GFLOP/s") for name in dtypes]
+    return [*rows, Row("machine", "copies in memory", per_round(results["copies in memory"]), "GB/s")]
 
 
-def rates(figures: Sequence[Figures], name: str = "rate") -> list[float]:
-    """One figure of each round."""
+def per_round(figures: Sequence[Figures], name: str = "rate") -> list[float]:
+    """Return one figure of each round."""
     return [each[name] for each in figures]
 
 
-def share(figures: Sequence[Figures], operations: float, ceiling: Sequence[Figures], name: str = "rate") -> str:
-    """How far from the machine's matrix products some images/s are, round by round.
+def share_of_ceiling(
+    figures: Sequence[Figures], operations: float, ceiling: Sequence[Figures], name: str = "rate"
+) -> str:
+    """Return images/s in percent of the matrix products of the same rounds, the median over the rounds.
 
     Args:
-        figures: with the images/s.
-        operations: floating-point operations of an image.
-        ceiling: the matrix products of the same rounds.
-        name: of the images/s among the figures.
+        figures: figures that contain the images/s.
+        operations: floating-point operations per image.
+        ceiling: figures of the candidate CEILING.
+        name: key of the images/s.
     """
     shares = [
-        value * operations / 1e9 / gflops for value, gflops in zip(rates(figures, name), rates(ceiling), strict=True)
+        rate * operations / 1e9 / gflops
+        for rate, gflops in zip(per_round(figures, name), per_round(ceiling), strict=True)
     ]
     return f"{100 * statistics.median(shares):.0f} % of {CEILING}"
 
 
 def train_flops(config: Config, num_classes: int) -> tuple[float, float]:
-    """Floating-point operations of an image in a training step and in an evaluation.
+    """Return the floating-point operations per image of a training step and of an evaluation.
 
-    Forward, and as many again for the gradients of the inputs, of which conv1 needs none, and of the weights. Activations,
-    poolings and norms are left out.
+    A training step is the forward pass, and as much again for the gradients of the weights and of the inputs; conv1 needs none of
+    its input. Activations, poolings and norms are not counted.
     """
     node: Config = {**copy.deepcopy(config), "model": {**config["model"], "weights": None}}
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""What more of something costs: files, classes, loader processes, ranks, width."""
+"""Suite `scaling`: the cost of more files, classes, loader processes, ranks and width."""
 
 import copy
 import os
@@ -12,123 +12,117 @@ from typing import Any
 
 from torchvision.datasets import ImageFolder
 
-from alexlab.benchmark.baselines import Job, one_device
-from alexlab.benchmark.context import Measuring
-from alexlab.benchmark.epochs import job_of, ours, timed
-from alexlab.benchmark.interleave import Contender, Figures, repeated
-from alexlab.benchmark.roofline import CEILING, rates, share, train_flops
-from alexlab.benchmark.step import Way, stepping
+from alexlab.benchmark.commands import timed
+from alexlab.benchmark.context import BenchmarkContext
+from alexlab.benchmark.epochs import ours
+from alexlab.benchmark.interleave import Candidate, Figures, loop
+from alexlab.benchmark.roofline import CEILING, per_round, share_of_ceiling, train_flops
+from alexlab.benchmark.step import StepVariant, prepare_steps
 from alexlab.benchmark.table import Row
-from alexlab.config.build import datamodule
+from alexlab.benchmark.workload import Workload
 from alexlab.data.listing import list_images
 from alexlab.data.listing_cache import SETTLE_S
 
-PER_CLASS = 1000  # files
+FILES_PER_CLASS = 1000
 
 
-def suite(measuring: Measuring) -> list[Row]:
-    """A row for each number; that with the smallest number stands beside the others."""
-    return [*files(measuring), *steps(measuring), *workers(measuring), *ranks(measuring)]
+def suite(context: BenchmarkContext) -> list[Row]:
+    """Measure each quantity at several sizes, and compare all sizes with the first."""
+    return [*scale_files(context), *scale_steps(context), *scale_workers(context), *scale_ranks(context)]
 
 
-def files(measuring: Measuring) -> list[Row]:
-    """Seconds until so many files are known: by a walk, from the index of an earlier start, and by ImageFolder."""
-    place, index = measuring.out / "files", measuring.out / "index"
-    ways: dict[str, Callable[[], Any]] = {
-        "listed by a walk": lambda: list_images(str(place), cache_dir=None),
-        "known from the index": lambda: list_images(str(place), cache_dir=index),
-        "torchvision's ImageFolder": lambda: ImageFolder(str(place)),
+def scale_files(context: BenchmarkContext) -> list[Row]:
+    """Compare the seconds to list a folder: by a walk, from the index of an earlier walk, and by ImageFolder."""
+    root, index = context.out_dir / "files", context.out_dir / "index"
+    listings: dict[str, Callable[[], Any]] = {
+        "listed by a walk": lambda: list_images(str(root), cache_dir=None),
+        "known from the index": lambda: list_images(str(root), cache_dir=index),
+        "torchvision's ImageFolder": lambda: ImageFolder(str(root)),
     }
+    candidates = [Candidate(name, loop(partial, timed, listing)) for name, listing in listings.items()]
+    *names, baseline = listings
     rows = []
-    for count in measuring.settings.files:
+    for count in context.settings.files:
         try:
-            make_files(place, count)
-            found = measuring.contest(
-                [Contender(name, repeated(_timing, way)) for name, way in ways.items()], f"scale: {count} files"
-            )
+            make_files(root, count)
+            results = context.interleave(candidates, f"scaling: {count} files")
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(root, ignore_errors=True)
             shutil.rmtree(index, ignore_errors=True)
-        *own, usual = ways
+        values = {name: per_round(figures, "s") for name, figures in results.items()}
         rows += [
-            Row("scaling", f"{count:,} files: {name}", rates(found[name], "s"), "s", usual, rates(found[usual], "s"))
-            for name in own
+            Row("scaling", f"{count:,} files: {name}", values[name], "s", baseline, values[baseline]) for name in names
         ]
     return rows
 
 
-def _timing(work: Callable[[], Any]) -> Callable[[], Figures]:
-    return lambda: timed(work)
-
-
-def make_files(place: Path, count: int) -> None:
-    """Empty files, a thousand in each folder; at least two folders."""
-    num_classes = max(2, count // PER_CLASS)
+def make_files(root: Path, count: int) -> None:
+    """Make empty files, a thousand in each folder and at least two folders."""
+    num_classes = max(2, count // FILES_PER_CLASS)
     for number in range(num_classes):
-        folder = place / f"class{number:04d}"
+        folder = root / f"class{number:04d}"
         folder.mkdir(parents=True)
         for index in range(count // num_classes):
             os.close(os.open(folder / f"image{index:06d}.jpg", os.O_CREAT | os.O_WRONLY))
-    time.sleep(SETTLE_S)  # an index is kept of folders that have not changed a moment ago
+    time.sleep(SETTLE_S)  # a folder that has just changed is not kept in the index
 
 
-def steps(measuring: Measuring) -> list[Row]:
-    """Images/s of a step with so many classes, and at so many times the width."""
-    job, settings = job_of(measuring, "scaling"), measuring.settings
-    own = Way(bfloat16=measuring.bfloat16)
+def scale_steps(context: BenchmarkContext) -> list[Row]:
+    """Compare the images/s of an optimizer step at several numbers of classes and several widths."""
+    workload, settings = context.workload("scaling"), context.settings
+    variant = StepVariant(bfloat16=context.bfloat16)
     groups = [
-        {f"{count:,} classes": with_classes(job, count) for count in settings.classes},
-        {f"width {width:g}": with_width(job, width) for width in settings.widths},
+        {f"{count:,} classes": with_classes(workload, count) for count in settings.classes},
+        {f"width {width:g}": with_width(workload, width) for width in settings.widths},
     ]
     rows = []
-    for jobs in groups:
-        found = measuring.contest(
-            [Contender(name, repeated(stepping, each, own, settings.steps)) for name, each in jobs.items()],
-            f"scale: {', '.join(jobs)}",
-            ceiling=True,
-        )
-        ceiling = found.pop(CEILING)
-        for row, (name, each) in zip(_beside_first(found, "rate", "step, {}"), jobs.items(), strict=True):
+    for workloads in groups:
+        candidates = [
+            Candidate(name, loop(prepare_steps, each, variant, settings.steps)) for name, each in workloads.items()
+        ]
+        results = context.interleave(candidates, f"scaling: {', '.join(workloads)}", ceiling=True)
+        ceiling = results.pop(CEILING)
+        compared = compare_with_first(results, "rate", "step, {}")
+        for row, (name, each) in zip(compared, workloads.items(), strict=True):
             operations, _ = train_flops(each.config, len(each.splits.classes))
-            rows.append(replace(row, limit=share(found[name], operations, ceiling)))
+            rows.append(replace(row, limit=share_of_ceiling(results[name], operations, ceiling)))
     return rows
 
 
-def with_classes(job: Job, count: int) -> Job:
-    """The same with other classes; there are no images of them."""
+def with_classes(workload: Workload, count: int) -> Workload:
+    """Return the workload with other classes, which have no images."""
     classes = [f"{number:05d}" for number in range(count)]
-    train = replace(job.splits.train, classes=classes)
-    return replace(job, splits=replace(job.splits, train=train))
+    train = replace(workload.splits.train, classes=classes)
+    return replace(workload, splits=replace(workload.splits, train=train))
 
 
-def with_width(job: Job, width: float) -> Job:
-    """The same with another `model.width`, for nets that have one."""
-    config = copy.deepcopy(job.config)
+def with_width(workload: Workload, width: float) -> Workload:
+    """Return the workload with another `model.width`."""
+    config = copy.deepcopy(workload.config)
     config["model"]["width"] = width
-    return replace(job, config=config)
+    return replace(workload, config=config)
 
 
-def workers(measuring: Measuring) -> list[Row]:
-    """Images/s of the training loader alone, and of a training, with so many loader processes."""
+def scale_workers(context: BenchmarkContext) -> list[Row]:
+    """Compare the images/s of the training loader alone, and of a training, with several numbers of loader processes."""
     loaders, trainings = [], []
-    for count in measuring.settings.workers:
-        config = {**measuring.config, "data": {**measuring.config["data"], "num_workers": count}}
+    for count in context.settings.workers:
         name = f"{count} loader processes"
-        job = replace(job_of(measuring, name), config=config)
-        loaders.append(Contender(name, repeated(epochs_of, job)))
-        trainings.append(Contender(name, partial(ours, job)))
-    found = measuring.contest(loaders, "scale: loader processes")
-    trained = measuring.contest(trainings, "scale: loader processes of a training")
+        config = {**context.config, "data": {**context.config["data"], "num_workers": count}}
+        workload = replace(context.workload(name), config=config)
+        loaders.append(Candidate(name, loop(prepare_passes, workload)))
+        trainings.append(Candidate(name, partial(ours, workload)))
+    loader_results = context.interleave(loaders, "scaling: loader processes")
+    train_results = context.interleave(trainings, "scaling: loader processes of a training")
     return [
-        *_beside_first(found, "rate", "loader, {}: " + measuring.label),
-        *_beside_first(trained, "train", "training, {}: " + measuring.label),
+        *compare_with_first(loader_results, "rate", f"loader, {{}}: {context.label}"),
+        *compare_with_first(train_results, "train", f"training, {{}}: {context.label}"),
     ]
 
 
-def epochs_of(job: Job) -> Callable[[], Figures]:
-    """Images/s of a whole pass of the training loader."""
-    data = one_device(datamodule(job.config, job.splits), job.device)
-    loader: Any = data.train_dataloader()
+def prepare_passes(workload: Workload) -> Callable[[], Figures]:
+    """Return a work that reads the training split once, in images/s."""
+    loader: Any = workload.datamodule().train_dataloader()
     epoch = 0
 
     def work() -> Figures:
@@ -136,26 +130,33 @@ def epochs_of(job: Job) -> Callable[[], Figures]:
         loader.batch_sampler.set_epoch(epoch)
         epoch += 1
         start_s = time.perf_counter()
-        seen = sum(len(labels) for _, labels in loader)
-        return {"rate": seen / (time.perf_counter() - start_s)}
+        num_images = sum(len(labels) for _, labels in loader)
+        return {"rate": num_images / (time.perf_counter() - start_s)}
 
     return work
 
 
-def ranks(measuring: Measuring) -> list[Row]:
-    """Images/s of our training on so many ranks."""
-    bodies = {
-        f"{count} rank{'s' if count > 1 else ''}": partial(ours, job_of(measuring, "scaling", count))
-        for count in measuring.settings.ranks
-    }
-    found = measuring.contest([Contender(name, body) for name, body in bodies.items()], "scale: ranks")
-    return _beside_first(found, "train", "training, {}: " + measuring.label)
+def scale_ranks(context: BenchmarkContext) -> list[Row]:
+    """Compare the images/s of our training on several numbers of ranks."""
+    candidates = [
+        Candidate(f"{count} rank{'s' if count > 1 else ''}", partial(ours, context.workload("scaling", count)))
+        for count in context.settings.ranks
+    ]
+    results = context.interleave(candidates, "scaling: ranks")
+    return compare_with_first(results, "train", f"training, {{}}: {context.label}")
 
 
-def _beside_first(found: dict[str, list[Figures]], figure: str, what: str) -> list[Row]:
-    first, *_ = found
+def compare_with_first(results: dict[str, list[Figures]], figure: str, what: str) -> list[Row]:
+    """Return a row for each candidate, those after the first with the first as baseline.
+
+    Args:
+        results: figures by candidate.
+        figure: key of the images/s.
+        what: label of a row; {} is the name of the candidate.
+    """
+    first, *_ = results
     rows = []
-    for name, each in found.items():
-        beside = ("", ()) if name == first else (first, rates(found[first], figure))
-        rows.append(Row("scaling", what.format(name), rates(each, figure), "images/s", *beside))
+    for name, figures in results.items():
+        baseline = ("", ()) if name == first else (first, per_round(results[first], figure))
+        rows.append(Row("scaling", what.format(name), per_round(figures, figure), "images/s", *baseline))
     return rows

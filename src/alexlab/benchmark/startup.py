@@ -1,9 +1,10 @@
-"""How long one waits: for `--help`, for the first optimizer step, and between two epochs."""
+"""Suite `startup`: the time to `--help`, to the first optimizer step, and between two epochs."""
 
 import itertools
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,16 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from alexlab.benchmark import first_step
-from alexlab.benchmark.baselines import stock_with, turns_of_this_process
-from alexlab.benchmark.commands import command_of, in_turn, run_command
-from alexlab.benchmark.context import Measuring
-from alexlab.benchmark.epochs import job_of, ours_with
-from alexlab.benchmark.interleave import Contender, Turns
-from alexlab.benchmark.roofline import rates
+from alexlab.benchmark.commands import command_timer, run_command, script_command
+from alexlab.benchmark.context import BenchmarkContext
+from alexlab.benchmark.epochs import ours
+from alexlab.benchmark.interleave import Candidate, Figures, Turn, loop
+from alexlab.benchmark.roofline import per_round
+from alexlab.benchmark.stock_lightning import stock_lightning
 from alexlab.benchmark.table import Row
 from alexlab.config import CONFIG_DIR, allowlist
 
-BARE_APP = """import sys
+HYDRA_APP = """import sys
 sys.path.insert(0, {source!r})
 import hydra
 from omegaconf import OmegaConf
@@ -35,71 +36,84 @@ main()
 SOURCE = Path(__file__).parents[2]
 
 
-def suite(measuring: Measuring) -> list[Row]:
-    """Whole commands in processes of their own, in turn; then the gaps inside of two trainings."""
-    return [helps(measuring), first_steps(measuring), gaps(measuring)]
+def suite(context: BenchmarkContext) -> list[Row]:
+    """Compare whole commands, then the pauses between the epochs of two trainings."""
+    return [compare_help(context), compare_first_step(context), compare_pauses(context)]
 
 
-def helps(measuring: Measuring) -> Row:
-    """`--help`, beside a bare Hydra app over the same configs."""
-    app = measuring.out / "bare_app.py"
-    app.write_text(BARE_APP.format(source=str(SOURCE), conf=str(CONFIG_DIR)))
-    lines = {"ours": command_of("train.py", ["--help"]), "bare": [sys.executable, str(app), "--help"]}
-    logs = measuring.out / "logs"
-    found = in_turn(
-        {name: partial(run_command, line, logs / f"help_{name}.log") for name, line in lines.items()},
-        measuring.settings.pairs,
-    )
-    return Row(
-        "startup", "--help", found["ours"], "s", "a bare Hydra app over the same conf/", found["bare"], "imports"
-    )
+def compare_help(context: BenchmarkContext) -> Row:
+    """Compare `--help` with that of a bare Hydra app on the same configs."""
+    app = context.out_dir / "hydra_app.py"
+    app.write_text(HYDRA_APP.format(source=str(SOURCE), conf=str(CONFIG_DIR)))
+    candidates = [
+        Candidate("help of train.py", loop(command_timer, script_command("train.py", ["--help"]))),
+        Candidate("help of a Hydra app", loop(command_timer, [sys.executable, str(app), "--help"])),
+    ]
+    results = context.interleave(candidates, "startup: --help")
+    values, baseline_values = (per_round(results[candidate.name], "s") for candidate in candidates)
+    return Row("startup", "--help", values, "s", "a bare Hydra app on the same conf/", baseline_values, "imports")
 
 
-def first_steps(measuring: Measuring) -> Row:
-    """From the command to the end of the first optimizer step, beside a script with a bare loop."""
-    root, mark = str(measuring.config["data"]["root"]), measuring.out / "first_step"
-    words = [
-        *measuring.words,
+def compare_first_step(context: BenchmarkContext) -> Row:
+    """Compare the time from the command to the end of the first optimizer step with that of a script with a bare loop."""
+    root = str(context.config["data"]["root"])
+    time_paths = [context.out_dir / f"first_step_{name}" for name in ("ours", "script")]
+    overrides = [
+        *context.overrides,
         f"data.root={root}",
         f"{allowlist.WORD}[{FirstStep.__module__}]",
         f"+callbacks.first_step._target_={FirstStep.__module__}.{FirstStep.__name__}",
-        f"+callbacks.first_step.path={mark}",
+        f"+callbacks.first_step.path={time_paths[0]}",
     ]
-    runs = (f"hydra.run.dir={measuring.out / 'runs' / f'first_step_{number}'}" for number in itertools.count())
-    found = in_turn(
-        {
-            "ours": lambda: _until(command_of("train.py", [*words, next(runs)]), mark, measuring.out / "logs"),
-            "bare": lambda: _until(
-                [sys.executable, first_step.__file__, root, str(mark)], mark, measuring.out / "logs"
-            ),
-        },
-        measuring.settings.pairs,
-    )
-    return Row("startup", "to the first step", found["ours"], "s", "a bare loop", found["bare"], "imports")
+    numbers = itertools.count()
+
+    def ours_command() -> list[str]:
+        run_dir = context.out_dir / "runs" / f"first_step_{next(numbers)}"
+        return script_command("train.py", [*overrides, f"hydra.run.dir={run_dir}"])
+
+    def script() -> list[str]:
+        return [sys.executable, first_step.__file__, root, str(time_paths[1])]
+
+    candidates = [
+        Candidate("first step of train.py", loop(_first_step_timer, ours_command, time_paths[0])),
+        Candidate("first step of a script", loop(_first_step_timer, script, time_paths[1])),
+    ]
+    results = context.interleave(candidates, "startup: first step")
+    values, baseline_values = (per_round(results[candidate.name], "s") for candidate in candidates)
+    return Row("startup", "to the first step", values, "s", "a bare loop", baseline_values, "imports")
 
 
-def gaps(measuring: Measuring) -> Row:
-    """Between two epochs without validation, beside stock Lightning."""
-    bare: dict[str, Any] = {"limit_val_batches": 0}
-    bodies = {"ours": partial(ours_with, GAP, **bare), "stock Lightning": partial(stock_with, Gap, **bare)}
-    found = measuring.contest(
-        [Contender(name, partial(body, job_of(measuring, f"gap {name}"))) for name, body in bodies.items()],
-        "start: two epochs in each turn",
-    )
-    values, others = (rates(found[name], "ms") for name in bodies)
-    return Row("startup", "between two epochs, without validation", values, "ms", "stock Lightning", others, "the disk")
+def compare_pauses(context: BenchmarkContext) -> Row:
+    """Compare the pause between two epochs without validation with that of stock Lightning."""
+    options: dict[str, Any] = {"callback": PauseTurns, "limit_val_batches": 0}
+    candidates = [
+        Candidate("pauses of ours", partial(ours, context.workload("pauses of ours"), **options)),
+        Candidate("pauses of Lightning", partial(stock_lightning, context.workload("pauses of Lightning"), **options)),
+    ]
+    results = context.interleave(candidates, "startup: two epochs per turn")
+    values, baseline_values = (per_round(results[candidate.name], "ms") for candidate in candidates)
+    what = "between two epochs, without validation"
+    return Row("startup", what, values, "ms", "stock Lightning", baseline_values, "the disk")
 
 
-def _until(command: list[str], mark: Path, logs: Path) -> float:
-    """Seconds from the start of a command to the time that it leaves in a file."""
-    mark.unlink(missing_ok=True)
-    start_s = time.time()
-    run_command(command, logs / "first_step.log")
-    return float(mark.read_text()) - start_s
+def _first_step_timer(command: Callable[[], list[str]], time_path: Path) -> Callable[[], Figures]:
+    """Return a work that runs a command and measures until the time that the command writes to a file."""
+
+    def work() -> Figures:
+        time_path.unlink(missing_ok=True)
+        start_s = time.time()
+        run_command(command())
+        return {"s": float(time_path.read_text()) - start_s}
+
+    return work
 
 
 class FirstStep(Callback):
-    """Leaves the time of the first optimizer step in a file and ends the process, which has nothing more to do."""
+    """Writes the time of the first optimizer step to a file and exits.
+
+    Args:
+        path: file that is written.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -111,31 +125,32 @@ class FirstStep(Callback):
         os._exit(0)
 
 
-class Gap(Callback):
-    """Takes turns of two epochs and measures from the end of the first one's last step to the begin of the next step."""
+class PauseTurns(Callback):
+    """Makes two epochs one turn, and measures from the last step of the first to the first step of the second.
 
-    def __init__(self) -> None:
-        self.turns: Turns = turns_of_this_process[0]
-        self.end_s = self.gap_s = 0.0
+    Args:
+        turn_fd: file descriptor of the candidate's `Turn`.
+    """
+
+    def __init__(self, turn_fd: int) -> None:
+        self.turn = Turn(turn_fd)
+        self.end_s = self.pause_s = 0.0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.current_epoch == 0:
-            self.turns.next()
+            self.turn.next()
         elif trainer.current_epoch % 2 == 0:
-            self.turns.next({"ms": 1000 * self.gap_s})
+            self.turn.next({"ms": 1000 * self.pause_s})
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx == 0 and trainer.current_epoch % 2:
-            self.gap_s = time.perf_counter() - self.end_s
+            self.pause_s = time.perf_counter() - self.end_s
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(outputs, dict) and torch.is_tensor(outputs.get("loss")):
-            outputs["loss"].item()  # the step has ended on a GPU too
+            outputs["loss"].item()  # waits for the end of the step on a GPU
         self.end_s = time.perf_counter()
-
-
-GAP = f"{Gap.__module__}.{Gap.__name__}"

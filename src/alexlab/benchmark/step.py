@@ -1,4 +1,4 @@
-"""Images a second of an optimizer step on one batch that is there already: layouts, optimizers, precisions, compilation."""
+"""Suite `step`: images/s of an optimizer step on one batch in memory, by layout, optimizer, precision and compilation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -7,93 +7,103 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from alexlab.benchmark.baselines import Job
-from alexlab.benchmark.context import Measuring
-from alexlab.benchmark.epochs import job_of
-from alexlab.benchmark.interleave import Contender, Figures, repeated
-from alexlab.benchmark.roofline import CEILING, elapsed, rates, share, train_flops
+from alexlab.benchmark.context import BenchmarkContext
+from alexlab.benchmark.interleave import Candidate, Figures, loop
+from alexlab.benchmark.roofline import CEILING, per_round, share_of_ceiling, time_on_device, train_flops
 from alexlab.benchmark.table import Row
+from alexlab.benchmark.workload import Workload
 from alexlab.distributed.hardware import cpu_has_bfloat16, keep_memory
 from alexlab.training.preprocessing import normalize
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of making a step.
+class StepVariant:
+    """One implementation of an optimizer step; the defaults are ours.
 
     Args:
-        channels_last: the layout of weights and images.
-        optimizer: the choice of the optimizer's implementation.
-        bfloat16: under autocast.
-        compiled: by `torch.compile`.
-        keeps_memory: see `alexlab.distributed.hardware.keep_memory`.
+        channels_last: memory layout of weights and images; False is NCHW.
+        optimizer: arguments that select the implementation of the optimizer.
+        bfloat16: compute under autocast.
+        compiled: use `torch.compile`.
+        keep_memory: see `alexlab.distributed.hardware.keep_memory`.
     """
 
     channels_last: bool = True
     optimizer: dict[str, bool | None] = field(default_factory=lambda: {"fused": True})
     bfloat16: bool = False
     compiled: bool = False
-    keeps_memory: bool = True
+    keep_memory: bool = True
 
 
-USUAL = Way(channels_last=False, optimizer={"fused": None}, keeps_memory=False)
+USUAL = StepVariant(channels_last=False, optimizer={"fused": None}, keep_memory=False)
 
 
-def suite(measuring: Measuring) -> list[Row]:
-    """Our way beside others that differ in one thing, and beside the usual way."""
-    own = Way(bfloat16=measuring.bfloat16)
-    ways = {
-        "ours": own,
+def step_variants(context: BenchmarkContext) -> dict[str, StepVariant]:
+    """Return our step, the usual one, and some that differ from ours in one respect."""
+    ours = StepVariant(bfloat16=context.bfloat16)
+    variants = {
+        "ours": ours,
         "the usual step: NCHW, default optimizer": USUAL,
-        "NCHW": replace(own, channels_last=False),
-        "optimizer in a loop": replace(own, optimizer={"fused": False, "foreach": False}),
-        "optimizer foreach": replace(own, optimizer={"fused": False, "foreach": True}),
+        "NCHW": replace(ours, channels_last=False),
+        "optimizer in a loop": replace(ours, optimizer={"fused": False, "foreach": False}),
+        "optimizer foreach": replace(ours, optimizer={"fused": False, "foreach": True}),
     }
-    if measuring.device == "cpu":
-        ways["memory given back"] = replace(own, keeps_memory=False)
-    # A GPU is not asked: that would start CUDA, and the contenders are forked from this process.
-    if measuring.device == "cuda" or cpu_has_bfloat16():
-        ways["float32" if own.bfloat16 else "bfloat16"] = replace(own, bfloat16=not own.bfloat16)
-    compiled = measuring.settings.compiled
-    if compiled or (compiled is None and measuring.device == "cuda"):
-        ways["compiled"] = replace(own, compiled=True)
-    job, steps = job_of(measuring, "step"), measuring.settings.steps
-    contenders = [Contender(name, repeated(stepping, job, way, steps)) for name, way in ways.items()]
-    found = measuring.contest(contenders, "step", ceiling=True)
-    operations, _ = train_flops(measuring.config, len(measuring.splits.classes))
-    limit = share(found["ours"], operations, found.pop(CEILING))
-    ours = rates(found.pop("ours"))
-    name = measuring.choices.get("model", "net")
+    if context.device == "cpu":
+        variants["memory given back"] = replace(ours, keep_memory=False)
+    # A GPU is not queried: that would start CUDA in the process that forks the candidates.
+    if context.device == "cuda" or cpu_has_bfloat16():
+        variants["float32" if ours.bfloat16 else "bfloat16"] = replace(ours, bfloat16=not ours.bfloat16)
+    compiled = context.settings.compiled
+    if compiled or (compiled is None and context.device == "cuda"):
+        variants["compiled"] = replace(ours, compiled=True)
+    return variants
+
+
+def suite(context: BenchmarkContext) -> list[Row]:
+    """Compare our step with each other variant."""
+    workload, num_steps = context.workload("step"), context.settings.steps
+    candidates = [
+        Candidate(name, loop(prepare_steps, workload, variant, num_steps))
+        for name, variant in step_variants(context).items()
+    ]
+    results = context.interleave(candidates, "step", ceiling=True)
+    operations, _ = train_flops(context.config, len(context.splits.classes))
+    limit = share_of_ceiling(results["ours"], operations, results.pop(CEILING))
+    values = per_round(results.pop("ours"))
     return [
-        Row("step", name, ours, "images/s", other, rates(figures), limit if place == 0 else "")
-        for place, (other, figures) in enumerate(found.items())
+        Row("step", context.model, values, "images/s", name, per_round(figures), limit if number == 0 else "")
+        for number, (name, figures) in enumerate(results.items())
     ]
 
 
-def stepping(job: Job, way: Way, steps: int) -> Callable[[], Figures]:
-    """Some steps on one batch, in images/s."""
-    device = job.device
-    if way.keeps_memory:
+def prepare_steps(workload: Workload, variant: StepVariant, num_steps: int) -> Callable[[], Figures]:
+    """Return a work that takes optimizer steps on one batch, in images/s."""
+    device = workload.device
+    if variant.keep_memory:
         keep_memory()
-    torch.manual_seed(job.config["seed"])
-    layout = torch.channels_last if way.channels_last else torch.contiguous_format
-    net: Any = job.net().to(device, memory_format=layout)  # type: ignore[call-overload]
-    if way.compiled:
+    torch.manual_seed(workload.config["seed"])
+    layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+    net: Any = workload.net().to(device, memory_format=layout)  # type: ignore[call-overload]
+    if variant.compiled:
         net.compile()
-    optimizer = job.optimizer(net.parameters(), **way.optimizer)
-    node = job.config["data"]
+    optimizer = workload.optimizer(net.parameters(), **variant.optimizer)
+    node = workload.config["data"]
     shape = (node["batch_size"], node["channels"], node["image_size"], node["image_size"])
     images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device, memory_format=layout)
-    labels = torch.randint(0, len(job.splits.classes), shape[:1]).to(device)
-    mean, std = job.constants()
+    labels = torch.randint(0, len(workload.splits.classes), shape[:1]).to(device)
+    mean, std = workload.mean_std_uint8()
 
     def step() -> torch.Tensor:
-        pixels = normalize(images, mean, std) if way.channels_last else (images - mean) / std
-        with torch.autocast(device, torch.bfloat16, enabled=way.bfloat16):
+        pixels = normalize(images, mean, std) if variant.channels_last else (images - mean) / std
+        with torch.autocast(device, torch.bfloat16, enabled=variant.bfloat16):
             loss = F.cross_entropy(net(pixels), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss
 
-    return lambda: {"rate": steps * shape[0] / elapsed(lambda: [step() for _ in range(steps)], device)}
+    def work() -> Figures:
+        elapsed_s = time_on_device(lambda: [step() for _ in range(num_steps)], device)
+        return {"rate": num_steps * shape[0] / elapsed_s}
+
+    return work

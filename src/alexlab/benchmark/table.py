@@ -1,4 +1,4 @@
-"""What a benchmark has found: rows, as a table, JSON and a picture. Imports no torch."""
+"""Results of a benchmark as rows of a table, JSON, Markdown and a plot."""
 
 import json
 import statistics
@@ -9,33 +9,33 @@ from typing import Any
 
 from rich.table import Table
 
-from alexlab.output.escape import markdown as markdown_text
+from alexlab.output.escape import markdown as escape_markdown
 from alexlab.output.escape import plot_label
 
-COLUMNS = ("suite", "what", "measured (least, most)", "beside", "its measure", "times better", "limit")
-LOWER = ("s", "ms", "MB")  # units of which less is better
+COLUMNS = ("suite", "what", "measured (min, max)", "baseline", "its measure", "times better", "limit")
+LOWER_IS_BETTER = ("s", "ms", "MB")  # units
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement beside another one.
+    """A measurement, and that of a baseline in the same rounds.
 
     Args:
-        suite: it belongs to.
-        what: was measured.
-        values: one for each round.
-        unit: of the values.
-        beside: what it is compared with; nothing for a figure that stands alone.
-        others: its values in the same rounds.
-        limit: which resource limits it, and how far it is from that.
+        suite: name of the suite.
+        what: description of the measurement.
+        values: one per round.
+        unit: unit of all values.
+        baseline: name of the baseline; empty for a measurement without one.
+        baseline_values: one per round.
+        limit: resource that limits the measurement, and the share of it that is reached.
     """
 
     suite: str
     what: str
     values: Sequence[float]
     unit: str
-    beside: str = ""
-    others: Sequence[float] = ()
+    baseline: str = ""
+    baseline_values: Sequence[float] = ()
     limit: str = ""
 
     @property
@@ -44,87 +44,95 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        """How many times better, round by round."""
-        pairs = list(zip(self.values, self.others, strict=False))
-        return [other / value if self.unit in LOWER else value / other for value, other in pairs]
+        """The factor by which each round is better than the baseline's."""
+        pairs = list(zip(self.values, self.baseline_values, strict=False))
+        return [other / value if self.unit in LOWER_IS_BETTER else value / other for value, other in pairs]
 
-    def plain(self) -> dict[str, Any]:
-        """Everything, with medians, for JSON."""
-        found: dict[str, Any] = {**asdict(self), "median": self.median}
-        if self.others:
-            found |= {"other_median": statistics.median(self.others), "ratio": statistics.median(self.ratios)}
-        return found
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields, with medians, for JSON."""
+        content: dict[str, Any] = {**asdict(self), "median": self.median}
+        if self.baseline_values:
+            medians = {"baseline_median": self.baseline_values, "ratio": self.ratios}
+            content |= {name: statistics.median(values) for name, values in medians.items()}
+        return content
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    """The rows for a terminal: medians, with the smallest and the largest value."""
-    found = Table(title=title)
+    """Return the rows as a table for a terminal."""
+    result = Table(title=title)
     for name in COLUMNS:
-        found.add_column(name, justify="right" if "m" in name.split()[0] else "left", overflow="fold")
+        is_number = name.startswith(("measured", "its measure", "times"))
+        result.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        found.add_row(*cells(row), end_section=following is not None and following.suite != row.suite)
-    return found
+        result.add_row(*cells(row), end_section=following is not None and following.suite != row.suite)
+    return result
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as words, one for each of `COLUMNS`."""
-    others = f"{spread(row.others)} {row.unit}" if row.others else ""
-    ratios = spread(row.ratios, 2) if row.others else ""
-    return (row.suite, row.what, f"{spread(row.values)} {row.unit}", row.beside, others, ratios, row.limit)
+    """Return a row as text, one cell per column."""
+    baseline_values = f"{format_spread(row.baseline_values)} {row.unit}" if row.baseline_values else ""
+    ratios = format_spread(row.ratios, digits=2) if row.baseline_values else ""
+    values = f"{format_spread(row.values)} {row.unit}"
+    return (row.suite, row.what, values, row.baseline, baseline_values, ratios, row.limit)
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The same as a table of a README."""
+    """Return the rows as a Markdown table."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    return "\n".join([*lines, *("| " + " | ".join(map(markdown_text, cells(row))) + " |" for row in rows)]) + "\n"
+    return "\n".join([*lines, *("| " + " | ".join(map(escape_markdown, cells(row))) + " |" for row in rows)]) + "\n"
 
 
-def spread(values: Sequence[float], digits: int | None = None) -> str:
-    """Median, and the smallest and the largest of several."""
+def format_spread(values: Sequence[float], *, digits: int | None = None) -> str:
+    """Return the median and, of several values, the smallest and the largest.
 
-    def shown(value: float) -> str:
+    Args:
+        values: at least one.
+        digits: decimal places; None for three significant digits.
+    """
+
+    def text(value: float) -> str:
         if digits is not None:
             return f"{value:.{digits}f}"
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
-    median = shown(statistics.median(values))
-    return median if len(values) == 1 else f"{median} ({shown(min(values))}, {shown(max(values))})"
+    median = text(statistics.median(values))
+    return median if len(values) == 1 else f"{median} ({text(min(values))}, {text(max(values))})"
 
 
-def write(rows: Sequence[Row], about: dict[str, Any], out: Path) -> None:
-    """Writes benchmark.json, benchmark.md and benchmark.png.
+def write(rows: Sequence[Row], about: dict[str, Any], out_dir: Path) -> None:
+    """Write benchmark.json, benchmark.md and, if a row has a baseline, benchmark.png.
 
     Args:
-        rows: of all suites.
-        about: the machine, versions and settings.
-        out: the folder.
+        rows: of all suites so far.
+        about: machine, versions and settings, for the JSON file.
+        out_dir: an existing folder.
     """
-    content = {**about, "rows": [row.plain() for row in rows]}
-    (out / "benchmark.json").write_text(json.dumps(content, indent=2) + "\n")
-    (out / "benchmark.md").write_text(markdown(rows))
-    compared = [row for row in rows if row.others]
+    content = {**about, "rows": [row.as_dict() for row in rows]}
+    (out_dir / "benchmark.json").write_text(json.dumps(content, indent=2) + "\n")
+    (out_dir / "benchmark.md").write_text(markdown(rows))
+    compared = [row for row in rows if row.baseline_values]
     if compared:
-        _draw(compared, out / "benchmark.png")
+        _plot(compared, out_dir / "benchmark.png")
 
 
-def _draw(rows: Sequence[Row], path: Path) -> None:
-    """A bar for each ratio, with its smallest and its largest value."""
+def _plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw a bar for each ratio, with its smallest and its largest value."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 0.8 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
     medians = [statistics.median(row.ratios) for row in rows]
-    reach = [
-        [middle - min(row.ratios) for row, middle in zip(rows, medians, strict=True)],
-        [max(row.ratios) - middle for row, middle in zip(rows, medians, strict=True)],
+    errors = [
+        [median - min(row.ratios) for row, median in zip(rows, medians, strict=True)],
+        [max(row.ratios) - median for row, median in zip(rows, medians, strict=True)],
     ]
     suites = list(dict.fromkeys(row.suite for row in rows))
     colors = [f"C{suites.index(row.suite)}" for row in rows]
-    axes.barh(range(len(rows)), medians, xerr=reach, color=colors, capsize=2, height=0.7)
-    names = [plot_label(f"{row.suite}: {row.what} beside {row.beside}") for row in rows]
+    axes.barh(range(len(rows)), medians, xerr=errors, color=colors, capsize=2, height=0.7)
+    names = [plot_label(f"{row.suite}: {row.what}, compared with {row.baseline}") for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xlabel="times better (median, smallest, largest)", xscale="log")
+    axes.set(xlabel="times better (median, min, max)", xscale="log")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)

@@ -33,9 +33,9 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from hydra.core.hydra_config import HydraConfig
 
     from alexlab.benchmark import table
-    from alexlab.benchmark.config import Settings, write_subset
-    from alexlab.benchmark.context import Measuring
-    from alexlab.benchmark.roofline import ceilings
+    from alexlab.benchmark.config import BenchmarkConfig, write_subset
+    from alexlab.benchmark.context import BenchmarkContext
+    from alexlab.benchmark.roofline import measure_ceilings
     from alexlab.config import build
     from alexlab.data.config import DataConfig
     from alexlab.data.layout import SPLITS
@@ -48,8 +48,8 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.training.loop import hush_lightning
 
     names = suites(config["suite"])
-    bind(Settings, "benchmark", **config["benchmark"])
-    settings = Settings(**config["benchmark"])
+    bind(BenchmarkConfig, "benchmark", **config["benchmark"])
+    settings = BenchmarkConfig(**config["benchmark"])
     hush_lightning()
     bind(DataConfig, "data", **config["data"])
     if config["data"].get("url") is not None:
@@ -74,16 +74,16 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     rehearse(trained, splits, num_ranks=ranks)
 
     try:
-        results = ceilings(device, rounds=settings.pairs, log_dir=run_dir / "logs")
-        measuring = Measuring(
+        results = measure_ceilings(device, num_rounds=settings.pairs, log_dir=run_dir / "logs")
+        context = BenchmarkContext(
             config=trained,
             choices=choices,
-            words=train_words(choices, raw_overrides(HydraConfig.get().overrides.task)),
+            overrides=train_words(choices, raw_overrides(HydraConfig.get().overrides.task)),
             settings=settings,
             splits=build.packed(trained, DataConfig(**trained["data"]).find_splits()),
             device=device,
-            ranks=ranks,
-            out=run_dir.resolve(),
+            num_ranks=ranks,
+            out_dir=run_dir.resolve(),
             peer=config["peer"],
         )
         about = {
@@ -97,7 +97,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
             "settings": config["benchmark"],
         }
         for name in names:
-            results += importlib.import_module(f"alexlab.benchmark.{name}").suite(measuring)
+            results += importlib.import_module(f"alexlab.benchmark.{name}").suite(context)
             table.write(results, about, run_dir)  # what has been measured is not lost when a later suite fails
     finally:
         shutil.rmtree(trained["data"]["cache_dir"], ignore_errors=True)
