@@ -13,7 +13,7 @@ from alexlab.runs.layout import LAST
 from alexlab.runs.record import RunRecord
 from alexlab.training.module import Classifier
 from chaos.harness import Result, Workspace, identical, outcome
-from support.exact_resume import Recorded, compare, content
+from support.exact_resume import RecordedRun, compare, content
 
 BATCHES = 18  # of a run: 2 epochs of 6 training and 3 validation batches
 
@@ -55,7 +55,7 @@ def resume_points(workspace: Workspace, tries: int, rng: random.Random) -> Resul
     for combination in combinations[:tries]:
         folder = workspace.path("_".join(override.rpartition("=")[2] for override in combination))
         folder.mkdir()
-        run = Recorded(workspace.train, folder)
+        run = RecordedRun(workspace.train, folder)
         overrides = (*combination, "augmentation=mixup", "scheduler=cosine", "optimizer=sgd")
         with redirect_stdout(StringIO()):
             expected = run(*overrides, name="uninterrupted")

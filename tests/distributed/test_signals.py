@@ -17,7 +17,7 @@ from alexlab.runs.layout import LAST
 from alexlab.runs.record import RunRecord
 from alexlab.training import loop
 from alexlab.training.module import Classifier
-from support.exact_resume import RECIPES, Recorded, compare, content
+from support.exact_resume import RECIPES, RecordedRun, compare, content
 from support.runs import ROOT, environment, rows
 
 Train = Callable[..., float | None]
@@ -60,7 +60,7 @@ def begun_at(last: Path) -> str:
     return f"{found['global_step'] - found['callbacks']['PreemptionCallback']['before_validation']:03d}.ckpt"
 
 
-SIGNALLED = ("ema and norms", "validation inside", "validation inside, accumulated")
+SIGNALLED = ("ema and norms", "validation within an epoch", "validation within an epoch, accumulated")
 
 
 @pytest.mark.parametrize("recipe", SIGNALLED)
@@ -68,7 +68,7 @@ def test_at_every_batch_of_training_and_validation(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     sender = Sender(monkeypatch, signal.SIGTERM)
-    run = Recorded(train, tmp_path)
+    run = RecordedRun(train, tmp_path)
     whole = run(*RECIPES[recipe], name="whole")
     batches, before = sender.count, 0
     # Of batches that are accumulated every third is enough: where the run ends is no matter of the batch.
@@ -91,7 +91,7 @@ def test_two_ranks_that_hear_it_together_or_alone_or_from_their_parent(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sender = Sender(monkeypatch, signal.SIGUSR1)
-    run = Recorded(train, tmp_path)
+    run = RecordedRun(train, tmp_path)
     words = ("trainer.devices=2", "augmentation=mixup")
     whole = run(*words, name="whole")
     to: list[str | int] = ["own", 0, 1, "parent"]

@@ -98,8 +98,8 @@ def test_words_of_what_is_no_trained_net(trained_run: Path, tmp_path: Path, caps
         "empty": r"the folder .*/empty has no checkpoints/best.ckpt",
         "damaged.ckpt": r"cannot read the weights in .*/damaged.ckpt: ",
         "evil.ckpt": r"cannot read the weights in .*/evil.ckpt: ",
-        "plain.pth": r"/plain.pth must hold a state dict: it holds no tensors by name",
-        "resnet.pth": r"no layer of it does|these tensors do not fit",
+        "plain.pth": r"/plain.pth must contain a state dict: it contains no tensors by name",
+        "resnet.pth": r"resnet.pth does not fit the net in any layer",
         "vector.pth": r"ckpt must be a run folder.*; .*/vector.pth is none of these",
         "other.ckpt": r"the weights of .*/other.ckpt do not fit the net of its config: .*size mismatch",
     }.items():

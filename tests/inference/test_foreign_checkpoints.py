@@ -37,12 +37,12 @@ SHAPES: list[tuple[str, Any, str]] = [
     ("alexlab/classes", None, "must have classes, a list; got NoneType"),
     ("alexlab/classes", "ant", "must have classes, a list; got str"),
     ("alexlab/classes", {"ant": 0}, "must have classes, a list; got dict"),
-    ("alexlab/classes", [], "it must name the classes; it names none"),
-    ("alexlab/classes", ["ant", "bee", "bee"], "no two classes may have the same name; it has 'bee' 2 times"),
-    ("alexlab/classes", ["ant", "bee", 3], "a text of 1 to 255 characters; it has one of type int"),
-    ("alexlab/classes", ["ant", "bee", ["cat"]], "a text of 1 to 255 characters; it has one of type list"),
-    ("alexlab/classes", ["ant", "bee", ""], "1 to 255 characters; it has a text of 0 characters"),
-    ("alexlab/classes", ["ant", "bee", "x" * 1_000_000], "it has a text of 1000000 characters"),
+    ("alexlab/classes", [], "it must have class names; its list is empty"),
+    ("alexlab/classes", ["ant", "bee", "bee"], "class names must be unique; 'bee' occurs 2 times"),
+    ("alexlab/classes", ["ant", "bee", 3], "a string of 1 to 255 characters; got int"),
+    ("alexlab/classes", ["ant", "bee", ["cat"]], "a string of 1 to 255 characters; got list"),
+    ("alexlab/classes", ["ant", "bee", ""], "1 to 255 characters; got 0 characters"),
+    ("alexlab/classes", ["ant", "bee", "x" * 1_000_000], "got 1000000 characters"),
     ("alexlab/classes", ["ant", "bee"], "it names 2 classes, but its last layer has 3 outputs"),
     ("alexlab/classes", ["a", "b", "c", "d"], "it names 4 classes, but its last layer has 3 outputs"),
     ("alexlab/best", [0.5], "the best scores in its record must be numbers by name"),
@@ -60,7 +60,7 @@ SHAPES: list[tuple[str, Any, str]] = [
     ("alexlab/config/model/width", float("nan"), "model"),
     ("alexlab/config/model/width", 1e300, "the config in .* must describe a net"),
     ("alexlab/config/model/width", None, "model"),
-    ("alexlab/config/model/fc_widths", [1] * 5000, "the net must have no more parameters than the file has tensors"),
+    ("alexlab/config/model/fc_widths", [1] * 5000, "the net must not have more parameters than the file has tensors"),
     ("alexlab/config/model/grid", 10**9, "the config in .* must describe a net|do not fit"),
     ("alexlab/config/model/pool_stride", 0, "the config in .* must describe a net"),
     ("alexlab/config/model/surprise", 1, "model.surprise is no argument of"),
@@ -86,12 +86,12 @@ SHAPES: list[tuple[str, Any, str]] = [
     ("alexlab/config/augmentation/eval/center/size", None, "the config in .* must describe a net|do not fit"),
     ("state_dict", None, "it has no state_dict"),
     ("state_dict", [torch.ones(3)], "it has no state_dict"),
-    ("state_dict", {}, "it holds no tensors by name"),
-    ("state_dict", {7: torch.ones(3)}, "it holds no tensors by name"),
-    ("state_dict/net.features.conv1.weight", "text", "must hold tensors by name; 'features.conv1.weight' is a str"),
+    ("state_dict", {}, "it contains no tensors by name"),
+    ("state_dict", {7: torch.ones(3)}, "it contains no tensors by name"),
+    ("state_dict/net.features.conv1.weight", "text", "must contain tensors by name; 'features.conv1.weight' is a str"),
     ("state_dict/net.features.conv1.weight", torch.ones(4, 3, 7, 7), "do not fit the net of its config: .*size mismatch"),
-    ("state_dict/net.features.conv1.bias", torch.tensor([1.0, 2.0, float("nan"), 3.0]), "finite; features.conv1.bias holds NaN"),
-    ("state_dict/net.classifier.fc6.bias", torch.full((16,), float("-inf")), "finite; classifier.fc6.bias holds NaN or inf"),
+    ("state_dict/net.features.conv1.bias", torch.tensor([1.0, 2.0, float("nan"), 3.0]), "finite; features.conv1.bias contains NaN"),
+    ("state_dict/net.classifier.fc6.bias", torch.full((16,), float("-inf")), "finite; classifier.fc6.bias contains NaN or inf"),
     ("state_dict/net.surprise", torch.ones(3), "do not fit the net of its config: .*[Uu]nexpected key"),
 ]  # fmt: skip
 
@@ -158,9 +158,9 @@ def test_the_record_of_an_exported_file_is_checked_as_well(trained_run: Path, tm
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     for text, words in (
-        ("{", "must hold a state dict"),
+        ("{", "must contain a state dict"),
         ("[]", "its record of the run must be a dict"),
-        (metadata["alexlab"].replace('"bee"', '"ant"'), "no two classes may have the same name; it has 'ant' 2 times"),
+        (metadata["alexlab"].replace('"bee"', '"ant"'), "class names must be unique; 'ant' occurs 2 times"),
     ):
         save_file(state, path, metadata | {"alexlab": text})
         with pytest.raises(ConfigError, match=words):

@@ -15,7 +15,7 @@ def on_meta(*overrides: str, num_classes: int = 1000) -> nn.Module:
         return build.net(plain(*overrides), num_classes)
 
 
-def test_dropout_is_drawn_as_in_torchvision() -> None:
+def test_dropout_masks_match_torchvision() -> None:
     theirs, ours = torchvision_alexnet(num_classes=10), AlexNet(10)
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     images = torch.randn(2, 3, 224, 224)
@@ -25,9 +25,9 @@ def test_dropout_is_drawn_as_in_torchvision() -> None:
     assert torch.equal(ours(images), expected)
 
 
-def test_lrn_is_the_paper_s_formula() -> None:
-    """b = a / (k + alpha * sum over n neighbouring channels of a^2) ^ beta, section 3.3, summed directly in float64; the
-    neighbours are those of the same tower."""
+def test_lrn_matches_the_formula_of_the_paper() -> None:
+    """b = a / (k + alpha * sum over n neighbouring channels of a^2) ^ beta, section 3.3, in float64; neighbours
+    are channels of the same tower."""
     net = on_meta("model=alexnet_two_tower", num_classes=2)
     layer = net.features.norm1
     a = torch.rand(2, 12, 3, 3, dtype=torch.float64) * 50
@@ -40,16 +40,22 @@ def test_lrn_is_the_paper_s_formula() -> None:
     assert list(net.features)[2:4] == [net.features.norm1, net.features.pool1]
 
 
-def kinds(*overrides: str) -> list[str]:
-    """The names of the layers of the features."""
+def feature_names(*overrides: str) -> list[str]:
+    """Return the names of the feature layers."""
     return [name for name, _ in on_meta(*overrides, num_classes=2).features.named_children()]
 
 
-def test_lrn_follows_the_activation_and_batch_norm_stands_on_either_side() -> None:
-    assert kinds("model.norm=lrn")[:8] == ["conv1", "act1", "norm1", "pool1", "conv2", "act2", "norm2", "pool2"]
-    assert kinds("model.norm=batch")[:5] == ["conv1", "norm1", "act1", "pool1", "conv2"]
-    assert kinds("model.norm=batch", "model.norm_side=after")[:5] == ["conv1", "act1", "norm1", "pool1", "conv2"]
-    assert [name for name in kinds("model.norm=batch", "model.norm_layers=[2,5]") if "norm" in name] == [
+def test_lrn_follows_the_activation_and_batch_norm_may_precede_it() -> None:
+    assert feature_names("model.norm=lrn")[:8] == ["conv1", "act1", "norm1", "pool1", "conv2", "act2", "norm2", "pool2"]
+    assert feature_names("model.norm=batch")[:5] == ["conv1", "norm1", "act1", "pool1", "conv2"]
+    assert feature_names("model.norm=batch", "model.norm_side=after")[:5] == [
+        "conv1",
+        "act1",
+        "norm1",
+        "pool1",
+        "conv2",
+    ]
+    assert [name for name in feature_names("model.norm=batch", "model.norm_layers=[2,5]") if "norm" in name] == [
         "norm2",
         "norm5",
     ]
@@ -57,14 +63,14 @@ def test_lrn_follows_the_activation_and_batch_norm_stands_on_either_side() -> No
     assert (net.features.norm3.eps, net.features.norm3.momentum) == (1e-3, 0.01)
 
 
-def test_any_activation_of_torch() -> None:
+def test_any_torch_activation_can_be_used() -> None:
     net = on_meta("model.activation=tanh", num_classes=2)
     assert isinstance(net.features.act1, nn.Tanh)
     assert isinstance(net.classifier.act6, nn.Tanh)
     assert isinstance(on_meta("model.activation=leakyrelu", num_classes=2).features.act5, nn.LeakyReLU)
 
 
-def test_poolings_that_do_not_overlap() -> None:
+def test_poolings_may_not_overlap() -> None:
     net = on_meta("model.pool_kernels=[2,2,2]", num_classes=2)
     assert [(layer.kernel_size, layer.stride) for layer in net.features if isinstance(layer, nn.MaxPool2d)] == [
         (2, 2)
@@ -72,25 +78,25 @@ def test_poolings_that_do_not_overlap() -> None:
 
 
 @pytest.mark.parametrize("number", range(1, 6))
-def test_any_convolution_can_be_left_out(number: int) -> None:
-    names = kinds(f"model.skip_convs=[{number}]", "model.norm=batch")
+def test_any_convolution_can_be_skipped(number: int) -> None:
+    names = feature_names(f"model.skip_convs=[{number}]", "model.norm=batch")
     assert [name for name in names if name.endswith(str(number))] == ([f"pool{number}"] if number in (1, 2, 5) else [])
     net = on_meta(f"model.skip_convs=[{number}]", num_classes=2)
     assert net(torch.empty(1, 3, 224, 224, device="meta")).shape == (1, 2)
 
 
-def test_the_last_hidden_layers_can_be_plain() -> None:
+def test_a_linear_tail_has_no_activation_or_dropout() -> None:
     net = on_meta("model=alexnet_catdog", num_classes=2)
     assert list(net.classifier._modules) == ["fc6", "act6", "drop6", "fc7", "act7", "drop7", "fc8", "fc9"]
 
 
-def test_two_towers_are_groups_in_conv2_conv4_and_conv5() -> None:
+def test_two_towers_group_conv2_conv4_and_conv5() -> None:
     net = on_meta("model=alexnet_two_tower")
     assert [layer.groups for layer in net.features if isinstance(layer, nn.Conv2d)] == [1, 2, 1, 2, 2]
     assert [type(layer) for layer in net.classifier][:3] == [nn.Linear, nn.ReLU, nn.Dropout]
 
 
-def test_width_multiplies_the_net_s_own_widths() -> None:
+def test_width_scales_the_widths_of_a_variant() -> None:
     net = on_meta("model=alexnet_half", "model.width=0.5")
     assert [layer.out_channels for layer in net.features if isinstance(layer, nn.Conv2d)] == [24, 64, 96, 96, 64]
     assert net.classifier.fc6.out_features == 1024
@@ -98,7 +104,7 @@ def test_width_multiplies_the_net_s_own_widths() -> None:
     assert all(layer.out_channels % layer.groups == 0 for layer in grouped.features if isinstance(layer, nn.Conv2d))
 
 
-def test_widths_norm_channels_and_classes_are_options() -> None:
+def test_widths_norm_channels_and_classes_can_be_configured() -> None:
     net = on_meta(
         "model.widths=[2,4,6,8,10]", "model.fc_widths=[7]", "model.norm=batch", "model.in_channels=1", num_classes=3
     )
@@ -107,20 +113,20 @@ def test_widths_norm_channels_and_classes_are_options() -> None:
     assert [layer.out_features for layer in net.classifier if isinstance(layer, nn.Linear)] == [7, 3]
 
 
-def test_the_smallest_image_is_named() -> None:
+def test_the_error_for_a_small_image_names_the_smallest_size() -> None:
     net = AlexNet(2, widths=[2] * 5, fc_widths=[2])
     net.check_image_size(63)
     assert net(torch.zeros(1, 3, 63, 63)).shape == (1, 2)
     with pytest.raises(
-        ValueError, match=r"data\.image_size=62 is too small .* pool5 gets 2 x 2 .* smallest size is 63"
+        ValueError, match=r"data\.image_size=62 is too small .* pool5 maps 2 x 2 .* smallest size is 63"
     ):
         net.check_image_size(62)
-    with pytest.raises(ValueError, match=r"conv1 gets 5 x 5 and gives floor\(\(5 \+ 2 x 2 - 11\) / 4\) \+ 1 = 0"):
+    with pytest.raises(ValueError, match=r"conv1 maps 5 x 5 to floor\(\(5 \+ 2 x 2 - 11\) / 4\) \+ 1 = 0"):
         net.check_image_size(5)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"widths": [1, 2, 3]}, "model.widths needs 5 numbers; got [1, 2, 3]"),
         ({"groups": [1]}, "model.groups needs 5 numbers"),
@@ -131,11 +137,11 @@ def test_the_smallest_image_is_named() -> None:
         ({"pool_kernels": [3]}, "model.pool_kernels needs 3 numbers; got [3]"),
         ({"activation": "step"}, "model.activation must be one of threshold, relu, "),
         ({"norm_side": "above"}, "model.norm_side must be one of before, after; got 'above'"),
-        ({"skip_convs": [6]}, "model.skip_convs must hold numbers of convolutions, 1 to 5; got [6]"),
-        ({"norm_layers": [0]}, "model.norm_layers must hold numbers of convolutions, 1 to 5; got [0]"),
-        ({"linear_tail": 3}, "model.linear_tail must be at most the 2 hidden linear layers; got 3"),
+        ({"skip_convs": [6]}, "model.skip_convs must contain numbers of convolutions, 1 to 5; got [6]"),
+        ({"norm_layers": [0]}, "model.norm_layers must contain numbers of convolutions, 1 to 5; got [0]"),
+        ({"linear_tail": 3}, "model.linear_tail must be in 0..2, the hidden layers; got 3"),
     ],
 )
-def test_numbers_that_make_no_net_are_refused(options: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(words)):
+def test_invalid_arguments_are_rejected(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         AlexNet(2, **options)

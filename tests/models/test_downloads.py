@@ -1,4 +1,4 @@
-"""Downloaded weights: kept by URL and content, verified at each use."""
+"""Downloaded weights: cached by URL and content, verified at each use."""
 
 import hashlib
 import http.server
@@ -21,20 +21,16 @@ ENTRY = models.AlexNet_Weights.IMAGENET1K_V1
 
 
 class Server:
-    """An HTTP server on this machine.
-
-    Args:
-        url: of its root.
-    """
+    """Local HTTP server for files in memory, which records the requested paths."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                server.asked.append(self.path)
+                server.requests.append(self.path)
                 path = self.path.partition("?")[0]
                 if path.startswith("/moved/"):
                     self.send_response(302)
@@ -92,28 +88,30 @@ def value(name: str) -> float:
     return read_source(name, net()).state["features.conv1.bias"][0].item()
 
 
-def kept(hub: Path) -> list[Path]:
+def cached_files(hub: Path) -> list[Path]:
     return [path for path in hub.rglob("*") if path.is_file()]
 
 
-def test_equal_file_names_of_different_urls_are_different_files(server: Server, hub: Path) -> None:
+def test_files_of_the_same_name_from_different_urls_do_not_clash(server: Server, hub: Path) -> None:
     server.files = {"/a/weights.pth": weights(1.0), "/b/weights.pth": weights(2.0)}
     names = [f"{server.url}/a/weights.pth", f"{server.url}/b/weights.pth", f"{server.url}/a/weights.pth?version=2"]
     assert [value(name) for name in names] == [1.0, 2.0, 1.0]
     assert [value(name) for name in names] == [1.0, 2.0, 1.0]
-    assert server.asked == ["/a/weights.pth", "/b/weights.pth", "/a/weights.pth?version=2"], "each is downloaded once"
+    assert server.requests == ["/a/weights.pth", "/b/weights.pth", "/a/weights.pth?version=2"], (
+        "each is downloaded once"
+    )
 
 
 def test_a_corrupt_copy_is_downloaded_again(server: Server, hub: Path, caplog: pytest.LogCaptureFixture) -> None:
     server.files["/w.pth"] = weights(1.0)
     assert value(f"{server.url}/w.pth") == 1.0
-    (copy,) = kept(hub)
+    (copy,) = cached_files(hub)
     copy.write_bytes(weights(3.0))
     assert value(f"{server.url}/w.pth") == 1.0
-    assert f"{copy} is corrupt" in caplog.text and len(server.asked) == 2
+    assert f"{copy} is corrupt" in caplog.text and len(server.requests) == 2
 
 
-def test_torchvisions_name_in_a_strangers_url_is_not_torchvisions_file(
+def test_a_url_cannot_replace_a_torchvision_file_of_the_same_name(
     server: Server, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     genuine = weights(1.0)
@@ -121,13 +119,13 @@ def test_torchvisions_name_in_a_strangers_url_is_not_torchvisions_file(
     monkeypatch.setattr(ENTRY.value, "url", f"{server.url}/models/{name}")
     server.files = {f"/models/{name}": genuine, f"/evil/{name}": weights(2.0)}
     assert value(f"{server.url}/evil/{name}") == 2.0
-    for word in ("IMAGENET1K_V1", "DEFAULT", "AlexNet_Weights.IMAGENET1K_V1"):
-        assert value(word) == 1.0
+    for alias in ("IMAGENET1K_V1", "DEFAULT", "AlexNet_Weights.IMAGENET1K_V1"):
+        assert value(alias) == 1.0
     assert (hub / name).read_bytes() == genuine
-    assert server.asked == [f"/evil/{name}", f"/models/{name}"]
+    assert server.requests == [f"/evil/{name}", f"/models/{name}"]
 
 
-def test_torchvisions_file_is_verified_when_it_is_there_already(
+def test_a_cached_torchvision_file_is_verified(
     server: Server, hub: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     genuine = weights(1.0)
@@ -142,11 +140,11 @@ def test_torchvisions_file_is_verified_when_it_is_there_already(
     server.files[f"/{name}"] = weights(3.0)
     with pytest.raises(ConfigError, match=rf"must have a SHA-256 that begins with .*put it at .*{name}"):
         value("IMAGENET1K_V1")
-    assert not kept(hub)
+    assert not cached_files(hub)
 
 
 @pytest.mark.parametrize(
-    ("path", "words"),
+    ("path", "message"),
     [
         ("/missing.pth", r"cannot download http.*/missing\.pth: HTTP status 404, Not Found; download it on another machine"),
         ("/short/w.pth", r"the connection was lost after [\d,]+ of [\d,]+ bytes"),
@@ -156,17 +154,17 @@ def test_torchvisions_file_is_verified_when_it_is_there_already(
         ("/empty.pth", r"cannot read the weights in http.*/empty\.pth: it is empty"),
     ],
 )  # fmt: skip
-def test_a_download_that_fails_leaves_nothing(path: str, words: str, server: Server, hub: Path) -> None:
+def test_a_failed_download_leaves_no_file(path: str, message: str, server: Server, hub: Path) -> None:
     server.files = {
         "/short/w.pth": weights(1.0),
         "/page.pth": b"<!DOCTYPE html><title>Sign in</title>",
         "/pointer.pth": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
         "/empty.pth": b"",
     }
-    with pytest.raises(ConfigError, match=words) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         value(f"{server.url}{path}")
     assert "\n" not in str(caught.value)
-    assert not kept(hub)
+    assert not cached_files(hub)
 
 
 def test_a_redirect_is_followed(server: Server) -> None:
@@ -174,10 +172,10 @@ def test_a_redirect_is_followed(server: Server) -> None:
     assert value(f"{server.url}/moved/w.pth") == 1.0
 
 
-def test_a_server_that_is_not_there(server: Server, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_an_error(server: Server, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.close()
     with pytest.raises(
-        ConfigError, match=r"cannot download .*/w\.pth: .*refused; download it on another machine and name"
+        ConfigError, match=r"cannot download .*/w\.pth: .*refused; download it on another machine and use"
     ):
         value(f"{server.url}/w.pth")
     monkeypatch.setattr(ENTRY.value, "url", f"{server.url}/alexnet-owt-7be5be79.pth")
@@ -186,6 +184,6 @@ def test_a_server_that_is_not_there(server: Server, hub: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/w.pth", "ftp://host/w.pth"])
-def test_other_schemes_are_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="which begins with http:// or https://"):
+def test_other_schemes_are_rejected(url: str) -> None:
+    with pytest.raises(ConfigError, match="with http:// or https://"):
         read_source(url, NiN(2, width=0.1))

@@ -19,7 +19,7 @@ MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml") if p
 
 
 def fans(layer: Any) -> tuple[int, int]:
-    """Fan in and fan out of a layer's weight, each with the area of the kernel."""
+    """Return fan in and fan out of a layer."""
     area = math.prod(layer.weight.shape[2:])
     return layer.weight.shape[1] * area, layer.weight.shape[0] * area
 
@@ -36,7 +36,7 @@ def kaiming(layer: nn.Module) -> float:
     return math.sqrt(2 / fans(layer)[1]) if isinstance(layer, nn.Conv2d) else 0.01
 
 
-# The standard deviation that each scheme gives a layer's weight; PyTorch's own is uniform in +-1 / sqrt(fan in).
+# Expected standard deviation of a layer's weight; PyTorch's default is uniform in +-1 / sqrt(fan in).
 STD: dict[str, Callable[[nn.Module], float]] = {
     "torch": lambda layer: math.sqrt(1 / 3 / fans(layer)[0]),
     "he": he,
@@ -51,18 +51,18 @@ def layers_of(net: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
 
 
-def test_every_scheme_has_its_formula_here() -> None:
+def test_every_scheme_has_an_expected_formula() -> None:
     assert set(STD) == set(SCHEMES)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("model", MODELS)
-def test_every_layer_of_every_net_is_drawn_by_the_scheme(model: str, scheme: str) -> None:
-    """Of nets a tenth as wide: the standard deviation of n values is off by 1 / sqrt(2 n) of itself, five times that at most."""
+def test_every_layer_of_every_net_follows_the_scheme(model: str, scheme: str) -> None:
+    """Nets of a tenth of the width. The relative error of the standard deviation of n values is 1 / sqrt(2 n); allow five times it."""
     torch.manual_seed(0)
     config = plain(f"model={model}", f"model.init={scheme}", "model.width=0.1", "data=folder", "data.root=x")
     if scheme == "paper2012" and not model.startswith("alexnet"):
-        with pytest.raises(ConfigError, match=r"model\.init=paper2012 sets the biases of an AlexNet's layers; got "):
+        with pytest.raises(ConfigError, match=r"model\.init=paper2012 needs the layers of an AlexNet; got "):
             build.net(config, 10)
         return
     layers = layers_of(build.net(config, 10))
@@ -74,14 +74,14 @@ def test_every_layer_of_every_net_is_drawn_by_the_scheme(model: str, scheme: str
             assert (layer.bias == 0).all(), name
 
 
-def test_the_biases_of_2012() -> None:
+def test_paper2012_sets_some_biases_to_one() -> None:
     ones = {"features.conv2", "features.conv4", "features.conv5", "classifier.fc6", "classifier.fc7"}
     for net in (AlexNet(10, width=0.1, init="paper2012"), AlexNet(10, width=0.1, init="paper2012", skip_convs=[1, 3])):
         for name, layer in layers_of(net).items():
             assert (layer.bias == float(name in ones)).all(), name
 
 
-def test_xavier_and_glorot_are_one_scheme() -> None:
+def test_xavier_and_glorot_are_the_same_scheme() -> None:
     nets = []
     for scheme in ("xavier", "glorot"):
         torch.manual_seed(0)
@@ -95,7 +95,7 @@ def test_glorot_is_uniform() -> None:
     assert layer.weight.abs().max().item() == pytest.approx(math.sqrt(3) * glorot(layer), rel=0.01)
 
 
-def test_torch_is_pytorch_s_own() -> None:
+def test_torch_keeps_the_default_of_pytorch() -> None:
     torch.manual_seed(0)
     expected = nn.Conv2d(3, 48, 11, 4, 2)
     torch.manual_seed(0)
@@ -107,12 +107,12 @@ def test_torch_is_pytorch_s_own() -> None:
     ("net", "options"),
     [(VGG, {"widths": [1] * 5, "fc_widths": [1]}), (NiN, {"width": 0.01}), (GoogLeNet, {"width": 0.01})],
 )
-def test_nets_whose_layers_have_other_names_than_those_of_2012(net: Any, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"got {net.__name__}: take he or xavier"):
+def test_paper2012_is_rejected_for_other_nets(net: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"got {net.__name__}: use he or xavier"):
         net(2, **options, init="paper2012")
 
 
-def test_words() -> None:
+def test_invalid_schemes_are_rejected() -> None:
     with pytest.raises(
         ValueError, match=r"model\.init must be one of torch, he, xavier, glorot, kaiming, paper2012; got 'orthogonal'"
     ):

@@ -1,6 +1,6 @@
-"""Each system beside a net that is put together here, layer by layer, from the list of its source.
+"""Parity of each net with a reference that is built layer by layer from a list in its source.
 
-The lists are written as the sources have them: `64x11/4,2` is a convolution of 64 kernels of 11 x 11 with stride 4 and
+Notation: `64x11/4,2` is a convolution of 64 kernels of 11 x 11 with stride 4 and
 padding 2 (`g2`: in two groups), `R` ReLU, `P3/2` max pooling, `L` the paper's local response normalisation, `B` batch
 normalisation, `A` average pooling to one value, `D.5` dropout, `F10` a linear layer.
 """
@@ -91,26 +91,26 @@ class PaperNorm(nn.Module):
 
 
 def layers(text: str, size: int) -> Iterator[nn.Module]:
-    """The modules of a list; `size` is the number of channels or values that come in."""
-    for word in text.split():
-        if match := re.fullmatch(r"(\d+)x(\d+)/(\d+),(\d+)(?:g(\d))?", word):
+    """Yield the modules of a list whose input has `size` channels or features."""
+    for item in text.split():
+        if match := re.fullmatch(r"(\d+)x(\d+)/(\d+),(\d+)(?:g(\d))?", item):
             count, kernel, stride, padding, groups = (int(value or 1) for value in match.groups())
             yield nn.Conv2d(size, count, kernel, stride, padding, groups=groups)
             size = count
-        elif match := re.fullmatch(r"P(\d)/(\d)(?:,(\d))?", word):
+        elif match := re.fullmatch(r"P(\d)/(\d)(?:,(\d))?", item):
             yield nn.MaxPool2d(int(match[1]), int(match[2]), int(match[3] or 0))
-        elif match := re.fullmatch(r"F(\d+)", word):
+        elif match := re.fullmatch(r"F(\d+)", item):
             yield nn.Linear(size, int(match[1]))
             size = int(match[1])
-        elif match := re.fullmatch(r"D(\.\d+)", word):
+        elif match := re.fullmatch(r"D(\.\d+)", item):
             yield nn.Dropout(float(match[1]))
-        elif word == "A":
+        elif item == "A":
             yield nn.AdaptiveAvgPool2d(1)
             yield nn.Flatten()
-        elif word == "B":
+        elif item == "B":
             yield nn.BatchNorm2d(size, eps=1e-3, momentum=0.01)
         else:
-            yield {"R": nn.ReLU, "L": PaperNorm}[word]()
+            yield {"R": nn.ReLU, "L": PaperNorm}[item]()
 
 
 def from_list(channels: int, features: str, classifier: str) -> nn.Module:
@@ -120,20 +120,20 @@ def from_list(channels: int, features: str, classifier: str) -> nn.Module:
     return nn.Sequential(body, *([nn.Flatten(), *layers(classifier, flat)] if classifier else []))
 
 
-def same_weights(net: nn.Module, reference: nn.Module) -> None:
+def copy_weights(net: nn.Module, reference: nn.Module) -> None:
     ours, theirs = net.state_dict(), reference.state_dict()
     assert [tuple(value.shape) for value in ours.values()] == [tuple(value.shape) for value in theirs.values()]
     reference.load_state_dict(dict(zip(theirs, ours.values(), strict=True)))
 
 
 @pytest.mark.parametrize("name", LIST)
-def test_the_net_is_the_list_of_its_source(name: str) -> None:
-    """The same logits from the same weights, also in training, where dropout and batch norms act."""
+def test_the_net_matches_the_list_of_its_source(name: str) -> None:
+    """Equal weights give equal logits, in eval mode and in train mode with dropout and batch norm."""
     channels, classes, features, classifier = LIST[name]
     torch.manual_seed(0)
     reference = from_list(channels, features, classifier)
     net = build.net(plain(f"model={name}", f"model.in_channels={channels}"), classes)
-    same_weights(net, reference)
+    copy_weights(net, reference)
     images = torch.randn(2, channels, 224, 224)
     with torch.no_grad():
         for training in (False, True):
@@ -172,7 +172,7 @@ class Inception(nn.Module):
 
 
 @pytest.mark.parametrize("stem_relu", [True, False])
-def test_googlenet_is_the_table_of_its_paper(stem_relu: bool) -> None:
+def test_googlenet_matches_the_table_of_its_paper(stem_relu: bool) -> None:
     relu = " R" if stem_relu else ""
     stem = f"64x7/2,3 R P3/2,1 64x1/1,0{relu} 192x3/1,1{relu} P3/2,1"
     modules, size = [*layers(stem, 1)], 192
@@ -184,7 +184,7 @@ def test_googlenet_is_the_table_of_its_paper(stem_relu: bool) -> None:
     torch.manual_seed(0)
     reference = nn.Sequential(*modules, *layers("A F10", size))
     net = build.net(plain("model=googlenet", "model.in_channels=1", f"model.stem_relu={str(stem_relu).lower()}"), 10)
-    same_weights(net, reference)
+    copy_weights(net, reference)
     images = torch.randn(2, 1, 96, 96)
     with torch.no_grad():
         torch.testing.assert_close(net.eval()(images), reference.eval()(images), rtol=1e-4, atol=1e-6)

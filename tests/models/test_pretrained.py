@@ -26,8 +26,8 @@ def names(count: int) -> list[str]:
     return [f"class{number}" for number in range(count)]
 
 
-def fitted(net: nn.Module, other: nn.Module, *, head: Any = (), classes: int = 5) -> Any:
-    found = match_weights(net, WeightSource("there", other.state_dict()), head=head, classes=names(classes))
+def match(net: nn.Module, other: nn.Module, *, head: Any = (), classes: int = 5) -> Any:
+    found = match_weights(net, WeightSource("source", other.state_dict()), head=head, classes=names(classes))
     found.load_into(net)
     return found
 
@@ -37,58 +37,58 @@ def small(**options: Any) -> AlexNet:
 
 
 @pytest.mark.parametrize("size", [224, 96])
-def test_the_weights_of_torchvision_give_its_alexnets_logits(size: int) -> None:
-    there = models.alexnet(num_classes=5).eval()
+def test_torchvision_weights_give_the_logits_of_its_alexnet(size: int) -> None:
+    source_net = models.alexnet(num_classes=5).eval()
     net = AlexNet(5).eval()
-    found = fitted(net, there)
+    found = match(net, source_net)
     images = torch.randn(2, 3, size, size)
-    torch.testing.assert_close(net(images), there(images))
+    torch.testing.assert_close(net(images), source_net(images))
     assert len(found.matched) == 16
     assert not (found.unmatched or found.unused or found.sliced)
-    assert list(found.lines()) == ["16 tensors from there"]
+    assert list(found.lines()) == ["16 tensors from source"]
 
 
-def test_the_weights_of_torchvision_give_its_vggs_logits() -> None:
+def test_torchvision_weights_fit_vgg11() -> None:
     with torch.device("meta"):
-        there, net = models.vgg11(num_classes=5), VGG(5)
+        source_net, net = models.vgg11(num_classes=5), VGG(5)
     assert net.torchvision_name == "vgg11"
-    found = match_weights(net, WeightSource("there", there.state_dict()), head=(), classes=names(5))
+    found = match_weights(net, WeightSource("source", source_net.state_dict()), head=(), classes=names(5))
     assert len(found.matched) == len(net.state_dict())
     assert not (found.unmatched or found.unused or found.sliced)
 
 
-def test_other_classes_replace_the_head_and_say_so() -> None:
-    there, net = small(), small()
+def test_another_number_of_classes_reinitialises_the_head() -> None:
+    source_net, net = small(), small()
     net.classifier.fc8 = nn.Linear(32, 3)
     before = net.classifier.fc8.weight.clone()
-    found = fitted(net, there, head=ALEXNET_HEAD, classes=3)
+    found = match(net, source_net, head=ALEXNET_HEAD, classes=3)
     assert set(found.unmatched) == set(ALEXNET_HEAD)
     assert torch.equal(net.classifier.fc8.weight, before)
-    assert torch.equal(net.classifier.fc7.weight, there.classifier.fc7.weight)
+    assert torch.equal(net.classifier.fc7.weight, source_net.classifier.fc7.weight)
     assert list(found.lines()) == [
-        "14 tensors from there",
-        "the head, of 3 instead of 5 outputs: classifier.fc8.weight, classifier.fc8.bias start afresh",
+        "14 tensors from source",
+        "randomly initialised, the head has 3 outputs instead of 5: classifier.fc8.weight, classifier.fc8.bias",
         "not used: classifier.fc8.weight, classifier.fc8.bias",
     ]
 
 
-def test_as_many_classes_of_other_names_replace_the_head_too() -> None:
-    there, net = small(), small()
-    source = WeightSource("there", there.state_dict(), classes=["a", "b", "c", "d", "e"])
+def test_other_class_names_reinitialise_the_head() -> None:
+    source_net, net = small(), small()
+    source = WeightSource("source", source_net.state_dict(), classes=["a", "b", "c", "d", "e"])
     assert match_weights(net, source, head=ALEXNET_HEAD, classes=names(5)).unmatched == dict.fromkeys(
-        ALEXNET_HEAD, "the head, of other classes"
+        ALEXNET_HEAD, "the head has other classes"
     )
     assert not match_weights(net, source, head=ALEXNET_HEAD, classes=source.classes or []).unmatched
 
 
-def test_a_narrower_net_is_the_first_channels_of_the_wider_one() -> None:
-    """With the dropped channels silenced, the wide net computes what the narrow one does."""
+def test_a_narrower_net_uses_the_first_channels_of_a_wider_one() -> None:
+    """With the unused channels set to zero, the wide net computes the same logits as the narrow one."""
     wide, narrow = small(norm="batch").eval(), small(norm="batch", width=0.5).eval()
     for module in wide.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-1, 1)
             module.running_var.uniform_(0.5, 2)
-    found = fitted(narrow, wide, head=())
+    found = match(narrow, wide, head=())
     assert "features.conv1 (8 x 3 x 11 x 11 -> 4 x 3 x 11 x 11)" in found.sliced
     assert not (found.unmatched or found.unused)
     with torch.no_grad():
@@ -102,9 +102,9 @@ def test_a_narrower_net_is_the_first_channels_of_the_wider_one() -> None:
     torch.testing.assert_close(narrow(images), wide(images))
 
 
-def test_a_narrower_net_of_two_towers_takes_the_first_channels_of_each_tower() -> None:
+def test_a_narrower_two_tower_net_uses_the_first_channels_of_each_tower() -> None:
     wide, narrow = small(**TOWERS, norm_layers=[]).eval(), small(**TOWERS, norm_layers=[], width=0.5).eval()
-    found = fitted(narrow, wide)
+    found = match(narrow, wide)
     assert not (found.unmatched or found.unused)
     conv1, conv2 = wide.features.conv1.weight, wide.features.conv2.weight
     assert torch.equal(narrow.features.conv1.weight, conv1[[0, 1, 4, 5]])
@@ -113,9 +113,9 @@ def test_a_narrower_net_of_two_towers_takes_the_first_channels_of_each_tower() -
         kept = {"conv1": 8, "conv2": 16, "conv3": 24, "conv4": 16, "conv5": 16}
         for name, count in kept.items():
             layer = wide.features.get_submodule(name)
-            silent = [c for c in range(count) if c % (count // 2) >= count // 4]
-            layer.weight[silent] = 0
-            layer.bias[silent] = 0
+            unused = [c for c in range(count) if c % (count // 2) >= count // 4]
+            layer.weight[unused] = 0
+            layer.bias[unused] = 0
         for name in ("fc6", "fc7"):
             layer = wide.classifier.get_submodule(name)
             layer.weight[16:] = 0
@@ -124,32 +124,32 @@ def test_a_narrower_net_of_two_towers_takes_the_first_channels_of_each_tower() -
     torch.testing.assert_close(narrow(images), wide(images))
 
 
-def test_two_towers_take_their_own_connections_from_one_tower() -> None:
+def test_two_towers_use_their_connections_of_an_ungrouped_net() -> None:
     one, two = small(), small(groups=[1, 2, 1, 2, 2])
-    fitted(two, one)
+    match(two, one)
     dense, grouped = one.features.conv2.weight, two.features.conv2.weight
     assert torch.equal(grouped[:8], dense[:8, :4])
     assert torch.equal(grouped[8:], dense[8:, 4:])
 
 
-def test_one_tower_cannot_be_made_of_two() -> None:
-    found = fitted(small(), small(groups=[1, 2, 1, 2, 2]))
-    assert found.unmatched["features.conv2.weight"] == "of another size in the file"
-    assert found.unmatched["features.conv2.bias"] == "of another size in the file"
+def test_an_ungrouped_net_cannot_use_grouped_kernels() -> None:
+    found = match(small(), small(groups=[1, 2, 1, 2, 2]))
+    assert found.unmatched["features.conv2.weight"] == "another size in the file"
+    assert found.unmatched["features.conv2.bias"] == "another size in the file"
     assert "features.conv2.weight" in found.unused
     assert "features.conv1.weight" in found.matched
 
 
-def test_a_wider_net_takes_what_is_as_large() -> None:
-    found = fitted(small(), small(fc_widths=[16, 16]))
+def test_a_wider_net_uses_layers_of_equal_size() -> None:
+    found = match(small(), small(fc_widths=[16, 16]))
     assert set(found.unmatched) == {
         f"classifier.{name}" for name in ("fc6.weight", "fc6.bias", "fc7.weight", "fc7.bias", "fc8.weight")
     } | {"classifier.fc8.bias"}
     assert not found.sliced
 
 
-def test_behind_a_layer_that_is_left_out_nothing_is_sliced() -> None:
-    found = fitted(small(skip_convs=[3], width=0.5), small())
+def test_layers_after_a_skipped_convolution_are_not_sliced() -> None:
+    found = match(small(skip_convs=[3], width=0.5), small())
     assert set(found.unmatched) == {"features.conv4.weight", "features.conv4.bias"} | {
         key for key in found.unmatched if key.startswith(("features.conv5", "classifier"))
     }
@@ -157,22 +157,22 @@ def test_behind_a_layer_that_is_left_out_nothing_is_sliced() -> None:
     assert "features.conv3.weight" in found.unused
     with torch.device("meta"):
         assert match_weights(
-            small(skip_convs=[3]), WeightSource("there", small().state_dict()), head=(), classes=names(5)
+            small(skip_convs=[3]), WeightSource("source", small().state_dict()), head=(), classes=names(5)
         ).unmatched
 
 
-def test_grey_pictures_give_the_same_with_the_kernels_summed() -> None:
+def test_grey_and_colour_nets_agree_on_grey_images() -> None:
     colour, grey = small().eval(), small(in_channels=1).eval()
-    fitted(grey, colour)
-    picture = torch.randn(2, 1, 96, 96)
-    torch.testing.assert_close(grey(picture), colour(picture.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+    match(grey, colour)
+    images = torch.randn(2, 1, 96, 96)
+    torch.testing.assert_close(grey(images), colour(images.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
     back = small().eval()
-    fitted(back, grey)
-    torch.testing.assert_close(back(picture.expand(-1, 3, -1, -1)), grey(picture), rtol=1e-4, atol=1e-5)
+    match(back, grey)
+    torch.testing.assert_close(back(images.expand(-1, 3, -1, -1)), grey(images), rtol=1e-4, atol=1e-5)
 
 
-def test_a_grid_of_another_size_is_not_sliced() -> None:
-    found = fitted(small(pool_size=5), small())
+def test_another_pool_size_is_not_sliced() -> None:
+    found = match(small(pool_size=5), small())
     assert "classifier.fc6.weight" in found.unmatched
     assert "features.conv5.weight" in found.matched
 
@@ -181,23 +181,23 @@ def test_a_grid_of_another_size_is_not_sliced() -> None:
     "make",
     [lambda: NiN(5, width=0.1), lambda: GoogLeNet(5, width=0.1), lambda: torchvision_net(5, name="mobilenet_v3_small")],
 )
-def test_every_net_takes_its_own_weights(make: Callable[[], nn.Module]) -> None:
-    there, net = make(), make()
-    found = fitted(net, there)
+def test_every_net_fits_its_own_weights(make: Callable[[], nn.Module]) -> None:
+    source_net, net = make(), make()
+    found = match(net, source_net)
     assert not (found.unmatched or found.unused)
     for key, value in net.state_dict().items():
-        assert torch.equal(value, there.state_dict()[key])
+        assert torch.equal(value, source_net.state_dict()[key])
 
 
-def test_a_narrower_nin() -> None:
-    found = fitted(NiN(5, width=0.1), NiN(5, width=0.2))
+def test_a_narrower_nin_uses_a_wider_one() -> None:
+    found = match(NiN(5, width=0.1), NiN(5, width=0.2))
     assert not (found.unmatched or found.unused)
 
 
-def test_nothing_fits() -> None:
-    expected = r"no layer of it does: the net begins with features.conv1.weight \(8 x 3 x 11 x 11\), the file with conv1.weight \(64 x 3 x 7 x 7\)"
+def test_weights_that_fit_nowhere_are_an_error() -> None:
+    expected = r"does not fit the net in any layer: the net begins with features.conv1.weight \(8 x 3 x 11 x 11\), the file with conv1.weight \(64 x 3 x 7 x 7\)"
     with pytest.raises(ConfigError, match=expected):
-        match_weights(small(), WeightSource("there", models.resnet18().state_dict()), head=(), classes=names(5))
+        match_weights(small(), WeightSource("source", models.resnet18().state_dict()), head=(), classes=names(5))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_nothing_fits() -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
-def test_state_dicts_as_people_save_them(wrap: Any, suffix: str, tmp_path: Path) -> None:
+def test_common_state_dict_layouts_are_read(wrap: Any, suffix: str, tmp_path: Path) -> None:
     net = small()
     path = tmp_path / f"net{suffix}"
     torch.save(wrap(net.state_dict()), path)
@@ -217,7 +217,7 @@ def test_state_dicts_as_people_save_them(wrap: Any, suffix: str, tmp_path: Path)
         assert set(read_source(name, net).state) == set(net.state_dict())
 
 
-def test_safetensors(tmp_path: Path) -> None:
+def test_safetensors_are_read(tmp_path: Path) -> None:
     save_file(small().state_dict(), tmp_path / "net.safetensors")
     assert len(read_source(str(tmp_path / "net.safetensors"), small()).state) == 16
 
@@ -230,15 +230,17 @@ class Harmful:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.pth", {"weights": Harmful()}, "it holds no tensors by name; objects of builtins.print are not loaded"),
+        ("a.pth", {"weights": Harmful()}, "it contains no tensors by name; objects of builtins.print are not loaded"),
         ("a.pth", b"no pickle", "cannot read the weights in "),
         ("a.pth", b"", "cannot read the weights in "),
         ("a.safetensors", b"no tensors", "cannot read the weights in "),
-        ("a.pth", {"epoch": 3}, "must hold a state dict: it holds no tensors by name"),
-        ("a.pth", [1, 2], "must hold a state dict"),
+        ("a.pth", {"epoch": 3}, "must contain a state dict: it contains no tensors by name"),
+        ("a.pth", [1, 2], "must contain a state dict"),
     ],
 )  # fmt: skip
-def test_what_is_no_file_of_weights(name: str, content: Any, expected: str, tmp_path: Path, capsys: Any) -> None:
+def test_files_without_weights_are_rejected(
+    name: str, content: Any, expected: str, tmp_path: Path, capsys: Any
+) -> None:
     path = tmp_path / name
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -252,22 +254,22 @@ def test_what_is_no_file_of_weights(name: str, content: Any, expected: str, tmp_
 @pytest.mark.parametrize(
     ("name", "net", "expected"),
     [
-        ("missing.pth", "alexnet", "there is no file missing.pth"),
-        ("IMAGENET", "alexnet", "torchvision's alexnet: IMAGENET1K_V1, DEFAULT; got 'IMAGENET'|IMAGENET1K_V1; got 'IMAGENET'"),
+        ("missing.pth", "alexnet", "missing.pth does not exist"),
+        ("IMAGENET", "alexnet", "torchvision weights for alexnet: IMAGENET1K_V1, DEFAULT; got 'IMAGENET'"),
         ("IMAGENET1K_V1", "nin", "torchvision has no weights for NiN"),
     ],
 )  # fmt: skip
-def test_what_is_no_name_of_weights(name: str, net: str, expected: str) -> None:
+def test_unknown_names_are_rejected(name: str, net: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         read_source(name, small() if net == "alexnet" else NiN(5, width=0.1))
 
 
-def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is a folder without checkpoints/best.ckpt"):
         read_source(str(tmp_path), small())
 
 
-def test_a_run_begins_with_the_weights_of_another(
+def test_a_run_starts_from_the_weights_of_another(
     train: Callable[..., float | None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(run_dir=tmp_path / "first")
@@ -275,18 +277,18 @@ def test_a_run_begins_with_the_weights_of_another(
     caplog.set_level(logging.INFO)
     for number, name in enumerate(("first", "first/checkpoints/best.ckpt")):
         train(f"model.weights={tmp_path / name}", "optimizer.lr=0.0", run_dir=tmp_path / str(number))
-        again = torch.load(tmp_path / f"{number}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        assert all(torch.equal(again[key], value) for key, value in best.items() if key.startswith("net."))
+        state = torch.load(tmp_path / f"{number}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(state[key], value) for key, value in best.items() if key.startswith("net."))
     assert f"weights: 14 tensors from {tmp_path / 'first'}" in caplog.text
 
 
-def test_mistakes_are_told_before_any_work(train: Callable[..., float | None], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no file missing/best.ckpt"):
+def test_missing_weights_are_reported_before_any_work(train: Callable[..., float | None], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing/best.ckpt does not exist"):
         train("model.weights=missing/best.ckpt")
     assert not names_in(tmp_path / "run")
 
 
-def test_a_rate_for_the_head(
+def test_the_head_has_its_own_learning_rate(
     train: Callable[..., float | None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

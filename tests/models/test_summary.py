@@ -16,7 +16,7 @@ def on_meta(*overrides: str) -> torch.nn.Module:
         return build.net(plain(*overrides, name="summary"), 1000)
 
 
-def test_rows_are_those_of_the_tables() -> None:
+def test_rows_match_the_docstring_table() -> None:
     found = {row.name: row for row in layer_rows(on_meta("model=alexnet"), channels=3, size=224)}
     conv2 = found["features.conv2"]
     assert (conv2.kernel, conv2.number, conv2.padding, conv2.stride) == ("5 x 5", 192, "2", "1")
@@ -27,13 +27,12 @@ def test_rows_are_those_of_the_tables() -> None:
 
 
 @pytest.mark.parametrize(("model", "millions"), [("alexnet", 714.2), ("alexnet_half", 311.2)])
-def test_multiply_adds(model: str, millions: float) -> None:
-    """Worked out by hand from the list of layers."""
+def test_multiply_adds_match_a_manual_count(model: str, millions: float) -> None:
     found = layer_rows(on_meta(f"model={model}"), channels=3, size=224)
     assert sum(row.multiply_adds for row in found) / 1e6 == pytest.approx(millions, rel=0.005)
 
 
-def test_groups_divide_the_multiply_adds() -> None:
+def test_two_groups_halve_the_multiply_adds() -> None:
     two, one = (
         {
             row.name: row.multiply_adds
@@ -44,7 +43,7 @@ def test_groups_divide_the_multiply_adds() -> None:
     assert [one[f"features.conv{n}"] / two[f"features.conv{n}"] for n in range(1, 6)] == [1, 2, 1, 2, 2]
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = plain("model=alexnet_d2l", "model.in_channels=1", "model.num_classes=10", name="summary")
     run(config, run_dir=tmp_path, choices={"model": "alexnet_d2l"})
     printed = capsys.readouterr().out
@@ -53,6 +52,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(int(row["parameters"]) for row in rows(tmp_path / "summary.csv")) == 29_983_434
 
 
-def test_words_for_too_small_an_image(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.image_size=30 is too small for this net: pool2 gets"):
+def test_a_small_image_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.image_size=30 is too small for this net: pool2 maps"):
         run(plain("data.image_size=30", name="summary"), run_dir=tmp_path, choices={"model": "alexnet"})

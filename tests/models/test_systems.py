@@ -1,7 +1,8 @@
-"""What holds for every net of `conf/model`: counts, shapes, the table in the docstring, training in any size and colour."""
+"""Tests of every net of `conf/model`: parameter counts, shapes, docstring tables and training."""
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from alexlab.models.nin import NiN
 from alexlab.models.vgg import VGG
 from support.runs import TINY, plain
 
-# model -> channels, classes (1 is one logit), trainable parameters; worked out from the sources' lists of layers.
+# model -> channels, outputs (1 for a single logit), trainable parameters, computed from the sources' lists of layers.
 COUNTS = {
     "alexnet": (3, 1000, 61_100_840),
     "alexnet_two_tower": (3, 1000, 60_965_224),
@@ -38,25 +39,25 @@ def on_meta(*overrides: str, num_classes: int) -> nn.Module:
         return build.net(plain(*overrides), num_classes)
 
 
-def test_every_model_is_counted() -> None:
+def test_every_model_has_an_expected_count() -> None:
     assert {*COUNTS, "torchvision"} == {path.stem for path in (CONFIG_DIR / "model").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_parameter_counts_are_those_of_the_sources(name: str) -> None:
+def test_parameter_counts_match_the_sources(name: str) -> None:
     channels, classes, expected = COUNTS[name]
     net = on_meta(f"model={name}", f"model.in_channels={channels}", num_classes=classes)
     assert sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad) == expected
     assert net(torch.empty(2, channels, 224, 224, device="meta")).shape == (2, classes)
 
 
-def test_d2l_alexnet_with_its_second_hidden_layer() -> None:
+def test_d2l_alexnet_with_two_hidden_layers_matches_its_source() -> None:
     net = on_meta("model=alexnet_d2l", "model.fc_widths=[4096,4096]", "model.in_channels=1", num_classes=10)
     assert sum(parameter.numel() for parameter in net.parameters()) == 46_764_746
 
 
 @pytest.mark.parametrize(
-    ("name", "grid"),
+    ("name", "pool_size"),
     [
         ("alexnet", 6),
         ("alexnet_two_tower", 6),
@@ -66,24 +67,24 @@ def test_d2l_alexnet_with_its_second_hidden_layer() -> None:
         ("vgg11", 7),
     ],
 )
-def test_features_give_the_grid_so_that_nothing_is_averaged_at_224(name: str, grid: int) -> None:
+def test_average_pooling_is_the_identity_at_224(name: str, pool_size: int) -> None:
     net = on_meta(f"model={name}", num_classes=2)
-    assert net.features(torch.empty(1, 3, 224, 224, device="meta")).shape[2:] == (grid, grid)
+    assert net.features(torch.empty(1, 3, 224, 224, device="meta")).shape[2:] == (pool_size, pool_size)
 
 
-@pytest.mark.parametrize("made", [AlexNet, VGG, NiN, GoogLeNet])
-def test_docstring_table_is_what_the_net_does(made: Callable[..., nn.Module]) -> None:
+@pytest.mark.parametrize("net_class", [AlexNet, VGG, NiN, GoogLeNet])
+def test_docstring_table_matches_the_net(net_class: Callable[..., nn.Module]) -> None:
     pattern = r"\| (\w+) +\| ([\d-]+) +\| (-|\d, \d) +\| ([\dx ]+?) +\| (\d+) +\|"
-    rows = re.findall(pattern, made.__doc__ or "")
+    rows = re.findall(pattern, net_class.__doc__ or "")
     with torch.device("meta"):
-        net = made(1000)
+        net = net_class(1000)
     layers = {name.split(".")[-1]: layer for name, layer in net.named_modules() if name.count(".") <= 1}
-    weighty = {
+    weighted = {
         name
         for name, layer in layers.items()
         if name not in ("features", "classifier", "") and list(layer.parameters())
     }
-    assert {name for name, *_ in rows if not name.startswith("pool")} == weighty
+    assert {name for name, *_ in rows if not name.startswith("pool")} == weighted
     shapes: dict[str, tuple[int, ...]] = {}
     for name, *_ in rows:
         layers[name].register_forward_hook(lambda _, __, out, name=name: shapes.update({name: tuple(out.shape[1:])}))
@@ -98,7 +99,7 @@ def test_docstring_table_is_what_the_net_does(made: Callable[..., nn.Module]) ->
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(AlexNet, "alexnet"), (VGG, "vgg11")])
-def test_equal_weights_give_torchvision_s_logits_bit_for_bit(ours: Callable[..., nn.Module], theirs: str) -> None:
+def test_equal_weights_give_bitwise_equal_logits_as_torchvision(ours: Callable[..., nn.Module], theirs: str) -> None:
     torch.manual_seed(0)
     reference = getattr(torchvision_models, theirs)(num_classes=10).eval()
     net = ours(10).eval()
@@ -108,14 +109,14 @@ def test_equal_weights_give_torchvision_s_logits_bit_for_bit(ours: Callable[...,
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_every_net_takes_grey_and_colour_and_any_number_of_classes(name: str) -> None:
+def test_every_net_supports_grey_and_colour_and_any_number_of_classes(name: str) -> None:
     for channels in (1, 3):
         net = on_meta(f"model={name}", f"model.in_channels={channels}", num_classes=7)
         assert net(torch.empty(2, channels, 96, 96, device="meta")).shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", ["vgg11", "nin", "googlenet"])
-def test_width_multiplies(name: str) -> None:
+def test_width_scales_all_convolutions(name: str) -> None:
     def convolutions(width: float) -> list[int]:
         net = on_meta(f"model={name}", f"model.width={width}", num_classes=4)
         return [
@@ -126,16 +127,16 @@ def test_width_multiplies(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["alexnet_catdog", "alexnet_catdog_tf_bn", "vgg11", "nin", "googlenet"])
-def test_every_family_trains(train: Callable[..., float | None], name: str) -> None:
-    own = [word for word in TINY if word.startswith("model.")]
-    overrides = [f"model={name}", "model.width=0.05", "data.image_size=96"]
-    if not name.startswith("alexnet"):
-        assert train(*overrides, without=own) is not None
-    else:
-        assert train(*overrides) is not None
+def test_training_reaches_every_parameter(train: Callable[..., float | None], tmp_path: Path, name: str) -> None:
+    """Every parameter has a gradient, and that of the first layer is not zero."""
+    widths = [override for override in TINY if override.startswith("model.")]
+    train(f"model={name}", "model.width=0.1", "data.image_size=96", without=widths)
+    (optimizer,) = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"]
+    assert list(optimizer["state"]) == [index for group in optimizer["param_groups"] for index in group["params"]]
+    assert optimizer["state"][0]["exp_avg"].any()
 
 
-def test_stem_without_activation_as_published_by_d2l() -> None:
+def test_googlenet_stem_of_d2l_has_no_relu_after_conv2_and_conv3() -> None:
     names = [
         name for name, _ in on_meta("model=googlenet", "model.stem_relu=false", num_classes=2).features.named_children()
     ]
@@ -143,22 +144,22 @@ def test_stem_without_activation_as_published_by_d2l() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "options", "words"),
+    ("net_class", "options", "message"),
     [
-        (VGG, {"depths": [1, 1]}, "model.depths and model.widths must be as many positive numbers, one for each block"),
+        (VGG, {"depths": [1, 1]}, "model.depths and model.widths must have one positive number per block"),
         (NiN, {"widths": [1, 2]}, "model.widths needs 3 positive numbers and a positive width; got [1, 2] and 1.0"),
         (GoogLeNet, {"width": 0}, "model.width must be positive; got 0"),
     ],
 )
-def test_words(made: Callable[..., nn.Module], options: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(words)):
-        made(2, **options)
+def test_invalid_arguments_are_rejected(net_class: Callable[..., nn.Module], options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        net_class(2, **options)
 
 
-def test_too_small_an_image_names_the_layer() -> None:
-    for net, words in (
-        (VGG(2, widths=[1] * 5, fc_widths=[1]), "pool5 gets 1 x 1"),
-        (NiN(2, widths=[1] * 3), "pool2 gets 2 x 2"),
+def test_the_error_for_a_small_image_names_the_layer() -> None:
+    for net, message in (
+        (VGG(2, widths=[1] * 5, fc_widths=[1]), "pool5 maps 1 x 1"),
+        (NiN(2, widths=[1] * 3), "pool2 maps 2 x 2"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             net.check_image_size(31)

@@ -1,4 +1,4 @@
-"""Files of weights as other programs write them, and files that are none."""
+"""Weight files of other programs, and files that are not weight files."""
 
 import argparse
 import collections
@@ -31,7 +31,7 @@ State = dict[str, torch.Tensor]
 
 
 class Settings(dict):
-    """A dict whose entries are attributes, as many programs have one."""
+    """A subclass of dict, as many programs have for their settings."""
 
 
 class Kind(enum.Enum):
@@ -39,7 +39,7 @@ class Kind(enum.Enum):
 
 
 class Harmful:
-    """Calls a function when it is unpickled."""
+    """Object that calls a function when it is unpickled."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -76,7 +76,7 @@ READABLE: dict[str, Any] = {
     "a LightningModule": {"state_dict": prefixed("model.") | {"criterion.weight": torch.ones(2)}, "callbacks": {"a": OTHER}},
     "an averaged model": torch.optim.swa_utils.AveragedModel(net()).state_dict() | prefixed("module."),
     "ema": {"ema": {"module": STATE, "decay": 0.99}},
-    "model_ema beside model": {"model_ema": OTHER, "model": STATE},
+    "model_ema and model": {"model_ema": OTHER, "model": STATE},
     "argparse.Namespace": {"args": argparse.Namespace(lr=0.1), "model": STATE},
     "NumPy": {"best": np.float64(0.9), "history": np.ones((3, 3)), "rng": np.random.get_state(), "model": STATE},
     "OmegaConf": {"cfg": OmegaConf.create({"a": [1, {"b": 2}]}), "model": STATE},
@@ -87,14 +87,14 @@ READABLE: dict[str, Any] = {
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("name", READABLE)
-def test_weights_are_found_wherever_they_are(name: str, legacy: bool, tmp_path: Path) -> None:
+def test_weights_are_found_in_common_layouts(name: str, legacy: bool, tmp_path: Path) -> None:
     torch.save(READABLE[name], tmp_path / "theirs.pth", _use_new_zipfile_serialization=not legacy)
     state = read_source(str(tmp_path / "theirs.pth"), net()).state
     assert set(state) - {"criterion.weight"} == set(STATE)
     assert all(torch.equal(state[key], value) for key, value in STATE.items())
 
 
-def test_a_whole_module_is_read_without_its_class(tmp_path: Path) -> None:
+def test_a_pickled_module_is_read_without_its_class(tmp_path: Path) -> None:
     whole = nn.DataParallel(net())
     for content in (whole, {"model": whole, "epoch": 1}):
         torch.save(content, tmp_path / "whole.pth")
@@ -104,14 +104,14 @@ def test_a_whole_module_is_read_without_its_class(tmp_path: Path) -> None:
         assert any("alexlab.models.alexnet.AlexNet" in note for note in found.notes)
 
 
-def test_the_format_is_told_by_the_content_not_by_the_name(tmp_path: Path) -> None:
+def test_the_format_is_detected_from_the_content(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "net.pth")
     torch.save(STATE, tmp_path / "net.safetensors")
     for name in ("net.pth", "net.safetensors"):
         assert set(read_weights(tmp_path / name).state) == set(STATE)
 
 
-def test_names_of_the_net_s_own_that_look_like_a_prefix_stay(tmp_path: Path) -> None:
+def test_names_of_the_net_that_look_like_a_prefix_are_kept(tmp_path: Path) -> None:
     own = nn.ModuleDict({"model": nn.Linear(2, 2)})
     torch.save(own.state_dict(), tmp_path / "a.pth")
     assert set(read_source(str(tmp_path / "a.pth"), own).state) == {"model.weight", "model.bias"}
@@ -155,41 +155,41 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "another pickle": (pickle.dumps({"a": 1}), r"a pickle that torch.save has not written.*pickle\.load"),
     "HDF5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file, such as Keras writes"),
     "text": (b"no weights at all", "no file that torch.save or safetensors has written|cannot read the weights"),
-    "no tensors": (saved({"epoch": 3}), "it holds no tensors by name"),
+    "no tensors": (saved({"epoch": 3}), "it contains no tensors by name"),
     "NumPy weights": (saved({"model": {"w": np.ones((3, 3))}}), "no tensors by name; objects of numpy.*weights_only=False"),
-    "two nets": (saved({"netG": STATE, "netD": OTHER}), r"it holds several: netG, netD; save the one that is meant"),
+    "two nets": (saved({"netG": STATE, "netD": OTHER}), r"it contains several: netG, netD; save one of them"),
     "system": (saved({"model": STATE, "x": Harmful(os.system, "touch called")}), r"objects of posix\.system are not loaded"),
     "sparse": (saved({"a.weight": torch.eye(3).to_sparse()}), "must be dense and real; a.weight is sparse_coo"),
     "complex": (saved({"a.weight": torch.eye(3, dtype=torch.complex64)}), "must be dense and real"),
-    "no values": (saved({"a.weight": torch.empty(3, 3, device="meta")}), r"without values \(device meta\)"),
-    "expanded": (saved({"a.weight": torch.ones(1, 1).expand(2**20, 2**20)}), "as large as what the file holds"),
-    "NaN": (saved({**STATE, "features.conv2.bias": torch.tensor([0.0, float("nan")])}), "finite; features.conv2.bias holds NaN"),
+    "no values": (saved({"a.weight": torch.empty(3, 3, device="meta")}), "on the meta device"),
+    "expanded": (saved({"a.weight": torch.ones(1, 1).expand(2**20, 2**20)}), "not be larger than their data in the file"),
+    "NaN": (saved({**STATE, "features.conv2.bias": torch.tensor([0.0, float("nan")])}), "finite; features.conv2.bias contains NaN"),
     "infinity": (saved({**STATE, "features.conv2.bias": torch.tensor([0.0, float("inf")])}), "weights must be finite"),
     "too many": (saved({f"layer{number}.weight": torch.ones(1, 1) for number in range(5001)}), "at most 5,000 tensors; it has 5,001"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_cannot_be_read_is_called_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for `model.weights=` and for `ckpt=`."""
+def test_unreadable_files_are_identified(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`model.weights=` and `ckpt=` report the same error."""
     monkeypatch.chdir(tmp_path)
-    content, words = UNREADABLE[name]
+    content, message = UNREADABLE[name]
     path = tmp_path / "theirs.pth"
     path.write_bytes(content)
     for read in (lambda: read_source(str(path), net()), lambda: load_checkpoint(str(path))):
-        with pytest.raises(ConfigError, match=words) as caught:
+        with pytest.raises(ConfigError, match=message) as caught:
             read()
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "called").exists()
 
 
-def test_nothing_that_a_file_names_is_imported_or_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_in_a_file_are_not_imported_or_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model": STATE, "extra": Harmful(print, "called")}, tmp_path / "theirs.pth")
     found = read_weights(tmp_path / "theirs.pth")
     assert set(found.state) == set(STATE)
     assert found.notes == [
-        "the weights are those of its entry model",
-        "objects of builtins.print in it were not loaded",
+        "read from its entry model",
+        "ignored objects of builtins.print",
     ]
     assert "called" not in capsys.readouterr().out
     (tmp_path / "theirs.pth").write_bytes(
@@ -200,15 +200,15 @@ def test_nothing_that_a_file_names_is_imported_or_called(tmp_path: Path, capsys:
 
 
 def test_half_precision_weights_are_converted(tmp_path: Path) -> None:
-    """A net in half precision does not take images in single precision."""
+    """A half-precision net would reject float32 images."""
     torch.save(AlexNet(1000).half().state_dict(), tmp_path / "half.pth")
     inference = load_checkpoint(str(tmp_path / "half.pth"), device="cpu").inference
     with torch.inference_mode():
         assert inference(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).dtype == torch.float32
 
 
-def test_a_folder_names_the_files_of_weights_in_it(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_names_its_weight_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     for read in (lambda: read_source(str(tmp_path), net()), lambda: load_checkpoint(str(tmp_path))):
-        with pytest.raises(ConfigError, match=r"name a file in it, such as .*model\.safetensors"):
+        with pytest.raises(ConfigError, match=r"use a file in it, such as .*model\.safetensors"):
             read()

@@ -1,4 +1,4 @@
-"""Recorded checkpoints of a run, and comparisons of what two runs saved."""
+"""Recording of all checkpoints of a run, and comparison of the checkpoints of two runs."""
 
 import shutil
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from alexlab.training.callbacks import checkpoint
 
 Train = Callable[..., float | None]
 
-EPOCHS, STEPS = 2, 6  # of an epoch: 24 images in batches of 4
+EPOCHS, STEPS = 2, 6  # an epoch has 24 images in batches of 4
 BASE = (
     "data.batch_size=4",
     f"trainer.max_epochs={EPOCHS}",
@@ -30,10 +30,10 @@ RECIPES = {
         "scheduler.warmup_epochs=1",
         "scheduler.factor=0.5",
     ),
-    "validation inside": ("trainer.val_check_interval=0.5", "scheduler=plateau", "scheduler.patience=0"),
-    "validation inside, accumulated": ("trainer.val_check_interval=0.5", "trainer.accumulate_grad_batches=2"),
+    "validation within an epoch": ("trainer.val_check_interval=0.5", "scheduler=plateau", "scheduler.patience=0"),
+    "validation within an epoch, accumulated": ("trainer.val_check_interval=0.5", "trainer.accumulate_grad_batches=2"),
     "packed, two workers": ("data.cache=packed", "data.num_workers=2", "scheduler=one_cycle"),
-    "three batches by heart": ("trainer.overfit_batches=3", "optimizer=sgd"),
+    "overfit three batches": ("trainer.overfit_batches=3", "optimizer=sgd"),
     "shards, two workers": (
         *(
             "data.root=null",
@@ -47,14 +47,14 @@ RECIPES = {
 }
 
 
-class Recorded:
-    """Keeps every `last.ckpt` of a run: `<step>.ckpt`, in the order in which they were written."""
+class RecordedRun:
+    """Run that keeps every version of its `last.ckpt` as `<step>.ckpt`."""
 
     def __init__(self, train: Train, folder: Path) -> None:
         self.train, self.folder = train, folder
 
     def __call__(self, *overrides: str, name: str, begin: Path | None = None) -> Path:
-        """Runs, from a checkpoint where one is given, and gives the folder of what was saved."""
+        """Train, from the checkpoint `begin` if given, and return the folder of the recorded checkpoints."""
         kept = self.folder / f"{name}_kept"
         kept.mkdir()
         run_dir = self.folder / name
@@ -88,23 +88,23 @@ class Recorded:
 
 
 def difference(one: Any, other: Any, where: str = "") -> str | None:
-    """The first place where two checkpoints differ, or None."""
+    """Return the path of the first difference between two checkpoints, or None."""
     if isinstance(one, torch.Tensor):
         return None if torch.equal(one, other) else where
     if isinstance(one, dict):
         if list(one) != list(other):
-            return f"{where}: {list(one)} and {list(other)}"
+            return f"{where}: {list(one)} != {list(other)}"
         return next(filter(None, (difference(one[key], other[key], f"{where}.{key}") for key in one)), None)
     if isinstance(one, list | tuple):
         if len(one) != len(other):
-            return f"{where}: {len(one)} and {len(other)} entries"
+            return f"{where}: {len(one)} != {len(other)} entries"
         pairs = enumerate(zip(one, other, strict=True))
-        return next(filter(None, (difference(a, b, f"{where}[{place}]") for place, (a, b) in pairs)), None)
-    return None if one == other or one != one else f"{where}: {one!r} and {other!r}"
+        return next(filter(None, (difference(a, b, f"{where}[{index}]") for index, (a, b) in pairs)), None)
+    return None if one == other or one != one else f"{where}: {one!r} != {other!r}"
 
 
 def content(path: Path) -> Any:
-    """A checkpoint without the times that the epochs took."""
+    """Return a checkpoint without durations."""
     found = torch.load(path, weights_only=True)
     for name, state in found["callbacks"].items():
         if name.startswith("EpochLog"):
@@ -114,7 +114,7 @@ def content(path: Path) -> Any:
 
 
 def compare(whole: Path, resumed: Path, begun: str) -> int:
-    """Compares all that was saved after a point and gives the number of checkpoints."""
+    """Assert that all checkpoints after `begun` are equal; return their number."""
     later = [path.name for path in sorted(whole.iterdir()) if path.name > begun]
     assert sorted(path.name for path in resumed.iterdir()) == later, f"from {begun}"
     for name in later:

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite."""
+"""Injection of non-finite losses and gradients."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ import torch
 
 from alexlab.training.module import Classifier
 
-WORDS = ("trainer.max_epochs=3", "callbacks.checkpoint.every_n_steps=1", "augmentation=none", "optimizer=sgd")
+OVERRIDES = ("trainer.max_epochs=3", "callbacks.checkpoint.every_n_steps=1", "augmentation=none", "optimizer=sgd")
 
 
-def spoil(patch: pytest.MonkeyPatch, what: str, value: float, *, step: int, rank: int) -> None:
-    """Puts a value into the loss of one step of one rank, or into the gradient that all share."""
-    own = Classifier.training_step
+def inject(patch: pytest.MonkeyPatch, what: str, value: float, *, step: int, rank: int) -> None:
+    """Replace the loss of one step on one rank, or one element of the gradient on all ranks."""
+    original = Classifier.training_step
 
     def training_step(module: Classifier, batch: Any, batch_idx: int) -> torch.Tensor:
-        here = (module.global_step, module.global_rank) == (step, rank)
-        if here and what == "loss":
-            monkey = module.loss.forward
-            module.loss.forward = lambda logits, labels: monkey(logits, labels) * value  # type: ignore[method-assign]
-        return own(module, batch, batch_idx)
+        is_target = (module.global_step, module.global_rank) == (step, rank)
+        if is_target and what == "loss":
+            forward = module.loss.forward
+            module.loss.forward = lambda logits, labels: forward(logits, labels) * value  # type: ignore[method-assign]
+        return original(module, batch, batch_idx)
 
     def on_after_backward(module: Classifier) -> None:
         if module.global_step == step and what == "gradient":

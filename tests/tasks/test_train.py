@@ -192,7 +192,7 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.image_size=40"], "data.image_size=40 is too small for this net: pool5 gets 1 x 1"),
+        (["data.image_size=40"], "data.image_size=40 is too small for this net: pool5 maps 1 x 1"),
         (
             ["data.batch_size=7", "trainer.devices=2"],
             "data.batch_size is the global batch and must be divisible by trainer.devices x",

@@ -1,4 +1,4 @@
-"""`compile.enabled` and what the trainer leaves to the machine."""
+"""`compile.enabled`, and defaults of the trainer that depend on the hardware."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +13,11 @@ from support.runs import TINY, plain
 Train = Callable[..., float | None]
 
 
-def test_a_compiled_net_trains_as_the_other_and_keeps_its_names(train: Train, tmp_path: Path) -> None:
-    """With the backend that compiles nothing: the frames are traced all the same, and no C++ compiler is needed."""
-    words = ("trainer.max_epochs=2", "optimizer=sgd")
-    train(*words, run_dir=tmp_path / "plain")
-    train(*words, "compile.enabled=true", "compile.backend=eager", run_dir=tmp_path / "compiled")
+def test_a_compiled_net_has_the_same_weights_and_names_as_an_eager_one(train: Train, tmp_path: Path) -> None:
+    """The backend `eager` traces the frames but needs no C++ compiler."""
+    overrides = ("trainer.max_epochs=2", "optimizer=sgd")
+    train(*overrides, run_dir=tmp_path / "plain")
+    train(*overrides, "compile.enabled=true", "compile.backend=eager", run_dir=tmp_path / "compiled")
     torch._dynamo.reset()
     one, other = (load_file(tmp_path / name / "checkpoints/last.ckpt")["state_dict"] for name in ("plain", "compiled"))
     assert list(one) == list(other)
@@ -25,7 +25,7 @@ def test_a_compiled_net_trains_as_the_other_and_keeps_its_names(train: Train, tm
         assert torch.equal(other[name], value), name
 
 
-def test_the_net_is_compiled_only_where_it_is_asked_for(images: Path) -> None:
+def test_the_net_is_compiled_only_if_enabled(images: Path) -> None:
     for enabled in (False, True):
         config = plain(*TINY, f"data.root={images}", f"compile.enabled={enabled}")
         module = build.classifier(config, build.data(config).find_splits())
@@ -42,7 +42,7 @@ def test_the_net_is_compiled_only_where_it_is_asked_for(images: Path) -> None:
         (1, True, True, "bf16-mixed", False),
     ],
 )
-def test_what_is_left_to_the_machine(
+def test_auto_settings_depend_on_the_hardware(
     monkeypatch: pytest.MonkeyPatch, gpus: int, bfloat16: bool, deterministic: bool, precision: str, benchmark: bool
 ) -> None:
     monkeypatch.setattr(build, "requested_gpus", lambda **keywords: gpus)

@@ -1,7 +1,7 @@
-"""Every point where a run can have been saved, resumed: all that is saved after it is what the uninterrupted run saved.
+"""Resuming from every checkpoint of a run: all later checkpoints are equal to those of the uninterrupted run.
 
-The whole checkpoints are compared, loop counters and callbacks included, at every later point: a second resume then begins
-from the same bytes as one of the uninterrupted run, so that it is covered by induction.
+The comparison includes loop counters and callbacks. A second resume then starts from the same content as the uninterrupted
+run, so repeated resumes are covered by induction.
 """
 
 import signal
@@ -17,29 +17,26 @@ from alexlab.data.streaming.writer import write_shards
 from alexlab.distributed.signals import Interrupted
 from alexlab.runs.layout import LAST
 from alexlab.runs.safe_load import load_file
-from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.checkpoint_io import position
 from alexlab.training.module import Classifier
-from support.exact_resume import EPOCHS, RECIPES, STEPS, Recorded, Train, compare, content, difference
+from support.exact_resume import EPOCHS, RECIPES, STEPS, RecordedRun, Train, compare, content, difference
 from support.runs import rows
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_from_every_point_the_run_goes_on_as_it_would_have(
-    train: Train, images: Path, tmp_path: Path, recipe: str
-) -> None:
-    run, words = Recorded(train, tmp_path), RECIPES[recipe]
+def test_resuming_from_every_checkpoint_is_exact(train: Train, images: Path, tmp_path: Path, recipe: str) -> None:
+    run, overrides = RecordedRun(train, tmp_path), RECIPES[recipe]
     if "shards" in recipe:
         shards = tmp_path / "shards"
         splits = find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
         write_shards(splits, str(shards), shard_bytes=60_000, cache_dir=tmp_path)
-        words = tuple(word.format(shards=shards) for word in words)
-    whole = run(*words, name="whole")
+        overrides = tuple(override.format(shards=shards) for override in overrides)
+    whole = run(*overrides, name="whole")
     points = sorted(whole.iterdir())
-    assert len(points) == EPOCHS * (3 if recipe == "three batches by heart" else STEPS), "every step was saved"
+    assert len(points) == EPOCHS * (3 if recipe == "overfit three batches" else STEPS), "every step was saved"
     compared = 0
     for point in points[:-1]:
-        resumed = run(*words, name=f"from_{point.stem}", begin=point)
+        resumed = run(*overrides, name=f"from_{point.stem}", begin=point)
         compared += compare(whole, resumed, point.name)
         last = [rows(tmp_path / name / "metrics.csv")[-1] for name in ("whole", f"from_{point.stem}")]
         for row in last:
@@ -48,32 +45,32 @@ def test_from_every_point_the_run_goes_on_as_it_would_have(
     assert compared == len(points) * (len(points) - 1) // 2
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than there are cores
-def test_another_number_of_workers_changes_nothing(train: Train, tmp_path: Path) -> None:
-    run = Recorded(train, tmp_path)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than the machine has cores
+def test_the_number_of_workers_does_not_change_the_weights(train: Train, tmp_path: Path) -> None:
+    run = RecordedRun(train, tmp_path)
     whole = run("augmentation=inception", name="whole")
     for workers in (1, 2, 4):
-        words = ("augmentation=inception", f"data.num_workers={workers}")
-        resumed = run(*words, name=f"workers{workers}", begin=whole / "004.ckpt")
+        overrides = ("augmentation=inception", f"data.num_workers={workers}")
+        resumed = run(*overrides, name=f"workers{workers}", begin=whole / "004.ckpt")
         for path in resumed.iterdir():
             one, other = content(whole / path.name), content(path)
             assert difference(one["state_dict"], other["state_dict"]) is None
             assert difference(one["optimizer_states"], other["optimizer_states"]) is None
 
 
-@pytest.mark.parametrize("words", [(), ("trainer.accumulate_grad_batches=2",)])
-def test_two_ranks_too(train: Train, tmp_path: Path, words: tuple[str, ...]) -> None:
-    run = Recorded(train, tmp_path)
-    words = (*words, "trainer.devices=2", "augmentation=mixup", "scheduler=cosine")
-    whole = run(*words, name="whole")
+@pytest.mark.parametrize("overrides", [(), ("trainer.accumulate_grad_batches=2",)])
+def test_resuming_on_two_ranks_is_exact(train: Train, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    run = RecordedRun(train, tmp_path)
+    overrides = (*overrides, "trainer.devices=2", "augmentation=mixup", "scheduler=cosine")
+    whole = run(*overrides, name="whole")
     points = sorted(whole.iterdir())
     for point in points[:-1]:
-        compare(whole, run(*words, name=f"from_{point.stem}", begin=point), point.name)
+        compare(whole, run(*overrides, name=f"from_{point.stem}", begin=point), point.name)
 
 
-def test_a_run_on_two_ranks_goes_on_with_one(train: Train, tmp_path: Path) -> None:
-    """Not bit for bit; but every image is counted once."""
-    run = Recorded(train, tmp_path)
+def test_a_run_on_two_ranks_can_resume_on_one(train: Train, tmp_path: Path) -> None:
+    """Not bit for bit, but every image is counted once."""
+    run = RecordedRun(train, tmp_path)
     whole = run("trainer.devices=2", "model.dropout=0", name="two")
     one = run("trainer.devices=1", "model.dropout=0", name="one", begin=whole / "002.ckpt")
     assert (one / "012.ckpt").is_file()
@@ -82,28 +79,27 @@ def test_a_run_on_two_ranks_goes_on_with_one(train: Train, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("accumulated", [(1, 2), (2, 1), (2, 4)])
-def test_fewer_ranks_add_up_more_batches(
+def test_resuming_with_other_accumulation_steps_keeps_the_global_batches(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulated: tuple[int, int]
 ) -> None:
-    """Ended inside an epoch, and gone on with another number of batches in a step, as after the loss of a node: the steps,
-    their images and every score are those of one run."""
-    words = ("trainer.max_epochs=3", "optimizer=sgd", "model.dropout=0", "callbacks.checkpoint.every_n_steps=1")
-    train(*words, run_dir=tmp_path / "whole")
-    own = Classifier.training_step
+    """As after the loss of a node within an epoch: steps, images and metrics match an uninterrupted run."""
+    overrides = ("trainer.max_epochs=3", "optimizer=sgd", "model.dropout=0", "callbacks.checkpoint.every_n_steps=1")
+    train(*overrides, run_dir=tmp_path / "whole")
+    original = Classifier.training_step
 
-    def ended(module: Classifier, batch: Any, batch_idx: int) -> Any:
+    def interrupt(module: Classifier, batch: Any, batch_idx: int) -> Any:
         if module.global_step == 4:
             raise Interrupted(signal.SIGTERM)
-        return own(module, batch, batch_idx)
+        return original(module, batch, batch_idx)
 
     before, after = accumulated
     with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "training_step", ended)
+        patch.setattr(Classifier, "training_step", interrupt)
         patch.setattr(build, "accumulation", lambda config, num_ranks: before)
         with pytest.raises(Interrupted):
-            train(*words, run_dir=tmp_path / "part")
+            train(*overrides, run_dir=tmp_path / "part")
     monkeypatch.setattr(build, "accumulation", lambda config, num_ranks: after)
-    train(*words, run_dir=tmp_path / "part", resumed=True)
+    train(*overrides, run_dir=tmp_path / "part", resumed=True)
     for one, two in zip(rows(tmp_path / "whole/metrics.csv"), rows(tmp_path / "part/metrics.csv"), strict=True):
         assert one["val/top1"] == two["val/top1"]
         for name in ("train/loss", "val/loss"):
@@ -113,25 +109,13 @@ def test_fewer_ranks_add_up_more_batches(
     assert position(last) == (3, 0)
 
 
-def test_by_the_clock(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that goes on by a second at each look: a checkpoint at every third step or so, in one file on two ranks."""
+def test_every_s_saves_on_all_ranks_by_one_clock(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that advances a second per call, about every third step is saved, by both ranks together."""
     seconds = iter(range(10_000))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))
-    run = Recorded(train, tmp_path)
+    run = RecordedRun(train, tmp_path)
     kept = run(
         "callbacks.checkpoint.every_n_steps=null", "callbacks.checkpoint.every_s=3", "trainer.devices=2", name="whole"
     )
     steps = [int(path.stem) for path in sorted(kept.iterdir())]
     assert {6, 12} < set(steps) and 3 < len(steps) < 12
-
-
-@pytest.mark.parametrize(
-    ("keywords", "words"),
-    [
-        ({"every_n_steps": 0}, "every_n_steps must be at least 1; got 0"),
-        ({"every_s": 0}, "every_s must be positive; got 0"),
-    ],
-)
-def test_words(keywords: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        CheckpointCallback(**keywords)

@@ -22,7 +22,7 @@ def changed(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
     return {key for key, value in first.items() if not torch.equal(value, second[key])}
 
 
-def test_frozen_parts_stay_and_thaw_after_their_epoch(
+def test_frozen_parts_are_unchanged_until_unfreeze_epoch(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -33,20 +33,20 @@ def test_frozen_parts_stay_and_thaw_after_their_epoch(
         "optimizer.lr=0.01",
         "trainer.max_epochs=2",
         "callbacks.finetune.unfreeze_epoch=1",
-        run_dir=tmp_path / "thawed",
+        run_dir=tmp_path / "unfrozen",
     )
-    start, frozen, thawed = (state(tmp_path / name) for name in ("start", "frozen", "thawed"))
+    start, frozen, unfrozen = (state(tmp_path / name) for name in ("start", "frozen", "unfrozen"))
     parts = {key.split(".")[1] for key in changed(start, frozen)}
-    assert parts == {"classifier"}, "norms keep their statistics too"
-    assert {key.split(".")[1] for key in changed(start, thawed)} == {"features", "classifier"}
-    assert any("running_mean" in key for key in changed(start, thawed)), "norms are awake again"
+    assert parts == {"classifier"}, "frozen norms keep their statistics"
+    assert {key.split(".")[1] for key in changed(start, unfrozen)} == {"features", "classifier"}
+    assert any("running_mean" in key for key in changed(start, unfrozen)), "unfrozen norms update their statistics"
     assert "frozen: features, " in caplog.text
     assert "frozen for 1 epochs: features" in caplog.text
     assert "epoch 2: features unfrozen" in caplog.text
 
 
-def test_two_ranks_thaw_together(train: Train, tmp_path: Path) -> None:
-    """After thawing, the ranks exchange all gradients: two of them end where one does."""
+def test_two_ranks_average_gradients_after_unfreezing(train: Train, tmp_path: Path) -> None:
+    """Two ranks reach the same weights as one."""
     options = (
         "callbacks=[default,finetune]",
         "callbacks.finetune.unfreeze_epoch=1",
@@ -73,14 +73,14 @@ def net() -> AlexNet:
         (["features", "classifier"], "leaves nothing to train"),
     ],
 )
-def test_mistakes(freeze: Any, expected: str) -> None:
+def test_invalid_names_are_rejected(freeze: Any, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         Finetune(freeze).check(net())
     if isinstance(freeze, list):
         Finetune(freeze, unfreeze_epoch=1).check(net())
 
 
-def test_mistakes_are_told_before_any_work(train: Train) -> None:
+def test_invalid_arguments_are_reported_before_any_work(train: Train) -> None:
     with pytest.raises(ConfigError, match="must name modules of the net"):
         train("callbacks=[default,finetune]", "callbacks.finetune.freeze=tail")
     with pytest.raises(ConfigError, match="unfreeze_epoch must be at least 1; got 0"):

@@ -28,19 +28,19 @@ def _no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("node", [{}, {"offline": False}, {"mode": "online"}, {"project": "x"}])
-def test_weights_and_biases_without_a_key_is_a_sentence(node: dict[str, Any]) -> None:
+def test_wandb_without_a_key_is_an_error(node: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"logger\.wandb needs an API key: .*wandb login.* WANDB_MODE=offline"):
         check_wandb(node, "logger.wandb")
 
 
-def test_a_run_without_a_key_ends_before_any_work(train: Any, tmp_path: Path) -> None:
+def test_a_missing_key_is_reported_before_any_work(train: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"logger\.wandb needs an API key"):
         train("logger=wandb")
     assert names(tmp_path / "run") == set()
 
 
 @pytest.mark.parametrize("node", [{"offline": True}, {"mode": "disabled"}])
-def test_weights_and_biases_offline_needs_no_key(node: dict[str, Any]) -> None:
+def test_wandb_offline_needs_no_key(node: dict[str, Any]) -> None:
     check_wandb(node, "logger.wandb")
 
 
@@ -48,7 +48,9 @@ def test_weights_and_biases_offline_needs_no_key(node: dict[str, Any]) -> None:
     ("name", "value"),
     [("WANDB_API_KEY", KEY), ("WANDB_IDENTITY_TOKEN_FILE", "x"), ("WANDB_MODE", "offline"), ("WANDB_MODE", "disabled")],
 )
-def test_the_environment_may_have_the_key_or_the_mode(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_the_environment_may_provide_the_key_or_the_mode(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(name, value)
     check_wandb({}, "logger.wandb")
 
@@ -62,7 +64,7 @@ def test_the_environment_may_have_the_key_or_the_mode(monkeypatch: pytest.Monkey
         ("wandb.lab", "https://other.lab", False),
     ],
 )
-def test_a_netrc_file_may_have_the_key(
+def test_a_netrc_file_may_provide_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, base_url: str | None, fits: bool
 ) -> None:
     path = tmp_path / "home/.netrc"
@@ -77,7 +79,7 @@ def test_a_netrc_file_may_have_the_key(
         check_wandb({}, "logger.wandb")
 
 
-def test_a_logger_that_cannot_be_opened_is_a_sentence(tmp_path: Path) -> None:
+def test_a_logger_that_cannot_be_opened_is_a_config_error(tmp_path: Path) -> None:
     class Broken(DummyLogger):
         @property
         def experiment(self) -> Any:
@@ -89,7 +91,7 @@ def test_a_logger_that_cannot_be_opened_is_a_sentence(tmp_path: Path) -> None:
         raise ConfigError("mine")
 
 
-def test_a_server_of_mlflow_that_is_not_there_is_a_sentence_soon() -> None:
+def test_an_unreachable_mlflow_server_fails_fast() -> None:
     start_s = time.monotonic()
     with pytest.raises(ConfigError, match=r"logger MLFlowLogger cannot be opened: .*127\.0\.0\.1"):
         open_loggers([MLFlowLogger(tracking_uri="http://127.0.0.1:9")])

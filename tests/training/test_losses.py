@@ -8,14 +8,14 @@ from alexlab.errors import ConfigError
 from alexlab.training.losses import CrossEntropy
 
 
-def test_one_loss_for_each_image() -> None:
+def test_cross_entropy_returns_one_loss_per_image() -> None:
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 1])
     loss = CrossEntropy([1, 1, 1], label_smoothing=0.1)(logits, labels)
     assert loss.shape == (5,)
     torch.testing.assert_close(loss.mean(), F.cross_entropy(logits, labels, label_smoothing=0.1))
 
 
-def test_balanced_weights_make_the_classes_equal() -> None:
+def test_balanced_classes_have_equal_total_weight() -> None:
     counts = [6, 3, 1]
     loss = CrossEntropy(counts, class_weights="balanced")
     labels = torch.tensor([0] * 6 + [1] * 3 + [2])
@@ -25,7 +25,7 @@ def test_balanced_weights_make_the_classes_equal() -> None:
     torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
 
 
-def test_probabilities_are_labels_too() -> None:
+def test_labels_may_be_probabilities() -> None:
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     for weights in (None, "balanced"):
         loss = CrossEntropy([4, 2, 2], class_weights=weights)
@@ -33,18 +33,18 @@ def test_probabilities_are_labels_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"label_smoothing": 1.5}, "loss.label_smoothing must lie in [0, 1); got 1.5"),
         ({"class_weights": "even"}, "loss.class_weights must be balanced or null; got 'even'"),
     ],
 )
-def test_words(options: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
+def test_invalid_arguments_are_rejected(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         CrossEntropy([1, 1], **options)
 
 
-def test_one_logit_is_the_sigmoid_s_cross_entropy() -> None:
+def test_binary_cross_entropy_matches_pytorch() -> None:
     from alexlab.training.losses import BinaryCrossEntropy
 
     z, labels = torch.randn(6), torch.tensor([0, 1, 1, 0, 1, 0])
@@ -54,8 +54,8 @@ def test_one_logit_is_the_sigmoid_s_cross_entropy() -> None:
         BinaryCrossEntropy([1, 1, 1])
 
 
-def test_one_logit_trains_and_scores_as_two_outputs(train, tmp_path) -> None:
-    """A net of one logit z and one of two logits (0, z) are the same net: equal scores, epoch by epoch."""
+def test_one_logit_gives_the_same_outputs_as_two(train, tmp_path) -> None:
+    """A net with one logit z and a net with two logits (0, z) are equivalent."""
     from alexlab.config import build
     from alexlab.training.module import CHECKPOINT_KEY
     from support.images import write_images

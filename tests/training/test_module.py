@@ -15,7 +15,7 @@ from support.runs import TINY, plain, rows, scalars
 
 
 def test_golden_run(train: Callable[..., float | None], tmp_path: Path) -> None:
-    """Three epochs on the CPU give these losses, whatever is refactored; the tolerance is that of other CPUs' kernels."""
+    """Refactoring must not change these losses of three epochs on the CPU; the tolerance covers kernels of other CPUs."""
     train(
         "trainer.max_epochs=3",
         "seed=7",
@@ -33,7 +33,7 @@ def test_golden_run(train: Callable[..., float | None], tmp_path: Path) -> None:
         assert [float(row[name]) for row in found] == pytest.approx(expected, rel=1e-3), name
 
 
-def test_scores_are_those_of_the_net_image_by_image(
+def test_metrics_match_an_evaluation_image_by_image(
     train: Callable[..., float | None], images: Path, tmp_path: Path
 ) -> None:
     train("trainer.max_epochs=2", "augmentation/eval=squash")
@@ -43,29 +43,29 @@ def test_scores_are_those_of_the_net_image_by_image(
     module = build.classifier(config, splits)
     module.load_state_dict(checkpoint["state_dict"])
     module.eval()
-    losses, right = [], 0
+    losses, num_correct = [], 0
     for path, label in zip(splits.val.paths, splits.val.labels, strict=True):
         image = to_tensor(decode(images / path))
         logits = module(F.interpolate(image[None].float(), (64, 64), mode="bilinear", antialias=True).round())
         losses.append(F.cross_entropy(logits, torch.tensor([label])).item())
-        right += int(logits.argmax() == label)
+        num_correct += int(logits.argmax() == label)
     last = rows(tmp_path / "run/metrics.csv")[-1]
-    assert float(last["val/top1"]) == pytest.approx(right / 11)
+    assert float(last["val/top1"]) == pytest.approx(num_correct / 11)
     assert float(last["val/loss"]) == pytest.approx(sum(losses) / 11, rel=1e-3)
     assert float(last["val/top5"]) == 1.0
 
 
-def test_a_checkpoint_is_enough_and_plain(train: Callable[..., float | None], tmp_path: Path) -> None:
+def test_a_checkpoint_has_a_plain_record_of_its_run(train: Callable[..., float | None], tmp_path: Path) -> None:
     best = train()
     checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
-    own = checkpoint[CHECKPOINT_KEY]
-    assert own["classes"] == ["ant", "bee", "cat"]
-    assert own["config"]["model"]["widths"] == [4, 8, 8, 8, 8]
-    assert own["best"]["top1"] == best
-    assert set(own["versions"]) >= {"torch", "lightning"}
+    record = checkpoint[CHECKPOINT_KEY]
+    assert record["classes"] == ["ant", "bee", "cat"]
+    assert record["config"]["model"]["widths"] == [4, 8, 8, 8, 8]
+    assert record["best"]["top1"] == best
+    assert set(record["versions"]) >= {"torch", "lightning"}
 
 
-def test_values_are_normalised_on_the_device(images: Path) -> None:
+def test_images_are_normalised_to_channels_last(images: Path) -> None:
     config = plain(*TINY, f"data.root={images}", "data.mean=[0.0,0.5,1.0]", "data.std=[1.0,0.5,0.25]")
     module = build.classifier(config, build.data(config).find_splits())
     seen: list[torch.Tensor] = []
@@ -75,7 +75,7 @@ def test_values_are_normalised_on_the_device(images: Path) -> None:
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
+def test_a_non_finite_loss_ends_the_run_and_keeps_the_last_checkpoint(
     train: Callable[..., float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Classifier.training_step
@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
 
 
 @pytest.mark.parametrize("augmentation", ["mixup", "cutmix", "mixup_cutmix"])
-def test_mixed_batches_have_probabilities_for_labels(
+def test_mixed_batches_have_probabilities_as_labels(
     train: Callable[..., float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augmentation: str
 ) -> None:
     from alexlab.training.losses import CrossEntropy
@@ -143,5 +143,8 @@ def test_ema_weights_are_validated_saved_and_tested(train: Callable[..., float |
     assert scalars(tmp_path / "run")["test/loss"] == pytest.approx([scores["test"]], rel=1e-4)
 
 
-def test_grey_nets_train(train: Callable[..., float | None]) -> None:
-    assert train("model.in_channels=1") is not None
+def test_grey_nets_train(train: Callable[..., float | None], tmp_path: Path) -> None:
+    train("model.in_channels=1")
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["state_dict"]["net.features.conv1.weight"].shape == (4, 1, 11, 11)
+    assert checkpoint["optimizer_states"][0]["state"][0]["exp_avg"].any(), "conv1 has received gradients"

@@ -1,4 +1,4 @@
-"""A loss, gradient or weight that is not finite: the run ends at that step, names the images and saves nothing of it."""
+"""Non-finite losses, gradients and weights: the run ends at that step, lists its images and saves nothing."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from alexlab.runs.layout import BEST, LAST
 from alexlab.runs.record import RunRecord
 from alexlab.training.module import Classifier
 from support.exact_resume import content
-from support.nonfinite import WORDS, spoil
+from support.nonfinite import OVERRIDES, inject
 from support.runs import rows
 
 Train = Callable[..., float | None]
@@ -20,12 +20,14 @@ Train = Callable[..., float | None]
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_on_one_device(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, value: float) -> None:
-    spoil(monkeypatch, what, value, step=4, rank=0)
-    named = r"the loss" if what == "loss" else r"the gradient of features\.conv2\.weight"
-    said = rf"{named} must stay finite; it is \S+ at step 4 \(epoch 1, batch 1\); its images are listed in not_finite_rank0\.csv"
-    with pytest.raises(NumericError, match=said):
-        train(*WORDS)
+def test_the_error_names_the_step_and_lists_its_images(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, value: float
+) -> None:
+    inject(monkeypatch, what, value, step=4, rank=0)
+    name = r"the loss" if what == "loss" else r"the gradient of features\.conv2\.weight"
+    message = rf"{name} must stay finite; it is \S+ at step 4 \(epoch 1, batch 1\); its images are listed in not_finite_rank0\.csv"
+    with pytest.raises(NumericError, match=message):
+        train(*OVERRIDES)
     run = tmp_path / "run"
     assert RunRecord(run).read()["exit_code"] == 4
     assert content(run / LAST)["global_step"] == 4
@@ -36,37 +38,41 @@ def test_on_one_device(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(row["path"].startswith(f"train/{row['class']}/") for row in listed)
 
 
-def test_the_images_are_those_of_the_batch(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read again from their files, they are the batch that the net was given."""
+def test_the_listed_images_are_those_of_the_batch(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listed files, decoded again, are the images of the batch."""
     from alexlab.data.decode import decode
 
     given: list[torch.Tensor] = []
-    spoil(monkeypatch, "loss", math.nan, step=4, rank=0)
-    own = Classifier.training_step
+    inject(monkeypatch, "loss", math.nan, step=4, rank=0)
+    original = Classifier.training_step
     monkeypatch.setattr(
-        Classifier, "training_step", lambda module, batch, idx: given.append(batch[0]) or own(module, batch, idx)
+        Classifier, "training_step", lambda module, batch, idx: given.append(batch[0]) or original(module, batch, idx)
     )
     with pytest.raises(NumericError):
-        train(*WORDS, "data.image_size=70")
-    card = RunRecord(tmp_path / "run").read()
+        train(*OVERRIDES, "data.image_size=70")
+    record = RunRecord(tmp_path / "run").read()
     listed = rows(tmp_path / "run/not_finite_rank0.csv")
     for row, image in zip(listed, given[-1], strict=True):
-        read = torch.as_tensor(decode(Path(card["config"]["data"]["root"]) / row["path"]))
-        assert read.float().mean() == pytest.approx(image.float().mean().item(), abs=2), row
+        decoded = torch.as_tensor(decode(Path(record["config"]["data"]["root"]) / row["path"]))
+        assert decoded.float().mean() == pytest.approx(image.float().mean().item(), abs=2), row
 
 
-def test_accumulated_batches_are_all_listed(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, "gradient", math.nan, step=4, rank=0)
+def test_all_accumulated_batches_are_listed(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject(monkeypatch, "gradient", math.nan, step=4, rank=0)
     with pytest.raises(NumericError, match=r"at step 4 \(epoch 1, batch 3\)"):
-        train(*WORDS, "trainer.accumulate_grad_batches=2")
+        train(*OVERRIDES, "trainer.accumulate_grad_batches=2")
     assert {row["batch"] for row in rows(tmp_path / "run/not_finite_rank0.csv")} == {"2", "3"}
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_on_one_of_two_ranks(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    spoil(monkeypatch, what, math.nan, step=4, rank=1)
+def test_both_ranks_stop_if_one_has_a_non_finite_value(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    inject(monkeypatch, what, math.nan, step=4, rank=1)
     with pytest.raises(NumericError, match=r"must stay finite; it is nan at step 4"):
-        train(*WORDS, "trainer.devices=2")
+        train(*OVERRIDES, "trainer.devices=2")
     run = tmp_path / "run"
     assert content(run / LAST)["global_step"] == 4
     assert all(tensor.isfinite().all() for tensor in content(run / LAST)["state_dict"].values())
@@ -75,9 +81,9 @@ def test_on_one_of_two_ranks(train: Train, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("extra", [(), ("callbacks=[default,ema]", "callbacks.ema.decay=0.5")])
-def test_weights_that_are_not_finite_are_not_saved(train: Train, tmp_path: Path, extra: tuple[str, ...]) -> None:
-    """A step from finite numbers that is too large: the weights are the first that are not finite."""
+def test_non_finite_weights_are_not_saved(train: Train, tmp_path: Path, extra: tuple[str, ...]) -> None:
+    """A huge learning rate: loss and gradients are finite, the updated weights are not."""
     with pytest.raises(NumericError, match=r"weights must be finite to be saved; net\.\S+ is not at step 1"):
-        train(*WORDS, *extra, "optimizer.lr=3e38")
+        train(*OVERRIDES, *extra, "optimizer.lr=3e38")
     assert not (tmp_path / "run" / LAST).exists()
     assert RunRecord(tmp_path / "run").read()["exit_code"] == 4

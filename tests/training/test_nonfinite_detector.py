@@ -1,4 +1,4 @@
-"""What is not finite is noted where it is, and told when it is asked for: no step waits for the device."""
+"""The detector keeps non-finite values on their device until it is polled: no step waits for the device."""
 
 import itertools
 import math
@@ -17,14 +17,14 @@ from alexlab.training import nonfinite
 from alexlab.training.module import Classifier
 from alexlab.training.nonfinite import NonFiniteDetector, NonFiniteValue
 from support.exact_resume import content
-from support.nonfinite import WORDS, spoil
+from support.nonfinite import OVERRIDES, inject
 from support.runs import TINY, plain, rows
 
 Train = Callable[..., float | None]
 SYNCS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2")
 
 
-def test_the_first_of_several_is_told_once() -> None:
+def test_poll_returns_the_first_value_once() -> None:
     detector = NonFiniteDetector()
     assert detector.poll() is None
     detector.record(["a", "b"], torch.tensor([1.0, 2.0]), step=1, batch_idx=5)
@@ -37,10 +37,10 @@ def test_the_first_of_several_is_told_once() -> None:
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_where_to_ask_costs_time_it_is_done_at_the_logging_interval(
+def test_a_device_is_polled_at_the_logging_interval(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The step, the batch and its images are still the right ones, and nothing of the damaged weights is saved."""
+    """The error still names the right step, batch and images, and no non-finite weights are saved."""
     monkeypatch.setattr(nonfinite, "poll_is_free", lambda device: False)
     seen: list[int] = []
     step = Classifier.on_train_batch_start
@@ -50,27 +50,29 @@ def test_where_to_ask_costs_time_it_is_done_at_the_logging_interval(
         step(module, batch, batch_idx)
 
     monkeypatch.setattr(Classifier, "on_train_batch_start", counted)
-    spoil(monkeypatch, what, math.nan, step=3, rank=0)
-    words = [word for word in WORDS if "every_n_steps" not in word]
-    named = r"the loss" if what == "loss" else r"the gradient of features\.conv2\.weight"
-    with pytest.raises(NumericError, match=rf"{named} must stay finite; it is nan at step 3 \(epoch 1, batch 0\)"):
-        train(*words, "trainer.log_every_n_steps=5")
-    assert seen[-1] == 4, "one step more than the damaged one, up to the logging interval"
+    inject(monkeypatch, what, math.nan, step=3, rank=0)
+    overrides = [override for override in OVERRIDES if "every_n_steps" not in override]
+    name = r"the loss" if what == "loss" else r"the gradient of features\.conv2\.weight"
+    with pytest.raises(NumericError, match=rf"{name} must stay finite; it is nan at step 3 \(epoch 1, batch 0\)"):
+        train(*overrides, "trainer.log_every_n_steps=5")
+    assert seen[-1] == 4, "one step after the non-finite one, at the logging interval"
     assert content(tmp_path / "run" / LAST)["global_step"] == 3
     listed = rows(tmp_path / "run/not_finite_rank0.csv")
     assert {(row["epoch"], row["batch"]) for row in listed} == {("1", "0")}
 
 
-def test_a_checkpoint_inside_an_epoch_asks_first(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_is_polled_before_a_checkpoint(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(nonfinite, "poll_is_free", lambda device: False)
-    spoil(monkeypatch, "gradient", math.nan, step=3, rank=0)
+    inject(monkeypatch, "gradient", math.nan, step=3, rank=0)
     with pytest.raises(NumericError, match=r"at step 3 \(epoch 1, batch 0\)"):
-        train(*WORDS, "trainer.log_every_n_steps=50")
+        train(*OVERRIDES, "trainer.log_every_n_steps=50")
     assert content(tmp_path / "run" / LAST)["global_step"] == 3
 
 
-class Syncs(TorchDispatchMode):
-    """Counts the operations for which the host would wait for a device."""
+class SyncCounter(TorchDispatchMode):
+    """Counter of operations for which the host would wait for a device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,22 +83,22 @@ class Syncs(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("words", [(), ("optimizer=sgd", "loss.label_smoothing=0.1", "model.norm=batch")])
-def test_no_step_between_two_logging_points_waits_for_the_device(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+@pytest.mark.parametrize("overrides", [(), ("optimizer=sgd", "loss.label_smoothing=0.1", "model.norm=batch")])
+def test_steps_between_two_logging_points_do_not_wait_for_the_device(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
 ) -> None:
-    """Every operation of Lightning's loop, our callbacks, the net and the optimizer, from one batch's begin to the next's.
+    """Counts all operations of Lightning's loop, the callbacks, the net and the optimizer between the starts of two batches.
 
-    Not under test: a moving average of the weights waits once a step, in PyTorch's AveragedModel; MixUp draws on the host.
+    Not covered: EMA waits once per step, in PyTorch's AveragedModel, and MixUp draws on the host.
     """
     monkeypatch.setattr(nonfinite, "poll_is_free", lambda device: False)
     own = (f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}", "data.num_workers=1", "data.batch_size=2")
-    tiny = [word for word in TINY if not word.startswith(("data.num_workers", "data.batch_size"))]
-    config = plain(*tiny, *own, *words, "trainer.log_every_n_steps=4", "trainer.max_epochs=1")
+    tiny = [override for override in TINY if not override.startswith(("data.num_workers", "data.batch_size"))]
+    config = plain(*tiny, *own, *overrides, "trainer.log_every_n_steps=4", "trainer.max_epochs=1")
     splits = build.data(config).find_splits()
     module = build.classifier(config, splits)
     trainer = build.trainer(config, tmp_path, num_ranks=1)
-    syncs, counts = Syncs(), []
+    syncs, counts = SyncCounter(), []
     start = Classifier.on_train_batch_start
 
     def counted(self: Classifier, batch: Any, batch_idx: int) -> None:
@@ -108,5 +110,5 @@ def test_no_step_between_two_logging_points_waits_for_the_device(
         trainer.fit(module, datamodule=build.datamodule(config, splits))
     steps = [after - before for before, after in itertools.pairwise(counts)]
     assert len(steps) == 11
-    waiting = [number for number, count in enumerate(steps) if count]
-    assert waiting == [3, 7], "the steps that are logged"
+    synchronised = [number for number, count in enumerate(steps) if count]
+    assert synchronised == [3, 7], "only logged steps"

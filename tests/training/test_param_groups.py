@@ -12,7 +12,7 @@ def tiny() -> AlexNet:
     return AlexNet(2, widths=[4] * 5, fc_widths=[8], norm="batch")
 
 
-def test_every_parameter_is_of_one_kind() -> None:
+def test_every_parameter_has_one_kind() -> None:
     for net in (tiny(), resnet18()):
         found = parameters_by_kind(net)
         every = [id(parameter) for parameters in found.values() for parameter in parameters]
@@ -34,7 +34,7 @@ def test_the_head_has_its_own_groups() -> None:
     assert groups["body norm"]["weight_decay"] == 0.0
 
 
-def test_one_group_unless_a_kind_is_told_apart() -> None:
+def test_there_is_one_group_without_options() -> None:
     net = tiny()
     assert [group.keys() for group in parameter_groups(net)] == [{"params"}]
     groups = {group["name"]: group for group in parameter_groups(net, conv_weight_decay=0.002, norm_weight_decay=0.0)}
@@ -46,8 +46,8 @@ def test_one_group_unless_a_kind_is_told_apart() -> None:
     }
 
 
-def test_a_penalty_on_kernels_is_coupled_weight_decay_of_twice_its_factor() -> None:
-    """d/dw of .001 sum(w^2) is .002 w, which Adam's coupled weight decay adds to the gradient."""
+def test_an_l2_penalty_equals_coupled_weight_decay_of_twice_its_factor() -> None:
+    """The gradient of 0.001 sum(w^2) is 0.002 w, which Adam's coupled weight decay adds to the gradient."""
     torch.manual_seed(0)
     images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 0, 1])
     penalised, decayed = tiny(), tiny()
@@ -65,7 +65,7 @@ def test_a_penalty_on_kernels_is_coupled_weight_decay_of_twice_its_factor() -> N
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_groups_reach_the_optimizer(train: Callable[..., float | None], tmp_path: Path) -> None:
+def test_configured_groups_reach_the_optimizer(train: Callable[..., float | None], tmp_path: Path) -> None:
     train(
         "optimizer=adam",
         "param_groups.conv_weight_decay=0.002",

@@ -11,14 +11,14 @@ from alexlab.config import CONFIG_DIR
 from alexlab.errors import ConfigError
 from alexlab.training import schedules
 
-STEPS = 10  # in an epoch
+STEPS = 10  # per epoch
 NAMES = sorted(path.stem for path in (CONFIG_DIR / "scheduler").glob("*.yaml"))
 
 
 def rates(
     schedule: schedules.Schedule, optimizer: torch.optim.Optimizer, num_epochs: int, scores: list[float] | None = None
 ):
-    """The learning rate of each step, stepped as Lightning does."""
+    """Return the learning rate of each step, stepping the schedule like Lightning."""
     found = []
     for epoch in range(num_epochs):
         for _ in range(STEPS):
@@ -33,56 +33,56 @@ def rates(
     return found
 
 
-def made(name: str, num_epochs: int = 4, **options):
+def run_schedule(name: str, num_epochs: int = 4, **options):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
     schedule = getattr(schedules, name)(optimizer, num_epochs=num_epochs, steps_per_epoch=STEPS, **options)
     return rates(schedule, optimizer, num_epochs), schedule
 
 
-def test_constant() -> None:
-    assert made("constant")[0] == [1.0] * 40
+def test_constant_never_changes() -> None:
+    assert run_schedule("constant")[0] == [1.0] * 40
 
 
 def test_step_changes_at_epochs() -> None:
-    assert made("step", step_epochs=2, gamma=0.5)[0] == [1.0] * 20 + [0.5] * 20
+    assert run_schedule("step", step_epochs=2, gamma=0.5)[0] == [1.0] * 20 + [0.5] * 20
 
 
 def test_multistep_changes_at_its_milestones() -> None:
-    found = made("multistep", milestones=[3, 1], gamma=0.1)[0]
+    found = run_schedule("multistep", milestones=[3, 1], gamma=0.1)[0]
     assert found == pytest.approx([1.0] * 10 + [0.1] * 20 + [0.01] * 10)
 
 
-def test_cosine_goes_to_its_end() -> None:
-    found = made("cosine", final_factor=0.1)[0]
+def test_cosine_decays_to_its_final_factor() -> None:
+    found = run_schedule("cosine", final_factor=0.1)[0]
     assert found[0] == 1.0
     assert found[20] == pytest.approx(0.55)
     assert found[39] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 39 / 40)))
 
 
-def test_poly_of_power_1_is_a_line() -> None:
-    assert made("poly")[0] == pytest.approx([1 - step / 40 for step in range(40)])
+def test_poly_with_power_1_is_linear() -> None:
+    assert run_schedule("poly")[0] == pytest.approx([1 - step / 40 for step in range(40)])
 
 
 def test_one_cycle_goes_up_and_down() -> None:
-    found = made("one_cycle", warmup_epochs=1)[0]
+    found = run_schedule("one_cycle", warmup_epochs=1)[0]
     assert found[0] == pytest.approx(0.04)
     assert max(range(40), key=found.__getitem__) == 9
     assert found[-1] == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize("name", ["constant", "step", "multistep", "cosine", "poly", "plateau"])
-def test_warm_up_with_any_schedule(name: str) -> None:
-    found = made(name, warmup_epochs=1, warmup_start=0.5)[0]
+def test_every_schedule_supports_warm_up(name: str) -> None:
+    found = run_schedule(name, warmup_epochs=1, warmup_start=0.5)[0]
     assert found[:11] == pytest.approx([0.5 + 0.05 * step for step in range(11)])
 
 
-def test_a_run_may_end_in_its_warm_up() -> None:
+def test_a_run_may_end_within_its_warm_up() -> None:
     for name in ("constant", "step", "multistep", "cosine", "poly", "plateau"):
-        assert made(name, num_epochs=1, warmup_epochs=2)[0][-1] == pytest.approx(0.01 + 0.99 * 9 / 20)
-    assert made("one_cycle", num_epochs=1, warmup_epochs=2)[0][-1] == pytest.approx(1e-4)
+        assert run_schedule(name, num_epochs=1, warmup_epochs=2)[0][-1] == pytest.approx(0.01 + 0.99 * 9 / 20)
+    assert run_schedule("one_cycle", num_epochs=1, warmup_epochs=2)[0][-1] == pytest.approx(1e-4)
 
 
-def test_one_cycle_is_that_of_pytorch() -> None:
+def test_one_cycle_matches_pytorch() -> None:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, 40, div_factor=25, final_div_factor=400)
     expected = []
@@ -93,7 +93,7 @@ def test_one_cycle_is_that_of_pytorch() -> None:
     assert list(Run("one_cycle", 4, torch.optim.AdamW, lr=0.5).steps(39)) == expected
 
 
-def test_one_cycle_fits_any_number_of_steps() -> None:
+def test_one_cycle_supports_very_short_runs() -> None:
     for steps in (1, 2, 3, 5):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
         (entry,) = schedules.one_cycle(optimizer, num_epochs=1, steps_per_epoch=steps)
@@ -102,7 +102,7 @@ def test_one_cycle_fits_any_number_of_steps() -> None:
             entry["scheduler"].step()
 
 
-def test_plateau_divides_when_the_score_stops_improving() -> None:
+def test_plateau_reduces_when_the_metric_stops_improving() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = schedules.plateau(
         optimizer, num_epochs=6, steps_per_epoch=STEPS, patience=1, warmup_epochs=1, warmup_start=0.5
@@ -114,7 +114,7 @@ def test_plateau_divides_when_the_score_stops_improving() -> None:
 
 
 class Run:
-    """An optimizer and its schedule, stepped, saved and loaded as Lightning does."""
+    """Optimizer and schedule that are stepped, saved and loaded like in Lightning."""
 
     def __init__(self, name: str, num_epochs: int, kind: Any = torch.optim.SGD, **options: Any) -> None:
         options = options or {"lr": 1.0, "momentum": 0.9}
@@ -148,7 +148,7 @@ class Run:
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize(("before", "after", "step"), [(3, 5, 14), (3, 5, 30), (5, 3, 14), (3, 3, 14)])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_of_another_length_goes_on_with_the_rates_of_that_length(
+def test_a_run_resumed_with_another_length_has_the_rates_of_that_length(
     name: str, before: int, after: int, step: int, kind: Any, tmp_path: Path
 ) -> None:
     options = {"lr": 1.0} if kind is torch.optim.AdamW else {}
@@ -160,10 +160,10 @@ def test_a_run_of_another_length_goes_on_with_the_rates_of_that_length(
     expected = list(whole.steps(after * STEPS))
     assert list(resumed.steps(rest, start=step)) == expected[step:]
     if name in ("constant", "step", "multistep", "plateau"):
-        assert passed == expected[:step], "the length changes nothing"
+        assert passed == expected[:step], "the length does not matter"
 
 
-def test_a_run_that_is_past_its_new_end_has_the_last_rate() -> None:
+def test_a_run_past_its_new_end_keeps_the_last_rate() -> None:
     for name in ("cosine", "poly", "one_cycle"):
         first, resumed = Run(name, 5), Run(name, 2)
         list(first.steps(30))
@@ -173,7 +173,7 @@ def test_a_run_that_is_past_its_new_end_has_the_last_rate() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_state_is_plain_data(name: str, tmp_path) -> None:
-    _, schedule = made(name, warmup_epochs=1)
+    _, schedule = run_schedule(name, warmup_epochs=1)
     torch.save([entry["scheduler"].state_dict() for entry in schedule], tmp_path / "state.pt")
     torch.load(tmp_path / "state.pt", weights_only=True)
 
@@ -187,7 +187,7 @@ def test_a_final_factor_of_0_ends_at_0(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "message"),
     [
         ("cosine", {"warmup_epochs": -1}, "scheduler.warmup_epochs must be at least 0; got -1"),
         ("plateau", {"warmup_start": 0}, "scheduler.warmup_start must be a factor in (0, 1]; got 0"),
@@ -208,6 +208,6 @@ def test_a_final_factor_of_0_ends_at_0(name: str) -> None:
         ("plateau", {"min_lr": -1}, "scheduler.min_lr must be at least 0; got -1"),
     ],
 )
-def test_words(name: str, options: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
-        made(name, **options)
+def test_invalid_arguments_are_rejected(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        run_schedule(name, **options)

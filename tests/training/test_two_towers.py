@@ -1,4 +1,4 @@
-"""The net of 2012 with a tower on each of two devices: the same steps as on one, the same checkpoints."""
+"""The two-tower AlexNet on two devices takes the same steps and saves the same checkpoints as on one."""
 
 import re
 from collections.abc import Callable
@@ -21,45 +21,45 @@ from support.runs import rows
 
 Train = Callable[..., float | None]
 NET = ("model=alexnet_two_tower", "model.widths=[8,16,16,16,16]", "model.fc_widths=[16,16]")
-WORDS = (*NET, "optimizer=sgd", "optimizer.lr=0.05", "trainer.max_epochs=4", "trainer.log_every_n_steps=1")
+OVERRIDES = (*NET, "optimizer=sgd", "optimizer.lr=0.05", "trainer.max_epochs=4", "trainer.log_every_n_steps=1")
 TWO = ("trainer=two_towers", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=4")
 
 
 @pytest.fixture
 def losses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list[float]]:
-    """Notes the loss of each step of rank 0, also in a forked process; gives those since the last call."""
-    own, notes = Classifier.training_step, tmp_path / "losses"
+    """Record the loss of each step of rank 0, also in a forked process; return a function that pops the losses."""
+    original, path = Classifier.training_step, tmp_path / "losses"
 
     def training_step(module: Classifier, batch: Any, batch_idx: int) -> Any:
-        loss = own(module, batch, batch_idx)
+        loss = original(module, batch, batch_idx)
         if module.global_rank == 0:
-            with notes.open("a") as file:
+            with path.open("a") as file:
                 file.write(f"{loss.item()!r}\n")
         return loss
 
-    def take() -> list[float]:
-        found = [float(line) for line in notes.read_text().splitlines()]
-        notes.unlink()
+    def pop() -> list[float]:
+        found = [float(line) for line in path.read_text().splitlines()]
+        path.unlink()
         return found
 
     monkeypatch.setattr(Classifier, "training_step", training_step)
-    return take
+    return pop
 
 
-@pytest.mark.parametrize("words", [(), ("optimizer=adamw", "optimizer.lr=0.002", "data.batch_size=5")])
-def test_two_devices_take_the_steps_of_one(
-    train: Train, tmp_path: Path, losses: Callable[[], list[float]], words: tuple[str, ...]
+@pytest.mark.parametrize("overrides", [(), ("optimizer=adamw", "optimizer.lr=0.002", "data.batch_size=5")])
+def test_two_devices_take_the_same_steps_as_one(
+    train: Train, tmp_path: Path, losses: Callable[[], list[float]], overrides: tuple[str, ...]
 ) -> None:
-    """Twelve steps and more with dropout and augmentation; and each goes on with the checkpoint of the other."""
-    train(*WORDS, *words, run_dir=tmp_path / "one")
+    """At least twelve steps with dropout and augmentation; then each resumes from the checkpoint of the other."""
+    train(*OVERRIDES, *overrides, run_dir=tmp_path / "one")
     one = losses()
-    train(*WORDS, *TWO, *words, run_dir=tmp_path / "two")
+    train(*OVERRIDES, *TWO, *overrides, run_dir=tmp_path / "two")
     two = losses()
     assert len(one) == len(two) >= 12
     assert two == pytest.approx(one, rel=1e-5)
-    for mine, its in zip(rows(tmp_path / "one/metrics.csv"), rows(tmp_path / "two/metrics.csv"), strict=True):
-        assert (mine["val/top1"], mine["train/top1"]) == (its["val/top1"], its["train/top1"])
-        assert float(its["val/loss"]) == pytest.approx(float(mine["val/loss"]), rel=1e-5)
+    for row1, row2 in zip(rows(tmp_path / "one/metrics.csv"), rows(tmp_path / "two/metrics.csv"), strict=True):
+        assert (row1["val/top1"], row1["train/top1"]) == (row2["val/top1"], row2["train/top1"])
+        assert float(row2["val/loss"]) == pytest.approx(float(row1["val/loss"]), rel=1e-5)
     wholes = [load_file(tmp_path / name / LAST) for name in ("one", "two")]
     assert list(wholes[0]["state_dict"]) == list(wholes[1]["state_dict"])
     for name, value in wholes[0]["state_dict"].items():
@@ -72,8 +72,8 @@ def test_two_devices_take_the_steps_of_one(
                 torch.testing.assert_close(states[1][index][key], value, rtol=1e-3, atol=1e-5)
 
     longer = "trainer.max_epochs=6"
-    train(*WORDS, *words, longer, run_dir=tmp_path / "two", resumed=True)
-    train(*WORDS, *TWO, *words, longer, run_dir=tmp_path / "one", resumed=True)
+    train(*OVERRIDES, *overrides, longer, run_dir=tmp_path / "two", resumed=True)
+    train(*OVERRIDES, *TWO, *overrides, longer, run_dir=tmp_path / "one", resumed=True)
     mixed = losses()
     half = len(mixed) // 2
     assert half >= 6
@@ -82,7 +82,7 @@ def test_two_devices_take_the_steps_of_one(
     assert ends[0] == pytest.approx(ends[1], rel=1e-4)
 
 
-def test_a_tower_holds_half_and_both_make_the_whole() -> None:
+def test_both_towers_merge_to_the_whole_net() -> None:
     whole = AlexNet(7, widths=(8, 16, 16, 16, 16), fc_widths=(16, 16), groups=(1, 2, 1, 2, 2), norm="batch")
     state = {name: value.clone() for name, value in whole.state_dict().items()}
     towers = []
@@ -102,32 +102,36 @@ def test_a_tower_holds_half_and_both_make_the_whole() -> None:
         assert torch.equal(found[name], value), name
 
 
-def test_a_norm_does_not_look_at_the_other_tower() -> None:
+def test_response_norm_is_separate_for_each_tower() -> None:
     images = torch.rand(2, 8, 3, 3) * 50
     both = ResponseNorm(2)(images)
     assert torch.equal(both[:, :4], ResponseNorm(1)(images[:, :4]))
     assert not torch.allclose(both, ResponseNorm(1)(images))
 
 
-def test_what_is_sent_is_what_the_figure_says(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Halves into conv3, fc6, fc7 and fc8, there and back, and of the logits there: of 3 steps with 8 images and 11 validated."""
-    said = tmp_path / "said"
+def test_only_the_connections_of_the_figure_are_sent(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halves of the inputs of conv3, fc6, fc7 and fc8, forward and backward, and of the logits, forward only.
 
-    own = loop.exchanged
+    For 3 steps with 8 images and a validation of 11 images.
+    """
+    path = tmp_path / "sent"
+    original = loop.exchanged
 
     def noted(tower: Tower, steps: int) -> str:
-        said.write_text(f"{tower.peer.sent_bytes} {steps}")
-        return own(tower, steps)
+        path.write_text(f"{tower.peer.sent_bytes} {steps}")
+        return original(tower, steps)
 
     monkeypatch.setattr(loop, "exchanged", noted)
-    train(*WORDS, *TWO, "trainer.max_epochs=1", run_dir=tmp_path / "run")
-    back = 8 * 3 * 3 + 8 * 6 * 6 + 8 + 8
-    there = back + 2  # of 3 logits
-    assert said.read_text() == f"{4 * (3 * 8 * (there + back) + 11 * there)} 3"
+    train(*OVERRIDES, *TWO, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    backward = 8 * 3 * 3 + 8 * 6 * 6 + 8 + 8
+    forward = backward + 2  # half of 3 logits, padded
+    assert path.read_text() == f"{4 * (3 * 8 * (forward + backward) + 11 * forward)} 3"
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (("model=alexnet_quarter",), "two towers need an AlexNet with model.groups=[1, 2, 1, 2, 2]"),
         (("trainer.devices=1",), "trainer=two_towers needs trainer.devices=2, on one node; got 1 processes"),
@@ -136,12 +140,12 @@ def test_what_is_sent_is_what_the_figure_says(train: Train, tmp_path: Path, monk
         (("compile.enabled=true",), "compile.enabled needs the whole net in one process"),
     ],
 )
-def test_words(train: Train, words: tuple[str, ...], message: str) -> None:
+def test_incompatible_settings_are_rejected(train: Train, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        train(*NET, *TWO, *words)
+        train(*NET, *TWO, *overrides)
 
 
-def test_the_images_are_not_divided() -> None:
+def test_both_towers_see_all_images() -> None:
     node = {"trainer": {"strategy": build.TOWERS}}
     assert build.image_shares(node, 2) == 1
     assert build.image_shares({"trainer": {"strategy": "auto"}}, 2) == 2

@@ -22,7 +22,7 @@ from alexlab.data.config import DataConfig
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError
 from alexlab.models.weights.files import WeightFile, read_weights
-from alexlab.models.weights.pretrained import WeightSource, files_of_weights, match_weights
+from alexlab.models.weights.pretrained import WeightSource, hint_at_weights, match_weights
 from alexlab.models.weights.state_dicts import ParameterLimit, State, load_state
 from alexlab.runs.layout import BEST, LAST
 from alexlab.training.preprocessing import Inference
@@ -183,7 +183,7 @@ def _file(path: Path) -> Path:
     if path.is_dir():
         found = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
         if found is None:
-            raise ConfigError(f"ckpt must be {KINDS}; the folder {path} has no {BEST}{files_of_weights(path)}")
+            raise ConfigError(f"ckpt must be {KINDS}; the folder {path} has no {BEST}{hint_at_weights(path)}")
         return found
     if not path.is_file():
         raise ConfigError(f"ckpt must be {KINDS}; {path} does not exist")

@@ -1,7 +1,7 @@
-"""The AlexNet family: one class, and a variant is a row of numbers in `conf/model`.
+"""The AlexNet family: one class, whose variants are YAML files in `conf/model`.
 
 Sources: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012 (the
-paper); Krizhevsky, "One weird trick", arXiv 1404.5997 (the net of torchvision).
+paper); Krizhevsky, "One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997 (torchvision's net).
 """
 
 from collections import OrderedDict
@@ -16,7 +16,7 @@ from alexlab.models.layers import ResponseNorm, check_image_size
 KERNELS = (11, 5, 3, 3, 3)
 STRIDES = (4, 1, 1, 1, 1)
 PADDINGS = (2, 2, 1, 1, 1)
-POOLED = (1, 2, 5)  # a max pooling follows these convolutions
+POOLED = (1, 2, 5)  # convolutions followed by max pooling
 NORMS = ("none", "lrn", "batch")
 ACTIVATIONS = {name.lower(): name for name in nn.modules.activation.__all__ if name != "MultiheadAttention"}
 
@@ -41,33 +41,33 @@ class AlexNet(nn.Module):
     | fc8   | -      | -               | 1000           | 4097000    |
 
     Args:
-        num_classes: length of the logits.
+        num_classes: number of classes K.
         in_channels: channels of an image, 3 for RGB, 1 for grey.
-        width: multiplies `widths` and `fc_widths`; a product is rounded to a multiple of its layer's groups.
+        width: multiplier of `widths` and `fc_widths`; products are rounded to a multiple of the adjacent layers' groups.
         widths: output channels of the five convolutions.
-        fc_widths: outputs of the hidden linear layers, any number of them.
-        groups: groups of each convolution; (1, 2, 1, 2, 2) are the two towers of the paper.
-        skip_convs: numbers of convolutions to leave out, 1 to 5, with their norm and activation; the poolings stay.
+        fc_widths: output features of the hidden linear layers, of which there may be any number.
+        groups: channel groups of each convolution; (1, 2, 1, 2, 2) are the two towers of the paper.
+        skip_convs: convolutions to leave out, 1 to 5, with their norm and activation; poolings are kept.
         conv1_padding: padding of conv1.
-        pool_kernels: kernels of the three poolings; with `pool_stride` 2, a 3 overlaps and a 2 does not.
-        pool_stride: their stride.
-        pool_size: the classifier sees pool_size x pool_size cells; features of another size are averaged to it.
-        activation: `relu`, `tanh` or another activation of torch.nn, in small letters.
+        pool_kernels: kernel sizes of the three poolings; with `pool_stride=2`, windows of 3 overlap and windows of 2 do not.
+        pool_stride: stride of the three poolings.
+        pool_size: the features are average-pooled to pool_size x pool_size before the classifier.
+        activation: `relu`, `tanh` or another activation of torch.nn, in lower case.
         norm: `none`, `lrn` (`ResponseNorm`) or `batch`.
-        norm_layers: convolutions that are normalised; None takes conv1 and conv2 for `lrn`, all for `batch`.
-        norm_side: `before` or `after` the activation, for `batch`; `lrn` is after it always.
-        norm_momentum: of `batch`: the weight of the new statistics.
-        norm_eps: of `batch`.
-        dropout: probability that a hidden value is dropped.
-        dropout_side: `input` drops what enters the hidden linear layers (torchvision), `output` what leaves them (the paper).
-        linear_tail: so many of the last hidden linear layers have neither activation nor dropout.
-        init: see `alexlab.models.init`.
+        norm_layers: convolutions to normalise; None selects conv1 and conv2 for `lrn`, all for `batch`.
+        norm_side: whether `batch` comes `before` or `after` the activation; `lrn` always comes after it.
+        norm_momentum: weight of the new batch in the running statistics, for `batch`.
+        norm_eps: epsilon of `batch`.
+        dropout: dropout probability of the hidden linear layers.
+        dropout_side: whether to drop the `input` of the hidden linear layers (torchvision) or their `output` (the paper).
+        linear_tail: number of hidden linear layers, counted from the last, without activation and dropout.
+        init: initialisation scheme, see `alexlab.models.init`.
 
     Raises:
-        ValueError: when the numbers do not make a net.
+        ValueError: if the arguments do not fit together.
     """
 
-    torchvision_name = "alexnet"  # whose weights fit
+    torchvision_name = "alexnet"  # torchvision model whose weights fit
 
     def __init__(
         self,
@@ -95,71 +95,82 @@ class AlexNet(nn.Module):
         init: str = "torch",
     ) -> None:
         super().__init__()
-        for name, values, needed in (("widths", widths, 5), ("groups", groups, 5), ("pool_kernels", pool_kernels, 3)):
-            if len(values) != needed:
-                raise ValueError(f"model.{name} needs {needed} numbers; got {list(values)}")
+        _check_lengths(widths=widths, groups=groups, pool_kernels=pool_kernels)
+        _check_choices(norm=norm, norm_side=norm_side, dropout_side=dropout_side, activation=activation)
+        _check_convs(skip_convs=skip_convs, norm_layers=norm_layers or ())
         if width <= 0 or min(*widths, *fc_widths, 1) <= 0:
             raise ValueError(f"every width must be positive; got {width} x {list(widths)} and {list(fc_widths)}")
-        for name, value, choices in (
-            ("norm", norm, NORMS),
-            ("norm_side", norm_side, ("before", "after")),
-            ("dropout_side", dropout_side, ("input", "output")),
-            ("activation", activation, tuple(ACTIVATIONS)),
-        ):
-            if value not in choices:
-                raise ValueError(f"model.{name} must be one of {', '.join(choices)}; got {value!r}")
-        for name, numbers in (("skip_convs", skip_convs), ("norm_layers", norm_layers or ())):
-            if not set(numbers) <= set(range(1, 6)):
-                raise ValueError(f"model.{name} must hold numbers of convolutions, 1 to 5; got {list(numbers)}")
         if not 0 <= linear_tail <= len(fc_widths):
-            raise ValueError(
-                f"model.linear_tail must be at most the {len(fc_widths)} hidden linear layers; got {linear_tail}"
-            )
+            raise ValueError(f"model.linear_tail must be in 0..{len(fc_widths)}, the hidden layers; got {linear_tail}")
 
-        kept = [number for number in range(1, 6) if number not in skip_convs]
-        normed = set(norm_layers if norm_layers is not None else (1, 2) if norm == "lrn" else kept)
+        convs = [number for number in range(1, 6) if number not in skip_convs]
+        if norm_layers is None:
+            norm_layers = (1, 2) if norm == "lrn" else convs
+        next_groups = dict(zip(convs, [*(groups[number - 1] for number in convs[1:]), 1], strict=False))
         pools = dict(zip(POOLED, pool_kernels, strict=True))
-        following = dict(zip(kept, [groups[number - 1] for number in kept[1:]] + [1], strict=True)) if kept else {}
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = in_channels
         for number in range(1, 6):
-            if number in kept:
-                index = number - 1
-                # A convolution's channels are divided by its own groups on the way out and by the next one's on the way in.
-                out = _scaled(widths[index], width, max(groups[index], following[number]))
-                padding = conv1_padding if number == 1 else PADDINGS[index]
-                if channels % groups[index] or out % groups[index]:
-                    raise ValueError(
-                        f"conv{number} cannot be divided: {channels} -> {out} channels in {groups[index]} groups"
-                    )
-                layers[f"conv{number}"] = nn.Conv2d(
-                    channels, out, KERNELS[index], STRIDES[index], padding, groups=groups[index]
-                )
+            if number in convs:
+                # Divisible by the groups of this convolution (outputs) and of the next one (inputs).
+                num_towers = max(groups[number - 1], next_groups[number])
+                out = _scaled(widths[number - 1], width, num_towers)
+                padding = conv1_padding if number == 1 else PADDINGS[number - 1]
+                layers[f"conv{number}"] = _conv(number, channels, out, groups=groups[number - 1], padding=padding)
                 block: list[tuple[str, nn.Module]] = [(f"act{number}", _activation(activation))]
-                if norm == "lrn" and number in normed:
-                    lrn = ResponseNorm(max(groups[index], following[number]))
-                    block.append((f"norm{number}", lrn))
-                if norm == "batch" and number in normed:
-                    batch = nn.BatchNorm2d(out, eps=norm_eps, momentum=norm_momentum)
-                    block.insert(0 if norm_side == "before" else 1, (f"norm{number}", batch))
+                if norm == "lrn" and number in norm_layers:
+                    block.append((f"norm{number}", ResponseNorm(num_towers)))
+                if norm == "batch" and number in norm_layers:
+                    batch_norm = nn.BatchNorm2d(out, eps=norm_eps, momentum=norm_momentum)
+                    block.insert(0 if norm_side == "before" else 1, (f"norm{number}", batch_norm))
                 layers.update(block)
                 channels = out
             if number in pools:
                 layers[f"pool{number}"] = nn.MaxPool2d(pools[number], pool_stride)
         self.features = nn.Sequential(layers)
         self.avgpool = nn.AdaptiveAvgPool2d(pool_size)
-        hidden = [_scaled(count, width, 1) for count in fc_widths]
-        sizes = [channels * pool_size * pool_size, *hidden, num_classes]
+        sizes = [channels * pool_size * pool_size, *(_scaled(count, width, 1) for count in fc_widths), num_classes]
         self.classifier = _classifier(sizes, activation, dropout, dropout_side, linear_tail)
         init_weights(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, K)."""
+        """Map images (N, C, H, W) to logits (N, K)."""
         return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
 
     def check_image_size(self, size: int) -> None:
-        """Raises ValueError when an image of size x size is used up before the last pooling."""
+        """Raise ValueError if an image of size x size does not survive all layers."""
         check_image_size(self.features, size)
+
+
+def _check_lengths(**values: Sequence[int]) -> None:
+    for name, numbers in values.items():
+        expected = len(POOLED) if name == "pool_kernels" else len(KERNELS)
+        if len(numbers) != expected:
+            raise ValueError(f"model.{name} needs {expected} numbers; got {list(numbers)}")
+
+
+def _check_choices(**values: str) -> None:
+    choices = {
+        "norm": NORMS,
+        "norm_side": ("before", "after"),
+        "dropout_side": ("input", "output"),
+        "activation": tuple(ACTIVATIONS),
+    }
+    for name, value in values.items():
+        if value not in choices[name]:
+            raise ValueError(f"model.{name} must be one of {', '.join(choices[name])}; got {value!r}")
+
+
+def _check_convs(**values: Sequence[int]) -> None:
+    for name, numbers in values.items():
+        if not set(numbers) <= set(range(1, 6)):
+            raise ValueError(f"model.{name} must contain numbers of convolutions, 1 to 5; got {list(numbers)}")
+
+
+def _conv(number: int, channels: int, out: int, *, groups: int, padding: int) -> nn.Conv2d:
+    if channels % groups or out % groups:
+        raise ValueError(f"conv{number} cannot be divided: {channels} -> {out} channels in {groups} groups")
+    return nn.Conv2d(channels, out, KERNELS[number - 1], STRIDES[number - 1], padding, groups=groups)
 
 
 def _scaled(count: int, width: float, multiple: int) -> int:
@@ -169,8 +180,8 @@ def _scaled(count: int, width: float, multiple: int) -> int:
 def _activation(name: str) -> nn.Module:
     if name == "relu":
         return nn.ReLU(inplace=True)
-    made: nn.Module = getattr(nn, ACTIVATIONS[name])()
-    return made
+    layer: nn.Module = getattr(nn, ACTIVATIONS[name])()
+    return layer
 
 
 def _classifier(sizes: Sequence[int], activation: str, dropout: float, side: str, plain: int) -> nn.Sequential:

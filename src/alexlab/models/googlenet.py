@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from alexlab.models.init import init_weights
 from alexlab.models.layers import check_image_size
 
-# 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection: the paper, table 1.
+# Table 1 of the paper: 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection.
 WIDTHS = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
@@ -23,7 +23,7 @@ WIDTHS = {
 
 
 class Inception(nn.Module):
-    """Four branches over the same input, joined by channel; every convolution is followed by a ReLU."""
+    """Inception block: four branches over the same input, concatenated by channel, with a ReLU after every convolution."""
 
     def __init__(
         self, channels: int, one: int, reduce3: int, three: int, reduce5: int, five: int, project: int
@@ -37,13 +37,13 @@ class Inception(nn.Module):
         self.out_channels = one + three + five + project
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, out_channels, H, W)."""
+        """Map (N, C, H, W) to (N, out_channels, H, W)."""
         branches = [self.branch1(images), self.branch3(images), self.branch5(images), self.project(self.pool(images))]
         return torch.cat(branches, 1)
 
 
 class GoogLeNet(nn.Module):
-    """A stem of three convolutions, nine inception blocks, an average over all cells and one linear layer.
+    """Stem of three convolutions, nine inception blocks, global average pooling and one linear layer.
 
     Shapes for images (N, 3, 224, 224) and 1000 classes:
 
@@ -68,15 +68,15 @@ class GoogLeNet(nn.Module):
     | fc          | -      | -               | 1000            | 1025000    |
 
     Args:
-        num_classes: length of the logits.
+        num_classes: number of classes K.
         in_channels: channels of an image.
-        width: multiplies the widths of all convolutions.
-        stem_relu: a ReLU after conv2 and conv3 too; "Dive into Deep Learning" has none there, the paper has.
-        dropout: probability that a value is dropped before the linear layer; .4 in the paper.
-        init: see `alexlab.models.init`.
+        width: multiplier of the widths of all convolutions.
+        stem_relu: add a ReLU after conv2 and conv3, as in the paper; "Dive into Deep Learning" has none.
+        dropout: dropout probability before the linear layer; 0.4 in the paper.
+        init: initialisation scheme, see `alexlab.models.init`.
 
     Raises:
-        ValueError: when the numbers do not make a net.
+        ValueError: if the arguments do not fit together.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class GoogLeNet(nn.Module):
         init_weights(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, K)."""
+        """Map images (N, C, H, W) to logits (N, K)."""
         return self.fc(self.dropout(torch.flatten(self.avgpool(self.features(images)), 1)))
 
     def check_image_size(self, size: int) -> None:
-        """Raises ValueError when an image of size x size is used up; the paddings of this net leave a cell of any image."""
+        """Raise ValueError if an image of size x size does not survive all layers; this net accepts any size."""
         check_image_size(self.features, size)
 
 

@@ -1,4 +1,4 @@
-"""Initial weights by name."""
+"""Named weight initialisation schemes."""
 
 import re
 from functools import partial
@@ -8,7 +8,7 @@ from torch import nn
 GLOROT = nn.init.xavier_uniform_
 HE = partial(nn.init.kaiming_normal_, nonlinearity="relu")
 SMALL = partial(nn.init.normal_, mean=0.0, std=0.01)
-# How each scheme draws the weights of convolutions and of linear layers; `torch` leaves them as they are.
+# Initialisers of the weights of convolutions and of linear layers; None keeps PyTorch's default.
 SCHEMES = {
     "torch": (None, None),
     "he": (HE, HE),
@@ -17,26 +17,27 @@ SCHEMES = {
     "kaiming": (partial(HE, mode="fan_out"), SMALL),
     "paper2012": (SMALL, SMALL),
 }
-PAPER_ONES = ("conv2", "conv4", "conv5")  # whose biases start at 1, as do those of the hidden linear layers
+PAPER_ONES = ("conv2", "conv4", "conv5")  # convolutions whose biases start at 1, like those of the hidden linear layers
 
 
 def init_weights(net: nn.Module, scheme: str) -> None:
-    """Draw the weights of all convolutions and linear layers of a net; norms start as the identity in any case.
+    """Initialise all convolutions and linear layers of a net. Norms always start as the identity.
 
     Args:
-        net: its layers are called conv1, fc6 and so on for `paper2012`.
+        net: net to initialise; `paper2012` requires AlexNet's layer names.
         scheme: one of
 
-            - `torch`: PyTorch's own, uniform with He's bound for a = sqrt(5), which torchvision's AlexNet has too;
+            - `torch`: PyTorch's default, uniform with He's bound for a = sqrt(5), as in torchvision's AlexNet;
             - `he`: normal, variance 2 / fan in (He et al. 2015, equation 10), zero biases;
-            - `xavier` and `glorot`, two names of one scheme: uniform, variance 2 / (fan in + fan out) (Glorot and Bengio 2010,
-              equation 16), zero biases, the default of Keras;
-            - `kaiming`: torchvision's for VGG: `he` by fan out for convolutions, N(0, 0.01) for linear layers, zero biases;
+            - `xavier` or `glorot`: uniform, variance 2 / (fan in + fan out) (Glorot and Bengio 2010, equation 16), zero
+              biases; the default of Keras;
+            - `kaiming`: torchvision's scheme for VGG: `he` by fan out for convolutions, N(0, 0.01) for linear layers, zero
+              biases;
             - `paper2012`: N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden linear layers, 0 elsewhere (Krizhevsky et
               al. 2012, section 5).
 
     Raises:
-        ValueError: if there is no such scheme, or `paper2012` is asked for a net that is no AlexNet.
+        ValueError: if the scheme is unknown, or `paper2012` is used with another net.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"model.init must be one of {', '.join(SCHEMES)}; got {scheme!r}")
@@ -48,7 +49,7 @@ def init_weights(net: nn.Module, scheme: str) -> None:
         re.fullmatch(r"features\.conv[1-5]|classifier\.fc\d+", name) for name, _ in layers
     ):
         raise ValueError(
-            f"model.init=paper2012 sets the biases of an AlexNet's layers; got {type(net).__name__}: take he or xavier"
+            f"model.init=paper2012 needs the layers of an AlexNet; got {type(net).__name__}: use he or xavier"
         )
     for_convolutions, for_linear = SCHEMES[scheme]
     for name, layer in layers:

@@ -1,4 +1,4 @@
-"""Network in network (Lin, Chen, Yan, arXiv 1312.4400), with the numbers of AlexNet's stem as in "Dive into Deep Learning"."""
+"""Network in network (Lin, Chen, Yan, arXiv 1312.4400), with the kernel sizes of "Dive into Deep Learning"."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ PADDINGS = (0, 2, 1, 1)
 
 
 class NiN(nn.Module):
-    """Four blocks of a convolution and two 1 x 1 convolutions, each with ReLU; the last block gives a map for each class.
+    """Four blocks of a convolution and two 1 x 1 convolutions with ReLUs; the last block outputs one map per class.
 
     Shapes for images (N, 3, 224, 224) and 1000 classes:
 
@@ -38,15 +38,15 @@ class NiN(nn.Module):
     | conv4_3 | 1      | 1, 0            | 1000 x 5 x 5  | 1001000    |
 
     Args:
-        num_classes: length of the logits.
+        num_classes: number of classes K.
         in_channels: channels of an image.
-        width: multiplies `widths`.
+        width: multiplier of `widths`.
         widths: output channels of the first three blocks.
-        dropout: probability that a value is dropped before the last block.
-        init: see `alexlab.models.init`.
+        dropout: dropout probability before the last block.
+        init: initialisation scheme, see `alexlab.models.init`.
 
     Raises:
-        ValueError: when the numbers do not make a net.
+        ValueError: if the arguments do not fit together.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class NiN(nn.Module):
         init_weights(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, K)."""
+        """Map images (N, C, H, W) to logits (N, K)."""
         return torch.flatten(self.avgpool(self.features(images)), 1)
 
     def check_image_size(self, size: int) -> None:
-        """Raises ValueError when an image of size x size is used up before the last block."""
+        """Raise ValueError if an image of size x size does not survive all layers."""
         check_image_size(self.features, size)

@@ -1,4 +1,4 @@
-"""What a net is made of: a row for each layer, worked out on the meta device without memory."""
+"""Table of a net's layers, computed on the meta device without allocating memory."""
 
 import math
 from dataclasses import asdict, dataclass, fields
@@ -14,17 +14,17 @@ from alexlab.output.csv_files import write_csv
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer as it meets one image.
+    """Properties of a layer, for a batch of one image.
 
     Args:
-        name: its place in the net.
-        kind: its class.
-        kernel, stride, padding: of convolutions and poolings, "11 x 11", "4", "2".
-        number: output channels or values.
-        input, output: sizes without the batch, "64 x 55 x 55".
-        parameters: trainable and not.
-        multiply_adds: for one image.
-        memory_mib: of its output for one image in 32 bits, in MiB.
+        name: name of the submodule.
+        kind: class name.
+        kernel, stride, padding: of a convolution or pooling, such as "11 x 11", "4" and "2".
+        number: number of output channels or features.
+        input, output: shapes without the batch dimension, such as "64 x 55 x 55".
+        parameters: number of parameters, trainable or not.
+        multiply_adds: multiply-adds per image.
+        memory_mib: size of the output of one image in float32, in MiB.
     """
 
     name: str
@@ -41,15 +41,15 @@ class Layer:
 
 
 def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
-    """The layers of a net in the order in which an image of (channels, size, size) meets them.
+    """Return the layers of a net in the order of the forward pass of an image (channels, size, size).
 
     Args:
-        net: on the device `meta`.
-        channels: of the image.
-        size: its height and width.
+        net: net on the meta device.
+        channels: channels of the image.
+        size: height and width of the image.
 
     Raises:
-        ValueError: when the image is too small for the net.
+        ValueError: if the image is too small for the net.
     """
     check_size = getattr(net, "check_image_size", None)
     if check_size is not None:
@@ -88,7 +88,7 @@ def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
 
 
 def layer_table(rows: list[Layer], title: str) -> Table:
-    """The rows as a table for the terminal, with their sums."""
+    """Return a table for the terminal, with the totals in its last row."""
     table = Table(title=title)
     for column in fields(Layer):
         table.add_column(column.name.replace("_", " "), justify="left" if column.name in ("name", "kind") else "right")
@@ -101,7 +101,7 @@ def layer_table(rows: list[Layer], title: str) -> Table:
 
 
 def write_rows(rows: list[Layer], path: Path) -> None:
-    """Writes the rows as CSV."""
+    """Write the rows as CSV."""
     write_csv(path, [[column.name for column in fields(Layer)], *(asdict(row).values() for row in rows)])
 
 

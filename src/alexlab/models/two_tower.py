@@ -1,4 +1,4 @@
-"""The net of 2012 on two devices: each holds one tower, and they exchange activations only where figure 2 of the paper does.
+"""The two-tower AlexNet on two devices, one tower each, exchanging activations only where figure 2 of the paper does.
 
 Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012, section 3.2.
 """
@@ -13,42 +13,42 @@ from torch import Tensor, nn
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.layers import ResponseNorm
 
-GROUPS = (1, 2, 1, 2, 2)  # of the five convolutions: the towers meet in conv3 only
-GATHERED = "conv3"
+GROUPS = (1, 2, 1, 2, 2)  # groups of the five convolutions: only conv3 connects the towers
+GATHERED = "conv3"  # the convolution whose input comes from both towers
 
 
 class PeerExchange:
-    """Between this tower's process and the other's.
+    """Exchange of tensors with the process of the other tower.
 
     Args:
-        tower: 0 or 1.
+        tower: tower of this process, 0 or 1.
     """
 
     def __init__(self, tower: int) -> None:
         self.tower = tower
-        self.sent_bytes = 0  # by this process
+        self.sent_bytes = 0  # total sent by this process
 
     def exchange(self, own: Tensor) -> Tensor:
-        """Gives the other process a tensor and takes its tensor of the same shape and kind."""
-        lying = own.movedim(1, -1).contiguous()  # channels last, as a convolution leaves it
-        received = torch.empty_like(lying)
-        # As bytes: gloo knows no bfloat16.
-        halves = [lying.view(torch.uint8), received.view(torch.uint8)]
+        """Send a tensor to the other process and return its tensor of the same shape and dtype."""
+        sent = own.movedim(1, -1).contiguous()  # channels last: convolution outputs need no copy
+        received = torch.empty_like(sent)
+        # As bytes, because gloo does not support bfloat16.
+        halves = [sent.view(torch.uint8), received.view(torch.uint8)]
         other = 1 - self.tower
         requests = [torch.distributed.P2POp(torch.distributed.isend, halves[0], other)]
         requests.append(torch.distributed.P2POp(torch.distributed.irecv, halves[1], other))
         for request in torch.distributed.batch_isend_irecv(requests):
             request.wait()
-        self.sent_bytes += lying.nbytes
+        self.sent_bytes += sent.nbytes
         return received.movedim(-1, 1)
 
     def concat(self, own: Tensor, other: Tensor) -> Tensor:
-        """Both halves along the channels, that of tower 0 first."""
+        """Concatenate both halves along the channels, tower 0 first."""
         return torch.cat((own, other) if self.tower == 0 else (other, own), 1)
 
 
 class _GatherHalves(torch.autograd.Function):
-    """Both halves, (N, C / 2, ...) to (N, C, ...). The gradient of a half is the sum of what both towers make of it."""
+    """Concatenation of both halves, (N, C / 2, ...) to (N, C, ...). A half's gradient is the sum over both towers."""
 
     @staticmethod
     def forward(ctx: Any, half: Tensor, peer: PeerExchange) -> Tensor:
@@ -62,7 +62,7 @@ class _GatherHalves(torch.autograd.Function):
 
 
 class _GatherLogits(torch.autograd.Function):
-    """Both halves of the logits. Both towers compute the same loss of them, so that a half's gradient is here already."""
+    """Concatenation of both halves of the logits. Both towers compute the same loss, so no gradient is exchanged."""
 
     @staticmethod
     def forward(ctx: Any, half: Tensor, peer: PeerExchange, num_outputs: int) -> Tensor:
@@ -77,7 +77,7 @@ class _GatherLogits(torch.autograd.Function):
 
 
 class _Dropout(nn.Dropout):
-    """Dropout of a half: the mask of the whole layer is drawn, as one device would draw it, and its half taken."""
+    """Dropout of half a layer, using its half of the mask that one device would draw for the whole layer."""
 
     def __init__(self, p: float, tower: int) -> None:
         super().__init__(p)
@@ -91,14 +91,14 @@ class _Dropout(nn.Dropout):
 
 
 class Tower(nn.Module):
-    """One tower of an AlexNet, with the names of the whole net's parameters, each of which is divided along its first axis.
+    """One tower of an AlexNet, with the parameter names of the whole net and half of each parameter along its first axis.
 
     Args:
-        whole: the net; its parameters are not kept.
-        tower: 0 or 1, the first or the second half of each layer.
+        whole: whole net; its parameters are copied in halves.
+        tower: 0 or 1, for the first or the second half of each layer.
 
     Raises:
-        ValueError: when the net has no two towers.
+        ValueError: if the net does not consist of two towers.
     """
 
     def __init__(self, whole: nn.Module, tower: int) -> None:
@@ -106,8 +106,8 @@ class Tower(nn.Module):
         check_towers(whole)
         assert isinstance(whole, AlexNet)
         self.peer = PeerExchange(tower)
-        self._whole = (copy.deepcopy(whole).to("meta"),)  # a tuple, which is no part of this module
-        self.shapes = {name: value.shape for name, value in whole.state_dict().items()}  # of the whole
+        self._whole = (copy.deepcopy(whole).to("meta"),)  # in a tuple, so that it is not registered as a submodule
+        self.shapes = {name: value.shape for name, value in whole.state_dict().items()}  # shapes in the whole net
         self.num_outputs = self.shapes[[name for name in self.shapes if name.endswith(".weight")][-1]][0]
         self.features = nn.Sequential()
         for name, layer in whole.features.named_children():
@@ -116,10 +116,10 @@ class Tower(nn.Module):
         self.classifier = nn.Sequential()
         for name, layer in whole.classifier.named_children():
             self.classifier.add_module(name, _half(layer, tower))
-        self.register_load_state_dict_pre_hook(_take_halves)
+        self.register_load_state_dict_pre_hook(_load_halves)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W), the same on both towers, to the logits (N, K) of the whole net."""
+        """Map images (N, C, H, W), the same on both towers, to the logits (N, K) of the whole net."""
         values = images
         for name, layer in self.features.named_children():
             values = layer(_GatherHalves.apply(values, self.peer) if name == GATHERED else values)
@@ -133,27 +133,27 @@ class Tower(nn.Module):
 
     @property
     def whole(self) -> AlexNet:
-        """The net that both towers are, on the device `meta`."""
+        """The whole net, on the meta device."""
         return self._whole[0]
 
     def part(self, name: str, whole: Tensor) -> Tensor:
-        """This tower's half of a tensor of the whole net."""
+        """Return this tower's half of a tensor of the whole net."""
         return _chunk(whole, self.peer.tower) if whole.shape == self.shapes[name] else whole
 
 
 def check_towers(net: nn.Module) -> None:
-    """Raises ValueError when a net is no AlexNet of two towers."""
+    """Raise ValueError unless a net is an AlexNet with two towers."""
     groups = tuple(layer.groups for layer in net.modules() if isinstance(layer, nn.Conv2d))
     hidden = [layer.out_features for layer in net.modules() if isinstance(layer, nn.Linear)][:-1]
     if not isinstance(net, AlexNet) or groups != GROUPS or any(width % 2 for width in hidden):
         raise ValueError(
-            f"two towers need an AlexNet with model.groups={list(GROUPS)} and even model.fc_widths, as "
+            f"two towers need an AlexNet with model.groups={list(GROUPS)} and even model.fc_widths, such as "
             f"model=alexnet_two_tower; got {type(net).__name__} with {list(groups)} and {hidden}"
         )
 
 
-def _take_halves(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A state of the whole net is cut to this tower's before it is loaded."""
+def _load_halves(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Reduce a state dict of the whole net to this tower's half before it is loaded."""
     assert isinstance(module, Tower)
     for name in module.shapes:
         if prefix + name in state:
@@ -161,12 +161,12 @@ def _take_halves(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
 
 
 def _chunk(whole: Tensor, tower: int) -> Tensor:
-    """A half along the first axis; of an odd length the first has one more. What has no axis is the same for both."""
+    """Return half of a tensor along its first axis; the first half of an odd length is longer. Scalars are shared."""
     return whole.chunk(2)[tower] if whole.dim() else whole
 
 
 def _half(layer: nn.Module, tower: int) -> nn.Module:
-    """The half of a layer's outputs."""
+    """Reduce a layer to half of its outputs, in place."""
     if isinstance(layer, nn.Dropout):
         return _Dropout(layer.p, tower)
     for name, value in layer.named_parameters(recurse=False):
@@ -180,7 +180,7 @@ def _half(layer: nn.Module, tower: int) -> nn.Module:
         layer.out_features = layer.weight.shape[0]
     elif isinstance(layer, nn.BatchNorm2d):
         layer.num_features = layer.weight.shape[0]
-    elif isinstance(layer, ResponseNorm):  # which stays inside of a tower
+    elif isinstance(layer, ResponseNorm):  # normalises within one tower
         layer.groups = 1
     return layer
 
@@ -188,7 +188,7 @@ def _half(layer: nn.Module, tower: int) -> nn.Module:
 def merged(
     halves: tuple[Mapping[str, Tensor], Mapping[str, Tensor]], shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """The tensors of the whole net from those of both towers, by name."""
+    """Return the tensors of the whole net, merged from those of both towers by name."""
     return {
         name: torch.cat((value, halves[1][name])) if value.shape != shapes[name] else value
         for name, value in halves[0].items()

@@ -1,4 +1,4 @@
-"""The VGG family (Simonyan, Zisserman, arXiv 1409.1556): one class, and a variant is a list of blocks in `conf/model`."""
+"""The VGG family (Simonyan, Zisserman, arXiv 1409.1556): one class, whose variants are YAML files in `conf/model`."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from alexlab.models.init import init_weights
 from alexlab.models.layers import check_image_size
 
-# Of vgg11, vgg13, vgg16 and vgg19, the nets A, B, D and E of the paper.
+# vgg11, vgg13, vgg16 and vgg19: configurations A, B, D and E of the paper.
 TORCHVISION_DEPTHS = ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4))
 
 
 class VGG(nn.Module):
-    """Blocks of 3 x 3 convolutions with ReLU, each closed by a pooling, and a classifier of linear layers.
+    """Blocks of 3 x 3 convolutions with ReLU, each followed by max pooling, and a classifier of linear layers.
 
     Shapes of the default net, VGG11, for images (N, 3, 224, 224) and 1000 classes:
 
@@ -38,18 +38,18 @@ class VGG(nn.Module):
     | fc3     | -      | -               | 1000            | 4097000    |
 
     Args:
-        num_classes: length of the logits.
+        num_classes: number of classes K.
         in_channels: channels of an image.
-        width: multiplies the widths of all layers.
-        depths: convolutions of each block.
+        width: multiplier of the widths of all layers.
+        depths: number of convolutions of each block.
         widths: output channels of each block.
-        fc_widths: outputs of the hidden linear layers.
-        pool_size: the classifier sees pool_size x pool_size cells.
-        dropout: probability that an output of a hidden linear layer is dropped.
-        init: see `alexlab.models.init`.
+        fc_widths: output features of the hidden linear layers.
+        pool_size: the features are average-pooled to pool_size x pool_size before the classifier.
+        dropout: dropout probability of the hidden linear layers' outputs.
+        init: initialisation scheme, see `alexlab.models.init`.
 
     Raises:
-        ValueError: when the numbers do not make a net.
+        ValueError: if the arguments do not fit together.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class VGG(nn.Module):
         super().__init__()
         if len(depths) != len(widths) or min(*depths, *widths, *fc_widths, 1) < 1 or width <= 0:
             raise ValueError(
-                "model.depths and model.widths must be as many positive numbers, one for each block, and all widths "
+                "model.depths and model.widths must have one positive number per block, and all widths must be "
                 f"positive; got {list(depths)}, {list(widths)}, {list(fc_widths)} and width {width}"
             )
         features: OrderedDict[str, nn.Module] = OrderedDict()
@@ -94,9 +94,9 @@ class VGG(nn.Module):
         self.torchvision_name = f"vgg{sum(depths) + 3}" if tuple(depths) in TORCHVISION_DEPTHS else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, K)."""
+        """Map images (N, C, H, W) to logits (N, K)."""
         return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
 
     def check_image_size(self, size: int) -> None:
-        """Raises ValueError when an image of size x size is used up before the last pooling."""
+        """Raise ValueError if an image of size x size does not survive all layers."""
         check_image_size(self.features, size)

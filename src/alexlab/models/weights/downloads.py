@@ -1,4 +1,4 @@
-"""Files of weights from a server, kept on this machine and verified each time that they are read."""
+"""Downloaded weight files, cached and verified at each use."""
 
 import hashlib
 import http.client
@@ -21,21 +21,21 @@ from alexlab.runs.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 60.0  # without a byte from the server
+TIMEOUT_S = 60.0  # maximum time without data from the server
 CHUNK = 1 << 20  # bytes
-HASH = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")  # in the names of torchvision's files: where their SHA-256 begins
+HASH = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")  # beginning of the SHA-256 in torchvision's file names
 
 
 def cache_dir() -> Path:
-    """Return torch.hub's folder of downloaded weights, which other programs use as well."""
+    """Return torch.hub's folder of downloaded weights, which is shared with other programs."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def download_torchvision(url: str) -> Path:
-    """Return torchvision's file at a URL, from torch.hub's folder if it is there and its hash is that in its name.
+    """Return the path of a torchvision file, downloading it unless torch.hub's folder has it with the hash of its name.
 
     Raises:
-        ConfigError: if it cannot be downloaded, or is not what its name says.
+        ConfigError: if it cannot be downloaded, or its hash does not match its name.
         DiskError: if it cannot be written.
     """
     path = cache_dir() / urlsplit(url).path.rsplit("/", 1)[-1]
@@ -56,7 +56,7 @@ def download_torchvision(url: str) -> Path:
 
 
 def download_url(url: str) -> Path:
-    """Return a file at a URL. It is downloaded once, and kept under the hashes of the whole URL and of its content.
+    """Return the path of a file at a URL, downloaded once and cached by the hashes of the URL and of the content.
 
     Raises:
         ConfigError: if it cannot be downloaded.
@@ -67,23 +67,23 @@ def download_url(url: str) -> Path:
     for path in sorted(folder.glob("[0-9a-f]*")):
         if file_digest(path) == path.stem:
             return path
-        log.warning("%s is corrupt, its SHA-256 is not that in its name; downloading %s again", path, url)
+        log.warning("%s is corrupt: its SHA-256 does not match its name; downloading %s again", path, url)
         path.unlink()
     unverified = folder / f".download.{os.getpid()}{suffix}"
-    content = _download(url, unverified, "download it on another machine and name the file: model.weights=FILE")
+    content = _download(url, unverified, "download it on another machine and use model.weights=FILE")
     return unverified.replace(folder / f"{content}{suffix}")
 
 
 def _download(url: str, path: Path, hint: str) -> str:
-    """Write what a server sends to a file, whole or not at all; return its SHA-256."""
+    """Download a URL to a file atomically; return its SHA-256."""
     log.info("downloading %s", url)
     request = urllib.request.Request(url, headers={"User-Agent": "alexlab"})
     hasher = hashlib.sha256()
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            size = int(answer.headers.get("Content-Length") or 0)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            size = int(response.headers.get("Content-Length") or 0)
             write_atomic(
-                path, partial(_copy, answer, hasher, size, lambda reason: _failed(url, reason, hint)), size=size
+                path, partial(_copy, response, hasher, size, lambda reason: _failed(url, reason, hint)), size=size
             )
     except AlexlabError:
         raise
@@ -99,22 +99,22 @@ def _failed(url: str, reason: Any, hint: str) -> ConfigError:
     return ConfigError(f"cannot download {url}: {' '.join(str(reason).split())}; {hint}")
 
 
-def _copy(answer: Any, hasher: Any, size: int, failed: Callable[[str], ConfigError], file: BinaryIO) -> None:
-    """Copy an answer into a file.
+def _copy(response: Any, hasher: Any, size: int, failed: Callable[[str], ConfigError], file: BinaryIO) -> None:
+    """Copy a response to a file.
 
     Raises:
-        ConfigError: if the connection ends too early.
+        ConfigError: if the connection is lost.
     """
     count = 0
     while True:
         try:
-            part = answer.read(CHUNK)
-        except (OSError, http.client.HTTPException) as error:  # an OSError of the file is another one
+            chunk = response.read(CHUNK)
+        except (OSError, http.client.HTTPException) as error:  # an OSError of the file is handled by the caller
             raise failed(f"the connection was lost after {count:,} bytes ({error})") from error
-        if not part:
+        if not chunk:
             break
-        file.write(part)
-        hasher.update(part)
-        count += len(part)
-    if count < size:  # http.client ends such an answer without an error
+        file.write(chunk)
+        hasher.update(chunk)
+        count += len(chunk)
+    if count < size:  # http.client does not report a truncated response
         raise failed(f"the connection was lost after {count:,} of {size:,} bytes")

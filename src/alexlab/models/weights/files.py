@@ -1,4 +1,4 @@
-"""One reader for every file of weights: a checkpoint of ours or of another program, a state dict, an exported file."""
+"""Reader of weight files: checkpoints of alexlab and of other programs, state dicts and exported files."""
 
 import json
 import re
@@ -13,18 +13,18 @@ from alexlab.runs.file_kind import check_sums, is_safetensors
 from alexlab.runs.layout import CHECKPOINT_KEY
 from alexlab.runs.safe_load import conversion, load_foreign
 
-NET = "net."  # before the names of the net's tensors in a checkpoint of ours
-MAX_NAME = 255  # characters of the name of a class, which is that of a folder
+NET = "net."  # prefix of the net's tensors in an alexlab checkpoint
+MAX_NAME = 255  # maximum length of a class name, which may be the name of a folder
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The weights in a file.
+    """Content of a weight file.
 
     Args:
         state: finite, dense tensors by name.
-        record: what the file says of its run, if we have written it: `config`, `choices`, `classes` and `best`.
-        notes: what a person should know of how it was read.
+        record: record of the run in a file written by alexlab: `config`, `choices`, `classes` and `best`; otherwise None.
+        notes: remarks for the user on how the file was read.
     """
 
     state: State
@@ -33,14 +33,14 @@ class WeightFile:
 
 
 def read_weights(path: Path, *, own: Any = ()) -> WeightFile:
-    """Read a file of weights without running any code that it names.
+    """Read a weight file without executing any code that it refers to.
 
     Args:
-        path: of the file.
-        own: names of the tensors of the net that the weights are for, where it is known.
+        path: path of the file.
+        own: names of the tensors of the net that the weights are for, if known.
 
     Raises:
-        ConfigError: if it cannot be read, holds no weights, or what it holds cannot be used.
+        ConfigError: if the file cannot be read or contains no usable weights.
     """
     content, names = load_foreign(path)
     notes = []
@@ -49,7 +49,7 @@ def read_weights(path: Path, *, own: Any = ()) -> WeightFile:
         if record is None:
             place, state = find_state(content, own=own)
             if place:
-                notes.append(f"the weights are those of its entry {place}")
+                notes.append(f"read from its entry {place}")
         elif is_safetensors(path):
             state = content
         else:
@@ -61,14 +61,14 @@ def read_weights(path: Path, *, own: Any = ()) -> WeightFile:
         check_state(state)
     except ValueError as error:
         more = f"; {conversion(path, names)}" if names and str(error).endswith("by name") else ""
-        raise ConfigError(f"{path} must hold a state dict: {error}{more}") from error
+        raise ConfigError(f"{path} must contain a state dict: {error}{more}") from error
     if names:
-        notes.append(f"objects of {', '.join(names[:5])}{', ...' if len(names) > 5 else ''} in it were not loaded")
+        notes.append(f"ignored objects of {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
     return WeightFile(state, record, notes)
 
 
 def _record(path: Path, content: Any) -> dict[str, Any] | None:
-    """Return what a file of ours says of its run, checked; None of another file."""
+    """Return the validated record of the run in a file of alexlab, or None for other files."""
     if isinstance(content, dict) and CHECKPOINT_KEY in content:
         return checked_record(content[CHECKPOINT_KEY])
     if is_safetensors(path):
@@ -81,10 +81,10 @@ def _record(path: Path, content: Any) -> dict[str, Any] | None:
 
 
 def checked_record(record: Any) -> dict[str, Any]:
-    """Return what a file says of its run.
+    """Return a validated record of a run.
 
     Raises:
-        ValueError: if a part of it is missing or of the wrong kind.
+        ValueError: if an entry is missing or has the wrong type.
     """
     kinds = {"config": dict, "choices": dict, "classes": list}
     if not isinstance(record, dict):
@@ -112,15 +112,13 @@ def checked_record(record: Any) -> dict[str, Any]:
 
 
 def check_classes(classes: Any) -> None:
-    """Raise ValueError unless these are names of classes: texts as long as a folder's name, no two of them equal."""
+    """Raise ValueError unless these are unique class names that could name folders."""
     for name in classes:
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-            kind = (
-                f"a text of {len(name)} characters" if isinstance(name, str) else f"one of type {type(name).__name__}"
-            )
-            raise ValueError(f"the name of a class must be a text of 1 to {MAX_NAME} characters; it has {kind}")
+            given = f"{len(name)} characters" if isinstance(name, str) else type(name).__name__
+            raise ValueError(f"a class name must be a string of 1 to {MAX_NAME} characters; got {given}")
     if not classes:
-        raise ValueError("it must name the classes; it names none")
+        raise ValueError("it must have class names; its list is empty")
     (name, count), *_ = Counter(classes).most_common(1)
     if count > 1:
-        raise ValueError(f"no two classes may have the same name; it has {name!r} {count} times")
+        raise ValueError(f"class names must be unique; {name!r} occurs {count} times")

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: where they come from, how they are matched to a net, and what did not fit."""
+"""Pretrained weights: their sources, and their matching to a net by name, order and size."""
 
 import itertools
 import re
@@ -24,13 +24,13 @@ FILES = "a checkpoint or run folder of alexlab, a state dict (.pth, .pt, .safete
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Weights as they were found.
+    """Weights from a file, a URL or torchvision.
 
     Args:
-        name: what was asked for.
+        name: value of `model.weights`.
         state: tensors by name.
-        classes: names of the classes that the head tells apart, where the file says them.
-        notes: what a person should know of how the file was read.
+        classes: class names of the head, if the file records them.
+        notes: remarks for the user on how the file was read.
     """
 
     name: str
@@ -41,15 +41,15 @@ class WeightSource:
 
 @dataclass(frozen=True)
 class MatchedWeights:
-    """What of a source fits a net.
+    """Tensors of a source that fit a net, and what did not fit.
 
     Args:
-        source: its name.
+        source: name of the source.
         matched: tensors for the net's state dict.
-        sliced: layers of which only the first channels were taken.
-        unmatched: names in the net that keep their initial weights, each with the reason.
-        unused: names in the source that nothing took.
-        notes: of the source.
+        sliced: layers that use only the first channels of the source.
+        unmatched: tensors of the net that keep their initial values, with the reason for each.
+        unused: unused tensors of the source.
+        notes: notes of the source.
     """
 
     source: str
@@ -60,56 +60,57 @@ class MatchedWeights:
     notes: Sequence[str] = ()
 
     def load_into(self, net: nn.Module) -> None:
-        """Copies the tensors into the net."""
+        """Copy the matched tensors into the net."""
         net.load_state_dict(self.matched, strict=False)
 
     def lines(self) -> Iterator[str]:
-        """What a person must know, a line each; nothing that did not fit is left out."""
+        """Yield a report for the log, which lists everything that did not fit."""
         yield f"{len(self.matched)} tensors from {self.source}"
         yield from self.notes
         if self.sliced:
-            yield f"the first channels of wider layers: {', '.join(self.sliced)}"
+            yield f"using the first channels of wider layers: {', '.join(self.sliced)}"
         for reason in dict.fromkeys(self.unmatched.values()):
-            yield f"{reason}: {', '.join(name for name, why in self.unmatched.items() if why == reason)} start afresh"
+            names = ", ".join(name for name, why in self.unmatched.items() if why == reason)
+            yield f"randomly initialised, {reason}: {names}"
         if self.unused:
             yield f"not used: {', '.join(self.unused)}"
 
 
 def read_source(name: str, net: nn.Module) -> WeightSource:
-    """Read weights without running any code that the file names.
+    """Read weights without executing any code that the file refers to.
 
     Args:
-        name: a file (.ckpt, .pth, .pt, .safetensors), a run folder (its best checkpoint), the URL of a file, or the name of
-            weights of torchvision, such as IMAGENET1K_V1. Downloads are kept, and verified each time that they are read.
-        net: tells which weights of torchvision are meant.
+        name: a file (.ckpt, .pth, .pt, .safetensors), a run folder (for its best checkpoint), the URL of a file, or the name of
+            torchvision weights, such as IMAGENET1K_V1. Downloads are cached and verified at each use.
+        net: net whose type selects the torchvision weights.
 
     Raises:
-        ConfigError: if there is no such file or name, it cannot be downloaded, or it holds no weights.
+        ConfigError: if the file or name does not exist, cannot be downloaded, or contains no weights.
     """
     path = Path(name)
     own = net.state_dict().keys()
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
         scheme = urlsplit(name).scheme
         if scheme not in ("http", "https", "file"):
-            raise ConfigError(f"model.weights must be {FILES}, which begins with http:// or https://; got {name}")
+            raise ConfigError(f"model.weights must be {FILES}, with http:// or https://; got {name}")
         if scheme == "file":
             return _source(name, Path(url2pathname(urlsplit(name).path)), own)
         return _of_url(name, own)
     if path.is_dir():
         path = path / BEST
         if not path.is_file():
-            raise ConfigError(f"model.weights={name} is a folder without {BEST}{files_of_weights(Path(name))}")
+            raise ConfigError(f"model.weights={name} is a folder without {BEST}{hint_at_weights(Path(name))}")
     if path.is_file():
         return _source(name, path, own)
     if path.suffix in SUFFIXES or "/" in name:
-        raise ConfigError(f"model.weights must be {FILES}, or a name such as IMAGENET1K_V1; there is no file {name}")
+        raise ConfigError(f"model.weights must be {FILES}, or a name such as IMAGENET1K_V1; {name} does not exist")
     return _of_torchvision(name, net)
 
 
-def files_of_weights(folder: Path) -> str:
-    """Return a hint at the files of weights in a folder, for a message; nothing if there are none."""
+def hint_at_weights(folder: Path) -> str:
+    """Return a hint at the weight files in a folder, for an error message; empty if there are none."""
     found = sorted(path.name for path in folder.iterdir() if path.suffix in (*SUFFIXES, ".bin"))
-    return f"; name a file in it, such as {folder / found[0]}" if found else ""
+    return f"; use a file in it, such as {folder / found[0]}" if found else ""
 
 
 def _of_url(url: str, own: Collection[str]) -> WeightSource:
@@ -117,7 +118,7 @@ def _of_url(url: str, own: Collection[str]) -> WeightSource:
     try:
         return _source(url, path, own)
     except ConfigError as error:
-        path.unlink(missing_ok=True)  # the server may send something better next time
+        path.unlink(missing_ok=True)  # so that the next attempt downloads it again
         raise ConfigError(str(error).replace(str(path), url)) from error
 
 
@@ -131,7 +132,7 @@ def _of_torchvision(name: str, net: nn.Module) -> WeightSource:
     entry = choices.__members__.get(name.rsplit(".", 1)[-1])
     if entry is None:
         raise ConfigError(
-            f"model.weights must be {FILES}, or the name of weights of torchvision's {model}: "
+            f"model.weights must be {FILES}, or the name of torchvision weights for {model}: "
             f"{', '.join(choices.__members__)}; got {name!r}"
         )
     return _source(name, download_torchvision(entry.url), ())
@@ -145,37 +146,37 @@ def _source(name: str, path: Path, own: Collection[str]) -> WeightSource:
 def match_weights(
     net: nn.Module, source: WeightSource, *, head: Collection[str], classes: Sequence[str], key: str = "model.weights"
 ) -> MatchedWeights:
-    """Matches a source to a net, tensor by tensor.
+    """Match the tensors of a source to a net.
 
-    Layers are matched by their names; where the source uses other names, by their order among the layers of their kind
-    (convolutions, norms, linear layers; of the linear ones the last with the last). A net of another number of colours takes
-    the sum of the first kernels over the colours, or a third of a grey kernel for each colour. A narrower net takes the first
-    channels of each layer, in each group of a grouped net, and the weights that connect them, wherever one layer feeds the
-    next (the families of AlexNet, VGG and NiN); other nets take only layers of equal size.
+    Layers are matched by name or, if the source uses other names, by their order among the convolutions, norms or linear
+    layers (the last linear layers always match each other). For another number of colour channels, the first kernels are
+    summed over the colours, or a third of a grey kernel is used for each colour. A narrower net uses the first channels of
+    each layer (of each group, if it is grouped) and the weights that connect them, in nets that are a chain of layers
+    (AlexNet, VGG and NiN); other nets only use layers of equal size.
 
     Args:
-        net: on any device, also `meta`.
-        source: the weights.
-        head: names of the parameters that depend on the number of classes; they start afresh for other classes.
-        classes: of the data.
-        key: of the config that names the source, for messages.
+        net: net on any device, including the meta device.
+        source: weights to match.
+        head: names of the parameters whose shape depends on the number of classes; not matched if the classes differ.
+        classes: class names of the data.
+        key: config key of the source, for error messages.
 
     Raises:
-        ConfigError: when not one kernel or matrix fits.
+        ConfigError: if no convolution kernel or linear weight fits.
     """
     own = net.state_dict()
     pairs = _paired(own, source.state)
     values = _sliced(own, source.state, pairs)
-    other_head = _other_head(own, source, pairs, head, classes)
+    head_reason = _head_mismatch(own, source, pairs, head, classes)
     result = MatchedWeights(source.name, notes=source.notes)
     for name, wanted in own.items():
         value = values.get(name)
         if name not in pairs:
             result.unmatched[name] = "not in the file"
-        elif name in head and other_head:
-            result.unmatched[name] = other_head
+        elif name in head and head_reason:
+            result.unmatched[name] = head_reason
         elif value is None:
-            result.unmatched[name] = "of another size in the file"
+            result.unmatched[name] = "another size in the file"
         else:
             result.matched[name] = value
             there = source.state[pairs[name]]
@@ -185,27 +186,27 @@ def match_weights(
     result.unused.extend(name for name in source.state if name not in used)
     if not any(own[name].dim() > 1 for name in result.matched):
         raise ConfigError(
-            f"{key}={source.name} must fit the net; no layer of it does: the net begins with "
-            f"{_beginning(own)}, the file with {_beginning(source.state)}"
+            f"{key}={source.name} does not fit the net in any layer: the net begins with "
+            f"{_first_layer(own)}, the file with {_first_layer(source.state)}"
         )
     return result
 
 
-def _other_head(
+def _head_mismatch(
     own: State, source: WeightSource, pairs: dict[str, str], head: Collection[str], classes: Sequence[str]
 ) -> str:
-    """Why the head cannot be kept, or nothing."""
+    """Return the reason why the head does not match, or an empty string."""
     sizes = {(len(own[key]), len(source.state[pairs[key]])) for key in head if key in pairs}
     for here, there in sizes:
         if here != there:
-            return f"the head, of {here} instead of {there} outputs"
+            return f"the head has {here} outputs instead of {there}"
     if source.classes is not None and list(source.classes) != list(classes):
-        return "the head, of other classes"
+        return "the head has other classes"
     return ""
 
 
 def _layers(state: State) -> tuple[list[str], list[str], list[str]]:
-    """Names of the convolutions, the linear layers and the norms, each in their order."""
+    """Return the names of the convolutions, linear layers and norms, each in order."""
     found: dict[int, list[str]] = {4: [], 2: [], 1: []}
     for key, value in state.items():
         if key.endswith(".weight") and value.dim() in found:
@@ -214,7 +215,7 @@ def _layers(state: State) -> tuple[list[str], list[str], list[str]]:
 
 
 def _paired(own: State, other: State) -> dict[str, str]:
-    """The name in the source of each name in the net, as far as there is one."""
+    """Return the source's name for each tensor of the net that has one."""
     same = {key: key for key in own if key in other}
     if any(own[key].dim() > 1 for key in same):
         return same
@@ -235,15 +236,15 @@ def _paired(own: State, other: State) -> dict[str, str]:
 
 
 def _sliced(own: State, other: State, pairs: dict[str, str]) -> dict[str, Tensor | None]:
-    """What each tensor of the net takes from its counterpart; None where it does not fit.
+    """Return the matching part of the source for each tensor of the net; None if it does not fit.
 
-    The channels that a layer keeps are known to the next one, as long as each layer feeds the next.
+    The channels that a layer keeps determine the inputs of the next one, as long as the net is a chain of layers.
     """
-    chained = _feeds_the_next(own) and _feeds_the_next(other)
-    following = _following_groups(other)
+    chained = _is_chain(own) and _is_chain(other)
+    following = _next_groups(other)
     first = next(iter(_layers(own)[0]), None)
     values: dict[str, Tensor | None] = {}
-    layer, rows, num_rows = "", None, 0  # the last layer, which of its source's channels it keeps, and of how many
+    layer, rows, num_rows = "", None, 0  # last layer, the source channels that it keeps, their total
     for key, wanted in own.items():
         there = other.get(pairs.get(key, ""))
         if wanted.dim() > 1:
@@ -251,12 +252,12 @@ def _sliced(own: State, other: State, pairs: dict[str, str]) -> dict[str, Tensor
             layer, rows, groups = key.rpartition(".")[0], None, (1, 1)
             if there is not None:
                 if layer == first:
-                    there = _recoloured(there, wanted.shape[1])
+                    there = _convert_colours(there, wanted.shape[1])
                     inputs = list(range(there.shape[1]))
                 elif inputs is not None:
-                    inputs, groups = _feeding(inputs, num_rows, wanted, there)
+                    inputs, groups = _inputs_of(inputs, num_rows, wanted, there)
                 num_rows = len(there)
-                there, rows = _part(wanted.shape, there, inputs, groups, following.get(pairs[key], 1))
+                there, rows = _slice(wanted.shape, there, inputs, groups, following.get(pairs[key], 1))
             values[key] = there
         elif there is None or (rows is None and key.startswith(f"{layer}.")):
             values[key] = None
@@ -267,23 +268,25 @@ def _sliced(own: State, other: State, pairs: dict[str, str]) -> dict[str, Tensor
     return values
 
 
-def _feeding(rows: list[int], num_rows: int, wanted: Tensor, there: Tensor) -> tuple[list[int] | None, tuple[int, int]]:
-    """The source's inputs that a layer's own inputs are, and in how many groups they are divided here and there."""
+def _inputs_of(
+    rows: list[int], num_rows: int, wanted: Tensor, there: Tensor
+) -> tuple[list[int] | None, tuple[int, int]]:
+    """Return the source's indices of a layer's inputs, and the number of groups of both layers."""
     (width, their_width), (count, their_count) = (wanted.shape[1], there.shape[1]), (len(rows), num_rows)
     if wanted.dim() == 2:
-        # Each channel of the last convolution is so many columns, one for each cell of the grid.
+        # After flattening, each channel of the last convolution has a column per cell.
         cells = width // count
         fits = (width, their_width) == (cells * count, cells * their_count)
         return ([row * cells + cell for row in rows for cell in range(cells)] if fits else None), (1, 1)
-    # Where a layer is left out, here or there, the one behind it is fed by another one.
+    # False after a layer that only one of the nets has.
     fits = count % width == 0 and their_count % their_width == 0
     return (rows if fits else None), (max(1, count // width), max(1, their_count // their_width))
 
 
-def _part(
+def _slice(
     shape: torch.Size, there: Tensor, inputs: list[int] | None, groups: tuple[int, int], following: int
 ) -> tuple[Tensor | None, list[int] | None]:
-    """The rows and columns of a weight that a narrower layer takes, and which rows those are."""
+    """Return the part of a weight that a narrower layer uses, and the indices of its rows in the source."""
     (count, width), (total, whole) = shape[:2], there.shape[:2]
     if shape == there.shape and (inputs is None or inputs == list(range(len(inputs)))):
         return there, list(range(total))
@@ -294,13 +297,13 @@ def _part(
     row = torch.tensor(rows)[:, None]
     own_group = torch.arange(count)[:, None] * groups[0] // count
     columns = torch.tensor(inputs)[own_group * width + torch.arange(width)] - row * groups[1] // total * whole
-    if columns.min() < 0 or columns.max() >= whole:  # a connection that the source does not have
+    if columns.min() < 0 or columns.max() >= whole:  # the source does not have this connection
         return None, None
     return there[row, columns], rows
 
 
-def _recoloured(kernel: Tensor, channels: int) -> Tensor:
-    """A first kernel for another number of colours that gives the same for grey pictures."""
+def _convert_colours(kernel: Tensor, channels: int) -> Tensor:
+    """Convert the first kernel to another number of colour channels, with the same output for grey images."""
     if channels == 1:
         return kernel.sum(1, keepdim=True)
     if kernel.shape[1] == 1:
@@ -308,8 +311,8 @@ def _recoloured(kernel: Tensor, channels: int) -> Tensor:
     return kernel
 
 
-def _feeds_the_next(state: State) -> bool:
-    """Whether each layer could take all outputs of the one before, in groups or in one."""
+def _is_chain(state: State) -> bool:
+    """Return whether each layer can take all outputs of the previous one, grouped or not."""
     kernels, linear, _ = _layers(state)
     sizes = [tuple(state[f"{layer}.weight"].shape[:2]) for layer in kernels]
     convolutions = all(out % width == 0 for (out, _), (_, width) in itertools.pairwise(sizes))
@@ -317,8 +320,8 @@ def _feeds_the_next(state: State) -> bool:
     return convolutions and all(out == width for (out, _), (_, width) in itertools.pairwise(matrices))
 
 
-def _following_groups(state: State) -> dict[str, int]:
-    """For each convolution, in how many groups the next one divides its outputs."""
+def _next_groups(state: State) -> dict[str, int]:
+    """Return, for each convolution, the number of groups of the next one."""
     keys = [f"{layer}.weight" for layer in _layers(state)[0]]
     return {key: len(state[key]) // state[after].shape[1] for key, after in itertools.pairwise(keys)}
 
@@ -327,6 +330,6 @@ def _size(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape))
 
 
-def _beginning(state: State) -> str:
+def _first_layer(state: State) -> str:
     key = next((key for key, value in state.items() if value.dim() > 1), None)
     return f"{key} ({_size(state[key])})" if key else "no layer"

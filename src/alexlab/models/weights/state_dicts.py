@@ -1,4 +1,4 @@
-"""Finds the state dict in the content of a file, whatever program has written it, and checks its tensors."""
+"""Search for the state dict in files of any program, and checks of its tensors."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -10,31 +10,29 @@ from alexlab import compat
 
 State = dict[str, Tensor]
 
-MAX_TENSORS = (
-    5000  # of a state dict: loading one takes time in proportion to their square, 7 s; torchvision's largest has 1548
-)
-MAX_DEPTH = 4  # dicts inside of each other that are looked into
-# Where programs keep the weights; of several in one file the first is taken, an average of the weights last.
+MAX_TENSORS = 5000  # loading time is quadratic, 7 s for 5000 tensors; torchvision's largest net has 1548
+MAX_DEPTH = 4  # levels of nested dicts to search
+# Keys of the weights in files of other programs, in order of preference; averaged weights come last.
 STATE_DICT_KEYS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "net_state_dict", "network", "module"),
     *("weights", "params", "student", "encoder"),
     *("model_ema", "ema", "ema_state_dict", "state_dict_ema", "model_ema_state_dict", "ema_model", "params_ema"),
 )
-NO_WEIGHTS = ("optim", "sched", "scaler", "callback", "loops")  # in the names of what else is in a checkpoint
-# Before the names of all weights: DistributedDataParallel and AveragedModel, torch.compile, attributes of a LightningModule.
+NO_WEIGHTS = ("optim", "sched", "scaler", "callback", "loops")  # substrings of keys without weights
+# Prefixes added by DistributedDataParallel and AveragedModel, torch.compile, and attributes of a LightningModule.
 PREFIXES = ("module.", "_orig_mod.", "net.", "model.", "network.", "ema_model.")
-COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+COUNTER = "n_averaged"  # buffer of torch.optim.swa_utils.AveragedModel
 
 
 def find_state(content: Any, *, own: Collection[str] = ()) -> tuple[str, State]:
-    """Return the place of the state dict in the content of a file, such as `model.state_dict`, and the state dict.
+    """Return the key path of the state dict in a file, such as `model.state_dict`, and the state dict itself.
 
     Args:
-        content: what `alexlab.runs.safe_load` returns.
-        own: names of the net's own tensors; prefixes are removed from the names until one of them is among these.
+        content: content of the file, from `alexlab.runs.safe_load`.
+        own: names of the net's tensors; known prefixes are removed until one of the names matches.
 
     Raises:
-        ValueError: if there is none, or there are several and no telling which is meant.
+        ValueError: if there is no state dict, or several equally plausible ones.
     """
     found = dict(_state_dicts(content))
     shallowest = min((place.count(".") for place in found if place), default=0)
@@ -45,10 +43,10 @@ def find_state(content: Any, *, own: Collection[str] = ()) -> tuple[str, State]:
         choices = [name for name in choices if _has_matrix(found[name])] or choices
         named = [name for name in STATE_DICT_KEYS if name in choices]
         if not choices:
-            raise ValueError("it holds no tensors by name")
+            raise ValueError("it contains no tensors by name")
         if not named and len(choices) > 1:
             raise ValueError(
-                f"it holds several: {', '.join(choices)}; save the one that is meant: "
+                f"it contains several: {', '.join(choices)}; save one of them: "
                 f"torch.save(torch.load(FILE)[{choices[0]!r}], 'weights.pth')"
             )
         place = (named or choices)[0]
@@ -56,7 +54,7 @@ def find_state(content: Any, *, own: Collection[str] = ()) -> tuple[str, State]:
 
 
 def _state_dicts(content: Any) -> Iterator[tuple[str, State]]:
-    """Yield all dicts that hold tensors by name, the outer ones first, each with its place."""
+    """Yield the key path and content of all dicts that contain tensors by name, outer ones first."""
     waiting, seen = [("", content)], set()
     for place, node in waiting:
         if id(node) in seen or place.count(".") >= MAX_DEPTH:
@@ -77,10 +75,10 @@ def _state_dicts(content: Any) -> Iterator[tuple[str, State]]:
 
 
 def _of_module(node: Any, prefix: str = "", depth: int = 0) -> State:
-    """Return the state dict of a pickled module: a placeholder that has its attributes.
+    """Return the state dict of a pickled module, which is loaded as a placeholder with its attributes.
 
     Raises:
-        ValueError: if modules contain each other without end.
+        ValueError: if modules contain each other.
     """
     if depth > 100:
         raise ValueError("its modules must not contain each other")
@@ -92,7 +90,7 @@ def _of_module(node: Any, prefix: str = "", depth: int = 0) -> State:
     for name, child in children.items():
         state |= _of_module(child, f"{prefix}{name}.", depth + 1)
         if len(state) > MAX_TENSORS:
-            break  # refused by `check_state`
+            break  # rejected by `check_state`
     return state
 
 
@@ -101,7 +99,7 @@ def _has_matrix(state: State) -> bool:
 
 
 def _unprefixed(state: State, own: Collection[str]) -> State:
-    """Remove what wrappers put before the names of all weights."""
+    """Remove prefixes that wrappers add to the names of all weights."""
     if "module.n_averaged" in state or COUNTER in state:
         state = {key: value for key, value in state.items() if key.rpartition(".")[2] != COUNTER}
     while not any(key in own for key in state):
@@ -114,33 +112,35 @@ def _unprefixed(state: State, own: Collection[str]) -> State:
 
 
 def check_state(state: Mapping[Any, Any]) -> None:
-    """Raise ValueError unless these are finite, dense tensors by name, each as large as what the file holds of it."""
+    """Raise ValueError unless these are finite, dense tensors by name, none of them larger than its storage."""
     if not state:
-        raise ValueError("it holds no tensors by name")
+        raise ValueError("it contains no tensors by name")
     if len(state) > MAX_TENSORS:
         raise ValueError(f"a state dict must have at most {MAX_TENSORS:,} tensors; it has {len(state):,}")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(f"a state dict must hold tensors by name; {str(key)[:80]!r} is a {type(value).__name__}")
+            raise ValueError(
+                f"a state dict must contain tensors by name; {str(key)[:80]!r} is a {type(value).__name__}"
+            )
         name = key[:80]
         if value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_complex():
             raise ValueError(f"its tensors must be dense and real; {name} is {_kind(value)}")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(
-                f"its tensors must be as large as what the file holds of them; {name} is {tuple(value.shape)}"
+                f"its tensors must not be larger than their data in the file; {name} is {tuple(value.shape)}"
             )
         if value.is_floating_point() and not torch.isfinite(value.float()).all():
-            raise ValueError(f"its weights must be finite; {name} holds NaN or infinity")
+            raise ValueError(f"its weights must be finite; {name} contains NaN or infinity")
 
 
 def _kind(value: Tensor) -> str:
     if value.is_meta:
-        return "without values (device meta)"
+        return "on the meta device"
     return "quantized" if value.is_quantized else f"{str(value.layout).removeprefix('torch.')}, {value.dtype}"
 
 
 def load_state(net: nn.Module, state: State) -> None:
-    """Put tensors into a net on the device `meta`, in the net's own types of numbers.
+    """Load tensors into a net on the meta device, converted to the net's dtypes.
 
     Raises:
         ValueError: if they do not fit.
@@ -154,10 +154,10 @@ def load_state(net: nn.Module, state: State) -> None:
 
 
 class ParameterLimit:
-    """Limit the parameters that modules register inside a `with` block, so that a config cannot describe a net without end.
+    """Context manager that limits the number of registered parameters, so that a config cannot define an endless net.
 
     Args:
-        limit: number of parameters.
+        limit: maximum number of parameters.
     """
 
     def __init__(self, limit: int) -> None:
@@ -173,4 +173,4 @@ class ParameterLimit:
     def _registered(self, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
         self.count += 1
         if self.count > self.limit:
-            raise ValueError("the net must have no more parameters than the file has tensors")
+            raise ValueError("the net must not have more parameters than the file has tensors")
