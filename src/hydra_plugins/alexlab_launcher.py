@@ -1,29 +1,30 @@
-"""Our launcher. Hydra takes plugins from modules of `hydra_plugins` only, and imports them at each start: nothing heavy here."""
+"""Hydra launcher of alexlab. Hydra finds plugins in `hydra_plugins` only and imports them at every start: no heavy imports."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from alexlab import compat
 from alexlab.cli.command import ending_in_words
-from alexlab.distributed.failures import translate_errors
-from alexlab.errors import AlexlabError, ConfigError, PrunedError
+from alexlab.cli.hydra_state import ProcessState
+from alexlab.errors import AlexlabError, ConfigError
 from alexlab.runs.layout import LAUNCHER_OVERRIDES, RUN_JSON
-from alexlab.sweeps import jobs as sweeps
-from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, Job
-from alexlab.sweeps.local import JobRunner
+from alexlab.sweeps.jobs import Job, SweepTask, previous_attempt
+from alexlab.sweeps.runner import JobRunner
+from alexlab.sweeps.table import JobTable
+from alexlab.sweeps.work import keep_hydra_folder, run_sweep_job
 
 
 class SweepLauncher(Launcher):
-    """Runs the jobs of a sweep on a runner; a job that fails costs that job, and its cause is kept.
+    """Runs the jobs of a sweep with a runner. A failed job does not stop the others, and its cause is kept.
 
-    In the folder of a sweep that was begun before, a finished job is not run again: its stored score is returned. An
-    interrupted one goes on from its last checkpoint.
+    In the folder of an earlier sweep, finished jobs are not run again: their stored scores are returned. Interrupted jobs are
+    resumed from their last checkpoints.
 
     Args:
         runner: class of the runner, or a partial of it.
@@ -35,56 +36,58 @@ class SweepLauncher(Launcher):
         arguments = dict(settings or {})
         self.retry_failed: bool = arguments.pop("retry_failed", False)
         self.runner = runner(**arguments)
+        self.table = JobTable()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keeps what Hydra hands over."""
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        """Store Hydra's context, the task of the command and the config of the sweep."""
+        self.hydra_context, self.config = hydra_context, config
+        self.task = cast(SweepTask, task_function)
+        self.table = self.task.table
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs a job for each list of overrides; the return value of one without a score is NaN."""
-        self._begin()
-        jobs = [self.job(list(words), number) for number, words in enumerate(job_overrides, start=initial_job_idx)]
-        sweeps.jobs.extend(jobs)
+        """Run a job for each list of overrides; the return value of a job without a score is NaN."""
+        self._prepare()
+        jobs = [
+            self.make_job(list(overrides), number) for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        self.table.jobs.extend(jobs)
         self._check(jobs)
         self._run(iter(jobs), lambda job: None)
-        return [_returned(job) for job in jobs]
+        return [_job_return(job) for job in jobs]
 
-    def search(self, proposals: Iterable[tuple[int, list[str]]], ended: Callable[[Job], None]) -> None:
-        """Runs jobs that are proposed one by one.
+    def search(self, proposals: Iterable[tuple[int, list[str]]], on_end: Callable[[Job], None]) -> None:
+        """Run jobs that are proposed one by one.
 
         Args:
-            proposals: the number and the overrides of each, asked for when there is room.
-            ended: told of each job.
+            proposals: number and overrides of each job; the next one is taken when there is room.
+            on_end: called for each job that ended.
         """
-        self._begin()
+        self._prepare()
 
         def proposed() -> Iterator[Job]:
-            for number, words in proposals:
-                sweeps.jobs.append(self.job(words, number))
-                yield sweeps.jobs[-1]
+            for number, overrides in proposals:
+                self.table.jobs.append(self.make_job(overrides, number))
+                yield self.table.jobs[-1]
 
-        self._run(proposed(), ended)
+        self._run(proposed(), on_end)
 
-    def keep(self, overrides: list[str], number: int, state: str) -> None:
-        """Lists a job of a search that has ended in an earlier attempt."""
-        job = self.job(overrides, number)
-        previous = sweeps.previous_attempt(job.folder)
+    def add_ended(self, overrides: list[str], number: int, state: str) -> None:
+        """Add a job of a search that ended in an earlier attempt to the table."""
+        job = self.make_job(overrides, number)
+        previous = previous_attempt(job.folder)
         job.end(state, score=previous.score, cause=previous.cause)
-        sweeps.jobs.append(job)
+        self.table.jobs.append(job)
 
-    def _begin(self) -> None:
+    def _prepare(self) -> None:
         setup_globals()
-        self._configure_log()
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with ending_in_words():
-            self.runner.prepare(folder)
-
-    def _configure_log(self) -> None:
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        self.table.sweep_dir = sweep_dir = Path(self.config.hydra.sweep.dir)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        with ending_in_words():
+            self.runner.prepare(sweep_dir)
 
-    def job(self, overrides: list[str], number: int) -> Job:
-        """A job with its composed config."""
+    def make_job(self, overrides: list[str], number: int) -> Job:
+        """Return a job with its composed config."""
         config: Any = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
@@ -92,75 +95,48 @@ class SweepLauncher(Launcher):
         OmegaConf.set_struct(config, False)
         with ending_in_words():
             folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
-        shown = [word for word in filter_overrides(overrides) if not word.startswith(LAUNCHER_OVERRIDES)]
+        shown = [override for override in filter_overrides(overrides) if not override.startswith(LAUNCHER_OVERRIDES)]
         return Job(number, shown, folder, config)
 
     def _check(self, jobs: Sequence[Job]) -> None:
-        """Tells the mistakes of all jobs and ends the process before the first one starts."""
+        """Check the configs of all jobs; print all mistakes and exit before the first job starts."""
         mistakes = []
         with self.runner.like_job():
             for job in jobs:
                 if (job.folder / RUN_JSON).is_file():
-                    continue  # of a sweep that is resumed
+                    continue  # the sweep is resumed
                 config = job.config.copy()
                 del config.hydra
-                for check in sweeps.checks:
-                    try:
-                        check(config, self.runner.remote)
-                    except AlexlabError as error:
-                        mistakes.append(f"job {job.number} ({' '.join(job.overrides)}): {error}")
+                try:
+                    self.task.check(config, remote=self.runner.remote)
+                except AlexlabError as error:
+                    mistakes.append(f"job {job.number} ({' '.join(job.overrides)}): {error}")
         with ending_in_words():
             if mistakes:
                 raise ConfigError(
-                    f"every job of a sweep must be able to run, and nothing was started; {len(mistakes)} of "
-                    f"{len(jobs)} cannot:",
+                    f"every job of a sweep must be able to run, so nothing was started; {len(mistakes)} of {len(jobs)} cannot:",
                     *mistakes,
                 )
 
-    def _run(self, jobs: Iterator[Job], ended: Callable[[Job], None]) -> None:
-        self.runner.run(self._to_run(jobs, ended), self.work, ended)
+    def _run(self, jobs: Iterator[Job], on_end: Callable[[Job], None]) -> None:
+        work = partial(run_sweep_job, hydra_context=self.hydra_context, task=self.task.run, config=self.config)
+        restore = ProcessState.capture().restore
+        self.runner.run(self._remaining(jobs, on_end), work, table=self.table, on_end=on_end, restore=restore)
 
-    def _to_run(self, jobs: Iterator[Job], ended: Callable[[Job], None]) -> Iterator[Job]:
-        """The jobs that an earlier attempt has not ended; the others are told."""
+    def _remaining(self, jobs: Iterator[Job], on_end: Callable[[Job], None]) -> Iterator[Job]:
+        """Yield the jobs that did not end in an earlier attempt; report the others."""
         for job in jobs:
-            previous = sweeps.previous_attempt(job.folder, retry_failed=self.retry_failed)
+            previous = previous_attempt(job.folder, retry_failed=self.retry_failed)
             if previous.state is not None and not (previous.held and self.runner.is_queued(job)):
                 job.end(previous.state, score=previous.score, cause=previous.cause)
-                sweeps.report_end(job, before=True)
-                ended(job)
+                self.table.report_end(job, before=True)
+                on_end(job)
                 continue
             if previous.resumed:
-                with open_dict(job.config):
-                    job.config.hydra.output_subdir = None  # the first .hydra stays as it is
+                keep_hydra_folder(job.config)
             yield job
 
-    def work(self, job: Job) -> None:
-        """Runs a job in this process and says in it what became of it."""
-        try:
-            with translate_errors(job.folder):
-                result = run_job(
-                    hydra_context=self.hydra_context,
-                    task_function=self.task_function,
-                    config=job.config,
-                    job_dir_key="hydra.sweep.dir",
-                    job_subdir_key="hydra.sweep.subdir",
-                )
-        except AlexlabError as error:  # the disk is full: Hydra cannot write the config of the job
-            job.end(FAILED, cause=str(error))
-            return
-        finally:
-            self._configure_log()
-        if result.status == JobStatus.COMPLETED:
-            job.end(FINISHED, score=result.return_value)
-            return
-        raised = compat.job_error(result)
-        if isinstance(raised, PrunedError):
-            job.end(PRUNED, cause=str(raised))
-        else:
-            job.end(FAILED, cause=f"{type(raised).__name__}: {raised}")
 
-
-def _returned(job: Job) -> JobReturn:
-    result = JobReturn(overrides=job.overrides, cfg=job.config, status=JobStatus.COMPLETED)
-    result.return_value = float("nan") if job.score is None else job.score
-    return result
+def _job_return(job: Job) -> JobReturn:
+    score = float("nan") if job.score is None else job.score
+    return JobReturn(overrides=job.overrides, cfg=job.config, status=JobStatus.COMPLETED, _return_value=score)

@@ -1,4 +1,4 @@
-"""Our sweeper on current Optuna; it is imported at each start, Optuna only when it is used."""
+"""Hydra sweeper on Optuna. Hydra imports it at every start, so Optuna is imported only when used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, Job
+from alexlab.sweeps.jobs import MULTIRUN, Job
+from alexlab.sweeps.table import FAILED, FINISHED, PRUNED
 
 if TYPE_CHECKING:
     import optuna
@@ -27,15 +28,15 @@ log = logging.getLogger(__name__)
 
 
 class OptunaSweeper(Sweeper):
-    """Proposes values by the tree-structured Parzen estimator and maximises what the task returns, the best val/top1.
+    """Proposes values with the tree-structured Parzen estimator and maximises the return value of the task, the best val/top1.
 
-    A list of choices is a categorical value, `range(a,b)` a whole number, `interval(a,b)` a number, and
-    `tag(log,interval(a,b))` a number on a logarithmic scale. The study is kept in the folder of the sweep, so that a search
-    that was ended goes on, with the proposals that it would have made.
+    A list of choices is a categorical value, `range(a,b)` an integer, `interval(a,b)` a float, and `tag(log,interval(a,b))` a
+    float on a logarithmic scale. The study is stored in the sweep folder, so that a resumed search proposes what an
+    uninterrupted one would have proposed.
 
     Args:
         num_trials: number of jobs, those of earlier attempts included.
-        seed: of the proposals.
+        seed: seed of the proposals.
     """
 
     def __init__(self, num_trials: int, seed: int) -> None:
@@ -43,20 +44,43 @@ class OptunaSweeper(Sweeper):
         self.seed = seed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keeps what Hydra hands over."""
+        """Store Hydra's context and config, and create the launcher."""
         self.sweep_config, self.context = config, hydra_context
         self.launcher: Any = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs the trials; a failed one is told to Optuna as failed, and the search goes on."""
+        """Run the trials; a failed one is reported to Optuna as failed, and the search continues."""
         if importlib.util.find_spec("optuna") is None:
             raise ConfigCompositionException("sweep=optuna needs the package optuna: pip install -e '.[optuna]'")
         import optuna
         from optuna.trial import TrialState
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        fixed, spaces = self._parse(arguments)
+        study = self._open_study(spaces)
+
+        def overrides(values: dict[str, Any]) -> list[str]:
+            return [*fixed, *(f"{key}={_text(value)}" for key, value in values.items())]
+
+        states = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: PRUNED, TrialState.FAIL: FAILED}
+        for trial in study.get_trials(states=tuple(states)):
+            self.launcher.add_ended(overrides(trial.params), trial.number, states[trial.state])
+
+        def on_end(job: Job) -> None:
+            if job.score is not None:
+                study.tell(job.number, job.score)
+            else:
+                study.tell(job.number, state=TrialState.PRUNED if job.state == PRUNED else TrialState.FAIL)
+
+        self.launcher.search(((number, overrides(values)) for number, values in self.propose(study, spaces)), on_end)
+        if any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
+            best = " ".join(f"{key}={_text(value)}" for key, value in study.best_params.items())
+            log.info("best val/top1 %.4f, job %d: %s", study.best_value, study.best_trial.number, best)
+
+    def _parse(self, arguments: list[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
+        """Return the fixed overrides, and the search space of each key that is searched."""
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         parsed = parser.parse_overrides(arguments)
         spaces = {
@@ -64,44 +88,22 @@ class OptunaSweeper(Sweeper):
         }
         if not spaces:
             raise ConfigCompositionException(
-                "sweep=optuna needs something to search: model=a,b or optimizer.lr=interval(1e-4,1e-2)"
+                "sweep=optuna needs a key to search: model=a,b or optimizer.lr=interval(1e-4,1e-2)"
             )
-        fixed = [override.input_line or "" for override in parsed if not override.is_sweep_override()]
-        folder = Path(self.sweep_config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.sweep_config, folder / "multirun.yaml")
+        return [override.input_line or "" for override in parsed if not override.is_sweep_override()], spaces
+
+    def _open_study(self, spaces: dict[str, BaseDistribution]) -> optuna.Study:
+        sweep_dir = Path(self.sweep_config.hydra.sweep.dir)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.sweep_config, sweep_dir / MULTIRUN)
         if self.launcher.retry_failed:
             raise ConfigCompositionException(
-                "launcher.retry_failed is for a grid; a search that goes on tries other values instead"
+                "launcher.retry_failed is for a grid; a resumed search tries other values instead"
             )
-        study = _checked_study(folder, spaces)
+        return _checked_study(sweep_dir, spaces)
 
-        def words(values: dict[str, Any]) -> list[str]:
-            return [*fixed, *(f"{key}={_text(value)}" for key, value in values.items())]
-
-        states = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: PRUNED, TrialState.FAIL: FAILED}
-        for trial in study.get_trials(states=tuple(states)):
-            self.launcher.keep(words(trial.params), trial.number, states[trial.state])
-
-        def ended(job: Job) -> None:
-            if job.score is not None:
-                study.tell(job.number, job.score)
-            else:
-                study.tell(job.number, state=TrialState.PRUNED if job.state == PRUNED else TrialState.FAIL)
-
-        def proposals() -> Iterator[tuple[int, list[str]]]:
-            for number, values in self.proposed(study, spaces):
-                yield number, words(values)
-
-        self.launcher.search(proposals(), ended)
-        if any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
-            best = " ".join(f"{key}={_text(value)}" for key, value in study.best_params.items())
-            log.info("best val/top1 %.4f, job %d: %s", study.best_value, study.best_trial.number, best)
-
-    def proposed(
-        self, study: optuna.Study, spaces: dict[str, BaseDistribution]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The number and the values of each trial that is to be run: what an earlier attempt has begun, then new ones."""
+    def propose(self, study: optuna.Study, spaces: dict[str, BaseDistribution]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield number and values of each trial to run: unfinished ones of an earlier attempt, then new ones."""
         import optuna
 
         before = study.get_trials()
@@ -109,19 +111,19 @@ class OptunaSweeper(Sweeper):
             if not trial.state.is_finished():
                 yield trial.number, trial.params
         for number in range(len(before), self.num_trials):
-            # A sampler for each trial: what it proposes depends on the seed, the number and the trials that have ended,
-            # so that a search that goes on draws what it would have drawn.
+            # A sampler for each trial, so that a proposal depends only on the seed, the number and the trials that ended: a
+            # resumed search proposes what an uninterrupted one would have.
             digest = hashlib.blake2b(f"{self.seed}:{number}".encode(), digest_size=4).digest()
             study.sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest, "big"))
-            asked = study.ask(spaces)
-            yield asked.number, asked.params
+            proposal = study.ask(spaces)
+            yield proposal.number, proposal.params
 
 
 def _checked_study(folder: Path, spaces: dict[str, BaseDistribution]) -> optuna.Study:
-    """Open the study of a sweep folder, whose journal may be corrupt or a stranger's: its values become overrides.
+    """Open the study of a sweep folder. Its journal may be corrupt or come from someone else, and its values become overrides.
 
     Raises:
-        ConfigCompositionException: unless each trial has a value of each search space.
+        ConfigCompositionException: unless the values of each trial are in the search spaces.
     """
     from alexlab.sweeps.pruning import STORAGE, open_study
 
@@ -129,7 +131,7 @@ def _checked_study(folder: Path, spaces: dict[str, BaseDistribution]) -> optuna.
     try:
         study = open_study(folder)
         trials = study.get_trials()
-    except Exception as error:  # a corrupt journal fails in as many ways as there are records
+    except Exception as error:  # a corrupt journal raises many kinds of errors
         if not path.is_file():
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -138,7 +140,8 @@ def _checked_study(folder: Path, spaces: dict[str, BaseDistribution]) -> optuna.
         for name, value in trial.params.items():
             if name not in spaces or not _is_in(value, spaces[name]):
                 raise ConfigCompositionException(
-                    f"{path} is not the journal of this search: trial {trial.number} has {name}={value!r}, which is not searched"
+                    f"{path} is not the journal of this search: trial {trial.number} has {name}={value!r}, outside the "
+                    "search space"
                 )
     return study
 
@@ -152,7 +155,7 @@ def _is_in(value: Any, space: BaseDistribution) -> bool:
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """The search space that the value of an override describes."""
+    """Return the search space of an override."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()

@@ -245,7 +245,7 @@ def test_a_journal_of_another_search_is_refused(name: str, value: Any, tmp_path:
     journal(tmp_path, name, value)
     spaces = {"optimizer.lr": FloatDistribution(1e-4, 1e-1), "model": CategoricalDistribution(["alexnet", "nin"])}
     with pytest.raises(
-        ConfigCompositionException, match=r"is not the journal of this search: trial 0 has .*, which is not searched"
+        ConfigCompositionException, match=r"is not the journal of this search: trial 0 has .*, outside the search space"
     ):
         _checked_study(tmp_path, spaces)
     (tmp_path / "optuna.journal").write_text("garbage\n")

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from alexlab.cli.command import Folders
 from alexlab.config.grammar import raw_overrides
 from alexlab.runs.lock import lock_holder
-from alexlab.sweeps import jobs as sweeps
+from alexlab.sweeps.jobs import MULTIRUN
 from support.images import write_images
 from support.runs import ROOT, composed, environment, names, rows, scalars
 
@@ -92,25 +92,26 @@ def test_words_without_torch(tmp_path: Path, arguments: list[str], words: str, c
 def test_the_folder_of_a_sweep_is_claimed_whatever_its_words_refer_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    folders = Folders()
+
     def started(*more: str) -> Any:
         config = composed(*words, *more)
         OmegaConf.set_readonly(config.hydra, False)  # as Hydra has it at that moment
-        Folders().on_multirun_start(config)
+        folders.on_multirun_start(config)
         return config
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeps, "locks", [])
     words = ["hydra.sweep.subdir=${hydra.job.num}", "optimizer.weight_decay=${optimizer.lr}"]
     config = started()
     (folder,) = Path("outputs/sweeps").glob("*/*")
     assert folder.name.endswith("_weight_decay-optimizer.lr")
     assert raw_overrides(config.hydra.overrides.hydra) == [words[0], f"hydra.sweep.dir={folder}"]
-    with sweeps.locks.pop():
+    with folders.lock:
         assert lock_holder(folder) == str(os.getpid())
 
-    (folder / sweeps.MULTIRUN).write_text(OmegaConf.to_yaml(config))
+    (folder / MULTIRUN).write_text(OmegaConf.to_yaml(config))
     started(f"hydra.sweep.dir={folder}")
-    with sweeps.locks.pop():
+    with folders.lock:
         assert lock_holder(folder) == str(os.getpid())
     with pytest.raises(SystemExit):
         started(f"hydra.sweep.dir={folder}", "seed=${nope}")
@@ -198,7 +199,7 @@ def test_the_mistakes_of_all_jobs_are_told_before_the_first_starts(images: Path,
         argument for argument in TINY_COMMAND if "batch_size" not in argument), cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 1
-    assert "every job of a sweep must be able to run, and nothing was started; 3 of 4 cannot:" in result.stderr
+    assert "every job of a sweep must be able to run, so nothing was started; 3 of 4 cannot:" in result.stderr
     assert re.search(
         r"job 1 \(.*data.batch_size=99.*\): data.batch_size must not exceed the 24 training images", result.stderr
     )

@@ -46,8 +46,8 @@ from alexlab.output.progress import progress_bar
 from alexlab.output.terminal import Terminal
 from alexlab.pages.plots import png
 from alexlab.runs.report import write_report
-from alexlab.sweeps import jobs
-from alexlab.sweeps.jobs import FAILED, Job
+from alexlab.sweeps.jobs import Job
+from alexlab.sweeps.table import FAILED, JobTable
 from alexlab.tasks import report
 from support.runs import ROOT, composed, rows
 
@@ -167,7 +167,6 @@ def test_an_error_of_hydra_is_printed_without_control_characters(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jobs, "checks", [])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "argv", ["train.py", "seed.\x1b[31m\u202eb=1"])
     with pytest.raises(SystemExit) as caught:
@@ -185,15 +184,17 @@ def printed(table: Any) -> str:
     return out.getvalue()
 
 
-def test_tables_show_jobs_as_they_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = [Job(0, [f"x={name}", f"all={name}"], tmp_path, {}, state=FAILED, cause=f"no {name}") for name in NASTY]
-    monkeypatch.setattr(jobs, "jobs", made)
-    text = printed(jobs.table())
+def test_tables_show_jobs_as_they_were_given(tmp_path: Path) -> None:
+    table = JobTable()
+    for name in NASTY:
+        table.jobs.append(Job(0, [f"x={name}", f"all={name}"], tmp_path, {}, state=FAILED, cause=f"no {name}"))
+    text = printed(table.render())
     for expected in NASTY.values():
         assert f"x={expected}" in text and f"no {expected}" in text
     assert len([line for line in text.splitlines() if "failed" in line and "│" in line]) == len(NASTY)
-    made[:] = [Job(number, [f"seed={number}", *(f"all={name}" for name in NASTY)], tmp_path, {}) for number in range(2)]
-    caption = "".join(printed(jobs.table()).split())  # it is folded
+    common = [f"all={name}" for name in NASTY]
+    table.jobs = [Job(number, [f"seed={number}", *common], tmp_path, {}) for number in range(2)]
+    caption = "".join(printed(table.render()).split())  # it is folded
     assert all("".join(f"all={expected}".split()) in caption for expected in NASTY.values())
     assert not hidden(text + caption)
 

@@ -1,9 +1,10 @@
 import contextlib
 import io
+import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,21 +16,15 @@ from alexlab.distributed import devices, hardware
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import ConfigError
 from alexlab.runs.lock import RunLock
-from alexlab.runs.record import FINISHED as CARD_FINISHED
-from alexlab.runs.record import PRUNED as CARD_PRUNED
+from alexlab.runs.record import FINISHED as RECORD_FINISHED
+from alexlab.runs.record import PRUNED as RECORD_PRUNED
 from alexlab.runs.record import RunRecord
-from alexlab.sweeps import jobs as sweeps
-from alexlab.sweeps import local
-from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job, previous_attempt
-from alexlab.sweeps.local import Parallel, SlotPool
+from alexlab.sweeps.jobs import Job, previous_attempt
+from alexlab.sweeps.local import Parallel
+from alexlab.sweeps.slots import SlotPool
+from alexlab.sweeps.table import FAILED, FINISHED, PRUNED, RUNNING, WAITING, JobTable
 from hydra_plugins.alexlab_launcher import SweepLauncher
 from support.runs import composed
-
-
-@pytest.fixture(autouse=True)
-def _no_jobs() -> Iterator[None]:
-    yield
-    sweeps.jobs.clear()
 
 
 def job(number: int, folder: Path, devices: object = 1) -> Job:
@@ -37,51 +32,61 @@ def job(number: int, folder: Path, devices: object = 1) -> Job:
     return Job(number, [f"seed={number}"], folder / str(number), config)
 
 
-def run(runner: Parallel, jobs: list[Job], work: Callable[[Job], None]) -> list[int]:
-    """Runs jobs and tells the order in which they ended."""
+def run(
+    runner: Parallel,
+    jobs: Iterable[Job],
+    work: Callable[[Job], None],
+    on_end: Callable[[Job], None] = lambda job: None,
+) -> list[int]:
+    """Run jobs and return their numbers in the order in which they ended."""
     order: list[int] = []
-    runner.run(iter(jobs), work, lambda job: order.append(job.number))
+
+    def ended(job: Job) -> None:
+        order.append(job.number)
+        on_end(job)
+
+    runner.run(iter(jobs), work, table=JobTable(), on_end=ended, restore=lambda: None)
     return order
 
 
-def test_jobs_run_side_by_side_each_on_its_own_cores(tmp_path: Path) -> None:
+def test_parallel_jobs_have_their_own_cores_and_output(tmp_path: Path) -> None:
     def work(job: Job) -> None:
         (job.folder / "cores").write_text(repr(hardware.cores()))
         (job.folder / "started").touch()
         if job.number < 2:  # the first two wait for each other
             while not (tmp_path / str(1 - job.number) / "started").exists():
                 time.sleep(0.01)
-        print("said by", job.number)
+        print("printed by", job.number)
         job.end(FINISHED, score=job.number / 10)
 
     jobs = [job(number, tmp_path) for number in range(3)]
     run(Parallel(jobs=2), jobs, work)
     assert [(job.state, job.score, job.cause) for job in jobs] == [(FINISHED, number / 10, None) for number in range(3)]
-    shares = [(tmp_path / str(number) / "cores").read_text() for number in (0, 1)]
-    assert shares == [repr(share) for share in hardware.core_sets(2)]
+    core_sets = [(tmp_path / str(number) / "cores").read_text() for number in (0, 1)]
+    assert core_sets == [repr(cores) for cores in hardware.core_sets(2)]
     assert [(tmp_path / str(number) / "output.log").read_text() for number in range(3)] == [
-        f"said by {number}\n" for number in range(3)
+        f"printed by {number}\n" for number in range(3)
     ]
 
 
-def test_a_job_that_is_lost_costs_that_job(tmp_path: Path) -> None:
+def test_a_killed_or_crashed_job_does_not_stop_the_others(tmp_path: Path) -> None:
     def work(job: Job) -> None:
         if job.number == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         if job.number == 1:
-            raise RuntimeError("a mistake of ours")
+            raise RuntimeError("a bug")
         job.end(FINISHED, score=1.0)
 
     jobs = [job(number, tmp_path) for number in range(3)]
     assert sorted(run(Parallel(jobs=2), jobs, work)) == [0, 1, 2]
     assert [job.state for job in jobs] == [FAILED, FAILED, FINISHED]
-    assert jobs[0].cause == f"its process was ended by SIGKILL; see {tmp_path}/0/output.log"
-    assert jobs[1].cause == f"its process was ended by exit code 1; see {tmp_path}/1/output.log"
-    assert "RuntimeError: a mistake of ours" in (tmp_path / "1/output.log").read_text()
+    assert jobs[0].cause == f"its process was killed by SIGKILL; see {tmp_path}/0/output.log"
+    assert jobs[1].cause == f"its process exited with code 1; see {tmp_path}/1/output.log"
+    assert "RuntimeError: a bug" in (tmp_path / "1/output.log").read_text()
 
 
-def test_the_next_job_is_asked_for_when_there_is_room(tmp_path: Path) -> None:
-    """As a search needs: it knows the scores of the earlier ones."""
+def test_the_next_job_is_taken_when_there_is_room(tmp_path: Path) -> None:
+    """A search needs that: it proposes the next job from the scores of earlier ones."""
     ended: list[int] = []
     known: list[int] = []
 
@@ -90,13 +95,13 @@ def test_the_next_job_is_asked_for_when_there_is_room(tmp_path: Path) -> None:
             known.append(len(ended))
             yield job(number, tmp_path)
 
-    Parallel(jobs=2).run(proposals(), lambda job: job.end(FINISHED, score=0.5), lambda job: ended.append(job.number))
+    run(Parallel(jobs=2), proposals(), lambda job: job.end(FINISHED, score=0.5), lambda job: ended.append(job.number))
     assert sorted(ended) == list(range(5))
     assert known[:2] == [0, 0]
     assert all(count >= number - 1 for number, count in enumerate(known))
 
 
-def test_ctrl_c_ends_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_stops_the_jobs(tmp_path: Path) -> None:
     def interrupt(job: Job) -> None:
         signal.raise_signal(signal.SIGINT)
 
@@ -107,15 +112,15 @@ def test_ctrl_c_ends_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     jobs = [job(number, tmp_path) for number in range(2)]
     with signals.install(), pytest.raises(Interrupted):
-        Parallel(jobs=2).run(iter(jobs), work, interrupt)
-    assert not local.multiprocessing.active_children()
+        run(Parallel(jobs=2), jobs, work, interrupt)
+    assert not multiprocessing.active_children()
 
 
-def test_a_second_ctrl_c_kills_jobs_that_do_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_kills_jobs_that_ignore_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alexlab.distributed.signals.DEBOUNCE_S", 0.0)
 
     def interrupt(job: Job) -> None:
-        while not (tmp_path / "deaf").exists():
+        while not (tmp_path / "ignoring").exists():
             time.sleep(0.05)
         signal.setitimer(signal.ITIMER_REAL, 0.5)
         signal.raise_signal(signal.SIGINT)
@@ -123,21 +128,21 @@ def test_a_second_ctrl_c_kills_jobs_that_do_not_end(tmp_path: Path, monkeypatch:
     def work(job: Job) -> None:
         with signals.handler(lambda signum: None):
             while job.number:
-                (tmp_path / "deaf").touch()
+                (tmp_path / "ignoring").touch()
                 time.sleep(1)
         job.end(FINISHED, score=1.0)
 
     before = signal.signal(signal.SIGALRM, lambda signum, frame: signal.raise_signal(signal.SIGINT))
     try:
         with signals.install(), pytest.raises(Interrupted):
-            Parallel(jobs=2).run(iter([job(number, tmp_path) for number in range(2)]), work, interrupt)
+            run(Parallel(jobs=2), [job(number, tmp_path) for number in range(2)], work, interrupt)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert not local.multiprocessing.active_children()
+    assert not multiprocessing.active_children()
 
 
-def test_a_signal_to_one_job_costs_that_job(tmp_path: Path) -> None:
+def test_a_signal_to_one_job_stops_only_that_job(tmp_path: Path) -> None:
     def work(job: Job) -> None:
         if job.number:
             signal.raise_signal(signal.SIGTERM)
@@ -145,23 +150,23 @@ def test_a_signal_to_one_job_costs_that_job(tmp_path: Path) -> None:
 
     jobs = [job(number, tmp_path) for number in range(2)]
     with signals.install():
-        Parallel(jobs=2).run(iter(jobs), work, lambda job: None)
+        run(Parallel(jobs=2), jobs, work)
     assert [job.state for job in jobs] == [FINISHED, FAILED]
-    assert jobs[1].cause == "stopped by SIGTERM; -m resume= goes on with it"
+    assert jobs[1].cause == "stopped by SIGTERM; resume the sweep with -m resume="
 
 
-def test_no_gpu_has_two_jobs_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_share_no_gpu_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     pool = SlotPool(4, jobs_per_gpu=1, num_gpus=3)
     one, two = pool.acquire(1), pool.acquire(2)
     assert one and two and (one.gpus, two.gpus, str(two)) == (["0"], ["1", "2"], "GPU 1, 2")
     assert pool.acquire(1) is None
-    assert pool.acquire(0) is not None, "a job on the CPU needs none"
+    assert pool.acquire(0) is not None, "a job on the CPU needs no GPU"
     pool.release(one)
-    assert pool.acquire([2]) is None, "a GPU that is named is waited for"
+    assert pool.acquire([2]) is None, "a GPU given by index must be free"
     pool.release(two)
     named = pool.acquire([2])
-    assert named and named.gpus is None and named.taken == [2], "and chosen by the job itself"
+    assert named and named.gpus is None and named.gpu_indices == [2], "the job selects it itself"
     shared = SlotPool(4, jobs_per_gpu=2, num_gpus=2)
     assert [slot and slot.gpus for slot in (shared.acquire(1) for _ in range(5))] == [["0"], ["1"], ["0"], ["1"], None]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
@@ -169,7 +174,7 @@ def test_no_gpu_has_two_jobs_unless_asked(monkeypatch: pytest.MonkeyPatch) -> No
     assert kept and kept.gpus == ["5", "7"]
 
 
-def test_gpus_of_a_job_reach_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_process_sees_its_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "num_gpus", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
@@ -192,57 +197,56 @@ def test_gpus_of_a_job_reach_its_process(tmp_path: Path, monkeypatch: pytest.Mon
         (2, [], [[], []]),
     ],
 )
-def test_shares_of_cores(
-    count: int, cores: list[int], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_core_sets(count: int, cores: list[int], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "cores", lambda: cores)
     assert hardware.core_sets(count) == expected
 
 
-@pytest.mark.parametrize("words", ["jobs", "jobs_per_gpu"])
-def test_words_of_a_wrong_number(words: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"launcher.{words} must be at least 1; got 0"):
-        Parallel(**{words: 0}).prepare(tmp_path)
+@pytest.mark.parametrize("key", ["jobs", "jobs_per_gpu"])
+def test_settings_must_be_positive(key: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"launcher.{key} must be at least 1; got 0"):
+        Parallel(**{key: 0}).prepare(tmp_path)
 
 
-def test_jobs_are_checked_with_the_cores_that_they_will_have() -> None:
+def test_configs_are_checked_with_the_cores_of_one_job() -> None:
     before = hardware.cores()
     with Parallel(jobs=2).like_job():
         assert hardware.cores() == hardware.core_sets(1)[0] == before[len(before) // 2 :]
     assert hardware.cores() == before
 
 
-def test_the_table_shows_what_runs(tmp_path: Path) -> None:
+def test_the_table_shows_running_jobs(tmp_path: Path) -> None:
+    table = JobTable()
     for number in range(3):
-        sweeps.jobs.append(job(number, tmp_path))
-        sweeps.jobs[-1].overrides = [f"seed={number}", "model=alexnet"]
-    first, second, _ = sweeps.jobs
+        table.jobs.append(job(number, tmp_path))
+        table.jobs[-1].overrides = [f"seed={number}", "model=alexnet"]
+    first, second, _ = table.jobs
     first.end(PRUNED, cause="it fell behind")
     second.state, second.place = RUNNING, "GPU 1"
     second.folder.mkdir()
     RunRecord(second.folder).update(last={"epoch": 1}, best={"top1": 0.25})
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(sweeps.table())
+    console.print(table.render())
     lines = console.export_text().splitlines()
     assert "3 jobs, 1 running, 1 waiting, 1 pruned" in lines[0]
     (row,) = [line for line in lines if "seed=1" in line]
     assert "running, epoch 2/4, GPU 1" in row and "0.2500" in row and "alexnet" not in row
     assert any("all with model=alexnet" in line for line in lines)
-    console.print(sweeps.table(max_rows=1))
+    console.print(table.render(max_rows=1))
     assert "seed=0" not in console.export_text()
 
 
-def test_what_an_earlier_attempt_has_left(tmp_path: Path) -> None:
-    card = RunRecord(tmp_path)
-    card.update(status=CARD_PRUNED, reason="it fell behind", config={})
+def test_the_result_of_a_previous_attempt(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path)
+    record.update(status=RECORD_PRUNED, reason="it fell behind", config={})
     assert (previous_attempt(tmp_path).state, previous_attempt(tmp_path).cause) == (PRUNED, "it fell behind")
-    card.update(status=CARD_FINISHED, scores={"best/top1": 0.5})
+    record.update(status=RECORD_FINISHED, scores={"best/top1": 0.5})
     assert (previous_attempt(tmp_path).state, previous_attempt(tmp_path).score) == (FINISHED, 0.5)
     assert previous_attempt(tmp_path / "none").state is None and job(0, tmp_path).state == WAITING
 
 
-class Elsewhere(Parallel):
-    """Has the jobs of some numbers."""
+class Queued(Parallel):
+    """A runner with some jobs in its queue."""
 
     numbers: tuple[int, ...] = ()
 
@@ -250,15 +254,15 @@ class Elsewhere(Parallel):
         return job.number in self.numbers
 
 
-def test_a_job_that_is_running_already_is_waited_for_by_the_engine_that_has_it(tmp_path: Path) -> None:
-    runner, jobs, ended = Elsewhere(), [job(number, tmp_path) for number in range(2)], []
+def test_a_running_job_is_left_to_the_runner_that_has_it_queued(tmp_path: Path) -> None:
+    runner, jobs, ended = Queued(), [job(number, tmp_path) for number in range(2)], []
     runner.numbers = (1,)
     with contextlib.ExitStack() as locks:
         for each in jobs:
             each.folder.mkdir()
             RunRecord(each.folder).update(status="running", config={})
             locks.enter_context(RunLock(each.folder))
-        found = list(SweepLauncher(lambda: runner)._to_run(iter(jobs), lambda job: ended.append(job.number)))
+        found = list(SweepLauncher(lambda: runner)._remaining(iter(jobs), lambda job: ended.append(job.number)))
     assert [each.number for each in found] == [1] and ended == [0]
     assert jobs[0].state == FAILED and jobs[0].cause == f"process {os.getpid()} is writing its folder"
 

@@ -37,7 +37,7 @@ def test_search_spaces(override: str, expected: object) -> None:
     assert distribution(parsed) == expected
 
 
-def test_words_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_optuna_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         ConfigCompositionException, match=re.escape("sweep=optuna needs the package optuna: pip install -e '.[optuna]'")
@@ -45,33 +45,33 @@ def test_words_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
         OptunaSweeper(num_trials=1, seed=1).sweep(["x=a,b"])
 
 
-def proposed(study: optuna.Study, num_trials: int) -> Iterator[tuple[int, dict[str, float]]]:
+def proposals(study: optuna.Study, num_trials: int) -> Iterator[tuple[int, dict[str, float]]]:
     spaces = {"x": FloatDistribution(0.0, 1.0), "y": CategoricalDistribution(["a", "b"])}
-    return OptunaSweeper(num_trials=num_trials, seed=3).proposed(study, spaces)
+    return OptunaSweeper(num_trials=num_trials, seed=3).propose(study, spaces)
 
 
 def score(values: dict[str, float]) -> float:
     return float(values["x"]) + (values["y"] == "b")
 
 
-def test_a_search_that_goes_on_proposes_what_it_would_have(tmp_path: Path) -> None:
-    """Beyond Optuna's ten random trials, so that the estimator speaks too."""
+def test_a_resumed_search_proposes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    """More trials than Optuna's ten random ones, so that the estimator proposes some."""
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     whole = open_study(tmp_path / "whole")
     uninterrupted = []
-    for number, values in proposed(whole, 14):
+    for number, values in proposals(whole, 14):
         uninterrupted.append((number, values))
         whole.tell(number, score(values))
     first = open_study(tmp_path / "parts")
     found = []
-    for number, values in proposed(first, 14):
+    for number, values in proposals(first, 14):
         found.append((number, values))
         if number == 6:
             break  # killed while trial 6 runs
         first.tell(number, score(values))
     again = open_study(tmp_path / "parts")
-    for number, values in proposed(again, 14):
+    for number, values in proposals(again, 14):
         if number == 6:
             assert (number, values) == found.pop()
         found.append((number, values))
@@ -80,10 +80,10 @@ def test_a_search_that_goes_on_proposes_what_it_would_have(tmp_path: Path) -> No
     assert [trial.number for trial in again.trials] == list(range(14))
 
 
-def test_a_trial_that_falls_behind_is_ended(
+def test_a_trial_below_the_median_is_pruned(
     train: Callable[..., float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two trials with perfect scores, then one that is no better than chance: it ends after the second epoch, on two ranks."""
+    """Two trials with perfect scores, then one at chance, on two ranks: it is pruned after the second epoch."""
     study = open_study(tmp_path)
     for _ in range(2):
         trial = study.ask()
@@ -92,7 +92,7 @@ def test_a_trial_that_falls_behind_is_ended(
         study.tell(trial, 1.1)
     study.ask()
     monkeypatch.setattr("alexlab.sweeps.pruning.HydraConfig", FakeHydra(tmp_path, 2))
-    words = (
+    overrides = (
         "sweep=optuna",
         "callbacks.pruning.min_trials=2",
         "callbacks.pruning.min_epochs=2",
@@ -101,18 +101,18 @@ def test_a_trial_that_falls_behind_is_ended(
         "optimizer.lr=1e-6",
     )
     with pytest.raises(PrunedError, match="after epoch 2 its best val/top1 was below the median"):
-        train(*words, isolated=True)
-    card = RunRecord(tmp_path / "run").read()
-    assert (card["status"], card["exit_code"], card["last"]["epoch"]) == ("pruned", 0, 1)
+        train(*overrides, isolated=True)
+    record = RunRecord(tmp_path / "run").read()
+    assert (record["status"], record["exit_code"], record["last"]["epoch"]) == ("pruned", 0, 1)
     assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
     assert len(rows(tmp_path / "run/metrics.csv")) == 2
-    told = open_study(tmp_path).trials[2].intermediate_values
-    assert list(told) == [1, 2] and told[2] == pytest.approx(card["last"]["val/top1"])
-    # The same trial once more, and a trial that has ended: the one is ended again, the other is left alone.
+    reported = open_study(tmp_path).trials[2].intermediate_values
+    assert list(reported) == [1, 2] and reported[2] == pytest.approx(record["last"]["val/top1"])
+    # The same trial again is pruned again; a trial that has ended is not.
     with pytest.raises(PrunedError):
-        train(*words, run_dir=tmp_path / "again", isolated=True)
+        train(*overrides, run_dir=tmp_path / "again", isolated=True)
     study.tell(2, state=optuna.trial.TrialState.PRUNED)
-    assert train(*words, run_dir=tmp_path / "alone", isolated=True) is not None
+    assert train(*overrides, run_dir=tmp_path / "alone", isolated=True) is not None
 
 
 class FakeHydra:
@@ -129,15 +129,19 @@ class FakeHydra:
         return self.config
 
 
-def test_words_of_pruning() -> None:
+def test_pruning_settings_must_be_positive() -> None:
     with pytest.raises(ValueError, match="min_epochs must be at least 1; got 0"):
         Pruning(min_epochs=0)
 
 
-def test_a_search_on_submitit_goes_on(images: Path, tmp_path: Path) -> None:
-    """The whole way: jobs of submitit's local executor, two at once; then more trials in the same folder."""
+def test_a_search_on_submitit_is_resumed(images: Path, tmp_path: Path) -> None:
+    """End to end: two parallel jobs of submitit's local executor, then more trials in the same folder."""
     script = [sys.executable, str(ROOT / "src/train.py"), "-m"]
-    tiny = [*(word for word in TINY if "max_epochs" not in word), f"data.root={images}", "trainer.max_epochs=1"]
+    tiny = [
+        *(override for override in TINY if "max_epochs" not in override),
+        f"data.root={images}",
+        "trainer.max_epochs=1",
+    ]
     first = subprocess.run(
         [
             *script,
@@ -175,7 +179,7 @@ def test_a_search_on_submitit_goes_on(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keywords", "words"),
+    ("settings", "message"),
     [
         ({"cluster": "lsf"}, "launcher.cluster must be slurm, local or null; got lsf"),
         ({"cluster": "local", "jobs": 0}, "launcher.jobs must be null or at least 1; got 0"),
@@ -191,9 +195,9 @@ def test_a_search_on_submitit_goes_on(images: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_words_of_submitit(
-    keywords: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_settings_of_submitit(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(ConfigError, match=words):
-        Submitit(**keywords).prepare(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        Submitit(**settings).prepare(tmp_path)

@@ -1,4 +1,4 @@
-"""Sweeps on Ray: resources without it, then a real sweep on a Ray that it starts itself."""
+"""Sweeps on Ray: unit tests without it, then a real sweep on a Ray that it starts itself."""
 
 import json
 import os
@@ -19,13 +19,15 @@ from alexlab.distributed import hardware
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import LAST
 from alexlab.runs.lock import lock_holder
-from alexlab.sweeps import ray as ray_runner
-from alexlab.sweeps.jobs import FAILED, FINISHED, RUNNING, Job
-from alexlab.sweeps.ray import Ray, _Tasks
+from alexlab.sweeps import ray_cluster
+from alexlab.sweeps.jobs import Job
+from alexlab.sweeps.ray import Ray, RayTasks
+from alexlab.sweeps.ray_job import RayWork
 from alexlab.sweeps.record import SweepRecord
+from alexlab.sweeps.table import FAILED, FINISHED, RUNNING, JobTable
 from support.runs import ROOT, TINY, environment, trains_on
 
-LONG_S = 180.0  # for which any step of a test may take
+TIMEOUT_S = 180.0  # of any step of a test
 NODES = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 16.0}]
 WITHOUT_GPUS = [{"CPU": 2.0}]
 
@@ -41,7 +43,7 @@ def job(folder: Path = Path("sweep"), *, number: int = 0, accelerator: str = "au
         ({}, {}, WITHOUT_GPUS, {"CPU": 1}),
         ({}, {"devices": 2}, WITHOUT_GPUS, {"CPU": 2}),
         ({"cpus_per_device": 0.5}, {}, WITHOUT_GPUS, {"CPU": 0.5}),
-        ({"cpus_per_device": 0.5}, {"devices": 3}, WITHOUT_GPUS, {"CPU": 2}),  # above one, Ray takes whole ones
+        ({"cpus_per_device": 0.5}, {"devices": 3}, WITHOUT_GPUS, {"CPU": 2}),  # above 1, Ray takes whole CPUs only
         ({"gpus_per_device": 0.5}, {}, WITHOUT_GPUS, {"CPU": 1}),
         ({}, {}, NODES, {"CPU": 1, "GPU": 1}),
         ({"gpus_per_device": 0.25, "cpus_per_device": 3}, {}, NODES, {"CPU": 3, "GPU": 0.25}),
@@ -63,7 +65,10 @@ def test_resources_of_a_job(
             {"devices": 5},
             "the job needs a node with 5 CPU, 5 GPU; the nodes of the Ray cluster have 16 CPU; 8 CPU, 4 GPU",
         ),
-        ({"devices": [2, 3]}, r"Ray chooses the GPUs, so trainer.devices must be their number; got \[2, 3\]"),
+        (
+            {"devices": [2, 3]},
+            r"trainer.devices must be a number with launcher=ray, which selects the GPUs; got \[2, 3\]",
+        ),
         ({"devices": "two"}, "trainer.devices must be a number"),
     ],
 )
@@ -86,7 +91,7 @@ def test_settings_are_checked(settings: dict[str, float], message: str, tmp_path
         Ray(**settings).prepare(tmp_path)
 
 
-def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"launcher=ray needs the package ray: pip install -e '\.\[ray\]'"):
         Ray().prepare(tmp_path)
@@ -96,14 +101,12 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: py
     pytest.importorskip("ray")
     with pytest.raises(ConfigError, match=r"cannot connect to nowhere: .*Invalid address"):
         Ray("nowhere").prepare(tmp_path)
-    monkeypatch.setattr(ray_runner, "CONNECT_S", 0.1)
-    with pytest.raises(
-        ConfigError, match=r"launcher\.address must be .* to 127.0.0.1:1: it has not answered for 0.1 s"
-    ):
+    monkeypatch.setattr(ray_cluster, "CONNECT_S", 0.1)
+    with pytest.raises(ConfigError, match=r"launcher\.address must be .* to 127.0.0.1:1: no answer within 0.1 s"):
         Ray("127.0.0.1:1").prepare(tmp_path)
 
 
-def test_the_cluster_of_a_strange_sweep_must_be_typed_again(tmp_path: Path) -> None:
+def test_the_cluster_address_of_a_recorded_sweep_must_be_confirmed(tmp_path: Path) -> None:
     SweepRecord([{"key": "seed", "choices": [1, 2]}], "ray", {"address": "ray://evil.example:10001"}).write(tmp_path)
     with pytest.raises(ConfigError, match=r"if you trust it, add launcher\.address=ray://evil.example:10001"):
         find_resumed_sweep(["-m", f"resume={tmp_path}"])
@@ -115,14 +118,14 @@ def test_the_cluster_of_a_strange_sweep_must_be_typed_again(tmp_path: Path) -> N
     assert kept is not None and "launcher.cpus_per_device=2" in kept.arguments
 
 
-def test_a_job_has_the_cores_that_it_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_uses_the_cores_that_it_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "64")
     monkeypatch.setenv(hardware.CORES, "1")
     assert hardware.num_cores() == 1
 
 
 class FakeRay:
-    """The calls of Ray that the runner makes; each task loses its worker as often as its job's number says."""
+    """Stub of Ray: the task of job n loses its worker n times."""
 
     class exceptions:  # noqa: N801 - as in Ray
         class RayError(Exception):
@@ -149,36 +152,36 @@ class FakeRay:
         return FINISHED, 0.5, None
 
 
-def test_a_lost_job_is_repeated_three_times(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lost_job_is_retried_three_times(caplog: pytest.LogCaptureFixture) -> None:
     ray = FakeRay()
 
     def remote(function: Any) -> Any:
         class Task:
             @staticmethod
-            def remote(work: Any, job: Job, settings: Any, again: bool) -> int:
-                ray.started.append((job.number, again))
+            def remote(work: Any, job: Job, num_cores: int, retried: bool) -> int:
+                ray.started.append((job.number, retried))
                 ray.tasks[len(ray.started)] = job.number
                 return len(ray.started)
 
         return Task
 
     ray.remote = lambda **options: remote  # type: ignore[method-assign]
-    tasks = _Tasks(ray, lambda job: None)
+    tasks = RayTasks(ray, RayWork(lambda job: None, lambda: None, "."), JobTable())
     jobs = [job(number=number) for number in (0, 1, 4)]
     for each in jobs:
         tasks.start(each, {"CPU": 1})
-    assert not tasks.leave_room({"CPU": 1}, [{"CPU": 3.0}]) and tasks.leave_room({"CPU": 1}, [{"CPU": 4.0}])
+    assert not tasks.has_room({"CPU": 1}, [{"CPU": 3.0}]) and tasks.has_room({"CPU": 1}, [{"CPU": 4.0}])
     while tasks.running:
         list(tasks.collect())
     assert [each.state for each in jobs] == [FINISHED, FINISHED, FAILED]
-    assert jobs[2].cause == "its Ray worker was lost (RayError) 4 times; -m resume= goes on with it"
+    assert jobs[2].cause == "its Ray worker was lost (RayError) 4 times; resume the sweep with -m resume="
     assert sorted(ray.started) == [(0, False), (1, False), (1, True), (4, False), (4, True), (4, True), (4, True)]
-    assert "job 1: its Ray worker was lost (RayError); it is repeated" in caplog.text
+    assert "job 1: its Ray worker was lost (RayError); retrying" in caplog.text
 
 
-def sweep(folder: Path, *words: str) -> "subprocess.Popen[str]":
+def sweep(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "src/train.py"), "-m", *words],
+        [sys.executable, str(ROOT / "src/train.py"), "-m", *overrides],
         cwd=folder,
         env=environment(PYTHONUNBUFFERED="1", COLUMNS="200"),
         stdout=subprocess.PIPE,
@@ -189,14 +192,14 @@ def sweep(folder: Path, *words: str) -> "subprocess.Popen[str]":
 
 
 def until(ready: Callable[[], object], process: "subprocess.Popen[str]") -> None:
-    end_s = time.monotonic() + LONG_S
+    end_s = time.monotonic() + TIMEOUT_S
     while not ready():
         assert time.monotonic() < end_s, "it took too long"
         assert process.poll() is None, process.stdout and process.stdout.read()
         time.sleep(0.05)
 
 
-def card(run_dir: Path) -> dict[str, Any]:
+def record(run_dir: Path) -> dict[str, Any]:
     return dict(json.loads((run_dir / "run.json").read_text()))
 
 
@@ -213,7 +216,7 @@ def session(leader: int) -> list[int]:
 
 
 def listening(processes: list[int]) -> set[str]:
-    """Return the addresses, as the kernel writes them, on which processes wait for TCP connections."""
+    """Return the addresses, as the kernel writes them, on which processes listen for TCP connections."""
     sockets = set()
     for process in processes:
         for path in Path(f"/proc/{process}/fd").glob("*"):
@@ -226,7 +229,7 @@ def listening(processes: list[int]) -> set[str]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_sweep_bears_a_killed_worker_and_goes_on_after_sigterm(
+def test_a_sweep_survives_a_killed_worker_and_resumes_after_sigterm(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker of the first of two jobs is killed, then all processes of the sweep get SIGTERM, then it is resumed."""
@@ -247,26 +250,26 @@ def test_a_sweep_bears_a_killed_worker_and_goes_on_after_sigterm(
     assert listening(session(head.pid)) and listening(session(head.pid)) <= loopback
     started_by = Path(f"/proc/{lock_holder(runs[0])}/stat").read_text().rpartition(")")[2].split()[1]
     os.kill(int(started_by), signal.SIGKILL)
-    until(lambda: len(card(runs[0])["attempts"]) == 2 and card(runs[0])["status"] == RUNNING, head)
+    until(lambda: len(record(runs[0])["attempts"]) == 2 and record(runs[0])["status"] == RUNNING, head)
     os.killpg(head.pid, signal.SIGTERM)
-    said = head.communicate(timeout=LONG_S)[0]
-    assert head.returncode == 75 and "-m resume=sw goes on with this sweep" in said, said
-    assert "job 0: its Ray worker was lost (WorkerCrashedError); it is repeated" in said
-    assert "job 1: its Ray worker" not in said
-    assert card(runs[0])["status"] == "interrupted" and card(runs[0])["reason"] == "stopped by SIGINT"
-    assert len(card(runs[1])["attempts"]) == 1  # it may have finished meanwhile
-    attempts = [3, 1 + (card(runs[1])["status"] == "interrupted")]
+    output = head.communicate(timeout=TIMEOUT_S)[0]
+    assert head.returncode == 75 and "resume this sweep with python src/train.py -m resume=sw" in output, output
+    assert "job 0: its Ray worker was lost (WorkerCrashedError); retrying" in output
+    assert "job 1: its Ray worker" not in output
+    assert record(runs[0])["status"] == "interrupted" and record(runs[0])["reason"] == "stopped by SIGINT"
+    assert len(record(runs[1])["attempts"]) == 1  # it may have finished before the signal
+    attempts = [3, 1 + (record(runs[1])["status"] == "interrupted")]
     assert not session(head.pid) and not list(Path("/tmp").glob(f"alexlab_*/session_*_{head.pid}"))
 
     head = sweep(tmp_path, "resume=sw")
-    said = head.communicate(timeout=LONG_S)[0]
-    assert head.returncode == 0 and "0.5 CPU" in said, said
-    assert [len(card(run)["attempts"]) for run in runs] == attempts
-    assert [card(run)["status"] for run in runs] == ["finished", "finished"]
+    output = head.communicate(timeout=TIMEOUT_S)[0]
+    assert head.returncode == 0 and "0.5 CPU" in output, output
+    assert [len(record(run)["attempts"]) for run in runs] == attempts
+    assert [record(run)["status"] for run in runs] == ["finished", "finished"]
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")  # sums depend on the number of threads
     alone = tmp_path / "alone"
     trains_on(images, tmp_path)(epochs, "seed=1", isolated=True, run_dir=alone)
-    scores = [{**card(run)["scores"], "train_s": 0} for run in (runs[0], alone)]
+    scores = [{**record(run)["scores"], "train_s": 0} for run in (runs[0], alone)]
     assert scores[0] == scores[1]
     once, twice = (torch.load(run / LAST, weights_only=True)["state_dict"] for run in (alone, runs[0]))
     assert all(torch.equal(once[name], twice[name]) for name in once)

@@ -21,10 +21,11 @@ from alexlab.runs.layout import LAST
 from alexlab.sweeps import squeue
 from alexlab.sweeps.jobs import Job
 from alexlab.sweeps.slurm import Submitit
+from alexlab.sweeps.table import JobTable
 from support.runs import ROOT, TINY, environment, plain, rows, trains_on
 from support.slurm import Cluster, cluster
 
-LONG_S = 180.0  # for which any step of a test may take
+TIMEOUT_S = 180.0  # of any step of a test
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def two_nodes() -> Iterator[Cluster]:
 
 
 def until(ready: Callable[[], object], process: "subprocess.Popen[str] | None" = None) -> None:
-    end = time.monotonic() + LONG_S
+    end = time.monotonic() + TIMEOUT_S
     while not ready():
         assert time.monotonic() < end, "it took too long"
         assert process is None or process.poll() is None, process.stdout and process.stdout.read()
@@ -48,7 +49,7 @@ def until(ready: Callable[[], object], process: "subprocess.Popen[str] | None" =
 
 
 def train(queue: Cluster, cwd: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """Starts `python src/train.py` on the machine from which jobs are submitted."""
+    """Start `python src/train.py` on the machine that jobs are submitted from."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "src/train.py"), *arguments],
         cwd=cwd,
@@ -65,41 +66,43 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return dict(found["state_dict"])
 
 
-def test_a_sweep_goes_on_where_its_time_was_up(
+def test_a_job_requeues_itself_at_its_time_limit_and_a_cancelled_one_is_resumed(
     queue: Cluster, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two jobs of an array. One gets the signal of its time limit and queues itself again; the other is cancelled. The sweep is
-    ended by Ctrl-C meanwhile, and its resumption waits for the first and submits the second."""
+    """Two jobs of an array: one gets the signal of its time limit and requeues itself, the other is cancelled. Meanwhile Ctrl-C
+    stops the sweep; the resumed sweep waits for the first job and submits the second."""
     epochs = "trainer.max_epochs=60"
-    words = [*TINY, epochs, f"data.root={images}", "launcher=submitit", "launcher.cpus_per_task=1"]
-    head = train(queue, tmp_path, "-m", *words, "seed=1,2", "hydra.sweep.dir=sw", "hydra.sweep.subdir=${hydra.job.num}")
+    overrides = [*TINY, epochs, f"data.root={images}", "launcher=submitit", "launcher.cpus_per_task=1"]
+    head = train(
+        queue, tmp_path, "-m", *overrides, "seed=1,2", "hydra.sweep.dir=sw", "hydra.sweep.subdir=${hydra.job.num}"
+    )
     runs = [tmp_path / "sw/0", tmp_path / "sw/1"]
 
-    def card(run: Path) -> dict[str, object]:
+    def record(run: Path) -> dict[str, object]:
         return dict(json.loads((run / "run.json").read_text()))
 
     until((runs[0] / LAST).exists, head)
-    numbers = json.loads((tmp_path / "sw/.submitit/jobs.json").read_text())
-    first, second = numbers["0"], numbers["1"]
+    ids = json.loads((tmp_path / "sw/.submitit/jobs.json").read_text())
+    first, second = ids["0"], ids["1"]
     assert first.split("_")[0] == second.split("_")[0]  # an array
     queue.ask("scancel", "--signal=USR1", first)
     until((runs[1] / LAST).exists, head)
     queue.ask("scancel", second)
 
-    until(lambda: all(card(run)["status"] == "interrupted" for run in runs), head)
+    until(lambda: all(record(run)["status"] == "interrupted" for run in runs), head)
     os.killpg(head.pid, signal.SIGINT)
-    said = head.communicate(timeout=60)[0]
-    assert head.returncode == 130, said
-    assert "-m resume=sw goes on with this sweep" in said
+    output = head.communicate(timeout=60)[0]
+    assert head.returncode == 130, output
+    assert "resume this sweep with python src/train.py -m resume=sw" in output
 
     head = train(queue, tmp_path, "-m", "resume=sw", "launcher=submitit", "launcher.cpus_per_task=1")
-    said = head.communicate(timeout=LONG_S)[0]
-    assert head.returncode == 0, said
-    assert f"slurm {first}" in said and f"slurm {second}" not in said and "Callback" not in said
+    output = head.communicate(timeout=TIMEOUT_S)[0]
+    assert head.returncode == 0, output
+    assert f"slurm {first}" in output and f"slurm {second}" not in output and "Callback" not in output
     assert 'href="0/slurm.log"' in (tmp_path / "sw/report.html").read_text()
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")  # sums depend on the number of threads
     for seed, run in enumerate(runs, 1):
-        assert card(run)["status"] == "finished" and len(card(run)["attempts"]) == 2  # type: ignore[arg-type]
+        assert record(run)["status"] == "finished" and len(record(run)["attempts"]) == 2  # type: ignore[arg-type]
         assert os.readlink(run / "slurm.log").startswith("../.submitit/") and (run / "slurm.log").exists()
         assert "top-5 is top-3" in (run / "output.log").read_text()
         trains_on(images, tmp_path)(epochs, f"seed={seed}", isolated=True, run_dir=tmp_path / f"whole{seed}")
@@ -108,45 +111,45 @@ def test_a_sweep_goes_on_where_its_time_was_up(
         assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
-def test_a_single_run_prints_its_scores_or_its_error(queue: Cluster, images: Path, tmp_path: Path) -> None:
-    words = [*TINY, f"data.root={images}", "launcher=submitit", "launcher.cpus_per_task=1"]
-    good = train(queue, tmp_path, *words, "hydra.run.dir=good")
-    bad = train(queue, tmp_path, *words, "hydra.run.dir=bad", "optimizer.lr=1e30")
+def test_a_single_run_prints_its_scores_or_error(queue: Cluster, images: Path, tmp_path: Path) -> None:
+    overrides = [*TINY, f"data.root={images}", "launcher=submitit", "launcher.cpus_per_task=1"]
+    good = train(queue, tmp_path, *overrides, "hydra.run.dir=good")
+    bad = train(queue, tmp_path, *overrides, "hydra.run.dir=bad", "optimizer.lr=1e30")
     for head, code, text in ((good, 0, "top-1"), (bad, 4, "loss")):
-        said = head.communicate(timeout=LONG_S)[0]
-        assert head.returncode == code, said
-        assert text in said and "Traceback" not in said
+        output = head.communicate(timeout=TIMEOUT_S)[0]
+        assert head.returncode == code, output
+        assert text in output and "Traceback" not in output
     assert json.loads((tmp_path / "bad/run.json").read_text())["status"] == "failed"
     assert (tmp_path / "bad/output.log").read_text().strip()
 
 
 def test_ranks_on_two_nodes(two_nodes: Cluster, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Started by srun directly, and as a job that submitit hands to SLURM; the scores are those of one process."""
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # no name server knows n1
-    words = [*TINY, f"data.root={images}", "model.dropout=0", "optimizer=sgd", "trainer.num_nodes=2"]
-    program = [sys.executable, str(ROOT / "src/train.py"), *words, "hydra.run.dir=srun"]
-    said = subprocess.run(
+    """Started by srun directly, and submitted through submitit; the scores equal those of one process."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # the name n1 cannot be resolved
+    overrides = [*TINY, f"data.root={images}", "model.dropout=0", "optimizer=sgd", "trainer.num_nodes=2"]
+    program = [sys.executable, str(ROOT / "src/train.py"), *overrides, "hydra.run.dir=srun"]
+    result = subprocess.run(
         ["srun", "--nodes=2", "--ntasks-per-node=1", *program],
         cwd=tmp_path,
         env=environment(**two_nodes.environment),
         capture_output=True,
         text=True,
-        timeout=LONG_S,
+        timeout=TIMEOUT_S,
     )
-    assert said.returncode == 0, said.stdout + said.stderr
-    assert "8 = 2 devices on 2 nodes x 1 accumulated x 4 images" in said.stdout + said.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "8 = 2 devices on 2 nodes x 1 accumulated x 4 images" in result.stdout + result.stderr
 
-    head = train(two_nodes, tmp_path, *words, "hydra.run.dir=job", "launcher=submitit", "launcher.cpus_per_task=1")
-    told = head.communicate(timeout=LONG_S)[0]
-    assert head.returncode == 0, told
-    trains_on(images, tmp_path)(*words[len(TINY) : -1], run_dir=tmp_path / "alone")
+    head = train(two_nodes, tmp_path, *overrides, "hydra.run.dir=job", "launcher=submitit", "launcher.cpus_per_task=1")
+    output = head.communicate(timeout=TIMEOUT_S)[0]
+    assert head.returncode == 0, output
+    trains_on(images, tmp_path)(*overrides[len(TINY) : -1], run_dir=tmp_path / "alone")
     found = [rows(tmp_path / name / "metrics.csv")[0] for name in ("alone", "srun", "job")]
     for row in found[1:]:
         assert (row["val/top1"], row["train/top1"]) == (found[0]["val/top1"], found[0]["train/top1"])
         assert float(row["val/loss"]) == pytest.approx(float(found[0]["val/loss"]), rel=1e-5)
 
 
-def test_the_queue_is_asked(queue: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_is_queried(queue: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in queue.environment.items():
         monkeypatch.setenv(name, value)
     number = queue.ask("sbatch", "--parsable", "--output=/dev/null", "--hold", "--wrap=sleep 60")
@@ -158,33 +161,34 @@ def test_the_queue_is_asked(queue: Cluster, tmp_path: Path, monkeypatch: pytest.
     runner.prepare(tmp_path)
     jobs = [Job(place, [], tmp_path / str(place), None) for place in range(3)]
     assert [runner.is_queued(job) for job in jobs] == [True, False, False]
-    with pytest.raises(ConfigError, match=f"SLURM does not queue job {number} again: "):
+    with pytest.raises(ConfigError, match=f"SLURM did not requeue job {number}: "):
         squeue.requeue(number)
     queue.ask("scancel", number)
     found = squeue.states([number])
     assert found is not None and squeue.has_ended(found[number])
-    (attached,) = runner._submit(jobs[:1], lambda job: None)  # it has ended meanwhile, and is not submitted again
+    # It has ended since `prepare`, and is not submitted again.
+    (attached,) = runner.submit(jobs[:1], lambda job: None, table=JobTable(), restore=lambda: None)
     assert attached.handle.job_id == number
     assert not squeue.has_ended("PENDING (BeginTime)") and squeue.has_ended(squeue.UNKNOWN)
     runner.prepare(tmp_path)
-    assert not runner.is_queued(jobs[0])  # as the next attempt finds
+    assert not runner.is_queued(jobs[0])  # of the next attempt
     monkeypatch.setenv("PATH", "")
     assert squeue.states([number]) is None
 
 
-def test_a_job_that_saves_nothing_is_not_queued_again(tmp_path: Path) -> None:
-    assert not squeue.made_progress(tmp_path), "there is no card yet"
+def test_a_job_without_a_new_checkpoint_made_no_progress(tmp_path: Path) -> None:
+    assert not squeue.made_progress(tmp_path), "before the run record is written"
     last = tmp_path / LAST
     last.parent.mkdir()
     last.write_bytes(b"")
-    for begun_s, gone_on in ((last.stat().st_mtime - 10, True), (last.stat().st_mtime + 10, False)):
+    for start_s, expected in ((last.stat().st_mtime - 10, True), (last.stat().st_mtime + 10, False)):
         (tmp_path / "run.json").write_text(
-            json.dumps({"status": "finished", "config": {}, "attempts": [{"start_s": begun_s}]})
+            json.dumps({"status": "finished", "config": {}, "attempts": [{"start_s": start_s}]})
         )
-        assert squeue.made_progress(tmp_path) == gone_on
+        assert squeue.made_progress(tmp_path) == expected
 
 
-def test_lightning_does_not_take_the_ranks_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lightning_ignores_the_ranks_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {
         "SLURM_NTASKS": "2",
         "SLURM_JOB_NAME": "train",

@@ -23,7 +23,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, UnsupportedInterpolationType
 
-from alexlab.cli import composition
 from alexlab.cli.arguments import (
     check_arguments,
     collect_runs,
@@ -32,6 +31,7 @@ from alexlab.cli.arguments import (
     quote_paths,
     select_data,
 )
+from alexlab.cli.hydra_state import ProcessState, register
 from alexlab.cli.streams import check_output, open_streams, restart_in_utf8
 from alexlab.config import CONFIG_DIR, allowlist
 from alexlab.config.confinement import check_confined, check_folder
@@ -44,12 +44,14 @@ from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.output.escape import print_line
 from alexlab.runs import layout
 from alexlab.runs.disk_errors import check_free_space
-from alexlab.sweeps import jobs
+from alexlab.sweeps.jobs import MULTIRUN, Job, SweepTask, previous_attempt
 from alexlab.sweeps.record import RECORD, read_record, recorded
+from alexlab.sweeps.table import FAILED, FINISHED, JobTable
 
 if TYPE_CHECKING:
     from alexlab.cli.rerun import Rerun
     from alexlab.cli.resume import ResumedSweep, Resumption
+    from alexlab.runs.lock import RunLock
 
 UNRESOLVED = (InterpolationResolutionError, UnsupportedInterpolationType)
 
@@ -88,7 +90,7 @@ def run_command(name: str) -> None:
     register()
     codes = [0]
     created.clear()
-    jobs.checks.append(lambda config, remote: check_job(name, config, sweep, remote=remote))
+    table = JobTable()
 
     def job(config: DictConfig) -> float | None:
         # Relative paths are those of the folder where the command was typed, with hydra.job.chdir=true too.
@@ -96,7 +98,7 @@ def run_command(name: str) -> None:
         try:
             with translate_errors(Path(HydraConfig.get().runtime.output_dir)):
                 if is_for_a_cluster():
-                    return submit(name, config, earlier, typed)
+                    return submit(name, config, earlier, typed, table=table)
                 return run_job(name, config, earlier, typed, sweep)
         except Exception as error:
             if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun prints it at its end
@@ -114,10 +116,14 @@ def run_command(name: str) -> None:
             codes.append(error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code)
         return None
 
+    task = SweepTask(job, check=partial(check_job, name, sweep=sweep), table=table)
     try:
         with signals.install() if name == "train" else nullcontext():
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and a traceback
-            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(job)()
+            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(task)()
+            if table.sweep_dir is not None:
+                with ending_in_words(), translate_errors(table.sweep_dir):
+                    table.print_results()
     except OverrideParseException as error:
         print_line(
             f"{error.override} must be KEY=VALUE in Hydra's grammar; a value with spaces, brackets or other special "
@@ -135,15 +141,12 @@ def run_command(name: str) -> None:
         raise
     except (KeyboardInterrupt, Interrupted) as error:
         codes.append(error.exit_code if isinstance(error, Interrupted) else INTERRUPTED)
-        if jobs.jobs and jobs.jobs[0].standalone:
-            print_line(
-                f"the job stays where it is, {jobs.jobs[0].place}; it prints to {jobs.jobs[0].folder / layout.OUTPUT}"
-            )
-        elif jobs.jobs:
-            print_line(
-                f"python src/{name}.py -m resume={os.path.relpath(jobs.jobs[0].folder.parent)} goes on with this sweep"
-            )
-    if any(job.state == jobs.FAILED for job in jobs.jobs):
+        first = next(iter(table.jobs), None)
+        if first is not None and first.standalone:
+            print_line(f"the job keeps running as {first.place}; its output goes to {first.folder / layout.OUTPUT}")
+        elif first is not None:
+            print_line(f"resume this sweep with python src/{name}.py -m resume={os.path.relpath(first.folder.parent)}")
+    if table.any_failed():
         codes.append(1)
     if max(codes):
         remove_unused()
@@ -153,7 +156,7 @@ def run_command(name: str) -> None:
 
 
 created: list[Path] = []  # folders that this command has made, each before those inside of it
-UNUSED = {".hydra", layout.LOCK, ranks.NODE_MARKER, RECORD, jobs.MULTIRUN}  # in a folder in which no work was begun
+UNUSED = {".hydra", layout.LOCK, ranks.NODE_MARKER, RECORD, MULTIRUN}  # in a folder in which no work was begun
 
 
 def remove_unused() -> None:
@@ -170,12 +173,6 @@ def report_bug(error: Exception, run_dir: Path) -> None:
     attached = f" and {record}" if record.is_file() else ""
     log.exception("%s", error, exc_info=error)
     log.error("This is a bug in alexlab. Please report it with the traceback above%s.", attached)
-
-
-def register() -> None:
-    """Makes Hydra speak our words: the `tag` resolver, the checks of overrides, its own errors without control characters."""
-    OmegaConf.register_new_resolver("tag", lambda words: layout.tag(raw_overrides(words)), replace=True)
-    composition.install()
 
 
 def check_job(name: str, config: DictConfig, sweep: "ResumedSweep | None" = None, *, remote: bool = False) -> None:
@@ -224,7 +221,7 @@ def run_job(
         rendezvous.join(own["trainer"], timeout_s=own["elastic"]["timeout_s"])
     if sweep is not None:
         check_confined(own, sweep.folder, confirmed=sweep.confirmed)
-    if name == "train" and ranks.broadcast("is resumed", lambda: jobs.previous_attempt(run_dir).resumed):
+    if name == "train" and ranks.broadcast("is resumed", lambda: previous_attempt(run_dir).resumed):
         from alexlab.cli.resume import check_foreign, images_to_match
         from alexlab.runs.record import RunRecord
 
@@ -250,7 +247,12 @@ def is_for_a_cluster() -> bool:
 
 
 def submit(
-    name: str, config: DictConfig, earlier: "Resumption | Rerun | None" = None, typed: Sequence[str] = ()
+    name: str,
+    config: DictConfig,
+    earlier: "Resumption | Rerun | None" = None,
+    typed: Sequence[str] = (),
+    *,
+    table: JobTable,
 ) -> float | None:
     """Has a cluster run what `run_job` would run here, waits for it and returns the same.
 
@@ -266,10 +268,16 @@ def submit(
     if earlier is None:
         with runner.like_job():
             check_job(name, config, remote=runner.remote)
-    job = jobs.Job(0, raw_overrides(hydra_config.overrides.task), run_dir, config, standalone=True)
-    jobs.jobs.append(job)
-    runner.run(iter([job]), partial(_submitted, name, earlier, typed), lambda job: None)
-    if job.state == jobs.FINISHED:
+    job = Job(0, raw_overrides(hydra_config.overrides.task), run_dir, config, standalone=True)
+    table.jobs.append(job)
+    runner.run(
+        iter([job]),
+        partial(_submitted, name, earlier, typed),
+        table=table,
+        on_end=lambda job: None,
+        restore=ProcessState.capture().restore,
+    )
+    if job.state == FINISHED:
         from alexlab.training.loop import print_scores
 
         print_scores(RunRecord(run_dir).read()["scores"], run_dir)
@@ -279,16 +287,16 @@ def submit(
     raise failure
 
 
-def _submitted(name: str, earlier: "Resumption | Rerun | None", typed: Sequence[str], job: jobs.Job) -> None:
+def _submitted(name: str, earlier: "Resumption | Rerun | None", typed: Sequence[str], job: Job) -> None:
     """What the process of a submitted run does, on its node."""
     hydra_config = HydraConfig.get()
     configure_log(cast(DictConfig, hydra_config.job_logging), hydra_config.verbose)
     try:
-        job.end(jobs.FINISHED, score=run_job(name, job.config, earlier, typed))
+        job.end(FINISHED, score=run_job(name, job.config, earlier, typed))
     except Exception as error:
         if not isinstance(error, AlexlabError):
             log.exception("%s", error)
-        job.end(jobs.FAILED, cause=str(error))
+        job.end(FAILED, cause=str(error))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -336,21 +344,14 @@ class Folders(Callback):
             if ranks.is_distributed():
                 raise ConfigError("a sweep starts the processes of its jobs itself: run it without torchrun")
             given = any(word.startswith("hydra.sweep.dir=") for word in raw_overrides(config.hydra.overrides.hydra))
-            folder = str(_sweep_folder(config, given))
-            config.hydra.sweep.dir = folder
+            folder, self.lock = _sweep_folder(config, given)
+            config.hydra.sweep.dir = str(folder)
             if not given:
-                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quote_path(folder)}")
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Prints every job with its score, and every failed one with its cause."""
-        folder = Path(config.hydra.sweep.dir)
-        with ending_in_words(), translate_errors(folder):
-            jobs.print_jobs(folder)
-            jobs.write_report(folder)
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quote_path(str(folder))}")
 
 
-def _sweep_folder(config: DictConfig, given: bool) -> Path:
-    """A new folder for a sweep, or the folder of the same sweep, begun before."""
+def _sweep_folder(config: DictConfig, given: bool) -> "tuple[Path, RunLock]":
+    """Return a new folder for a sweep, or the folder of the same sweep, begun before, and the lock on it."""
     from alexlab.runs.lock import RunLock
 
     folder = Path(config.hydra.sweep.dir)
@@ -366,7 +367,7 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
         claimed = folder
     else:
         claimed = _claimed(config.hydra.sweep.dir, given)
-    jobs.locks.append(RunLock(claimed))
+    lock = RunLock(claimed)
     if record is not None:
         record.write(claimed)
         # The jobs are those of the record, also where the words would draw them anew: `shuffle(...)`.
@@ -374,7 +375,7 @@ def _sweep_folder(config: DictConfig, given: bool) -> Path:
             word for word in raw_overrides(config.hydra.overrides.task) if word.startswith(layout.LAUNCHER_OVERRIDES)
         ]
         config.hydra.overrides.task = [*record.words(), *launcher]
-    return claimed
+    return claimed, lock
 
 
 class ending_in_words:  # noqa: N801 - reads as a statement
@@ -400,7 +401,7 @@ def _claimed(path: str, given: bool) -> Path:
         if given:
             if not folder.exists():
                 created.append(folder)
-            if any((folder / name).exists() for name in (".hydra", jobs.MULTIRUN)):
+            if any((folder / name).exists() for name in (".hydra", MULTIRUN)):
                 raise ConfigError(f"a run must have a folder of its own; {folder} already holds one")
             folder.mkdir(parents=True, exist_ok=True)
         else:

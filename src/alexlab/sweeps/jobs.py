@@ -1,28 +1,18 @@
-"""The jobs of a sweep: what they are, what an earlier attempt has left of them, how they are shown. Imports no torch."""
+"""Jobs of a sweep, and the results of earlier attempts at them."""
 
-import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+from omegaconf import DictConfig
 
 from alexlab.distributed.signals import Interrupted
-from alexlab.errors import ConfigError
-from alexlab.output.escape import print_line
 from alexlab.runs.layout import EARLIER, RUN_JSON
 from alexlab.runs.lock import lock_holder
+from alexlab.sweeps.table import FAILED, FINISHED, PRUNED, WAITING, JobTable
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-WAITING, RUNNING, FINISHED, PRUNED, FAILED = "waiting", "running", "finished", "pruned", "failed"
-log = logging.getLogger(__name__)
-
-MULTIRUN = "multirun.yaml"  # which Hydra writes into the folder of a sweep; nothing reads it
-
-MAX_ROWS = 30  # of a table while the sweep runs
+MULTIRUN = "multirun.yaml"  # Hydra writes it into the folder of a sweep; nothing reads it
 
 
 @dataclass
@@ -30,15 +20,15 @@ class Job:
     """One job of a sweep.
 
     Args:
-        number: its place in the sweep.
-        overrides: what it was given; not where it runs.
-        folder: its run folder.
-        config: its composed config, with Hydra's own node.
+        number: index of the job in the sweep.
+        overrides: overrides of the job, without those of the launcher.
+        folder: run folder.
+        config: composed config, with the `hydra` node.
         state: waiting, running, finished, pruned or failed.
-        score: the best val/top1 of a finished one.
-        cause: why it failed or was pruned.
-        place: where it runs: its GPUs or cores.
-        standalone: it is no job of a sweep, but a run for a cluster.
+        score: best val/top1 of a finished job.
+        cause: why the job failed or was pruned.
+        place: GPUs, cores or cluster job that it runs on.
+        standalone: a single run for a cluster, not a job of a sweep.
     """
 
     number: int
@@ -52,33 +42,53 @@ class Job:
     standalone: bool = False
 
     def end(self, state: str, *, score: float | None = None, cause: str | None = None) -> None:
-        """Says what became of it."""
+        """Record how the job ended."""
         self.state, self.score, self.cause, self.place = state, score, cause, ""
 
-    def interrupted(self, error: Interrupted) -> None:
-        """Says that a signal to its process alone has ended it."""
+    def interrupt(self, error: Interrupted) -> None:
+        """Record that a signal to its process alone stopped the job."""
         self.end(FAILED, cause=f"{error}; {self.resume_hint()}")
 
     def resume_hint(self) -> str:
-        """How a person goes on with it, in words."""
-        return f"resume={self.folder} goes on" if self.standalone else "-m resume= goes on with it"
+        """Return how to resume the job, for a message."""
+        return f"resume it with resume={self.folder}" if self.standalone else "resume the sweep with -m resume="
 
 
-jobs: list[Job] = []
-checks: list[Callable[[Any, bool], None]] = []  # of the composed config of a job and whether it is for another machine
-live_tables: list[Any] = []  # on the terminal now
-locks: list[Any] = []  # on the folder of the sweep, for as long as this process lives
+class JobCheck(Protocol):
+    """A check of the composed config of a job, before the first job of a sweep starts."""
+
+    def __call__(self, config: DictConfig, *, remote: bool) -> None:
+        """Raise AlexlabError if the job cannot run; `remote` jobs run on machines whose devices are unknown here."""
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """Task function of a command, as Hydra calls it, with what its sweep needs.
+
+    Args:
+        run: runs the task on the composed config of a job and returns its score.
+        check: checks the config of a job.
+        table: all jobs of the sweep.
+    """
+
+    run: Callable[[DictConfig], float | None]
+    check: JobCheck
+    table: JobTable = field(default_factory=JobTable)
+
+    def __call__(self, config: DictConfig) -> float | None:
+        return self.run(config)
 
 
 @dataclass(frozen=True)
 class PreviousAttempt:
-    """What an earlier attempt at a sweep has left of a job.
+    """Result of an earlier attempt at a job.
 
     Args:
-        state: of a job that is not to be run: finished, pruned or failed; else None.
-        score, cause: as of a Job.
-        resumed: whether it was interrupted and goes on.
-        held: whether a process is writing its folder.
+        state: finished, pruned or failed if the job is not to be run again, else None.
+        score: as of a Job.
+        cause: as of a Job.
+        resumed: the job was interrupted and is to be resumed.
+        held: a process is writing its folder.
     """
 
     state: str | None = None
@@ -89,138 +99,41 @@ class PreviousAttempt:
 
 
 def previous_attempt(folder: Path, *, retry_failed: bool = False) -> PreviousAttempt:
-    """What there is of a job in its folder; to repeat a failed one, what it left is moved to `.earlier/<n>/` inside."""
+    """Return the result of an earlier attempt at a job.
+
+    Args:
+        folder: run folder of the job.
+        retry_failed: run a failed job again, after moving the files of the failed attempt to `.earlier/<n>/` inside.
+    """
     if not (folder / RUN_JSON).is_file():
         return PreviousAttempt()
     from alexlab.runs import record
 
     try:
-        card = record.RunRecord(folder).read()
+        found = record.RunRecord(folder).read()
     except record.CorruptError as error:
         if not retry_failed:
             return PreviousAttempt(FAILED, cause=f"{error}; launcher.retry_failed=true runs the job again")
-        card = {"status": record.FAILED}
-    if card["status"] == record.FINISHED:
-        return PreviousAttempt(FINISHED, score=float(card["scores"].get("best/top1", "nan")))
-    if card["status"] == record.PRUNED:
-        return PreviousAttempt(PRUNED, cause=card["reason"])
-    if card["status"] == record.INTERRUPTED:
+        found = {"status": record.FAILED}
+    if found["status"] == record.FINISHED:
+        return PreviousAttempt(FINISHED, score=float(found["scores"].get("best/top1", "nan")))
+    if found["status"] == record.PRUNED:
+        return PreviousAttempt(PRUNED, cause=found["reason"])
+    if found["status"] == record.INTERRUPTED:
         return PreviousAttempt(resumed=True)
-    if card["status"] != record.FAILED:
+    if found["status"] != record.FAILED:
         return PreviousAttempt(FAILED, cause=f"process {lock_holder(folder)} is writing its folder", held=True)
     if not retry_failed:
-        return PreviousAttempt(FAILED, cause=f"{card['reason']} (before; launcher.retry_failed=true runs it again)")
-    kept = folder / EARLIER
-    place = kept / str(1 + len(list(kept.glob("*"))))
-    place.mkdir(parents=True)
-    for path in list(folder.iterdir()):
-        if path != kept:
-            path.rename(place / path.name)
+        return PreviousAttempt(FAILED, cause=f"{found['reason']} (before; launcher.retry_failed=true runs it again)")
+    _move_failed(folder)
     return PreviousAttempt()
 
 
-def table(*, max_rows: int | None = None) -> "Table":
-    """All jobs with their states; of more than `max_rows`, those that run, have failed or ended last."""
-    from rich.table import Table
-
-    counts = {state: sum(job.state == state for job in jobs) for state in (RUNNING, WAITING, PRUNED, FAILED)}
-    title = ", ".join([f"{len(jobs)} jobs", *(f"{count} {state}" for state, count in counts.items() if count)])
-    common = [word for word in jobs[0].overrides if all(word in job.overrides for job in jobs)] if len(jobs) > 1 else []
-    result = Table(title=title, caption=f"all with {' '.join(common)}" if common else None)
-    score = "best val/top1" if jobs and "trainer" in jobs[0].config else "score"
-    for column in ("job", "overrides", "state", score, "cause"):
-        result.add_column(column, justify="right" if column in ("job", score) else "left", overflow="fold")
-    shown = jobs
-    if max_rows is not None and len(jobs) > max_rows:
-        urgent = [job for job in jobs if job.state in (RUNNING, FAILED)]
-        others = [job for job in jobs if job.state in (FINISHED, PRUNED)]
-        kept = {id(job) for job in [*urgent, *others[::-1]][:max_rows]}
-        shown = [job for job in jobs if id(job) in kept]
-    for job in shown:
-        state, value = _state(job)
-        result.add_row(
-            str(job.number),
-            " ".join(word for word in job.overrides if word not in common),
-            state,
-            "-" if value is None else f"{value:.4f}",
-            job.cause or "",
-            end_section=True,
-        )
-    return result
-
-
-def _state(job: Job) -> tuple[str, float | None]:
-    """The state of a job in words, and its best score so far."""
-    if job.state != RUNNING:
-        return job.state, job.score
-    try:
-        card = json.loads((job.folder / RUN_JSON).read_text())
-    except (OSError, ValueError):
-        card = {}
-    words = [RUNNING]
-    if card.get("last"):
-        words.append(f"epoch {card['last']['epoch'] + 1}/{job.config.trainer.max_epochs}")
-    if job.place:
-        words.append(job.place)
-    return ", ".join(words), (card.get("best") or {}).get("top1")
-
-
-def log_unless_live(text: str) -> None:
-    """Logs what happens to a job, unless a live table shows it."""
-    if not live_tables:
-        log.info("%s", text)
-
-
-def report_end(job: Job, *, before: bool = False) -> None:
-    """Says how a job has ended, now or in an earlier attempt."""
-    score = f", {job.score:.4f}" if job.score is not None else ""
-    log_unless_live(f"job {job.number}: {job.state}{' before' * before}{score}{f': {job.cause}' if job.cause else ''}")
-
-
-@contextmanager
-def watched() -> Iterator[Callable[[], None]]:
-    """A table of the jobs that the caller brings up to date, in a terminal only."""
-    from rich.live import Live
-
-    from alexlab.output.terminal import Terminal
-
-    console = Terminal()
-    if not console.is_terminal:
-        yield lambda: None
-        return
-    # Refreshed by hand: jobs are forked from this process, which must have no other threads.
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        live_tables.append(live)
-        try:
-            yield lambda: live.update(table(max_rows=MAX_ROWS), refresh=True)
-        finally:
-            live_tables.pop()
-
-
-def print_progress() -> None:
-    """Prints the table between two jobs that use the terminal themselves."""
-    from alexlab.output.terminal import Terminal
-
-    console = Terminal()
-    if console.is_terminal and len(jobs) > 1:
-        console.print(table(max_rows=MAX_ROWS))
-
-
-def print_jobs(folder: Path) -> None:
-    """Prints what became of all jobs, the failed ones with their causes."""
-    from alexlab.output.terminal import Terminal
-
-    Terminal().print(table())
-    print_line(f"sweep folder: {folder}")
-    if any((job.folder / RUN_JSON).is_file() for job in jobs):
-        print_line(f"tensorboard --logdir {folder}")
-
-
-def write_report(folder: Path) -> None:
-    """Writes the report of a sweep into its folder; a sweep without a single run has none."""
-    from alexlab.runs.report import write_report as write
-
-    try:
-        print_line(f"report: {write([str(folder)], folder)}")
-    except ConfigError:
-        return
+def _move_failed(folder: Path) -> None:
+    """Move the files of a failed attempt to `.earlier/<n>/`."""
+    earlier = folder / EARLIER
+    target = earlier / str(1 + len(list(earlier.glob("*"))))
+    target.mkdir(parents=True)
+    for path in list(folder.iterdir()):
+        if path != earlier:
+            path.rename(target / path.name)

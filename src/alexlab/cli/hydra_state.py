@@ -1,0 +1,46 @@
+"""Process-wide state of Hydra: our resolver and checks, and a copy of it for jobs on other machines."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from omegaconf import OmegaConf
+
+from alexlab.cli import composition
+from alexlab.config import allowlist
+from alexlab.config.grammar import raw_overrides
+from alexlab.runs.layout import tag
+
+
+def register() -> None:
+    """Install the `tag` resolver and our checks of overrides in Hydra."""
+    OmegaConf.register_new_resolver("tag", lambda words: tag(raw_overrides(words)), replace=True)
+    composition.install()
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """Process-wide state of a command that its jobs on other machines need.
+
+    Args:
+        hydra: state of Hydra's singletons and resolvers.
+        trusted: packages named by `trust=`.
+        program: name of the command.
+    """
+
+    hydra: Any
+    trusted: list[str]
+    program: str
+
+    @classmethod
+    def capture(cls) -> "ProcessState":
+        """Return the state of this process."""
+        return cls(Singleton.get_state(), list(allowlist.trusted), sys.argv[0])
+
+    def restore(self) -> None:
+        """Give this process the captured state."""
+        register()
+        allowlist.trusted.extend(self.trusted)
+        Singleton.set_state(self.hydra)
+        sys.argv[:] = [self.program]
