@@ -17,6 +17,12 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Write the scenario of a test into the JUnit report, which `make chaos` counts."""
+    for item in items:
+        item.user_properties += [("scenario", mark.kwargs["name"]) for mark in item.iter_markers("scenario")]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _registered() -> None:
     command.register()

@@ -4,7 +4,6 @@ import json
 import logging
 import platform
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -45,96 +44,28 @@ STOCK: dict[str, Scenario] = {
     "sigkill_in_save": (files.stock_sigkill_in_save, 50),
     "exact_scores": (stock.uneven_shards, 16),
 }
-# Scenarios that the test suite covers: the fault and the expected outcome, and the tests that count: files, each with a pattern
-# for the start of their names.
-TESTS: dict[str, tuple[str, dict[str, str]]] = {
-    "nonfinite": (
-        "non-finite loss, gradient or weight: the run stops at that step, lists the images and saves nothing of it",
-        {"training/test_nonfinite.py": "test_"},
-    ),
-    "exact_scores": (
-        "1 to 17 images on 1, 2 and 3 ranks: the counts of one process",
-        {"training/test_exact_scores.py": "test_the_counts"},
-    ),
-    "sweep_code": (
-        "sweep folders that name a class, a resolver or a key of Hydra: refused, nothing executed",
-        {"cli/test_attacks.py": "test_(a_sweep_record_has|a_corrupt_sweep|text_in|a_journal)"},
-    ),
-    "sweep_config": (
-        "sweep folders with log handlers, launcher options or unknown names: refused, nothing truncated",
-        {"cli/test_attacks.py": "test_(a_sweep_record_of|what_hydra)"},
-    ),
-    "downloads": (
-        "downloads with equal names, corrupt copies, other URL schemes, failing servers: the right file or none",
-        {"models/test_downloads.py": "test_"},
-    ),
-    "targets": (
-        "configs and checkpoints that name a class where none belongs or a disallowed one: refused before any import",
-        {
-            "config/test_allowlist.py": "test_(a_malicious_config|the_command|only|a_target|a_malicious_checkpoint)",
-            "cli/test_attacks.py": "test_a_(class|model)",
-        },
-    ),
-    "quarantine": (
-        "quarantines whose list points outside the data set: nothing moved",
-        {"data/test_data_audit.py": "test_(a_quarantine_of|a_listed_file|what_is_not_moved)"},
-    ),
-    "tables": (
-        "tables whose classes or paths point outside the data set: refused with the row, nothing written",
-        {"data/test_split.py": "test_(a_class_must|a_pattern_must|the_files_of|classes_that)"},
-    ),
-    "run_folders": (
-        "run folders that point elsewhere, by their config or by links: refused, nothing written outside",
-        {"cli/test_attacks.py": "test_(a_resumed_run|made_data|links)"},
-    ),
-    "escaping": (
-        "names with control characters and markup: shown literally or escaped, everywhere",
-        {"output/test_escape.py": "test_"},
-    ),
-    "csv_formulas": (
-        "CSV cells that a spreadsheet would evaluate: neutralised, and read back unchanged",
-        {"output/test_csv_files.py": "test_"},
-    ),
-    "socket_paths": (
-        "temporary folders with a long path: short socket paths, or an error in one sentence",
-        {"runs/test_atomic.py": "test_(sockets|no_folder)"},
-    ),
-    "ignored_signals": (
-        "hang-ups and ignored signals: a preemption, or ignored",
-        {"distributed/test_signals.py": "test_(what_was_ignored|a_closed)"},
-    ),
-    "special_files": (
-        "FIFOs, devices, sockets and endless files among the images: reported, nothing hangs",
-        {"data/test_image_file.py": "test_(only_regular|a_check|a_pack|shards|a_device)"},
-    ),
-    "disk_full_in_run": (
-        "full disks at the start and during a run: reported, or the run continues",
-        {"runs/test_atomic.py": "test_(an_error|a_run|a_disk|a_list|events|a_real)"},
-    ),
-    "schedules": (
-        "resumed with a different length under each schedule: the learning rates of a run of that length",
-        {"training/test_schedules.py": "test_a_run_(of|that)"},
-    ),
-    "loader_processes": (
-        "killed loader processes: reported in one sentence",
-        {"distributed/test_failures.py": "test_"},
-    ),
-    "corrupt_files": (
-        "corrupt records and checkpoints: reported, and resumed from an intact checkpoint",
-        {
-            "runs/test_record.py": "test_a_corrupt_record",
-            "training/test_restore.py": "test_",
-            "config/test_allowlist.py": "test_a_checkpoint",
-        },
-    ),
-    "foreign_checkpoints": (
-        "checkpoints of unbounded nets, with NaN or with invalid classes: refused in bounded time",
-        {"inference/test_foreign_checkpoints.py": "test_"},
-    ),
-    "decompression_bombs": (
-        "files of at most 1 MB, oversized or corrupt: within 1 GB and 10 s",
-        {"data/test_bombs.py": "test_"},
-    ),
+# Scenarios that the test suite covers: the fault and the expected outcome. Tests join one with @pytest.mark.scenario(name="...").
+TESTS: dict[str, str] = {
+    "nonfinite": "non-finite loss, gradient or weight: the run stops at that step, lists the images and saves nothing of it",
+    "exact_scores": "1 to 17 images on 1, 2 and 3 ranks: the counts of one process",
+    "sweep_code": "sweep folders that name a class, a resolver or a key of Hydra: refused, nothing executed",
+    "sweep_config": "sweep folders with log handlers, launcher options or unknown names: refused, nothing truncated",
+    "downloads": "downloads with equal names, corrupt copies, other URL schemes, failing servers: the right file or none",
+    "targets": "configs and checkpoints that name a class where none belongs or a disallowed one: refused before any import",
+    "quarantine": "quarantines whose list points outside the data set: nothing moved",
+    "tables": "tables whose classes or paths point outside the data set: refused with the row, nothing written",
+    "run_folders": "run folders that point elsewhere, by their config or by links: refused, nothing written outside",
+    "escaping": "names with control characters and markup: shown literally or escaped, everywhere",
+    "csv_formulas": "CSV cells that a spreadsheet would evaluate: neutralised, and read back unchanged",
+    "socket_paths": "temporary folders with a long path: short socket paths, or an error in one sentence",
+    "ignored_signals": "hang-ups and ignored signals: a preemption, or ignored",
+    "special_files": "FIFOs, devices, sockets and endless files among the images: reported, nothing hangs",
+    "disk_full_in_run": "full disks at the start and during a run: reported, or the run continues",
+    "schedules": "resumed with a different length under each schedule: the learning rates of a run of that length",
+    "loader_processes": "killed loader processes: reported in one sentence",
+    "corrupt_files": "corrupt records and checkpoints: reported, and resumed from an intact checkpoint",
+    "foreign_checkpoints": "checkpoints of unbounded nets, with NaN or with invalid classes: refused in bounded time",
+    "decompression_bombs": "files of at most 1 MB, oversized or corrupt: within 1 GB and 10 s",
 }
 
 
@@ -142,23 +73,19 @@ def run_tests(names: list[str]) -> list[Result]:
     """Return the results of the scenarios that the test suite covers, run in one pytest process."""
     with tempfile.TemporaryDirectory(prefix="chaos_") as folder:
         report = Path(folder) / "tests.xml"
-        paths = sorted({str(ROOT / "tests" / file) for name in names for file in TESTS[name][1]})
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *paths]
+        marks = " or ".join(f"scenario(name='{name}')" for name in names)
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", "-m", marks]
         start_s = time.monotonic()
         subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
         seconds = time.monotonic() - start_s
         cases = list(ElementTree.parse(report).iter("testcase"))
     results = []
     for name in names:
-        what, patterns = TESTS[name]
-        modules = {"tests." + file.removesuffix(".py").replace("/", "."): start for file, start in patterns.items()}
         counted = [
-            case
-            for case in cases
-            if (start := modules.get(case.get("classname", ""))) and re.match(start, case.get("name", ""))
+            case for case in cases if case.find(f"properties/property[@name='scenario'][@value='{name}']") is not None
         ]
-        passed = sum(not any(child.tag in ("failure", "error", "skipped") for child in case) for case in counted)
-        results.append(Result(name, what, passed, len(counted), seconds=seconds / len(names)))
+        passed = sum(all(case.find(tag) is None for tag in ("failure", "error", "skipped")) for case in counted)
+        results.append(Result(name, TESTS[name], passed, len(counted), seconds=seconds / len(names)))
     return results
 
 

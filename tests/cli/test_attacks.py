@@ -83,6 +83,7 @@ def refused(folder: Path, *words: str) -> None:
 @pytest.mark.parametrize(
     "key", [*(prefix + key for prefix, key in product(PREFIXES, HYDRA_KEYS)), *OTHER_KEYS], ids=ascii
 )
+@pytest.mark.scenario(name="sweep_code")
 def test_a_sweep_record_has_keys_of_its_jobs_only(key: str, tmp_path: Path) -> None:
     for value in HYDRA_VALUES:
         for kind in ({"value": value}, {"choices": [value, 1]}):
@@ -118,6 +119,7 @@ def test_a_sweep_record_has_keys_of_its_jobs_only(key: str, tmp_path: Path) -> N
     ],
     ids=ascii,
 )  # fmt: skip
+@pytest.mark.scenario(name="sweep_code")
 def test_a_sweep_record_has_plain_values_only(key: str, value: Any, tmp_path: Path) -> None:
     for entry in ({"value": value}, {"choices": [1, value]}):
         refused(sweep_folder(tmp_path / "sweep", overrides=[{"key": key, **entry}]))
@@ -127,6 +129,7 @@ def test_a_sweep_record_has_plain_values_only(key: str, value: Any, tmp_path: Pa
     "text",
     ["1 +hydra.x=2", "1' hydra.x='2", "a,b", "a\nhydra.x=1", "choice(a,b)", "x\\", "\\'", "'", "${model.width}", "\\${plain}", "null", "1e3", "", "~/a b&c"],
 )  # fmt: skip
+@pytest.mark.scenario(name="sweep_code")
 def test_text_in_a_sweep_record_stays_text(text: str, tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path / "sweep", overrides=[{"key": "class_names", "value": text}])
     sweep = find_resumed_sweep(["-m", f"resume={folder}"])
@@ -171,6 +174,7 @@ def test_text_in_a_sweep_record_stays_text(text: str, tmp_path: Path) -> None:
     ],
     ids=ascii,
 )
+@pytest.mark.scenario(name="sweep_config")
 def test_a_sweep_record_of_another_shape_is_refused(record: dict[str, Any], tmp_path: Path) -> None:
     refused(sweep_folder(tmp_path / "sweep", **record))
 
@@ -180,6 +184,7 @@ def test_a_sweep_record_of_another_shape_is_refused(record: dict[str, Any], tmp_
     ["", "[", "null", "[]", '"x"', "{}", "[" * 100_000, '{"version": 1}', "\ufeff{}"],
     ids=lambda content: content[:9] or "empty",
 )
+@pytest.mark.scenario(name="sweep_code")
 def test_a_corrupt_sweep_record_is_refused(content: str, tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path / "sweep")
     (folder / RECORD).write_text(content)
@@ -199,6 +204,7 @@ def test_words_are_recorded_and_printed_back() -> None:
         assert as_data(again) == data, word
 
 
+@pytest.mark.scenario(name="sweep_config")
 def test_what_hydra_has_written_is_not_read(tmp_path: Path) -> None:
     """The command itself, on a folder whose multirun.yaml names a class: nothing runs and nothing is truncated."""
     folder = sweep_folder(tmp_path / "sweep", overrides=[{"key": "seed", "choices": ["${nope:x}", 2]}])
@@ -235,6 +241,7 @@ def journal(folder: Path, name: str, value: Any) -> None:
     ("name", "value"),
     [("+hydra.callbacks.x", DECODED), ("hydra.launcher._target_", "os.system"), ("seed", DECODED), ("model", "../../evil"), ("optimizer.lr", 7.0)],
 )  # fmt: skip
+@pytest.mark.scenario(name="sweep_code")
 def test_a_journal_of_another_search_is_refused(name: str, value: Any, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     from hydra.errors import ConfigCompositionException
@@ -273,6 +280,7 @@ NESTED = [
 
 
 @pytest.mark.parametrize(("where", "target"), NESTED)
+@pytest.mark.scenario(name="targets")
 def test_a_class_stands_only_where_one_is_taken(where: str, target: str) -> None:
     config = plain(*TINY, "data.root=x")
     node: Any = config
@@ -286,6 +294,7 @@ def test_a_class_stands_only_where_one_is_taken(where: str, target: str) -> None
         check_targets(config)
 
 
+@pytest.mark.scenario(name="targets")
 def test_a_model_is_a_net_and_no_function_beside_one() -> None:
     for target in (
         "alexlab.models.weights.pretrained.read_source",
@@ -339,6 +348,7 @@ def card(folder: Path, config: dict[str, Any], **values: Any) -> Path:
 @pytest.mark.parametrize(
     ("key", "value", "named"), ELSEWHERE, ids=lambda value: value if isinstance(value, str) else ""
 )
+@pytest.mark.scenario(name="run_folders")
 def test_a_resumed_run_leads_nowhere_else_unless_it_is_typed(key: str, value: Any, named: str, tmp_path: Path) -> None:
     config = foreign(key, value)
     folder = card(tmp_path / "run", config)
@@ -377,6 +387,7 @@ def test_every_option_of_ours_may_be_resumed(tmp_path: Path) -> None:
     check_confined(plain(), tmp_path)
 
 
+@pytest.mark.scenario(name="run_folders")
 def test_made_data_are_not_written_elsewhere(tmp_path: Path) -> None:
     config = plain(f"data.root={tmp_path / 'new'}")
     with pytest.raises(ConfigError, match=r"sets data\.root=.*new, which leads out"):
@@ -388,6 +399,7 @@ def test_made_data_are_not_written_elsewhere(tmp_path: Path) -> None:
     assert confined_data({**config["data"], "cache_dir": "/x"})["cache_dir"] == "data/cache"
 
 
+@pytest.mark.scenario(name="run_folders")
 def test_links_out_of_a_run_folder(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()

@@ -88,6 +88,7 @@ def refused(config: dict[str, Any], where: str) -> None:
 
 
 @pytest.mark.parametrize(("where", "target"), MALICIOUS)
+@pytest.mark.scenario(name="targets")
 def test_a_malicious_config_is_refused_in_a_sentence(where: str, target: Any) -> None:
     config = with_target(plain(*TINY, "data.root=x"), where, target)
     before = set(sys.modules)
@@ -104,6 +105,7 @@ def test_the_list_is_long_enough() -> None:
     assert len(MALICIOUS) >= 30
 
 
+@pytest.mark.scenario(name="targets")
 def test_a_target_inside_of_a_list_or_another_node() -> None:
     config = plain(*TINY, "data.root=x")
     config["callbacks"]["checkpoint"]["monitor"] = [{"deeper": {"_target_": "os.system"}}]
@@ -128,6 +130,7 @@ def test_every_option_of_ours_may_be_named() -> None:
     assert instantiate.locate("lightning.pytorch.callbacks.Timer", "callbacks.mine").__name__ == "Timer"
 
 
+@pytest.mark.scenario(name="targets")
 def test_only_the_command_line_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "mypackage.py").write_text("class Mine:\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -149,6 +152,7 @@ def test_only_the_command_line_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path:
     ("where", "target"),
     [entry for entry in MALICIOUS if entry[0] in ("model", "loss", "augmentation.eval.center")],
 )
+@pytest.mark.scenario(name="targets")
 def test_a_malicious_checkpoint_calls_nothing(where: str, target: Any, trained_run: Path, tmp_path: Path) -> None:
     """Of the nodes that are built when a checkpoint is read."""
     found = torch.load(trained_run / "checkpoints/best.ckpt", weights_only=True)
@@ -158,6 +162,7 @@ def test_a_malicious_checkpoint_calls_nothing(where: str, target: Any, trained_r
         load_checkpoint(str(tmp_path / "theirs.ckpt"))
 
 
+@pytest.mark.scenario(name="corrupt_files")
 def test_a_checkpoint_truncated_at_every_percent(trained_run: Path, tmp_path: Path) -> None:
     content = (trained_run / "checkpoints/best.ckpt").read_bytes()
     for percent in range(100):
@@ -167,6 +172,7 @@ def test_a_checkpoint_truncated_at_every_percent(trained_run: Path, tmp_path: Pa
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.scenario(name="corrupt_files")
 def test_a_checkpoint_that_would_grow(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few kilobytes that claim gigabytes: compressed records, a config of shared lists, tensors without their numbers."""
     whole = trained_run / "checkpoints/best.ckpt"
@@ -197,6 +203,7 @@ def test_a_checkpoint_that_would_grow(trained_run: Path, tmp_path: Path, monkeyp
         load_checkpoint(str(whole))
 
 
+@pytest.mark.scenario(name="targets")
 def test_the_command_itself(images: Path, tmp_path: Path) -> None:
     """A run folder of a stranger: resumed, it calls nothing of theirs."""
     folder = tmp_path / "theirs"

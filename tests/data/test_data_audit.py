@@ -282,6 +282,7 @@ def quarantined(clean: Path) -> tuple[Path, Path]:
         ("[" * 100_000, "a line must be"),
     ],
 )
+@pytest.mark.scenario(name="quarantine")
 def test_a_quarantine_of_a_stranger_moves_nothing_to_elsewhere(
     line: object, words: str, quarantined: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -304,6 +305,7 @@ def test_a_quarantine_of_a_stranger_moves_nothing_to_elsewhere(
     assert {path: path.lstat().st_ino for path in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.scenario(name="quarantine")
 def test_a_listed_file_below_another_one(quarantined: tuple[Path, Path]) -> None:
     root, folder = quarantined
     (folder / "q").mkdir()
@@ -331,6 +333,7 @@ def test_a_quarantine_goes_back_to_the_folder_that_is_named(quarantined: tuple[P
         command(tmp_path, "action=restore", f"quarantine={folder}")
 
 
+@pytest.mark.scenario(name="quarantine")
 def test_what_is_not_moved_into_a_quarantine(clean: Path, tmp_path: Path) -> None:
     photo(tmp_path / "far/0.jpg", 1)
     (clean / "train/c").symlink_to(tmp_path / "far")

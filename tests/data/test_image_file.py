@@ -85,6 +85,7 @@ def trapped(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", TRAPS)
+@pytest.mark.scenario(name="special_files")
 def test_only_regular_files_of_limited_size_are_read(name: str, tmp_path: Path) -> None:
     make, code, words = TRAPS[name]
     make(tmp_path / name)
@@ -125,6 +126,7 @@ def test_a_larger_picture_is_read_with_the_key(tmp_path: Path) -> None:
     assert decode(tmp_path / "a.png", Decoding(max_megapixels=0.0024)).shape == (40, 60, 3)
 
 
+@pytest.mark.scenario(name="special_files")
 def test_a_check_lists_them(trapped: Path) -> None:
     found = {finding.path: finding.code for finding in audit_dataset(str(trapped)).findings}
     codes = {name: f"unreadable_{LISTED[name]}" if name in LISTED else "special_file" for name in TRAPS}
@@ -132,6 +134,7 @@ def test_a_check_lists_them(trapped: Path) -> None:
 
 
 @pytest.mark.parametrize("crop", ["center", "full"])
+@pytest.mark.scenario(name="special_files")
 def test_a_pack_skips_or_names_them(trapped: Path, crop: str, tmp_path: Path) -> None:
     listing, pack = list_images(str(trapped), "train"), PackConfig(size=32, crop=crop)
     found = open_pack(listing, pack, decoding=Decoding(), cache_dir=tmp_path / "skip", skip=True)
@@ -141,6 +144,7 @@ def test_a_pack_skips_or_names_them(trapped: Path, crop: str, tmp_path: Path) ->
         open_pack(listing, pack, decoding=Decoding(), cache_dir=tmp_path / "raise")
 
 
+@pytest.mark.scenario(name="special_files")
 def test_shards_skip_or_name_them(trapped: Path, tmp_path: Path) -> None:
     splits = find_splits(str(trapped), val_fraction=0.2, test_fraction=0.0)
     options = {"shard_bytes": 100_000, "cache_dir": tmp_path / "cache"}
@@ -151,6 +155,7 @@ def test_shards_skip_or_name_them(trapped: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("link", ["copy", "hardlink"])
+@pytest.mark.scenario(name="special_files")
 def test_a_device_is_not_copied_without_end(link: str, tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 4, "b": 4})
     (root / "a/zero.png").symlink_to("/dev/zero")

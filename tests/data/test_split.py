@@ -199,6 +199,7 @@ def test_training_reads_the_packs_of_the_command(
     "name", ["/tmp/x", "../../x", "..", "a/b", "a\\b", "", " ", "a\x1b[31m", ".cat", "@eaDir", "c" * 256]
 )
 @pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.scenario(name="tables")
 def test_a_class_must_be_a_plain_folder_name(name: str, dry_run: bool, tmp_path: Path, flat: Path) -> None:
     table = tmp_path / "labels.csv"
     first, second, *_ = sorted(os.listdir(flat))
@@ -210,6 +211,7 @@ def test_a_class_must_be_a_plain_folder_name(name: str, dry_run: bool, tmp_path:
     assert set(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.scenario(name="tables")
 def test_a_pattern_must_give_plain_folder_names(tmp_path: Path) -> None:
     root = write_images(tmp_path / "flat", {".": 4})
     (root / "000.png").rename(root / "a\\b.png")
@@ -219,6 +221,7 @@ def test_a_pattern_must_give_plain_folder_names(tmp_path: Path) -> None:
         split(tmp_path, f"data.root={root}", "pattern='(?P<class>.*)\\.png'")
 
 
+@pytest.mark.scenario(name="tables")
 def test_classes_that_differ_only_in_case_are_rejected(tmp_path: Path, flat: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("path,class\n" + "\n".join(f"{name},{name[0]}" for name in os.listdir(flat)).replace(",d", ",C"))
@@ -244,6 +247,7 @@ def test_classes_that_differ_only_in_case_are_rejected(tmp_path: Path, flat: Pat
     ],
 )
 @pytest.mark.parametrize("link", ["copy", "manifest"])
+@pytest.mark.scenario(name="tables")
 def test_table_paths_must_be_files_inside_the_data_set(link: str, path: str, message: str, tmp_path: Path) -> None:
     root = write_images(tmp_path / "root", {"a": 4, "b": 4})
     (tmp_path / "secret.png").write_bytes(b"secret")

@@ -15,6 +15,8 @@ from alexlab.distributed.failures import as_user_error, translate_errors
 from alexlab.errors import AlexlabError, ConfigError, DiskError, RankError
 from alexlab.training.module import Classifier
 
+pytestmark = pytest.mark.scenario(name="loader_processes")
+
 
 @pytest.mark.parametrize(
     ("error", "kind", "text"),

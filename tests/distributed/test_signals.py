@@ -140,6 +140,7 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.scenario(name="ignored_signals")
 def test_what_was_ignored_stays_ignored(signum: signal.Signals) -> None:
     before = signal.signal(signum, signal.SIG_IGN)
     try:
@@ -149,6 +150,7 @@ def test_what_was_ignored_stays_ignored(signum: signal.Signals) -> None:
         signal.signal(signum, before)
 
 
+@pytest.mark.scenario(name="ignored_signals")
 def test_a_closed_terminal_is_a_preemption() -> None:
     with Signals().install(), pytest.raises(Interrupted, match="stopped by SIGHUP") as stopped:
         signal.raise_signal(signal.SIGHUP)

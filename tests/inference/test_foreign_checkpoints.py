@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.scenario(name="foreign_checkpoints")
+
 Content = dict[str, Any]
 
 

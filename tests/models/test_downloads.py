@@ -17,6 +17,8 @@ from alexlab.models.alexnet import AlexNet
 from alexlab.models.nin import NiN
 from alexlab.models.weights.pretrained import read_source
 
+pytestmark = pytest.mark.scenario(name="downloads")
+
 ENTRY = models.AlexNet_Weights.IMAGENET1K_V1
 
 

@@ -10,6 +10,8 @@ from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ImageError
 from alexlab.output.csv_files import neutralised, restored, write_csv
 
+pytestmark = pytest.mark.scenario(name="csv_formulas")
+
 TEXTS = (
     *("=cmd()", "+x", "-a.jpg", "@home", "\tx", "\rx", "\nx", "\uff1d1+1", "\uff0b1", "\uff0d1", "\uff20x"),
     *("'=x", "''@x", "'", "'x", "", "x", "a=b", "-", "--", "-1;2", "=1", "a,b", 'a"b', "é"),

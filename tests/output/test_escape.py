@@ -51,6 +51,8 @@ from alexlab.sweeps.table import FAILED, JobTable
 from alexlab.tasks import report
 from support.runs import ROOT, composed, rows
 
+pytestmark = pytest.mark.scenario(name="escaping")
+
 # What a name is, and what is shown of it.
 NASTY = {
     "[red]x": "[red]x",

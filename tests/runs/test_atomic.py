@@ -33,6 +33,7 @@ Train = Callable[..., float | None]
         (OSError("Caught in worker\nOSError: [Errno 28] No space left: '/c'"), "cannot write /c: No space left; "),
     ],
 )
+@pytest.mark.scenario(name="disk_full_in_run")
 def test_an_error_names_the_file_and_the_room(error: OSError, text: str) -> None:
     found = atomic.disk_error(error, Path("run"))
     assert found is not None and found.exit_code == 1
@@ -85,6 +86,7 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 GO_ON = ("trainer.max_epochs=5", "callbacks.checkpoint.on_error=warn")
 
 
+@pytest.mark.scenario(name="disk_full_in_run")
 def test_a_run_that_goes_on_writes_everything_when_there_is_room_again(
     train: Train, tmp_path: Path, filled: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_run_that_goes_on_writes_everything_when_there_is_room_again(
     assert (tmp_path / "run/curves.png").is_file()
 
 
+@pytest.mark.scenario(name="disk_full_in_run")
 def test_a_disk_that_stays_full_is_told_at_the_end(
     train: Train, tmp_path: Path, filled: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -109,6 +112,7 @@ def test_a_disk_that_stays_full_is_told_at_the_end(
     assert RunRecord(tmp_path / "run").read()["status"] == "interrupted", "the lock is free"
 
 
+@pytest.mark.scenario(name="disk_full_in_run")
 def test_a_run_that_stops_is_not_left_running(train: Train, tmp_path: Path, filled: Callable[..., None]) -> None:
     filled(range(1, 3))
     with pytest.raises(DiskError, match=r"cannot write /.*No space left on device; [\d.]+ MB are free in /"):
@@ -118,6 +122,7 @@ def test_a_run_that_stops_is_not_left_running(train: Train, tmp_path: Path, fill
     assert not list((tmp_path / "run").rglob(".*.json.*"))
 
 
+@pytest.mark.scenario(name="disk_full_in_run")
 def test_a_list_of_skipped_images_goes_on_where_the_run_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -138,6 +143,7 @@ def test_a_list_of_skipped_images_goes_on_where_the_run_does(
     assert skipped.finish() == 1
 
 
+@pytest.mark.scenario(name="disk_full_in_run")
 def test_events_that_were_half_written_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
@@ -173,6 +179,7 @@ print(sorted(path.name for path in folder.iterdir()), (folder / "kept").read_tex
 """
 
 
+@pytest.mark.scenario(name="disk_full_in_run")
 def test_a_real_disk_without_room(tmp_path: Path) -> None:
     mount = 'mount -t tmpfs -o size=1m none "$1" || exit 77; exec "$2" -c "$3" "$1"'
     unshare = shutil.which("unshare")
@@ -209,6 +216,7 @@ process.join()
 
 
 @pytest.mark.parametrize("name", ["x" * 110, "späße 数据 " * 6, "short"])
+@pytest.mark.scenario(name="socket_paths")
 def test_sockets_have_a_short_path_whatever_the_temporary_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
@@ -225,6 +233,7 @@ def test_sockets_have_a_short_path_whatever_the_temporary_folder(tmp_path: Path,
     assert not Path(socket).parent.exists(), "the folder is removed at the end"
 
 
+@pytest.mark.scenario(name="socket_paths")
 def test_no_folder_for_sockets_is_short_enough_or_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

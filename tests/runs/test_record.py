@@ -154,6 +154,7 @@ GOOD = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": {}, "choic
     ],
     ids=lambda content: content[-40:] or "empty",
 )  # fmt: skip
+@pytest.mark.scenario(name="corrupt_files")
 def test_a_corrupt_record_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(content, encoding="utf-8")
     with pytest.raises(CorruptError, match=r"run\.json is corrupt: ") as caught:

@@ -69,6 +69,7 @@ def found(images17: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.scenario(name="exact_scores")
 def test_metrics_are_those_of_one_process(found: dict[int, Any], size: int, num_ranks: int) -> None:
     one, other = found[1][size], found[num_ranks][size]
     assert one["count"] == size

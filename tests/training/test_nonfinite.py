@@ -15,6 +15,8 @@ from support.exact_resume import content
 from support.nonfinite import OVERRIDES, inject
 from support.runs import rows
 
+pytestmark = pytest.mark.scenario(name="nonfinite")
+
 Train = Callable[..., float | None]
 
 

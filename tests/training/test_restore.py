@@ -18,6 +18,8 @@ from alexlab.training.checkpoint_check import check_checkpoint
 from alexlab.training.restore import choose_checkpoint, load_best
 from support.runs import rows
 
+pytestmark = pytest.mark.scenario(name="corrupt_files")
+
 Train = Callable[..., float | None]
 Content = dict[str, Any]
 FIT = "loops/fit_loop"

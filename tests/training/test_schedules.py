@@ -148,6 +148,7 @@ class Run:
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize(("before", "after", "step"), [(3, 5, 14), (3, 5, 30), (5, 3, 14), (3, 3, 14)])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.scenario(name="schedules")
 def test_a_run_resumed_with_another_length_has_the_rates_of_that_length(
     name: str, before: int, after: int, step: int, kind: Any, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_run_resumed_with_another_length_has_the_rates_of_that_length(
         assert passed == expected[:step], "the length does not matter"
 
 
+@pytest.mark.scenario(name="schedules")
 def test_a_run_past_its_new_end_keeps_the_last_rate() -> None:
     for name in ("cosine", "poly", "one_cycle"):
         first, resumed = Run(name, 5), Run(name, 2)
