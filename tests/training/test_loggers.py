@@ -99,10 +99,12 @@ def test_an_unreachable_mlflow_server_fails_fast() -> None:
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
-def test_the_table_says_whether_the_best_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_whether_the_best_checkpoint_was_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     print_scores(SCORES, tmp_path)
-    said = capsys.readouterr().out
-    assert "epoch 1, not saved" in said and "the best" not in said
+    printed = capsys.readouterr().out
+    assert "epoch 1, not saved" in printed and "the best" not in printed
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/best.ckpt").touch()
     print_scores(SCORES, tmp_path)

@@ -43,7 +43,8 @@ from alexlab.distributed.hardware import cpu_has_bfloat16
 from alexlab.distributed.ranks import broadcast, is_distributed
 from alexlab.errors import ConfigError
 from alexlab.models.two_tower import check_towers
-from alexlab.models.weights.pretrained import MatchedWeights, match_weights, read_source
+from alexlab.models.weights.matching import MatchedWeights, match_weights
+from alexlab.models.weights.pretrained import read_source
 from alexlab.runs.layout import SKIPPED
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.callbacks.finetune import Finetune

@@ -22,7 +22,8 @@ from alexlab.data.config import DataConfig
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError
 from alexlab.models.weights.files import WeightFile, read_weights
-from alexlab.models.weights.pretrained import WeightSource, hint_at_weights, match_weights
+from alexlab.models.weights.matching import match_weights
+from alexlab.models.weights.pretrained import WeightSource, hint_at_weights
 from alexlab.models.weights.state_dicts import ParameterLimit, State, load_state
 from alexlab.runs.layout import BEST, LAST
 from alexlab.training.preprocessing import Inference
