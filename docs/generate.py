@@ -1,8 +1,8 @@
 """Render docs/results.md and docs/benchmarks.md from the measurements in docs/data: `make results`.
 
-Each JSON file is one section, in the order of the file names. Three forms are understood: what `src/benchmark.py` writes to
-benchmark.json (rows that are objects), what `make chaos` writes to outputs/chaos.json (scenarios), and plain tables (columns
-and rows). A title, a text and notes are added by hand.
+Each JSON file is one section, in the order of the file names. Three forms are understood: benchmark.json as `src/benchmark.py`
+writes it (rows that are objects), outputs/chaos.json as `make chaos` writes it (scenarios), and plain tables (columns and rows).
+Title, text and notes are added by hand.
 """
 
 import json
@@ -56,7 +56,8 @@ def render(page: str) -> str:
 def section(content: Mapping[str, Any]) -> str:
     """Return one measurement: heading, text, commands, table, provenance and notes."""
     parts = [f"## {content['title']}", content.get("text", "")]
-    if commands := content.get("commands", []):
+    commands = [content["command"]] if "command" in content else content.get("commands", [])
+    if commands:
         parts.append("\n".join(["```sh", *commands, "```"]))
     parts += [table(*cells(content)), provenance(content), *content.get("notes", [])]
     if image := content.get("image"):
@@ -84,10 +85,17 @@ def benchmark_row(row: Mapping[str, Any]) -> list[str]:
     """Return the cells of a row of benchmark.json; one without the values of each round holds the ratios' range."""
     unit, ratio = row["unit"], ""
     if "ratio" in row:
-        low, high = row["ratio_range"]
+        low, high = row["ratio_range"] if "ratio_range" in row else ratio_range(row)
         ratio = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
     other = f"{number(row['other_median'])} {unit}" if "other_median" in row else ""
     return [row["what"], f"{number(row['median'])} {unit}", row.get("beside", ""), other, ratio, row.get("limit", "")]
+
+
+def ratio_range(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the smallest and the largest ratio of the rounds; above 1 is better."""
+    pairs = zip(row["values"], row["others"], strict=True)
+    ratios = [other / value if row["unit"] in ("s", "ms", "MB") else value / other for value, other in pairs]
+    return min(ratios), max(ratios)
 
 
 def provenance(content: Mapping[str, Any]) -> str:
@@ -95,7 +103,7 @@ def provenance(content: Mapping[str, Any]) -> str:
     hardware, seeds = content["hardware"], content.get("seeds") or [content["seed"]]
     versions = [f"{name} {version}" for name, version in content["versions"].items()]
     numbers = ", ".join(map(str, seeds))
-    parts = [content["date"], f"{hardware['cores']} cores of an {hardware['cpu']}, no GPU", *versions]
+    parts = [content["date"], f"{hardware['cores']} cores ({hardware['cpu']}), no GPU", *versions]
     parts += [f"seed{'s' if len(seeds) > 1 else ''} {numbers}"]
     parts += [f"`{content['settings']}`"] if "settings" in content else []
     return f"*{', '.join(parts)}.*"

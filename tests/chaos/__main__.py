@@ -136,6 +136,8 @@ def main(wanted: list[str]) -> int:
     seconds, hardware = time.monotonic() - start_s, describe_hardware()
     console.print(f"{seconds:.0f} s, seed {SEED}, Python {platform.python_version()}, {hardware['cores']} cores")
     content = {
+        "command": " ".join(["make chaos", *([f"SCENARIOS='{' '.join(wanted)}'"] if wanted else [])]),
+        "date": time.strftime("%Y-%m-%d"),
         "scenarios": [vars(row) for row in results],
         "seed": SEED,
         "seconds": seconds,

@@ -14,7 +14,9 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from alexlab.benchmark.table import Row
 from alexlab.cli import arguments as cli_arguments
+from chaos.harness import Result
 from support.pages import NAMES, PAGES, anchors, blocks, commands, inline_code, links, modules, text
 from support.runs import ROOT, plain
 
@@ -221,6 +223,18 @@ def test_generated_pages_are_up_to_date() -> None:
     assert set(generate.PAGES) == {"results", "benchmarks"}
     for page in generate.PAGES:
         assert generate.render(page) == text(f"docs/{page}.md"), "run make results"
+
+
+def test_the_generator_reads_what_the_commands_write() -> None:
+    about = {"title": "T", "date": "2026-11-26", "hardware": {"cores": 2, "cpu": "CPU"}, "versions": {"torch": "2.15"}}
+    row = Row("memory", "peak", (100, 200), "MB", "stock Lightning", (300, 300)).plain()
+    assert "| peak | 150 MB | stock Lightning | 300 MB | 2.25 (1.50 to 3.00) |" in generator().section(
+        {**about, "seed": 1, "rows": [row]}
+    )
+    result = Result("sigkill", "killed, then resumed", 9, 10, remarks="one hung", stock="0/3")
+    page = generator().section({**about, "seed": 1, "command": "make chaos", "scenarios": [vars(result)]})
+    assert "| killed, then resumed | 9 of 10 | 0/3 | one hung |" in page
+    assert "*2026-11-26, 2 cores (CPU), no GPU, torch 2.15, seed 1.*" in page
 
 
 def test_all_pages_are_in_the_index() -> None:
