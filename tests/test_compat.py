@@ -137,22 +137,6 @@ def test_summary_writer(tmp_path: Path) -> None:
 # torchvision
 
 
-@pytest.mark.parametrize(
-    ("dataset", "size", "num_files"),
-    [
-        (datasets.Flowers102, "full", 3),
-        (datasets.OxfordIIITPet, "full", 2),
-        *((datasets.Imagenette, size, 1) for size in ("full", "320px", "160px")),
-    ],
-)
-def test_download_files(dataset: type, size: str, num_files: int) -> None:
-    files = compat.download_files(dataset, size)
-    assert len({*files}) == num_files
-    for url, md5 in files:
-        assert re.fullmatch(r"https://[\w./~-]+\.(tgz|tar\.gz|mat)", url)
-        assert re.fullmatch("[0-9a-f]{32}", md5)
-
-
 def test_pet_item(tmp_path: Path) -> None:
     folder = tmp_path / "oxford-iiit-pet"
     for name in ("images", "annotations"):

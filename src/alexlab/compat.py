@@ -122,18 +122,6 @@ def summary_writer(log_dir: str, open_file: Callable[[str], Any], *, purge_step:
 # torchvision
 
 
-def download_files(dataset: type[Any], size: str = "full") -> list[tuple[str, str]]:
-    """Return URL and MD5 of each file that Flowers102, OxfordIIITPet or Imagenette of a size downloads.
-
-    Works around: these data sets publish neither; MNIST, CIFAR10 and STL10 do. Checked with torchvision 0.26 and 0.29.
-    """
-    if dataset.__name__ == "Flowers102":
-        return [(dataset._download_url_prefix + name, md5) for name, md5 in dataset._file_dict.values()]
-    if dataset.__name__ == "OxfordIIITPet":
-        return [(url, md5) for url, md5 in dataset._RESOURCES]
-    return [dataset._ARCHIVES[size]]
-
-
 def pet_item(dataset: Any, index: int) -> tuple[Path, int]:
     """Return image file and label of an item of OxfordIIITPet.
 

@@ -386,7 +386,7 @@ def test_a_run_reads_only_what_the_manifest_lists(train, clean: Path, tmp_path: 
         with pytest.raises(ImageError, match=r"train/a/4.jpg: its content is not what the manifest says"):
             train(f"data.root={clean}", f"data.manifest={manifest}", *options, run_dir=tmp_path / f"bad{len(options)}")
     photo(clean / "train/a/new.jpg", 1)
-    with pytest.raises(DataError, match=r"1 of the train split are not, such as train/a/new.jpg"):
+    with pytest.raises(DataError, match=r"it lacks 1 of the train split, such as train/a/new.jpg"):
         train(f"data.root={clean}", f"data.manifest={manifest}", run_dir=tmp_path / "new")
 
 

@@ -10,7 +10,7 @@ from alexlab.data.sources.synthetic import HEIGHT, WIDTH, write_synthetic_photos
 COUNTS = {"train": 24, "val": 12}
 
 
-def test_they_are_two_classes_of_ordinary_jpeg_files(tmp_path: Path) -> None:
+def test_photos_are_jpeg_files_of_two_classes(tmp_path: Path) -> None:
     write_synthetic_photos(str(tmp_path / "one"), COUNTS)
     splits = find_splits(str(tmp_path / "one"), val_fraction=0.2, test_fraction=0.0)
     assert (splits.train.class_counts(), splits.val.class_counts()) == ([12, 12], [6, 6])
@@ -22,12 +22,12 @@ def test_they_are_two_classes_of_ordinary_jpeg_files(tmp_path: Path) -> None:
         with Image.open(tmp_path / f"one/val/{name}/{0 if name == 'cool' else 1:04d}.jpg") as image:
             assert image.size == (WIDTH, HEIGHT)
             pixels[name] = np.asarray(image).astype(float)
-    means = {name: found.mean((0, 1)) for name, found in pixels.items()}
+    means = {name: values.mean((0, 1)) for name, values in pixels.items()}
     assert means["warm"][0] - means["warm"][2] > means["cool"][0] - means["cool"][2]
     assert pixels["cool"].std() > 20
 
 
-def test_they_are_the_same_every_time(tmp_path: Path) -> None:
+def test_photos_are_deterministic(tmp_path: Path) -> None:
     def digest(name: str) -> str:
         write_synthetic_photos(str(tmp_path / name), COUNTS)
         files = sorted((tmp_path / name).rglob("*.jpg"))

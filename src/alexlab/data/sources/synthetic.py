@@ -1,4 +1,4 @@
-"""Made pictures that cost a loader what photographs cost, for measurements where there are no photographs."""
+"""Synthetic photographs that cost a loader as much as real ones, for benchmarks without a data set."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,23 +7,23 @@ import numpy as np
 
 from alexlab.runs.atomic import atomic_dir
 
-HEIGHT, WIDTH = 375, 500  # the usual photograph of ImageNet
-QUALITY = 90  # of the JPEG files, about 50 kB each
+HEIGHT, WIDTH = 375, 500  # pixels, the most common size in ImageNet
+QUALITY = 90  # of the JPEG files; they have about 50 kB each
 COUNTS = {"train": 640, "val": 320}
 CLASSES = ("cool", "warm")
-NUM_FIELDS = 16  # of which the pictures are shifted and mirrored views
+NUM_FIELDS = 16  # random fields; the images are shifted and mirrored views of them
 SEED = 0
 
 
 def write_synthetic_photos(root: str, counts: Mapping[str, int] = COUNTS) -> None:
-    """Writes JPEG files of two classes to `root/{train,val}/<class>/<index>.jpg`, whole or not at all.
+    """Write JPEG files of two classes to `root/{train,val}/<class>/<index>.jpg`, all or nothing.
 
-    Their spectrum falls with the frequency as that of photographs does, power ~ f^-2 (D. J. Field, "Relations between the
-    statistics of natural images and the response properties of cortical cells", 1987).
+    Like that of photographs, their power spectrum falls as f^-2 (D. J. Field, "Relations between the statistics of natural
+    images and the response properties of cortical cells", 1987).
 
     Args:
-        root: the folder.
-        counts: of each split.
+        root: folder to create.
+        counts: number of images of each split.
     """
     from PIL import Image
 
@@ -36,14 +36,14 @@ def write_synthetic_photos(root: str, counts: Mapping[str, int] = COUNTS) -> Non
                 shift = generator.integers(0, (HEIGHT, WIDTH)).tolist()
                 pixels = np.roll(fields[generator.integers(NUM_FIELDS)], shift, (0, 1))[:, :: generator.choice((-1, 1))]
                 tint = np.array((-20, 0, 20) if label == 0 else (20, 0, -20))
-                place = folder / split / CLASSES[label]
-                place.mkdir(parents=True, exist_ok=True)
-                picture = Image.fromarray((pixels + tint).clip(0, 255).astype(np.uint8))
-                picture.save(place / f"{index:04d}.jpg", quality=QUALITY)
+                class_dir = folder / split / CLASSES[label]
+                class_dir.mkdir(parents=True, exist_ok=True)
+                image = Image.fromarray((pixels + tint).clip(0, 255).astype(np.uint8))
+                image.save(class_dir / f"{index:04d}.jpg", quality=QUALITY)
 
 
 def _field(generator: np.random.Generator) -> np.ndarray:
-    """A random picture (H, W, 3), levels around 128."""
+    """Return a random image, float (H, W, 3), with levels around 128."""
     rows, columns = np.fft.fftfreq(HEIGHT)[:, None], np.fft.fftfreq(WIDTH)[None]
     frequency = np.hypot(rows, columns)
     frequency[0, 0] = np.inf
