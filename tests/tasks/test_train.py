@@ -218,7 +218,7 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
         ),
         (["+data.rot=x"], "data.rot is no argument of alexlab.data.config.DataConfig; it takes root, image_size"),
         (["+data.pack.quality=9"], "data.pack.quality is no argument of alexlab.data.cache.pack.PackConfig"),
-        (["+data.stream.mx=9"], "data.stream.mx is no argument of alexlab.data.streaming.reader.StreamConfig"),
+        (["+data.stream.mx=9"], "data.stream.mx is no argument of alexlab.data.streaming.index.StreamConfig"),
         (["optimizer.lr=null"], "optimizer.lr must be a number; got null"),
         (["data.batch_size=null"], "data.batch_size must be a whole number; got null"),
         (["~optimizer.lr"], "optimizer.lr must be given: optimizer.lr=VALUE"),

@@ -13,7 +13,7 @@ from alexlab.benchmark.workload import Workload
 from alexlab.config import build
 from alexlab.config.instantiate import Config
 from alexlab.data.splits import Splits
-from alexlab.data.streaming.reader import SPARE
+from alexlab.data.streaming.index import SPARE_SHARDS
 from alexlab.data.streaming.writer import write_shards
 
 SHARD_BYTES = 2_000_000  # small: the subset that is measured on must fill more than a cache of MIX shards
@@ -103,7 +103,7 @@ class BenchmarkContext:
         stream = {
             "shuffle_shards": MIX,
             "prefetch_shards": MIX // 2,
-            "cache_gb": (MIX + MIX // 2 + SPARE) * largest / 1e9,
+            "cache_gb": (MIX + MIX // 2 + SPARE_SHARDS) * largest / 1e9,
         }
         data = {**files.config["data"], "root": None, "url": out, "stream": stream}
         config = {**files.config, "data": data}

@@ -14,7 +14,7 @@ from alexlab.data.manifest_splits import add_manifest_hashes
 from alexlab.data.sources.digits import write_digits
 from alexlab.data.sources.synthetic import write_synthetic_photos
 from alexlab.data.splits import Splits
-from alexlab.data.streaming.reader import StreamConfig, find_sharded_splits
+from alexlab.data.streaming.index import StreamConfig, find_sharded_splits
 from alexlab.data.streaming.store import is_url
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError
@@ -30,7 +30,7 @@ class DataConfig:
     Args:
         root: the folder, in one of the layouts of `alexlab.data.splits`, relative to the working directory; None with `url`.
         url: where the shards lie that `prepare.py action=shard` has written, a folder or a prefix of an object store.
-        stream: see `alexlab.data.streaming.reader.StreamConfig`.
+        stream: see `alexlab.data.streaming.index.StreamConfig`.
         image_size: height and width of what the net gets, in pixels.
         channels: 3 for RGB, 1 for grey.
         mean, std: of the values in [0, 1], for each channel; with one channel, three numbers are averaged. None is what a

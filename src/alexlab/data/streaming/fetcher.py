@@ -1,8 +1,8 @@
-"""A program of its own that copies objects of a store to this machine and back: `python fetcher.py JOB`, JOB being JSON.
+"""Standalone program that copies objects between a store and this machine: `python fetcher.py JOB`, where JOB is JSON.
 
-The library that speaks with the stores runs threads, which no process may have that is forked afterwards; loader processes
-are. Hence this program: it needs nothing of this package, takes requests as lines of JSON from its standard input, does four
-at a time, answers those that ask for it, and ends with the process that has started it.
+The library that talks to object stores runs threads, and a process with threads must not be forked, which loader workers are.
+Hence this program, which imports nothing of the package. It reads requests as lines of JSON from its standard input, serves
+four at a time, replies to those that have a number, and exits with the process that has started it.
 """
 
 import contextlib
@@ -23,132 +23,123 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-AT_ONCE = 4
-PART = 4 << 20  # bytes
-TRIES = 3
-WAIT_S = 1.0  # before the second try, twice as long before the third
+NUM_THREADS = 4
+CHUNK_BYTES = 4 << 20
+MAX_ATTEMPTS = 3
+RETRY_DELAY_S = 1.0  # before the second attempt; doubled before the third
 NUM_LOCKS = 64
-UNFINISHED = ".unfinished"
+PARTIAL = ".partial"
 
 
 class CorruptObjectError(Exception):
-    """An object is not what the index says."""
+    """Size or SHA-256 of an object differ from those in the index."""
 
 
 class Fetcher:
-    """Does requests.
+    """Server of requests. Its public methods are the actions.
 
     Args:
-        url: of a store and a prefix in it, or a folder.
-        folder: where copies are kept.
-        limit: of the bytes of all copies together.
+        url: URL of a store with a prefix, or a folder.
+        folder: folder of the copies.
+        limit: total size of the copies in bytes.
     """
 
     def __init__(self, url: str, folder: str, limit: int) -> None:
         self.url, self.folder, self.limit = url, Path(folder), limit
         self.locks = self.folder.parent / "locks"
-        for place in (self.folder, self.locks):
-            place.mkdir(parents=True, exist_ok=True)
+        for path in (self.folder, self.locks):
+            path.mkdir(parents=True, exist_ok=True)
         self._store: Any = None
         self.opening = threading.Lock()
 
     @property
     def store(self) -> Any:
-        """The store; made when it is first needed."""
+        """The store, opened on first use."""
         with self.opening:
             if self._store is None:
-                self._store = opened(self.url)
+                self._store = open_store(self.url)
         return self._store
 
     def get(self, name: str, target: str, size: int | None, sha256: str | None) -> None:
-        """Has an object under a name of the folder, checked; nothing to do where it is there.
+        """Copy an object to a file in the folder and verify it, unless it is cached.
 
         Args:
-            name: of the object.
-            target: its name here.
-            size: in bytes; None where nobody knows, then it is copied anew.
-            sha256: which it must have; None where nobody knows.
+            name: name of the object.
+            target: name of the copy.
+            size: expected size in bytes; None if unknown, which always copies.
+            sha256: expected SHA-256, hexadecimal; None if unknown.
         """
-        place = self.folder / target
+        path = self.folder / target
         with self._locked(f"{zlib.crc32(target.encode()) % NUM_LOCKS}"):
-            if size is not None and is_cached(place, size):
+            if size is not None and is_cached(path, size):
                 return
             if "://" not in self.url:
-                return self._link(Path(self.url, name), place, size, sha256)
-            for number in range(TRIES):
+                return self._link(Path(self.url, name), path, size, sha256)
+            for attempt in range(MAX_ATTEMPTS):
                 try:
-                    return self._copy(name, place, size, sha256)
+                    return self._copy(name, path, size, sha256)
                 except (FileNotFoundError, PermissionError):
                     raise
                 except Exception as error:
-                    if number == TRIES - 1 or getattr(error, "errno", None) == errno.ENOSPC:
+                    if attempt == MAX_ATTEMPTS - 1 or getattr(error, "errno", None) == errno.ENOSPC:
                         raise
-                    time.sleep(WAIT_S * 2**number)
+                    time.sleep(RETRY_DELAY_S * 2**attempt)
 
     def put(self, name: str, source: str) -> None:
-        """Copies a file into the store."""
+        """Upload a file."""
         self.store.put(name, Path(source))
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of each object there, by name."""
-        return {str(each["path"]): int(each["size"]) for part in self.store.list() for each in part}
+        """Return the size in bytes of each object."""
+        return {str(entry["path"]): int(entry["size"]) for page in self.store.list() for entry in page}
 
-    def _copy(self, name: str, place: Path, size: int | None, sha256: str | None) -> None:
-        answer = self.store.get(name)
-        found = int(answer.meta["size"])
-        if size not in (None, found):
-            raise CorruptObjectError(f"it has {found:,} bytes, not the {size:,} of the index")
-        unfinished = place.with_name(f"{place.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
-        try:
-            with self._room(found), unfinished.open("wb") as file:
-                file.truncate(found)  # so that others count it
+    def _copy(self, name: str, path: Path, size: int | None, sha256: str | None) -> None:
+        response = self.store.get(name)
+        actual = int(response.meta["size"])
+        _check_size(actual, size)
+        with _atomic(path) as partial:
+            with self._reserved(actual), partial.open("wb") as file:
+                file.truncate(actual)  # so that other processes count it
             digest = hashlib.sha256()
-            with unfinished.open("r+b") as file:
-                for part in answer.stream(min_chunk_size=PART):
-                    digest.update(part)
-                    file.write(part)
-            if sha256 not in (None, digest.hexdigest()):
-                raise CorruptObjectError("its content is not that of the index (SHA-256)")
-            os.replace(unfinished, place)
-        finally:
-            unfinished.unlink(missing_ok=True)
+            with partial.open("r+b") as file:
+                for chunk in response.stream(min_chunk_size=CHUNK_BYTES):
+                    digest.update(chunk)
+                    file.write(chunk)
+            _check_hash(digest.hexdigest(), sha256)
 
-    def _link(self, path: Path, place: Path, size: int | None, sha256: str | None) -> None:
-        """A link with the time of the file that it leads to: nobody has changed that since it was checked."""
-        status = path.stat()
-        if size not in (None, status.st_size):
-            raise CorruptObjectError(f"it has {status.st_size:,} bytes, not the {size:,} of the index")
+    def _link(self, source: Path, path: Path, size: int | None, sha256: str | None) -> None:
+        """Create a verified link. Its modification time is that of the file, which shows later changes of the file."""
+        status = source.stat()
+        _check_size(status.st_size, size)
         if sha256 is not None:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise CorruptObjectError("its content is not that of the index (SHA-256)")
-        unfinished = place.with_name(f"{place.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
-        unfinished.unlink(missing_ok=True)
-        unfinished.symlink_to(path.resolve())
-        os.utime(unfinished, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
-        os.replace(unfinished, place)
+            with source.open("rb") as file:
+                _check_hash(hashlib.file_digest(file, "sha256").hexdigest(), sha256)
+        with _atomic(path) as partial:
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(source.resolve())
+            os.utime(partial, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
 
     @contextlib.contextmanager
-    def _room(self, size: int) -> Iterator[None]:
-        """Removes what was not used for longest until there is room for so many bytes, and holds it until they are taken."""
+    def _reserved(self, size: int) -> Iterator[None]:
+        """Evict the least recently used copies until `size` bytes fit, and hold the lock until they are allocated."""
         with self._locked("room"):
-            known = []
-            for place in self.folder.iterdir():
+            copies = []
+            for path in self.folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
-                    status = place.lstat()
-                    if place.name.endswith(UNFINISHED) and is_stale(place):
-                        place.unlink()
+                    status = path.lstat()
+                    if path.name.endswith(PARTIAL) and is_stale(path):
+                        path.unlink()
                     else:
-                        known.append((status.st_mtime_ns, status.st_size, place))
-            taken = sum(each[1] for each in known)
-            for _, bytes_of_it, place in sorted(known):
-                if taken + size <= self.limit:
+                        copies.append((status.st_mtime_ns, status.st_size, path))
+            total = sum(copy_size for _, copy_size, _ in copies)
+            for _, copy_size, path in sorted(copies):
+                if total + size <= self.limit:
                     break
-                if place.name.endswith(UNFINISHED):
+                if path.name.endswith(PARTIAL):
                     continue
                 with contextlib.suppress(FileNotFoundError):
-                    place.unlink()
-                taken -= bytes_of_it
+                    path.unlink()
+                total -= copy_size
             free = shutil.disk_usage(self.folder).free
             if size > free:
                 raise OSError(errno.ENOSPC, f"no room for {size:,} bytes in {self.folder}, {free:,} are free")
@@ -156,37 +147,56 @@ class Fetcher:
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Keeps others that fetch into this folder, threads and processes, from doing the same at the same time."""
+        """Hold a lock among all threads and processes that fetch into this folder."""
         with (self.locks / name).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # the system gives it back when the file is closed
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
             yield
 
 
-def is_cached(place: Path, size: int) -> bool:
-    """Whether a whole copy is there, or a link to a file that was not changed since it was checked."""
+@contextlib.contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, which replaces `path` on success and is removed on failure."""
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
     try:
-        found = place.stat()
-        return found.st_size == size and place.lstat().st_mtime_ns == found.st_mtime_ns
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_size(actual: int, expected: int | None) -> None:
+    if expected not in (None, actual):
+        raise CorruptObjectError(f"it has {actual:,} bytes; the index lists {expected:,}")
+
+
+def _check_hash(actual: str, expected: str | None) -> None:
+    if expected not in (None, actual):
+        raise CorruptObjectError("its SHA-256 differs from the one in the index")
+
+
+def is_cached(path: Path, size: int) -> bool:
+    """Return whether a complete copy exists, or a link to a file that has not changed since it was verified."""
+    try:
+        status = path.stat()
+        return status.st_size == size and path.lstat().st_mtime_ns == status.st_mtime_ns
     except OSError:
         return False
 
 
-def is_stale(place: Path) -> bool:
-    """Whether the process of this machine that was writing a file has ended."""
-    _, _, rest = place.name.removesuffix(UNFINISHED).partition(f".{socket.gethostname()}.")
+def is_stale(path: Path) -> bool:
+    """Return whether a partial file was left by a process of this machine that has exited."""
+    _, _, pid = path.name.removesuffix(PARTIAL).partition(f".{socket.gethostname()}.")
     try:
-        os.kill(int(rest), 0)
-    except ValueError:
-        return False
+        os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except (ValueError, PermissionError):  # of another machine, or of another user
         return False
     return False
 
 
-def opened(url: str) -> Any:
-    """The store of a URL such as s3://bucket/prefix, with what the environment says of keys, region and endpoint."""
+def open_store(url: str) -> Any:
+    """Open the store of a URL such as s3://bucket/prefix, with credentials, region and endpoint from the environment."""
     from obstore.store import from_url
 
     keywords: dict[str, Any] = {}
@@ -198,25 +208,27 @@ def opened(url: str) -> Any:
             "AWS_SKIP_SIGNATURE",
             "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
         } & os.environ.keys()
-        if not known and importlib.util.find_spec("boto3"):  # which reads ~/.aws, profiles and single sign-on
+        if not known and importlib.util.find_spec("boto3"):  # reads ~/.aws, profiles and single sign-on
             from obstore.auth.boto3 import Boto3CredentialProvider
 
             try:
                 keywords["credential_provider"] = Boto3CredentialProvider()
-            except ValueError as error:  # its session has none
-                words = "no keys are set: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile in ~/.aws, or "
-                raise PermissionError(words + "AWS_SKIP_SIGNATURE=true for a public bucket") from error
-    if address.startswith("http://"):  # somebody has typed it
+            except ValueError as error:  # boto3 has found no credentials
+                raise PermissionError(
+                    "no credentials are set: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile in ~/.aws, or "
+                    "AWS_SKIP_SIGNATURE=true for a public bucket"
+                ) from error
+    if address.startswith("http://"):  # explicitly requested
         keywords["client_options"] = {"allow_http": True}
     return from_url(url, **keywords)
 
 
-def reason_of(error: BaseException) -> str:
-    """What went wrong, as the rest of a sentence."""
+def error_reason(error: BaseException) -> str:
+    """Return the cause of an error as the end of a sentence."""
     if isinstance(error, CorruptObjectError):
         return str(error)
     if isinstance(error, FileNotFoundError):
-        return "it is not there"
+        return "it does not exist"
     if isinstance(error, ModuleNotFoundError):
         return f"it needs the package {error.name}: pip install -e '.[streaming]'"
     if isinstance(error, OSError) and error.strerror:
@@ -224,34 +236,34 @@ def reason_of(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def ends_with(parent: int) -> None:
-    """Ends this process when the one that has started it is gone, though another may hold the pipe."""
-    while os.getppid() == parent:
+def exit_with_parent(parent_pid: int) -> None:
+    """Exit when the parent process has exited, even if another process keeps the pipe open."""
+    while os.getppid() == parent_pid:
         time.sleep(1)
     os._exit(0)
 
 
 def main(job: dict[str, Any]) -> None:
-    """Reads requests until there are no more."""
-    threading.Thread(target=ends_with, args=(job["parent"],), daemon=True).start()
-    fetcher, pool = Fetcher(job["url"], job["folder"], job["limit"]), ThreadPoolExecutor(AT_ONCE)
-    begun: dict[str, Future[Any]] = {}
-    speaking = threading.Lock()
+    """Serve requests until the standard input is closed."""
+    threading.Thread(target=exit_with_parent, args=(job["parent"],), daemon=True).start()
+    fetcher, pool = Fetcher(job["url"], job["folder"], job["limit"]), ThreadPoolExecutor(NUM_THREADS)
+    running: dict[str, Future[Any]] = {}
+    printing = threading.Lock()
 
-    def answer(number: int, done: Future[Any]) -> None:
+    def reply(number: int, done: Future[Any]) -> None:
         error = done.exception()
-        words = [number, None, done.result()] if error is None else [number, reason_of(error), None]
-        with speaking:
-            print(json.dumps(words), flush=True)
+        response = [number, None, done.result()] if error is None else [number, error_reason(error), None]
+        with printing:
+            print(json.dumps(response), flush=True)
 
     for line in sys.stdin:
         request = json.loads(line)
         number, action, key = request.pop("number"), request.pop("action"), json.dumps(request)
-        if key not in begun or begun[key].done():
-            begun[key] = pool.submit(getattr(fetcher, action), **request)
+        if key not in running or running[key].done():
+            running[key] = pool.submit(getattr(fetcher, action), **request)
         if number is not None:
-            begun[key].add_done_callback(lambda done, number=number: answer(number, done))  # type: ignore[misc]
-        begun = {key: future for key, future in begun.items() if not future.done()}
+            running[key].add_done_callback(lambda done, number=number: reply(number, done))  # type: ignore[misc]
+        running = {key: future for key, future in running.items() if not future.done()}
     os._exit(0)
 
 

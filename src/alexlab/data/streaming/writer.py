@@ -1,4 +1,4 @@
-"""Writes the splits of a data set as shards; see `alexlab.data.streaming.reader`. Imports no torch."""
+"""Writing of the splits of a data set as shards, in the format of `alexlab.data.streaming.index`."""
 
 import hashlib
 import io
@@ -8,56 +8,25 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from alexlab.data.image_file import DEFAULT_DECODING, FORMATS, Decoding, open_image, read_image, unreadable
+from alexlab.data.image_file import DEFAULT_DECODING, FORMATS, Decoding, read_image, unreadable
 from alexlab.data.paths import PathArray
-from alexlab.data.splits import Split, Splits
-from alexlab.data.streaming.reader import INDEX, KIND, VERSION, Shard
+from alexlab.data.splits import Splits
+from alexlab.data.streaming.index import INDEX, KIND, VERSION
+from alexlab.data.streaming.reader import Shard
+from alexlab.data.streaming.shard_layout import ShardLayout, lay_out
 from alexlab.data.streaming.store import Store, check_location, is_url
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import shown
 from alexlab.output.progress import progress_bar
+from alexlab.runs.atomic import atomic_path
 from alexlab.runs.disk_errors import disk_error
-
-BLOCK = tarfile.BLOCKSIZE
-
-
-@dataclass(frozen=True)
-class ShardLayout:
-    """Where the images of one split will lie.
-
-    Args:
-        name, split: the split.
-        rows: its images in the order in which they are written.
-        states: of their files, int64 (N, 3), see `Split.state`.
-        starts: of each file in its shard, int64.
-        ends: number of the first image of each shard but the first, and of all images.
-    """
-
-    name: str
-    split: Split
-    rows: np.ndarray
-    states: np.ndarray
-    starts: np.ndarray
-    ends: Sequence[int]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """The bytes of each file, int64."""
-        return np.asarray(self.states[:, 0])
-
-    def shards(self) -> list[tuple[str, range]]:
-        """The name of each shard and the numbers of its images."""
-        starts = [0, *self.ends[:-1]]
-        spans = [range(start, end) for start, end in zip(starts, self.ends, strict=True)]
-        return [(f"{self.name}-{number:06d}.tar", span) for number, span in enumerate(spans)]
 
 
 def write_shards(
@@ -69,31 +38,30 @@ def write_shards(
     decoding: Decoding = DEFAULT_DECODING,
     skip: bool = False,
 ) -> dict[str, Any]:
-    """Writes `out`; one that was ended in the middle is gone on with. The index comes last: without it there is no data set.
+    """Write the shards, resuming an interrupted call. The index is written last; its presence marks a complete data set.
 
-    Training images are written in a random order, always the same, so that few shards at a time are a fair sample of all.
+    Training images are written in a fixed random order, so that a few shards at a time are a fair sample of all.
 
     Args:
-        splits: the files.
-        out: a folder, or the URL of a prefix of an object store.
-        shard_bytes: of a shard, about.
-        cache_dir: where is kept what was done, and what is on its way.
-        decoding: the settings, of which the size of a file is limited.
-        skip: leave files out that are missing, empty, too large or not regular.
+        splits: image files.
+        out: folder, or URL of a prefix in an object store.
+        shard_bytes: approximate size of a shard.
+        cache_dir: folder of the progress of an interrupted call and of files to upload.
+        decoding: decoding settings, for the limit of the file size.
+        skip: leave out files that are missing, empty, too large or not regular.
 
     Returns:
         The index.
 
     Raises:
-        ConfigError: when there are shards already.
-        DataError: when a file cannot be read, or the store does not take a shard.
+        ConfigError: if `out` has an index already.
+        DataError: if a file is unreadable, or a shard cannot be uploaded.
     """
     check_location(out, "out")
     store = Store(out, cache_dir, limit=sys.maxsize)
     _check_new(store)
-    layouts = [_layout(name, split, shard_bytes, decoding, skip) for name, split in splits.items()]
-    writer = _Writer(store, splits.classes, layouts, cache_dir, decoding)
-    index = writer.run(list(splits.notes))
+    layouts = [lay_out(name, split, shard_bytes, decoding, skip) for name, split in splits.items()]
+    index = _Writer(store, splits.classes, layouts, decoding).run(list(splits.notes))
     store.close()
     return index
 
@@ -106,39 +74,14 @@ def _check_new(store: Store) -> None:
             return
     except DataError:
         return
-    raise ConfigError(f"out must be a new place; {store.place(INDEX)} is there already")
-
-
-def _layout(name: str, split: Split, shard_bytes: int, decoding: Decoding, skip: bool) -> ShardLayout:
-    rows = np.arange(len(split))
-    if name == "train":
-        rows = np.random.Generator(np.random.Philox(0)).permutation(rows)
-    states = np.array([split.file_state(row) for row in rows.tolist()], np.int64).reshape(-1, 3)
-    lengths = states[:, 0]
-    fits = (lengths > 0) & (lengths <= decoding.max_bytes)
-    if not fits.all():
-        if not skip:
-            place = split.file_path(int(rows[~fits][0]))
-            open_image(place, decoding).close()  # raises, with the reason
-            raise DataError(f"{shown(place)} has changed while the shards were written")
-        rows, states, lengths = rows[fits], states[fits], lengths[fits]
-    label_bytes = 2 * BLOCK  # a header, and a number of a few digits
-    sizes = BLOCK + -(-lengths // BLOCK) * BLOCK + label_bytes
-    starts, ends, filled = np.zeros(len(rows), np.int64), [], 0
-    for number, size in enumerate(sizes.tolist()):
-        if filled and filled + size > shard_bytes:
-            ends.append(number)
-            filled = 0
-        starts[number] = filled + BLOCK
-        filled += size
-    return ShardLayout(name, split, rows, states, starts, [*ends, len(rows)])
+    raise ConfigError(f"out must be a new location; {store.location(INDEX)} exists")
 
 
 class _Writer:
-    """Writes the shards of some layouts, on all cores, and remembers which are done."""
+    """Writer of the shards of all splits, on all cores, with a record of the finished ones."""
 
     def __init__(
-        self, store: Store, classes: Sequence[str], layouts: Sequence[ShardLayout], cache_dir: Path, decoding: Decoding
+        self, store: Store, classes: Sequence[str], layouts: Sequence[ShardLayout], decoding: Decoding
     ) -> None:
         self.store, self.classes, self.layouts, self.decoding = store, classes, layouts, decoding
         try:
@@ -149,42 +92,30 @@ class _Writer:
             raise disk_error(error, Path(store.url)) or DataError(
                 f"cannot write {shown(store.url)}: {error.strerror}"
             ) from error
-        self.progress = store.folder.parent / "shards.jsonl"
+        self.progress_path = store.folder.parent / "shards.jsonl"
         self.tables = {layout.name: _table(layout) for layout in layouts}
-        self.done = self._done()
+        self.done = self._finished_shards()
 
-    def _done(self) -> dict[str, Shard]:
-        """What an earlier call has written of the same, and that is still there."""
-        what = hashlib.sha256(b"".join(table for table in self.tables.values()))
+    def _finished_shards(self) -> dict[str, Shard]:
+        """Return the shards that an interrupted call for the same files has written and that still exist."""
+        digest = hashlib.sha256(b"".join(table for table in self.tables.values()))
         for layout in self.layouts:
-            what.update(layout.states.tobytes())
-        what.update(json.dumps([list(self.classes), *(list(layout.ends) for layout in self.layouts)]).encode())
+            digest.update(layout.states.tobytes())
+        digest.update(json.dumps([list(self.classes), *(list(layout.ends) for layout in self.layouts)]).encode())
         try:
-            first, *lines = self.progress.read_text().splitlines()
-            if first == what.hexdigest():
+            recorded, *lines = self.progress_path.read_text().splitlines()
+            if recorded == digest.hexdigest():
                 sizes = self.store.sizes()
-                known = [Shard(*json.loads(line)) for line in lines]
-                return {shard.name: shard for shard in known if sizes.get(shard.name) == shard.size}
+                shards = [Shard(*json.loads(line)) for line in lines]
+                return {shard.name: shard for shard in shards if sizes.get(shard.name) == shard.size}
         except (OSError, ValueError, TypeError):
             pass
-        self.progress.write_text(what.hexdigest() + "\n")
+        self.progress_path.write_text(digest.hexdigest() + "\n")
         return {}
 
     def run(self, notes: Sequence[str]) -> dict[str, Any]:
-        work = [(layout, name, span) for layout in self.layouts for name, span in layout.shards()]
-        with progress_bar() as bar, self.progress.open("a") as done:
-            task = bar.add_task("writing shards", total=sum(len(span) for _, _, span in work))
-            with ThreadPoolExecutor(num_cores()) as pool:
-                pending = [(name, span, pool.submit(self._write, layout, name, span)) for layout, name, span in work]
-                try:
-                    for name, span, future in pending:
-                        self.done[name] = future.result()
-                        done.write(json.dumps([name, self.done[name].size, self.done[name].sha256]) + "\n")
-                        done.flush()
-                        bar.advance(task, len(span))
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+        """Write the shards that are not done, the tables and the index."""
+        self._write_all()
         index: dict[str, Any] = {
             "kind": KIND,
             "version": VERSION,
@@ -193,16 +124,31 @@ class _Writer:
             "splits": {},
         }
         for layout in self.layouts:
-            table = self._keep(f"{layout.name}.npz", self.tables[layout.name])
+            table = self._store_file(f"{layout.name}.npz", self.tables[layout.name])
+            shards = [(self.done[name], len(span)) for name, span in layout.shards()]
             index["splits"][layout.name] = {
                 "table": [table.name, table.size, table.sha256],
-                "shards": [
-                    [name, self.done[name].size, self.done[name].sha256, len(span)] for name, span in layout.shards()
-                ],
+                "shards": [[shard.name, shard.size, shard.sha256, count] for shard, count in shards],
             }
-        self._keep(INDEX, (json.dumps(index) + "\n").encode())
-        self.progress.unlink()
+        self._store_file(INDEX, (json.dumps(index) + "\n").encode())
+        self.progress_path.unlink()
         return index
+
+    def _write_all(self) -> None:
+        work = [(layout, name, span) for layout in self.layouts for name, span in layout.shards()]
+        with progress_bar() as bar, self.progress_path.open("a") as progress:
+            task = bar.add_task("writing shards", total=sum(len(span) for _, _, span in work))
+            with ThreadPoolExecutor(num_cores()) as pool:
+                pending = [(name, span, pool.submit(self._write, layout, name, span)) for layout, name, span in work]
+                try:
+                    for name, span, future in pending:
+                        shard = self.done[name] = future.result()
+                        progress.write(json.dumps([shard.name, shard.size, shard.sha256]) + "\n")
+                        progress.flush()
+                        bar.advance(task, len(span))
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
 
     def _write(self, layout: ShardLayout, name: str, span: range) -> Shard:
         if name in self.done:
@@ -211,50 +157,54 @@ class _Writer:
         with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number in span:
                 row = int(layout.rows[number])
-                image = self._image(layout, number, row)
-                assert tar.offset + BLOCK == layout.starts[number]
+                image = self._read(layout, number, row)
+                assert tar.offset + tarfile.BLOCKSIZE == layout.starts[number]
                 key = f"{row:09d}"
                 _add(tar, key + os.path.splitext(layout.split.paths[row])[1].lower(), image)
                 _add(tar, f"{key}.cls", str(layout.split.labels[row]).encode())
-        return self._keep(name, content.getvalue())
+        return self._store_file(name, content.getvalue())
 
-    def _image(self, layout: ShardLayout, number: int, row: int) -> bytes:
-        place = layout.split.file_path(row)
-        image = read_image(place, self.decoding)
+    def _read(self, layout: ShardLayout, number: int, row: int) -> bytes:
+        path = layout.split.file_path(row)
+        image = read_image(path, self.decoding)
         if len(image) != layout.lengths[number]:
-            raise DataError(f"{shown(place)} has changed while the shards were written")
+            raise DataError(f"{shown(path)} changed while the shards were being written")
         if os.path.normpath(layout.split.paths[row]).startswith(("/", "..")):
-            _check_image(image, place, layout.split.root)
+            _check_image(image, path, layout.split.root)
         hashes = layout.split.hashes
         if hashes is not None and hashlib.sha256(image).digest() != hashes[row].tobytes():
-            raise unreadable(place, "changed")
+            raise unreadable(path, "changed")
         return image
 
-    def _keep(self, name: str, content: bytes) -> Shard:
-        folder = self.store.folder if is_url(self.store.url) else Path(self.store.url)
-        unfinished = folder / f".{name}.{os.getpid()}"
+    def _store_file(self, name: str, content: bytes) -> Shard:
+        local = not is_url(self.store.url)
+        path = (Path(self.store.url) if local else self.store.folder) / name
         try:
-            unfinished.write_bytes(content)
-            if is_url(self.store.url):
-                self.store.put(unfinished, name)
+            if local:
+                with atomic_path(path) as partial:
+                    partial.write_bytes(content)
             else:
-                os.replace(unfinished, folder / name)
+                upload = path.with_name(f".{name}.{os.getpid()}")
+                try:
+                    upload.write_bytes(content)
+                    self.store.put(upload, name)
+                finally:
+                    upload.unlink(missing_ok=True)
         except OSError as error:
-            raise disk_error(error, folder / name) or DataError(
-                f"cannot write {shown(self.store.place(name))}: {error.strerror}"
+            raise disk_error(error, path) or DataError(
+                f"cannot write {shown(self.store.location(name))}: {error.strerror}"
             ) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
         return Shard(name, len(content), hashlib.sha256(content).hexdigest())
 
 
-def _check_image(content: bytes, place: str, root: str) -> None:
-    """Raises DataError unless it is an image: a manifest may come from a stranger, and shards be for others to see."""
+def _check_image(content: bytes, path: str, root: str) -> None:
+    """Raise DataError unless the content is an image. Manifests are untrusted and shards may be public, so a manifest must
+    not be able to copy other files into them."""
     try:
         Image.open(io.BytesIO(content), formats=FORMATS).close()
-    except Exception as error:  # damaged files make decoders fail in every way
+    except Exception as error:  # corrupt files can raise anything
         raise DataError(
-            f"only images are copied from outside of {shown(root)}, where the manifest is; {shown(place)} is none"
+            f"only images may be copied from outside of {shown(root)}, the folder of the manifest; {shown(path)} is not one"
         ) from error
 
 
