@@ -14,7 +14,7 @@ from alexlab.runs.record import RunRecord
 from support.images import write_images
 
 
-def test_a_run_folder_and_its_checkpoint_are_the_same(trained_run: Path) -> None:
+def test_a_run_folder_and_its_best_checkpoint_are_the_same_model(trained_run: Path) -> None:
     by_folder, by_file = load_checkpoint(str(trained_run)), load_checkpoint(str(trained_run / "checkpoints/best.ckpt"))
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
@@ -26,16 +26,16 @@ def test_a_run_folder_and_its_checkpoint_are_the_same(trained_run: Path) -> None
     assert not by_folder.inference.training
 
 
-def test_a_checkpoint_elsewhere_is_enough(trained_run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_outside_a_run_folder_is_sufficient(trained_run: Path, tmp_path: Path) -> None:
     shutil.copy(trained_run / "checkpoints/last.ckpt", tmp_path / "mine.ckpt")
-    found = load_checkpoint(str(tmp_path / "mine.ckpt"))
-    assert found.run_dir is None and found.classes == ["ant", "bee", "cat"]
+    model = load_checkpoint(str(tmp_path / "mine.ckpt"))
+    assert model.run_dir is None and model.classes == ["ant", "bee", "cat"]
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     shutil.copy(trained_run / "checkpoints/last.ckpt", tmp_path / "run/checkpoints/last.ckpt")
-    assert load_checkpoint(str(tmp_path / "run")).path.name == "last.ckpt", "of a run without a validation"
+    assert load_checkpoint(str(tmp_path / "run")).path.name == "last.ckpt", "for a run without a validation"
 
 
-def test_a_net_with_one_logit_gives_two_probabilities(train: Callable[..., float | None], tmp_path: Path) -> None:
+def test_a_network_with_one_logit_gives_two_probabilities(train: Callable[..., float | None], tmp_path: Path) -> None:
     root = write_images(tmp_path / "two", {"a": 10, "b": 10})
     train("loss=binary_cross_entropy", f"data.root={root}")
     inference = load_checkpoint(str(tmp_path / "run")).inference
@@ -47,7 +47,7 @@ def test_a_net_with_one_logit_gives_two_probabilities(train: Callable[..., float
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_state_dict_of_torchvision_as_it_is(suffix: str, tmp_path: Path) -> None:
+def test_a_torchvision_state_dict_is_loaded_without_a_config(suffix: str, tmp_path: Path) -> None:
     net = models.alexnet().eval()
     file = tmp_path / f"alexnet{suffix}"
     if suffix == ".pth":
@@ -56,26 +56,28 @@ def test_a_state_dict_of_torchvision_as_it_is(suffix: str, tmp_path: Path) -> No
         from safetensors.torch import save_file
 
         save_file(net.state_dict(), file)
-    found = load_checkpoint(str(file))
-    assert len(found.classes) == 1000 and found.classes[0] == "tench"
+    model = load_checkpoint(str(file))
+    assert len(model.classes) == 1000 and model.classes[0] == "tench"
     images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     with torch.inference_mode():
-        assert torch.allclose(found.inference(images), net(found.inference.normalize(images)), atol=1e-5)
-    mean = found.inference.mean.flatten() / 255
+        assert torch.allclose(model.inference(images), net(model.inference.normalize(images)), atol=1e-5)
+    mean = model.inference.mean.flatten() / 255
     assert mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     names = {f"n{number:08d}": f"thing {number}" for number in range(1000)}
     (tmp_path / "names.json").write_text(json.dumps(names))
     named = load_checkpoint(str(file), class_names=str(tmp_path / "names.json"))
-    assert (named.classes[7], named.names[7]) == ("n00000007", "thing 7"), "the folders of ImageNet, sorted"
+    assert (named.classes[7], named.names[7]) == ("n00000007", "thing 7"), (
+        "classes are the sorted folder names of ImageNet"
+    )
 
 
-def test_a_state_dict_with_classes_of_its_own_must_have_them_named(tmp_path: Path) -> None:
+def test_a_state_dict_with_other_classes_needs_class_names(tmp_path: Path) -> None:
     torch.save(models.alexnet(num_classes=3).state_dict(), tmp_path / "net.pth")
     with pytest.raises(ConfigError, match=r"does not name its 3 classes; class_names=FILE.json must have one key per"):
         load_checkpoint(str(tmp_path / "net.pth"))
     (tmp_path / "names.json").write_text('{"c": "C", "a": "A", "b": "B"}')
-    found = load_checkpoint(str(tmp_path / "net.pth"), class_names=str(tmp_path / "names.json"))
-    assert (found.classes, found.names) == (["a", "b", "c"], ["A", "B", "C"])
+    model = load_checkpoint(str(tmp_path / "net.pth"), class_names=str(tmp_path / "names.json"))
+    assert (model.classes, model.names) == (["a", "b", "c"], ["A", "B", "C"])
 
 
 class Evil:
@@ -83,9 +85,11 @@ class Evil:
         return (print, ("executed",))
 
 
-def test_words_of_what_is_no_trained_net(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_messages_for_files_that_are_not_trained_models(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "damaged.ckpt").write_bytes((trained_run / "checkpoints/best.ckpt").read_bytes()[:-500])
+    (tmp_path / "corrupt.ckpt").write_bytes((trained_run / "checkpoints/best.ckpt").read_bytes()[:-500])
     (tmp_path / "evil.ckpt").write_bytes(pickle.dumps({"state_dict": Evil()}))
     torch.save({"number": 1}, tmp_path / "plain.pth")
     torch.save(models.resnet18(num_classes=1000).state_dict(), tmp_path / "resnet.pth")
@@ -93,17 +97,17 @@ def test_words_of_what_is_no_trained_net(trained_run: Path, tmp_path: Path, caps
     other = torch.load(trained_run / "checkpoints/best.ckpt", weights_only=True)
     other["alexlab"]["config"]["model"]["fc_widths"] = [17]
     torch.save(other, tmp_path / "other.ckpt")
-    for name, words in {
+    for name, message in {
         "nothing.ckpt": "ckpt must be a run folder, a checkpoint, an exported .safetensors file, or",
         "empty": r"the folder .*/empty has no checkpoints/best.ckpt",
-        "damaged.ckpt": r"cannot read the weights in .*/damaged.ckpt: ",
+        "corrupt.ckpt": r"cannot read the weights in .*/corrupt.ckpt: ",
         "evil.ckpt": r"cannot read the weights in .*/evil.ckpt: ",
         "plain.pth": r"/plain.pth must contain a state dict: it contains no tensors by name",
         "resnet.pth": r"resnet.pth does not fit the net in any layer",
         "vector.pth": r"ckpt must be a run folder.*; .*/vector.pth is none of these",
         "other.ckpt": r"the weights of .*/other.ckpt do not fit the net of its config: .*size mismatch",
     }.items():
-        with pytest.raises(ConfigError, match=words) as caught:
+        with pytest.raises(ConfigError, match=message) as caught:
             load_checkpoint(str(tmp_path / name))
         assert "\n" not in str(caught.value)
     assert "executed" not in capsys.readouterr().out
@@ -114,7 +118,7 @@ def test_words_of_what_is_no_trained_net(trained_run: Path, tmp_path: Path, caps
             load_checkpoint(str(trained_run), device="cuda")
 
 
-def test_names_of_a_run_travel_with_it(train: Callable[..., float | None], tmp_path: Path) -> None:
+def test_display_names_are_stored_in_the_checkpoint(train: Callable[..., float | None], tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('{"ant": "Ameise", "cat": "Katze", "dog": "Hund"}')
     train(f"class_names={tmp_path / 'names.json'}")
     (tmp_path / "names.json").unlink()

@@ -1,4 +1,4 @@
-"""The page, over HTTP and in a browser."""
+"""The demo page over HTTP and in a browser."""
 
 import base64
 import json
@@ -18,59 +18,59 @@ from starlette.routing import Route
 from alexlab.data.image_file import REASONS
 from alexlab.errors import ConfigError
 from alexlab.tasks.demo import create_server
-from support.browser import dumped
+from support.browser import run_in_browser
 from support.runs import plain
 
 
 @pytest.fixture
 def server(trained_run: Path) -> Iterator[Any]:
-    """The running server of the tiny net, which takes pictures of at most 100 kB, and its address."""
-    running, listening = create_server(plain(f"ckpt='{trained_run}'", "port=0", "max_mb=0.1", name="demo"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+    """Run the server of the tiny network, which accepts images of at most 100 kB; it has its address as an attribute."""
+    running, listener = create_server(plain(f"ckpt='{trained_run}'", "port=0", "max_mb=0.1", name="demo"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     while not running.started:
         time.sleep(0.01)
-    running.address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    running.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     yield running
     running.should_exit = True
     thread.join(20)
     assert not thread.is_alive()
 
 
-def ask(address: str, content: bytes | None = None, **headers: str) -> tuple[int, Any, Any]:
-    request = urllib.request.Request(address, data=content, headers=headers)
+def request(address: str, content: bytes | None = None, **headers: str) -> tuple[int, Any, Any]:
+    prepared = urllib.request.Request(address, data=content, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read(), answer.headers
+        with urllib.request.urlopen(prepared, timeout=60) as response:
+            return response.status, response.read(), response.headers
     except urllib.error.HTTPError as error:
         return error.code, error.read(), error.headers
 
 
-def test_answers_and_refusals(server: Any, images: Path) -> None:
+def test_predictions_and_errors(server: Any, images: Path) -> None:
     photo = (images / "val/cat/000.png").read_bytes()
-    status, content, _ = ask(f"{server.address}/predict", photo)
-    found = json.loads(content)
+    status, content, _ = request(f"{server.address}/predict", photo)
+    result = json.loads(content)
     assert status == 200
-    assert {each["class"] for each in found["predictions"]} == {"ant", "bee", "cat"}
-    assert sum(each["prob"] for each in found["predictions"]) == pytest.approx(1)
-    assert all(base64.b64decode(found[name].split(",")[1])[:4] == b"\x89PNG" for name in ("input", "cam"))
-    status, content, _ = ask(f"{server.address}/predict", b"no picture")
+    assert {entry["class"] for entry in result["predictions"]} == {"ant", "bee", "cat"}
+    assert sum(entry["prob"] for entry in result["predictions"]) == pytest.approx(1)
+    assert all(base64.b64decode(result[name].split(",")[1])[:4] == b"\x89PNG" for name in ("input", "cam"))
+    status, content, _ = request(f"{server.address}/predict", b"not an image")
     assert (status, json.loads(content)["error"]) == (
         400,
         f"cannot read the image: {REASONS['unknown_format']}",
     )
-    status, content, _ = ask(f"{server.address}/predict", bytes(100_001))
+    status, content, _ = request(f"{server.address}/predict", bytes(100_001))
     assert (status, json.loads(content)["error"]) == (413, "the image must have at most 0.1 MB")
-    assert ask(server.address, Host="evil.example")[0] == 400, "no other site can give it a name of its own"
-    status, page, headers = ask(server.address)
+    assert request(server.address, Host="evil.example")[0] == 400, "DNS rebinding is rejected"
+    status, page, headers = request(server.address)
     assert status == 200 and b"alexnet, 3 classes" in page
     assert "default-src 'none'" in headers["Content-Security-Policy"]
-    assert b"http" not in page, "nothing comes from elsewhere"
+    assert b"http" not in page, "the page loads nothing from other hosts"
 
 
-def test_a_picture_is_dropped_in_a_browser(server: Any, images: Path, tmp_path: Path) -> None:
+def test_an_image_is_dropped_in_a_browser(server: Any, images: Path, tmp_path: Path) -> None:
     photo = base64.b64encode((images / "val/cat/000.png").read_bytes()).decode()
-    script = """<iframe src='/' width=390 height=900></iframe><pre id=found></pre><script>
+    script = """<iframe src='/' width=390 height=900></iframe><pre id=result></pre><script>
     const frame = document.querySelector('iframe'), wait = ms => new Promise(done => setTimeout(done, ms));
     frame.onload = async () => {
       const page = frame.contentDocument, bytes = Uint8Array.from(atob('PHOTO'), c => c.charCodeAt(0));
@@ -81,22 +81,22 @@ def test_a_picture_is_dropped_in_a_browser(server: Any, images: Path, tmp_path: 
       };
       await drop(bytes);
       const bars = [...page.querySelectorAll('.bar')].map(bar => bar.innerText.split('\\n').filter(Boolean));
-      const pictures = [...page.querySelectorAll('.images img')].map(image => image.naturalWidth);
+      const images = [...page.querySelectorAll('.images img')].map(image => image.naturalWidth);
       const fits = page.documentElement.scrollWidth <= frame.contentWindow.innerWidth;
       await drop(new Uint8Array(200000));
       document.getElementById('found').textContent = JSON.stringify(
-        {bars, pictures, fits, error: page.getElementById('error').textContent});
+        {bars, images, fits, error: page.getElementById('error').textContent});
     };</script>"""
-    beside = HTMLResponse(script.replace("PHOTO", photo))
-    server.config.app.router.routes.append(Route("/test", lambda request: beside))  # a page of the same origin
-    found = dumped(f"{server.address}/test", tmp_path)
-    assert len(found["bars"]) == 3 and found["fits"] is True
-    assert found["pictures"] == [320, 320]
-    assert {bar[0] for bar in found["bars"]} == {"ant", "bee", "cat"}
-    assert found["error"] == "the image must have at most 0.1 MB"
+    test_page = HTMLResponse(script.replace("PHOTO", photo))
+    server.config.app.router.routes.append(Route("/test", lambda _: test_page))  # the same origin as the demo
+    result = run_in_browser(f"{server.address}/test", tmp_path)
+    assert len(result["bars"]) == 3 and result["fits"] is True
+    assert result["images"] == [320, 320]
+    assert {bar[0] for bar in result["bars"]} == {"ant", "bee", "cat"}
+    assert result["error"] == "the image must have at most 0.1 MB"
 
 
-def test_words(trained_run: Path) -> None:
+def test_error_messages(trained_run: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -107,11 +107,11 @@ def test_words(trained_run: Path) -> None:
         create_server(plain(f"ckpt='{trained_run}'", "max_mb=0.0", name="demo"))
 
 
-def test_other_machines_are_let_in_only_when_asked(trained_run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _, listening = create_server(plain(f"ckpt='{trained_run}'", "port=0", name="demo"))
-    assert listening.getsockname()[0] == "127.0.0.1"
-    listening.close()
+def test_other_machines_have_access_only_on_request(trained_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, listener = create_server(plain(f"ckpt='{trained_run}'", "port=0", name="demo"))
+    assert listener.getsockname()[0] == "127.0.0.1"
+    listener.close()
     assert "anyone" not in caplog.text
-    _, listening = create_server(plain(f"ckpt='{trained_run}'", "port=0", "host=0.0.0.0", name="demo"))
-    listening.close()
+    _, listener = create_server(plain(f"ckpt='{trained_run}'", "port=0", "host=0.0.0.0", name="demo"))
+    listener.close()
     assert "listening on 0.0.0.0: anyone who can reach this machine can use the page" in caplog.text

@@ -22,20 +22,20 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.fixture
 def export(trained_run: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Exports the tiny net with overrides and gives the file."""
+    """Export the tiny network with overrides and return the file."""
 
-    def call(form: str, *words: str, ckpt: Path = trained_run) -> Path:
+    def call(form: str, *overrides: str, ckpt: Path = trained_run) -> Path:
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        run(plain(f"ckpt='{ckpt}'", f"format={form}", *words, name="export"), run_dir=out, choices={})
-        (found,) = names(out)
-        return out / found
+        run(plain(f"ckpt='{ckpt}'", f"format={form}", *overrides, name="export"), run_dir=out, choices={})
+        (name,) = names(out)
+        return out / name
 
     return call
 
 
 @pytest.mark.parametrize("form", list(FORMATS))
-def test_the_example_of_the_readme_gives_the_answers_of_the_checkpoint(
+def test_the_example_of_the_readme_gives_the_predictions_of_the_checkpoint(
     form: str,
     export: Callable[..., Path],
     trained_run: Path,
@@ -43,7 +43,7 @@ def test_the_example_of_the_readme_gives_the_answers_of_the_checkpoint(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With no import of this package, from the file alone."""
+    """The example uses the file alone and does not import this package."""
     path = export(form, "num_images=5")
     assert re.search(r"on 5 images: logits differ by at most \d", capsys.readouterr().out)
     (code,) = [example for example in EXAMPLES if f'"net{path.suffix}"' in example]
@@ -52,28 +52,28 @@ def test_the_example_of_the_readme_gives_the_answers_of_the_checkpoint(
     photo = images / "val/cat/001.png"
     code = code.replace(f'"net{path.suffix}"', repr(str(path))).replace('"photo.jpg"', repr(str(photo)))
     exec(compile(code, form, "exec"), {})
-    said = capsys.readouterr().out.split()
-    trained = load_checkpoint(str(trained_run))
+    printed = capsys.readouterr().out.split()
+    model = load_checkpoint(str(trained_run))
     from alexlab.config import build
     from alexlab.data.dataset import to_tensor
     from alexlab.data.decode import decode
 
     with torch.inference_mode():
-        probs = trained.inference.probs(build.eval_view(trained.config)(to_tensor(decode(photo)))[None])[0]
-    assert said[0] == trained.names[int(probs.argmax())]
-    # Pillow's resizing is not PyTorch's to the last bit.
-    assert float(said[1]) == pytest.approx(probs.max().item(), abs=0.02)
+        probs = model.inference.probs(build.eval_view(model.config)(to_tensor(decode(photo)))[None])[0]
+    assert printed[0] == model.names[int(probs.argmax())]
+    # Pillow's resizing is not bit-for-bit that of PyTorch.
+    assert float(printed[1]) == pytest.approx(probs.max().item(), abs=0.02)
 
 
 def test_an_exported_file_is_a_checkpoint(export: Callable[..., Path], trained_run: Path, tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('{"ant": "Ameise"}')
     path = export("safetensors", f"class_names='{tmp_path / 'names.json'}'")
-    first, again = load_checkpoint(str(trained_run)), load_checkpoint(str(path))
+    original, reloaded = load_checkpoint(str(trained_run)), load_checkpoint(str(path))
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        assert torch.equal(first.inference(images), again.inference(images))
-    assert again.names == ["Ameise", "bee", "cat"] and again.classes == first.classes
-    assert again.config["data"]["image_size"] == 64 and again.best == first.best
+        assert torch.equal(original.inference(images), reloaded.inference(images))
+    assert reloaded.names == ["Ameise", "bee", "cat"] and reloaded.classes == original.classes
+    assert reloaded.config["data"]["image_size"] == 64 and reloaded.best == original.best
 
 
 def test_metadata(export: Callable[..., Path]) -> None:
@@ -89,7 +89,7 @@ def test_metadata(export: Callable[..., Path]) -> None:
     assert ["Flatten", {}] in about["layers"]
 
 
-def test_a_squashed_view_is_told(
+def test_metadata_of_squashed_images(
     train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path
 ) -> None:
     train("augmentation/eval=squash")
@@ -99,10 +99,10 @@ def test_a_squashed_view_is_told(
     assert json.loads(extra["about.json"])["resize"] == {"shorter_side": None, "crop": None}
 
 
-def test_a_net_with_branches_has_no_list_of_layers(trained_run: Path) -> None:
-    trained = load_checkpoint(str(trained_run))
-    trained.inference.net = GoogLeNet(3, width=0.1).eval()
-    assert sequential_layers(trained, torch.zeros(2, 3, 96, 96)) is None
+def test_a_network_with_branches_has_no_list_of_layers(trained_run: Path) -> None:
+    model = load_checkpoint(str(trained_run))
+    model.inference.net = GoogLeNet(3, width=0.1).eval()
+    assert sequential_layers(model, torch.zeros(2, 3, 96, 96)) is None
 
 
 def test_one_logit_becomes_two(train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path) -> None:
@@ -116,14 +116,14 @@ def test_one_logit_becomes_two(train: Callable[..., float | None], export: Calla
         assert logits.shape == (count, 2)
 
 
-def test_a_net_that_differs_is_no_export(
+def test_an_export_with_other_logits_is_removed(
     export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(trained: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+    def write_broken(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
         path.write_bytes(b"x")
-        return lambda normalised: trained.inference.net(normalised) + 2e-4
+        return lambda normalized: model.inference.net(normalized) + 2e-4
 
-    monkeypatch.setitem(exporting.FORMATS, "onnx", (".onnx", broken))
+    monkeypatch.setitem(exporting.FORMATS, "onnx", (".onnx", write_broken))
     with pytest.raises(
         NumericError,
         match=r"the exported logits must equal those of the checkpoint within 0.0001; they differ by 0.0002",
@@ -132,14 +132,16 @@ def test_a_net_that_differs_is_no_export(
     assert not list((tmp_path / "out").glob("*.onnx"))
 
 
-def test_not_a_number_is_a_difference(trained_run: Path) -> None:
-    trained = load_checkpoint(str(trained_run))
+def test_nan_logits_are_an_error(trained_run: Path) -> None:
+    model = load_checkpoint(str(trained_run))
     images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     with pytest.raises(NumericError):
-        largest_difference(trained, lambda normalised: torch.full((len(normalised), 3), torch.nan), images)
+        largest_difference(model, lambda normalized: torch.full((len(normalized), 3), torch.nan), images)
 
 
-def test_words(export: Callable[..., Path], train: Callable[..., float | None], images: Path, tmp_path: Path) -> None:
+def test_error_messages(
+    export: Callable[..., Path], train: Callable[..., float | None], images: Path, tmp_path: Path
+) -> None:
     import shutil
 
     with pytest.raises(ConfigError, match="format must be one of safetensors, onnx, torch_export; got 'tflite'"):

@@ -1,4 +1,4 @@
-"""Checkpoints of strangers whose record is wrong, or asks for more than the file holds: each is refused in one sentence."""
+"""Untrusted checkpoints with an invalid record, or one that asks for huge networks: each is rejected in one sentence."""
 
 import sys
 import time
@@ -27,8 +27,8 @@ def put(content: Content, where: str, value: Any) -> None:
     content[last] = value
 
 
-# Where in a checkpoint, what is put there, and words of the refusal.
-SHAPES: list[tuple[str, Any, str]] = [
+# Path in the checkpoint, value set there, part of the error message.
+INVALID_RECORDS: list[tuple[str, Any, str]] = [
     ("alexlab", None, "its record of the run must be a dict; got NoneType"),
     ("alexlab", [1], "its record of the run must be a dict; got list"),
     ("alexlab/config", None, "must have config, a dict; got NoneType"),
@@ -99,13 +99,15 @@ SHAPES: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("where", "value", "words"), SHAPES, ids=[f"{where}-{number}" for number, (where, *_) in enumerate(SHAPES)]
+    ("where", "value", "message"),
+    INVALID_RECORDS,
+    ids=[f"{where}-{number}" for number, (where, *_) in enumerate(INVALID_RECORDS)],
 )
-def test_a_record_of_the_wrong_shape(where: str, value: Any, words: str, trained_run: Path, tmp_path: Path) -> None:
+def test_invalid_records_are_rejected(where: str, value: Any, message: str, trained_run: Path, tmp_path: Path) -> None:
     content = torch.load(trained_run / "checkpoints/best.ckpt", weights_only=True)
     put(content, where, value)
     torch.save(content, tmp_path / "theirs.ckpt")
-    with pytest.raises(ConfigError, match=words) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         load_checkpoint(str(tmp_path / "theirs.ckpt"), device="cpu")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
@@ -129,7 +131,7 @@ def nested(depth: int) -> Any:
         lambda content: put(content, "alexlab/classes", [str(number) for number in range(200_000)]),
     ],
 )  # fmt: skip
-def test_a_net_without_end_is_refused_at_once(
+def test_huge_networks_are_rejected_quickly(
     change: Callable[[Content], None], trained_run: Path, tmp_path: Path
 ) -> None:
     content = torch.load(trained_run / "checkpoints/best.ckpt", weights_only=True)
@@ -149,21 +151,21 @@ def vgg(depths: list[int]) -> dict[str, Any]:
     return {"_target_": "alexlab.models.vgg.VGG", "depths": depths, "widths": [1] * 5, "fc_widths": [1]}
 
 
-def test_the_record_of_an_exported_file_is_checked_as_well(trained_run: Path, tmp_path: Path) -> None:
+def test_the_record_of_an_exported_file_is_checked_too(trained_run: Path, tmp_path: Path) -> None:
     from alexlab.inference.export import write_safetensors
 
-    trained = load_checkpoint(str(trained_run), device="cpu")
+    model = load_checkpoint(str(trained_run), device="cpu")
     path = tmp_path / "net.safetensors"
-    write_safetensors(trained, path, trained.inference.normalize(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
-    assert load_checkpoint(str(path), device="cpu").classes == trained.classes
+    write_safetensors(model, path, model.inference.normalize(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
+    assert load_checkpoint(str(path), device="cpu").classes == model.classes
     state = load_file(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    for text, words in (
+    for text, message in (
         ("{", "must contain a state dict"),
         ("[]", "its record of the run must be a dict"),
         (metadata["alexlab"].replace('"bee"', '"ant"'), "class names must be unique; 'ant' occurs 2 times"),
     ):
         save_file(state, path, metadata | {"alexlab": text})
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=message):
             load_checkpoint(str(path), device="cpu")

@@ -26,31 +26,33 @@ Predict = Callable[..., Path]
 
 @pytest.fixture
 def predict(trained_run: Path, tmp_path: Path) -> Predict:
-    """Predicts with the tiny net and gives the folder of the results."""
+    """Predict with the tiny network and return the folder of the results."""
 
-    def call(*words: str, folder: str = "out") -> Path:
+    def call(*overrides: str, folder: str = "out") -> Path:
         out = tmp_path / folder
         out.mkdir()
-        run(plain(f"ckpt='{trained_run}'", *words, name="predict"), run_dir=out, choices={})
+        run(plain(f"ckpt='{trained_run}'", *overrides, name="predict"), run_dir=out, choices={})
         return out
 
     return call
 
 
-def test_a_folder(predict: Predict, trained_run: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_of_a_folder(
+    predict: Predict, trained_run: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = predict(f"input='{images / 'val'}'", "top_k=2", "batch_size=4")
     found = {row["path"]: row for row in rows(out / "predictions.csv")}
     assert list(found) == sorted(str(path) for path in (images / "val").rglob("*.png"))
-    trained = load_checkpoint(str(trained_run))
-    view = build.eval_view(trained.config)
+    model = load_checkpoint(str(trained_run))
+    view = build.eval_view(model.config)
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [line["path"] for line in lines] == list(found)
     for line in lines:
         with torch.inference_mode():
-            probs = trained.inference.probs(view(to_tensor(decode(line["path"])))[None])[0]
-        best = probs.topk(2)
-        assert [each["class"] for each in line["predictions"]] == [trained.names[number] for number in best.indices]
-        assert [each["prob"] for each in line["predictions"]] == pytest.approx(best.values.tolist(), abs=1e-5)
+            probs = model.inference.probs(view(to_tensor(decode(line["path"])))[None])[0]
+        top = probs.topk(2)
+        assert [entry["class"] for entry in line["predictions"]] == [model.names[number] for number in top.indices]
+        assert [entry["prob"] for entry in line["predictions"]] == pytest.approx(top.values.tolist(), abs=1e-5)
         row = found[line["path"]]
         assert (row["class"], float(row["prob"])) == (
             line["predictions"][0]["class"],
@@ -75,11 +77,11 @@ def stream(content: bytes) -> io.BufferedReader:
         *("a.png\né 文.png\n".encode(f"utf-16-{order}") for order in ("le", "be")),
     ],
 )
-def test_lists_as_programs_write_them(content: bytes) -> None:
+def test_lists_in_the_formats_of_common_programs(content: bytes) -> None:
     assert list(read_list(stream(content))) == ["a.png", "é 文.png"]
 
 
-def test_a_list_is_read_as_it_arrives() -> None:
+def test_a_list_is_read_while_it_is_written() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as target:
         found = read_list(source)
@@ -89,7 +91,7 @@ def test_a_list_is_read_as_it_arrives() -> None:
         assert [next(found), next(found)] == ["c.png", "\udcff.png"]
 
 
-def test_a_glob_that_names_folders(tmp_path: Path) -> None:
+def test_a_glob_that_matches_folders(tmp_path: Path) -> None:
     root = write_images(tmp_path / "root", {"b/deep": 1, "a": 2, ".": 1, "@eaDir": 1})
     names = ["000.png", "a/000.png", "a/001.png", "b/deep/000.png"]
     assert list(find_files(f"{root}/*")) == [f"{root}/{name}" for name in names]
@@ -97,7 +99,7 @@ def test_a_glob_that_names_folders(tmp_path: Path) -> None:
     assert list(find_files(f"{root}/**")) == [f"{root}/{name}" for name in names]
 
 
-def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_is_read_in_the_order_of_its_sorted_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_images(tmp_path / "root", {"a": 2, "a-b": 1, "a0/c": 1, "a/@eaDir": 1, ".": 1})
     write_images(tmp_path, {"far": 2})
     (root / "000.png").rename(root / "a-.png")
@@ -114,7 +116,9 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path, caplog: pyte
     ]
 
 
-def test_a_file_a_glob_and_a_list(predict: Predict, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_of_a_file_a_glob_and_a_list(
+    predict: Predict, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = images / "val/ant/000.png"
     assert [row["path"] for row in rows(predict(f"input='{file}'") / "predictions.csv")] == [str(file)]
     by_glob = predict(f"input='{images}/val/*/00[01].png'", folder="b")
@@ -126,14 +130,14 @@ def test_a_file_a_glob_and_a_list(predict: Predict, images: Path, monkeypatch: p
     assert [row["path"] for row in rows(listed / "predictions.csv")] == [str(file), f"{images}/val/bee/001.png"]
 
 
-def test_bad_files_are_listed_and_stop_nothing(
+def test_unreadable_files_are_listed_and_do_not_stop_the_command(
     predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_images(tmp_path / "mixed", {"a": 4})
     (root / "a/001.png").write_bytes(b"")
     (root / "a/002.jpg").write_bytes(b"text")
     (root / "a/.hidden.png").write_bytes(b"x")
-    (root / "a/notes.txt").write_text("no picture")
+    (root / "a/notes.txt").write_text("not an image")
     out = predict(f"input='{root}'", "batch_size=2")
     assert len(rows(out / "predictions.csv")) == 3
     assert {Path(row["path"]).name: row["code"] for row in rows(out / "failed.csv")} == {
@@ -148,32 +152,32 @@ def test_bad_files_are_listed_and_stop_nothing(
         predict(f"input='{root}'", folder="b")
 
 
-def test_a_million_files_need_constant_memory(trained_run: Path, images: Path) -> None:
-    """Of an endless list only some batches are read ahead of what is written."""
-    trained = load_checkpoint(str(trained_run))
-    asked = 0
+def test_memory_does_not_grow_with_the_number_of_files(trained_run: Path, images: Path) -> None:
+    """Only a few batches of an endless list are read ahead."""
+    model = load_checkpoint(str(trained_run))
+    num_read = 0
 
     def endless() -> Iterator[str]:
-        nonlocal asked
+        nonlocal num_read
         for number in itertools.count():
-            asked += 1
+            num_read += 1
             yield str(images / f"val/ant/{number % 4:03d}.png")
 
     found = predict_files(
-        trained.inference,
+        model.inference,
         endless(),
-        build.eval_view(trained.config),
+        build.eval_view(model.config),
         decoding=Decoding(),
         top_k=1,
         batch_size=8,
         num_threads=2,
     )
     for taken, prediction in enumerate(itertools.islice(found, 200), start=1):
-        assert prediction.path.endswith(f"{(taken - 1) % 4:03d}.png"), "in their order"
-        assert asked <= taken + 3 * 8 + 1
+        assert prediction.path.endswith(f"{(taken - 1) % 4:03d}.png"), "in order"
+        assert num_read <= taken + 3 * 8 + 1
 
 
-def test_a_folder_is_walked_without_a_list_of_it(tmp_path: Path) -> None:
+def test_a_folder_is_walked_lazily(tmp_path: Path) -> None:
     root = write_images(tmp_path / "deep", {"a/b/c": 2, "a": 1})
     (root / "a/loop").symlink_to(root)
     found = find_files(str(root))
@@ -189,13 +193,13 @@ def test_the_gallery(predict: Predict, images: Path) -> None:
     assert page.rstrip().endswith("</html>")
 
 
-def test_names_shown_and_views(predict: Predict, images: Path, tmp_path: Path) -> None:
+def test_display_names_and_views(predict: Predict, images: Path, tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('{"ant": "Ameise", "bee": "Biene", "cat": "Katze"}')
     out = predict(f"input='{images / 'val'}'", f"class_names='{tmp_path / 'names.json'}'", "views=ten_crop")
     assert {row["class"] for row in rows(out / "predictions.csv")} <= {"Ameise", "Biene", "Katze"}
 
 
-def test_words(predict: Predict, tmp_path: Path) -> None:
+def test_error_messages(predict: Predict, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a folder, a glob or -; nowhere does not exist \(looked for /.*/nowhere\)"):
         predict("input=nowhere")
     (tmp_path / "empty").mkdir()

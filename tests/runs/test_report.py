@@ -1,4 +1,4 @@
-"""The report, from run folders that are made by hand, so that every number is known."""
+"""Reports of run folders written by the tests, so that every number is known."""
 
 import csv
 import json
@@ -20,13 +20,13 @@ from alexlab.runs.lock import RunLock
 from alexlab.runs.plots import effects_plot
 from alexlab.runs.report import write_report
 from alexlab.tasks.report import run as report
-from support.browser import FITS, PHONE, look
+from support.browser import FITS, PHONE, evaluate_script
 from support.runs import plain
 
 SCORES = {("0.5", "sgd"): (0.80, 0.82, 0.84), ("0.5", "adam"): (0.90, 0.91, 0.92), ("1.0", "sgd"): (0.905, 0.915, 0.92)}
 
 
-def make(folder: Path, *, width: float = 1.0, optimizer: str = "sgd", seed: int = 1, top1: float | None = 0.9, **card: Any) -> Path:  # fmt: skip
+def write_run(folder: Path, *, width: float = 1.0, optimizer: str = "sgd", seed: int = 1, top1: float | None = 0.9, **record: Any) -> Path:  # fmt: skip
     folder.mkdir(parents=True)
     config = {
         "model": {"width": width, "norm": "none"},
@@ -47,7 +47,7 @@ def make(folder: Path, *, width: float = 1.0, optimizer: str = "sgd", seed: int 
         "scores": {"train_s": 10.0 * seed} | ({} if top1 is None else {"best/top1": top1}),
         "images_per_s": 100.0,
         "parameters": int(1e6 * width),
-        **card,
+        **record,
     }
     (folder / "run.json").write_text(json.dumps(content))
     if top1 is not None:
@@ -61,11 +61,11 @@ def sweep(tmp_path: Path) -> Path:
     for (width, optimizer), scores in SCORES.items():
         for seed, top1 in enumerate(scores, start=1):
             number = len(list((tmp_path / "sweep").glob("*")))
-            make(tmp_path / f"sweep/{number}_x", width=float(width), optimizer=optimizer, seed=seed, top1=top1)
+            write_run(tmp_path / f"sweep/{number}_x", width=float(width), optimizer=optimizer, seed=seed, top1=top1)
     return tmp_path / "sweep"
 
 
-def test_seeds_are_put_together_and_only_what_differs_is_a_column(sweep: Path) -> None:
+def test_seeds_are_averaged_and_only_differing_keys_are_columns(sweep: Path) -> None:
     runs = [read_run(folder) for folder in find_runs([str(sweep)])]
     assert differing_keys(runs) == ["optimizer", "model.width"]
     groups = group_seeds(runs, differing_keys(runs))
@@ -78,51 +78,51 @@ def test_seeds_are_put_together_and_only_what_differs_is_a_column(sweep: Path) -
     assert groups[0].std() == pytest.approx(statistics.stdev([0.80, 0.82, 0.84]))
 
 
-def test_a_key_that_was_changed_besides_its_group_is_a_column(tmp_path: Path) -> None:
+def test_a_key_that_differs_within_an_option_is_a_column(tmp_path: Path) -> None:
     for number, (optimizer, lr) in enumerate((("sgd", 0.1), ("sgd", 0.2), ("adam", 0.1))):
-        folder = make(tmp_path / str(number), optimizer=optimizer)
-        card = json.loads((folder / "run.json").read_text())
-        card["config"]["optimizer"]["lr"] = lr
-        (folder / "run.json").write_text(json.dumps(card))
+        folder = write_run(tmp_path / str(number), optimizer=optimizer)
+        record = json.loads((folder / "run.json").read_text())
+        record["config"]["optimizer"]["lr"] = lr
+        (folder / "run.json").write_text(json.dumps(record))
     runs = [read_run(folder) for folder in find_runs([str(tmp_path)])]
     assert differing_keys(runs) == ["optimizer", "optimizer.lr"]
 
 
-def test_the_best_is_marked_only_beyond_its_uncertainty(sweep: Path, tmp_path: Path) -> None:
+def test_the_best_is_clear_only_if_the_difference_is_significant(sweep: Path, tmp_path: Path) -> None:
     runs = [read_run(folder) for folder in find_runs([str(sweep)])]
     ranked, clear = rank_groups(group_seeds(runs, differing_keys(runs)))
     assert [group.mean() for group in ranked] == pytest.approx([0.9133333, 0.91, 0.82])
-    assert not clear, "0.9133 and 0.9100 with a spread of .008 and .010 over three seeds"
+    assert not clear, "0.9133 and 0.9100 have standard deviations of .008 and .010 over three seeds"
     for seed, top1 in enumerate((0.950, 0.951, 0.952), start=1):
-        make(sweep / f"{90 + seed}", width=2.0, seed=seed, top1=top1)
+        write_run(sweep / f"{90 + seed}", width=2.0, seed=seed, top1=top1)
     runs = [read_run(folder) for folder in find_runs([str(sweep)])]
     ranked, clear = rank_groups(group_seeds(runs, differing_keys(runs)))
     assert ranked[0].keys["model.width"] == 2.0
     assert clear
-    # Of single runs, the number of validation images decides: .05 of 1000 is more than chance, .01 is not.
-    for name, scores, expected in (("far", (0.95, 0.90), True), ("near", (0.91, 0.90), False)):
+    # For single runs the sample is the validation images: a difference of .05 of 1000 is significant, .01 is not.
+    for name, scores, clear in (("far", (0.95, 0.90), True), ("near", (0.91, 0.90), False)):
         for width, top1 in enumerate(scores, start=1):
-            make(tmp_path / name / str(width), width=float(width), top1=top1)
+            write_run(tmp_path / name / str(width), width=float(width), top1=top1)
         runs = [read_run(folder) for folder in find_runs([str(tmp_path / name)])]
-        assert rank_groups(group_seeds(runs, differing_keys(runs)))[1] is expected
+        assert rank_groups(group_seeds(runs, differing_keys(runs)))[1] is clear
 
 
-def test_the_page_and_the_tables(sweep: Path, tmp_path: Path) -> None:
-    make(sweep / "20_failed", width=4.0, top1=None, status="failed", reason="DataError: <b>no</b> image")
+def test_the_page_markdown_and_csv(sweep: Path, tmp_path: Path) -> None:
+    write_run(sweep / "20_failed", width=4.0, top1=None, status="failed", reason="DataError: <b>no</b> image")
     for name in ("train.log", "slurm.log"):
         (sweep / "20_failed" / name).write_text("a log")
-    make(sweep / "21_killed", width=5.0, seed=2, top1=0.5, status="running")
+    write_run(sweep / "21_killed", width=5.0, seed=2, top1=0.5, status="running")
     page = write_report([str(sweep)], tmp_path / "out").read_text()
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
         "report.html", "report.md", "report.csv", "curves.png", "effects.png", "scatter.png"
     }  # fmt: skip
-    assert not re.search(r"(src|href)='?\"?https?:", page), "it works offline"
+    assert not re.search(r"(src|href)='?\"?https?:", page), "the page works offline"
     assert page.count("data:image/png;base64,") == 3
-    # The failed run has two logs, which its row of the table and the line of its failure point to.
-    linked = [Path(urllib.parse.unquote(place)) for place in re.findall('<a href="([^"]+)"', page)]
-    assert linked == 2 * [Path("../sweep/20_failed", name) for name in ("train.log", "slurm.log")]
-    assert all((out / place).read_text() == "a log" for place in linked)
+    # The failed run has two logs; its table row and its entry under Failures link to both.
+    links = [Path(urllib.parse.unquote(href)) for href in re.findall('<a href="([^"]+)"', page)]
+    assert links == 2 * [Path("../sweep/20_failed", name) for name in ("train.log", "slurm.log")]
+    assert all((out / link).read_text() == "a log" for link in links)
     assert "&lt;b&gt;no&lt;/b&gt; image" in page
     assert "No clear winner. optimizer=sgd, model.width=1.0 is highest (val top-1 0.9133)" in page
     assert "the process was killed before it could record its status" in page
@@ -140,31 +140,31 @@ def test_the_page_and_the_tables(sweep: Path, tmp_path: Path) -> None:
 def test_the_clear_best_row_is_marked(sweep: Path, tmp_path: Path) -> None:
     assert '<tr class="best' not in write_report([str(sweep)], tmp_path / "tie").read_text()
     for seed in (1, 2, 3):
-        make(sweep / f"{90 + seed}", width=2.0, seed=seed, top1=0.95 + seed / 1000)
+        write_run(sweep / f"{90 + seed}", width=2.0, seed=seed, top1=0.95 + seed / 1000)
     page = write_report([str(sweep)], tmp_path / "clear").read_text()
     assert page.count('<tr class="best') == 1
     assert "Best: optimizer=sgd, model.width=2.0: val top-1 0.9520; the 95 % interval" in page
 
 
-def test_one_run_and_none_finished(tmp_path: Path) -> None:
-    make(tmp_path / "one/a")
+def test_one_run_and_no_finished_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "one/a")
     page = write_report([str(tmp_path / "one")], tmp_path / "out1").read_text()
     assert "all runs: val top-1 0.9000" in page
-    make(tmp_path / "none/a", top1=None, status="failed", reason="x")
+    write_run(tmp_path / "none/a", top1=None, status="failed", reason="x")
     assert "no run has finished yet" in write_report([str(tmp_path / "none")], tmp_path / "out2").read_text()
 
 
-def test_which_runs(
+def test_run_folders_and_globs(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make(tmp_path / "sweep/10_x", seed=9)
+    write_run(tmp_path / "sweep/10_x", seed=9)
     assert [path.name for path in find_runs(["sweep"])] == [f"{number}_x" for number in range(11) if number != 9]
     assert len(find_runs(["sweep/[0-2]_x", "sweep/0_x"])) == 3
     with pytest.raises(ConfigError, match=r"report needs run folders; no run.json found in or below nowhere"):
         find_runs(["nowhere"])
-    words = collect_runs(["sweep/0_x", "sweep/1 x,y", "out=here", "--cfg"])
-    assert words == ["out=here", "--cfg", "runs=['sweep/0_x','sweep/1 x,y']"]
+    overrides = collect_runs(["sweep/0_x", "sweep/1 x,y", "out=here", "--cfg"])
+    assert overrides == ["out=here", "--cfg", "runs=['sweep/0_x','sweep/1 x,y']"]
     config = plain(*collect_runs([str(sweep)]), f"out={tmp_path / 'here'}", name="report")
     report(config, run_dir=tmp_path, choices={})
     assert "| optimizer | model.width | n | top-1 |" in capsys.readouterr().out
@@ -173,12 +173,12 @@ def test_which_runs(
         report(plain(name="report"), run_dir=tmp_path, choices={})
 
 
-def test_a_run_in_progress_and_one_that_was_ended_by_a_search(sweep: Path, tmp_path: Path) -> None:
-    make(sweep / "30_busy", width=6.0, top1=0.99, status="running")
-    make(sweep / "31_behind", width=7.0, top1=0.3, status="pruned", reason="after epoch 3 it fell behind")
+def test_running_and_pruned_runs(sweep: Path, tmp_path: Path) -> None:
+    write_run(sweep / "30_busy", width=6.0, top1=0.99, status="running")
+    write_run(sweep / "31_behind", width=7.0, top1=0.3, status="pruned", reason="after epoch 3 it fell behind")
     with RunLock(sweep / "30_busy"):
         page = write_report([str(sweep)], tmp_path / "out").read_text()
-    assert "0.9133" in page.split("<table>")[0], "the best is that of the finished runs"
+    assert "0.9133" in page.split("<table>")[0], "only finished runs are ranked"
     assert re.search(r'<tr class="running">.*6\.0.*1 running', page)
     assert "1 pruned" in page
     assert "Failures" not in page
@@ -187,7 +187,7 @@ def test_a_run_in_progress_and_one_that_was_ended_by_a_search(sweep: Path, tmp_p
     assert (states["6.0"], states["7.0"]) == ("running", "pruned")
 
 
-def test_numbers_of_a_search_are_drawn_on_an_axis() -> None:
+def test_many_numeric_values_get_a_continuous_axis() -> None:
     effects = {"optimizer.lr": {f"{10 ** -(1 + number / 3):.5f}": [0.5 + number / 100] for number in range(8)}}
     effects |= {"model.norm": {"none": [0.5], "batch": [0.6, 0.7]}}
     figure = effects_plot(effects)
@@ -197,8 +197,8 @@ def test_numbers_of_a_search_are_drawn_on_an_axis() -> None:
     assert [tick.get_text() for tick in norm.get_xticklabels()] == ["batch", "none"]
 
 
-def test_tensorboard_agrees(train: Callable[..., float | None], tmp_path: Path) -> None:
-    """The HParams tab shows, of each run, the settings and the scores of the report's row."""
+def test_tensorboard_hparams_agree_with_the_report(train: Callable[..., float | None], tmp_path: Path) -> None:
+    """The HParams tab has the settings and scores of the report's row for each run."""
     for seed, lr in ((1, 0.001), (2, 0.01)):
         run_dir = tmp_path / f"runs/{seed}"
         run_dir.mkdir(parents=True)
@@ -214,18 +214,20 @@ def test_tensorboard_agrees(train: Callable[..., float | None], tmp_path: Path) 
         assert settings["lr"].number_value == float(row["optimizer.lr"])
         assert settings["seed"].number_value == float(row["seed"])
         experiment = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
-        shown = [info.name.tag for info in HParamsPluginData.FromString(experiment).experiment.metric_infos]
-        assert shown == ["best/top1", "best/top5"]
-        for tag in shown:
+        tags = [info.name.tag for info in HParamsPluginData.FromString(experiment).experiment.metric_infos]
+        assert tags == ["best/top1", "best/top5"]
+        for tag in tags:
             assert events.Scalars(tag)[-1].value == pytest.approx(float(row[tag.removeprefix("best/")]), abs=1e-7)
 
 
-def test_the_page_on_a_screen_and_on_a_phone(sweep: Path, tmp_path: Path) -> None:
-    """A click on the head of a column sorts by it, a second one the other way round; a phone need not scroll sideways."""
+def test_tables_sort_and_the_page_fits_a_phone(sweep: Path, tmp_path: Path) -> None:
+    """Clicking a column head sorts by it, clicking again reverses the order; the page does not scroll sideways on a phone."""
     page = write_report([str(sweep)], tmp_path / "out")
     column = "[...document.querySelector('tbody').rows].map(row => row.cells[3].textContent)"
     head = "document.querySelectorAll('th')[3].click();"
-    shown = look(page, f"const before = {column}; {head} const up = {column}; {head} return [before, up, {column}];")
+    orders = evaluate_script(
+        page, f"const before = {column}; {head} const up = {column}; {head} return [before, up, {column}];"
+    )
     down = ["0.9133", "0.9100", "0.8200"]
-    assert shown == [down, down[::-1], down]
-    assert look(page, FITS, width=PHONE) is True
+    assert orders == [down, down[::-1], down]
+    assert evaluate_script(page, FITS, width=PHONE) is True
