@@ -87,8 +87,8 @@ def benchmark_row(row: Mapping[str, Any]) -> list[str]:
     if "ratio" in row:
         low, high = row["ratio_range"] if "ratio_range" in row else ratio_range(row)
         ratio = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
-    other = f"{number(row['other_median'])} {unit}" if "other_median" in row else ""
-    return [row["what"], f"{number(row['median'])} {unit}", row.get("beside", ""), other, ratio, row.get("limit", "")]
+    other = f"{number(row['baseline_median'])} {unit}" if "baseline_median" in row else ""
+    return [row["what"], f"{number(row['median'])} {unit}", row.get("baseline", ""), other, ratio, row.get("limit", "")]
 
 
 def ratio_range(row: Mapping[str, Any]) -> tuple[float, float]:
