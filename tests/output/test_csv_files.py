@@ -1,4 +1,4 @@
-"""CSV cells: spreadsheets see no formula in them, and we read back what we wrote."""
+"""CSV cells contain no formulas, and are read back unchanged."""
 
 import csv
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from alexlab.data.manifest import ManifestRow, read_manifest, write_manifest
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ImageError
-from alexlab.output.csv_files import neutralised, restored, write_csv
+from alexlab.output.csv_files import escape_formula, unescape_formula, write_csv
 
 pytestmark = pytest.mark.scenario(name="csv_formulas")
 
@@ -19,28 +19,28 @@ TEXTS = (
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
-def test_a_text_comes_back_as_it_was(text: str, tmp_path: Path) -> None:
+def test_texts_are_read_back_unchanged(text: str, tmp_path: Path) -> None:
     write_csv(tmp_path / "x.csv", [["text", "number"], [text, -0.5]])
     with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
         _, (cell, number) = csv.reader(file)
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"))
-    assert restored(cell) == text and number == "-0.5"
+    assert unescape_formula(cell) == text and number == "-0.5"
 
 
 @pytest.mark.parametrize("number", [-0.5, -3, "-0.5", "+1e-5", "-inf", "-nan", None, True])
 def test_numbers_stay_numbers(number: object) -> None:
-    assert neutralised(number) is number
+    assert escape_formula(number) is number
 
 
-def test_a_manifest_keeps_its_paths_and_classes(tmp_path: Path) -> None:
-    wanted = [ManifestRow(text or "none", label=text, size=1) for text in TEXTS] + [
+def test_manifests_keep_paths_and_classes(tmp_path: Path) -> None:
+    expected = [ManifestRow(text or "none", label=text, size=1) for text in TEXTS] + [
         ManifestRow("\udcff\u202e.png", label="-")
     ]
-    write_manifest(wanted, tmp_path / "manifest.csv")
-    assert [*read_manifest(tmp_path / "manifest.csv", str(tmp_path)).values()] == wanted
+    write_manifest(expected, tmp_path / "manifest.csv")
+    assert [*read_manifest(tmp_path / "manifest.csv", str(tmp_path)).values()] == expected
 
 
-def test_the_table_of_a_split_is_read_as_labels(tmp_path: Path) -> None:
+def test_a_split_table_is_read_as_labels(tmp_path: Path) -> None:
     from alexlab.data.audit.unsplit import find_unsplit
 
     for name in ("-a.jpg", "b.jpg"):
@@ -50,10 +50,10 @@ def test_the_table_of_a_split_is_read_as_labels(tmp_path: Path) -> None:
     assert (source.paths, source.classes) == (["-a.jpg", "b.jpg"], ["@home", "'=x"])
 
 
-def test_the_list_of_skipped_files_is_written_twice_and_neutralised_once(tmp_path: Path) -> None:
-    skipped = UnreadableLog(tmp_path / "skipped.csv")
+def test_unreadable_files_are_escaped_once_though_the_list_is_written_twice(tmp_path: Path) -> None:
+    log = UnreadableLog(tmp_path / "unreadable.csv")
     for path in ("=b.png", "-a\n.png", "=b.png"):
-        skipped.add(ImageError("no", path=path, code="x", reason="@y"))
-    assert skipped.finish() == 2
-    with (tmp_path / "skipped.csv").open(newline="") as file:
+        log.add(ImageError("no", path=path, code="x", reason="@y"))
+    assert log.finish() == 2
+    with (tmp_path / "unreadable.csv").open(newline="") as file:
         assert [*csv.reader(file)] == [["path", "code", "reason"], ["'-a\n.png", "x", "'@y"], ["'=b.png", "x", "'@y"]]

@@ -1,4 +1,4 @@
-"""Names that a stranger has chosen, wherever they are shown: as they are, on one line, without an effect on what shows them."""
+"""Untrusted names are printed literally, on one line, wherever they appear."""
 
 import io
 import json
@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,15 +30,15 @@ from alexlab.inference.prediction_files import PredictionWriter
 from alexlab.inference.predictions import Predictions
 from alexlab.inference.report import summary_tables, write_evaluation
 from alexlab.inference.report import write_page as write_evaluation_page
-from alexlab.output.csv_files import restored
+from alexlab.output.csv_files import unescape_formula
 from alexlab.output.escape import (
     LineFormatter,
-    markdown,
+    escape_markdown,
     plot_label,
     print_line,
     shown,
     shown_lines,
-    without_markdown,
+    unescape_markdown,
     writable,
 )
 from alexlab.output.progress import progress_bar
@@ -53,8 +52,8 @@ from support.runs import ROOT, composed, rows
 
 pytestmark = pytest.mark.scenario(name="escaping")
 
-# What a name is, and what is shown of it.
-NASTY = {
+# Names, and how they are printed.
+NAMES = {
     "[red]x": "[red]x",
     "[/]": "[/]",
     "a\nb": r"a\nb",
@@ -75,42 +74,42 @@ NASTY = {
     "\ud800": r"\ud800",
     os.fsdecode(b"\xff"): r"\xff",
 }
-KEPT = ("Katze", "кот", "猫", "قطة", "می‌خواهم", "क्‍ष", "🐱", "👩‍🔬", "👩🏽‍🚀", "❤️‍🔥", "a b", "100 %")
+UNCHANGED = ("Katze", "кот", "猫", "قطة", "می‌خواهم", "क्‍ष", "🐱", "👩‍🔬", "👩🏽‍🚀", "❤️‍🔥", "a b", "100 %")
 
 
 def hidden(text: str, *, lines: bool = True) -> list[str]:
-    """The characters of a text that nobody sees; its line breaks are among them unless there may be several lines."""
-    found = [each for each in text if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
-    return [each for each in found if each != "\n" or not lines]
+    """Return the invisible characters of a text; its line breaks are among them if `lines` is false."""
+    invisible = [each for each in text if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    return [each for each in invisible if each != "\n" or not lines]
 
 
-@pytest.mark.parametrize(("name", "expected"), NASTY.items(), ids=ascii)
+@pytest.mark.parametrize(("name", "expected"), NAMES.items(), ids=ascii)
 def test_hidden_characters_become_escapes(name: str, expected: str) -> None:
     assert shown(name) == shown(shown(name)) == expected
     assert not hidden(expected, lines=False)
-    assert without_markdown(markdown(name)) == expected
+    assert unescape_markdown(escape_markdown(name)) == expected
     writable(name).encode("utf-8")
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_letters_of_all_scripts_and_emoji_stay(name: str) -> None:
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_letters_of_all_scripts_and_emoji_are_not_changed(name: str) -> None:
     assert shown(name) == name
 
 
-def test_a_joiner_between_other_letters_is_shown() -> None:
+def test_joiners_between_other_letters_are_escaped() -> None:
     assert shown("c\u200dat ж\u200cд \u200d🐱\u200d") == r"c\u200dat ж\u200cд \u200d🐱\u200d"
 
 
-def test_only_what_utf8_cannot_hold_is_escaped_in_files() -> None:
+def test_only_characters_that_utf8_cannot_encode_are_escaped_in_files() -> None:
     assert writable("a\nb \u202e \udcff \ud800 é") == "a\nb \u202e \\xff \\ud800 é"
 
 
-def test_markdown_shows_names_as_they_are() -> None:
-    text = markdown("# [a](javascript:b) <i> |*_x_*| `c` a_b optimizer.lr=-1 &lt; ~~d~~ $e$ !")
+def test_markup_is_escaped_in_markdown() -> None:
+    text = escape_markdown("# [a](javascript:b) <i> |*_x_*| `c` a_b optimizer.lr=-1 &lt; ~~d~~ $e$ !")
     assert text == r"\# \[a\](javascript:b) \<i\> \|\*\_x\_\*\| \`c\` a_b optimizer.lr=-1 \&lt; \~\~d\~\~ \$e\$ !"
 
 
-def test_an_error_is_one_line_and_further_lines_are_asked_for() -> None:
+def test_errors_have_one_line_per_argument() -> None:
     name = "a\nb\x1b[31m"
     assert str(DataError(f"there is no {name}")) == r"there is no a\nb\x1b[31m"
     error = ConfigError("two jobs cannot run:", f"job {name}", "job 2")
@@ -119,20 +118,20 @@ def test_an_error_is_one_line_and_further_lines_are_asked_for() -> None:
     assert (unreadable.path, unreadable.reason, unreadable.detail) == (name, f"{shown(name)} is none", shown(name))
 
 
-def test_the_sentence_of_a_loader_process_is_the_last_line() -> None:
-    sentence = "cannot read the image alexlab.errors.ImageError: x.jpg: it is empty"
-    text = f"Caught ImageError in DataLoader worker process 0.\nOriginal Traceback:\n  ...\nalexlab.errors.ImageError: {sentence}\n"
-    assert str(ImageError(text)) == sentence
+def test_an_error_from_a_loader_process_is_its_last_line() -> None:
+    message = "cannot read the image alexlab.errors.ImageError: x.jpg: it is empty"
+    text = f"Caught ImageError in DataLoader worker process 0.\nOriginal Traceback:\n  ...\nalexlab.errors.ImageError: {message}\n"
+    assert str(ImageError(text)) == message
 
 
-def test_a_line_of_the_terminal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in NASTY:
+def test_print_line_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in NAMES:
         print_line(f"run folder: {name}")
-    assert capsys.readouterr().out.splitlines() == [f"run folder: {each}" for each in NASTY.values()]
+    assert capsys.readouterr().out.splitlines() == [f"run folder: {each}" for each in NAMES.values()]
 
 
 @pytest.mark.parametrize("part", ["job_logging", "hydra_logging"])
-def test_a_record_of_the_log_is_one_line(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_records_are_one_line(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     root = logging.getLogger()
     before, out = root.handlers[:], io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
@@ -141,7 +140,7 @@ def test_a_record_of_the_log_is_one_line(tmp_path: Path, part: str, monkeypatch:
         config.hydra.runtime.output_dir = str(tmp_path)
     try:
         configure_log(config.hydra[part])
-        for name in NASTY:
+        for name in NAMES:
             root.info("the class %s", name)
         try:
             raise ValueError("\x1b[31mforged")
@@ -155,17 +154,17 @@ def test_a_record_of_the_log_is_one_line(tmp_path: Path, part: str, monkeypatch:
     assert len(texts) == (2 if part == "job_logging" else 1)
     for text in texts:
         lines = text.splitlines()
-        assert [line.partition("the class ")[2] for line in lines[: len(NASTY)]] == [*NASTY.values()]
-        assert lines[len(NASTY)].endswith(r"a\n\x1b[31mforged") and lines[len(NASTY) + 1].startswith("Traceback")
+        assert [line.partition("the class ")[2] for line in lines[: len(NAMES)]] == [*NAMES.values()]
+        assert lines[len(NAMES)].endswith(r"a\n\x1b[31mforged") and lines[len(NAMES) + 1].startswith("Traceback")
         assert lines[-1] == r"ValueError: \x1b[31mforged" and not hidden(text)
 
 
-def test_a_traceback_keeps_its_lines() -> None:
+def test_tracebacks_keep_their_lines() -> None:
     assert LineFormatter("%(message)s").format(logging.makeLogRecord({"msg": "a\tb\x00"})) == r"a\tb\x00"
     assert shown_lines("a\n\x1b\n") == "a\n\\x1b\n"
 
 
-def test_an_error_of_hydra_is_printed_without_control_characters(
+def test_hydra_errors_are_printed_without_control_characters(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -180,43 +179,43 @@ def test_an_error_of_hydra_is_printed_without_control_characters(
 
 
 def printed(table: Any) -> str:
-    """A table in a terminal that is wide enough."""
+    """Return a table as a wide terminal shows it."""
     out = io.StringIO()
     Terminal(file=out, width=500).print(table)
     return out.getvalue()
 
 
-def test_tables_show_jobs_as_they_were_given(tmp_path: Path) -> None:
+def test_tables_of_jobs_print_names_literally(tmp_path: Path) -> None:
     table = JobTable()
-    for name in NASTY:
+    for name in NAMES:
         table.jobs.append(Job(0, [f"x={name}", f"all={name}"], tmp_path, {}, state=FAILED, cause=f"no {name}"))
     text = printed(table.render())
-    for expected in NASTY.values():
+    for expected in NAMES.values():
         assert f"x={expected}" in text and f"no {expected}" in text
-    assert len([line for line in text.splitlines() if "failed" in line and "│" in line]) == len(NASTY)
-    common = [f"all={name}" for name in NASTY]
+    assert len([line for line in text.splitlines() if "failed" in line and "│" in line]) == len(NAMES)
+    common = [f"all={name}" for name in NAMES]
     table.jobs = [Job(number, [f"seed={number}", *common], tmp_path, {}) for number in range(2)]
     caption = "".join(printed(table.render()).split())  # it is folded
-    assert all("".join(f"all={expected}".split()) in caption for expected in NASTY.values())
+    assert all("".join(f"all={expected}".split()) in caption for expected in NAMES.values())
     assert not hidden(text + caption)
 
 
-def test_a_bar_has_its_title_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bars_print_titles_literally(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     bar, out = progress_bar(), io.StringIO()
     assert not bar.disable
-    for name in NASTY:
+    for name in NAMES:
         bar.add_task(shown(name))
     Console(file=out, width=200, color_system=None).print(bar.get_renderable())
-    assert [line[: len(each)] for line, each in zip(out.getvalue().splitlines(), NASTY.values(), strict=True)] == [
-        *NASTY.values()
+    assert [line[: len(each)] for line, each in zip(out.getvalue().splitlines(), NAMES.values(), strict=True)] == [
+        *NAMES.values()
     ]
 
 
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """The folder, the tables and the page of an evaluation whose classes and files have all the names."""
-    names, out = [*NASTY, "last"], tmp_path_factory.mktemp("evaluation")
+    """Return folder, tables and page of an evaluation whose classes and files have all the names."""
+    names, out = [*NAMES, "last"], tmp_path_factory.mktemp("evaluation")
     labels = np.arange(2 * len(names)) % len(names)
     top = np.stack([(labels + 1) % len(names), labels], 1)
     top[: len(names)] = top[: len(names), ::-1]
@@ -226,24 +225,24 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
     found = Predictions(
         split, np.arange(len(labels)), labels, top, probs, probs[:, 0], {"loss": 1.0, "top1": 0.5, "top5": 1.0}
     )
-    evaluation = write_evaluation(found, names, out, {"data": "".join(NASTY), "split": "val"})
+    evaluation = write_evaluation(found, names, out, {"data": "".join(NAMES), "split": "val"})
     page = out / "evaluation.html"
-    write_evaluation_page(evaluation, page, "title " + "".join(NASTY))
+    write_evaluation_page(evaluation, page, "title " + "".join(NAMES))
     return out, "".join(map(printed, summary_tables(evaluation))), page.read_text(encoding="utf-8")
 
 
-def test_an_evaluation_shows_its_classes(evaluation: tuple[Path, str, str]) -> None:
+def test_evaluations_print_classes_literally(evaluation: tuple[Path, str, str]) -> None:
     _, tables, page = evaluation
     assert not hidden(tables) and not hidden(page)
-    for expected in NASTY.values():
+    for expected in NAMES.values():
         assert f"│ {expected} " in tables
         assert f"<td>{escape(expected)}</td>" in page
     assert "<script>alert" not in page
 
 
-def test_an_evaluation_keeps_the_names_in_its_tables(evaluation: tuple[Path, str, str]) -> None:
+def test_evaluations_keep_names_in_csv_files(evaluation: tuple[Path, str, str]) -> None:
     out, *_ = evaluation
-    names = [writable(name) for name in NASTY]
+    names = [writable(name) for name in NAMES]
     columns = (("classes.csv", "class"), ("predictions.csv", "label"), ("confusion.csv", "label \\ predicted"))
     for file, column in columns:
         with (out / file).open(newline="", encoding="utf-8") as opened:
@@ -251,22 +250,22 @@ def test_an_evaluation_keeps_the_names_in_its_tables(evaluation: tuple[Path, str
 
             cells = [row[column] for row in csv.DictReader(opened)]
         assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))]
-        assert [restored(cell) for cell in cells[: len(names)]] == names
+        assert [unescape_formula(cell) for cell in cells[: len(names)]] == names
     header = (out / "confusion.csv").read_bytes()
     assert b"'=cmd()" in header and b",=cmd()" not in header
 
 
-def test_plots_show_names_as_they_are() -> None:
+def test_plots_print_names_literally() -> None:
     from matplotlib.figure import Figure
 
     from alexlab.inference.explain.plots import image_grid
     from alexlab.inference.plots import confusion_plot
 
-    names = [*NASTY]
+    names = [*NAMES]
     figure = confusion_plot(np.eye(len(names), dtype=np.int64), names)
-    png(figure)  # a broken formula would end it
+    png(figure)  # raises on an invalid formula
     drawn = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert [text.strip().replace(r"\$", "$") for text in drawn] == [*NASTY.values()]
+    assert [text.strip().replace(r"\$", "$") for text in drawn] == [*NAMES.values()]
     cells = [(np.zeros((2, 2, 3), np.uint8), (name, "0.5")) for name in names]
     titles = [axes.get_title() for axes in image_grid([cells]).axes]
     assert [title.split("\n") for title in titles] == [[plot_label(name), "0.5"] for name in names]
@@ -276,11 +275,11 @@ def test_plots_show_names_as_they_are() -> None:
     assert len(axes.legend().get_texts()) == len(names), "none is hidden"
 
 
-def stranger(folder: Path, name: str, *, top1: float | None) -> None:
-    """A run folder of a stranger."""
+def write_run(folder: Path, name: str, *, top1: float | None) -> None:
+    """Write a run folder with an untrusted name in its record."""
     folder.mkdir(parents=True)
     best = None if top1 is None else {"top1": top1, "top5": 1.0, "loss": 0.5, "epoch": 0}
-    card = {
+    record = {
         "status": "failed" if top1 is None else "finished",
         "reason": f"because of {name}",
         "seed": 1,
@@ -291,38 +290,38 @@ def stranger(folder: Path, name: str, *, top1: float | None) -> None:
         "parameters": 10,
         "data": {"counts": {"val": 10}},
     }
-    (folder / "run.json").write_text(json.dumps(card))
+    (folder / "run.json").write_text(json.dumps(record))
     (folder / "train.log").write_text("")
     (folder / "metrics.csv").write_text("epoch,val/top1,val/loss\n0,0.5,0.5\n")
 
 
-def test_a_report_shows_the_runs_of_a_stranger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number, name in enumerate(NASTY):
-        stranger(tmp_path / "runs" / f"{number} [b]\n\x1b", name, top1=number / 100)
-        stranger(tmp_path / "runs" / f"{number} failed", name, top1=None)
+def test_reports_print_untrusted_runs_literally(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(NAMES):
+        write_run(tmp_path / "runs" / f"{number} [b]\n\x1b", name, top1=number / 100)
+        write_run(tmp_path / "runs" / f"{number} failed", name, top1=None)
     report.run({"runs": [tmp_path / "runs"], "out": None}, run_dir=tmp_path, choices={})
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
-    assert not hidden(page) and not hidden(text) and not hidden(said)
-    for name, expected in NASTY.items():
+    assert not hidden(page) and not hidden(text) and not hidden(output)
+    for name, expected in NAMES.items():
         assert f"<td>{escape(expected)}</td>" in page and f"because of {escape(expected)}" in page
-        assert f"| {markdown(name)} | 1 |" in text
-        assert f"| {expected} | 1 |" in said and f"failed: failed: because of {expected}\n" in said
+        assert f"| {escape_markdown(name)} | 1 |" in text
+        assert f"| {expected} | 1 |" in output and f"failed: failed: because of {expected}\n" in output
     assert "<script>alert" not in page
     lines = text.splitlines()
-    assert len([line for line in lines if line.startswith("| ")]) == len(NASTY) + 2, "a line for each row"
-    found = rows(tmp_path / "report.csv")
-    assert {restored(row["optimizer"]) for row in found} == set(map(writable, NASTY))
-    assert "'=cmd()" in {row["optimizer"] for row in found}
+    assert len([line for line in lines if line.startswith("| ")]) == len(NAMES) + 2, "one line per row"
+    table = rows(tmp_path / "report.csv")
+    assert {unescape_formula(row["optimizer"]) for row in table} == set(map(writable, NAMES))
+    assert "'=cmd()" in {row["optimizer"] for row in table}
     assert write_report([str(tmp_path / "runs")], tmp_path / "again").is_file()
 
 
-FILES = [name.replace("/", "_") for name in NASTY if name != "\ud800"]
+FILES = [name.replace("/", "_") for name in NAMES if name != "\ud800"]
 
 
 @pytest.fixture(scope="module")
 def strange_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes with strange names, of images with strange names; one of each class cannot be read."""
+    """Two classes and their images with such names; one image of each class is unreadable."""
     root = tmp_path_factory.mktemp("images")
     for label, folder in enumerate(("[red]a\nb", "@home")):
         (root / folder).mkdir()
@@ -333,7 +332,7 @@ def strange_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_check_shows_and_keeps_names(strange_images: Path, tmp_path: Path) -> None:
+def test_audits_print_names_literally_and_keep_them_in_manifests(strange_images: Path, tmp_path: Path) -> None:
     from alexlab.data.manifest import read_manifest, write_manifest
 
     findings = audit_dataset(str(strange_images))
@@ -351,10 +350,10 @@ def test_a_check_shows_and_keeps_names(strange_images: Path, tmp_path: Path) -> 
     assert b"\r\n'@home/" in (tmp_path / "manifest.csv").read_bytes()
 
 
-def test_predictions_show_and_keep_names(
+def test_predictions_print_names_literally_and_keep_them_in_files(
     strange_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    classes = [*NASTY]
+    classes = [*NAMES]
     paths = [os.path.join(strange_images, "@home", f"{name}.png") for name in FILES]
     trained: Any = SimpleNamespace(names=classes, description="a net", decoding=Decoding())
     with PredictionWriter(tmp_path, trained, gallery_limit=100) as writer:
@@ -368,19 +367,19 @@ def test_predictions_show_and_keep_names(
     table = rows(tmp_path / "predictions.csv")
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().rstrip().split("\n")]
     for row, line, name, path in zip(table, lines, classes, paths, strict=False):
-        assert restored(row["class"]) == line["predictions"][0]["class"] == writable(name)
+        assert unescape_formula(row["class"]) == line["predictions"][0]["class"] == writable(name)
         assert f"<b>{escape(shown(name))} 0.600</b>" in page
         assert row["path"] == line["path"] == writable(path)
     assert rows(tmp_path / "failed.csv") == [{"path": "'-bad\n\x1b", "code": "x", "reason": r"'=1\x1b"}]
 
 
-def test_the_demo_answers_with_names_as_they_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_returns_printable_names(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("starlette")
     import torch
 
     from alexlab.inference import demo
 
-    classes = [*NASTY]
+    classes = [*NAMES]
     probs = torch.linspace(0, 1, len(classes))[None]
     trained: Any = SimpleNamespace(
         names=classes, decoding=Decoding(), inference=SimpleNamespace(probs=lambda images: probs)
@@ -389,14 +388,14 @@ def test_the_demo_answers_with_names_as_they_are_shown(monkeypatch: pytest.Monke
     monkeypatch.setattr(demo, "TOP_K", len(classes))
     content = io.BytesIO()
     Image.new("RGB", (8, 8)).save(content, "PNG")
-    found = demo.predict_image(trained, lambda image: image, content.getvalue())
-    assert [each["class"] for each in found["predictions"]] == [*NASTY.values()][::-1]
+    result = demo.predict_image(trained, lambda image: image, content.getvalue())
+    assert [each["class"] for each in result["predictions"]] == [*NAMES.values()][::-1]
 
 
-def bare_calls() -> Iterator[str]:
-    """What the linter says of a module that prints by itself."""
+def lint_direct_output() -> str:
+    """Return what ruff reports for a module that prints without `alexlab.output`."""
     code = "import csv\nimport sys\n\nfrom rich.console import Console\n\nprint(1)\nConsole()\ncsv.writer(sys.stdout)\n"
-    words = [
+    options = [
         "check",
         "--select",
         "T20,TID251",
@@ -406,13 +405,13 @@ def bare_calls() -> Iterator[str]:
         "src/alexlab/new.py",
         "-",
     ]
-    run = subprocess.run(["ruff", *words], input=code, capture_output=True, text=True, cwd=ROOT)
-    yield from run.stdout.splitlines()
+    done = subprocess.run(["ruff", *options], input=code, capture_output=True, text=True, cwd=ROOT)
+    return done.stdout
 
 
-def test_the_linter_knows_the_ways_by_which_names_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_linter_forbids_direct_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    found = "\n".join(bare_calls())
+    found = lint_direct_output()
     assert (
         "T201" in found
         and "alexlab.output.terminal.Terminal" in found
@@ -420,7 +419,7 @@ def test_the_linter_knows_the_ways_by_which_names_are_shown(monkeypatch: pytest.
     )
 
 
-def test_the_command_prints_an_error_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_print_errors_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, command.ending_in_words():
         raise ConfigError("two jobs:", "a\nb")
     assert (ended.value.code, capsys.readouterr().err) == (1, "two jobs:\na\\nb\n")

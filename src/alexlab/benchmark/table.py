@@ -9,8 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from alexlab.output.escape import markdown as escape_markdown
-from alexlab.output.escape import plot_label
+from alexlab.output.escape import escape_markdown, plot_label
 
 COLUMNS = ("suite", "what", "measured (min, max)", "baseline", "its measure", "times better", "limit")
 LOWER_IS_BETTER = ("s", "ms", "MB")  # units

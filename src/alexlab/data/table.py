@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from alexlab.errors import DataError
-from alexlab.output.csv_files import restored
+from alexlab.output.csv_files import unescape_formula
 from alexlab.output.escape import shown
 
 DELIMITERS = ",;\t"
@@ -81,7 +81,7 @@ def _row(cells: Sequence[str], columns: Sequence[str], where: str) -> dict[str, 
     if "\0" in "".join(cells):
         raise DataError(f"{where}: a cell contains a zero byte")
     for name, cell in row.items():
-        row[name] = restored(cell if name == "path" else cell.strip())
+        row[name] = unescape_formula(cell if name == "path" else cell.strip())
         if name != "path" and any("\ud800" <= letter <= "\udfff" for letter in cell):  # bytes that could not be decoded
             raise DataError(
                 f"{where}: {name} must be UTF-8; got {shown(cell)}. Convert a table in another encoding with, for example, "

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from alexlab.errors import ImageError
-from alexlab.output.csv_files import CellWriter, csv_bytes, restored
+from alexlab.output.csv_files import CellWriter, csv_bytes, unescape_formula
 from alexlab.runs.atomic import write_atomic
 from alexlab.runs.disk_errors import RunFileWriter
 
@@ -44,7 +44,9 @@ class UnreadableLog(RunFileWriter):
             return 0
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = {
-                row[0]: [restored(cell) for cell in row] for row in csv.reader(file) if row and row[0] != COLUMNS[0]
+                row[0]: [unescape_formula(cell) for cell in row]
+                for row in csv.reader(file)
+                if row and row[0] != COLUMNS[0]
             }
         with self.writing(self.path):
             write_atomic(self.path, csv_bytes([COLUMNS, *(row for _, row in sorted(rows.items()))]))

@@ -1,7 +1,7 @@
-"""CSV files whose cells a spreadsheet does not run as formulas. Imports nothing heavy.
+"""CSV files without cells that a spreadsheet evaluates as formulas.
 
-A text that begins with `=`, `+`, `-`, `@`, a tab or a line break, and is no number, is written with `'` before it, as OWASP
-advises; one that begins so after some `'` gets one more, so that `restored` gives every text back as it was.
+A text that begins with `=`, `+`, `-`, `@`, a tab or a line break and is not a number is written with a leading `'`, as OWASP
+advises. If such a text already begins with `'`, it gets one more, so that `unescape_formula` restores every text.
 """
 
 import csv
@@ -14,11 +14,11 @@ from typing import Any, TextIO
 
 import alexlab.output.escape  # noqa: F401 - registers the error handler "shown"
 
-_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four: full width, which Excel reads too
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four: full width, which Excel accepts too
 
 
-def neutralised(value: Any) -> Any:
-    """Return a cell with `'` before a text that a spreadsheet would take for a formula; numbers stay numbers."""
+def escape_formula(value: Any) -> Any:
+    """Return a cell, with a leading `'` if it is a text that a spreadsheet would evaluate; numbers stay numbers."""
     if not isinstance(value, str) or not _FORMULA.match(value):
         return value
     try:
@@ -28,13 +28,13 @@ def neutralised(value: Any) -> Any:
     return value
 
 
-def restored(text: str) -> str:
-    """Return the text of a cell that `neutralised` has written."""
+def unescape_formula(text: str) -> str:
+    """Return the text that `escape_formula` was given."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 class CellWriter:
-    """Writer of CSV rows with neutralised cells.
+    """Writer of CSV rows with escaped formulas.
 
     Args:
         file: opened with newline="".
@@ -44,15 +44,15 @@ class CellWriter:
         self._writer = csv.writer(file)
 
     def writerow(self, row: Iterable[Any]) -> None:
-        self._writer.writerow(map(neutralised, row))
+        self._writer.writerow(map(escape_formula, row))
 
 
 def csv_bytes(rows: Iterable[Iterable[Any]], *, errors: str = "shown") -> bytes:
-    """Return rows, the header first, as a CSV file in UTF-8.
+    """Return rows as a CSV file in UTF-8.
 
     Args:
-        rows: cells; None is an empty one.
-        errors: what becomes of file names that are not UTF-8: `shown` escapes their bytes, `surrogateescape` keeps them.
+        rows: cells of each row, the header first; None is an empty cell.
+        errors: treatment of file names that are not UTF-8: `shown` escapes their bytes, `surrogateescape` keeps them.
     """
     text = io.StringIO(newline="")
     writer = CellWriter(text)
@@ -62,5 +62,5 @@ def csv_bytes(rows: Iterable[Iterable[Any]], *, errors: str = "shown") -> bytes:
 
 
 def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]], *, errors: str = "shown") -> None:
-    """Write rows to a CSV file, as `csv_bytes` returns them."""
+    """Write rows to a CSV file; the arguments are those of `csv_bytes`."""
     Path(path).write_bytes(csv_bytes(rows, errors=errors))

@@ -1,4 +1,4 @@
-"""A bar for long work, in a terminal only. Imports no torch."""
+"""Progress bars, in a terminal only."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def progress_bar() -> "Progress":
-    """Return a progress display whose descriptions are text, not markup; it is gone when the work is done."""
+    """Return a progress display whose descriptions are plain text; it is removed when the work is done."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from alexlab.output.terminal import Terminal
@@ -23,12 +23,12 @@ def progress_bar() -> "Progress":
 
 
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items, with a bar.
+    """Yield items and show the progress.
 
     Args:
-        items: anything that can be walked.
-        title: what is being done.
-        total: number of items, where they cannot tell it.
+        items: any iterable.
+        title: description of the work.
+        total: number of items; None for `len(items)`.
     """
     bar = progress_bar()
     if bar.disable:

@@ -1,4 +1,4 @@
-"""Rich output in which text from files, configs and names is text: no markup, no `:emoji:` names, no control characters."""
+"""A rich console for untrusted text: no markup, no `:emoji:` names, no control characters."""
 
 from typing import IO, Any
 
@@ -9,16 +9,16 @@ from alexlab.output.escape import shown
 
 
 class Terminal(Console):
-    """Console whose strings, those in tables included, are shown as they are.
+    """Console that prints strings, also those in tables, literally.
 
     Args:
-        file: where to print; None is the standard output.
-        width: in characters; None is that of the terminal.
+        file: output; None for stdout.
+        width: width in characters; None for that of the terminal.
     """
 
     def __init__(self, *, file: IO[str] | None = None, width: int | None = None) -> None:
         super().__init__(file=file, width=width, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a string as rich text, on one line."""
+        """Return a string as rich text on one line."""
         return super().render_str(shown(text), **options)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.output.csv_files import write_csv
-from alexlab.output.escape import markdown
+from alexlab.output.escape import escape_markdown
 from alexlab.pages.images import data_url
 from alexlab.pages.plots import png
 from alexlab.pages.render import Link, file_links, format_value, render
@@ -183,13 +183,13 @@ def _write_csv(runs: Sequence[RunResult], keys: Sequence[str], path: Path) -> No
 def _markdown_report(
     title: str, verdict: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], failures: Sequence[RunResult]
 ) -> str:
-    lines = [f"# {title}", "", markdown(verdict), "", f"| {' | '.join(map(markdown, columns))} |"]
+    lines = [f"# {title}", "", escape_markdown(verdict), "", f"| {' | '.join(map(escape_markdown, columns))} |"]
     lines += [f"|{' --- |' * len(columns)}"]
-    lines += [f"| {' | '.join(markdown(format_value(value)) for value in row)} |" for row in rows]
+    lines += [f"| {' | '.join(escape_markdown(format_value(value)) for value in row)} |" for row in rows]
     if failures:
         lines += ["", "## Failures", ""]
         texts = [f"{relative(run.folder)}: {run.status}: {run.record.get('reason')}" for run in failures]
-        lines += [f"- {markdown(text)}" for text in texts]
+        lines += [f"- {escape_markdown(text)}" for text in texts]
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from alexlab.output.escape import print_line, without_markdown
+from alexlab.output.escape import print_line, unescape_markdown
 
 
 def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
@@ -23,5 +23,5 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
 
     page = write_report([str(pattern) for pattern in config["runs"]], Path(config["out"] or run_dir))
     for line in page.with_name("report.md").read_text(encoding="utf-8").split("\n"):
-        print_line(without_markdown(line))
+        print_line(unescape_markdown(line))
     print_line(relative(page))
