@@ -401,14 +401,14 @@ def test_a_manifest_is_a_data_set(clean: Path, tmp_path: Path) -> None:
     for content, words in (
         ("name\na\n", "must be a CSV file with a column path or file or filename or image; .* has 'name'"),
         ("path,split\na.jpg,train\n", "must have rows of the split val"),
-        ("path,split\na.jpg,train\nb.jpg,val\n", "must have a class in each row"),
+        ("path,split\na.jpg,train\nb.jpg,val\n", "every row of a training manifest needs a class"),
         (
             "path,split,class\na.jpg,train,x\nb.jpg,val,y\n",
             "every class must be in the training split; .* has y elsewhere",
         ),
         ("path,split,class\na.jpg,train,x\nb.jpg,val,x\n", "at least 2 classes; .* has one, x"),
         ("path,size\na.jpg,big\n", "line 2: size must be a whole number; got 'big'"),
-        ("path,size\n,3\n", "line 2: there is no path"),
+        ("path,size\n,3\n", "line 2: the path must not be empty"),
         ("\n".join([lines[0], lines[1].replace(lines[1].split(",")[2], "xyz"), *lines[2:]]), "64 hexadecimal digits"),
     ):
         manifest.write_text(content)

@@ -11,9 +11,9 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
-        ({"root": ""}, "data.root must name a folder of images: data.root=DIR"),
+        ({"root": ""}, "data.root must be a folder of images; set data.root=DIR"),
         ({"channels": 2}, "an image has 1 or 3 channels; got model.in_channels=2"),
         ({"mean": [0.5, 0.5]}, "data.mean must be one or three numbers, or null to measure; got [0.5, 0.5]"),
         ({"preview": -1}, "data.preview must be a number of images; got -1"),
@@ -33,18 +33,18 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
         ({"batch_size": 0}, "data.batch_size must be a whole number of at least 1; got 0"),
     ],
 )
-def test_words(options: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
+def test_invalid_values_are_rejected(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         DataConfig(**(KEYS | options))
 
 
-def test_three_numbers_serve_one_channel() -> None:
+def test_three_numbers_are_averaged_for_one_channel() -> None:
     data = DataConfig(**(KEYS | {"channels": 1}))
     assert data.per_channel(data.mean) == pytest.approx([0.3])
     assert DataConfig(**KEYS).per_channel(KEYS["mean"]) == [0.1, 0.2, 0.6]
 
 
-def test_digits_are_written_once(tmp_path: Path) -> None:
+def test_generated_digits_are_written_once(tmp_path: Path) -> None:
     root = tmp_path / "deep" / "digits"
     data = DataConfig(**(KEYS | {"root": str(root), "generate": "digits"}))
     splits = data.find_splits()
@@ -52,14 +52,14 @@ def test_digits_are_written_once(tmp_path: Path) -> None:
     assert splits.classes == [str(digit) for digit in range(10)]
     assert all(min(split.class_counts()) >= 26 for _, split in splits.items())
     with Image.open(root / splits.train.paths[0]) as image:
-        assert (image.size, image.mode, image.getextrema()) == ((8, 8), "L", (0, 239))  # 15 of 16, scaled to 255
+        assert (image.size, image.mode, image.getextrema()) == ((8, 8), "L", (0, 239))  # 15 of 16 levels, scaled to 255
     written = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*.png"))
     assert data.find_splits().train.paths == splits.train.paths
     assert written == sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*.png"))
     assert [path.name for path in root.parent.iterdir()] == ["digits"]
 
 
-def test_workers_share_the_cores() -> None:
+def test_ranks_divide_the_cores_among_their_workers() -> None:
     assert DataConfig(**(KEYS | {"num_workers": 3})).workers_per_rank(2) == 3
     assert 1 <= DataConfig(**KEYS).workers_per_rank(1) <= 8
     assert DataConfig(**KEYS).workers_per_rank(10_000) == 1

@@ -6,7 +6,8 @@ from torch.utils.data import DataLoader
 
 from alexlab.config import build
 from alexlab.data import datamodule
-from alexlab.data.datamodule import ImageDataModule, num_eval_images
+from alexlab.data.datamodule import ImageDataModule
+from alexlab.data.limits import num_eval_images
 from alexlab.errors import ConfigError
 from support.images import write_images
 from support.runs import TINY, plain
@@ -14,12 +15,12 @@ from support.runs import TINY, plain
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Splits that are sorted by class, as all are, with more than a batch of each class."""
+    """Splits with more than one batch of each class."""
     counts = {"train/ant": 12, "train/bee": 12, "val/ant": 10, "val/bee": 10, "test/ant": 10, "test/bee": 10}
     return write_images(tmp_path_factory.mktemp("data"), counts)
 
 
-def data_of(root: Path, *overrides: str) -> ImageDataModule:
+def datamodule_of(root: Path, *overrides: str) -> ImageDataModule:
     config = plain(*TINY, f"data.root={root}", f"data.cache_dir={root.parent}", "data.batch_size=4", *overrides)
     data = build.datamodule(config, build.data(config).find_splits())
     data.trainer = build.trainer({**config, "callbacks": {}, "logger": {}}, root.parent, num_ranks=1)
@@ -27,16 +28,16 @@ def data_of(root: Path, *overrides: str) -> ImageDataModule:
 
 
 def labels_of(loader: DataLoader[Any], limit: int) -> list[int]:
-    return [label for (_, labels), _ in zip(loader, range(limit), strict=False) for label in labels.tolist()]
+    return [label for (_, batch), _ in zip(loader, range(limit), strict=False) for label in batch.tolist()]
 
 
 @pytest.mark.parametrize(
     "override", ["trainer.limit_val_batches=2", "trainer.limit_val_batches=0.4", "trainer.overfit_batches=2"]
 )
-def test_a_limited_validation_scores_every_class(root: Path, override: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = data_of(root, override)
-    one = labels_of(data.val_dataloader(), 2)
-    assert sorted(one) == [0] * 4 + [1] * 4
+def test_a_limited_validation_samples_every_class(root: Path, override: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = datamodule_of(root, override)
+    labels = labels_of(data.val_dataloader(), 2)
+    assert sorted(labels) == [0] * 4 + [1] * 4
     assert num_eval_images(data.splits.val, data.config, data.trainer.limit_val_batches) == 8
     indices = {tuple(batch) for batch in data.val_dataloader().batch_sampler}
     shared: list[int] = []
@@ -46,36 +47,39 @@ def test_a_limited_validation_scores_every_class(root: Path, override: str, monk
     assert sorted(shared) == sorted(index for batch in indices for index in batch)
 
 
-def test_a_limited_test_scores_every_class(root: Path) -> None:
-    data = data_of(root, "trainer.limit_test_batches=1")
+def test_a_limited_test_samples_every_class(root: Path) -> None:
+    data = datamodule_of(root, "trainer.limit_test_batches=1")
     assert sorted(labels_of(data.test_dataloader(), 1)) == [0, 0, 1, 1]
     assert len(labels_of(data.val_dataloader(), 99)) == 20
 
 
-def test_the_sample_is_the_same_for_every_seed_of_a_run(root: Path) -> None:
+def test_the_sample_depends_on_the_split_seed_only(root: Path) -> None:
     samples = [
-        list(data_of(root, "trainer.limit_val_batches=2", *more).val_dataloader().batch_sampler)
+        list(datamodule_of(root, "trainer.limit_val_batches=2", *more).val_dataloader().batch_sampler)
         for more in ((), ("seed=7",), ("data.split_seed=1",))
     ]
     assert samples[0] == samples[1] != samples[2]
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         (
             "trainer.limit_val_batches=0.1",
-            r"trainer.limit_val_batches must leave a batch: 0.1 of 5 val batches is less",
+            r"trainer.limit_val_batches must leave at least one batch: 0.1 of 5 val batches is less",
         ),
-        ("trainer.limit_train_batches=0.1", r"limit_train_batches must leave a batch: 0.1 of 6 train batches is less"),
+        (
+            "trainer.limit_train_batches=0.1",
+            r"limit_train_batches must leave at least one batch: 0.1 of 6 train batches is less",
+        ),
         (
             "trainer.limit_test_batches=0.1",
-            r"0.1 of 5 test batches is less than one. trainer.limit_test_batches=1 takes",
+            r"0.1 of 5 test batches is less than one. Use trainer.limit_test_batches=1",
         ),
-        ("trainer.overfit_batches=0.1", r"trainer.overfit_batches must leave a batch"),
+        ("trainer.overfit_batches=0.1", r"trainer.overfit_batches must leave at least one batch"),
     ],
 )
-def test_a_fraction_of_less_than_a_batch(root: Path, override: str, words: str) -> None:
+def test_a_limit_of_less_than_one_batch_is_rejected(root: Path, override: str, message: str) -> None:
     config = plain(*TINY, f"data.root={root}", f"data.cache_dir={root.parent}", "data.batch_size=4", override)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         build.check(config, build.data(config).find_splits(), num_ranks=1)

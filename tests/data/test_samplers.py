@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from alexlab.data.dataset import PaddedDataset, SeededDataset
+from alexlab.data.limits import num_limited_batches
 from alexlab.data.samplers import (
     EvalBatchSampler,
-    PaddedDataset,
-    SeededDataset,
     TrainBatchSampler,
     derived_seed,
-    num_limited_batches,
     stratified_sample,
 )
 
 
 class Noisy:
-    """Items that are random, as augmented images are."""
+    """Dataset of random items, like augmented images."""
 
     def __len__(self) -> int:
         return 10
@@ -30,7 +29,7 @@ class Noisy:
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("shards", [None, np.arange(40) // 6])
-def test_the_global_batches_do_not_depend_on_the_devices(
+def test_global_batches_do_not_depend_on_the_number_of_ranks(
     num_ranks: int, accumulate: int, shards: np.ndarray | None
 ) -> None:
     def steps(num_ranks: int, accumulate: int) -> list[set[tuple[int, int]]]:
@@ -56,7 +55,7 @@ def test_the_global_batches_do_not_depend_on_the_devices(
     assert all(len(step) == 12 for step in steps(num_ranks, accumulate))
 
 
-def test_an_epoch_has_its_own_order_and_every_image_at_most_once() -> None:
+def test_each_epoch_has_another_order_of_all_images() -> None:
     batches = TrainBatchSampler([0] * 40, batch_size=8, seed=5)
     first = list(chain.from_iterable(batches))
     batches.set_epoch(1)
@@ -67,63 +66,63 @@ def test_an_epoch_has_its_own_order_and_every_image_at_most_once() -> None:
     assert first == list(chain.from_iterable(TrainBatchSampler([0] * 40, batch_size=8, seed=5)))
 
 
-def of_shards(**options: Any) -> TrainBatchSampler:
+def sharded(**options: Any) -> TrainBatchSampler:
     """20,000 images, 100 in a shard, in batches of 100."""
     keys = {"shard_ids": np.arange(20_000) // 100, "shuffle_shards": 8, "batch_size": 100, "seed": 5} | options
     return TrainBatchSampler([0] * 20_000, **keys)
 
 
-def test_images_of_shards_come_shard_after_shard_and_mixed() -> None:
-    batches = of_shards()
+def test_sharded_images_are_read_shard_by_shard_and_shuffled() -> None:
+    batches = sharded()
     first = np.array([index for _, index in chain.from_iterable(batches)])
-    assert sorted(first) == list(range(20_000)), "each once"
+    assert sorted(first) == list(range(20_000)), "every image once"
     order = batches.shard_order(0)
     assert sorted(order) == list(range(200)) and list(order) == list(dict.fromkeys((first // 100).tolist()))
     steps = order.argsort()[first // 100].reshape(-1, 100)
-    # Those that are read at a time lie within the mix, and one begins with each hundred images; those at the start and at
-    # the end of an epoch are the only ones with fewer beside them.
+    # A batch has images of the shards within the window only, and one more shard begins with each hundred images. Only batches
+    # at the start and at the end of an epoch have images of fewer shards.
     newest = np.maximum.accumulate(steps.max(1))
     assert (newest[:, None] - steps <= 9).all()
     assert (abs(newest - np.arange(200) - 4) <= 2)[8:-8].all()
     spread = np.array([len(np.unique(step)) for step in steps[8:-8]])
-    assert spread.min() >= 8, "a batch is of all that are mixed"
+    assert spread.min() >= 8, "a batch has images of all shards in the window"
     share = np.array([np.bincount(step, minlength=200).max() for step in steps[8:-8]])
-    assert share.mean() < 25, "each with its part, 12.5 on average"
+    assert share.mean() < 25, "no shard dominates a batch; 12.5 images are expected of each"
     batches.set_epoch(1)
     second = [index for _, index in chain.from_iterable(batches)]
     assert list(first) != second and sorted(second) == list(range(20_000))
-    assert [index for _, index in chain.from_iterable(of_shards())] == list(first)
-    by_heart = of_shards(overfit=True)
-    by_heart.set_epoch(1)
-    assert [index for _, index in chain.from_iterable(by_heart)] == list(first)
-    resumed = of_shards(resume_at=(0, 150))
-    assert list(resumed) == list(of_shards())[150:]
+    assert [index for _, index in chain.from_iterable(sharded())] == list(first)
+    overfit = sharded(overfit=True)
+    overfit.set_epoch(1)
+    assert [index for _, index in chain.from_iterable(overfit)] == list(first)
+    resumed = sharded(resume_at=(0, 150))
+    assert list(resumed) == list(sharded())[150:]
 
 
 def test_most_shards_are_read_by_one_rank() -> None:
-    ranks = [list(of_shards(num_ranks=4, rank=rank)) for rank in range(4)]
+    ranks = [list(sharded(num_ranks=4, rank=rank)) for rank in range(4)]
     fetched = [{index // 100 for _, index in chain.from_iterable(batches)} for batches in ranks]
     for rank, batches in enumerate(ranks):
-        told = of_shards(num_ranks=4, rank=rank).shard_order(0).tolist()
-        assert told == list(dict.fromkeys(index // 100 for _, index in chain.from_iterable(batches)))
+        expected = sharded(num_ranks=4, rank=rank).shard_order(0).tolist()
+        assert expected == list(dict.fromkeys(index // 100 for _, index in chain.from_iterable(batches)))
     assert set.union(*fetched) == set(range(200))
-    assert sum(map(len, fetched)) < 2.2 * 200, "not 4 x 200"
+    assert sum(map(len, fetched)) < 2.2 * 200, "4 x 200 if every rank read every shard"
 
 
-def test_who_reads_hears_of_each_epoch() -> None:
-    heard: list[int] = []
-    items = SeededDataset(Noisy(), seed=0, on_epoch=heard.append)
+def test_on_epoch_is_called_once_per_epoch() -> None:
+    epochs: list[int] = []
+    items = SeededDataset(Noisy(), seed=0, on_epoch=epochs.append)
     for keys in ([(0, 1), (0, 2)], [(0, 3)], [(1, 0)], [(3, 1)]):
         items.__getitems__(keys)
-    assert heard == [0, 1, 3]
+    assert epochs == [0, 1, 3]
 
 
-def test_lightning_finds_set_epoch() -> None:
+def test_set_epoch_is_where_lightning_looks_for_it() -> None:
     batches = TrainBatchSampler([0] * 4, batch_size=2)
     assert batches.sampler is batches
 
 
-def test_balanced_draws_every_class_equally_often() -> None:
+def test_balanced_sampling_draws_every_class_equally_often() -> None:
     labels = [0] * 900 + [1] * 100
     drawn = Counter(
         labels[index] for _, index in chain.from_iterable(TrainBatchSampler(labels, batch_size=1000, balanced=True))
@@ -133,7 +132,7 @@ def test_balanced_draws_every_class_equally_often() -> None:
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 @pytest.mark.parametrize("length", range(1, 18))
-def test_an_evaluation_reads_every_image_once_in_as_many_steps_on_every_rank(length: int, num_ranks: int) -> None:
+def test_evaluation_reads_every_image_once_and_all_ranks_take_the_same_steps(length: int, num_ranks: int) -> None:
     ranks = [list(EvalBatchSampler(length, batch_size=4, num_ranks=num_ranks, rank=rank)) for rank in range(num_ranks)]
     assert len({len(batches) for batches in ranks}) == 1
     assert len(ranks[0]) == len(EvalBatchSampler(length, batch_size=4, num_ranks=num_ranks))
@@ -141,7 +140,7 @@ def test_an_evaluation_reads_every_image_once_in_as_many_steps_on_every_rank(len
     assert sorted(index for index in read if index >= 0) == list(range(length))
 
 
-def test_a_sample_has_its_share_of_each_class() -> None:
+def test_a_stratified_sample_has_the_class_fractions_of_the_split() -> None:
     labels = np.repeat([0, 1, 2, 4], [500, 300, 150, 50])
     for count in (20, 100, 333, 1000):
         sample = stratified_sample(labels, count, seed=3)
@@ -157,8 +156,8 @@ def test_a_sample_has_its_share_of_each_class() -> None:
 
 @pytest.mark.parametrize("limit", [1, 3, 99, 0.5, 1.0])
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_a_limited_evaluation_scores_one_sample_on_any_number_of_ranks(num_ranks: int, limit: float) -> None:
-    """The first batches of each rank, as many as Lightning takes, hold the sample and nothing else."""
+def test_a_limited_evaluation_reads_the_same_sample_on_any_number_of_ranks(num_ranks: int, limit: float) -> None:
+    """The batches that Lightning takes of each rank contain exactly the sample."""
     labels = np.repeat([0, 1], 25)
     count = min(50, 8 * num_limited_batches(7, limit))
     sample = stratified_sample(labels, count, seed=0)
@@ -170,22 +169,22 @@ def test_a_limited_evaluation_scores_one_sample_on_any_number_of_ranks(num_ranks
     assert abs(2 * labels[sample].sum() - count) <= 1
 
 
-def test_limits_are_counted_as_lightning_counts_them() -> None:
+def test_limits_are_applied_as_lightning_applies_them() -> None:
     from lightning.pytorch.trainer.connectors.data_connector import RunningStage, _parse_num_batches
 
     for length in range(1, 40):
         for limit in (0, 1, 7, 100, 0.0, 0.29, 0.5, 0.999, 1.0):
             if isinstance(limit, float) and limit > 0 and int(length * limit) == 0:
-                continue  # an error of Lightning, and of ours before it
+                continue  # an error in Lightning, and in alexlab before that
             assert num_limited_batches(length, limit) == _parse_num_batches(RunningStage.VALIDATING, length, limit)
 
 
-def test_padding_is_labelled() -> None:
+def test_padding_has_the_label_of_padding() -> None:
     items = PaddedDataset(Noisy())
     assert (items[3][1], items[-1][1], len(items)) == (3, -1, 10)
 
 
-def test_an_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
+def test_random_draws_depend_on_seed_epoch_and_index_only() -> None:
     items = SeededDataset(Noisy(), seed=1)
     torch.manual_seed(9)
     before = torch.get_rng_state()
@@ -193,16 +192,11 @@ def test_an_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
     assert torch.equal(before, torch.get_rng_state())
     torch.rand(5)
     assert items[(0, 3)] == first
-    assert (
-        len(
-            {items[(epoch, index)][0] for epoch in range(3) for index in range(3)}
-            | {SeededDataset(Noisy(), seed=2)[(0, 0)][0]}
-        )
-        == 10
-    )
+    draws = {items[(epoch, index)][0] for epoch in range(3) for index in range(3)}
+    assert len(draws | {SeededDataset(Noisy(), seed=2)[(0, 0)][0]}) == 10
 
 
-def test_derived_seeds_are_stable_and_apart() -> None:
+def test_derived_seeds_are_stable_and_distinct() -> None:
     assert derived_seed(1, 2) == 5934340693050249675
     assert len({derived_seed(a, b) for a in range(30) for b in range(30)}) == 900
     assert all(0 <= derived_seed(a) < 2**63 for a in range(100))

@@ -14,8 +14,8 @@ from support.images import write_images
 from support.runs import TINY, plain
 
 
-def correlated(root: Path, count: int, *, size: int = 40) -> Split:
-    """Pictures whose colours vary most along one direction."""
+def write_correlated(root: Path, count: int, *, size: int = 40) -> Split:
+    """Write images whose colours vary most along one direction."""
     generator = np.random.default_rng(0)
     for name in ("a", "b"):
         (root / name).mkdir(parents=True)
@@ -27,12 +27,12 @@ def correlated(root: Path, count: int, *, size: int = 40) -> Split:
     return scan_folder(str(root))
 
 
-def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
-    split = correlated(tmp_path / "x", 6)
+def test_statistics_match_the_pixels(tmp_path: Path) -> None:
+    split = write_correlated(tmp_path / "x", 6)
     found = measure_statistics(split, decoding=Decoding())
     pixels = [np.asarray(Image.open(Path(split.root, path))).reshape(-1, 3) / 255 for path in split.paths]
-    mean = np.mean([one.mean(0) for one in pixels], 0)
-    covariance = np.mean([(one - mean).T @ (one - mean) / len(one) for one in pixels], 0)
+    mean = np.mean([each.mean(0) for each in pixels], 0)
+    covariance = np.mean([(each - mean).T @ (each - mean) / len(each) for each in pixels], 0)
     np.testing.assert_allclose(found.mean, mean, atol=1e-12)
     np.testing.assert_allclose(found.std, np.sqrt(np.diag(covariance)), atol=1e-12)
     vectors = np.array(found.eigenvectors)
@@ -42,7 +42,7 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path) -> None:
 
 
 def test_a_large_split_is_sampled_evenly(tmp_path: Path) -> None:
-    split = correlated(tmp_path / "x", 10)
+    split = write_correlated(tmp_path / "x", 10)
     assert measure_statistics(split, decoding=Decoding(), max_images=4).num_images == 4
     assert measure_statistics(split, decoding=Decoding(channels=1), max_images=99).num_images == 10
     assert len(measure_statistics(split, decoding=Decoding(channels=1)).mean) == 1
@@ -52,9 +52,7 @@ def test_a_large_split_is_sampled_evenly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("colour", "channel"), [((90, 20, 30), 0), ((None, None, 255), 2)])
-def test_images_of_one_colour_have_no_standard_deviation(
-    tmp_path: Path, colour: tuple[int | None, ...], channel: int
-) -> None:
+def test_a_constant_channel_needs_data_std(tmp_path: Path, colour: tuple[int | None, ...], channel: int) -> None:
     ramp = np.arange(400, dtype=np.uint8).reshape(20, 20)
     pixels = np.stack([ramp if value is None else np.full_like(ramp, value) for value in colour], -1)
     root = write_images(tmp_path / "data", {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1})
@@ -62,15 +60,15 @@ def test_images_of_one_colour_have_no_standard_deviation(
         Image.fromarray(pixels).save(path)
     config = plain(*TINY, f"data.root={root}", f"data.cache_dir={tmp_path}", "data.mean=null", "data.std=null")
     splits = build.data(config).find_splits()
-    words = rf"data.std must be given .* standard deviation of channel {channel} is 0 over 6 images"
-    with pytest.raises(DataError, match=words):
+    message = rf"cannot measure data.std: the standard deviation of channel {channel} over 6 images is 0"
+    with pytest.raises(DataError, match=message):
         build.measured(config, splits)
     config["data"]["std"] = [0.5]
     assert build.measured(config, splits)[0]["data"]["std"] == [0.5]
 
 
-def test_a_standard_deviation_is_never_no_number(tmp_path: Path) -> None:
-    """In one colour, the mean of squares less the square of the mean may be a little below 0."""
+def test_the_standard_deviation_is_never_nan(tmp_path: Path) -> None:
+    """For a single colour, the mean of squares minus the squared mean may be slightly negative."""
     for name, value in (("a", 77), ("b", 77)):
         (tmp_path / name).mkdir()
         for number in range(3):

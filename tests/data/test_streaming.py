@@ -464,11 +464,14 @@ class Silent(http.server.SimpleHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        ({"cache": "packed"}, "data.cache must be null with data.url, whose images come shard by shard; got 'packed'"),
+        (
+            {"cache": "packed"},
+            "data.cache must be null with data.url, whose images are read shard by shard; got 'packed'",
+        ),
         ({"sampler": "balanced"}, "data.sampler must be shuffle with data.url"),
         ({"manifest": "a.csv"}, "data.manifest must be null with data.url"),
         ({"root": "a"}, "data.root must be null with data.url"),
-        ({"url": None}, "data.root must name a folder of images: data.root=DIR"),
+        ({"url": None}, "data.root must be a folder of images; set data.root=DIR"),
         ({"url": None, "root": "s3://a/b"}, "shards are read with data=streaming data.url=s3://a/b"),
         (
             {"url": "ftp://a/b"},

@@ -4,7 +4,7 @@ import torch
 from alexlab.data.transforms import CenterView, PCAColorNoise, RandomCropView, RandomGeometry, Views
 
 
-def picture(height: int = 30, width: int = 40) -> torch.Tensor:
+def random_image(height: int = 30, width: int = 40) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -12,39 +12,39 @@ def test_center_view_keeps_7_of_8_of_the_shorter_side() -> None:
     image = torch.zeros(3, 64, 96, dtype=torch.uint8)
     image[:, 4:60, 20:76] = 255
     assert (CenterView(56)(image) == 255).all()
-    assert CenterView(24, ratio=1.0)(picture()).shape == (3, 24, 24)
+    assert CenterView(24, ratio=1.0)(random_image()).shape == (3, 24, 24)
 
 
-def test_random_crop_view_moves() -> None:
+def test_random_crops_differ() -> None:
     torch.manual_seed(0)
     view = RandomCropView(28)
-    views = {view(picture()).sum().item() for _ in range(5)}
+    views = {view(random_image()).sum().item() for _ in range(5)}
     assert len(views) > 1
-    assert view(picture()).shape == (3, 28, 28)
+    assert view(random_image()).shape == (3, 28, 28)
 
 
-def test_geometry_of_nothing_is_the_image() -> None:
-    assert torch.equal(RandomGeometry()(picture()), picture())
+def test_random_geometry_defaults_to_the_identity() -> None:
+    assert torch.equal(RandomGeometry()(random_image()), random_image())
 
 
-def test_a_shift_moves_pixels_and_repeats_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shift_moves_pixels_and_repeats_the_border(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda _: torch.tensor([0.5, 0.5, 0.5, 0.5, 1.0, 0.5]))
-    moved = RandomGeometry(shift=0.25)(picture())
-    assert torch.equal(moved[:, :, :30], picture()[:, :, 10:])
-    assert torch.equal(moved[:, :, 30:], picture()[:, :, -1:].expand(3, 30, 10))
+    moved = RandomGeometry(shift=0.25)(random_image())
+    assert torch.equal(moved[:, :, :30], random_image()[:, :, 10:])
+    assert torch.equal(moved[:, :, 30:], random_image()[:, :, -1:].expand(3, 30, 10))
 
 
-def test_a_quarter_turn_of_an_oblong_image_keeps_its_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rotation_does_not_distort_an_oblong_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda _: torch.tensor([1.0, 0.5, 0.5, 0.5, 0.5, 0.5]))
-    square = picture(30, 30)
+    square = random_image(30, 30)
     turned = RandomGeometry(rotation=90)(square)
     assert torch.equal(turned, square.rot90(1, (1, 2))) or torch.equal(turned, square.rot90(-1, (1, 2)))
     oblong = torch.zeros(1, 20, 60, dtype=torch.uint8)
-    oblong[:, 5:15, 25:35] = 200  # a square in the middle stays that square
+    oblong[:, 5:15, 25:35] = 200  # a centred square, which a quarter turn leaves unchanged
     assert torch.equal(RandomGeometry(rotation=90)(oblong), oblong)
 
 
-def test_a_zoom_scales_about_the_centre(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zoom_scales_about_the_centre(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda _: torch.tensor([0.5, 0.5, 0.0, 0.0, 0.5, 0.5]))
     image = torch.zeros(1, 40, 40, dtype=torch.uint8)
     image[:, 15:25, 15:25] = 255
@@ -53,12 +53,12 @@ def test_a_zoom_scales_about_the_centre(monkeypatch: pytest.MonkeyPatch) -> None
     assert (zoomed[:, :9] == 0).all()
 
 
-def test_words() -> None:
-    with pytest.raises(ValueError, match=r"zoom must lie in \[0, 1\); got 1"):
+def test_a_zoom_of_1_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"zoom must be in \[0, 1\); got 1"):
         RandomGeometry(zoom=1)
 
 
-def test_colour_noise_follows_the_components() -> None:
+def test_colour_noise_has_the_covariance_of_the_components() -> None:
     """One colour for the whole image: P (a * lambda), a ~ N(0, std), as values in [0, 1]."""
     vectors, values = torch.linalg.qr(torch.randn(3, 3))[0], torch.tensor([0.2, 0.05, 0.01])
     noise = PCAColorNoise(values.tolist(), vectors.tolist(), std=0.1)
@@ -72,21 +72,21 @@ def test_colour_noise_follows_the_components() -> None:
     assert noise(torch.full((3, 2, 2), 255, dtype=torch.uint8)).dtype == torch.uint8
 
 
-def test_colour_noise_needs_its_components() -> None:
+def test_colour_noise_without_valid_components_is_rejected() -> None:
     with pytest.raises(ValueError, match="or both be null for a run to measure them"):
         PCAColorNoise()
     with pytest.raises(ValueError, match="must be 3 x 3"):
         PCAColorNoise([0.1], [[1.0]])
 
 
-def test_the_square_crop_stays_in_the_central_square() -> None:
+def test_square_crops_are_inside_the_central_square() -> None:
     image = torch.zeros(3, 80, 400, dtype=torch.uint8)
     image[:, :, 160:240] = 255
     assert all(RandomCropView(70, 0.875, square=True)(image).min() > 200 for _ in range(20))
     assert min(RandomCropView(70, 0.875)(image).min() for _ in range(20)) == 0
 
 
-def test_views() -> None:
+def test_views_are_the_crops_and_their_mirror_images() -> None:
     image = torch.randint(0, 255, (3, 90, 120), dtype=torch.uint8)
     assert Views(64)(image).shape == (1, 3, 64, 64)
     assert Views(64, "five")(image).shape == (5, 3, 64, 64)

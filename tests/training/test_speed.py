@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alexlab.config import build
 from alexlab.data.datamodule import ImageDataModule, collate
-from alexlab.data.samplers import SeededDataset
+from alexlab.data.dataset import SeededDataset
 from alexlab.distributed import hardware
 from alexlab.distributed.launch import Limits, launch
 from alexlab.runs.safe_load import load_file

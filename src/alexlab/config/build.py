@@ -29,7 +29,8 @@ from alexlab.data.cache.on_device import check_crops
 from alexlab.data.cache.pack import PackConfig, PackedImages, pack_mismatch, required_size
 from alexlab.data.class_names import display_names, read_class_names
 from alexlab.data.config import DataConfig
-from alexlab.data.datamodule import ImageDataModule, check_batch_size, check_limits
+from alexlab.data.datamodule import ImageDataModule
+from alexlab.data.limits import check_batch_size, check_limits
 from alexlab.data.splits import Split, Splits
 from alexlab.data.statistics import ChannelStatistics, check_std, measure_statistics
 from alexlab.data.transforms import PCAColorNoise, Views

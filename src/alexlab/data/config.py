@@ -1,4 +1,4 @@
-"""The keys of the `data` node: what is read, how it is divided and how it is handed to the net. Imports no torch."""
+"""Config node `data`: which images are read, how they are split and how they are loaded."""
 
 import math
 import os
@@ -19,39 +19,39 @@ from alexlab.data.streaming.store import is_url
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError
 
-MAX_WORKERS = 1024  # loader processes of a device; more than the cores only wait for each other
+MAX_WORKERS = 1024  # per rank; more loader processes than cores only wait for one another
 GENERATORS = {"digits": write_digits, "photographs": write_synthetic_photos}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """One data set and the way it is fed.
+    """Dataset and its loading.
 
     Args:
-        root: the folder, in one of the layouts of `alexlab.data.splits`, relative to the working directory; None with `url`.
-        url: where the shards lie that `prepare.py action=shard` has written, a folder or a prefix of an object store.
+        root: folder or manifest of the dataset in one of the layouts of `alexlab.data.discovery`, relative to the working
+            directory; None with `url`.
+        url: folder, or prefix in an object store, of the shards that `prepare.py action=shard` has written.
         stream: see `alexlab.data.streaming.index.StreamConfig`.
-        image_size: height and width of what the net gets, in pixels.
+        image_size: height and width of the network's input, in pixels.
         channels: 3 for RGB, 1 for grey.
-        mean, std: of the values in [0, 1], for each channel; with one channel, three numbers are averaged. None is what a
-            run measures on its training split.
+        mean, std: per-channel statistics of values in [0, 1]; three numbers are averaged for one channel. None measures them on
+            the training split.
         batch_size: images of one optimizer step, over all devices and accumulated batches.
-        num_workers: loader processes of each device; None takes one for each core that a device has, at most 8.
-        val_fraction, test_fraction: parts of each class that are set aside where the folder has no such split.
+        num_workers: loader processes per rank; None for one per core of the rank, at most 8.
+        val_fraction, test_fraction: fraction of each class, 0..1, that becomes val and test if the dataset lacks them.
         val_split: `val`, or `test` to validate on the test split.
-        split_seed: another number divides an undivided folder in another way.
-        splits: the folder of each split in `root`, `.` for `root` itself; all null to find them by their names.
-        sampler: `shuffle`, every image once an epoch; `balanced`, with replacement, every class equally often.
-        cache: `packed` decodes every image once, to `pack.size`, and reads it from there; `device` keeps the packed images in the
-            memory of each device and cuts them there; None decodes the files each time.
+        split_seed: seed for splitting a dataset that lacks splits.
+        splits: folder of each split inside `root`, where `.` is `root` itself; all null to recognise them by their names.
+        sampler: `shuffle` for every image once per epoch; `balanced` to draw with replacement, every class equally often.
+        cache: `packed` to decode every image once, to `pack.size`; `device` to keep these images in the memory of each device
+            too, and crop them there; None to decode the files each time.
         pack: see `alexlab.data.cache.pack.PackConfig`.
-        on_error: `raise` ends the run at an image that cannot be read, `skip` lists it and goes on without it.
-        cache_dir: where packs and lists of files are kept, the latter so that the next start need not walk the folder again.
-        preview: so many training images are drawn as the net will see them, to preview.png and TensorBoard.
+        on_error: `raise` to stop at an unreadable image, `skip` to log it and continue without it.
+        cache_dir: folder for packs and for cached lists of files.
+        preview: number of training images to draw as the network will see them, in preview.png and TensorBoard.
         max_megapixels, intensity_range: see `alexlab.data.image_file.Decoding`.
-        manifest: a list of all images with their SHA-256, as `prepare.py action=check` writes it; every file that is read
-            must have it.
-        generate: writes the data set when `root` is not there: `digits`, `photographs` (made ones, to measure with), or None.
+        manifest: manifest with the required SHA-256 of every image, as `prepare.py action=check` writes it.
+        generate: dataset to write if `root` does not exist: `digits`, `photographs` (synthetic, for benchmarks) or None.
     """
 
     root: str | None
@@ -81,10 +81,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.root and not self.url:
-            raise ConfigError("data.root must name a folder of images: data.root=DIR")
+            raise ConfigError("data.root must be a folder of images; set data.root=DIR")
         self._check_url()
         bind(StreamConfig, "data.stream", **self.stream)
-        self.decoding  # noqa: B018 - checks its values
+        self.decoding  # noqa: B018 - Decoding checks its values
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not (
                 len(values) in (1, 3) and all(map(math.isfinite, values)) and (name == "mean" or min(values) > 0)
@@ -114,12 +114,12 @@ class DataConfig:
             raise ConfigError(f"data.root must be a folder; shards are read with data=streaming data.url={self.root}")
         if self.url is None:
             return
-        others = {"cache": None, "sampler": "shuffle", "manifest": None, "root": None}
-        for name, needed in others.items():
-            if getattr(self, name) != needed:
-                wanted = "null" if needed is None else needed
+        required = {"cache": None, "sampler": "shuffle", "manifest": None, "root": None}
+        for name, value in required.items():
+            if getattr(self, name) != value:
                 raise ConfigError(
-                    f"data.{name} must be {wanted} with data.url, whose images come shard by shard; got {getattr(self, name)!r}"
+                    f"data.{name} must be {value or 'null'} with data.url, whose images are read shard by shard; "
+                    f"got {getattr(self, name)!r}"
                 )
         if any(self.splits.values()):
             raise ConfigError(
@@ -128,18 +128,22 @@ class DataConfig:
 
     @property
     def decoding(self) -> Decoding:
-        """The settings by which files become pixels."""
+        """Decoding settings."""
         return Decoding(
             channels=self.channels, max_megapixels=self.max_megapixels, intensity_range=self.intensity_range
         )
 
     @property
     def location(self) -> str:
-        """Where the images are, for people."""
+        """Folder or URL of the images, for messages."""
         return str(self.url or self.root)
 
     def find_splits(self) -> Splits:
-        """Looks the files up; writes the data set first where it can be made and is not there."""
+        """Find the files of each split; write the dataset first if it is missing and can be generated.
+
+        Raises:
+            DataError: if the dataset is missing or invalid.
+        """
         if self.url is not None:
             return find_sharded_splits(
                 self.url,
@@ -163,14 +167,14 @@ class DataConfig:
         return splits if self.manifest is None else add_manifest_hashes(splits, self.manifest)
 
     def per_channel(self, values: Sequence[float] | None) -> list[float]:
-        """As many numbers as channels: three are averaged for one, one is repeated for three."""
+        """Return one number per channel: three are averaged for one channel, one is repeated for three."""
         assert values is not None, "measured before the run is built"
         if len(values) == self.channels:
             return list(values)
         return [sum(values) / len(values)] * self.channels
 
     def workers_per_rank(self, num_ranks: int) -> int:
-        """Loader processes of each of `num_ranks` ranks of this machine."""
+        """Return the number of loader processes of each of `num_ranks` ranks on this node."""
         if self.num_workers is not None:
             return self.num_workers
         return min(8, max(1, num_cores() // num_ranks))

@@ -1,34 +1,43 @@
-"""One split as a data set of tensors."""
+"""Datasets of a split: images as tensors, with random draws that depend on nothing but seed, epoch and index."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from alexlab.data.image_file import DEFAULT_DECODING, Decoding
-from alexlab.data.samplers import UNREADABLE
+from alexlab.data.samplers import PADDING, derived_seed
 from alexlab.data.splits import Split
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ImageError
 
+UNREADABLE = -2  # label of an image that cannot be read, if that is not an error
+
+
+class MapDataset(Protocol):
+    """Map-style dataset of (input, label) pairs."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
+
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    """A picture (H, W, C) as a tensor (C, H, W), in memory row by row with the channels last, which resizes fastest."""
+    """Return an image (H, W, C) as a tensor (C, H, W) without copying it: channels last in memory, which resizes fastest."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class ImageDataset:
-    """One split as a data set with the interface of torchvision's ImageFolder.
+    """Dataset of one split with the interface of torchvision's ImageFolder.
 
-    An item is (image, label): what `transform` makes of the uint8 tensor (C, H, W), and the index of the class.
+    An item is (image, label), where `transform` has been applied to the uint8 image (C, H, W).
 
     Args:
-        split: the files.
-        transform: called with the tensor; None leaves it as it is.
-        decoding: the settings by which files become pixels.
-        unreadable: takes images that cannot be read; their items are black images with the label UNREADABLE. None raises
+        split: files and labels.
+        transform: function of the image tensor; None for the identity.
+        decoding: decoding settings.
+        unreadable: log for images that cannot be read; their items are black images with the label UNREADABLE. None raises
             ImageError instead.
     """
 
@@ -50,19 +59,19 @@ class ImageDataset:
 
     @property
     def samples(self) -> list[tuple[str, int]]:
-        """(path, label) of each image, made anew at each call: a list of a million strings is best not kept."""
+        """(path, label) of each image; created on each access, because a list of a million strings takes 100 MB."""
         return [(self.split.file_path(index), label) for index, label in enumerate(self.targets)]
 
     @property
     def imgs(self) -> list[tuple[str, int]]:
-        """The older name of `samples`."""
+        """Older name of `samples`."""
         return self.samples
 
     @property
     def targets(self) -> list[int]:
-        """The label of each image."""
-        found: list[int] = self.split.labels.tolist()
-        return found
+        """Label of each image."""
+        labels: list[int] = self.split.labels.tolist()
+        return labels
 
     def __len__(self) -> int:
         return len(self.split)
@@ -77,3 +86,51 @@ class ImageDataset:
             self.unreadable.add(error)
             image, label = torch.zeros(self.decoding.channels, 256, 256, dtype=torch.uint8), UNREADABLE
         return (self.transform(image) if self.transform else image), label
+
+
+class SeededDataset:
+    """Dataset with keys (epoch, index), whose random draws come from a generator seeded by (seed, epoch, index).
+
+    Args:
+        dataset: the items.
+        seed: seed of the run.
+        on_epoch: function called with each new epoch, in the process that reads.
+    """
+
+    def __init__(self, dataset: MapDataset, *, seed: int, on_epoch: Callable[[int], None] | None = None) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.on_epoch = on_epoch
+        self.epoch: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Any, int]]:
+        """Return the items of a batch, which DataLoader fetches at once."""
+        items = []
+        with torch.random.fork_rng(devices=[]):
+            for epoch, index in keys:
+                if epoch != self.epoch and self.on_epoch is not None:
+                    self.on_epoch(epoch)
+                self.epoch = epoch
+                torch.default_generator.manual_seed(derived_seed(self.seed, epoch, index))
+                items.append(self.dataset[index])
+        return items
+
+
+class PaddedDataset:
+    """Dataset that accepts the index PADDING, for an item with the label PADDING, which no metric counts."""
+
+    def __init__(self, dataset: MapDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.dataset[max(index, 0)]
+        return image, label if index >= 0 else PADDING

@@ -1,4 +1,4 @@
-"""Batches that are on the device when they are asked for: the next one is copied, and cut, while a step runs."""
+"""Prefetching to the device: the next batch is copied, and optionally cropped, while a step runs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
@@ -12,79 +12,80 @@ PostProcess = Callable[[Batch], Batch]
 T = TypeVar("T")
 
 
-class Ready(Protocol):
-    """Something that was begun; called when it is needed."""
+class Pending(Protocol):
+    """Handle of work that was started; calling it returns the result."""
 
     def __call__(self) -> Any: ...
 
 
-def prefetch(items: Iterable[T], begin: Callable[[T], Ready]) -> Iterator[Any]:
-    """Begins with each item while the one before is in use.
+def prefetch(items: Iterable[T], start: Callable[[T], Pending]) -> Iterator[Any]:
+    """Yield the result for each item, having started the next one first.
 
     Args:
-        items: anything.
-        begin: begins with an item and gives what hands it over.
+        items: inputs, in order.
+        start: function that starts the work for an item and returns its handle.
     """
-    waiting: Ready | None = None
+    pending: Pending | None = None
     for item in items:
-        begun = begin(item)
-        if waiting is not None:
-            yield waiting()
-        waiting = begun
-    if waiting is not None:
-        yield waiting()
+        started = start(item)
+        if pending is not None:
+            yield pending()
+        pending = started
+    if pending is not None:
+        yield pending()
 
 
 class DevicePrefetcher:
-    """Copies batches to a device, on a stream of its own where the device has streams, and finishes them there.
+    """Copy of batches to a device, on a separate CUDA stream where there are streams.
 
     Args:
-        device: where the batches go.
-        finish: what is done with a batch on the device, such as to cut its images; None for nothing.
+        device: target device.
+        post_process: function applied to each batch on the device, such as cropping its images; None for the identity.
     """
 
-    def __init__(self, device: torch.device, finish: PostProcess | None = None) -> None:
-        self.device, self.finish = device, finish
+    def __init__(self, device: torch.device, post_process: PostProcess | None = None) -> None:
+        self.device, self.post_process = device, post_process
         self.stream: torch.cuda.Stream | None = (
-            None  # made with the first batch: CUDA starts after the processes are forked
+            None  # created with the first batch: CUDA must start after workers are forked
         )
 
-    def __call__(self, batch: Batch) -> Ready:
+    def __call__(self, batch: Batch) -> Pending:
+        """Start to copy a batch."""
         if self.device.type != "cuda":
-            done = self._moved(batch)
-            return lambda: done
+            copied = self._copied(batch)
+            return lambda: copied
         if self.stream is None:
             self.stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(self.stream):
-            done = self._moved(batch)
+            copied = self._copied(batch)
             ready = self.stream.record_event()
 
-        def hand_over() -> Batch:
+        def wait() -> Batch:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(ready)
-            for tensor in done:
-                tensor.record_stream(current)  # its memory is not given to others while the step uses it
-            return done
+            for tensor in copied:
+                tensor.record_stream(current)  # so that its memory is not reused while the step needs it
+            return copied
 
-        return hand_over
+        return wait
 
-    def _moved(self, batch: Batch) -> Batch:
+    def _copied(self, batch: Batch) -> Batch:
         images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
-        return (images, labels) if self.finish is None else self.finish((images, labels))
+        return (images, labels) if self.post_process is None else self.post_process((images, labels))
 
 
 class PrefetchLoader(DataLoader[Any]):
-    """A DataLoader whose batches are on a device, one ahead of the step.
+    """DataLoader whose batches are on a device, one ahead of the step.
 
     Args:
-        args, keywords: of DataLoader.
-        to_device: what brings them there; None leaves them where they are.
+        args, kwargs: arguments of DataLoader.
+        prefetcher: function that starts to copy a batch to the device; None leaves batches on the CPU.
     """
 
-    def __init__(self, *args: Any, to_device: Callable[[Batch], Ready] | None = None, **keywords: Any) -> None:
-        super().__init__(*args, **keywords)
-        self.to_device = to_device
+    def __init__(self, *args: Any, prefetcher: Callable[[Batch], Pending] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prefetcher = prefetcher
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
-        return batches if self.to_device is None else prefetch(batches, self.to_device)
+        return batches if self.prefetcher is None else prefetch(batches, self.prefetcher)

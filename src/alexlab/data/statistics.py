@@ -1,4 +1,4 @@
-"""Mean, spread and principal components of the colours of a split, for recipes that are told in terms of their data."""
+"""Per-channel mean, standard deviation and colour PCA of a split."""
 
 import json
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from alexlab.distributed.hardware import num_cores
 from alexlab.errors import DataError, ImageError
 from alexlab.output.progress import track
 
-MIN_STD = 0.001  # a quarter of a grey level: dividing by less would blow up rounding
-MAX_IMAGES = 10_000  # of a larger split so many, evenly spaced: the mean of as many images is right within .003
+MIN_STD = 0.001  # a quarter of a grey level: dividing by less would amplify rounding errors
+MAX_IMAGES = 10_000  # of larger splits, an evenly spaced sample; its mean is within .003 of that of all images
 
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """What the pixels of a split are like, as values in [0, 1]; each image counts as much as any other.
+    """Statistics of the pixels of a split as values in [0, 1], each image weighted equally.
 
     Args:
-        num_images: that were looked at.
-        mean, std: of each channel.
-        eigenvalues: of the covariance of the channels, the largest first.
-        eigenvectors: its columns belong to them; the largest component of each is positive.
+        num_images: number of images that were measured.
+        mean, std: one number per channel.
+        eigenvalues: eigenvalues of the covariance of the channels, in descending order.
+        eigenvectors: their eigenvectors as columns, each with a positive largest component.
     """
 
     num_images: int
@@ -36,33 +36,34 @@ class ChannelStatistics:
     eigenvectors: Sequence[Sequence[float]]
 
     def write(self, path: Path) -> None:
-        """Writes the numbers as JSON."""
+        """Write the statistics as JSON."""
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
 
 def measure_statistics(
     split: Split, *, decoding: Decoding, max_images: int = MAX_IMAGES, skip_unreadable: bool = False
 ) -> ChannelStatistics:
-    """Decodes the images of a split on all cores, with a progress bar in a terminal.
+    """Decode the images of a split on all cores and measure their channels, with a progress bar in a terminal.
 
     Args:
-        split: the files.
-        decoding: the settings by which files become pixels.
-        max_images: of a larger split, so many are looked at.
-        skip_unreadable: go on without the images that cannot be read.
+        split: images to measure.
+        decoding: decoding settings.
+        max_images: size of the sample of a larger split.
+        skip_unreadable: skip unreadable images instead of raising.
 
     Raises:
-        DataError: with path and reason, when a file is no readable picture.
+        ImageError: if an image is unreadable.
+        DataError: if no image is readable.
     """
     chosen, channels = split.sample_indices(max_images), decoding.channels
     first, second = np.zeros(channels), np.zeros((channels, channels))
-    # Threads: Pillow and numpy let each other work, and the ranks of the run can still be forked afterwards.
     num_images = 0
+    # Threads suffice, because Pillow and NumPy release the GIL, and the ranks of the run can still be forked afterwards.
     with ThreadPoolExecutor(num_cores()) as pool:
         moments = pool.map(lambda index: _moments(split, index, decoding, skip_unreadable), chosen)
-        for found in track(moments, "measuring colours", len(chosen)):
-            if found is not None:
-                first, second, num_images = first + found[0], second + found[1], num_images + 1
+        for result in track(moments, "measuring colours", len(chosen)):
+            if result is not None:
+                first, second, num_images = first + result[0], second + result[1], num_images + 1
     if not num_images:
         raise DataError(f"no image of {split.root} could be read")
     first, second = first / num_images, second / num_images
@@ -73,24 +74,26 @@ def measure_statistics(
     return ChannelStatistics(
         num_images=num_images,
         mean=first.tolist(),
-        std=np.sqrt(covariance.diagonal().clip(min=0)).tolist(),  # of one colour, rounding may leave less than 0
+        std=np.sqrt(
+            covariance.diagonal().clip(min=0)
+        ).tolist(),  # rounding may make the variance of one colour negative
         eigenvalues=values.tolist(),
         eigenvectors=vectors.tolist(),
     )
 
 
-def check_std(found: ChannelStatistics) -> None:
-    """Check that values can be divided by the standard deviation that was measured.
+def check_std(statistics: ChannelStatistics) -> None:
+    """Check that pixels can be divided by the measured standard deviation.
 
     Raises:
-        DataError: if a channel is the same everywhere, or almost.
+        DataError: if a channel is constant, or almost.
     """
-    for channel, std in enumerate(found.std):
+    for channel, std in enumerate(statistics.std):
         if not std >= MIN_STD:
             raise DataError(
-                f"data.std must be given where it cannot be measured: the standard deviation of channel {channel} is "
-                f"{round(std, 4):g} over {found.num_images} images, too little to divide by. Check that the images are not "
-                "all of one colour, or set data.mean=[0.5] data.std=[0.5]"
+                f"cannot measure data.std: the standard deviation of channel {channel} over {statistics.num_images} images is "
+                f"{round(std, 4):g}, too small to divide by. Check that the images are not all of one colour, or set "
+                "data.mean=[0.5] data.std=[0.5]"
             )
 
 

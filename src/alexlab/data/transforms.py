@@ -1,4 +1,4 @@
-"""Transforms that torchvision does not have. All take and give uint8 images (C, H, W); `Views` gives (V, C, H, W)."""
+"""Transforms that torchvision lacks, from uint8 images (C, H, W) to uint8 images; `Views` returns (V, C, H, W)."""
 
 import math
 from collections.abc import Sequence
@@ -12,56 +12,56 @@ VIEWS = ("center", "five", "ten_crop")
 
 
 class CenterView(torch.nn.Module):
-    """The centre of the image: the shorter side resized to `size` / `ratio`, then a square of `size` cut from the centre.
+    """Resize of the shorter side to `size` / `ratio`, then a central square crop of `size`.
 
     Args:
-        size: side of the square, in pixels.
-        ratio: the part of the shorter side that is kept; 0.875 = 224 / 256 as in the 2012 paper, section 2.
+        size: side of the crop, in pixels.
+        ratio: fraction of the shorter side that is kept; 0.875 = 224 / 256 as in the 2012 paper, section 2.
     """
 
     def __init__(self, size: int, ratio: float = 0.875) -> None:
         super().__init__()
-        self.whole = round(size / ratio)
-        # Two steps, so that a central square that was kept beforehand gives the same pixels, also where margins are odd.
-        self.square = v2.Compose([v2.Resize(self.whole, antialias=True), v2.CenterCrop(self.whole)])
-        self.cut = v2.CenterCrop(size)
+        self.resized = round(size / ratio)
+        # Two crops, so that a packed central square gives the same pixels, even if the margins are odd.
+        self.to_square = v2.Compose([v2.Resize(self.resized, antialias=True), v2.CenterCrop(self.resized)])
+        self.crop = v2.CenterCrop(size)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.cut(image if _is_square(image, self.whole) else self.square(image))
+        return self.crop(image if _is_square(image, self.resized) else self.to_square(image))
 
 
 class RandomCropView(torch.nn.Module):
-    """A square of `size` from anywhere in the image whose shorter side is resized to `size` / `ratio`, as in the 2012 paper.
+    """Resize of the shorter side to `size` / `ratio`, then a random square crop of `size`, as in the 2012 paper.
 
     Args:
-        size: side of the square, in pixels.
+        size: side of the crop, in pixels.
         ratio: as in CenterView.
-        square: cut from the central square of `size` / `ratio` only, as the paper did; else from the whole image.
+        square: crop from the central square of `size` / `ratio` only, as the paper did, rather than from the whole image.
     """
 
     def __init__(self, size: int, ratio: float = 0.875, square: bool = False) -> None:
         super().__init__()
-        self.whole, self.square = round(size / ratio), square
-        centre = [v2.CenterCrop(self.whole)] if square else []
-        self.resized = v2.Compose([v2.Resize(self.whole, antialias=True), *centre])
-        self.cut = v2.RandomCrop(size)
+        self.resized, self.square = round(size / ratio), square
+        center = [v2.CenterCrop(self.resized)] if square else []
+        self.prepare = v2.Compose([v2.Resize(self.resized, antialias=True), *center])
+        self.crop = v2.RandomCrop(size)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.cut(image if _is_square(image, self.whole) else self.resized(image))
+        return self.crop(image if _is_square(image, self.resized) else self.prepare(image))
 
 
 def _is_square(image: Tensor, side: int) -> bool:
-    """Whether an image is already what it would be resized and cut to: steps that do nothing take 20 us, a cut 20."""
+    """Return whether an image is a square of `side`, so that resizing can be skipped: it takes 20 us even if it does nothing."""
     return image.shape[-2:] == (side, side)
 
 
 class Views(torch.nn.Module):
-    """Several views of one image, over which an evaluation averages the softmax (the 2012 paper, section 4.1).
+    """Several crops of an image, over which an evaluation averages the softmax (2012 paper, section 4.1).
 
-    They are cut from the central square of `size` / `ratio`, to which the shorter side is resized.
+    The shorter side is resized to `size` / `ratio`, and the crops are taken from the central square.
 
     Args:
-        size: side of each view, in pixels.
+        size: side of each crop, in pixels.
         views: `center`, `five` (the corners and the centre) or `ten_crop` (those and their mirror images).
         ratio: as in CenterView.
     """
@@ -70,28 +70,28 @@ class Views(torch.nn.Module):
         super().__init__()
         if views not in VIEWS:
             raise ValueError(f"views must be one of {', '.join(VIEWS)}; got {views!r}")
-        self.whole = round(size / ratio)
-        self.square = CenterView(self.whole, 1.0)
-        self.cut = v2.FiveCrop(size)
+        self.resized = round(size / ratio)
+        self.to_square = CenterView(self.resized, 1.0)
+        self.crop = v2.FiveCrop(size)
         self.views = views
 
     def forward(self, image: Tensor) -> Tensor:
-        five = torch.stack(self.cut(self.square(image)))
+        five = torch.stack(self.crop(self.to_square(image)))
         if self.views == "center":
             return five[-1:]
         return five if self.views == "five" else torch.cat([five, five.flip(-1)])
 
 
 class PCAColorNoise(torch.nn.Module):
-    """Adds to all pixels of an image one random colour, P (a * lambda) (the 2012 paper, section 4.1).
+    """Addition of one random colour, P (a * lambda), to all pixels of an image (2012 paper, section 4.1).
 
     P and lambda are the eigenvectors and eigenvalues of the covariance of the colours of the training split, as values in
     [0, 1], and a ~ N(0, std) is drawn for each component. The sum is rounded to 8 bits, which the paper did not do.
 
     Args:
-        eigenvalues: three numbers; null in a config is measured by the run.
-        eigenvectors: 3 x 3, a column for each eigenvalue.
-        std: of a; 0.1 in the paper.
+        eigenvalues: three numbers; null in a config measures them.
+        eigenvectors: 3 x 3, one column per eigenvalue.
+        std: standard deviation of a; 0.1 in the paper.
     """
 
     def __init__(
@@ -102,7 +102,9 @@ class PCAColorNoise(torch.nn.Module):
     ) -> None:
         super().__init__()
         if eigenvalues is None or eigenvectors is None:
-            raise ValueError("eigenvalues and eigenvectors must be given, or both be null for a run to measure them")
+            raise ValueError(
+                "eigenvalues and eigenvectors must both be given, or both be null for a run to measure them"
+            )
         self.axes = 255 * torch.tensor(eigenvectors) * torch.tensor(eigenvalues)
         if self.axes.shape != (3, 3):
             raise ValueError(f"eigenvectors must be 3 x 3 and eigenvalues 3 numbers; got {eigenvectors}, {eigenvalues}")
@@ -114,20 +116,21 @@ class PCAColorNoise(torch.nn.Module):
 
 
 class RandomGeometry(torch.nn.Module):
-    """Keras' `ImageDataGenerator`: a random rotation, shift, shear and zoom of the image about its centre, in one bilinear
-    pass; what comes from outside the image repeats its nearest pixel. The size stays.
+    """Keras' `ImageDataGenerator`: random rotation, shift, shear and zoom about the centre, in one bilinear resampling.
+
+    The size of the image stays the same. Pixels from outside it repeat the nearest pixel.
 
     Args:
-        rotation: largest angle, in degrees, either way.
-        shift: largest shift along each side, as a part of that side.
-        shear: largest angle of shear, in degrees, either way: Keras' unit, in which its usual .2 is hardly a shear.
-        zoom: each side is zoomed by its own factor between 1 - zoom and 1 + zoom.
+        rotation: largest angle either way, in degrees.
+        shift: largest shift along each side, as a fraction of that side.
+        shear: largest shear angle either way, in degrees. This is Keras' unit, in which its usual .2 is hardly a shear.
+        zoom: each side is scaled by its own factor between 1 - zoom and 1 + zoom.
     """
 
     def __init__(self, rotation: float = 0.0, shift: float = 0.0, shear: float = 0.0, zoom: float = 0.0) -> None:
         super().__init__()
         if not 0 <= zoom < 1:
-            raise ValueError(f"zoom must lie in [0, 1); got {zoom}")
+            raise ValueError(f"zoom must be in [0, 1); got {zoom}")
         self.rotation, self.shift, self.shear, self.zoom = rotation, shift, shear, zoom
 
     def forward(self, image: Tensor) -> Tensor:
@@ -141,10 +144,10 @@ class RandomGeometry(torch.nn.Module):
             @ torch.tensor([[1, -math.sin(shear)], [0, math.cos(shear)]])
             @ torch.tensor([[zoom_x, 0], [0, zoom_y]])
         )
-        # affine_grid counts in half sides: a turn of an oblong image must be told their ratio.
+        # affine_grid measures in half sides: without this factor, a rotation would distort an oblong image.
         sides = torch.tensor([width, height], dtype=torch.float)
         matrix = matrix * sides[None] / sides[:, None]
         shift = 2 * self.shift * torch.tensor(draws[4:])
         grid = F.affine_grid(torch.cat([matrix, shift[:, None]], 1)[None], [1, 1, height, width], align_corners=False)
-        moved = F.grid_sample(image[None].float(), grid, padding_mode="border", align_corners=False)[0]
-        return moved.round().clamp(0, 255).to(torch.uint8)
+        resampled = F.grid_sample(image[None].float(), grid, padding_mode="border", align_corners=False)[0]
+        return resampled.round().clamp(0, 255).to(torch.uint8)

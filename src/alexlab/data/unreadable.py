@@ -1,4 +1,4 @@
-"""The images that a run could not read and went on without: one list, written by all its processes. Imports no torch."""
+"""Log of the images that a run could not read and skipped, written by all of its processes."""
 
 import csv
 import io
@@ -13,33 +13,36 @@ COLUMNS = ("path", "code", "reason")
 
 
 class UnreadableLog(RunFileWriter):
-    """Adds each unreadable image to a CSV file: a line is one write, so that processes do not mix their lines.
+    """CSV file to which each unreadable image is appended in a single write, so that processes do not mix their lines.
 
     Args:
-        path: of the file, which is there from the first entry on.
+        path: path of the file, which is created by the first entry.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known: set[str] = set()
+        self.logged: set[str] = set()
 
     def add(self, error: ImageError) -> None:
-        """Lists the image, once for each process.
+        """Append an image, once per process.
 
         Raises:
-            DiskError: when the disk has no room; a run that goes on lists the image when it meets it again.
+            DiskError: if the disk is full. With `continue_on_full_disk`, the image is appended when it is next read instead.
         """
-        if error.path in self.known:
+        if error.path in self.logged:
             return
         line = io.StringIO()
         CellWriter(line).writerow([error.path, error.code, error.reason])
         with self.writing(self.path), self.path.open("a", newline="", encoding="utf-8", errors="shown") as file:
             file.write(line.getvalue())
         if not self.failed:
-            self.known.add(error.path)
+            self.logged.add(error.path)
 
     def finish(self) -> int:
-        """Puts a header over the list, each image once, and gives their number. For one process, when all are done."""
+        """Sort the log, list each image once, add a header, and return the number of images.
+
+        Must be called by one process, after all others have stopped writing.
+        """
         if not self.path.exists():
             return 0
         with self.path.open(newline="", encoding="utf-8") as file:

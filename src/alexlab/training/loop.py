@@ -14,7 +14,8 @@ import torch
 from rich.table import Table
 
 from alexlab.config import build
-from alexlab.data.datamodule import ImageDataModule, num_eval_images
+from alexlab.data.datamodule import ImageDataModule
+from alexlab.data.limits import num_eval_images
 from alexlab.data.splits import Splits
 from alexlab.distributed import ranks, transfer
 from alexlab.distributed.failures import translate_errors

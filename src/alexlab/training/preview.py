@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from torchvision.utils import make_grid
 
 from alexlab.data.datamodule import ImageDataModule
-from alexlab.data.samplers import SeededDataset
+from alexlab.data.dataset import SeededDataset
 
 NUM_EPOCHS = 4  # number of augmented versions of each image
 MAX_CELL = 160  # pixels

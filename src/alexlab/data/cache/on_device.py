@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from alexlab.data.cache.pack import PackedImages
-from alexlab.data.samplers import UNREADABLE
+from alexlab.data.dataset import UNREADABLE
 from alexlab.data.splits import Split
 from alexlab.data.transforms import CenterView, RandomCropView
 from alexlab.data.unreadable import UnreadableLog
@@ -38,7 +38,7 @@ class CropSampler:
         first, *flips = steps or [None]
         self.image_stub = [torch.empty(1, side, side, device="meta")]
         if isinstance(first, CenterView | RandomCropView):
-            self.crop: Any = first.cut
+            self.crop: Any = first.crop
         elif isinstance(first, v2.RandomResizedCrop):
             self.crop = first
         else:

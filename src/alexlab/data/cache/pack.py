@@ -119,7 +119,7 @@ def pack_path(cache_dir: Path, root: str, folder: str, pack: PackConfig, channel
 def required_size(view: Any) -> int | None:
     """Return the pack size for the first transform of an evaluation, or None if no pack can replace it."""
     if isinstance(view, CenterView):
-        return view.whole
+        return view.resized
     if isinstance(view, v2.Resize) and len(view.size) == 2 and view.size[0] == view.size[1]:
         return int(view.size[0])
     return None
@@ -144,8 +144,10 @@ def pack_mismatch(view: Any, pack: PackConfig) -> str | None:
         return None if fits else f"it resizes both sides: use data.pack.resize=squash data.pack.size={size}"
     if not isinstance(view, CenterView | RandomCropView | Views):
         return f"the first transform must crop or resize; got {type(view).__name__}"
-    if pack.resize != "shorter" or pack.size != view.whole:
-        return f"it resizes the shorter side to {view.whole}: use data.pack.resize=shorter data.pack.size={view.whole}"
+    if pack.resize != "shorter" or pack.size != view.resized:
+        return (
+            f"it resizes the shorter side to {view.resized}: use data.pack.resize=shorter data.pack.size={view.resized}"
+        )
     if isinstance(view, RandomCropView) and not view.square and pack.crop != "full":
         return "it crops from the whole image: use data.pack.crop=full, or square=true for the crop"
     return None
