@@ -116,7 +116,7 @@ def test_a_run_can_continue_on_a_full_disk(
     """The last epoch is saved at the end, and `best.ckpt` is from the best epoch that could be saved."""
     fill_disk(monkeypatch, at=at)
     train("trainer.max_epochs=4", "callbacks.checkpoint.on_error=warn", "seed=5")
-    assert "No space left on device" in caplog.text and "the run goes on" in caplog.text
+    assert "No space left on device" in caplog.text and "the run continues" in caplog.text
     assert load(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 12
     scores = [float(row["val/top1"]) for row in rows(tmp_path / "run/metrics.csv")]
     saved = {

@@ -58,23 +58,7 @@ def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
     names = {layer: name for name, layer in net.named_modules()}
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        shape = tuple(output.shape[1:])
-        window: Any = layer if isinstance(layer, nn.Conv2d | nn.MaxPool2d) else None
-        rows.append(
-            Layer(
-                name=names[layer],
-                kind=type(layer).__name__,
-                kernel=_pair(window.kernel_size) if window else "",
-                number=shape[0],
-                padding=_single(window.padding) if window else "",
-                stride=_single(window.stride) if window else "",
-                input=_size(inputs[0].shape[1:]),
-                output=_size(shape),
-                parameters=sum(parameter.numel() for parameter in layer.parameters()),
-                multiply_adds=_multiply_adds(layer, output),
-                memory_mib=math.prod(shape) * 4 / 2**20,
-            )
-        )
+        rows.append(_row(names[layer], layer, inputs[0], output))
 
     leaves = [layer for layer in net.modules() if not list(layer.children())]
     hooks = [layer.register_forward_hook(record) for layer in leaves]
@@ -85,6 +69,24 @@ def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
     for hook in hooks:
         hook.remove()
     return rows
+
+
+def _row(name: str, layer: nn.Module, input: Tensor, output: Tensor) -> Layer:
+    shape = tuple(output.shape[1:])
+    window: Any = layer if isinstance(layer, nn.Conv2d | nn.MaxPool2d) else None
+    return Layer(
+        name=name,
+        kind=type(layer).__name__,
+        kernel=_pair(window.kernel_size) if window else "",
+        number=shape[0],
+        padding=_single(window.padding) if window else "",
+        stride=_single(window.stride) if window else "",
+        input=_size(input.shape[1:]),
+        output=_size(shape),
+        parameters=sum(parameter.numel() for parameter in layer.parameters()),
+        multiply_adds=_multiply_adds(layer, output),
+        memory_mib=math.prod(shape) * 4 / 2**20,
+    )
 
 
 def layer_table(rows: list[Layer], title: str) -> Table:

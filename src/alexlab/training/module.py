@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from alexlab import compat
 from alexlab.data.samplers import PADDING, data_ranks, derived_seed
 from alexlab.distributed.ddp import HookedDDP
-from alexlab.errors import DataError, NumericError
-from alexlab.runs.layout import CHECKPOINT_KEY, NOT_FINITE
+from alexlab.errors import DataError
+from alexlab.runs.layout import CHECKPOINT_KEY
 from alexlab.training import nonfinite
 from alexlab.training.checkpoint_io import rescale_progress
 from alexlab.training.metrics import ClassificationMetrics, evaluate_batch
@@ -144,16 +144,10 @@ class Classifier(lightning.LightningModule):
         found = self.nonfinite.poll()
         if found is None:
             return
-        file_name = NOT_FINITE.format(rank=self.global_rank)
         strategy = self.trainer.strategy
         is_fp16 = isinstance(strategy, HookedDDP) and strategy.options.comm_hook == "fp16"
         hint = ", or trainer.comm_hook=bf16: gradients above 65504 overflow in fp16" if is_fp16 else ""
-        raise NumericError(
-            f"{found.name} must stay finite; it is {found.value} at step {found.step} (epoch {self.current_epoch}, "
-            f"batch {found.batch_idx}); its images are listed in {file_name}, and the earlier checkpoints are kept. "
-            f"Try a smaller optimizer.lr or a warm-up{hint}",
-            batches=range(found.batch_idx - found.batches + 1, found.batch_idx + 1),
-        )
+        raise found.error(epoch=self.current_epoch, rank=self.global_rank, hint=hint)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the training metrics after the last batch of an epoch, before the validation."""

@@ -34,6 +34,21 @@ class NonFiniteValue:
     batch_idx: int
     batches: int
 
+    def error(self, *, epoch: int, rank: int, hint: str) -> NumericError:
+        """Return the error that ends the run.
+
+        Args:
+            epoch: index of the epoch.
+            rank: global rank.
+            hint: further advice, appended to the message.
+        """
+        return NumericError(
+            f"{self.name} must stay finite; it is {self.value} at step {self.step} (epoch {epoch}, batch {self.batch_idx}); "
+            f"its images are listed in {NOT_FINITE.format(rank=rank)}, and the earlier checkpoints are kept. "
+            f"Try a smaller optimizer.lr or a warm-up{hint}",
+            batches=range(self.batch_idx - self.batches + 1, self.batch_idx + 1),
+        )
+
 
 class NonFiniteDetector:
     """Detector that keeps the first non-finite value on its device until it is polled.
@@ -43,9 +58,8 @@ class NonFiniteDetector:
 
     def __init__(self) -> None:
         self.notes: list[tuple[Sequence[str], int, int, int]] = []
-        self.first: Tensor | None = (
-            None  # (index of the note, index within it, value); the first is -1 until one is found
-        )
+        # (index of the note, index within the note, value) of the first non-finite value; the first index is -1 before.
+        self.first: Tensor | None = None
 
     def record(self, names: Sequence[str], values: Tensor, *, step: int, batch_idx: int, batches: int = 1) -> None:
         """Check values on their device without synchronising.

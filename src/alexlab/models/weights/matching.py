@@ -75,7 +75,7 @@ def match_weights(
     values = _sliced(own, source.state, pairs)
     head_reason = _head_mismatch(own, source, pairs, head, classes)
     result = MatchedWeights(source.name, notes=source.notes)
-    for name, wanted in own.items():
+    for name, target in own.items():
         value = values.get(name)
         if name not in pairs:
             result.unmatched[name] = "not in the file"
@@ -85,9 +85,9 @@ def match_weights(
             result.unmatched[name] = "another size in the file"
         else:
             result.matched[name] = value
-            there = source.state[pairs[name]]
-            if wanted.dim() > 1 and there.shape != wanted.shape:
-                result.sliced.append(f"{name.removesuffix('.weight')} ({_size(there)} -> {_size(wanted)})")
+            theirs = source.state[pairs[name]]
+            if target.dim() > 1 and theirs.shape != target.shape:
+                result.sliced.append(f"{name.removesuffix('.weight')} ({_size(theirs)} -> {_size(target)})")
     used = {pairs[name] for name in result.matched}
     result.unused.extend(name for name in source.state if name not in used)
     if not any(own[name].dim() > 1 for name in result.matched):
@@ -103,9 +103,9 @@ def _head_mismatch(
 ) -> str:
     """Return the reason why the head does not match, or an empty string."""
     sizes = {(len(own[key]), len(source.state[pairs[key]])) for key in head if key in pairs}
-    for here, there in sizes:
-        if here != there:
-            return f"the head has {here} outputs instead of {there}"
+    for ours, theirs in sizes:
+        if ours != theirs:
+            return f"the head has {ours} outputs instead of {theirs}"
     if source.classes is not None and list(source.classes) != list(classes):
         return "the head has other classes"
     return ""
@@ -127,9 +127,9 @@ def _paired(own: State, other: State) -> dict[str, str]:
         return same
     names: dict[str, str] = {}
     (kernels, linear, norms), (their_kernels, their_linear, their_norms) = _layers(own), _layers(other)
-    for here, there in ((kernels, their_kernels), (norms, their_norms)):
-        if len(here) == len(there):
-            names |= dict(zip(here, there, strict=True))
+    for ours, theirs in ((kernels, their_kernels), (norms, their_norms)):
+        if len(ours) == len(theirs):
+            names |= dict(zip(ours, theirs, strict=True))
     if linear and their_linear:
         names |= dict(zip(linear[:-1], their_linear[:-1], strict=False))
         names[linear[-1]] = their_linear[-1]
@@ -151,53 +151,53 @@ def _sliced(own: State, other: State, pairs: dict[str, str]) -> dict[str, Tensor
     first = next(iter(_layers(own)[0]), None)
     values: dict[str, Tensor | None] = {}
     layer, rows, num_rows = "", None, 0  # last layer, the source channels that it keeps, their total
-    for key, wanted in own.items():
-        there = other.get(pairs.get(key, ""))
-        if wanted.dim() > 1:
+    for key, target in own.items():
+        theirs = other.get(pairs.get(key, ""))
+        if target.dim() > 1:
             inputs: list[int] | None = rows if chained else None
             layer, rows, groups = key.rpartition(".")[0], None, (1, 1)
-            if there is not None:
+            if theirs is not None:
                 if layer == first:
-                    there = _convert_colours(there, wanted.shape[1])
-                    inputs = list(range(there.shape[1]))
+                    theirs = _convert_colours(theirs, target.shape[1])
+                    inputs = list(range(theirs.shape[1]))
                 elif inputs is not None:
-                    inputs, groups = _inputs_of(inputs, num_rows, wanted, there)
-                num_rows = len(there)
-                there, rows = _slice(wanted.shape, there, inputs, groups, following.get(pairs[key], 1))
-            values[key] = there
-        elif there is None or (rows is None and key.startswith(f"{layer}.")):
+                    inputs, groups = _inputs_of(inputs, num_rows, target, theirs)
+                num_rows = len(theirs)
+                theirs, rows = _slice(target.shape, theirs, inputs, groups, following.get(pairs[key], 1))
+            values[key] = theirs
+        elif theirs is None or (rows is None and key.startswith(f"{layer}.")):
             values[key] = None
-        elif rows is not None and wanted.dim() == 1 and (len(wanted), len(there)) == (len(rows), num_rows):
-            values[key] = there[rows]
+        elif rows is not None and target.dim() == 1 and (len(target), len(theirs)) == (len(rows), num_rows):
+            values[key] = theirs[rows]
         else:
-            values[key] = there if there.shape == wanted.shape else None
+            values[key] = theirs if theirs.shape == target.shape else None
     return values
 
 
 def _inputs_of(
-    rows: list[int], num_rows: int, wanted: Tensor, there: Tensor
+    rows: list[int], num_rows: int, target: Tensor, theirs: Tensor
 ) -> tuple[list[int] | None, tuple[int, int]]:
     """Return the source's indices of a layer's inputs, and the number of groups of both layers."""
-    (width, their_width), (count, their_count) = (wanted.shape[1], there.shape[1]), (len(rows), num_rows)
-    if wanted.dim() == 2:
+    (width, their_width), (count, their_rows) = (target.shape[1], theirs.shape[1]), (len(rows), num_rows)
+    if target.dim() == 2:
         # After flattening, each channel of the last convolution has a column per cell.
         cells = width // count
-        fits = (width, their_width) == (cells * count, cells * their_count)
+        fits = (width, their_width) == (cells * count, cells * their_rows)
         return ([row * cells + cell for row in rows for cell in range(cells)] if fits else None), (1, 1)
-    # False after a layer that only one of the nets has.
-    fits = count % width == 0 and their_count % their_width == 0
-    return (rows if fits else None), (max(1, count // width), max(1, their_count // their_width))
+    # Does not hold after a layer that only one of the nets has.
+    fits = count % width == 0 and their_rows % their_width == 0
+    return (rows if fits else None), (max(1, count // width), max(1, their_rows // their_width))
 
 
 def _slice(
-    shape: torch.Size, there: Tensor, inputs: list[int] | None, groups: tuple[int, int], following: int
+    shape: torch.Size, theirs: Tensor, inputs: list[int] | None, groups: tuple[int, int], following: int
 ) -> tuple[Tensor | None, list[int] | None]:
     """Return the part of a weight that a narrower layer uses, and the indices of its rows in the source."""
-    (count, width), (total, whole) = shape[:2], there.shape[:2]
-    if shape == there.shape and (inputs is None or inputs == list(range(len(inputs)))):
-        return there, list(range(total))
+    (count, width), (total, whole) = shape[:2], theirs.shape[:2]
+    if shape == theirs.shape and (inputs is None or inputs == list(range(len(inputs)))):
+        return theirs, list(range(total))
     towers = max(groups[1], following)
-    if inputs is None or count > total or shape[2:] != there.shape[2:] or count % towers:
+    if inputs is None or count > total or shape[2:] != theirs.shape[2:] or count % towers:
         return None, None
     rows = [tower * (total // towers) + row for tower in range(towers) for row in range(count // towers)]
     row = torch.tensor(rows)[:, None]
@@ -205,7 +205,7 @@ def _slice(
     columns = torch.tensor(inputs)[own_group * width + torch.arange(width)] - row * groups[1] // total * whole
     if columns.min() < 0 or columns.max() >= whole:  # the source does not have this connection
         return None, None
-    return there[row, columns], rows
+    return theirs[row, columns], rows
 
 
 def _convert_colours(kernel: Tensor, channels: int) -> Tensor:

@@ -63,9 +63,7 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
         self.due = False  # write `last.ckpt` after the validation that follows
         self.best_score: float | None = None
         self.last_step = 0  # optimizer step of `last.ckpt`
-        self.best_is_lost = (
-            False  # `best.ckpt` is missing or corrupt, although the resumed checkpoint records a best score
-        )
+        self.best_is_lost = False  # the resumed run had a best checkpoint, which is missing or corrupt
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "last_step": self.last_step, "due": self.due}

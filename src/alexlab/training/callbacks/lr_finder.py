@@ -62,9 +62,8 @@ class LearningRateFinder(RunFileWriter, Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.mean = self.smoothing * self.mean + (1 - self.smoothing) * outputs["loss"].item()
-        self.losses.append(
-            self.mean / (1 - self.smoothing ** len(self.rates))
-        )  # bias correction: the average starts at 0
+        bias = 1 - self.smoothing ** len(self.rates)  # the average starts at 0
+        self.losses.append(self.mean / bias)
         if len(self.rates) >= self.num_steps or self.losses[-1] > self.stop_factor * min(self.losses):
             trainer.should_stop = True
 
