@@ -15,10 +15,11 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from alexlab.cli.arguments import collect_runs
 from alexlab.errors import ConfigError
-from alexlab.runs.compare import differing_keys, find_runs, group_seeds, rank_groups, read_run
+from alexlab.runs.compare import differing_keys, group_seeds, rank_groups
 from alexlab.runs.lock import RunLock
 from alexlab.runs.plots import effects_plot
 from alexlab.runs.report import write_report
+from alexlab.runs.results import find_runs, read_run
 from alexlab.tasks.report import run as report
 from support.browser import FITS, PHONE, evaluate_script
 from support.runs import plain

@@ -1,17 +1,15 @@
 """Trained models from checkpoints: network, classes, preprocessing and data settings come from the file alone."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from torch import nn
 from torchvision.models import AlexNet_Weights
 
 from alexlab.config import CONFIG_DIR, build
@@ -21,6 +19,7 @@ from alexlab.data.class_names import display_names, read_class_names
 from alexlab.data.config import DataConfig
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError
+from alexlab.inference.record_checks import check_head, check_sizes, check_types
 from alexlab.models.weights.files import WeightFile, read_weights
 from alexlab.models.weights.matching import match_weights
 from alexlab.models.weights.pretrained import WeightSource, hint_at_weights
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 KINDS = "a run folder, a checkpoint, an exported .safetensors file, or a state dict of torchvision's alexnet"
 
 SPARE = 100  # parameters that a network may create and discard, as torchvision's do for images that are not RGB
-MAX_SIZE = 4096  # pixels; larger sides in an untrusted config are rejected
 NO_DATA = "(none)"  # data.root of a file that does not name its data
 
 
@@ -141,43 +139,6 @@ def _inference(path: Path, record: dict[str, Any], state: State) -> Inference:
     except ValueError as error:
         raise ConfigError(f"the weights of {path} do not fit the net of its config: {error}") from error
     return inference
-
-
-def check_sizes(config: Any) -> None:
-    """Raise ValueError if an image size is so large that a single image would take gigabytes."""
-    pending = [config["data"]["image_size"], config["augmentation"]["eval"]]
-    for node in pending:
-        if isinstance(node, int | float) and not node <= MAX_SIZE:
-            raise ValueError(f"images must be at most {MAX_SIZE} pixels wide; got {node}")
-        if isinstance(node, dict | list):
-            pending.extend(node.values() if isinstance(node, dict) else node)
-
-
-def check_types(target: Any, where: str, values: Mapping[str, Any]) -> None:
-    """Raise ValueError if a value does not have the type that `target` declares for that argument.
-
-    Args:
-        target: a class or function with type hints.
-        where: config node, for the message.
-        values: arguments.
-    """
-    for name, hint in get_type_hints(target).items():
-        kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint])]
-        accepted = (*kinds, int) if float in kinds else tuple(kinds)
-        if name in values and not isinstance(values[name], accepted):
-            expected = " | ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise ValueError(f"{where}.{name} must be a {expected}; got {type(values[name]).__name__}")
-
-
-def check_head(net: nn.Module, state: State, classes: Sequence[str]) -> None:
-    """Raise ValueError if the last layer of the file does not have one output per class."""
-    expected, given = (
-        [value for value in tensors.values() if value.dim() > 1] for tensors in (net.state_dict(), state)
-    )
-    if not expected or not given or expected[-1].shape[1:] != given[-1].shape[1:]:
-        return
-    if len(expected[-1]) != len(given[-1]):
-        raise ValueError(f"it names {len(classes)} classes, but its last layer has {len(given[-1])} outputs")
 
 
 def _file(path: Path) -> Path:

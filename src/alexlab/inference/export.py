@@ -1,11 +1,10 @@
 """Export of a trained network to a file that does not need this package: safetensors, ONNX or torch.export."""
 
-import inspect
 import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from alexlab.errors import ConfigError, NumericError
 from alexlab.inference.checkpoint import TrainedModel
-from alexlab.inference.explain.activations import call_on_layers
+from alexlab.inference.sequential import build_sequential, sequential_layers
 from alexlab.runs.atomic import write_atomic
 from alexlab.runs.layout import CHECKPOINT_KEY
 from alexlab.training.preprocessing import expand_binary_logits
@@ -25,7 +24,7 @@ OPSET = 20
 
 
 class LogitNet(nn.Module):
-    """Network from normalized images (N, C, H, W) to logits (N, K)."""
+    """Network from normalised images (N, C, H, W) to logits (N, K)."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -60,63 +59,11 @@ def _resize(views: dict[str, Any], size: int) -> dict[str, Any]:
     return {"shorter_side": None, "crop": None}
 
 
-def sequential_layers(model: TrainedModel, images: Tensor) -> list[list[Any]] | None:
-    """Return a purely sequential network as a list of torch.nn class names and arguments; None for other networks.
-
-    Args:
-        model: trained model.
-        images: normalized (N, C, H, W), for which the list must compute the same outputs as the network.
-    """
-    layers: list[list[Any]] = []
-    output_dims: list[int] = []
-
-    def record(name: str, layer_input: Tensor, output: Tensor) -> None:
-        layer = model.inference.net.get_submodule(name)
-        if output_dims and output_dims[-1] == 4 and layer_input.ndim == 2:
-            layers.append(["Flatten", {}])
-        output_dims.append(output.ndim)
-        layers.append([type(layer).__name__, _arguments(layer)])
-
-    with torch.inference_mode():
-        with call_on_layers(model.inference.net, record):
-            expected = model.inference.net(images)
-        if output_dims and output_dims[-1] == 4:
-            layers.append(["Flatten", {}])
-        try:
-            net = _build_sequential(layers, model.inference.net.state_dict().values())
-            equal = torch.equal(net.to(images.device)(images), expected)
-        except (AttributeError, RuntimeError, TypeError, ValueError):  # not sequential
-            return None
-    return layers if equal else None
-
-
-def _build_sequential(layers: Sequence[Sequence[Any]], tensors: Iterable[Tensor]) -> nn.Sequential:
-    net = nn.Sequential(*(getattr(nn, kind)(**arguments) for kind, arguments in layers)).eval()
-    net.load_state_dict(dict(zip(net.state_dict(), tensors, strict=True)))
-    return net
-
-
-def _arguments(layer: nn.Module) -> dict[str, Any]:
-    """Return the arguments of a torch.nn layer that are not defaults."""
-    arguments = {}
-    for name, parameter in inspect.signature(type(layer)).parameters.items():
-        if name in ("device", "dtype") or not hasattr(layer, name):
-            continue
-        value = getattr(layer, name)
-        if name == "bias":
-            value = value is not None
-        elif isinstance(value, tuple):
-            value = value[0] if len(set(value)) == 1 else list(value)
-        if value != parameter.default:
-            arguments[name] = value
-    return arguments
-
-
 def write_safetensors(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     """Write weights by name, with everything that `load_checkpoint` needs and the layers of a sequential network.
 
     Returns:
-        Function from normalized images to the logits of the written file.
+        Function from normalised images to the logits of the written file.
     """
     from safetensors.torch import load_file, save
 
@@ -130,7 +77,7 @@ def write_safetensors(model: TrainedModel, path: Path, images: Tensor) -> Callab
     }
     if model.names != model.classes:
         record["config"] = {**model.config, "class_names": dict(zip(model.classes, model.names, strict=True))}
-    layers = sequential_layers(model, images)
+    layers = sequential_layers(net, images)
     header = {
         **{name: json.dumps(value) for name, value in metadata(model).items()},
         "tensors": json.dumps(list(state)),  # the file does not keep the order of the layers
@@ -144,7 +91,7 @@ def write_safetensors(model: TrainedModel, path: Path, images: Tensor) -> Callab
         reloaded = load_checkpoint(str(path), device="cpu").inference.net
     else:
         tensors = load_file(path)
-        reloaded = _build_sequential(layers, [tensors[name] for name in state])
+        reloaded = build_sequential(layers, [tensors[name] for name in state])
     return lambda images: expand_binary_logits(reloaded(images))
 
 
@@ -158,7 +105,7 @@ def write_onnx(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Ten
     """Write an ONNX model with a dynamic batch size.
 
     Returns:
-        Function from normalized images to logits, computed with onnxruntime.
+        Function from normalised images to logits, computed with onnxruntime.
 
     Raises:
         ConfigError: if a package is missing.
@@ -169,24 +116,7 @@ def write_onnx(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Ten
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
         raise ConfigError("format=onnx needs onnx, onnxscript and onnxruntime: pip install -e '.[onnx]'") from error
-    net = _contiguous_net(model)
-    batch = torch.export.Dim("images", min=1)
-    for name in ("onnxscript", "onnx_ir", "torch.onnx"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter
-        program = torch.onnx.export(
-            net,
-            (images[:2].contiguous(),),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes={"images": {0: batch}},
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
+    proto = _onnx_proto(_contiguous_net(model), images[:2].contiguous())
     for name, value in metadata(model).items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = name, json.dumps(value)
@@ -201,11 +131,31 @@ def write_onnx(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Ten
     return run
 
 
+def _onnx_proto(net: nn.Module, images: Tensor) -> Any:
+    """Return the network as an ONNX ModelProto."""
+    for name in ("onnxscript", "onnx_ir", "torch.onnx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        program = torch.onnx.export(
+            net,
+            (images,),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: torch.export.Dim("images", min=1)}},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
 def write_torch_export(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
     """Write a torch.export program with a dynamic batch size; its extra file `about.json` has the metadata.
 
     Returns:
-        Function from normalized images to the logits of the written file.
+        Function from normalised images to the logits of the written file.
     """
     net = _contiguous_net(model)
     batch = torch.export.Dim("images", min=1)
@@ -232,7 +182,7 @@ def largest_difference(
 
     Args:
         model: trained model, on the CPU.
-        exported: function from normalized images to logits.
+        exported: function from normalised images to logits.
         images: uint8 (N, C, H, W).
         batch_size: images per forward pass; a batch of a single image is compared too.
 

@@ -11,46 +11,24 @@ from alexlab.pages.plots import png
 from alexlab.pages.render import Link, file_links, format_value, render
 from alexlab.runs.compare import (
     RunGroup,
-    RunResult,
     differing_keys,
-    find_runs,
     group_seeds,
     key_values,
     main_effects,
     mean_or_none,
     rank_groups,
-    read_runs,
     relative,
 )
 from alexlab.runs.layout import LOGS
 from alexlab.runs.plots import curves_plot, effects_plot, scatter_plot
 from alexlab.runs.record import FAILED, INTERRUPTED
+from alexlab.runs.results import RunResult, find_runs, read_runs
 
-GROUP_COLUMNS = (
-    "n",
-    "top-1",
-    "± sd",
-    "top-5",
-    "loss",
-    "best epoch",
-    "train s",
-    "images/s",
-    "parameters",
-    "status",
-)
-RUN_COLUMNS = ("seed", "top-1", "top-5", "loss", "best epoch", "train s", "images/s", "logs", "status")
-CSV_COLUMNS = (
-    "seed",
-    "top1",
-    "top5",
-    "loss",
-    "best_epoch",
-    "train_s",
-    "images_per_s",
-    "status",
-    "parameters",
-    "reason",
-)
+METRIC_COLUMNS = ("top-5", "loss", "best epoch", "train s", "images/s")
+GROUP_COLUMNS = ("n", "top-1", "± sd", *METRIC_COLUMNS, "parameters", "status")
+RUN_COLUMNS = ("seed", "top-1", *METRIC_COLUMNS, "logs", "status")
+CSV_METRICS = ("seed", "top1", "top5", "loss", "best_epoch", "train_s", "images_per_s")
+CSV_COLUMNS = (*CSV_METRICS, "status", "parameters", "reason")
 
 
 def write_report(patterns: Sequence[str], out_dir: Path) -> Path:

@@ -1,0 +1,68 @@
+"""Sequential networks as lists of torch.nn layers, which any program can rebuild."""
+
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alexlab.inference.explain.activations import call_on_layers
+
+
+def sequential_layers(net: nn.Module, images: Tensor) -> list[list[Any]] | None:
+    """Return a purely sequential network as a list of torch.nn class names and arguments; None for other networks.
+
+    Args:
+        net: the network, in eval mode.
+        images: normalised (N, C, H, W), for which the list must compute the same outputs as the network.
+    """
+    layers: list[list[Any]] = []
+    output_dims: list[int] = []
+
+    def record(name: str, layer_input: Tensor, output: Tensor) -> None:
+        layer = net.get_submodule(name)
+        if output_dims and output_dims[-1] == 4 and layer_input.ndim == 2:
+            layers.append(["Flatten", {}])
+        output_dims.append(output.ndim)
+        layers.append([type(layer).__name__, _arguments(layer)])
+
+    with torch.inference_mode():
+        with call_on_layers(net, record):
+            expected = net(images)
+        if output_dims and output_dims[-1] == 4:
+            layers.append(["Flatten", {}])
+        try:
+            rebuilt = build_sequential(layers, net.state_dict().values())
+            equal = torch.equal(rebuilt.to(images.device)(images), expected)
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # not sequential
+            return None
+    return layers if equal else None
+
+
+def build_sequential(layers: Sequence[Sequence[Any]], tensors: Iterable[Tensor]) -> nn.Sequential:
+    """Return the network that a list from `sequential_layers` describes.
+
+    Args:
+        layers: class names and arguments of the layers.
+        tensors: values of its state dict, in order.
+    """
+    net = nn.Sequential(*(getattr(nn, kind)(**arguments) for kind, arguments in layers)).eval()
+    net.load_state_dict(dict(zip(net.state_dict(), tensors, strict=True)))
+    return net
+
+
+def _arguments(layer: nn.Module) -> dict[str, Any]:
+    """Return the arguments of a torch.nn layer that are not defaults."""
+    arguments = {}
+    for name, parameter in inspect.signature(type(layer)).parameters.items():
+        if name in ("device", "dtype") or not hasattr(layer, name):
+            continue
+        value = getattr(layer, name)
+        if name == "bias":
+            value = value is not None
+        elif isinstance(value, tuple):
+            value = value[0] if len(set(value)) == 1 else list(value)
+        if value != parameter.default:
+            arguments[name] = value
+    return arguments

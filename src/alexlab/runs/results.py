@@ -1,0 +1,120 @@
+"""Results of runs, read from their folders."""
+
+import csv
+import glob
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alexlab.errors import ConfigError
+from alexlab.runs.layout import EARLIER, METRICS, RUN_JSON
+from alexlab.runs.record import RunRecord
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run, read from its folder.
+
+    Args:
+        folder: the run folder.
+        record: content of its run.json.
+        epochs: rows of its metrics.csv, as numbers.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    epochs: Sequence[dict[str, float]]
+
+    @property
+    def status(self) -> str:
+        return str(self.record["status"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.record["seed"])
+
+    @property
+    def choices(self) -> dict[str, str]:
+        return {name: str(value) for name, value in self.record["choices"].items()}
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch of the best validation, counted from 1."""
+        epoch = self.score("epoch")
+        return None if epoch is None else int(epoch) + 1
+
+    @property
+    def train_s(self) -> float | None:
+        return (self.record.get("scores") or {}).get("train_s")
+
+    def score(self, name: str) -> float | None:
+        """Return `top1`, `top5`, `loss` or `epoch` of the best validation; None before the first one."""
+        value = (self.record.get("best") or {}).get(name)
+        return None if value is None else float(value)
+
+
+def find_runs(patterns: Sequence[str]) -> list[Path]:
+    """Return run folders sorted by name, numbers by value.
+
+    Args:
+        patterns: run folders, folders that contain them at any depth, or globs of either.
+
+    Raises:
+        ConfigError: if no run folder is found.
+    """
+    found: set[Path] = set()
+    for pattern in patterns:
+        for name in glob.glob(pattern) or [pattern]:
+            below = [path.parent for path in Path(name).rglob(RUN_JSON) if EARLIER not in path.parts]
+            found.update([Path(name)] if (Path(name) / RUN_JSON).is_file() else below)
+    if not found:
+        raise ConfigError(
+            f"report needs run folders; no {RUN_JSON} found in or below {', '.join(patterns) or 'nothing'}"
+        )
+    return sorted(found, key=_natural_order)
+
+
+def _natural_order(path: Path) -> list[int | str]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunResult]:
+    """Return the runs of some folders; they may still be running. Runs with corrupt files are logged and left out.
+
+    Raises:
+        ConfigError: if none of them can be read.
+    """
+    runs, errors = [], []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except ConfigError as error:
+            errors.append(error)
+    if not runs and errors:
+        raise errors[0]
+    for problem in errors:
+        log.warning("left out: %s", problem)
+    return runs
+
+
+def read_run(folder: Path) -> RunResult:
+    """Return the run of a folder.
+
+    Raises:
+        ConfigError: if one of its files is corrupt.
+    """
+    epochs: list[dict[str, float]] = []
+    path = folder / METRICS
+    try:
+        if path.is_file():
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            epochs = [{str(name): float(value) for name, value in row.items() if value} for row in rows]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ConfigError(f"{path} is corrupt: {error}") from error
+    return RunResult(folder, RunRecord(folder).read(), epochs)
