@@ -1,4 +1,4 @@
-"""Render docs/results.md and docs/benchmarks.md from the measurements in docs/data: `make results`.
+"""Render docs/results.md, docs/benchmarks.md and the chart of the benchmarks from docs/data: `make results`.
 
 Each JSON file is one section, in the order of the file names. Three forms are understood: benchmark.json as `src/benchmark.py`
 writes it (rows that are objects), outputs/chaos.json as `make chaos` writes it (scenarios), and plain tables (columns and rows).
@@ -36,7 +36,7 @@ python src/benchmark.py suite=epochs peer='python other/train.py --data {root} -
 it generates photographs. `peer=` times the whole command of another program, interleaved with ours. `make chaos` injects
 faults and writes `outputs/chaos.json`.
 
-![Every row of the suites loader, memory and startup, compared with its baseline](images/benchmark.png)
+![Every comparison below as a bar: how many times better than its baseline](images/benchmark.png)
 """,
 }
 FOOTER = "\n*This page is generated from `docs/data/{page}/*.json` by `make results`.*\n"
@@ -121,7 +121,36 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in texts)])
 
 
+def draw(path: Path) -> None:
+    """Draw every ratio of the benchmarks, with its range, as one bar chart."""
+    from matplotlib.figure import Figure
+
+    contents = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((DOCS / "data/benchmarks").glob("*.json"))
+    ]
+    rows = [row for content in contents for row in content.get("rows", []) if "ratio" in row]
+    figure = Figure(figsize=(10, 1 + 0.28 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    ratios = [row["ratio"] for row in rows]
+    ranges = [row["ratio_range"] if "ratio_range" in row else ratio_range(row) for row in rows]
+    errors = list(
+        zip(*((ratio - low, high - ratio) for ratio, (low, high) in zip(ratios, ranges, strict=True)), strict=True)
+    )
+    colors = [f"C{suites.index(row['suite'])}" for row in rows]
+    axes.barh(range(len(rows)), ratios, xerr=errors, color=colors, capsize=2, height=0.7)
+    labels = [f"{row['what']}, compared with {row['beside']}".replace("`", "") for row in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set(xlabel="times better (median, smallest, largest)", xscale="log")
+    axes.set_xticks([0.7, 1, 2, 5, 10, 20], ["0.7", "1", "2", "5", "10", "20"])
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
 if __name__ == "__main__":
+    draw(DOCS / "images/benchmark.png")
     for name in PAGES:
         (DOCS / f"{name}.md").write_text(render(name), encoding="utf-8")
         print(f"docs/{name}.md")

@@ -31,7 +31,7 @@ COMMANDS = {
     "docs/distributed.md": 15,
     "docs/evaluation.md": 14,
     "docs/extending.md": 5,
-    "docs/index.md": 0,
+    "docs/index.md": 5,
     "docs/models.md": 11,
     "docs/python-api.md": 0,
     "docs/results.md": 16,

@@ -18,7 +18,7 @@ from alexlab.errors import ConfigError
 
 ELEMENT_BYTES = {"fp16": 2, "bf16": 2}  # the other hooks send elements of the gradient's own size
 # PowerSGD on the digits, 2 ranks, 20 epochs, test top-1 of seeds 1 and 2: rank 4 0.967, 0.970; rank 16 0.970, 0.985; without
-# it 0.985, 0.985. With rank 4 from step 2 on 0.956, from step 100 on 0.985 (seed 1; docs/distributed.md).
+# it 0.985, 0.985. With rank 4 from step 2 on 0.956, from step 100 on 0.985 (seed 1; docs/results.md).
 RANK = 16  # of its matrices
 START_STEP = 10  # the steps before it send whole gradients
 MAX_BUCKET_MB = 100_000
