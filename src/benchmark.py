@@ -1,4 +1,4 @@
-"""Measures this package beside others: `python src/benchmark.py`; `python src/benchmark.py --help` tells more."""
+"""Time alexlab next to baselines: `python src/benchmark.py --help`."""
 
 from alexlab.cli.command import run_command
 

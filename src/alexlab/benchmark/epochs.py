@@ -39,8 +39,17 @@ def ours(workload: Workload, turn: Turn, *, callback: type = EpochTurns, **optio
 
 
 def suite(context: BenchmarkContext) -> list[Row]:
-    """Compare our epochs with a bare loop, stock Lightning and torchvision's reference, and an atomic checkpoint with
-    `torch.save`."""
+    """Compare epochs, on one rank also a checkpoint, and with `peer=` whole commands."""
+    rows = compare_epochs(context)
+    if context.num_ranks == 1:
+        rows.append(compare_checkpoints(context))
+    if context.peer is not None:
+        rows.append(compare_commands(context, context.peer))
+    return rows
+
+
+def compare_epochs(context: BenchmarkContext) -> list[Row]:
+    """Compare our training with a bare loop, stock Lightning and torchvision's reference; on several ranks with stock DDP."""
     num_ranks = context.num_ranks
     loops: dict[str, Callable[[Workload, Turn], None]] = {"ours": ours}
     if num_ranks == 1:
@@ -58,18 +67,12 @@ def suite(context: BenchmarkContext) -> list[Row]:
         for figure, count in operations.items()
     }
     label = context.label + (f", {num_ranks} ranks" if num_ranks > 1 else "")
-    rows = [
-        Row(
-            *("epochs", f"{what}: {label}", per_round(results["ours"], figure), "images/s"),
-            *(baseline, per_round(results[baseline], figure), limits.get(figure, "")),
-        )
-        for baseline in [name for name in loops if name != "ours"]
-        for figure, what in LABELS.items()
-    ]
-    if num_ranks == 1:
-        rows.append(compare_checkpoints(context))
-    if context.peer is not None:
-        rows.append(compare_commands(context, context.peer))
+    rows = []
+    for baseline in [name for name in loops if name != "ours"]:
+        for figure, what in LABELS.items():
+            values, baseline_values = (per_round(results[name], figure) for name in ("ours", baseline))
+            limit = limits.get(figure, "")
+            rows.append(Row("epochs", f"{what}: {label}", values, "images/s", baseline, baseline_values, limit))
     return rows
 
 

@@ -67,7 +67,8 @@ def _batches(workload: Workload, transform: Any) -> Any:
     node = {**workload.config["data"], "num_workers": 0}
     view = CenterView(node["image_size"])
     datamodule = ImageDataModule(
-        *(DataConfig(**node), workload.splits),
+        DataConfig(**node),
+        workload.splits,
         train_transform=transform,
         eval_transform=view,
         seed=workload.config["seed"],

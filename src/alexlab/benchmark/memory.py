@@ -32,14 +32,13 @@ def suite(context: BenchmarkContext) -> list[Row]:
         for name, (source, train) in loops.items()
     ]
     results = context.interleave(candidates, "memory: one epoch per turn", sample=sample_memory)
-    return [
-        Row(
-            *("memory", f"{what}: {context.model}, {name}", per_round(results[f"memory {name}"], figure), "MB"),
-            *(BASELINE, per_round(results[f"memory {BASELINE}"], figure)),
-        )
-        for name in ("JPEG", "packed")
-        for figure, what in LABELS.items()
-    ]
+    rows = []
+    for name in ("JPEG", "packed"):
+        for figure, what in LABELS.items():
+            values, baseline_values = (per_round(results[f"memory {each}"], figure) for each in (name, BASELINE))
+            label = f"{what}: {context.model}, {name}"
+            rows.append(Row("memory", label, values, "MB", BASELINE, baseline_values))
+    return rows
 
 
 def sample_memory(pid: int) -> Figures:

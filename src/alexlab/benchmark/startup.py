@@ -109,7 +109,7 @@ def _first_step_timer(command: Callable[[], list[str]], time_path: Path) -> Call
 
 
 class FirstStep(Callback):
-    """Writes the time of the first optimizer step to a file and exits.
+    """Callback that writes the time of the first optimizer step to a file and exits.
 
     Args:
         path: file that is written.
@@ -126,7 +126,7 @@ class FirstStep(Callback):
 
 
 class PauseTurns(Callback):
-    """Makes two epochs one turn, and measures from the last step of the first to the first step of the second.
+    """Callback that makes two epochs one turn, timed from the last step of the first to the first step of the second.
 
     Args:
         turn_fd: file descriptor of the candidate's `Turn`.

@@ -22,7 +22,7 @@ FOREVER = 1_000_000  # epochs; a candidate is killed after its last turn
 
 
 class EpochTurns(Callback):
-    """Makes each epoch of a fit one turn of a candidate, on any number of ranks.
+    """Callback that makes each epoch of a fit one turn of a candidate, on any number of ranks.
 
     Args:
         turn_fd: file descriptor of the candidate's `Turn`.
