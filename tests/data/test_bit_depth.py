@@ -1,4 +1,4 @@
-"""Images of more than 8 bits: scaled by the range that they declare, refused where they declare none."""
+"""Images of more than 8 bits are scaled by the range that they declare, or rejected if they declare none."""
 
 import struct
 import zlib
@@ -63,14 +63,17 @@ DECLARED: dict[str, bytes] = {
     "tiff, white is zero, floats": tiff(ramp("f4", 1, 0), {**WHITE_IS_ZERO, 340: ("f", 0), 341: ("f", 1)}),
     "png, 16 bits": png(ramp("u2", 0, 65535)),
     "png, 12 bits scaled to 16": png((TWELVE * 65535.0 / 4095).round().astype("u2"), 12),
-    "png, 12 bits as they were": png(TWELVE, 12),
+    "png, 12 bits unscaled": png(TWELVE, 12),
     "pgm, 12 bits": b"P5 60 40 4095\n" + TWELVE.astype(">u2").tobytes(),
     "pgm, as text": b"P2 60 40 4095\n" + b" ".join(b"%d" % value for value in TWELVE.ravel()) + b"\n",
 }
 UNKNOWN: dict[str, tuple[bytes, str]] = {
-    "png, 12 bits": (png(TWELVE), r"0 to 4095; data.intensity_range=\[0,4095\] would declare it"),
-    "png, 12 bits said to be 16": (png(TWELVE, 16), r"data.intensity_range=\[0,4095\]"),
-    "pgm, 10 bits said to be 16": (b"P5 60 40 65535\n" + ramp(">u2", 0, 1023).tobytes(), r"intensity_range=\[0,1023\]"),
+    "png, 12 bits": (png(TWELVE), r"0 to 4095; data.intensity_range=\[0,4095\] declares it"),
+    "png, 12 bits declared as 16": (png(TWELVE, 16), r"data.intensity_range=\[0,4095\]"),
+    "pgm, 10 bits declared as 16": (
+        b"P5 60 40 65535\n" + ramp(">u2", 0, 1023).tobytes(),
+        r"intensity_range=\[0,1023\]",
+    ),
     "tiff, 12 bits": (tiff(TWELVE), r"data.intensity_range=\[0,4095\]"),
     "tiff, signed 16 bits": (tiff(ramp("i2", -1000, 2000)), r"signed: its values are -1000 to 2000; .*\[-1000,2000\]"),
     "tiff, 32 bits": (tiff(ramp("i4", 0, 99_999)), r"32 bits, signed: .*\[0,131071\]"),
@@ -90,10 +93,10 @@ def test_a_declared_range_is_used(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_an_unknown_range_is_refused_with_the_remedy(name: str) -> None:
-    content, words = UNKNOWN[name]
+def test_an_unknown_range_is_rejected_with_a_hint(name: str) -> None:
+    content, message = UNKNOWN[name]
     with pytest.raises(
-        ImageError, match=f"does not declare which of its values are black and white .*{words}"
+        ImageError, match=f"does not declare which of its values are black and white .*{message}"
     ) as caught:
         grey(content)
     assert caught.value.code == "unknown_range"
@@ -103,12 +106,12 @@ def test_an_unknown_range_is_refused_with_the_remedy(name: str) -> None:
     ("name", "black", "white"),
     [
         ("png, 12 bits", 0, 4095),
-        ("pgm, 10 bits said to be 16", 0, 1023),
+        ("pgm, 10 bits declared as 16", 0, 1023),
         ("tiff, signed 16 bits", -1000, 2000),
         ("tiff, floats", 0, 1),
     ],
 )
-def test_the_settings_declare_it_instead(name: str, black: float, white: float) -> None:
+def test_the_settings_can_declare_the_range(name: str, black: float, white: float) -> None:
     assert_is_ramp(grey(UNKNOWN[name][0], intensity_range=[black, white]))
 
 
@@ -126,8 +129,8 @@ def test_16_bits_at_full_range_keep_their_high_byte() -> None:
     assert np.array_equal(grey(png(every)), every >> 8)
 
 
-def test_dark_images_that_are_no_trap_are_read() -> None:
-    """A black frame reads the same in any range, and one bright value is enough to show that the range is full."""
+def test_genuinely_dark_images_are_read() -> None:
+    """A black frame is the same in any range, and one bright value is enough to show a full range."""
     assert grey(png(np.zeros((40, 60), np.uint16))).max() == 0
     night = ramp("u2", 0, 900)
     night[20, 30] = 50_000
@@ -135,22 +138,22 @@ def test_dark_images_that_are_no_trap_are_read() -> None:
     assert np.array_equal(grey(png(TWELVE), intensity_range=[0, 65535]), TWELVE >> 8)
 
 
-def test_a_kind_of_tiff_that_pillow_does_not_read() -> None:
-    with pytest.raises(ImageError, match=r"no installed decoder reads its kind of file \(TIFF: unknown pixel mode\)"):
+def test_tiff_files_that_pillow_cannot_read() -> None:
+    with pytest.raises(ImageError, match=r"no installed decoder supports its format \(TIFF: unknown pixel mode\)"):
         grey(tiff(TWELVE, {258: ("H", 14)}))
 
 
 @pytest.mark.parametrize("given", [[4095, 0], [0], [0, float("nan")], [0, float("inf")]])
-def test_a_range_is_two_numbers(given: list[float]) -> None:
+def test_an_intensity_range_is_two_increasing_numbers(given: list[float]) -> None:
     with pytest.raises(
         ConfigError, match=r"data.intensity_range must be null or two numbers, black and a larger white"
     ):
         Decoding(intensity_range=given)
 
 
-def test_a_check_lists_them_and_reads_them_with_the_range(tmp_path: Path) -> None:
+def test_an_audit_reports_unknown_ranges(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 2, "b": 2})
     (root / "a/deep.png").write_bytes(png(TWELVE))
-    problems = {(finding.code, finding.path) for finding in audit_dataset(str(root)).findings}
-    assert problems == {("unreadable_unknown_range", "a/deep.png")}
+    findings = {(finding.code, finding.path) for finding in audit_dataset(str(root)).findings}
+    assert findings == {("unreadable_unknown_range", "a/deep.png")}
     assert not audit_dataset(str(root), decoding=Decoding(intensity_range=[0, 4095])).findings

@@ -383,7 +383,7 @@ def test_a_run_reads_only_what_the_manifest_lists(train, clean: Path, tmp_path: 
     (clean / "train/a/4.jpg").write_bytes(content)
     Image.open(BytesIO(bytes(content))).load()
     for options in ([], ["data.cache=packed"]):
-        with pytest.raises(ImageError, match=r"train/a/4.jpg: its content is not what the manifest says"):
+        with pytest.raises(ImageError, match=r"train/a/4.jpg: its SHA-256 differs from the one in the manifest"):
             train(f"data.root={clean}", f"data.manifest={manifest}", *options, run_dir=tmp_path / f"bad{len(options)}")
     photo(clean / "train/a/new.jpg", 1)
     with pytest.raises(DataError, match=r"it lacks 1 of the train split, such as train/a/new.jpg"):

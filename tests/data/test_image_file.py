@@ -1,4 +1,4 @@
-"""Files that are no files, too large, or in the way of a process that reads them: refused at once, by name."""
+"""Special files, huge files and files that would block a reader are rejected immediately, by name."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ from support.images import write_images
 
 def bind_socket(path: Path) -> None:
     here = os.getcwd()
-    os.chdir(path.parent)  # the path of a socket has at most 107 bytes
+    os.chdir(path.parent)  # socket paths have at most 107 bytes
     try:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(path.name)
@@ -53,20 +53,20 @@ TRAPS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "sparse.jpg": (
         make_sparse,
         "too_large_file",
-        "20.00 GB, more than any picture of data.max_megapixels=90 needs, 0.78 GB",
+        "20.00 GB; images of data.max_megapixels=90 need at most 0.78 GB",
     ),
 }
 
-# The others are not even listed.
+# Other files are not even listed.
 LISTED = {name: code for name, (_, code, _) in TRAPS.items() if code != "not_regular"}
 
 
 @pytest.fixture(autouse=True)
 def no_hang() -> Iterator[None]:
-    """An end to what waits for a file."""
+    """Interrupt a test that blocks on a file."""
 
     def interrupt(*_: object) -> None:
-        raise TimeoutError("a file was waited for")
+        raise TimeoutError("blocked on a file")
 
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.alarm(60)
@@ -77,7 +77,7 @@ def no_hang() -> Iterator[None]:
 
 @pytest.fixture
 def trapped(tmp_path: Path) -> Path:
-    """A data set with one of each in its class a."""
+    """A data set with one of each special file in class a."""
     root = write_images(tmp_path / "data", {"train/a": 2, "train/b": 2, "val/a": 2, "val/b": 2})
     for name, (make, _, _) in TRAPS.items():
         make(root / "train/a" / name)
@@ -87,65 +87,65 @@ def trapped(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", TRAPS)
 @pytest.mark.scenario(name="special_files")
 def test_only_regular_files_of_limited_size_are_read(name: str, tmp_path: Path) -> None:
-    make, code, words = TRAPS[name]
+    make, code, message = TRAPS[name]
     make(tmp_path / name)
-    with pytest.raises(ImageError, match=words) as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         decode(tmp_path / name)
     assert (caught.value.code, caught.value.path) == (code, str(tmp_path / name))
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_folders_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"it is not a regular file \(a folder\)"):
         decode(tmp_path)
 
 
-def test_a_name_that_no_file_can_have() -> None:
-    with pytest.raises(ImageError, match="there is no such file") as caught:
+def test_file_names_with_null_bytes_are_missing_files() -> None:
+    with pytest.raises(ImageError, match="no such file") as caught:
         decode("a\0.jpg")
     assert caught.value.code == "missing"
 
 
-def test_the_limit_of_a_file_follows_the_limit_of_its_picture(tmp_path: Path) -> None:
+def test_the_file_size_limit_follows_the_image_size_limit(tmp_path: Path) -> None:
     with (tmp_path / "a.jpg").open("wb") as file:
         file.truncate(65_000_000)
-    with pytest.raises(ImageError, match=r"more than any picture of data.max_megapixels=0.01 needs, 0.06 GB"):
+    with pytest.raises(ImageError, match=r"images of data.max_megapixels=0.01 need at most 0.06 GB"):
         read_image(tmp_path / "a.jpg", Decoding(max_megapixels=0.01))
     assert len(read_image(tmp_path / "a.jpg", Decoding())) == 65_000_000
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
-def test_the_limit_is_positive(value: float) -> None:
+def test_the_image_size_limit_must_be_positive(value: float) -> None:
     with pytest.raises(ConfigError, match=r"data.max_megapixels must be a positive number; got"):
         Decoding(max_megapixels=value)
 
 
-def test_a_larger_picture_is_read_with_the_key(tmp_path: Path) -> None:
+def test_a_larger_limit_admits_a_larger_image(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded("PNG"))
-    with pytest.raises(ImageError, match=r"\(60 x 40: data.max_megapixels=1 admits it, 0.002 does not\)"):
+    with pytest.raises(ImageError, match=r"\(60 x 40 needs data.max_megapixels=1; it is 0.002\)"):
         decode(tmp_path / "a.png", Decoding(max_megapixels=0.002))
     assert decode(tmp_path / "a.png", Decoding(max_megapixels=0.0024)).shape == (40, 60, 3)
 
 
 @pytest.mark.scenario(name="special_files")
-def test_a_check_lists_them(trapped: Path) -> None:
-    found = {finding.path: finding.code for finding in audit_dataset(str(trapped)).findings}
+def test_an_audit_reports_special_files(trapped: Path) -> None:
+    codes_by_path = {finding.path: finding.code for finding in audit_dataset(str(trapped)).findings}
     codes = {name: f"unreadable_{LISTED[name]}" if name in LISTED else "special_file" for name in TRAPS}
-    assert found == {f"train/a/{name}": code for name, code in codes.items()}
+    assert codes_by_path == {f"train/a/{name}": code for name, code in codes.items()}
 
 
 @pytest.mark.parametrize("crop", ["center", "full"])
 @pytest.mark.scenario(name="special_files")
-def test_a_pack_skips_or_names_them(trapped: Path, crop: str, tmp_path: Path) -> None:
+def test_packs_skip_or_name_unreadable_files(trapped: Path, crop: str, tmp_path: Path) -> None:
     listing, pack = list_images(str(trapped), "train"), PackConfig(size=32, crop=crop)
-    found = open_pack(listing, pack, decoding=Decoding(), cache_dir=tmp_path / "skip", skip=True)
-    names = {os.path.basename(error.path): error.code for error in found.bad.values()}
+    packed = open_pack(listing, pack, decoding=Decoding(), cache_dir=tmp_path / "skip", skip=True)
+    names = {os.path.basename(error.path): error.code for error in packed.bad.values()}
     assert names == LISTED
     with pytest.raises(ImageError, match="cannot read the image"):
         open_pack(listing, pack, decoding=Decoding(), cache_dir=tmp_path / "raise")
 
 
 @pytest.mark.scenario(name="special_files")
-def test_shards_skip_or_name_them(trapped: Path, tmp_path: Path) -> None:
+def test_shards_skip_or_name_unreadable_files(trapped: Path, tmp_path: Path) -> None:
     splits = find_splits(str(trapped), val_fraction=0.2, test_fraction=0.0)
     options = {"shard_bytes": 100_000, "cache_dir": tmp_path / "cache"}
     with pytest.raises(ImageError, match=r"it is empty|the file is too large"):
@@ -156,7 +156,7 @@ def test_shards_skip_or_name_them(trapped: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("link", ["copy", "hardlink"])
 @pytest.mark.scenario(name="special_files")
-def test_a_device_is_not_copied_without_end(link: str, tmp_path: Path) -> None:
+def test_devices_are_not_copied(link: str, tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 4, "b": 4})
     (root / "a/zero.png").symlink_to("/dev/zero")
     source = find_unsplit(str(root), labels=None, pattern="", group=None)

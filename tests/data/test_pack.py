@@ -191,7 +191,7 @@ def test_a_changed_folder_is_rejected_or_packed_again(
 
 def test_an_unreadable_file_is_reported_as_without_a_pack(train: Train, photos: Path, tmp_path: Path) -> None:
     (photos / "a/02.jpg").write_bytes(b"not an image")
-    expected = f"cannot read the image {photos}/a/02.jpg: its content is none of"
+    expected = f"cannot read the image {photos}/a/02.jpg: it is not a JPEG"
     with pytest.raises(ImageError, match=expected):
         train(f"data.root={photos}", PACKED)
     with pytest.raises(ImageError, match=expected):

@@ -1,4 +1,4 @@
-"""One file for each way in which a file of a data set can be odd: what is readable, and what is not and why."""
+"""Unusual image files: readable ones, and unreadable ones with the reason."""
 
 import os
 import struct
@@ -16,21 +16,21 @@ SIZE = 60, 40
 
 
 def gradient() -> np.ndarray:
-    """A picture whose corners tell which way is up: dark above, red on the right."""
+    """Return an image that shows its orientation: dark at the top, red on the right."""
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[..., 0] = np.linspace(0, 255, 60)
     pixels[..., 1] = np.linspace(0, 255, 40)[:, None]
     return pixels
 
 
-def encoded(kind: str, picture: Image.Image | None = None, **options: object) -> bytes:
+def encoded(kind: str, image: Image.Image | None = None, **options: object) -> bytes:
     file = BytesIO()
-    (picture or Image.fromarray(gradient())).save(file, kind, **options)
+    (image or Image.fromarray(gradient())).save(file, kind, **options)
     return file.getvalue()
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG file of a few bytes, of any size."""
+    """Return a PNG file of a few bytes with any width and height."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -41,7 +41,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def rescanned(side: int, scans: int) -> bytes:
-    """A progressive JPEG of one colour whose last scan is repeated: some 60 bytes that touch every pixel."""
+    """Return a progressive JPEG of one colour whose last scan, about 60 bytes that touch every pixel, is repeated."""
     whole = encoded("JPEG", Image.new("RGB", (side, side), (100, 50, 20)), progressive=True, quality=10, subsampling=0)
     last = whole[whole.rindex(b"\xff\xda") : -2]
     return whole[:-2] + last * scans + b"\xff\xd9"
@@ -50,12 +50,12 @@ def rescanned(side: int, scans: int) -> bytes:
 def tiff(
     values: np.ndarray, tags: Mapping[int, tuple[str, float]] | None = None, *, order: str = "<", deflate: bool = False
 ) -> bytes:
-    """A grey or RGB TIFF file of the values as they are (TIFF 6.0), with more tags or others than those that describe them.
+    """Return a grey or RGB TIFF file (TIFF 6.0) of unconverted values, with additional or different tags.
 
     Args:
         values: (H, W) or (H, W, 3).
-        tags: number to struct's letter of its type and its value, in the place of the tags that are written anyway.
-        order: of the bytes, `<` or `>`.
+        tags: struct letter of the type and value by tag number; they override the default tags.
+        order: byte order, `<` or `>`.
         deflate: whether the values are compressed.
     """
     kinds = {"H": 3, "I": 4, "h": 8, "i": 9, "f": 11}
@@ -90,7 +90,7 @@ def tiff(
 
 
 def in_mpo(first: bytes) -> bytes:
-    """A multi-picture file (CIPA DC-007) with another first picture, as large as its own segment of sizes allows."""
+    """Return a multi-image file (CIPA DC-007) whose first image is replaced."""
     whole = encoded("MPO", Image.new("RGB", (16, 16)), save_all=True, append_images=[Image.new("RGB", (16, 16))])
     start = whole.index(b"\xff\xe2")
     end = start + 2 + int.from_bytes(whole[start + 2 : start + 4])
@@ -110,7 +110,7 @@ def ycck() -> bytes:
     return content[: at + 11] + b"\x02" + content[at + 12 :]
 
 
-# name -> content; all of these are pictures.
+# name -> content
 READABLE: dict[str, bytes] = {
     "cmyk.jpg": encoded("JPEG", Image.fromarray(gradient()).convert("CMYK"), quality=95),
     "ycck.jpg": ycck(),
@@ -130,12 +130,12 @@ READABLE: dict[str, bytes] = {
     "grey.jpg": encoded("JPEG", Image.fromarray(gradient()).convert("L")),
 }
 
-# name -> content and the code of the reason.
+# name -> content, code of the reason
 UNREADABLE: dict[str, tuple[bytes, str]] = {
     "truncated.jpg": (encoded("JPEG")[:-300], "truncated"),
     "truncated.png": (encoded("PNG")[:-60], "truncated"),
     "zero_bytes.jpg": (b"", "empty"),
-    "text.jpg": (b"this is no picture", "unknown_format"),
+    "text.jpg": (b"this is not an image", "unknown_format"),
     "html.png": (b"<!DOCTYPE html><html><body>404</body></html>", "unknown_format"),
     "gif_named.jpg": (encoded("GIF", save_all=True, append_images=[Image.new("RGB", SIZE)]), "unknown_format"),
     "oblong.png": (png(20_000, 20), "too_oblong"),
@@ -143,12 +143,12 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "thin.png": (png(2500, 1), "too_oblong"),
     "scans.jpg": (rescanned(1000, 2000), "too_many_scans"),
     "float.tif": (encoded("TIFF", Image.fromarray(gradient()[..., 0].astype(np.float32))), "unknown_range"),
-    "heic_named.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "damaged" if HAS_HEIF else "no_decoder"),
+    "heic_named.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "corrupt" if HAS_HEIF else "no_decoder"),
     "14_bits.tif": (tiff(np.zeros((40, 60), np.uint16), {258: ("H", 14)}), "no_decoder"),
-    "broken_data.png": (encoded("PNG")[:60] + bytes(20) + encoded("PNG")[80:], "damaged"),
+    "broken_data.png": (encoded("PNG")[:60] + bytes(20) + encoded("PNG")[80:], "corrupt"),
 }
 
-# name -> content; none of these is looked at.
+# name -> content; these files are skipped without being opened
 IGNORED: dict[str, bytes] = {
     "unknown.xyz": encoded("PNG"),
     "animated.gif": encoded("GIF"),
@@ -160,8 +160,12 @@ IGNORED: dict[str, bytes] = {
 
 
 def write_odd_files(folder: Path) -> dict[str, str]:
-    """Writes all of them, and a link to nowhere; gives the codes of the unreadable ones by name."""
-    for name, content in {**READABLE, **IGNORED, **{name: found[0] for name, found in UNREADABLE.items()}}.items():
+    """Write all of these files and a broken link; return the codes of the unreadable ones by name."""
+    for name, content in {
+        **READABLE,
+        **IGNORED,
+        **{name: content for name, (content, _) in UNREADABLE.items()},
+    }.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

@@ -1,7 +1,7 @@
-"""Images of more than 8 bits a value: which values are black and white, and the conversion to 8 bits. Imports no torch.
+"""Images of more than 8 bits per value: their range from black to white, and conversion to 8 bits.
 
-16 bits often hold 10 or 12 bits of a camera or a scanner: taken at full range, such an image is almost black. 32 bits, signed
-values and floats have no range of their own. What a file declares is used; what remains unknown is refused.
+Files of 16 bits often hold the 10 or 12 bits of a camera or scanner, and are almost black if read at full range. Signed, 32-bit
+and floating-point values have no natural range. The range that a file declares is used; an unknown range is an error.
 """
 
 import math
@@ -14,24 +14,31 @@ from PIL import Image
 
 from alexlab.data.image_file import Decoding
 
-GREY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # of Pillow; of other deep images it keeps the high bytes
+GREY_MODES = (
+    "I",
+    "I;16",
+    "I;16B",
+    "I;16L",
+    "I;16N",
+    "F",
+)  # of Pillow; it reduces other deep images to their high bytes
 FULL = 65535.0
-# A 16-bit image whose brightest value lies below 1/16 of white has at most 16 of 256 grey levels, all of them black to the
-# eye. That is far more often a 12-bit image than a photograph.
+# A 16-bit image whose brightest value is below 1/16 of white has at most 16 of 256 grey levels, all of which look black. It is
+# far more likely to be a 12-bit image than a photograph.
 DARK = 4096
-SCALE = 255.999  # just below 256, so that white gives 255 and 16 bits keep their high byte
+SCALE = 255.999  # just below 256, so that white becomes 255 and 16-bit values keep their high byte
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF 6.0, sections 8 and 19
 MIN_VALUES, MAX_VALUES = (340, 280), (341, 281)  # SMinSampleValue, MinSampleValue, ...
 KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}
 
 
-# Raw modes of big-endian TIFF files, and what they are once libtiff has decompressed them, into the order of this machine;
-# Pillow 13 takes them as they were in the file.
+# Raw modes of big-endian TIFF files, and the modes after libtiff has decompressed them into native byte order, which Pillow 13
+# does not take into account.
 NATIVE = {"I;16BS": "I;16S", "I;32BS": "I;32S", "F;32BF": "F;32F"} if sys.byteorder == "little" else {}
 
 
 class UnknownRangeError(Exception):
-    """A file that does not declare which values are black and white; the text says what was found."""
+    """Error for a file that does not declare which values are black and white."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,11 @@ class Depth:
     """Declared bit depth, range and sign of the values of a file.
 
     Args:
-        bits: of a value.
+        bits: bits per value.
         kind: one of KINDS.
-        black, white: the declared range; None where nothing is declared.
+        black, white: declared range; None if it is not declared.
         inverted: whether the smallest value is white.
-        significant_bits: of a PNG, from its chunk sBIT.
+        significant_bits: value of the sBIT chunk of a PNG.
     """
 
     bits: int
@@ -55,7 +62,7 @@ class Depth:
 
 
 def depth_of(image: Image.Image, content: bytes) -> Depth | None:
-    """Return what an opened file that is not yet loaded declares, or None for unsigned values of at most 8 bits."""
+    """Return the declarations of an opened image that is not yet loaded, or None for unsigned values of at most 8 bits."""
     if image.format == "PNG" and content[24] == 16:
         return Depth(16, significant_bits=_significant_bits(content))
     if image.format == "TIFF":
@@ -65,17 +72,17 @@ def depth_of(image: Image.Image, content: bytes) -> Depth | None:
     if image.format == "PPM" and image.mode == "I":
         arguments = image.tile[0].args  # type: ignore[attr-defined]
         max_value = arguments[-1] if isinstance(arguments, tuple) else FULL
-        return Depth(16) if max_value == FULL else Depth(16, black=0.0, white=FULL)  # Pillow scales by the maximum
+        return Depth(16) if max_value == FULL else Depth(16, black=0.0, white=FULL)  # Pillow has scaled by the maximum
     return None
 
 
 def _significant_bits(content: bytes) -> int | None:
-    place = content.find(b"sBIT", 0, content.find(b"IDAT"))
-    return content[place + 4] if place >= 0 and 0 < content[place + 4] < 16 else None
+    position = content.find(b"sBIT", 0, content.find(b"IDAT"))
+    return content[position + 4] if position >= 0 and 0 < content[position + 4] < 16 else None
 
 
 def use_native_order(image: Image.Image) -> None:
-    """Correct the byte order that Pillow assumes of compressed big-endian TIFF files, before the image is loaded."""
+    """Correct the byte order that Pillow assumes for compressed big-endian TIFF files, before the image is loaded."""
     for tile in image.tile[:1] if image.format == "TIFF" else ():  # type: ignore[attr-defined]
         if tile.codec_name == "libtiff" and tile.args[0] in NATIVE:
             image.tile = [tile._replace(args=(NATIVE[tile.args[0]], *tile.args[1:]))]  # type: ignore[attr-defined]
@@ -96,7 +103,7 @@ def _tiff_depth(image: Image.Image) -> Depth | None:
 
 
 def _number(tags: object, *names: int) -> float | None:
-    """Return the first of the tags that holds a finite number, for the first channel."""
+    """Return the value of the first of these tags that holds a finite number, for the first channel."""
     for name in names:
         value = tags.get(name)  # type: ignore[attr-defined]
         try:
@@ -108,16 +115,16 @@ def _number(tags: object, *names: int) -> float | None:
     return None
 
 
-def conversion(
+def uint8_converter(
     mode: str, strips: Iterable[Image.Image], depth: Depth, decoding: Decoding
 ) -> Callable[[Image.Image], np.ndarray] | None:
-    """Return what converts a part of a deep grey image to uint8 (H, W); None for other deep images, which Pillow converts.
+    """Return a function from a strip of a deep grey image to uint8 (H, W); None for deep colour images, which Pillow converts.
 
     Args:
-        mode: of the loaded image.
-        strips: all parts of the image.
-        depth: what the file declares.
-        decoding: the settings.
+        mode: Pillow mode of the loaded image.
+        strips: all strips of the image.
+        depth: declarations of the file.
+        decoding: decoding settings.
 
     Raises:
         UnknownRangeError: if neither the file nor the settings say which values are black and white.
@@ -138,7 +145,7 @@ def conversion(
         scaled = _grey_values(strip, depth).astype(np.float64)
         scaled -= black
         scaled *= SCALE / (white - black)
-        scaled = np.fmin(np.fmax(scaled, 0, out=scaled), 255, out=scaled)  # what is no number becomes black
+        scaled = np.fmin(np.fmax(scaled, 0, out=scaled), 255, out=scaled)  # NaN becomes black
         pixels: np.ndarray = scaled.astype(np.uint8)
         return 255 - pixels if depth.inverted else pixels
 
@@ -146,24 +153,24 @@ def conversion(
 
 
 def _grey_values(strip: Image.Image, depth: Depth) -> np.ndarray:
-    """Return the values of a part of a grey image, (H, W), as the file means them."""
+    """Return the values of a strip of a grey image, (H, W), with the sign and width that the file declares."""
     values = np.asarray(strip)
     if depth.bits == 8:
-        return values.view(np.int8)  # Pillow takes signed bytes for unsigned ones
+        return values.view(np.int8)  # Pillow reads signed bytes as unsigned
     if depth.bits == 32 and depth.kind == "unsigned":
         return values.view(np.uint32)
     return values
 
 
 def _range(depth: Depth, low: float, high: float, decoding: Decoding, *, unscaled: bool) -> tuple[float, float]:
-    """Return the values that are black and white in a grey image.
+    """Return the black and white values of a grey image.
 
     Args:
-        depth: what the file declares.
-        low, high: its smallest and its largest value.
-        decoding: the settings.
-        unscaled: whether a value uses bits below the significant ones of a PNG: the standard wants values scaled to 16 bits,
-            which leaves those bits 0, or 1 where they are rounded, in values that are no larger than the significant bits.
+        depth: declarations of the file.
+        low, high: smallest and largest value.
+        decoding: decoding settings.
+        unscaled: whether a value uses the bits below the significant ones of a PNG. The standard requires values to be scaled
+            to 16 bits, which leaves 0 in those bits, or 1 after rounding.
 
     Raises:
         UnknownRangeError: if neither the file nor the settings say.
@@ -176,7 +183,7 @@ def _range(depth: Depth, low: float, high: float, decoding: Decoding, *, unscale
         if decoding.intensity_range is None:
             raise UnknownRangeError(
                 f"it declares {depth.black:g} to {depth.white:g}, but its values are {low:g} to {high:g}; "
-                + _remedy(low, high)
+                + _range_hint(low, high)
             )
     if decoding.intensity_range is not None:
         return decoding.intensity_range[0], decoding.intensity_range[1]
@@ -187,12 +194,12 @@ def _range(depth: Depth, low: float, high: float, decoding: Decoding, *, unscale
         if high >= DARK or high == 0 or (significant < 16 and not unscaled):
             return 0.0, FULL
     raise UnknownRangeError(
-        f"{depth.bits} bits, {depth.kind}: its values are {low:g} to {high:g}; {_remedy(low, high)}"
+        f"{depth.bits} bits, {depth.kind}: its values are {low:g} to {high:g}; {_range_hint(low, high)}"
     )
 
 
 def _check_high_bytes(strips: Iterable[Image.Image], depth: Depth, decoding: Decoding) -> None:
-    """Check an image with several deep channels, of which Pillow keeps the high bytes: they must not be almost black."""
+    """Check that a deep colour image, of which Pillow keeps the high bytes, is not almost black."""
     highest = max(int(np.asarray(strip)[..., : 1 if strip.mode == "LA" else 3].max()) for strip in strips)
     dark = 256 * (highest + 1) <= DARK or (depth.white or FULL) < DARK
     if dark and (decoding.intensity_range is None or decoding.intensity_range[1] < FULL):
@@ -202,10 +209,10 @@ def _check_high_bytes(strips: Iterable[Image.Image], depth: Depth, decoding: Dec
         )
 
 
-def _remedy(low: float, high: float) -> str:
-    """Return the words on how to declare a range that would fit."""
+def _range_hint(low: float, high: float) -> str:
+    """Return a hint with a range that fits the values."""
     if low < 0:
         black, white = math.floor(low), math.ceil(high)
     else:
         black, white = 0, 1 if high <= 1 else 2 ** math.ceil(math.log2(high + 1)) - 1
-    return f"data.intensity_range=[{black},{max(white, black + 1)}] would declare it for all such files"
+    return f"data.intensity_range=[{black},{max(white, black + 1)}] declares it for all such files"
