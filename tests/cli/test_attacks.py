@@ -22,7 +22,8 @@ from alexlab.config.allowlist import check_targets
 from alexlab.config.confinement import check_confined, check_folder, confined_data
 from alexlab.errors import ConfigError
 from alexlab.runs.record import RunRecord
-from alexlab.sweeps.record import RECORD, as_data, as_word
+from alexlab.sweeps.entries import to_entry, to_override
+from alexlab.sweeps.record import RECORD
 from support.images import write_images
 from support.runs import ROOT, TINY, environment, plain
 
@@ -75,7 +76,7 @@ def sweep_folder(folder: Path, **record: Any) -> Path:
 
 
 def refused(folder: Path, *words: str) -> None:
-    with pytest.raises(ConfigError, match="is not the record of a sweep that alexlab has written") as caught:
+    with pytest.raises(ConfigError, match="is not a sweep record written by alexlab") as caught:
         find_resumed_sweep(["-m", f"resume={folder}", *words])
     assert "\n" not in str(caught.value)
 
@@ -134,7 +135,7 @@ def test_text_in_a_sweep_record_stays_text(text: str, tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path / "sweep", overrides=[{"key": "class_names", "value": text}])
     sweep = find_resumed_sweep(["-m", f"resume={folder}"])
     assert sweep is not None
-    assert sweep.arguments[:2] == ["-m", as_word({"key": "class_names", "value": text})]
+    assert sweep.arguments[:2] == ["-m", to_override({"key": "class_names", "value": text})]
     (parsed,) = OverridesParser.create().parse_overrides([sweep.arguments[1]])
     assert (parsed.key_or_group, parsed.value()) == ("class_names", text)
     assert len(sweep.arguments) == 3
@@ -199,9 +200,9 @@ def test_words_are_recorded_and_printed_back() -> None:
     ]  # fmt: skip
     for word in words:
         (parsed,) = OverridesParser.create().parse_overrides([word])
-        data = json.loads(json.dumps(as_data(parsed)))
-        (again,) = OverridesParser.create().parse_overrides([as_word(data)])
-        assert as_data(again) == data, word
+        data = json.loads(json.dumps(to_entry(parsed)))
+        (again,) = OverridesParser.create().parse_overrides([to_override(data)])
+        assert to_entry(again) == data, word
 
 
 @pytest.mark.scenario(name="sweep_config")

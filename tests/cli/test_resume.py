@@ -374,7 +374,7 @@ def test_words_of_a_resumed_sweep(
     entries = [{"key": "seed", "choices": [1, 2]}, {"key": "data.cache_dir", "value": "/scratch"}]
     lost = ["+hydra.launcher.runner.slurm_constraint=a100"]
     search = {"num_trials": 12, "seed": 1}
-    SweepRecord(entries, "parallel", {"jobs": 3}, "optuna", search, not_kept=lost).write(tmp_path / "swept")
+    SweepRecord(entries, "parallel", {"jobs": 3}, "optuna", search, dropped=lost).write(tmp_path / "swept")
 
     def resumed(*more: str) -> list[str]:
         found = find_resumed_sweep(["-m", "resume=swept", *more])

@@ -186,10 +186,10 @@ def test_bytes_of_alexnet() -> None:
 def test_the_log_line_has_the_bytes_and_what_a_ring_sends() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1000, 1000))]
     assert traffic(parameters, "none", num_ranks=2).startswith(
-        "gradients: 4.00 MB all-reduced in a step, for which each of 2 ranks sends 4.00 MB in a ring"
+        "gradients: 4.00 MB all-reduced per step; each of 2 ranks sends 4.00 MB in a ring"
     )
     line = traffic(parameters, "bf16", num_ranks=4)
-    assert "2.00 MB all-reduced in a step, for which each of 4 ranks sends 3.00 MB" in line
+    assert "2.00 MB all-reduced per step; each of 4 ranks sends 3.00 MB" in line
     assert "trainer.comm_hook=bf16, 4.00 MB without it" in line
     assert "not bit for bit" not in line
     assert "not bit for bit" in traffic(parameters, "powersgd", num_ranks=2)
@@ -286,8 +286,16 @@ def test_on_one_device_every_value_is_without_effect(images: Path, tmp_path: Pat
             2,
             "trainer.static_graph=true needs trainer.accumulate_grad_batches=1, since PyTorch fails",
         ),
-        ({"comm_hook": "powersgd", "precision": "16-mixed"}, 2, "trainer.comm_hook=powersgd needs another precision"),
-        ({"comm_hook": "powersgd", "precision": 16}, 2, "trainer.comm_hook=powersgd needs another precision"),
+        (
+            {"comm_hook": "powersgd", "precision": "16-mixed"},
+            2,
+            "trainer.comm_hook=powersgd does not work with trainer.precision=16-mixed",
+        ),
+        (
+            {"comm_hook": "powersgd", "precision": 16},
+            2,
+            "trainer.comm_hook=powersgd does not work with trainer.precision=16-mixed",
+        ),
         *(
             (
                 {"strategy": strategy, name: value},

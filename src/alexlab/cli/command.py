@@ -45,7 +45,7 @@ from alexlab.output.escape import print_line
 from alexlab.runs import layout
 from alexlab.runs.disk_errors import check_free_space
 from alexlab.sweeps.jobs import MULTIRUN, Job, SweepTask, previous_attempt
-from alexlab.sweeps.record import RECORD, read_record, recorded
+from alexlab.sweeps.record import RECORD, make_record, read_record
 from alexlab.sweeps.table import FAILED, FINISHED, JobTable
 
 if TYPE_CHECKING:
@@ -355,13 +355,13 @@ def _sweep_folder(config: DictConfig, given: bool) -> "tuple[Path, RunLock]":
     from alexlab.runs.lock import RunLock
 
     folder = Path(config.hydra.sweep.dir)
-    record = recorded(OmegaConf.to_container(config)) if config.hydra.job.name == "train" else None
+    record = make_record(OmegaConf.to_container(config)) if config.hydra.job.name == "train" else None
     if given and record is not None and (folder / RECORD).is_file():
         before = read_record(folder)
         check_folder(folder)
         if before.overrides != record.overrides:
             raise ConfigError(
-                f"{folder} holds another sweep, {' '.join(before.words())}; a sweep must have a folder of its own"
+                f"{folder} holds another sweep, {' '.join(before.job_overrides())}; a sweep must have a folder of its own"
             )
         check_free_space(folder)
         claimed = folder
@@ -374,7 +374,7 @@ def _sweep_folder(config: DictConfig, given: bool) -> "tuple[Path, RunLock]":
         launcher = [
             word for word in raw_overrides(config.hydra.overrides.task) if word.startswith(layout.LAUNCHER_OVERRIDES)
         ]
-        config.hydra.overrides.task = [*record.words(), *launcher]
+        config.hydra.overrides.task = [*record.job_overrides(), *launcher]
     return claimed, lock
 
 

@@ -32,7 +32,8 @@ from alexlab.errors import ConfigError
 from alexlab.runs.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_OVERRIDES, RUN_JSON
 from alexlab.runs.lock import lock_holder
 from alexlab.runs.record import FINISHED, INTERRUPTED, RUNNING, CorruptError, RunRecord, check_record
-from alexlab.sweeps.record import RECORD, as_data, read_record
+from alexlab.sweeps.entries import to_entry
+from alexlab.sweeps.record import RECORD, read_record
 
 log = logging.getLogger(__name__)
 
@@ -320,17 +321,17 @@ def find_resumed_sweep(arguments: Sequence[str]) -> ResumedSweep | None:
             f"a resumed sweep keeps its jobs, so {refused[0]} is refused; you can change launcher, launcher.* and, "
             f"of a search, {NUM_TRIALS}"
         )
-    hydra = record.hydra_words()
+    hydra = record.hydra_overrides()
     if any(word.startswith(NUM_TRIALS) for word in others):
         hydra = [word for word in hydra if not word.startswith(NUM_TRIALS)]
-    launcher = [] if any(word.startswith("launcher=") for word in others) else record.launcher_words()
+    launcher = [] if any(word.startswith("launcher=") for word in others) else record.launcher_overrides()
     address = record.settings.get("address") if launcher else None
     if address not in (None, "auto") and not any(word.startswith("launcher.address=") for word in others):
         raise ConfigError(
             f"{folder} ran on the Ray cluster {address}, which would run code on this machine; if you trust it, add "
             f"launcher.address={address} to the command"
         )
-    lost = [word for word in record.not_kept if word not in others]
+    lost = [word for word in record.dropped if word not in others]
     if lost:
         log.warning(
             "not restored, since they are words for Hydra itself; type them again if you need them: %s", " ".join(lost)
@@ -338,7 +339,7 @@ def find_resumed_sweep(arguments: Sequence[str]) -> ResumedSweep | None:
     place = f"hydra.sweep.dir={quote_path(str(folder))}"
     return ResumedSweep(
         folder,
-        ["-m", *record.words(), *hydra, *launcher, *others, place],
+        ["-m", *record.job_overrides(), *hydra, *launcher, *others, place],
         typed_keys(confirmed),
         accepts_changed_data(arguments),
     )
@@ -350,4 +351,4 @@ def _repeats(word: str, entries: Sequence[dict[str, Any]]) -> bool:
         parsed = OverridesParser.create().parse_overrides(quote_paths([word]))
     except HydraException:
         return False
-    return as_data(parsed[0]) in entries
+    return to_entry(parsed[0]) in entries

@@ -1,4 +1,4 @@
-"""DistributedDataParallel with the options of the `trainer` node: a communication hook, and how the net is wrapped."""
+"""DistributedDataParallel with the options of the `trainer` node: communication hook, static graph and bucket size."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -16,26 +16,26 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alexlab.errors import ConfigError
 
-ELEMENT_BYTES = {"fp16": 2, "bf16": 2}  # the other hooks send elements of the gradient's own size
+ELEMENT_BYTES = {"fp16": 2, "bf16": 2}  # the other hooks send elements of the gradient's dtype
 # PowerSGD on the digits, 2 ranks, 20 epochs, test top-1 of seeds 1 and 2: rank 4 0.967, 0.970; rank 16 0.970, 0.985; without
 # it 0.985, 0.985. With rank 4 from step 2 on 0.956, from step 100 on 0.985 (seed 1; docs/results.md).
-RANK = 16  # of its matrices
-START_STEP = 10  # the steps before it send whole gradients
+RANK = 16
+START_STEP = 10  # earlier steps send whole gradients
 MAX_BUCKET_MB = 100_000
 
 log = logging.getLogger(__name__)
 
 
 def bf16_hook(state: Any, bucket: GradBucket) -> Future[Tensor]:
-    """Return the average in bfloat16. DDP refuses PyTorch's hook by its name in a build without CUDA; Gloo can do it."""
+    """Return the average in bfloat16. Without CUDA, DDP refuses PyTorch's own hook by name, although Gloo supports it."""
     return bf16_compress_hook(state, bucket)
 
 
 def powersgd_hook(state: PowerSGDState, bucket: GradBucket) -> Future[Tensor]:
-    """Return PowerSGD's average, on the CPU only when it is complete.
+    """Return PowerSGD's average; on the CPU, wait for it.
 
-    The hook starts its second and third all-reduce when the one before has ended. Gloo ends those of several buckets in
-    an order that differs between the ranks, which would then reduce P of one bucket with Q of another, or hang.
+    The hook starts its second and third all-reduce when the previous one completes. With Gloo, those of several buckets complete
+    in an order that differs between ranks, which would then reduce P of one bucket with Q of another, or hang.
     """
     future = powerSGD_hook(state, bucket)
     if not bucket.buffer().is_cuda:
@@ -53,13 +53,13 @@ HOOKS: dict[str, Callable[[Any, GradBucket], Future[Tensor]] | None] = {
 
 @dataclass(frozen=True)
 class DDPOptions:
-    """The keys of the `trainer` node that are no arguments of lightning.Trainer.
+    """Keys of the `trainer` node that are not arguments of lightning.Trainer.
 
     Args:
-        comm_hook: compression of the gradients that the ranks average: none, fp16, bf16 or powersgd.
+        comm_hook: gradient compression for the all-reduce: none, fp16, bf16 or powersgd.
         static_graph: assume that every step uses the same parameters.
         find_unused_parameters: look for parameters that a step does not use.
-        bucket_cap_mb: size of the buckets in which gradients are sent; None is PyTorch's default.
+        bucket_cap_mb: size of the gradient buckets, in MB; None is PyTorch's default.
     """
 
     comm_hook: str = "none"
@@ -88,7 +88,7 @@ class DDPOptions:
         return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
 
     def check(self, *, accumulate: int, precision: Any) -> None:
-        """Raise ConfigError for options that do not work together, or with the rest of the config.
+        """Raise ConfigError for options that do not work with each other or with the rest of the config.
 
         Args:
             accumulate: `trainer.accumulate_grad_batches`.
@@ -96,19 +96,19 @@ class DDPOptions:
         """
         if self.static_graph and self.find_unused_parameters:
             raise ConfigError(
-                "trainer.static_graph=true finds unused parameters in its first step: leave "
-                "trainer.find_unused_parameters=false"
+                "trainer.static_graph=true needs trainer.find_unused_parameters=false, since it finds unused parameters itself "
+                "in the first step"
             )
         # A backward pass without an all-reduce fails the reducer's assertion `expect_autograd_hooks_` (torch 2.15).
         if self.static_graph and accumulate > 1:
             raise ConfigError(
                 "trainer.static_graph=true needs trainer.accumulate_grad_batches=1, since PyTorch fails on accumulated "
-                f"batches; got {accumulate}"
+                f"gradients; got {accumulate}"
             )
         if self.comm_hook == "powersgd" and str(precision) in ("16", "16-mixed"):
             raise ConfigError(
-                "trainer.comm_hook=powersgd needs another precision than trainer.precision=16-mixed, since an overflow "
-                "that its scaler skips would stay in PowerSGD's error feedback; take bf16-mixed"
+                "trainer.comm_hook=powersgd does not work with trainer.precision=16-mixed, since an overflow that its scaler "
+                "skips would stay in PowerSGD's error feedback; use bf16-mixed"
             )
 
 
@@ -116,7 +116,7 @@ KEYS = frozenset(field.name for field in fields(DDPOptions))
 
 
 class HookedDDP(DDPStrategy):
-    """Lightning's DDPStrategy with a communication hook on every kind of device; Lightning registers hooks on CUDA only.
+    """DDPStrategy with a communication hook on every kind of device; Lightning registers hooks on CUDA only.
 
     Args:
         options: the options of the `trainer` node.
@@ -126,7 +126,7 @@ class HookedDDP(DDPStrategy):
     def __init__(self, options: DDPOptions, timeout: timedelta) -> None:
         super().__init__(
             timeout=timeout,
-            gradient_as_bucket_view=True,  # gradients live in the buckets that are sent: no second copy of them
+            gradient_as_bucket_view=True,  # no copy of the gradients beside the buckets
             static_graph=options.static_graph,
             find_unused_parameters=options.find_unused_parameters,
             bucket_cap_mb=options.bucket_cap_mb,
@@ -134,7 +134,7 @@ class HookedDDP(DDPStrategy):
         self.options = options
 
     def configure_ddp(self) -> None:
-        """Wrap the module, register the hook with a fresh state, and log the traffic."""
+        """Wrap the module, register the hook with a new state, and log the traffic."""
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -145,14 +145,14 @@ class HookedDDP(DDPStrategy):
 
 
 def _powersgd_state() -> PowerSGDState:
-    # Its log of each allocation says nothing that `traffic` does not.
+    # It logs each allocation; `traffic` reports the total.
     logging.getLogger(powerSGD_hook.__module__).setLevel(logging.WARNING)
-    # Without an epsilon a gradient of zeros becomes NaN in half precision, whose matrices take Gram-Schmidt.
+    # In half precision, which uses Gram-Schmidt, a zero gradient would become NaN without an epsilon.
     return PowerSGDState(None, RANK, START_STEP, orthogonalization_epsilon=1e-8)
 
 
 def gradient_bytes(parameters: Iterable[nn.Parameter], comm_hook: str) -> int:
-    """Return the size of what a rank passes to all-reduces at an optimizer step: its gradients, as the hook compresses them."""
+    """Return the number of bytes that a rank all-reduces per optimizer step: its gradients as compressed by the hook."""
     return sum(
         (_powersgd_elements(parameter) if comm_hook == "powersgd" else parameter.numel())
         * ELEMENT_BYTES.get(comm_hook, parameter.element_size())
@@ -161,7 +161,7 @@ def gradient_bytes(parameters: Iterable[nn.Parameter], comm_hook: str) -> int:
 
 
 def _powersgd_elements(parameter: nn.Parameter) -> int:
-    """Return the number of elements of P (n, r) and Q (m, r), or of the gradient (n, m) where they save less than half."""
+    """Return the number of elements of P (n, r) and Q (m, r), or of the gradient (n, m) if they save less than half."""
     rows = parameter.shape[0]
     columns = parameter.numel() // rows
     factors = (rows + columns) * min(rows, columns, RANK)
@@ -169,18 +169,18 @@ def _powersgd_elements(parameter: nn.Parameter) -> int:
 
 
 def traffic(parameters: Iterable[nn.Parameter], comm_hook: str, *, num_ranks: int) -> str:
-    """Return what the ranks send at a step, as a line for the log."""
+    """Return a log line with the bytes that the ranks send per step."""
     parameters = list(parameters)
     reduced, whole = (gradient_bytes(parameters, hook) / 1e6 for hook in (comm_hook, "none"))
     sent = 2 * (num_ranks - 1) / num_ranks * reduced
-    line = f"gradients: {reduced:.2f} MB all-reduced in a step, for which each of {num_ranks} ranks sends {sent:.2f} MB in a ring"
+    line = f"gradients: {reduced:.2f} MB all-reduced per step; each of {num_ranks} ranks sends {sent:.2f} MB in a ring"
     if comm_hook == "none":
         return line
     line += f"; trainer.comm_hook={comm_hook}, {whole:.2f} MB without it"
     if comm_hook == "powersgd":
         line += (
-            f" and in the first {START_STEP} steps. No checkpoint has PowerSGD's state: a resumed run begins it anew, and its "
-            "weights are not bit for bit those of an uninterrupted one"
+            f" and in the first {START_STEP} steps. Checkpoints do not contain PowerSGD's state, so the weights of a resumed run "
+            "differ from those of an uninterrupted one"
         )
     return line
 

@@ -1,4 +1,4 @@
-"""Ending the trials of a search that fall behind, by Optuna's median rule. Imports Optuna only in a search."""
+"""Pruning of the trials of a search by Optuna's median rule."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ STORAGE = "optuna.journal"  # in the folder of the sweep
 
 
 def open_study(sweep_dir: Path, **options: Any) -> "optuna.Study":
-    """The study of a sweep, which is begun where there is none yet; several processes may have it open."""
+    """Open or create the study of a sweep; several processes may have it open."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -29,13 +29,13 @@ def open_study(sweep_dir: Path, **options: Any) -> "optuna.Study":
 
 
 class Pruning(Callback):
-    """Ends a trial whose best val/top1 so far is below the median of the other trials at the same epoch.
+    """Stops a trial whose best val/top1 so far is below the median of the other trials at the same epoch.
 
-    It acts in the jobs of a search only; in any other run it does nothing.
+    Does nothing outside the jobs of a search.
 
     Args:
-        min_trials: finished trials before any is ended.
-        min_epochs: epochs that each trial has in any case.
+        min_trials: number of finished trials before any trial is pruned.
+        min_epochs: minimum number of epochs of each trial.
     """
 
     def __init__(self, min_trials: int = 5, min_epochs: int = 3) -> None:
@@ -44,14 +44,14 @@ class Pruning(Callback):
                 raise ValueError(f"{name} must be at least 1; got {value}")
         self.min_trials, self.min_epochs = min_trials, min_epochs
         self.trial: Any = None
-        self.behind: str | None = None  # the reason to end, once there is one
+        self.reason: str | None = None  # reason for pruning; None before the trial is to be pruned
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.is_global_zero:
             self.trial = self._open()
 
     def _open(self) -> Any:
-        """The running trial that this job is; None of any other run."""
+        """Return the unfinished trial of this job; None outside a search."""
         if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
             return None
         sweep_dir, number = Path(HydraConfig.get().sweep.dir), HydraConfig.get().job.num
@@ -67,19 +67,19 @@ class Pruning(Callback):
         return None if found.state.is_finished() else compat.reopen_trial(study, found)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Tells the study the score of this epoch and asks it."""
+        """Report the score of this epoch to the study, and ask whether to prune."""
         score = trainer.callback_metrics.get("val/top1")
         if self.trial is None or score is None or trainer.sanity_checking:
             return
         epoch = trainer.current_epoch + 1
-        known = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
-        if epoch not in known:  # a resumed job has told of it before
+        reported = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
+        if epoch not in reported:  # a resumed job may have reported it before
             self.trial.report(score.item(), step=epoch)
         if self.trial.should_prune():
-            self.behind = f"after epoch {epoch} its best val/top1 was below the median of the other trials"
+            self.reason = f"after epoch {epoch} its best val/top1 was below the median of the other trials"
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Ends the run, on all ranks, when the epoch that has decided it is whole: logged, on the card, in a checkpoint."""
-        behind: str | None = trainer.strategy.broadcast(self.behind)
-        if behind is not None:
-            raise PrunedError(behind)
+        """Stop the run on all ranks, after the deciding epoch has been logged, recorded and saved in a checkpoint."""
+        reason: str | None = trainer.strategy.broadcast(self.reason)
+        if reason is not None:
+            raise PrunedError(reason)
