@@ -50,7 +50,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 
 class Counted(types.ModuleType):
-    """`torch.distributed` as the hooks see it, counting their all-reduces."""
+    """Stand-in for `torch.distributed` in the hooks that counts their all-reduces."""
 
     def __init__(self) -> None:
         super().__init__("counted")
@@ -73,9 +73,9 @@ class Losses(Callback):
         self.steps.append(outputs["loss"].item())
 
 
-def fitted(images: Path, folder: Path, *words: str, unused: bool = False) -> dict[str, Any]:
-    """Train on this rank and return the losses, the weights, and what the hook has sent."""
-    config = plain(*TINY, *WIDE, f"data.root={images}", "trainer.devices=2", f"trainer.max_epochs={EPOCHS}", *words)
+def fitted(images: Path, folder: Path, *overrides: str, unused: bool = False) -> dict[str, Any]:
+    """Train on this rank and return the losses, the weights, and the calls and bytes of the hook."""
+    config = plain(*TINY, *WIDE, f"data.root={images}", "trainer.devices=2", f"trainer.max_epochs={EPOCHS}", *overrides)
     config["callbacks"], config["logger"] = {}, {}
     config["trainer"]["limit_val_batches"], config["elastic"]["timeout_s"] = 0, 60.0
     lightning.seed_everything(1, verbose=False)
@@ -103,15 +103,15 @@ def fitted(images: Path, folder: Path, *words: str, unused: bool = False) -> dic
 
 @pytest.fixture(scope="module")
 def found(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Results of `fitted` on rank 0 for each of RUNS, and for `all-reduce`, an uncompressed hook that is counted."""
+    """Results of `fitted` on rank 0 for each of RUNS, and for `all-reduce`, an uncompressed hook with counts."""
     hush_lightning()
     folder = tmp_path_factory.mktemp("hooks")
 
     def task() -> dict[str, dict[str, Any]]:
         # As in a build without CUDA, where DDP refuses PyTorch's own bf16 hook.
         torch.version.cuda = torch.version.hip = None
-        results = {name: fitted(images, folder, *words) for name, words in RUNS.items()}
-        HOOKS["none"] = default_hooks.allreduce_hook  # in this process, which ends with the task
+        results = {name: fitted(images, folder, *overrides) for name, overrides in RUNS.items()}
+        HOOKS["none"] = default_hooks.allreduce_hook  # affects this process only
         return {**results, "all-reduce": fitted(images, folder)}
 
     results: dict[str, dict[str, Any]] = launch(task, num_ranks=2, isolated=True, limits=LIMITS)
@@ -119,7 +119,7 @@ def found(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_option_trains_and_both_ranks_hold_the_same_weights(found: dict[str, Any], name: str) -> None:
+def test_every_option_trains_and_ranks_keep_equal_weights(found: dict[str, Any], name: str) -> None:
     run = found[name]
     assert run["ranks agree"]
     assert all(map(math.isfinite, run["losses"]))
@@ -127,29 +127,27 @@ def test_every_option_trains_and_both_ranks_hold_the_same_weights(found: dict[st
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("fp16", 1e-4), ("bf16", 1e-3)])
-def test_half_precision_stays_close_to_no_hook_and_is_not_the_same(
-    found: dict[str, Any], name: str, tolerance: float
-) -> None:
+def test_half_precision_is_close_to_no_hook_but_not_equal(found: dict[str, Any], name: str, tolerance: float) -> None:
     none, run = found["none"], found[name]
     assert run["losses"][:10] == pytest.approx(none["losses"][:10], rel=tolerance)
     assert run["losses"][0] == none["losses"][0]
     assert any(not torch.equal(value, none["weights"][key]) for key, value in run["weights"].items())
 
 
-def test_powersgd_begins_at_its_step(found: dict[str, Any]) -> None:
-    """The weights of a step are seen by the loss of the next one."""
+def test_powersgd_starts_at_start_step(found: dict[str, Any]) -> None:
+    """The weights after a step determine the loss of the next one."""
     none, run = found["none"]["losses"], found["powersgd"]["losses"]
     assert run[: START_STEP + 1] == none[: START_STEP + 1]
     assert run[START_STEP + 1 :] != none[START_STEP + 1 :]
 
 
-def test_options_that_compress_nothing_change_nothing(found: dict[str, Any]) -> None:
+def test_options_without_compression_do_not_change_the_losses(found: dict[str, Any]) -> None:
     for name, other in (("static_graph", "none"), ("all-reduce", "none"), ("small buckets", "bf16")):
         assert found[name]["losses"] == found[other]["losses"], name
     assert found["powersgd, static_graph"]["losses"] == found["powersgd"]["losses"]
 
 
-def test_small_buckets_are_more_all_reduces(found: dict[str, Any]) -> None:
+def test_small_buckets_need_more_all_reduces(found: dict[str, Any]) -> None:
     assert found["small buckets"]["calls"] > 2 * found["bf16"]["calls"]
     assert found["small buckets"]["bytes"] == found["bf16"]["bytes"]
 
@@ -163,7 +161,7 @@ def test_small_buckets_are_more_all_reduces(found: dict[str, Any]) -> None:
         *((name, "powersgd") for name in RUNS if "sgd" in name),
     ],
 )
-def test_the_computed_bytes_are_those_that_were_sent(found: dict[str, Any], name: str, hook: str) -> None:
+def test_computed_bytes_equal_the_bytes_sent(found: dict[str, Any], name: str, hook: str) -> None:
     run = found[name]
     steps, expected = run["steps"], run["expected"]
     assert steps == 3 * EPOCHS
@@ -172,7 +170,7 @@ def test_the_computed_bytes_are_those_that_were_sent(found: dict[str, Any], name
     assert hook == "none" or 1.9 * expected[hook] < expected["none"]
 
 
-def test_bytes_of_alexnet() -> None:
+def test_gradient_bytes_of_alexnet() -> None:
     with torch.device("meta"):
         parameters = list(alexnet().parameters())
     sizes = {hook: gradient_bytes(parameters, hook) for hook in HOOKS}
@@ -183,7 +181,7 @@ def test_bytes_of_alexnet() -> None:
     assert sizes["powersgd"] == 4 * (elements + sum(len(p) for p in parameters if p.dim() == 1))
 
 
-def test_the_log_line_has_the_bytes_and_what_a_ring_sends() -> None:
+def test_the_log_line_has_the_reduced_and_the_sent_bytes() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1000, 1000))]
     assert traffic(parameters, "none", num_ranks=2).startswith(
         "gradients: 4.00 MB all-reduced per step; each of 2 ranks sends 4.00 MB in a ring"
@@ -191,14 +189,14 @@ def test_the_log_line_has_the_bytes_and_what_a_ring_sends() -> None:
     line = traffic(parameters, "bf16", num_ranks=4)
     assert "2.00 MB all-reduced per step; each of 4 ranks sends 3.00 MB" in line
     assert "trainer.comm_hook=bf16, 4.00 MB without it" in line
-    assert "not bit for bit" not in line
-    assert "not bit for bit" in traffic(parameters, "powersgd", num_ranks=2)
+    assert "resumed run" not in line
+    assert "the weights of a resumed run differ" in traffic(parameters, "powersgd", num_ranks=2)
 
 
-def test_unused_parameters(images: Path, tmp_path: Path) -> None:
+def test_unused_parameters_need_an_option(images: Path, tmp_path: Path) -> None:
     def task() -> tuple[list[bool], str]:
-        words = ("trainer.find_unused_parameters=true", "trainer.static_graph=true")
-        trained = [fitted(images, tmp_path, word, unused=True)["ranks agree"] for word in words]
+        overrides = ("trainer.find_unused_parameters=true", "trainer.static_graph=true")
+        trained = [fitted(images, tmp_path, override, unused=True)["ranks agree"] for override in overrides]
         try:
             fitted(images, tmp_path, unused=True)
         except RuntimeError as error:
@@ -210,7 +208,7 @@ def test_unused_parameters(images: Path, tmp_path: Path) -> None:
     assert "find_unused_parameters=True" in message
 
 
-def test_an_overflow_in_fp16_ends_the_run_and_names_the_gradient(
+def test_an_fp16_overflow_stops_the_run_and_names_the_gradient(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = Classifier.training_step
@@ -227,13 +225,14 @@ def test_an_overflow_in_fp16_ends_the_run_and_names_the_gradient(
 
 
 @pytest.mark.parametrize("hook", ["bf16", "powersgd"])
-def test_a_resumed_run(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
-    """Bit for bit the uninterrupted run with a hook that has no state."""
+def test_a_resumed_run_equals_an_uninterrupted_one_unless_the_hook_has_state(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str
+) -> None:
     monkeypatch.setattr(ddp, "START_STEP", 2)
-    words = (*WIDE, "trainer.devices=2", f"trainer.comm_hook={hook}")
-    train(*words, "trainer.max_epochs=3", run_dir=tmp_path / "whole")
-    train(*words, "trainer.max_epochs=1")
-    train(*words, "trainer.max_epochs=3", resumed=True)
+    overrides = (*WIDE, "trainer.devices=2", f"trainer.comm_hook={hook}")
+    train(*overrides, "trainer.max_epochs=3", run_dir=tmp_path / "whole")
+    train(*overrides, "trainer.max_epochs=1")
+    train(*overrides, "trainer.max_epochs=3", resumed=True)
     whole, resumed = (load_file(tmp_path / name / LAST) for name in ("whole", "run"))
     assert whole["global_step"] == resumed["global_step"] == 9
     equal = [torch.equal(value, resumed["state_dict"][name]) for name, value in whole["state_dict"].items()]
@@ -250,9 +249,9 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("strategy", build.STRATEGIES)
-def test_every_value_composes_and_reaches_the_strategy(images: Path, tmp_path: Path, value: str, strategy: str) -> None:
-    words = ("trainer.devices=2", f"trainer.strategy={strategy}")
-    config = plain(*TINY, f"data.root={images}", *words, value)
+def test_every_value_reaches_the_strategy(images: Path, tmp_path: Path, value: str, strategy: str) -> None:
+    overrides = ("trainer.devices=2", f"trainer.strategy={strategy}")
+    config = plain(*TINY, f"data.root={images}", *overrides, value)
     name = value.removeprefix("trainer.").partition("=")[0]
     two = build.trainer(config, tmp_path, num_ranks=2).strategy
     assert isinstance(two, HookedDDP)
@@ -260,7 +259,7 @@ def test_every_value_composes_and_reaches_the_strategy(images: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_on_one_device_every_value_is_without_effect(images: Path, tmp_path: Path, value: str) -> None:
+def test_options_have_no_effect_on_one_device(images: Path, tmp_path: Path, value: str) -> None:
     config = plain(*TINY, f"data.root={images}", value)
     splits = find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
     build.check(config, splits, num_ranks=1)
@@ -268,7 +267,7 @@ def test_on_one_device_every_value_is_without_effect(images: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("change", "num_ranks", "words"),
+    ("change", "num_ranks", "message"),
     [
         ({"comm_hook": "fp8"}, 1, "trainer.comm_hook must be one of none, fp16, bf16, powersgd; got 'fp8'"),
         ({"comm_hook": None}, 2, "trainer.comm_hook must be one of none, fp16, bf16, powersgd; got null"),
@@ -280,7 +279,7 @@ def test_on_one_device_every_value_is_without_effect(images: Path, tmp_path: Pat
         ({"bucket_cap_mb": "25"}, 1, "trainer.bucket_cap_mb must be null or a number of MB, above 0"),
         ({"static_graph": 1}, 1, "trainer.static_graph must be true or false; got 1"),
         ({"find_unused_parameters": None}, 1, "trainer.find_unused_parameters must be true or false; got null"),
-        ({"static_graph": True, "find_unused_parameters": True}, 2, "leave trainer.find_unused_parameters=false"),
+        ({"static_graph": True, "find_unused_parameters": True}, 2, "needs trainer.find_unused_parameters=false"),
         (
             {"static_graph": True, "accumulate_grad_batches": 2},
             2,
@@ -320,9 +319,9 @@ def test_on_one_device_every_value_is_without_effect(images: Path, tmp_path: Pat
         ({"strategy": "ddp_find_unused_parameters_true"}, 2, "trainer.strategy must be one of auto, ddp, two_towers"),
     ],
 )
-def test_words(images: Path, change: dict[str, Any], num_ranks: int, words: str) -> None:
+def test_invalid_options(images: Path, change: dict[str, Any], num_ranks: int, message: str) -> None:
     config = plain(*TINY, f"data.root={images}")
     config["trainer"] |= change
     splits = find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
-    with pytest.raises(ConfigError, match=re.escape(words)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         build.check(config, splits, num_ranks=num_ranks)

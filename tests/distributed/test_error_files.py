@@ -1,4 +1,4 @@
-"""A lost rank is named with its cause, the others end, and if restarts are allowed the run resumes."""
+"""A failed rank is named with its cause, the others are terminated, and the run resumes if restarts are allowed."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ TWO = ("trainer.devices=2", "trainer.max_epochs=2")
 def at_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """Make one rank do something before one optimizer step, once."""
 
-    def put(act: Callable[[], None], *, rank: int = 1, step: int = 4) -> None:
+    def patch(act: Callable[[], None], *, rank: int = 1, step: int = 4) -> None:
         own, done = Classifier.training_step, tmp_path / "done"
 
         def acting(module: Classifier, batch: Any, batch_idx: int) -> Any:
@@ -35,7 +35,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., No
 
         monkeypatch.setattr(Classifier, "training_step", acting)
 
-    return put
+    return patch
 
 
 def stop() -> None:
@@ -51,29 +51,29 @@ def fail() -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "words", "within_s"),
+    ("act", "message", "within_s"),
     [
         (kill, r"^rank 1 \(pid \d+\) was killed by SIGKILL; the other ranks were terminated$", 10),
         (fail, r"^rank 1 raised KeyError: 'a bug'; the other ranks were terminated$", 10),
         (stop, r"^rank 1 \(pid \d+\) is suspended \(SIGSTOP\); rank 0 timed out waiting for it, so all ranks were", 15),
     ],
 )
-def test_a_lost_rank_is_named(
-    train: Train, tmp_path: Path, at_step: Callable[..., None], act: Callable[[], None], words: str, within_s: float
+def test_a_failed_rank_is_named(
+    train: Train, tmp_path: Path, at_step: Callable[..., None], act: Callable[[], None], message: str, within_s: float
 ) -> None:
     at_step(act)
     start_s = time.monotonic()
-    with pytest.raises(RankError, match=words):
+    with pytest.raises(RankError, match=message):
         train(*TWO, "elastic.timeout_s=3", "elastic.shutdown_s=1")
     assert time.monotonic() - start_s < within_s
     found = RunRecord(tmp_path / "run").read()
     assert (found["status"], found["exit_code"]) == ("failed", 5)
-    assert content(tmp_path / "run" / LAST)["global_step"] == 3, "that of the first epoch is kept"
+    assert content(tmp_path / "run" / LAST)["global_step"] == 3, "the checkpoint of the first epoch is kept"
 
 
 @pytest.mark.parametrize("act", [kill, fail])
 @pytest.mark.parametrize("devices", [1, 2])
-def test_restarted_ranks_train_what_they_would_have(
+def test_restarted_ranks_train_like_uninterrupted_ones(
     train: Train,
     tmp_path: Path,
     at_step: Callable[..., None],
@@ -82,10 +82,10 @@ def test_restarted_ranks_train_what_they_would_have(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    words = (f"trainer.devices={devices}", "trainer.max_epochs=2", "callbacks.checkpoint.every_n_steps=1")
-    train(*words, run_dir=tmp_path / "whole", isolated=True)
+    overrides = (f"trainer.devices={devices}", "trainer.max_epochs=2", "callbacks.checkpoint.every_n_steps=1")
+    train(*overrides, run_dir=tmp_path / "whole", isolated=True)
     at_step(act, rank=devices - 1)
-    train(*words, "elastic.max_restarts=2", run_dir=tmp_path / "lost")
+    train(*overrides, "elastic.max_restarts=2", run_dir=tmp_path / "lost")
     one, other = (content(tmp_path / name / LAST) for name in ("whole", "lost"))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
         assert difference(one[part], other[part]) is None
@@ -98,7 +98,7 @@ def test_restarted_ranks_train_what_they_would_have(
     ]
 
 
-def test_what_would_happen_again_is_not_tried_again(train: Train, tmp_path: Path) -> None:
+def test_a_user_error_is_not_retried(train: Train, tmp_path: Path) -> None:
     from support.images import write_images
 
     root = write_images(tmp_path / "bad", {f"{split}/{name}": 4 for split in ("train", "val") for name in ("a", "b")})

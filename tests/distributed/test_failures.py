@@ -1,4 +1,4 @@
-"""What the system does to a command, as a sentence with the cause and the remedy."""
+"""User errors for failures of the system, with cause and remedy."""
 
 import errno
 import multiprocessing
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.scenario(name="loader_processes")
         (OSError(errno.ENOSPC, "No space left"), DiskError, "cannot write run: No space left; "),
     ],
 )
-def test_sentences(error: Exception, kind: type[AlexlabError], text: str) -> None:
+def test_failures_become_user_errors(error: Exception, kind: type[AlexlabError], text: str) -> None:
     wrapped = ValueError("you tried to log 0.5")
     wrapped.__cause__ = error
     for each in (error, wrapped):
@@ -54,16 +54,16 @@ def test_sentences(error: Exception, kind: type[AlexlabError], text: str) -> Non
         assert raised.value.__cause__ is each
 
 
-def test_bugs_and_own_errors_stay_what_they_are() -> None:
+def test_bugs_and_user_errors_are_not_translated() -> None:
     assert as_user_error(KeyError("a bug"), Path("run")) is None
-    assert as_user_error(EOFError(), Path("run")) is None, "not while a batch is taken from a loader process"
-    own = ConfigError("one sentence")
+    assert as_user_error(EOFError(), Path("run")) is None, "not raised while reading from a loader process"
+    own = ConfigError("a user error")
     with pytest.raises(ConfigError) as raised, translate_errors(Path("run")):
         raise own
     assert raised.value is own and own.__cause__ is None
 
 
-def test_semaphores_that_find_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_semaphores_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -76,7 +76,7 @@ def test_semaphores_that_find_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("step", ["training_step", "validation_step", "test_step"])
-def test_a_loader_process_that_is_killed_ends_the_run_in_a_sentence(
+def test_a_killed_loader_process_fails_the_run_with_a_user_error(
     train: Callable[..., float | None], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def killing(module: Classifier, *_: object) -> None:

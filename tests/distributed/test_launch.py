@@ -20,8 +20,8 @@ from support.runs import names, rows, scalars
 LIMITS = Limits(timeout_s=60.0, shutdown_s=2)
 
 
-def test_one_and_two_devices_train_and_score_alike(train: Callable[..., float | None], tmp_path: Path) -> None:
-    """Without dropout, with the same batches and augmentation, only the order of floating-point sums differs."""
+def test_one_and_two_devices_train_and_score_equally(train: Callable[..., float | None], tmp_path: Path) -> None:
+    """Without dropout, with equal batches and augmentation, only the order of floating-point sums differs."""
     found, best = {}, {}
     for devices in (1, 2):
         folder = tmp_path / f"on{devices}"
@@ -44,7 +44,7 @@ def test_one_and_two_devices_train_and_score_alike(train: Callable[..., float | 
             assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-5), name
 
 
-def test_accumulated_batches_are_the_same_steps(train: Callable[..., float | None], tmp_path: Path) -> None:
+def test_accumulated_batches_take_the_same_steps(train: Callable[..., float | None], tmp_path: Path) -> None:
     losses = {}
     for accumulate, devices in ((1, 1), (2, 1), (2, 2)):
         folder = tmp_path / f"{accumulate}by{devices}"
@@ -59,7 +59,7 @@ def test_accumulated_batches_are_the_same_steps(train: Callable[..., float | Non
     assert list(losses.values()) == pytest.approx([losses[1, 1]] * 3, rel=1e-5)
 
 
-def test_the_value_of_rank_0_comes_back() -> None:
+def test_launch_returns_the_value_of_rank_0() -> None:
     def task() -> tuple[int, int, int]:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.get_num_threads()
 
@@ -67,7 +67,7 @@ def test_the_value_of_rank_0_comes_back() -> None:
     assert launch(task, num_ranks=2, isolated=False, limits=LIMITS) == (0, 2, threads)
 
 
-def test_an_isolated_job_is_another_process_that_knows_of_no_ranks() -> None:
+def test_an_isolated_job_is_a_child_process_without_rank_variables() -> None:
     pid, ranks = launch(lambda: (os.getpid(), "RANK" in os.environ), num_ranks=1, isolated=True, limits=LIMITS)
     assert pid != os.getpid()
     assert not ranks
@@ -75,7 +75,7 @@ def test_an_isolated_job_is_another_process_that_knows_of_no_ranks() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_is_named_and_the_others_end(rank: int) -> None:
+def test_a_killed_rank_is_named_and_the_others_are_terminated(rank: int) -> None:
     def task() -> None:
         if int(os.environ["RANK"]) == rank:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_a_killed_rank_is_named_and_the_others_end(rank: int) -> None:
     assert time.monotonic() - start_s < 10
 
 
-def test_what_a_rank_raises_is_raised_here() -> None:
+def test_the_error_of_a_rank_is_raised_by_launch() -> None:
     def task() -> None:
         if os.environ["RANK"] == "1":
             raise DataError("cannot read the image x.png: it is empty")
@@ -105,8 +105,8 @@ def test_what_a_rank_raises_is_raised_here() -> None:
         launch(bug, num_ranks=1, isolated=True, limits=LIMITS)
 
 
-def test_the_traceback_of_a_failed_run_keeps_no_store() -> None:
-    """Torch 2.11 aborts a process forked later, as for the next job of a sweep, that collects the store."""
+def test_the_traceback_of_a_failed_run_holds_no_store() -> None:
+    """Torch 2.11 aborts a process forked later, such as the next job of a sweep, when it collects the store."""
     with pytest.raises(RankError) as caught:
         launch(lambda: {}["missing"], num_ranks=2, isolated=True, limits=LIMITS)
     frames = [entry.frame.f_locals for entry in caught.traceback]
@@ -114,12 +114,12 @@ def test_the_traceback_of_a_failed_run_keeps_no_store() -> None:
     assert not any(isinstance(value, TCPStore) for frame in frames for value in frame.values())
 
 
-def test_a_rank_that_leaves_without_a_word_is_named() -> None:
+def test_a_rank_that_exits_without_an_error_file_is_named() -> None:
     with pytest.raises(RankError, match=r"rank 0 \(pid \d+\) exited with code 3 without an error message"):
         launch(lambda: os._exit(3), num_ranks=1, isolated=True, limits=LIMITS)
 
 
-def test_a_bad_image_ends_two_ranks_with_its_path(train: Callable[..., float | None], tmp_path: Path) -> None:
+def test_a_bad_image_fails_two_ranks_with_its_path(train: Callable[..., float | None], tmp_path: Path) -> None:
     from support.images import write_images
 
     root = write_images(tmp_path / "bad", {f"{split}/{name}": 4 for split in ("train", "val") for name in ("a", "b")})
@@ -128,14 +128,14 @@ def test_a_bad_image_ends_two_ranks_with_its_path(train: Callable[..., float | N
         train(f"data.root={root}", "trainer.devices=2")
 
 
-def test_counting_devices() -> None:
+def test_num_ranks() -> None:
     assert num_ranks(accelerator="cpu", devices=2) == 2
     assert num_ranks(accelerator="cpu", devices="auto") == 1
     assert num_ranks(accelerator="cpu", devices="2") == 2
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "devices", "words"),
+    ("accelerator", "devices", "message"),
     [
         ("cpu", 1000, "trainer.devices must be at most"),
         ("cpu", 0, "trainer.devices must be at least 1; got 0"),
@@ -143,18 +143,18 @@ def test_counting_devices() -> None:
         ("abacus", 1, "trainer.accelerator must be one of auto, cpu, gpu, cuda, mps; got 'abacus'"),
     ],
 )
-def test_words_for_devices(accelerator: str, devices: int | str, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
+def test_invalid_devices(accelerator: str, devices: int | str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         num_ranks(accelerator=accelerator, devices=devices)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_words_for_a_gpu_that_is_not_there() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu needs a GPU, and none was found"):
         num_ranks(accelerator="gpu", devices=1)
 
 
-def test_torchrun_s_number_of_processes_must_be_the_config_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_must_equal_the_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert num_ranks(accelerator="cpu", devices=2) == 2
@@ -163,35 +163,35 @@ def test_torchrun_s_number_of_processes_must_be_the_config_s(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("batch", "nodes", "devices", "accumulate", "ranks", "wanted"),
+    ("batch", "nodes", "devices", "accumulate", "ranks", "expected"),
     [
         (64, 1, 1, 1, 1, 1),
         (64, 1, 2, 4, 2, 4),
-        (64, 2, 1, 1, 1, 2),  # half of the ranks: twice the batches of as many images
-        (48, 4, 1, 1, 3, 2),  # 8 images at a time instead of 12, since 16 would be more memory
-        (64, 4, 1, 1, 3, None),  # three cannot share 64 images
+        (64, 2, 1, 1, 1, 2),  # half of the ranks: twice as many batches of the same size
+        (48, 4, 1, 1, 3, 2),  # 8 images per rank instead of 12, since 16 would need more memory
+        (64, 4, 1, 1, 3, None),  # 64 images cannot be divided by three
         (64, 2, 2, 2, 2, 4),
     ],
 )
-def test_the_batch_of_a_step_stays_on_fewer_ranks(
-    batch: int, nodes: int, devices: int, accumulate: int, ranks: int, wanted: int | None
+def test_the_global_batch_stays_on_fewer_ranks(
+    batch: int, nodes: int, devices: int, accumulate: int, ranks: int, expected: int | None
 ) -> None:
     trainer = {"num_nodes": nodes, "devices": devices, "accelerator": "cpu", "accumulate_grad_batches": accumulate}
     trainer["strategy"] = "auto"
-    assert build.accumulation({"data": {"batch_size": batch}, "trainer": trainer}, ranks) == wanted
+    assert build.accumulation({"data": {"batch_size": batch}, "trainer": trainer}, ranks) == expected
 
 
-def hung_up() -> bool:
+def survives_hangup() -> bool:
     for pid in (os.getppid(), os.getpid()):
         os.kill(pid, signal.SIGHUP)
     time.sleep(0.2)
     return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-def test_ranks_and_their_parent_ignore_a_hang_up_that_nohup_has_ignored() -> None:
+def test_ranks_and_their_parent_ignore_sighup_under_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with signals.install():
-            assert launch(hung_up, num_ranks=2, isolated=True, limits=LIMITS) is True
+            assert launch(survives_hangup, num_ranks=2, isolated=True, limits=LIMITS) is True
     finally:
         signal.signal(signal.SIGHUP, before)

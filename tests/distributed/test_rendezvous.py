@@ -1,4 +1,4 @@
-"""Ranks started by srun, mpirun or by environment variables alone, as a Kubernetes PyTorchJob does: one run, or one sentence."""
+"""Ranks started by srun, mpirun or environment variables alone, as by a Kubernetes PyTorchJob: one run, or one error."""
 
 import multiprocessing
 import os
@@ -17,13 +17,13 @@ from support.runs import TINY, rows
 from support.slurm import free_ports
 
 FORK = multiprocessing.get_context("fork")
-WORDS = (*TINY, "model.dropout=0", "optimizer=sgd", "trainer.max_epochs=2", "elastic.timeout_s=20")
+OVERRIDES = (*TINY, "model.dropout=0", "optimizer=sgd", "trainer.max_epochs=2", "elastic.timeout_s=20")
 
 
 class Rank:
-    """A process with its own environment that runs `train.py`; what it prints is kept."""
+    """A process with its own environment that runs `train.py` and logs its output."""
 
-    def __init__(self, folder: Path, number: int, environment: dict[str, Any], *words: str) -> None:
+    def __init__(self, folder: Path, number: int, environment: dict[str, Any], *overrides: str) -> None:
         self.log = folder / f"{number}.log"
 
         def body() -> None:
@@ -33,7 +33,7 @@ class Rank:
             sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1)
             os.chdir(folder)
             os.environ.update({name: str(value) for name, value in environment.items()})
-            sys.argv = ["train.py", *words]
+            sys.argv = ["train.py", *overrides]
             try:
                 run_command("train")
             except SystemExit as error:
@@ -46,14 +46,14 @@ class Rank:
         self.process.join(60)
         if self.process.exitcode is None:
             self.process.kill()
-            pytest.fail(f"still running after a minute: {self.said()}")
+            pytest.fail(f"still running after a minute: {self.output()}")
         return self.process.exitcode
 
-    def said(self) -> str:
+    def output(self) -> str:
         return " ".join(self.log.read_text().split())
 
 
-def several(folder: Path, images: Path, kind: str, *words: str, count: int = 2) -> list[Rank]:
+def start_ranks(folder: Path, images: Path, kind: str, *overrides: str, count: int = 2) -> list[Rank]:
     port, step = free_ports(1)[0], os.getpid()
     meeting = {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": port}
     found = []
@@ -73,12 +73,12 @@ def several(folder: Path, images: Path, kind: str, *words: str, count: int = 2) 
             | {f"OMPI_COMM_WORLD_{name}": count for name in ("SIZE", "LOCAL_SIZE")}
             | {"MASTER_PORT": port},
         }[kind]
-        found.append(Rank(folder, rank, variables, *WORDS, f"data.root={images}", *words))
+        found.append(Rank(folder, rank, variables, *OVERRIDES, f"data.root={images}", *overrides))
     return found
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("kind", "overrides"),
     [
         ("variables", ("trainer.devices=2",)),
         ("variables", ("trainer.num_nodes=2",)),
@@ -88,81 +88,81 @@ def several(folder: Path, images: Path, kind: str, *words: str, count: int = 2) 
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_they_form_one_run(train: Any, images: Path, tmp_path: Path, kind: str, words: tuple[str, ...]) -> None:
-    started = several(tmp_path, images, kind, *words)
-    assert [rank.wait() for rank in started] == [0, 0], started[0].said() + started[1].said()
+def test_ranks_form_one_run(train: Any, images: Path, tmp_path: Path, kind: str, overrides: tuple[str, ...]) -> None:
+    started = start_ranks(tmp_path, images, kind, *overrides)
+    assert [rank.wait() for rank in started] == [0, 0], started[0].output() + started[1].output()
     (run_dir,) = (tmp_path / "outputs/train").glob("*/*")
     assert RunRecord(run_dir).read()["status"] == "finished"
     (tmp_path / "alone").mkdir()
-    train(*WORDS, run_dir=tmp_path / "alone")
+    train(*OVERRIDES, run_dir=tmp_path / "alone")
     for one, two in zip(rows(tmp_path / "alone/metrics.csv"), rows(run_dir / "metrics.csv"), strict=True):
         assert (one["val/top1"], one["train/top1"]) == (two["val/top1"], two["train/top1"])
         assert float(two["val/loss"]) == pytest.approx(float(one["val/loss"]), rel=1e-5)
 
 
-def test_what_contradicts_the_config_is_refused_by_every_rank(images: Path, tmp_path: Path) -> None:
-    started = several(tmp_path, images, "variables")
+def test_a_world_size_that_contradicts_the_config_is_refused_by_every_rank(images: Path, tmp_path: Path) -> None:
+    started = start_ranks(tmp_path, images, "variables")
     assert [rank.wait() for rank in started] == [1, 1]
     for rank in started:
-        words = "trainer.devices x trainer.num_nodes must equal the world size, 2 according to RANK and WORLD_SIZE; got 1 x 1"
-        assert words in rank.said()
+        message = "trainer.devices x trainer.num_nodes must equal the world size, 2 according to RANK and WORLD_SIZE; got 1 x 1"
+        assert message in rank.output()
     assert not (tmp_path / "outputs").exists()
 
 
-def test_ranks_with_other_configs_are_refused_by_name(images: Path, tmp_path: Path) -> None:
+def test_a_rank_with_another_config_is_refused_by_name(images: Path, tmp_path: Path) -> None:
     variables = {"WORLD_SIZE": 2, "MASTER_ADDR": LOOPBACK, "MASTER_PORT": free_ports(1)[0]}
-    words = (*WORDS, f"data.root={images}", "trainer.devices=2")
-    started = [Rank(tmp_path, rank, {"RANK": rank, **variables}, *words, f"seed={rank}") for rank in range(2)]
+    overrides = (*OVERRIDES, f"data.root={images}", "trainer.devices=2")
+    started = [Rank(tmp_path, rank, {"RANK": rank, **variables}, *overrides, f"seed={rank}") for rank in range(2)]
     assert [rank.wait() for rank in started] == [1, 1]
     for rank in started:
-        assert "(rank 1) must have the same config as the first node; got seed: 1 instead of 0" in rank.said()
+        assert "(rank 1) must have the same config as the first node; got seed: 1 instead of 0" in rank.output()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_variables_left_in_a_shell_do_not_disturb_a_run_of_one_process(
+def test_leftover_variables_do_not_disturb_a_run_of_one_process(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
     monkeypatch.setattr(rendezvous, "PEER_TIMEOUT_S", 0.3)
     variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": LOOPBACK}
     elsewhere = {"MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": free_ports(1)[0]}
     for number, more in enumerate(({"MASTER_PORT": free_ports(1)[0]}, elsewhere, {})):
-        alone = Rank(tmp_path, number, variables | more, *WORDS, f"data.root={images}")
-        assert alone.wait() == 0, alone.said()
-        assert f"ignoring rank {rank} of 2 according to RANK and WORLD_SIZE: " in alone.said()
+        alone = Rank(tmp_path, number, variables | more, *OVERRIDES, f"data.root={images}")
+        assert alone.wait() == 0, alone.output()
+        assert f"ignoring rank {rank} of 2 according to RANK and WORLD_SIZE: " in alone.output()
     assert len(list((tmp_path / "outputs/train").glob("*/*/checkpoints/best.ckpt"))) == 3
 
 
-def test_a_rank_that_comes_late_finds_out_that_the_first_trains_alone(
+def test_a_late_rank_fails_if_rank_0_trains_alone(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rendezvous, "PEER_TIMEOUT_S", 0.3)
     variables = {"WORLD_SIZE": 2, "MASTER_ADDR": LOOPBACK, "MASTER_PORT": free_ports(1)[0]}
-    words = (*WORDS, f"data.root={images}", "trainer.max_epochs=100")
-    first = Rank(tmp_path, 0, {"RANK": 0, **variables}, *words)
-    while "ignoring rank" not in (first.said() if first.log.exists() else ""):
+    overrides = (*OVERRIDES, f"data.root={images}", "trainer.max_epochs=100")
+    first = Rank(tmp_path, 0, {"RANK": 0, **variables}, *overrides)
+    while "ignoring rank" not in (first.output() if first.log.exists() else ""):
         assert first.process.is_alive()
-    late = Rank(tmp_path, 1, {"RANK": 1, **variables}, *words)
+    late = Rank(tmp_path, 1, {"RANK": 1, **variables}, *overrides)
     assert late.wait() == 1
-    assert "rank 0 trains alone, with trainer.devices=1 and trainer.num_nodes=1" in late.said()
+    assert "rank 0 trains alone, with trainer.devices=1 and trainer.num_nodes=1" in late.output()
     first.process.kill()
     first.process.join()
 
 
-def test_a_missing_rank_and_one_that_was_started_twice(images: Path, tmp_path: Path) -> None:
+def test_a_missing_rank_and_one_started_twice_are_named(images: Path, tmp_path: Path) -> None:
     variables = {"WORLD_SIZE": 2, "MASTER_ADDR": LOOPBACK, "MASTER_PORT": free_ports(1)[0]}
-    words = (*WORDS, f"data.root={images}", "trainer.devices=2", "elastic.timeout_s=2")
-    first = Rank(tmp_path, 0, {"RANK": 0, **variables}, *words)
-    twice = Rank(tmp_path, 1, {"RANK": 0, **variables}, *words)
-    codes = {rank.wait(): rank.said() for rank in (first, twice)}
+    overrides = (*OVERRIDES, f"data.root={images}", "trainer.devices=2", "elastic.timeout_s=2")
+    first = Rank(tmp_path, 0, {"RANK": 0, **variables}, *overrides)
+    twice = Rank(tmp_path, 1, {"RANK": 0, **variables}, *overrides)
+    codes = {rank.wait(): rank.output() for rank in (first, twice)}
     assert set(codes) == {1, 5}
     assert "all 2 ranks must appear within 2 s; rank 1 did not" in codes[1]
     assert "rank 0 is at MASTER_ADDR=127.0.0.1" in codes[5] and "its port must be free" in codes[5]
 
 
-def test_a_sweep_starts_the_processes_of_its_jobs_itself(images: Path, tmp_path: Path) -> None:
-    started = several(tmp_path, images, "variables", "-m", "seed=1,2")
+def test_a_sweep_refuses_external_ranks(images: Path, tmp_path: Path) -> None:
+    started = start_ranks(tmp_path, images, "variables", "-m", "seed=1,2")
     assert [rank.wait() for rank in started] == [1, 1]
-    assert "must equal the world size, 2 according to RANK and WORLD_SIZE; got 1 x 1" in started[0].said()
+    assert "must equal the world size, 2 according to RANK and WORLD_SIZE; got 1 x 1" in started[0].output()
 
 
 SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "node[07-08]"}
@@ -193,7 +193,7 @@ SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1",
         ),
     ],
 )
-def test_what_the_environment_says(
+def test_detection_from_variables(
     variables: dict[str, str], found: RankEnvironment | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -202,7 +202,7 @@ def test_what_the_environment_says(
 
 
 @pytest.mark.parametrize(
-    ("variables", "words"),
+    ("variables", "message"),
     [
         ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK must be a whole number; got 'one'"),
         ({"RANK": "0", "WORLD_SIZE": "-2"}, "WORLD_SIZE must be a whole number; got '-2'"),
@@ -210,15 +210,15 @@ def test_what_the_environment_says(
         ({"PMI_SIZE": "2"}, "a rank started by mpirun must have the variables PMI_RANK and PMI_SIZE"),
     ],
 )
-def test_words_for_variables(variables: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_variables(variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         detect_rank()
 
 
 @pytest.mark.parametrize(
-    ("variables", "words"),
+    ("variables", "reason"),
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, "there are 2 ranks according to RANK and WORLD_SIZE; they are not set"),
         (
@@ -227,10 +227,10 @@ def test_words_for_variables(variables: dict[str, str], words: str, monkeypatch:
         ),
     ],
 )
-def test_several_ranks_need_the_address_of_the_first(
-    variables: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+def test_several_ranks_need_the_address_of_rank_0(
+    variables: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=f"MASTER_ADDR and MASTER_PORT must be the address of rank 0, since {words}"):
+    with pytest.raises(ConfigError, match=f"MASTER_ADDR and MASTER_PORT must be the address of rank 0, since {reason}"):
         rendezvous.join({"accelerator": "cpu", "devices": 2, "num_nodes": 1}, timeout_s=1.0)

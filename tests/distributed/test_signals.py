@@ -1,4 +1,4 @@
-"""A signal at every point of a run: the run ends within the step with a checkpoint, and goes on as it would have."""
+"""A signal at every point of a run: the run stops after the step with a checkpoint, and resumes exactly."""
 
 import multiprocessing
 import os
@@ -27,9 +27,9 @@ class Sender:
     """Sends a signal in the n-th training or validation batch of a run.
 
     Args:
-        patch: to put itself between.
+        patch: patches the steps of the Classifier.
         signum: the signal.
-        to: the processes that get it: `own`, of each rank, the number of one rank, or `parent`.
+        to: receivers of the signal: `own` for each rank, the number of one rank, or `parent`.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, signum: int, to: str | int = "own") -> None:
@@ -54,8 +54,8 @@ class Sender:
         self.at, self.to, self.count = at, to, 0
 
 
-def begun_at(last: Path) -> str:
-    """The name of the checkpoint of the whole run that is not written again by a run that begins with this one."""
+def resumed_at(last: Path) -> str:
+    """Return the name of the uninterrupted run's checkpoint from which a run starts that resumes from `last`."""
     found = content(last)
     return f"{found['global_step'] - found['callbacks']['PreemptionCallback']['before_validation']:03d}.ckpt"
 
@@ -64,14 +64,14 @@ SIGNALLED = ("ema and norms", "validation within an epoch", "validation within a
 
 
 @pytest.mark.parametrize("recipe", SIGNALLED)
-def test_at_every_batch_of_training_and_validation(
+def test_a_signal_at_every_batch_resumes_exactly(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     sender = Sender(monkeypatch, signal.SIGTERM)
     run = RecordedRun(train, tmp_path)
     whole = run(*RECIPES[recipe], name="whole")
-    batches, before = sender.count, 0
-    # Of batches that are accumulated every third is enough: where the run ends is no matter of the batch.
+    batches, interrupted = sender.count, 0
+    # Every third batch is enough with accumulation, since runs stop after whole steps only.
     for at in range(0, batches, 3 if "accumulated" in recipe else 1):
         sender.arm(at)
         with pytest.raises(Interrupted):
@@ -80,38 +80,38 @@ def test_at_every_batch_of_training_and_validation(
         assert (found["status"], found["exit_code"]) == ("interrupted", 75)
         sender.arm(-1)
         last = tmp_path / f"to_{at}" / LAST
-        begun = begun_at(last)
+        start = resumed_at(last)
         resumed = run(*RECIPES[recipe], name=f"from_{at}", begin=last)
-        compare(whole, resumed, begun)
-        before += content(last)["callbacks"]["PreemptionCallback"]["before_validation"]
-    assert before >= 2, "a validation was left"
+        compare(whole, resumed, start)
+        interrupted += content(last)["callbacks"]["PreemptionCallback"]["before_validation"]
+    assert interrupted >= 2, "a validation was interrupted"
 
 
-def test_two_ranks_that_hear_it_together_or_alone_or_from_their_parent(
+def test_signals_to_one_rank_both_ranks_or_their_parent_resume_exactly(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sender = Sender(monkeypatch, signal.SIGUSR1)
     run = RecordedRun(train, tmp_path)
-    words = ("trainer.devices=2", "augmentation=mixup")
-    whole = run(*words, name="whole")
+    overrides = ("trainer.devices=2", "augmentation=mixup")
+    whole = run(*overrides, name="whole")
     to: list[str | int] = ["own", 0, 1, "parent"]
-    before = 0
-    for number, at in enumerate((1, 6, 8, 11, 15)):  # 6 batches of training and 3 of validation in each of 2 epochs
+    interrupted = 0
+    for number, at in enumerate((1, 6, 8, 11, 15)):  # 2 epochs of 6 training and 3 validation batches
         sender.arm(at, to[number % 4])
         sender.signum = (signal.SIGUSR1, signal.SIGHUP)[number % 2]
         start_s = time.monotonic()
         with pytest.raises(Interrupted, match=f"stopped by {signal.Signals(sender.signum).name}"):
-            run(*words, name=f"to_{at}")
+            run(*overrides, name=f"to_{at}")
         assert time.monotonic() - start_s < 10
         sender.arm(-1)
         last = tmp_path / f"to_{at}" / LAST
-        compare(whole, run(*words, name=f"from_{at}", begin=last), begun_at(last))
-        before += content(last)["callbacks"]["PreemptionCallback"]["before_validation"]
-    assert before == 2
+        compare(whole, run(*overrides, name=f"from_{at}", begin=last), resumed_at(last))
+        interrupted += content(last)["callbacks"]["PreemptionCallback"]["before_validation"]
+    assert interrupted == 2
 
 
-def test_a_signal_before_and_after_the_training(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it nothing is lost; after it the run goes on with what was left: the test split."""
+def test_a_signal_before_and_after_training(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before training nothing is lost; after it the resumed run scores the test split."""
     moments = {"describe": loop, "on_train_end": Classifier, "on_test_start": Classifier}
     for moment, where in moments.items():
         with monkeypatch.context() as patch:
@@ -126,12 +126,12 @@ def test_a_signal_before_and_after_the_training(train: Train, tmp_path: Path, mo
         assert len(rows(tmp_path / moment / "metrics.csv")) == 1
 
 
-def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard = Signals()
-    with heard.install(), heard.handler(lambda signum: None):
+def test_a_second_signal_raises_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
+    received = Signals()
+    with received.install(), received.handler(lambda signum: None):
         signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)  # the same, by another way
-        assert heard.first == signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)  # the same signal, forwarded by the parent
+        assert received.first == signal.SIGTERM
         monkeypatch.setattr("alexlab.distributed.signals.DEBOUNCE_S", 0.0)
         with pytest.raises(Interrupted) as stopped:
             signal.raise_signal(signal.SIGINT)
@@ -141,7 +141,7 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
 @pytest.mark.scenario(name="ignored_signals")
-def test_what_was_ignored_stays_ignored(signum: signal.Signals) -> None:
+def test_ignored_signals_stay_ignored(signum: signal.Signals) -> None:
     before = signal.signal(signum, signal.SIG_IGN)
     try:
         with Signals().install():
@@ -151,21 +151,21 @@ def test_what_was_ignored_stays_ignored(signum: signal.Signals) -> None:
 
 
 @pytest.mark.scenario(name="ignored_signals")
-def test_a_closed_terminal_is_a_preemption() -> None:
+def test_sighup_is_a_preemption() -> None:
     with Signals().install(), pytest.raises(Interrupted, match="stopped by SIGHUP") as stopped:
         signal.raise_signal(signal.SIGHUP)
     assert stopped.value.exit_code == 75
 
 
-def test_loader_processes_outlive_a_signal_to_all(
+def test_loader_processes_survive_a_signal_to_all_processes(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a scheduler sends it: to every process of the job, the loaders too."""
+    """A scheduler signals every process of a job, including the loaders."""
 
     def to_all(module: Classifier, batch: Any, batch_idx: int) -> None:
         if module.global_step == 1:
             loaders = [process.pid for process in multiprocessing.active_children() if process.pid]
-            assert len(loaders) == 4, "two for each split"
+            assert len(loaders) == 4, "two per split"
             for pid in [*loaders, os.getpid()]:
                 os.kill(pid, signal.SIGTERM)
             time.sleep(0.3)
@@ -189,8 +189,8 @@ time.sleep(60)
 """
 
 
-def test_loader_processes_end_with_a_parent_that_is_killed() -> None:
-    """They hold its lock on the run folder too: `resume=` would be refused until they notice by themselves, after 5 s."""
+def test_loader_processes_die_with_a_killed_parent() -> None:
+    """They hold the lock on the run folder: `resume=` would be refused until they notice by themselves, after 5 s."""
     python = [sys.executable, "-c", LOADS]
     with subprocess.Popen(
         python, stdout=subprocess.PIPE, text=True, env=environment(PYTHONPATH=str(ROOT / "src"))

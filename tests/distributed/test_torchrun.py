@@ -1,6 +1,6 @@
-"""Runs on two machines, each a network namespace with a host name and a disk of its own, started by torchrun's engine.
+"""Runs on two machines, each a network namespace with its own host name and disk, started by torchrun's engine.
 
-The engine forks the ranks here, so that they need not import torch again; `torchrun` itself starts a program instead.
+The engine forks the ranks here, so that they need not import torch again; the `torchrun` command starts a program instead.
 """
 
 import json
@@ -26,13 +26,13 @@ from alexlab.training.module import Classifier
 from support.network import FIRST, PORT, Machine, Network, network
 from support.runs import TINY, rows
 
-WORDS = (
+OVERRIDES = (
     *TINY,
     "elastic.timeout_s=20",
     "model.dropout=0",
     "optimizer=sgd",
     "callbacks.checkpoint.every_n_steps=1",
-    "hydra.run.dir=outputs/${now:%H-%M-%S-%f}",  # another one in each attempt, as the default is
+    "hydra.run.dir=outputs/${now:%H-%M-%S-%f}",  # a new folder in each attempt, as by default
 )
 
 
@@ -42,8 +42,8 @@ def net() -> Iterator[Network]:
         yield made
 
 
-def train_py(words: tuple[str, ...]) -> None:
-    sys.argv = ["train.py", *words]
+def train_py(overrides: tuple[str, ...]) -> None:
+    sys.argv = ["train.py", *overrides]
     run_command("train")
 
 
@@ -51,13 +51,13 @@ def torchrun(
     net: Network,
     node: str,
     disk: Path,
-    *words: str,
+    *overrides: str,
     nodes: tuple[int, int] = (2, 2),
     backend: str = "c10d",
     max_restarts: int = 0,
     hidden: Path | None = None,
 ) -> Machine:
-    """Start `torchrun --nnodes=MIN:MAX --rdzv-backend=BACKEND src/train.py WORDS` on a machine."""
+    """Start `torchrun --nnodes=MIN:MAX --rdzv-backend=BACKEND src/train.py OVERRIDES` on a machine."""
     own = {"rank": int(node == "other")} if backend == "static" else {"is_host": node == "first"}
     times = {"timeout": 60, "last_call_timeout": 2, "keep_alive_interval": 1, "keep_alive_max_attempt": 10}
     config = LaunchConfig(
@@ -74,7 +74,7 @@ def torchrun(
 
     def command() -> int:
         try:
-            elastic_launch(config, train_py)(words)
+            elastic_launch(config, train_py)(overrides)
         except ChildFailedError as error:
             print(error, flush=True)
             return 1
@@ -83,12 +83,12 @@ def torchrun(
     return Machine(net, node, disk, command, hidden=hidden)
 
 
-def both(net: Network, folder: Path, *words: str, shared: bool = False, **options: Any) -> tuple[Machine, Machine]:
-    """Both machines; the other one does not see the first one's disk, unless they share it."""
+def both(net: Network, folder: Path, *overrides: str, shared: bool = False, **options: Any) -> tuple[Machine, Machine]:
+    """Start both machines; the other one does not see the first one's disk unless they share it."""
     disks = {node: folder / ("first" if shared else node) for node in ("first", "other")}
     return (
-        torchrun(net, "first", disks["first"], *words, **options),
-        torchrun(net, "other", disks["other"], *words, hidden=None if shared else folder / "first", **options),
+        torchrun(net, "first", disks["first"], *overrides, **options),
+        torchrun(net, "other", disks["other"], *overrides, hidden=None if shared else folder / "first", **options),
     )
 
 
@@ -97,11 +97,11 @@ def run_folder(disk: Path) -> Path:
     return found
 
 
-def same_as_one(train: Any, folder: Path, run_dir: Path, *words: str) -> None:
-    """The run has taken the steps of one on one machine, and scored every image once."""
+def assert_equals_one_machine(train: Any, folder: Path, run_dir: Path, *overrides: str) -> None:
+    """Assert that a run took the steps of a run on one machine and scored every image once."""
     (folder / "alone").mkdir()
     train(
-        *(word for word in (*WORDS, *words) if not word.startswith("hydra")),
+        *(override for override in (*OVERRIDES, *overrides) if not override.startswith("hydra")),
         "trainer.num_nodes=1",
         run_dir=folder / "alone",
     )
@@ -116,7 +116,7 @@ def same_as_one(train: Any, folder: Path, run_dir: Path, *words: str) -> None:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a step take a while, so that something can happen between two."""
+    """Slow the steps down, so that a test can act between two of them."""
     own = Classifier.training_step
 
     def training_step(module: Classifier, batch: Any, batch_idx: int) -> Any:
@@ -127,14 +127,14 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("backend", ["static", "c10d"])
-def test_two_nodes_train_as_one(net: Network, train: Any, images: Path, tmp_path: Path, backend: str) -> None:
-    """On disks of their own; resumed, the first sends its checkpoint."""
-    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=2")
-    first, other = both(net, tmp_path, *words, backend=backend)
-    assert (first.wait(), other.wait()) == (0, 0), first.said() + other.said()
+def test_two_nodes_train_like_one(net: Network, train: Any, images: Path, tmp_path: Path, backend: str) -> None:
+    """On separate disks; when resumed, the first node sends its checkpoint."""
+    overrides = (*OVERRIDES, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=2")
+    first, other = both(net, tmp_path, *overrides, backend=backend)
+    assert (first.wait(), other.wait()) == (0, 0), first.output() + other.output()
     run_dir = run_folder(tmp_path / "first")
-    same_as_one(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=2")
-    assert "8 = 2 devices on 2 nodes x 1 accumulated x 4 images" in first.said()
+    assert_equals_one_machine(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=2")
+    assert "8 = 2 devices on 2 nodes x 1 accumulated x 4 images" in first.output()
     assert RunRecord(run_dir).read()["status"] == "finished"
     copy = run_folder(tmp_path / "other")
     assert copy.name == run_dir.name and not list(copy.glob("events*"))
@@ -143,8 +143,8 @@ def test_two_nodes_train_as_one(net: Network, train: Any, images: Path, tmp_path
     resume = (f"resume=outputs/{run_dir.name}", "trainer.max_epochs=3")
     shutil.copy(run_dir / "run.json", copy)
     first, other = both(net, tmp_path, *resume, backend=backend)
-    assert (first.wait(), other.wait()) == (0, 0), first.said() + other.said()
-    assert "going on after 2 epochs, step 6" in first.said()
+    assert (first.wait(), other.wait()) == (0, 0), first.output() + other.output()
+    assert "going on after 2 epochs, step 6" in first.output()
     assert (copy / layout.LAST).is_file()
 
 
@@ -160,46 +160,52 @@ def test_a_restart_resumes_in_the_same_folder(
         return own(module, batch, batch_idx)
 
     monkeypatch.setattr(Classifier, "training_step", training_step)
-    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=2")
-    first, other = both(net, tmp_path, *words, max_restarts=1)
-    assert (first.wait(), other.wait()) == (0, 0), first.said() + other.said()
+    overrides = (*OVERRIDES, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=2")
+    first, other = both(net, tmp_path, *overrides, max_restarts=1)
+    assert (first.wait(), other.wait()) == (0, 0), first.output() + other.output()
     assert done.exists()
-    assert "going on after 1 epochs, batch 1 of epoch 2, step 4" in first.said()
+    assert "going on after 1 epochs, batch 1 of epoch 2, step 4" in first.output()
     run_dir = run_folder(tmp_path / "first")
     assert len(RunRecord(run_dir).read()["attempts"]) == 2
-    same_as_one(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=2")
+    assert_equals_one_machine(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=2")
 
 
 @pytest.mark.usefixtures("slow")
 def test_a_run_shrinks_and_grows_again(
     net: Network, train: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Without it no node can join again: it waits for an address that PyTorch 2.15 publishes only once.
+    # Else no node can rejoin: it would wait for an address that PyTorch 2.15 publishes only once.
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=8")
+    overrides = (*OVERRIDES, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=8")
     options: dict[str, Any] = {"nodes": (1, 2), "max_restarts": 3, "shared": True}
-    first, other = both(net, tmp_path, *words, **options)
-    first.says("epoch 1/8")
+    first, other = both(net, tmp_path, *overrides, **options)
+    first.wait_for("epoch 1/8")
     other.kill()
-    first.says("8 = 1 devices x 2 accumulated x 4 images")
+    first.wait_for("8 = 1 devices x 2 accumulated x 4 images")
     del options["shared"]
-    other = torchrun(net, "other", tmp_path / "first", *words, **options)
-    first.says("epoch 5/8")
-    assert (first.wait(), other.wait()) == (0, 0), first.said()
-    assert first.said().count("8 = 2 devices on 2 nodes x 1 accumulated x 4 images") == 2
+    other = torchrun(net, "other", tmp_path / "first", *overrides, **options)
+    first.wait_for("epoch 5/8")
+    assert (first.wait(), other.wait()) == (0, 0), first.output()
+    assert first.output().count("8 = 2 devices on 2 nodes x 1 accumulated x 4 images") == 2
     run_dir = run_folder(tmp_path / "first")
     events = EventAccumulator(str(run_dir))
     events.Reload()
     assert len(events.Scalars("val/top1")) == 8
-    same_as_one(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=8")
+    assert_equals_one_machine(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=8")
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_lost_node_ends_the_run(net: Network, images: Path, tmp_path: Path) -> None:
-    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=8", "elastic.timeout_s=5")
-    first, other = both(net, tmp_path, *words)
-    first.says("epoch 1/8")
-    net.cut()  # no packet says so: only a time limit ends this
+def test_a_lost_node_stops_the_run(net: Network, images: Path, tmp_path: Path) -> None:
+    overrides = (
+        *OVERRIDES,
+        f"data.root={images}",
+        "trainer.num_nodes=2",
+        "trainer.max_epochs=8",
+        "elastic.timeout_s=5",
+    )
+    first, other = both(net, tmp_path, *overrides)
+    first.wait_for("epoch 1/8")
+    net.cut()  # no connection is closed: only the time limit applies
     start_s = time.monotonic()
     assert first.wait(60) == 1
     assert time.monotonic() - start_s < 30
@@ -207,30 +213,30 @@ def test_a_lost_node_ends_the_run(net: Network, images: Path, tmp_path: Path) ->
     other.kill()
 
 
-def test_a_node_that_would_train_something_else_is_refused_by_name(net: Network, images: Path, tmp_path: Path) -> None:
-    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=1")
-    first = torchrun(net, "first", tmp_path / "first", *words)
-    other = torchrun(net, "other", tmp_path / "other", *words, "optimizer.lr=0.5")
+def test_a_node_with_another_config_is_refused_by_name(net: Network, images: Path, tmp_path: Path) -> None:
+    overrides = (*OVERRIDES, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=1")
+    first = torchrun(net, "first", tmp_path / "first", *overrides)
+    other = torchrun(net, "other", tmp_path / "other", *overrides, "optimizer.lr=0.5")
     assert (first.wait(), other.wait()) == (1, 1)
     for machine in (first, other):
         assert (
-            "node other (rank 1) must have the same config as the first node; got optimizer.lr: 0.5" in machine.said()
+            "node other (rank 1) must have the same config as the first node; got optimizer.lr: 0.5" in machine.output()
         )
     assert not list((tmp_path / "first/outputs").glob("*/run.json"))
 
 
-def test_a_node_that_may_miss_others_says_what_they_need(net: Network, images: Path, tmp_path: Path) -> None:
-    words = (*WORDS, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=1")
-    first = torchrun(net, "first", tmp_path / "first", *words, nodes=(1, 2))
-    assert first.wait() == 0, first.said()
+def test_a_missing_node_prints_how_it_can_join_later(net: Network, images: Path, tmp_path: Path) -> None:
+    overrides = (*OVERRIDES, f"data.root={images}", "trainer.num_nodes=2", "trainer.max_epochs=1")
+    first = torchrun(net, "first", tmp_path / "first", *overrides, nodes=(1, 2))
+    assert first.wait() == 0, first.output()
     assert (
         "1 of 2 nodes take part; for others to join later, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
-        in first.said()
+        in first.output()
     )
-    assert "8 = 1 devices x 2 accumulated x 4 images" in first.said()
+    assert "8 = 1 devices x 2 accumulated x 4 images" in first.output()
 
 
-def test_words_for_a_master_address_that_leads_nowhere(net: Network, images: Path, tmp_path: Path) -> None:
+def test_error_message_for_a_loopback_master_address(net: Network, images: Path, tmp_path: Path) -> None:
     environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "1"}
     environment |= {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "other", "MASTER_PORT": "9"}
     environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -238,12 +244,12 @@ def test_words_for_a_master_address_that_leads_nowhere(net: Network, images: Pat
     def command() -> int:
         os.environ.update(environment)
         try:
-            train_py((*WORDS, f"data.root={images}", "trainer.num_nodes=2"))
+            train_py((*OVERRIDES, f"data.root={images}", "trainer.num_nodes=2"))
         except SystemExit as error:
             return int(error.code or 0)
         return 0
 
     machine = Machine(net, "other", tmp_path / "other", command)
     assert machine.wait() == 1
-    assert "MASTER_ADDR=other must lead to the first node from every node; on other it is 127.0.1.1" in machine.said()
-    assert json.dumps(machine.said()).count("--local-addr=IP")
+    assert "MASTER_ADDR=other must lead to the first node from every node; on other it is 127.0.1.1" in machine.output()
+    assert json.dumps(machine.output()).count("--local-addr=IP")

@@ -1,4 +1,4 @@
-"""Two machines in one: network namespaces joined by a cable that can be cut. Needs root and the command `ip`."""
+"""Two simulated machines: network namespaces connected by a virtual cable that can be cut. Needs root and the command `ip`."""
 
 import ctypes
 import logging
@@ -21,8 +21,8 @@ FIRST = "10.77.0.1"
 PORT = 29571
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Network:
     """Two namespaces, `first` and `other`, with the addresses 10.77.0.1 and 10.77.0.2.
 
     Args:
-        tag: of the names, so that two of them do not meet.
+        tag: prefix of the names, so that two networks do not collide.
     """
 
     tag: str
@@ -38,7 +38,7 @@ class Network:
     def name(self, node: str) -> str:
         return f"{self.tag}_{node}"
 
-    def make(self) -> None:
+    def create(self) -> None:
         ends = {"first": f"{self.tag}a", "other": f"{self.tag}b"}
         for node in ends:
             ip("netns", "add", self.name(node))
@@ -55,14 +55,14 @@ class Network:
             subprocess.run(["ip", "netns", "del", self.name(node)], capture_output=True)
 
     def cut(self) -> None:
-        """Pulls the cable: packets vanish, connections stay."""
+        """Take the link down: packets are dropped, connections stay open."""
         ip("-n", self.name("other"), "link", "set", "cable", "down")
 
     def restore(self) -> None:
         ip("-n", self.name("other"), "link", "set", "cable", "up")
 
     def enter(self, node: str) -> None:
-        """Moves this process into a namespace."""
+        """Move this process into a namespace."""
         with open(f"/run/netns/{self.name(node)}") as file:
             if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "setns")
@@ -70,28 +70,28 @@ class Network:
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """Makes the namespaces and removes them; skips the test, with the reason, where that may not be."""
+    """Create the namespaces and remove them; skip the test with the reason if that is not permitted."""
     made = Network(f"al{os.getpid() % 100_000}")
     try:
-        made.make()
+        made.create()
     except (OSError, subprocess.CalledProcessError) as error:
         made.remove()
-        pytest.skip(f"network namespaces cannot be made here: {getattr(error, 'stderr', None) or error}")
+        pytest.skip(f"network namespaces cannot be created here: {getattr(error, 'stderr', None) or error}")
     try:
         yield made
     finally:
         made.remove()
 
 
-def become(node: str, folder: Path, hidden: Path | None) -> None:
-    """Give this process, and no other, a host name, and names for both machines as Debian has them.
+def isolate(node: str, folder: Path, hidden: Path | None) -> None:
+    """Give this process its own host name and a hosts file as Debian writes it.
 
-    A machine's own name leads to 127.0.1.1, that of the other one to its address.
+    The machine's own name resolves to 127.0.1.1, that of the other one to its address.
 
     Args:
         node: `first` or `other`.
-        folder: an existing one, for a file.
-        hidden: a directory that appears empty.
+        folder: existing folder for the hosts file.
+        hidden: directory that appears empty to this process.
     """
     library = ctypes.CDLL(None, use_errno=True)
     hosts = folder / "hosts"
@@ -108,18 +108,18 @@ def become(node: str, folder: Path, hidden: Path | None) -> None:
         steps.append(lambda: library.mount(b"none", os.fsencode(hidden), b"tmpfs", 0, None))
     for step in steps:
         if step():
-            raise OSError(ctypes.get_errno(), "become")
+            raise OSError(ctypes.get_errno(), "isolate")
 
 
 class Machine:
-    """A process in a namespace, with a working directory of its own, which is its disk.
+    """A process in a namespace, with its own working directory as its disk.
 
     Args:
         net: the network.
         node: `first` or `other`.
-        disk: the directory; what the process prints is in a log there, appended.
-        command: what it does; its return value is the exit code.
-        hidden: a directory that this machine does not see.
+        disk: working directory; the output is appended to a log there.
+        command: function to run; its return value is the exit code.
+        hidden: directory that this machine does not see.
     """
 
     def __init__(
@@ -131,12 +131,12 @@ class Machine:
         def body() -> None:
             os.setsid()
             net.enter(node)
-            become(node, disk, hidden)
+            isolate(node, disk, hidden)
             os.chdir(disk)
             output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for descriptor in (1, 2):
                 os.dup2(output, descriptor)
-            sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1)  # in the place of pytest's
+            sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1)  # instead of pytest's
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
             code = command()
             sys.stdout.flush()
@@ -146,26 +146,26 @@ class Machine:
         self.process.start()
 
     def wait(self, within_s: float = 120.0) -> int:
-        """The exit code."""
+        """Return the exit code."""
         self.process.join(within_s)
         if self.process.exitcode is None:
             self.kill()
-            pytest.fail(f"still running after {within_s:g} s; it has said:\n{self.said()}")
+            pytest.fail(f"still running after {within_s:g} s; output:\n{self.output()}")
         return self.process.exitcode
 
     def kill(self) -> None:
-        """Ends the launcher and all its processes at once, as a power failure does."""
+        """Kill the launcher and all its processes, as a power failure does."""
         assert self.process.pid is not None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def says(self, words: str, within_s: float = 90.0) -> None:
-        """Waits until it has printed some words."""
+    def wait_for(self, text: str, within_s: float = 90.0) -> None:
+        """Wait until the output contains a text."""
         deadline_s = time.monotonic() + within_s
-        while words not in self.said():
+        while text not in self.output():
             if time.monotonic() > deadline_s or not self.process.is_alive():
-                pytest.fail(f"{words!r} was not said; but this:\n{self.said()[-4000:]}")
+                pytest.fail(f"{text!r} was not printed; output:\n{self.output()[-4000:]}")
             time.sleep(0.05)

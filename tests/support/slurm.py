@@ -1,4 +1,4 @@
-"""A real SLURM on this machine: munged, slurmctld and slurmd, started for a test and ended after it. Needs root."""
+"""A real SLURM on this machine: munged, slurmctld and slurmd, started for a test and stopped after it. Needs root."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ import pytest
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
 DEBIAN = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 CPUS = 2
-START_S = 30.0  # for which the cluster may take to come up
+START_S = 30.0  # time limit for the cluster to start
 
 CONF = """
 ClusterName=test
@@ -55,11 +55,11 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class Cluster:
-    """One controller, and nodes with two CPUs each, all of which are this machine.
+    """One controller and nodes with two CPUs each, all on this machine.
 
     Args:
-        folder: of its configuration, state and logs; its path must be short, as that of a socket.
-        num_nodes: number of nodes, `n1` and so on.
+        folder: configuration, state and logs; a short path, since it contains a socket.
+        num_nodes: number of nodes, named `n1` and so on.
     """
 
     folder: Path
@@ -84,23 +84,23 @@ class Cluster:
             for name, port in zip(names, ports[1:], strict=True)
         )
         (self.folder / "slurm.conf").write_text(CONF.format(host=host, folder=self.folder, ports=ports, nodes=nodes))
-        places = [f"--{name}={self.folder}/munge.{name}" for name in ("pid-file", "log-file", "seed-file")]
-        self._daemon("munged", "--force", f"--key-file={key}", f"--socket={self.folder}/munge.socket", *places)
+        files = [f"--{name}={self.folder}/munge.{name}" for name in ("pid-file", "log-file", "seed-file")]
+        self._daemon("munged", "--force", f"--key-file={key}", f"--socket={self.folder}/munge.socket", *files)
         self._until(lambda: (self.folder / "munge.socket").exists())
         self._daemon("slurmctld", "-D", "-i")
         for name in names:
             self._daemon("slurmd", "-D", "-N", name)
-        self._until(lambda: self.ask("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * self.num_nodes)
+        self._until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * self.num_nodes)
 
-    def ask(self, *command: str) -> str:
-        """What a command of SLURM prints."""
+    def run(self, *command: str) -> str:
+        """Run a SLURM command and return its output."""
         return subprocess.run(
             command, env=os.environ | self.environment, capture_output=True, text=True, timeout=30
         ).stdout.strip()
 
     def stop(self) -> None:
-        self.ask("scancel", "--user=root", "--signal=KILL")
-        self.ask("scancel", "--user=root")
+        self.run("scancel", "--user=root", "--signal=KILL")
+        self.run("scancel", "--user=root")
         for process in reversed(self.processes):
             process.send_signal(signal.SIGTERM)
         for process in reversed(self.processes):
@@ -128,16 +128,16 @@ class Cluster:
         while not ready():
             if time.monotonic() > end or any(process.poll() is not None for process in self.processes):
                 log = (self.folder / "daemons.log").read_text(errors="replace")[-800:]
-                raise RuntimeError(f"SLURM did not start: {log or 'it took too long'}")
+                raise RuntimeError(f"SLURM did not start: {log or 'timed out'}")
             time.sleep(0.1)
 
 
 @contextmanager
 def cluster(folder: Path, *, num_nodes: int = 1) -> Iterator[Cluster]:
-    """Starts a cluster and ends it; skips the test, with the reason, where that cannot be."""
+    """Start a cluster and stop it; skip the test with the reason if that is not possible."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
-        pytest.skip(f"SLURM is not here, {', '.join(missing)}: {DEBIAN}")
+        pytest.skip(f"SLURM is not installed, missing {', '.join(missing)}: {DEBIAN}")
     if os.geteuid() != 0:
         pytest.skip("SLURM's daemons need root")
     made = Cluster(folder, num_nodes)

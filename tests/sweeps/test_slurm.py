@@ -85,9 +85,9 @@ def test_a_job_requeues_itself_at_its_time_limit_and_a_cancelled_one_is_resumed(
     ids = json.loads((tmp_path / "sw/.submitit/jobs.json").read_text())
     first, second = ids["0"], ids["1"]
     assert first.split("_")[0] == second.split("_")[0]  # an array
-    queue.ask("scancel", "--signal=USR1", first)
+    queue.run("scancel", "--signal=USR1", first)
     until((runs[1] / LAST).exists, head)
-    queue.ask("scancel", second)
+    queue.run("scancel", second)
 
     until(lambda: all(record(run)["status"] == "interrupted" for run in runs), head)
     os.killpg(head.pid, signal.SIGINT)
@@ -152,7 +152,7 @@ def test_ranks_on_two_nodes(two_nodes: Cluster, images: Path, tmp_path: Path, mo
 def test_the_queue_is_queried(queue: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in queue.environment.items():
         monkeypatch.setenv(name, value)
-    number = queue.ask("sbatch", "--parsable", "--output=/dev/null", "--hold", "--wrap=sleep 60")
+    number = queue.run("sbatch", "--parsable", "--output=/dev/null", "--hold", "--wrap=sleep 60")
     assert re.fullmatch(r"\d+", number)
     assert squeue.states([number, "999999"]) == {number: "PENDING (JobHeldUser)", "999999": squeue.UNKNOWN}
     (tmp_path / ".submitit").mkdir()
@@ -163,7 +163,7 @@ def test_the_queue_is_queried(queue: Cluster, tmp_path: Path, monkeypatch: pytes
     assert [runner.is_queued(job) for job in jobs] == [True, False, False]
     with pytest.raises(ConfigError, match=f"SLURM did not requeue job {number}: "):
         squeue.requeue(number)
-    queue.ask("scancel", number)
+    queue.run("scancel", number)
     found = squeue.states([number])
     assert found is not None and squeue.has_ended(found[number])
     # It has ended since `prepare`, and is not submitted again.
