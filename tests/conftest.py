@@ -32,7 +32,7 @@ def _registered() -> None:
 def _unrehearsed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the rehearsal before each run: it takes as long as training the tiny net."""
     if "rehearsed" not in request.keywords:
-        monkeypatch.setattr("alexlab.tasks.train.rehearse", lambda config, splits, *, num_ranks: None)
+        monkeypatch.setattr("alexlab.config.preflight.rehearse", lambda config, splits, *, num_ranks: None)
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,8 @@ def train(images: Path, tmp_path: Path) -> Callable[..., float | None]:
 @pytest.fixture(scope="session")
 def trained_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of the tiny net after three epochs, for tests that need checkpoints only."""
-    from alexlab.tasks.train import run
+    from alexlab.runs.run import Run
+    from alexlab.tasks.train import main
 
     folder = tmp_path_factory.mktemp("trained")
     run_dir = folder / "run"
@@ -62,5 +63,5 @@ def trained_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trainer.max_epochs=3",
         "model.norm=batch",
     )
-    run(plain(*overrides), run_dir=run_dir, choices={"model": "alexnet"})
+    main(Run(config=plain(*overrides), dir=run_dir, choices={"model": "alexnet"}))
     return run_dir

@@ -15,7 +15,8 @@ from alexlab.benchmark.config import BenchmarkConfig
 from alexlab.benchmark.interleave import interleave
 from alexlab.benchmark.memory import children, private_mb
 from alexlab.errors import ConfigError
-from alexlab.tasks.benchmark import SUITES, check, run, suites, train_words
+from alexlab.runs.run import Run
+from alexlab.tasks.benchmark import SUITES, check, main, suites, train_words
 from support.images import write_images
 from support.runs import TINY, plain
 
@@ -44,7 +45,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_suite(suite: str, photographs: Path, out_dir: Path, *overrides: str) -> dict[str, dict[str, Any]]:
     """Return the rows of a suite by `measurement | baseline`."""
     config = plain(*SMALL, f"suite={suite}", f"data.root={photographs}", *overrides, name="benchmark")
-    run(config, run_dir=out_dir, choices=CHOICES)
+    main(Run(config=config, dir=out_dir, choices=CHOICES))
     content = json.loads((out_dir / "benchmark.json").read_text())
     assert content["versions"]["torch"]
     assert content["hardware"]["cpu"]
@@ -133,7 +134,7 @@ def test_startup(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     overrides = [override for override in SMALL if not override.startswith("benchmark")]
     monkeypatch.setattr("alexlab.tasks.benchmark.train_words", lambda choices, own: [*overrides, "optimizer=sgd"])
     config = plain(*SMALL, "suite=startup", f"data.root={photographs}", name="benchmark")
-    run(config, run_dir=tmp_path, choices=CHOICES)
+    main(Run(config=config, dir=tmp_path, choices=CHOICES))
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
     assert [row["what"] for row in rows[-3:]] == [
         "--help",

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from alexlab.cli import command
+from alexlab.config import preflight
 from alexlab.distributed.signals import Interrupted
 from alexlab.runs.layout import LAST
-from alexlab.tasks import train
-from alexlab.training import loop
+from alexlab.training.console import quiet_lightning
 from alexlab.training.module import Classifier
 from support.exact_resume import content, difference
 from support.images import IMAGES, write_images
@@ -69,14 +69,14 @@ class Workspace:
 
     def __init__(self, folder: Path, patch: Callable[[Any, str, Any], None] = setattr) -> None:
         command.register()
-        loop.hush_lightning()
+        quiet_lightning()
         torch.set_num_threads(1)  # a process whose OpenMP threads have started cannot be forked
         self.folder = folder
         self.train = trains_on(write_images(folder / "images", IMAGES), folder)
         self.step = FORK.Value("i", -1)  # training and validation batches started on rank 0
         self.count = 0
         # The steps of the rehearsal would be counted as steps of the run.
-        patch(train, "rehearse", lambda config, splits, *, num_ranks: None)
+        patch(preflight, "rehearse", lambda config, splits, *, num_ranks: None)
         for name in ("training_step", "validation_step"):
             patch(Classifier, name, self._counted(getattr(Classifier, name)))
         self.actions: list[Action] = []  # called before each batch with the module and the number of the batch

@@ -20,7 +20,7 @@ def again(first: Path, second: Path) -> None:
     rerun = find_rerun([f"rerun={first}", f"data.cache_dir={first.parent / 'cache'}"])
     assert rerun is not None
     second.mkdir()
-    rerun.run(task.run, second)
+    rerun.run(task.main, second)
 
 
 def test_the_same_comes_out(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

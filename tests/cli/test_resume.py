@@ -18,10 +18,10 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
 from alexlab.cli.resume import find_resumed_sweep, find_resumption, is_longer, store_attempt
-from alexlab.config import build
 from alexlab.errors import ConfigError, DataError, RankError
 from alexlab.runs.record import RunRecord
 from alexlab.sweeps.record import SweepRecord
+from alexlab.tasks import rank
 from alexlab.training.checkpoint_io import position
 from support.runs import ROOT, TINY, environment, plain, rows
 
@@ -40,7 +40,7 @@ class Stop(Callback):
 
 
 def stopped(train: Train, epochs: int, *overrides: str, run_dir: Path) -> None:
-    made = build.trainer
+    made = rank.build_trainer
 
     def stopping(*args: Any, **options: Any) -> Any:
         trainer = made(*args, **options)
@@ -48,7 +48,7 @@ def stopped(train: Train, epochs: int, *overrides: str, run_dir: Path) -> None:
         return trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "trainer", stopping)
+        patch.setattr(rank, "build_trainer", stopping)
         with pytest.raises((RuntimeError, RankError), match="switched off"):
             train(*overrides, run_dir=run_dir)
 
@@ -434,7 +434,7 @@ def test_resuming_on_other_images_is_refused(
 
         found = find_resumption([*arguments, *more])
         assert found is not None
-        return found.run(task.run, run)
+        return found.run(task.main, run)
 
     with pytest.raises(DataError, match=words) as caught:
         resume()
@@ -475,7 +475,7 @@ def test_resuming_with_other_classes_is_always_refused(
         )
         assert found is not None
         with pytest.raises(DataError, match=words):
-            found.run(task.run, tmp_path / "run")
+            found.run(task.main, tmp_path / "run")
 
 
 def _swap_a_byte(path: Path) -> None:

@@ -10,6 +10,9 @@ import lightning
 import pytest
 
 from alexlab.config import build
+from alexlab.config.resolve import fill_statistics
+from alexlab.config.trainer import build_trainer
+from alexlab.config.validate import check_objects
 from alexlab.data.discovery import find_splits
 from alexlab.distributed.ddp import KEYS
 from support.configs import OPTIONS
@@ -78,10 +81,10 @@ def test_every_option_composes_and_builds(
     )
     root = write_images(tmp_path / "two", {"a": 10, "b": 10}) if override in TWO_CLASSES else images
     splits = find_splits(str(root), val_fraction=0.2, test_fraction=0.0)
-    config, _ = build.measured(config, splits)
-    build.check(config, splits, num_ranks=2 if option == "two_towers" else 1)
+    config, _ = fill_statistics(config, splits)
+    check_objects(config, splits, num_ranks=2 if option == "two_towers" else 1)
     assert class_names(build.loggers(config, tmp_path)) == target_names(config["logger"])
-    trainer = build.trainer(config, tmp_path, num_ranks=1)
+    trainer = build_trainer(config, tmp_path, num_ranks=1)
     fast = config["trainer"]["fast_dev_run"]
     assert trainer.max_epochs == (1 if fast else config["trainer"]["max_epochs"])
     assert set(class_names(trainer.callbacks)) >= set(target_names(config["callbacks"]))

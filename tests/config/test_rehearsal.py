@@ -199,11 +199,12 @@ def test_what_can_be_trained_passes(changed: Changed, values: dict[str, Any], ca
     ],
 )
 def test_what_passes_can_be_trained(changed: Changed, values: dict[str, Any], tmp_path: Path) -> None:
-    from alexlab.tasks.train import run
+    from alexlab.runs.run import Run
+    from alexlab.tasks.train import main
 
     folder = tmp_path / "run"
     folder.mkdir()
-    score = run(changed(values), run_dir=folder, choices={"model": "alexnet"})
+    score = main(Run(config=changed(values), dir=folder, choices={"model": "alexnet"}))
     assert score is not None and 0 <= score <= 1
     checkpoints = folder / "checkpoints/last.ckpt"
     assert checkpoints.is_file() == ("checkpoint" in (changed(values)["callbacks"] or {}) and values.get("trainer.enable_checkpointing", True))  # fmt: skip
@@ -211,11 +212,12 @@ def test_what_passes_can_be_trained(changed: Changed, values: dict[str, Any], tm
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_a_net_of_another_precision_answers_in_32_bits(changed: Changed, tmp_path: Path, precision: str) -> None:
-    from alexlab.tasks.train import run
+    from alexlab.runs.run import Run
+    from alexlab.tasks.train import main
 
     folder = tmp_path / "run"
     folder.mkdir()
-    run(changed({"trainer.precision": precision}), run_dir=folder, choices={"model": "alexnet"})
+    main(Run(config=changed({"trainer.precision": precision}), dir=folder, choices={"model": "alexnet"}))
     found = load_checkpoint(str(folder), device="cpu")
     probs = found.inference.probs(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
     assert probs.dtype == torch.float32

@@ -21,7 +21,8 @@ from alexlab.data.manifest import read_manifest
 from alexlab.distributed.failures import translate_errors
 from alexlab.errors import ConfigError, DataError, FindingsError, ImageError, RankError
 from alexlab.output.escape import shown
-from alexlab.tasks.prepare import run
+from alexlab.runs.run import Run
+from alexlab.tasks.prepare import main
 from support.bad_images import READABLE, UNREADABLE, tiff, write_odd_files
 from support.runs import plain
 
@@ -181,7 +182,7 @@ def command(tmp_path: Path, *overrides: str) -> Path:
     folder.mkdir()
     config = plain("action=check", *overrides, name="prepare")
     try:
-        run(config, run_dir=folder, choices={})
+        main(Run(config=config, dir=folder))
     except FindingsError as error:
         (folder / "found").write_text(str(error))
     return folder

@@ -5,6 +5,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 from alexlab.config import build
+from alexlab.config.data import data_config
+from alexlab.config.trainer import build_trainer
+from alexlab.config.validate import check_objects
 from alexlab.data import datamodule
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.limits import num_eval_images
@@ -22,8 +25,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def datamodule_of(root: Path, *overrides: str) -> ImageDataModule:
     config = plain(*TINY, f"data.root={root}", f"data.cache_dir={root.parent}", "data.batch_size=4", *overrides)
-    data = build.datamodule(config, build.data(config).find_splits())
-    data.trainer = build.trainer({**config, "callbacks": {}, "logger": {}}, root.parent, num_ranks=1)
+    data = build.datamodule(config, data_config(config).find_splits())
+    data.trainer = build_trainer({**config, "callbacks": {}, "logger": {}}, root.parent, num_ranks=1)
     return data
 
 
@@ -82,4 +85,4 @@ def test_the_sample_depends_on_the_split_seed_only(root: Path) -> None:
 def test_a_limit_of_less_than_one_batch_is_rejected(root: Path, override: str, message: str) -> None:
     config = plain(*TINY, f"data.root={root}", f"data.cache_dir={root.parent}", "data.batch_size=4", override)
     with pytest.raises(ConfigError, match=message):
-        build.check(config, build.data(config).find_splits(), num_ranks=1)
+        check_objects(config, data_config(config).find_splits(), num_ranks=1)

@@ -222,14 +222,15 @@ def test_a_corrupt_archive_is_downloaded_again(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    from alexlab.tasks.prepare import run
+    from alexlab.runs.run import Run
+    from alexlab.tasks.prepare import main
 
     make, counts, _ = MAKERS["oxford_pets"]
     make(tmp_path / "d", monkeypatch)
     source = DATASETS["oxford_pets"]
     monkeypatch.setitem(downloads.DATASETS, "oxford_pets", replace(source, counts=counts))
     config = plain("dataset=oxford_pets", f"downloads={tmp_path / 'd'}", f"out={tmp_path / 'out'}", name="prepare")
-    run(config, run_dir=tmp_path, choices={})
+    main(Run(config=config, dir=tmp_path))
     assert f"python src/train.py data.root={tmp_path / 'out'}" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"dataset must be one of mnist, fashion_mnist, .*; got 'imagenet'"):
-        run({**config, "dataset": "imagenet"}, run_dir=tmp_path, choices={})
+        main(Run(config={**config, "dataset": "imagenet"}, dir=tmp_path))

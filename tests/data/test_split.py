@@ -10,7 +10,8 @@ import pytest
 from alexlab.data.audit.unsplit import find_unsplit
 from alexlab.data.discovery import find_splits
 from alexlab.errors import ConfigError, DataError, DiskError
-from alexlab.tasks.prepare import run
+from alexlab.runs.run import Run
+from alexlab.tasks.prepare import main
 from support.images import write_images
 from support.runs import plain, rows
 
@@ -28,7 +29,7 @@ def flat(tmp_path: Path) -> Path:
 
 def split(tmp_path: Path, *overrides: str) -> Path:
     out = tmp_path / "out"
-    run(plain("action=split", f"out={out}", *overrides, name="prepare"), run_dir=tmp_path, choices={})
+    main(Run(config=plain("action=split", f"out={out}", *overrides, name="prepare"), dir=tmp_path))
     return out
 
 
@@ -184,7 +185,7 @@ def test_training_reads_the_packs_of_the_command(
     config = plain(
         "action=pack", f"data.root={images}", f"data.cache_dir={cache}", "data.image_size=64", name="prepare"
     )
-    run(config, run_dir=tmp_path, choices={})
+    main(Run(config=config, dir=tmp_path))
     printed = capsys.readouterr().out
     assert "train: 24 images, 0.00 GB: " in printed
     assert "test: 7 images" in printed
@@ -283,5 +284,5 @@ def test_unwritable_out_is_reported(tmp_path: Path, flat: Path) -> None:
 
 def test_default_out_is_next_to_the_current_folder(tmp_path: Path, flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(flat)
-    run(plain("action=split", "data.root='.'", name="prepare"), run_dir=tmp_path, choices={})
+    main(Run(config=plain("action=split", "data.root='.'", name="prepare"), dir=tmp_path))
     assert len(files(tmp_path / "flat_split")) == 60

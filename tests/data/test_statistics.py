@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexlab.config import build
+from alexlab.config.data import data_config
+from alexlab.config.resolve import fill_statistics
 from alexlab.data.image_file import Decoding
 from alexlab.data.scan import scan_folder
 from alexlab.data.splits import Split
@@ -59,12 +60,12 @@ def test_a_constant_channel_needs_data_std(tmp_path: Path, colour: tuple[int | N
     for path in (root / "train").rglob("*.png"):
         Image.fromarray(pixels).save(path)
     config = plain(*TINY, f"data.root={root}", f"data.cache_dir={tmp_path}", "data.mean=null", "data.std=null")
-    splits = build.data(config).find_splits()
+    splits = data_config(config).find_splits()
     message = rf"cannot measure data.std: the standard deviation of channel {channel} over 6 images is 0"
     with pytest.raises(DataError, match=message):
-        build.measured(config, splits)
+        fill_statistics(config, splits)
     config["data"]["std"] = [0.5]
-    assert build.measured(config, splits)[0]["data"]["std"] == [0.5]
+    assert fill_statistics(config, splits)[0]["data"]["std"] == [0.5]
 
 
 def test_the_standard_deviation_is_never_nan(tmp_path: Path) -> None:

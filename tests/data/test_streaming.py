@@ -33,8 +33,9 @@ from alexlab.data.streaming.reader import ShardedImages
 from alexlab.data.streaming.store import Store
 from alexlab.data.streaming.writer import write_shards
 from alexlab.errors import ConfigError, DataError, ImageError
+from alexlab.runs.run import Run
 from alexlab.tasks import prepare
-from alexlab.tasks.evaluate import run as evaluate
+from alexlab.tasks.evaluate import main as evaluate
 from support.images import replace_unseen, write_images
 from support.runs import ROOT, names, plain, rows
 from support.s3 import s3
@@ -339,7 +340,7 @@ def test_unusable_files_and_locations_are_rejected(images: Path, tmp_path: Path)
 
 def test_the_command(client: Any, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ("action=shard", f"data.root={images}", "shard_mb=0.06", f"data.cache_dir={tmp_path}")
-    prepare.run(plain(*overrides, "out=s3://bucket/command", name="prepare"), run_dir=tmp_path, choices={})
+    prepare.main(Run(config=plain(*overrides, "out=s3://bucket/command", name="prepare"), dir=tmp_path))
     output = capsys.readouterr().out
     assert f"train: 24 images of {images} in " in output
     assert output.endswith("python src/train.py data=streaming data.url=s3://bucket/command\n")
@@ -348,7 +349,7 @@ def test_the_command(client: Any, images: Path, tmp_path: Path, capsys: pytest.C
         (("out=a", "shard_mb=0"), "shard_mb must be positive; got 0"),
     ):
         with pytest.raises(ConfigError, match=reason):
-            prepare.run(plain(*overrides, *more, name="prepare"), run_dir=tmp_path, choices={})
+            prepare.main(Run(config=plain(*overrides, *more, name="prepare"), dir=tmp_path))
 
 
 def test_two_processes_fetch_a_shard_once_and_a_killed_one_leaves_no_file(
@@ -573,7 +574,7 @@ def test_training_from_a_store_equals_training_from_a_folder(
         out = tmp_path / name
         out.mkdir()
         config = plain(f"ckpt={tmp_path / 'store'}", "split=val", *overrides, name="evaluate")
-        evaluate(config, run_dir=out, choices={})
+        evaluate(Run(config=config, dir=out))
         predictions.append([{**row, "path": row["path"][-7:]} for row in rows(out / "predictions.csv")])
     assert predictions[0] == predictions[1] and len(predictions[0]) == 11
     card = json.loads((tmp_path / "store/run.json").read_text())

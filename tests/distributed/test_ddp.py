@@ -15,6 +15,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torchvision.models import alexnet
 
 from alexlab.config import build
+from alexlab.config.data import data_config
+from alexlab.config.trainer import build_trainer
+from alexlab.config.validate import check_objects
 from alexlab.data.discovery import find_splits
 from alexlab.distributed import ddp
 from alexlab.distributed.ddp import HOOKS, RANK, START_STEP, HookedDDP, gradient_bytes, traffic
@@ -22,7 +25,7 @@ from alexlab.distributed.launch import Limits, launch
 from alexlab.errors import ConfigError, NumericError
 from alexlab.runs.layout import LAST
 from alexlab.runs.safe_load import load_file
-from alexlab.training.loop import hush_lightning
+from alexlab.training.console import quiet_lightning
 from alexlab.training.module import Classifier
 from support.runs import TINY, plain
 
@@ -79,11 +82,11 @@ def fitted(images: Path, folder: Path, *overrides: str, unused: bool = False) ->
     config["callbacks"], config["logger"] = {}, {}
     config["trainer"]["limit_val_batches"], config["elastic"]["timeout_s"] = 0, 60.0
     lightning.seed_everything(1, verbose=False)
-    splits = build.data(config).find_splits()
+    splits = data_config(config).find_splits()
     module = build.classifier(config, splits)
     if unused:
         module.net.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
-    trainer, losses, counted = build.trainer(config, folder, num_ranks=2), Losses(), Counted()
+    trainer, losses, counted = build_trainer(config, folder, num_ranks=2), Losses(), Counted()
     trainer.callbacks.append(losses)  # type: ignore[attr-defined]
     default_hooks.dist = powerSGD_hook.dist = counted  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=build.datamodule(config, splits))
@@ -104,7 +107,7 @@ def fitted(images: Path, folder: Path, *overrides: str, unused: bool = False) ->
 @pytest.fixture(scope="module")
 def found(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Results of `fitted` on rank 0 for each of RUNS, and for `all-reduce`, an uncompressed hook with counts."""
-    hush_lightning()
+    quiet_lightning()
     folder = tmp_path_factory.mktemp("hooks")
 
     def task() -> dict[str, dict[str, Any]]:
@@ -253,7 +256,7 @@ def test_every_value_reaches_the_strategy(images: Path, tmp_path: Path, value: s
     overrides = ("trainer.devices=2", f"trainer.strategy={strategy}")
     config = plain(*TINY, f"data.root={images}", *overrides, value)
     name = value.removeprefix("trainer.").partition("=")[0]
-    two = build.trainer(config, tmp_path, num_ranks=2).strategy
+    two = build_trainer(config, tmp_path, num_ranks=2).strategy
     assert isinstance(two, HookedDDP)
     assert getattr(two.options, name) == config["trainer"][name]
 
@@ -262,8 +265,8 @@ def test_every_value_reaches_the_strategy(images: Path, tmp_path: Path, value: s
 def test_options_have_no_effect_on_one_device(images: Path, tmp_path: Path, value: str) -> None:
     config = plain(*TINY, f"data.root={images}", value)
     splits = find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
-    build.check(config, splits, num_ranks=1)
-    assert not isinstance(build.trainer(config, tmp_path, num_ranks=1).strategy, HookedDDP)
+    check_objects(config, splits, num_ranks=1)
+    assert not isinstance(build_trainer(config, tmp_path, num_ranks=1).strategy, HookedDDP)
 
 
 @pytest.mark.parametrize(
@@ -324,4 +327,4 @@ def test_invalid_options(images: Path, change: dict[str, Any], num_ranks: int, m
     config["trainer"] |= change
     splits = find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
     with pytest.raises(ConfigError, match=re.escape(message)):
-        build.check(config, splits, num_ranks=num_ranks)
+        check_objects(config, splits, num_ranks=num_ranks)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from alexlab.config import build
+from alexlab.config.resolve import accumulation_steps
 from alexlab.distributed import hardware
 from alexlab.distributed.devices import num_ranks
 from alexlab.distributed.launch import Limits, launch
@@ -178,7 +178,7 @@ def test_the_global_batch_stays_on_fewer_ranks(
 ) -> None:
     trainer = {"num_nodes": nodes, "devices": devices, "accelerator": "cpu", "accumulate_grad_batches": accumulate}
     trainer["strategy"] = "auto"
-    assert build.accumulation({"data": {"batch_size": batch}, "trainer": trainer}, ranks) == expected
+    assert accumulation_steps({"data": {"batch_size": batch}, "trainer": trainer}, ranks) == expected
 
 
 def survives_hangup() -> bool:

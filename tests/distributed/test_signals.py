@@ -15,7 +15,7 @@ import pytest
 from alexlab.distributed.signals import Interrupted, Signals
 from alexlab.runs.layout import LAST
 from alexlab.runs.record import RunRecord
-from alexlab.training import loop
+from alexlab.tasks import rank
 from alexlab.training.module import Classifier
 from support.exact_resume import RECIPES, RecordedRun, compare, content
 from support.runs import ROOT, environment, rows
@@ -112,14 +112,14 @@ def test_signals_to_one_rank_both_ranks_or_their_parent_resume_exactly(
 
 def test_a_signal_before_and_after_training(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before training nothing is lost; after it the resumed run scores the test split."""
-    moments = {"describe": loop, "on_train_end": Classifier, "on_test_start": Classifier}
+    moments = {"log_model": rank, "on_train_end": Classifier, "on_test_start": Classifier}
     for moment, where in moments.items():
         with monkeypatch.context() as patch:
             patch.setattr(where, moment, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM), raising=False)
             with pytest.raises(Interrupted):
                 train(run_dir=tmp_path / moment)
         assert RunRecord(tmp_path / moment).read()["exit_code"] == 75
-        assert (tmp_path / moment / LAST).is_file() == (moment != "describe")
+        assert (tmp_path / moment / LAST).is_file() == (moment != "log_model")
         train(run_dir=tmp_path / moment, resumed=True)
         found = RunRecord(tmp_path / moment).read()
         assert found["status"] == "finished" and found["scores"]["test/count"] == 7

@@ -34,7 +34,8 @@ from alexlab.inference.metrics import (
 )
 from alexlab.inference.predictions import Predictions, predict_split, select_split, split_loader
 from alexlab.runs.record import RunRecord
-from alexlab.tasks.evaluate import run
+from alexlab.runs.run import Run
+from alexlab.tasks.evaluate import main
 from alexlab.training.metrics import ClassificationMetrics
 from alexlab.training.preprocessing import Inference
 from support.images import write_images
@@ -50,7 +51,7 @@ def evaluate(trained_run: Path, tmp_path: Path) -> Evaluate:
     def call(*overrides: str, ckpt: Path = trained_run, folder: str = "out") -> Path:
         out = tmp_path / folder
         out.mkdir()
-        run(plain(f"ckpt='{ckpt}'", "data.num_workers=0", *overrides, name="evaluate"), run_dir=out, choices={})
+        main(Run(config=plain(f"ckpt='{ckpt}'", "data.num_workers=0", *overrides, name="evaluate"), dir=out))
         return out
 
     return call

@@ -25,7 +25,8 @@ from alexlab.inference.predictions import select_split, split_loader
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.models.nin import NiN
-from alexlab.tasks.explain import run
+from alexlab.runs.run import Run
+from alexlab.tasks.explain import main
 from alexlab.training.preprocessing import Inference
 from support.images import replace_unseen
 from support.runs import names, plain
@@ -175,7 +176,7 @@ def test_the_strongest_feature_maps_come_first() -> None:
 
 def explain(trained_run: Path, out: Path, *overrides: str) -> Path:
     out.mkdir()
-    run(plain(f"ckpt='{trained_run}'", "data.num_workers=0", *overrides, name="explain"), run_dir=out, choices={})
+    main(Run(config=plain(f"ckpt='{trained_run}'", "data.num_workers=0", *overrides, name="explain"), dir=out))
     return out
 
 

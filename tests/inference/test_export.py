@@ -13,7 +13,8 @@ from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.export import FORMATS, largest_difference
 from alexlab.inference.sequential import sequential_layers
 from alexlab.models.googlenet import GoogLeNet
-from alexlab.tasks.export import run
+from alexlab.runs.run import Run
+from alexlab.tasks.export import main
 from support.images import write_images
 from support.runs import ROOT, names, plain
 
@@ -28,7 +29,7 @@ def export(trained_run: Path, tmp_path: Path) -> Callable[..., Path]:
     def call(form: str, *overrides: str, ckpt: Path = trained_run) -> Path:
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        run(plain(f"ckpt='{ckpt}'", f"format={form}", *overrides, name="export"), run_dir=out, choices={})
+        main(Run(config=plain(f"ckpt='{ckpt}'", f"format={form}", *overrides, name="export"), dir=out))
         (name,) = names(out)
         return out / name
 

@@ -17,7 +17,8 @@ from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.input_files import find_files, read_list
 from alexlab.inference.predict import predict_files
-from alexlab.tasks.predict import run
+from alexlab.runs.run import Run
+from alexlab.tasks.predict import main
 from support.images import write_images
 from support.runs import plain, rows
 
@@ -31,7 +32,7 @@ def predict(trained_run: Path, tmp_path: Path) -> Predict:
     def call(*overrides: str, folder: str = "out") -> Path:
         out = tmp_path / folder
         out.mkdir()
-        run(plain(f"ckpt='{trained_run}'", *overrides, name="predict"), run_dir=out, choices={})
+        main(Run(config=plain(f"ckpt='{trained_run}'", *overrides, name="predict"), dir=out))
         return out
 
     return call

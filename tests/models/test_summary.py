@@ -7,7 +7,8 @@ import torch
 from alexlab.config import build
 from alexlab.errors import ConfigError
 from alexlab.models.summary import layer_rows
-from alexlab.tasks.summary import run
+from alexlab.runs.run import Run
+from alexlab.tasks.summary import main
 from support.runs import plain, rows
 
 
@@ -45,7 +46,7 @@ def test_two_groups_halve_the_multiply_adds() -> None:
 
 def test_the_command_prints_and_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = plain("model=alexnet_d2l", "model.in_channels=1", "model.num_classes=10", name="summary")
-    run(config, run_dir=tmp_path, choices={"model": "alexnet_d2l"})
+    main(Run(config=config, dir=tmp_path, choices={"model": "alexnet_d2l"}))
     printed = capsys.readouterr().out
     assert "model=alexnet_d2l: 1 channels, 224 x 224, 10 outputs" in printed
     assert re.search(r"all\b.*29,983,434", printed)
@@ -54,4 +55,4 @@ def test_the_command_prints_and_writes_the_table(tmp_path: Path, capsys: pytest.
 
 def test_a_small_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.image_size=30 is too small for this net: pool2 maps"):
-        run(plain("data.image_size=30", name="summary"), run_dir=tmp_path, choices={"model": "alexnet"})
+        main(Run(config=plain("data.image_size=30", name="summary"), dir=tmp_path, choices={"model": "alexnet"}))

@@ -45,6 +45,7 @@ from alexlab.output.progress import progress_bar
 from alexlab.output.terminal import Terminal
 from alexlab.pages.plots import png
 from alexlab.runs.report import write_report
+from alexlab.runs.run import Run
 from alexlab.sweeps.jobs import Job
 from alexlab.sweeps.table import FAILED, JobTable
 from alexlab.tasks import report
@@ -299,7 +300,7 @@ def test_reports_print_untrusted_runs_literally(tmp_path: Path, capsys: pytest.C
     for number, name in enumerate(NAMES):
         write_run(tmp_path / "runs" / f"{number} [b]\n\x1b", name, top1=number / 100)
         write_run(tmp_path / "runs" / f"{number} failed", name, top1=None)
-    report.run({"runs": [tmp_path / "runs"], "out": None}, run_dir=tmp_path, choices={})
+    report.main(Run(config={"runs": [tmp_path / "runs"], "out": None}, dir=tmp_path))
     output = capsys.readouterr().out
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert not hidden(page) and not hidden(text) and not hidden(output)

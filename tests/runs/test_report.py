@@ -20,7 +20,8 @@ from alexlab.runs.lock import RunLock
 from alexlab.runs.plots import effects_plot
 from alexlab.runs.report import write_report
 from alexlab.runs.results import find_runs, read_run
-from alexlab.tasks.report import run as report
+from alexlab.runs.run import Run
+from alexlab.tasks.report import main as report
 from support.browser import FITS, PHONE, evaluate_script
 from support.runs import plain
 
@@ -167,11 +168,11 @@ def test_run_folders_and_globs(
     overrides = collect_runs(["sweep/0_x", "sweep/1 x,y", "out=here", "--cfg"])
     assert overrides == ["out=here", "--cfg", "runs=['sweep/0_x','sweep/1 x,y']"]
     config = plain(*collect_runs([str(sweep)]), f"out={tmp_path / 'here'}", name="report")
-    report(config, run_dir=tmp_path, choices={})
+    report(Run(config=config, dir=tmp_path))
     assert "| optimizer | model.width | n | top-1 |" in capsys.readouterr().out
     assert (tmp_path / "here/report.html").is_file()
     with pytest.raises(ConfigError, match="in or below nothing"):
-        report(plain(name="report"), run_dir=tmp_path, choices={})
+        report(Run(config=plain(name="report"), dir=tmp_path))
 
 
 def test_running_and_pruned_runs(sweep: Path, tmp_path: Path) -> None:

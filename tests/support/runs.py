@@ -64,13 +64,14 @@ def trains_on(images: Path, folder: Path) -> Callable[..., float | None]:
         without: Sequence[str] = (),
         resumed: bool = False,
     ) -> float | None:
-        from alexlab.tasks.train import run
+        from alexlab.runs.run import Run
+        from alexlab.tasks.train import main
 
         run_dir.mkdir(exist_ok=True)
         data = (f"data.root={images}", f"data.cache_dir={folder / 'cache'}")
         config = plain(*(override for override in TINY if override not in without), *data, *overrides)
         choices = {"model": "alexnet", "optimizer": "adamw", "scheduler": "constant", "augmentation": "flip_crop"}
-        return run(config, run_dir=run_dir, choices=choices, isolated=isolated, resumed=resumed)
+        return main(Run(config=config, dir=run_dir, choices=choices, isolated=isolated, resumed=resumed))
 
     return call
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-from alexlab.config import build
+from alexlab.config.trainer import build_trainer
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import LAST
 from alexlab.sweeps import squeue
@@ -104,7 +104,7 @@ def test_a_job_requeues_itself_at_its_time_limit_and_a_cancelled_one_is_resumed(
     for seed, run in enumerate(runs, 1):
         assert record(run)["status"] == "finished" and len(record(run)["attempts"]) == 2  # type: ignore[arg-type]
         assert os.readlink(run / "slurm.log").startswith("../.submitit/") and (run / "slurm.log").exists()
-        assert "top-5 is top-3" in (run / "output.log").read_text()
+        assert "top-5 equals top-3" in (run / "output.log").read_text()
         trains_on(images, tmp_path)(epochs, f"seed={seed}", isolated=True, run_dir=tmp_path / f"whole{seed}")
         once, twice = weights(tmp_path / f"whole{seed}"), weights(run)
         assert once.keys() == twice.keys()
@@ -198,5 +198,5 @@ def test_lightning_ignores_the_ranks_of_slurm(tmp_path: Path, monkeypatch: pytes
     }
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    made = build.trainer(plain(), tmp_path, num_ranks=1)
+    made = build_trainer(plain(), tmp_path, num_ranks=1)
     assert isinstance(made._accelerator_connector.cluster_environment, LightningEnvironment)

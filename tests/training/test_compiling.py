@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from alexlab.config import build
+from alexlab.config.data import data_config
+from alexlab.config.resolve import resolve_auto
 from alexlab.runs.safe_load import load_file
 from support.runs import TINY, plain
 
@@ -28,7 +30,7 @@ def test_a_compiled_net_has_the_same_weights_and_names_as_an_eager_one(train: Tr
 def test_the_net_is_compiled_only_if_enabled(images: Path) -> None:
     for enabled in (False, True):
         config = plain(*TINY, f"data.root={images}", f"compile.enabled={enabled}")
-        module = build.classifier(config, build.data(config).find_splits())
+        module = build.classifier(config, data_config(config).find_splits())
         assert (module.net._compiled_call_impl is not None) == enabled
 
 
@@ -49,7 +51,7 @@ def test_auto_settings_depend_on_the_hardware(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
     monkeypatch.setattr(build, "cpu_has_bfloat16", lambda: bfloat16)
     node = plain(f"trainer.deterministic={deterministic}")["trainer"]
-    found = build.fastest(node)
+    found = resolve_auto(node)
     assert (found["precision"], found["benchmark"]) == (precision, benchmark)
-    chosen = build.fastest({**node, "precision": "64-true", "benchmark": False})
+    chosen = resolve_auto({**node, "precision": "64-true", "benchmark": False})
     assert (chosen["precision"], chosen["benchmark"]) == ("64-true", False)

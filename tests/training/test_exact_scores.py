@@ -9,10 +9,12 @@ import lightning
 import pytest
 
 from alexlab.config import build
+from alexlab.config.data import data_config
+from alexlab.config.trainer import build_trainer
 from alexlab.data.splits import Splits
 from alexlab.distributed.launch import Limits, launch
 from alexlab.errors import DataError
-from alexlab.training.loop import hush_lightning
+from alexlab.training.console import quiet_lightning
 from alexlab.training.module import Classifier
 from support.images import write_images
 from support.runs import TINY, plain
@@ -41,9 +43,9 @@ def validate(root: Path, folder: Path, num_ranks: int, size: int) -> dict[str, f
     config["callbacks"], config["logger"] = {}, {}
     config["elastic"]["timeout_s"] = 60.0
     lightning.seed_everything(1, verbose=False)
-    splits = first_images(build.data(config).find_splits(), size)
+    splits = first_images(data_config(config).find_splits(), size)
     module: Classifier = build.classifier(config, splits)
-    trainer = build.trainer(
+    trainer = build_trainer(
         {**config, "trainer": {**config["trainer"], "devices": num_ranks}}, folder, num_ranks=num_ranks
     )
     trainer.validate(module, datamodule=build.datamodule(config, splits), verbose=False)
@@ -54,7 +56,7 @@ def validate(root: Path, folder: Path, num_ranks: int, size: int) -> dict[str, f
 @pytest.fixture(scope="module")
 def found(images17: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[int, dict[str, float]]]:
     """Return metrics by number of ranks and of images."""
-    hush_lightning()
+    quiet_lightning()
     folder = tmp_path_factory.mktemp("scores")
 
     def all_sizes(num_ranks: int) -> dict[int, dict[str, float]]:

@@ -10,8 +10,8 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from alexlab.errors import ConfigError
+from alexlab.training.console import print_scores
 from alexlab.training.loggers import EpochCSV, check_wandb, logger_errors, open_loggers
-from alexlab.training.loop import print_scores
 from support.runs import names
 
 KEY = "0123456789" * 4

@@ -57,6 +57,7 @@ def test_binary_cross_entropy_matches_pytorch() -> None:
 def test_one_logit_gives_the_same_outputs_as_two(train, tmp_path) -> None:
     """A net with one logit z and a net with two logits (0, z) are equivalent."""
     from alexlab.config import build
+    from alexlab.config.data import data_config
     from alexlab.training.module import CHECKPOINT_KEY
     from support.images import write_images
     from support.runs import rows
@@ -67,7 +68,7 @@ def test_one_logit_gives_the_same_outputs_as_two(train, tmp_path) -> None:
     assert checkpoint["state_dict"]["net.classifier.fc7.weight"].shape == (1, 16)
 
     config = checkpoint[CHECKPOINT_KEY]["config"]
-    splits = build.data(config).find_splits()
+    splits = data_config(config).find_splits()
     one = build.classifier(config, splits).eval()
     one.load_state_dict(checkpoint["state_dict"])
     two = build.classifier(config | {"loss": {"_target_": "alexlab.training.losses.CrossEntropy"}}, splits).eval()

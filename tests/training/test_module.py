@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from alexlab.config import build
+from alexlab.config.data import data_config
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
 from alexlab.errors import NumericError
@@ -39,7 +40,7 @@ def test_metrics_match_an_evaluation_image_by_image(
     train("trainer.max_epochs=2", "augmentation/eval=squash")
     checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     config = checkpoint[CHECKPOINT_KEY]["config"]
-    splits = build.data(config).find_splits()
+    splits = data_config(config).find_splits()
     module = build.classifier(config, splits)
     module.load_state_dict(checkpoint["state_dict"])
     module.eval()
@@ -67,7 +68,7 @@ def test_a_checkpoint_has_a_plain_record_of_its_run(train: Callable[..., float |
 
 def test_images_are_normalised_to_channels_last(images: Path) -> None:
     config = plain(*TINY, f"data.root={images}", "data.mean=[0.0,0.5,1.0]", "data.std=[1.0,0.5,0.25]")
-    module = build.classifier(config, build.data(config).find_splits())
+    module = build.classifier(config, data_config(config).find_splits())
     seen: list[torch.Tensor] = []
     module.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     module(torch.full((1, 3, 64, 64), 255, dtype=torch.uint8))
@@ -124,7 +125,7 @@ def test_ema_weights_are_validated_saved_and_tested(train: Callable[..., float |
     scores = {}
     for split in ("val", "test"):
         config = copy.deepcopy(checkpoint[CHECKPOINT_KEY]["config"])
-        splits = build.data(config).find_splits()
+        splits = data_config(config).find_splits()
         module = build.classifier(config, splits)
         module.load_state_dict(averaged)
         module.eval()

@@ -11,6 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexlab.config import build
+from alexlab.config.data import data_config
+from alexlab.config.trainer import build_trainer
 from alexlab.errors import NumericError
 from alexlab.runs.layout import LAST
 from alexlab.training import nonfinite
@@ -95,9 +97,9 @@ def test_steps_between_two_logging_points_do_not_wait_for_the_device(
     own = (f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}", "data.num_workers=1", "data.batch_size=2")
     tiny = [override for override in TINY if not override.startswith(("data.num_workers", "data.batch_size"))]
     config = plain(*tiny, *own, *overrides, "trainer.log_every_n_steps=4", "trainer.max_epochs=1")
-    splits = build.data(config).find_splits()
+    splits = data_config(config).find_splits()
     module = build.classifier(config, splits)
-    trainer = build.trainer(config, tmp_path, num_ranks=1)
+    trainer = build_trainer(config, tmp_path, num_ranks=1)
     syncs, counts = SyncCounter(), []
     start = Classifier.on_train_batch_start
 

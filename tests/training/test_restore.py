@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from alexlab.config import build
+from alexlab.config.data import data_config
+from alexlab.config.trainer import build_trainer
 from alexlab.errors import ConfigError, DiskError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.runs.record import RunRecord
@@ -31,8 +33,8 @@ REMOVED = object()
 def parts(trained_run: Path) -> Any:
     """Return the module, on the meta device, and the trainer of `trained_run`."""
     config = torch.load(trained_run / "checkpoints/last.ckpt", weights_only=True)["alexlab"]["config"]
-    module = build.classifier(config, build.data(config).find_splits(), device="meta")
-    return SimpleNamespace(module=module, trainer=build.trainer(config, trained_run, num_ranks=1))
+    module = build.classifier(config, data_config(config).find_splits(), device="meta")
+    return SimpleNamespace(module=module, trainer=build_trainer(config, trained_run, num_ranks=1))
 
 
 @pytest.fixture

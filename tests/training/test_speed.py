@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from alexlab.config import build
+from alexlab.config.data import data_config
+from alexlab.config.trainer import build_trainer
 from alexlab.data.datamodule import ImageDataModule, collate
 from alexlab.data.dataset import SeededDataset
 from alexlab.distributed import hardware
 from alexlab.distributed.launch import Limits, launch
+from alexlab.runs.run import Run
 from alexlab.runs.safe_load import load_file
 from alexlab.training import module as training_module
 from alexlab.training.module import Classifier
@@ -96,7 +99,7 @@ def test_the_accuracy_on_digits_matches_the_reference(
     tmp_path: Path, use_reference: Callable[[], tuple[str, ...]]
 ) -> None:
     """Mean accuracy of two seeds after three epochs, within 2 points."""
-    from alexlab.tasks.train import run
+    from alexlab.tasks.train import main
 
     def accuracies(name: str, *overrides: str) -> list[float]:
         found = []
@@ -113,7 +116,7 @@ def test_the_accuracy_on_digits_matches_the_reference(
                 f"seed={seed}",
                 *overrides,
             )
-            run(config, run_dir=run_dir, choices={})
+            main(Run(config=config, dir=run_dir))
             found.append(float(rows(run_dir / "metrics.csv")[-1]["val/top1"]))
         return found
 
@@ -166,10 +169,10 @@ def test_gradients_have_the_memory_format_of_the_weights(images: Path, tmp_path:
         overrides = (*TINY, *SGD, f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}", "trainer.max_epochs=1")
         config = plain(*overrides, f"trainer.devices={num_ranks}")
         config["callbacks"], config["logger"] = {}, {}
-        splits = build.data(config).find_splits()
+        splits = data_config(config).find_splits()
         module = build.classifier(config, splits)
         module.__class__ = StrideCheck
-        trainer = build.trainer(config, tmp_path, num_ranks=num_ranks)
+        trainer = build_trainer(config, tmp_path, num_ranks=num_ranks)
         trainer.fit(module, datamodule=build.datamodule(config, splits))
         assert trainer.global_step == 3
         return wrong

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from alexlab.config import build
+from alexlab.config.resolve import TWO_TOWERS, data_world_size
 from alexlab.errors import ConfigError
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.layers import ResponseNorm
 from alexlab.models.two_tower import Tower, merged
 from alexlab.runs.layout import LAST
 from alexlab.runs.safe_load import load_file
-from alexlab.training import loop
+from alexlab.tasks import rank
 from alexlab.training.module import Classifier
 from support.runs import rows
 
@@ -117,13 +117,13 @@ def test_only_the_connections_of_the_figure_are_sent(
     For 3 steps with 8 images and a validation of 11 images.
     """
     path = tmp_path / "sent"
-    original = loop.exchanged
+    original = rank.log_communication
 
-    def noted(tower: Tower, steps: int) -> str:
+    def noted(tower: Tower, steps: int) -> None:
         path.write_text(f"{tower.peer.sent_bytes} {steps}")
-        return original(tower, steps)
+        original(tower, steps)
 
-    monkeypatch.setattr(loop, "exchanged", noted)
+    monkeypatch.setattr(rank, "log_communication", noted)
     train(*OVERRIDES, *TWO, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     backward = 8 * 3 * 3 + 8 * 6 * 6 + 8 + 8
     forward = backward + 2  # half of 3 logits, padded
@@ -146,6 +146,6 @@ def test_incompatible_settings_are_rejected(train: Train, overrides: tuple[str, 
 
 
 def test_both_towers_see_all_images() -> None:
-    node = {"trainer": {"strategy": build.TOWERS}}
-    assert build.image_shares(node, 2) == 1
-    assert build.image_shares({"trainer": {"strategy": "auto"}}, 2) == 2
+    node = {"trainer": {"strategy": TWO_TOWERS}}
+    assert data_world_size(node, 2) == 1
+    assert data_world_size({"trainer": {"strategy": "auto"}}, 2) == 2

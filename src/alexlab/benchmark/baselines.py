@@ -18,7 +18,7 @@ from torchvision.datasets.folder import default_loader
 
 from alexlab.benchmark.interleave import Turn
 from alexlab.benchmark.workload import EpochTimer, Workload
-from alexlab.config import build
+from alexlab.config.data import data_config
 from alexlab.data.splits import Split
 
 LOG_EVERY = 10  # steps
@@ -110,7 +110,7 @@ class TorchvisionReference:
         self.val_loader = self._loader(workload.splits.val, val_transform, train=False)
 
     def _loader(self, split: Split, transform: Any, *, train: bool) -> DataLoader[Any]:
-        data = build.data(self.workload.config)
+        data = data_config(self.workload.config)
         return DataLoader(
             PillowDataset(split, transform),
             batch_size=data.batch_size,

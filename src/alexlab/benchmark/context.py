@@ -11,6 +11,7 @@ from alexlab.benchmark.interleave import Candidate, Figures, interleave, loop
 from alexlab.benchmark.roofline import CEILING, matrix_products
 from alexlab.benchmark.workload import Workload
 from alexlab.config import build
+from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config
 from alexlab.data.splits import Splits
 from alexlab.data.streaming.index import SPARE_SHARDS
@@ -90,14 +91,14 @@ class BenchmarkContext:
     def on_files(self) -> "BenchmarkContext":
         """Return the same benchmark on image files."""
         config = {**self.config, "data": {**self.config["data"], "cache": None}}
-        return replace(self, config=config, splits=build.data(config).find_splits())
+        return replace(self, config=config, splits=data_config(config).find_splits())
 
     def on_shards(self) -> "BenchmarkContext":
         """Return the same benchmark on shards, with a cache that is too small for all: each pass fetches most of them again."""
         files = self.on_files()
         out = self.settings.shards or str(self.out_dir / "shards")
         cache_dir = Path(files.config["data"]["cache_dir"])
-        decoding = build.data(files.config).decoding
+        decoding = data_config(files.config).decoding
         index = write_shards(files.splits, out, shard_bytes=SHARD_BYTES, cache_dir=cache_dir, decoding=decoding)
         largest = max(size for about in index["splits"].values() for _, size, _, _ in about["shards"])
         stream = {
@@ -107,9 +108,9 @@ class BenchmarkContext:
         }
         data = {**files.config["data"], "root": None, "url": out, "stream": stream}
         config = {**files.config, "data": data}
-        return replace(files, config=config, splits=build.data(config).find_splits())
+        return replace(files, config=config, splits=data_config(config).find_splits())
 
     def on_packed(self) -> "BenchmarkContext":
         """Return the same benchmark on packed images."""
         config = {**self.config, "data": {**self.config["data"], "cache": "packed"}}
-        return replace(self, config=config, splits=build.packed(config, build.data(config).find_splits()))
+        return replace(self, config=config, splits=build.packed_splits(config, data_config(config).find_splits()))

@@ -15,6 +15,7 @@ from alexlab.benchmark.stock_lightning import FOREVER, EpochTurns, stock_lightni
 from alexlab.benchmark.table import Row
 from alexlab.benchmark.workload import Workload
 from alexlab.config import allowlist
+from alexlab.runs.run import Run
 from alexlab.tasks import train as train_task
 from alexlab.training.checkpoint_io import AtomicCheckpointIO
 
@@ -35,7 +36,8 @@ def ours(workload: Workload, turn: Turn, *, callback: type = EpochTurns, **optio
     entry = {"_target_": f"{callback.__module__}.{callback.__name__}", "turn_fd": turn.fd}
     callbacks = {**workload.config["callbacks"], "turns": entry}
     workload.run_dir.mkdir(parents=True)
-    train_task.run({**workload.config, "trainer": node, "callbacks": callbacks}, run_dir=workload.run_dir, choices={})
+    config = {**workload.config, "trainer": node, "callbacks": callbacks}
+    train_task.main(Run(config=config, dir=workload.run_dir))
 
 
 def suite(context: BenchmarkContext) -> list[Row]:

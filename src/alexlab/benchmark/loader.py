@@ -15,7 +15,7 @@ from alexlab.benchmark.interleave import Candidate, Figures, loop
 from alexlab.benchmark.roofline import per_round
 from alexlab.benchmark.table import Row
 from alexlab.benchmark.workload import Workload, on_one_device
-from alexlab.config import build
+from alexlab.config.data import data_config
 from alexlab.data.config import DataConfig
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.transforms import CenterView, RandomCropView
@@ -56,7 +56,7 @@ def suite(context: BenchmarkContext) -> list[Row]:
 
 def _baseline_batches(workload: Workload) -> Any:
     """Return batches of the usual loader without end."""
-    batch_size = build.data(workload.config).batch_size
+    batch_size = data_config(workload.config).batch_size
     dataset = PillowDataset(workload.splits.train, torchvision_transforms(workload)[0])
     loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
     return itertools.chain.from_iterable(loader for _ in itertools.count())

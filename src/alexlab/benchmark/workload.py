@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alexlab.benchmark.interleave import Figures, Turn
 from alexlab.config import build
+from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config, parts
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.splits import Splits
@@ -48,7 +49,7 @@ class Workload:
 
     def mean_std(self) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation of each channel, for pixels in 0..1."""
-        data = build.data(self.config)
+        data = data_config(self.config)
         return data.per_channel(data.mean), data.per_channel(data.std)
 
     def mean_std_uint8(self) -> tuple[Tensor, Tensor]:

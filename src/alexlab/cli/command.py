@@ -44,6 +44,7 @@ from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.output.escape import print_line
 from alexlab.runs import layout
 from alexlab.runs.disk_errors import check_free_space
+from alexlab.runs.run import Run
 from alexlab.sweeps.jobs import MULTIRUN, Job, SweepTask, previous_attempt
 from alexlab.sweeps.record import RECORD, make_record, read_record
 from alexlab.sweeps.table import FAILED, FINISHED, JobTable
@@ -214,7 +215,7 @@ def run_job(
     sys.argv[1:] = typed  # for the card
     run_dir, isolated = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
     if earlier is not None:
-        best: float | None = earlier.run(task.run, run_dir)
+        best: float | None = earlier.run(task.main, run_dir)
         return best
     own = plain(config)
     if name == "train":  # the processes that a cluster starts for a job of several nodes
@@ -222,21 +223,28 @@ def run_job(
     if sweep is not None:
         check_confined(own, sweep.folder, confirmed=sweep.confirmed)
     if name == "train" and ranks.broadcast("is resumed", lambda: previous_attempt(run_dir).resumed):
-        from alexlab.cli.resume import check_foreign, images_to_match
-        from alexlab.runs.record import RunRecord
+        from alexlab.cli.resume import check_foreign
+        from alexlab.runs.record import RunRecord, images_to_match
 
-        card = RunRecord(run_dir).read()
-        check_foreign(card["config"], run_dir, own=own)
-        data = images_to_match(card, anyway=sweep is not None and sweep.on_changed_data)
-        return task.run(
-            card["config"], run_dir=run_dir, choices=card["choices"], isolated=isolated, resumed=True, began_with=data
+        content = RunRecord(run_dir).read()
+        check_foreign(content["config"], run_dir, own=own)
+        run = Run(
+            config=content["config"],
+            dir=run_dir,
+            choices=content["choices"],
+            isolated=isolated,
+            resumed=True,
+            recorded_images=images_to_match(content["data"], classes_only=sweep is not None and sweep.on_changed_data),
         )
-    value: float | None = task.run(
-        own,
-        run_dir=run_dir,
+        return task.main(run)
+    run = Run(
+        config=own,
+        dir=run_dir,
         choices={group: str(option) for group, option in hydra_config.runtime.choices.items() if "hydra/" not in group},
+        overrides=raw_overrides(hydra_config.overrides.task),
         isolated=isolated,
     )
+    value: float | None = task.main(run)
     return value
 
 
@@ -278,7 +286,7 @@ def submit(
         restore=ProcessState.capture().restore,
     )
     if job.state == FINISHED:
-        from alexlab.training.loop import print_scores
+        from alexlab.training.console import print_scores
 
         print_scores(RunRecord(run_dir).read()["scores"], run_dir)
         return job.score

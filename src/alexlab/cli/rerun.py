@@ -14,6 +14,7 @@ from alexlab.cli.resume import check_foreign, is_unchanged, typed_keys
 from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError
 from alexlab.runs.record import RunRecord
+from alexlab.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Rerun:
 
     def run(self, task: Callable[..., float | None], run_dir: Path) -> float | None:
         """Repeats the run and tells how it compares."""
-        best = task(self.config, run_dir=run_dir, choices=self.choices)
+        best = task(Run(config=self.config, dir=run_dir, choices=self.choices))
         for line in self.compare(run_dir):
             log.info("%s", line)
         return best

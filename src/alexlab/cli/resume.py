@@ -31,7 +31,8 @@ from alexlab.distributed.ranks import broadcast_run_dir, rank
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_OVERRIDES, RUN_JSON
 from alexlab.runs.lock import lock_holder
-from alexlab.runs.record import FINISHED, INTERRUPTED, RUNNING, CorruptError, RunRecord, check_record
+from alexlab.runs.record import FINISHED, INTERRUPTED, RUNNING, CorruptError, RunRecord, check_record, images_to_match
+from alexlab.runs.run import Run
 from alexlab.sweeps.entries import to_entry
 from alexlab.sweeps.record import RECORD, read_record
 
@@ -66,7 +67,7 @@ class Resumption:
         choices: the options that were chosen for it.
         changes: the overrides of the command line.
         where: those that say where it runs.
-        began_with: what its record says of its images, as far as it must still hold.
+        recorded_images: what its record says of its images, as far as it must still hold.
     """
 
     run_dir: Path
@@ -74,7 +75,7 @@ class Resumption:
     choices: dict[str, str]
     changes: Sequence[str]
     where: Sequence[str] = ()
-    began_with: Mapping[str, Any] = field(default_factory=dict)
+    recorded_images: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> list[str]:
         """Return the command line for Hydra, which logs into the folder and leaves its `.hydra` alone."""
@@ -84,23 +85,15 @@ class Resumption:
     def run(self, task: Callable[..., float | None], run_dir: Path) -> float | None:
         """Resume the run."""
         run_dir = Path(broadcast_run_dir(lambda: os.path.relpath(run_dir)))
-        return task(
-            self.config,
-            run_dir=run_dir,
+        run = Run(
+            config=self.config,
+            dir=run_dir,
             choices=self.choices,
             resumed=True,
             changes=self.changes,
-            began_with=self.began_with,
+            recorded_images=self.recorded_images,
         )
-
-
-def store_attempt(run_dir: Path, config: dict[str, Any], changes: Sequence[str]) -> None:
-    """Keep the config of another attempt beside the first one, in `.hydra/resume_<n>/`."""
-    number = 1 + len(list((run_dir / ".hydra").glob("resume_*")))
-    folder = run_dir / ".hydra" / f"resume_{number}"
-    folder.mkdir(parents=True)
-    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
-    OmegaConf.save(OmegaConf.create(list(changes)), folder / "overrides.yaml")
+        return task(run)
 
 
 def find_resumption(arguments: Sequence[str]) -> Resumption | None:
@@ -126,8 +119,8 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
     check_foreign(config, run_dir, confirmed=typed_keys(changes))
     check_folder(run_dir)
     rendezvous.join(config["trainer"], timeout_s=config["elastic"]["timeout_s"])
-    data = images_to_match(card, anyway=accepts_changed_data(arguments))
-    found = Resumption(run_dir, config, card["choices"], changes, where, data)
+    images = images_to_match(card["data"], classes_only=accepts_changed_data(arguments))
+    found = Resumption(run_dir, config, card["choices"], changes, where, images)
     if rank() > 0:  # rank 0 looks at the card, and writes on it at once
         return found
     if card["status"] == RUNNING:
@@ -157,11 +150,6 @@ def check_foreign(
 def typed_keys(words: Sequence[str]) -> list[str]:
     """Return the keys of overrides."""
     return [word.partition("=")[0].lstrip("+~") for word in words]
-
-
-def images_to_match(card: Mapping[str, Any], *, anyway: bool) -> dict[str, Any]:
-    """Return what the record of a run says of its images; only their classes, if others will do anyway."""
-    return {name: value for name, value in card["data"].items() if name == "class_names" or not anyway}
 
 
 def accepts_changed_data(arguments: Sequence[str]) -> bool:

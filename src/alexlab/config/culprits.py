@@ -1,35 +1,42 @@
-"""The key of a config that an error comes from: the one without which a check passes."""
+"""Search for the config key that causes an error: the key without which a check passes."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from contextlib import contextmanager
+from typing import Any
 
 import yaml
 
 from alexlab.config import CONFIG_DIR
 from alexlab.config.instantiate import Config
-from alexlab.errors import ConfigError
+from alexlab.errors import AlexlabError, ConfigError
 
-PLAIN: dict[str, Config] = {
+SIMPLEST: dict[str, Config] = {
     "optimizer": {"_target_": "torch.optim.SGD", "lr": 1e-3},
     "scheduler": {"_target_": "alexlab.training.schedules.constant"},
 }
 
 
-def explain(error: Exception, config: Config, check: Callable[[Config], Any]) -> NoReturn:
-    """Raise a ConfigError that names the key without which a check succeeds, or the error where there is none."""
-    keys = culprits(config, str(error), check)
-    if keys:
-        raise ConfigError(f"{keys} cannot be used: {sentence(error)}") from error
-    raise error
+@contextmanager
+def naming_keys(config: Config, check: Callable[[Config], Any]) -> Iterator[None]:
+    """Turn an unexpected error into a ConfigError that names the key without which `check` passes, if there is one."""
+    try:
+        yield
+    except AlexlabError:
+        raise
+    except Exception as error:
+        keys = culprits(config, str(error), check)
+        if keys:
+            raise ConfigError(f"{keys} cannot be used: {sentence(error)}") from error
+        raise
 
 
 def culprits(config: Config, text: str, check: Callable[[Config], Any]) -> str:
-    """Return the keys, with their values, each of which makes a config pass where it has its default; "" for none.
+    """Return the keys, with their values, each of which makes a failing config pass if set to its default; "" for none.
 
     Args:
-        config: one that does not pass.
-        text: of the error; keys and values that it names are tried first.
-        check: raises an error for a config that does not pass.
+        config: config for which `check` fails.
+        text: error message; keys and values in it are tried first.
+        check: function that raises an error for an unusable config.
     """
 
     def passes(changed: Config) -> bool:
@@ -41,30 +48,27 @@ def culprits(config: Config, text: str, check: Callable[[Config], Any]) -> str:
 
     groups = list(_groups(config))
     keys = [key for _, _, keys in groups for key in keys]
-    found = [words for words, changed in keys if _is_named(words, text) and passes(changed)]
+    found = [name for name, changed in keys if _is_named(name, text) and passes(changed)]
     if not found:
-        for words, whole, keys in groups:
+        for name, whole, keys in groups:
             if passes(whole):
-                found += [key for key, changed in keys if passes(changed)] or [words]
+                found += [key for key, changed in keys if passes(changed)] or [name]
     return " with ".join(found[:3])
 
 
 def _is_named(key: str, text: str) -> bool:
     path, _, value = key.partition("=")
-    return any(len(word) > 1 and word in text for word in (path.rpartition(".")[2], value))
+    return any(len(part) > 1 and part in text for part in (path.rpartition(".")[2], value))
 
 
 def sentence(error: Exception) -> str:
-    """Return what an error says, in one line."""
+    """Return the message of an error on one line, truncated to 400 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]} ..."
 
 
 def _groups(config: Config) -> Iterator[tuple[str, Config, list[tuple[str, Config]]]]:
-    """Yield the parts of a config, each with a config that has the defaults there, and one such for each of its keys.
-
-    Parts and keys come with the words that name them.
-    """
+    """Yield the parts of a config: a name, the config with defaults for the part, and such configs for each of its keys."""
     files = {"trainer": "trainer/default.yaml", "data": "data/folder.yaml"}
     defaults = {group: yaml.safe_load((CONFIG_DIR / path).read_text()) for group, path in files.items()}
     whole = yaml.safe_load((CONFIG_DIR / "train.yaml").read_text())
@@ -78,7 +82,7 @@ def _groups(config: Config) -> Iterator[tuple[str, Config, list[tuple[str, Confi
         required = {key: value for key, value in (config[group] or {}).items() if key == "_target_" or key not in own}
         other = required if group == "data" else {key: required[key] for key in required if key == "_target_"}
         yield _part(config, group, {**other, **own}, own)
-    for group, node in PLAIN.items():
+    for group, node in SIMPLEST.items():
         yield _part(config, group, node, {key: node[key] for key in node if key == "lr"})
     yield f"seed={_shown(config['seed'])}", {**config, "seed": 1}, []
     for group in ("callbacks", "augmentation.batch"):
@@ -89,7 +93,7 @@ def _groups(config: Config) -> Iterator[tuple[str, Config, list[tuple[str, Confi
 
 
 def _part(config: Config, where: str, whole: Any, defaults: Config) -> tuple[str, Config, list[tuple[str, Config]]]:
-    """Return the words of a part, the config with `whole` in its place, and configs with one key reset or left out."""
+    """Return the name of a part, the config with the part replaced by `whole`, and configs with one key reset or removed."""
     node: Any = config
     for name in where.split("."):
         node = node[name]
@@ -101,10 +105,10 @@ def _part(config: Config, where: str, whole: Any, defaults: Config) -> tuple[str
         changed |= {key: defaults[key]} if key in defaults else {}
         keys.append((f"{where}.{key}={_shown(value)}", _with(config, where, changed)))
     if where == "trainer":
-        words = " with ".join(key for key, _ in keys)
+        name = " with ".join(key for key, _ in keys)
     else:
-        words = f"{where}={node.get('_target_')}" if where in PLAIN else where
-    return words, _with(config, where, whole), keys
+        name = f"{where}={node.get('_target_')}" if where in SIMPLEST else where
+    return name, _with(config, where, whole), keys
 
 
 def _shown(value: Any) -> str:

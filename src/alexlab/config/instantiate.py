@@ -120,3 +120,8 @@ def value_of(value: Any, where: str) -> Any:
     if isinstance(value, list):
         return [value_of(item, f"{where}.{number}") for number, item in enumerate(value)]
     return value
+
+
+def entries(nodes: Config) -> Config:
+    """The nodes of a named dict; null leaves an entry out."""
+    return {name: node for name, node in (nodes or {}).items() if node is not None}

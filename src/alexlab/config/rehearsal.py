@@ -24,13 +24,16 @@ from torch import Tensor, nn
 
 from alexlab.config import build
 from alexlab.config.culprits import culprits, sentence
-from alexlab.config.instantiate import Config, value_of
+from alexlab.config.instantiate import Config, entries, value_of
+from alexlab.config.resolve import data_world_size
+from alexlab.config.trainer import build_plugins, build_trainer
+from alexlab.config.validate import check_objects
 from alexlab.data.samplers import EvalBatchSampler, TrainBatchSampler
 from alexlab.data.splits import Splits
 from alexlab.distributed import hardware, ranks
 from alexlab.distributed.devices import requested_gpus
 from alexlab.errors import AlexlabError, ConfigError, NumericError
-from alexlab.training.compiling import compile_net
+from alexlab.models.compile import compile_net
 from alexlab.training.nonfinite import NonFiniteReport
 
 TIMEOUT_S = 120.0  # a rehearsal that takes longer says nothing
@@ -149,17 +152,17 @@ def _address_space() -> int:
 
 
 def _perform(config: Config, splits: Splits, num_ranks: int, accelerator: str, folder: Path) -> None:
-    build.check(config, splits, num_ranks=num_ranks)
-    build.trainer(_on_one_device(config, accelerator), folder, num_ranks=1)  # with all callbacks
+    check_objects(config, splits, num_ranks=num_ranks)
+    build_trainer(_on_one_device(config, accelerator), folder, num_ranks=1)  # with all callbacks
     compile_net(nn.Identity(), **config["compile"])
     _transform_images(config)
     lengths = _lengths(config, splits, num_ranks)
     for changes, counts in (({}, lengths), (SHORT, dict.fromkeys(lengths, 2))):
         node = {**_on_one_device(config, accelerator, **changes), "callbacks": _of_lightning(config["callbacks"])}
-        plugins = build.plugins(value_of(node["trainer"]["plugins"], "trainer.plugins"))
+        plugins = build_plugins(value_of(node["trainer"]["plugins"], "trainer.plugins"))
         others = [plugin for plugin in plugins if not isinstance(plugin, CheckpointIO)]
         node["trainer"]["plugins"] = [*others, Nowhere()]
-        trainer = build.trainer(node, folder, num_ranks=1)
+        trainer = build_trainer(node, folder, num_ranks=1)
         data = StandInData(counts, channels=config["data"]["channels"], num_classes=len(splits.classes))
         module = build.classifier(config, splits, device="meta")
         module.net = StandIn(config["data"]["channels"], module.loss.num_outputs)  # type: ignore[arg-type]
@@ -184,7 +187,7 @@ def _on_one_device(config: Config, accelerator: str, **changes: Any) -> Config:
     node = {**config["trainer"], **HERE, "accelerator": accelerator, **changes}
     if isinstance(node["profiler"], dict):
         node["profiler"] = {key: value for key, value in node["profiler"].items() if key != "dirpath"}
-    logger = {"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger"}} if build.entries(config["logger"]) else {}
+    logger = {"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger"}} if entries(config["logger"]) else {}
     return {**config, "trainer": node, "logger": logger}
 
 
@@ -192,14 +195,14 @@ def _of_lightning(nodes: Config) -> Config:
     """Return the callbacks that a rehearsal runs: ours check their arguments, those of a person may do anything."""
     return {
         name: node
-        for name, node in build.entries(nodes).items()
+        for name, node in entries(nodes).items()
         if node["_target_"].startswith("lightning.") and "Progress" not in node["_target_"]
     }
 
 
 def _lengths(config: Config, splits: Splits, num_ranks: int) -> dict[str, int]:
     """Return the number of batches of each split on a rank."""
-    shares, batch_size = build.image_shares(config, num_ranks), config["data"]["batch_size"]
+    shares, batch_size = data_world_size(config, num_ranks), config["data"]["batch_size"]
     train = TrainBatchSampler(
         splits.train.labels,
         batch_size=batch_size,
@@ -222,7 +225,7 @@ def _transform_images(config: Config) -> None:
     channels, size = config["data"]["channels"], config["data"]["image_size"]
     generator = torch.Generator().manual_seed(0)
     for stage in ("eval", "train"):
-        where, nodes = f"augmentation.{stage}", build.entries(config["augmentation"][stage])
+        where, nodes = f"augmentation.{stage}", entries(config["augmentation"][stage])
         made = {name: value_of(node, f"{where}.{name}") for name, node in nodes.items()}
         for number in range(TRIES):
             sides = SIDES[:: 1 if number % 2 else -1]

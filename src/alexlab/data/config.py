@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alexlab.config.instantiate import bind
 from alexlab.data.discovery import find_splits
 from alexlab.data.image_file import MAX_MEGAPIXELS, Decoding
 from alexlab.data.manifest_splits import add_manifest_hashes
@@ -83,7 +82,6 @@ class DataConfig:
         if not self.root and not self.url:
             raise ConfigError("data.root must be a folder of images; set data.root=DIR")
         self._check_url()
-        bind(StreamConfig, "data.stream", **self.stream)
         self.decoding  # noqa: B018 - Decoding checks its values
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not (

@@ -15,6 +15,7 @@ from torchvision.models import AlexNet_Weights
 from alexlab.config import CONFIG_DIR, build
 from alexlab.config.allowlist import check_targets
 from alexlab.config.confinement import confined_data
+from alexlab.config.data import data_config
 from alexlab.data.class_names import display_names, read_class_names
 from alexlab.data.config import DataConfig
 from alexlab.data.image_file import Decoding
@@ -66,7 +67,7 @@ class TrainedModel:
     @property
     def decoding(self) -> Decoding:
         """The decoding settings of the run."""
-        return build.data(self.config).decoding
+        return data_config(self.config).decoding
 
     def with_decoding(self, data: Mapping[str, Any]) -> "TrainedModel":
         """Return the same model with those decoding settings of a `data` node that are not null."""

@@ -196,11 +196,6 @@ class RunRecord:
         start_s = self._stored()["attempts"][-1]["start_s"]
         self.update(status=status, reason=reason, exit_code=exit_code, end_s=end_s, elapsed_s=end_s - start_s, **values)
 
-    def images_to_match(self, *, classes_only: bool) -> dict[str, Any]:
-        """Return the entries about the images that a resumed run must find unchanged."""
-        data: Mapping[str, Any] = self.read()["data"]
-        return {name: value for name, value in data.items() if name == "class_names" or not classes_only}
-
     def store_attempt(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
         """Write the changed config of a resumed run to `.hydra/resume_<n>/`, next to that of the first attempt."""
         number = 1 + len(list((self.run_dir / ".hydra").glob("resume_*")))
@@ -208,3 +203,8 @@ class RunRecord:
         folder.mkdir(parents=True)
         OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
         OmegaConf.save(OmegaConf.create(list(overrides)), folder / "overrides.yaml")
+
+
+def images_to_match(images: Mapping[str, Any], *, classes_only: bool) -> dict[str, Any]:
+    """Return the entries of `data` in a run record that a resumed run must find unchanged."""
+    return {name: value for name, value in images.items() if name == "class_names" or not classes_only}

@@ -5,38 +5,32 @@ import os
 import shutil
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from alexlab.config.grammar import raw_overrides
 from alexlab.config.instantiate import bind
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
+from alexlab.runs.run import Run
 
 SUITES = ("loader", "step", "epochs", "startup", "scaling", "memory")
 GROUPS = ("model", "data", "augmentation", "loss", "optimizer", "scheduler", "trainer")
 OWN = ("suite", "peer", "benchmark")
 
 
-def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
+def main(run: Run) -> None:
     """Measures, prints a table and writes benchmark.json, benchmark.md and benchmark.png.
-
-    Args:
-        config: the composed config, plain data.
-        run_dir: the folder that is written to.
-        choices: the option chosen in each config group.
-        isolated: of no use here; each contender has a process of its own anyway.
 
     Raises:
         AlexlabError: in one sentence.
     """
-    from hydra.core.hydra_config import HydraConfig
-
     from alexlab.benchmark import table
     from alexlab.benchmark.config import BenchmarkConfig, write_subset
     from alexlab.benchmark.context import BenchmarkContext
     from alexlab.benchmark.roofline import measure_ceilings
     from alexlab.config import build
+    from alexlab.config.rehearsal import rehearse
+    from alexlab.config.resolve import fill_statistics, resolve_auto
+    from alexlab.config.validate import check_objects
     from alexlab.data.config import DataConfig
     from alexlab.data.layout import SPLITS
     from alexlab.distributed.devices import num_ranks, requested_gpus
@@ -44,46 +38,46 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.distributed.launch import Limits, launch
     from alexlab.output.terminal import Terminal
     from alexlab.runs.provenance import CODE_DIR, code_state, versions
-    from alexlab.tasks.train import rehearse
-    from alexlab.training.loop import hush_lightning
+    from alexlab.training.console import quiet_lightning
 
+    config = run.config
     names = suites(config["suite"])
     bind(BenchmarkConfig, "benchmark", **config["benchmark"])
     settings = BenchmarkConfig(**config["benchmark"])
-    hush_lightning()
+    quiet_lightning()
     bind(DataConfig, "data", **config["data"])
     if config["data"].get("url") is not None:
         raise ConfigError(f"what is measured on must be files, data.root=DIR; got data.url={config['data']['url']}")
     found = DataConfig(**config["data"]).find_splits()
-    listed = write_subset(found, settings.train_images, settings.val_images, run_dir / "images.csv")
+    listed = write_subset(found, settings.train_images, settings.val_images, run.dir / "images.csv")
     where = {
         "root": str(listed.resolve()),
         "generate": None,
         "splits": dict.fromkeys(SPLITS),
-        "cache_dir": str(run_dir.resolve() / "cache"),
+        "cache_dir": str(run.dir.resolve() / "cache"),
     }
     trained = {key: value for key, value in config.items() if key not in OWN}
-    trained, _ = build.measured({**trained, "data": {**config["data"], **where}}, found)
+    trained, _ = fill_statistics({**trained, "data": {**config["data"], **where}}, found)
     devices = {name: config["trainer"][name] for name in ("accelerator", "devices")}
     device, ranks = "cuda" if requested_gpus(**devices) else "cpu", num_ranks(**devices)
     # In a child: to ask a GPU what it computes in starts CUDA, after which this process could not be forked.
-    ask, limits = partial(build.fastest, trained["trainer"]), Limits(**config["elastic"])
+    ask, limits = partial(resolve_auto, trained["trainer"]), Limits(**config["elastic"])
     trained["trainer"] = launch(ask, num_ranks=1, isolated=True, limits=limits)
     splits = DataConfig(**trained["data"]).find_splits()
-    build.check(trained, splits, num_ranks=ranks)
+    check_objects(trained, splits, num_ranks=ranks)
     rehearse(trained, splits, num_ranks=ranks)
 
     try:
-        results = measure_ceilings(device, num_rounds=settings.pairs, log_dir=run_dir / "logs")
+        results = measure_ceilings(device, num_rounds=settings.pairs, log_dir=run.dir / "logs")
         context = BenchmarkContext(
             config=trained,
-            choices=choices,
-            overrides=train_words(choices, raw_overrides(HydraConfig.get().overrides.task)),
+            choices=run.choices,
+            overrides=train_words(run.choices, list(run.overrides)),
             settings=settings,
-            splits=build.packed(trained, DataConfig(**trained["data"]).find_splits()),
+            splits=build.packed_splits(trained, DataConfig(**trained["data"]).find_splits()),
             device=device,
             num_ranks=ranks,
-            out_dir=run_dir.resolve(),
+            out_dir=run.dir.resolve(),
             peer=config["peer"],
         )
         about = {
@@ -92,17 +86,17 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
             "device": device,
             "threads": os.environ.get("OMP_NUM_THREADS", "default"),
             "code": code_state(CODE_DIR)[0],
-            "choices": choices,
+            "choices": run.choices,
             "config": trained,
             "settings": config["benchmark"],
         }
         for name in names:
             results += importlib.import_module(f"alexlab.benchmark.{name}").suite(context)
-            table.write(results, about, run_dir)  # what has been measured is not lost when a later suite fails
+            table.write(results, about, run.dir)  # what has been measured is not lost when a later suite fails
     finally:
         shutil.rmtree(trained["data"]["cache_dir"], ignore_errors=True)
     Terminal(width=None if Terminal().is_terminal else 200).print(table.table(results, _title(about)))
-    print_line(os.path.relpath(run_dir / "benchmark.json"))
+    print_line(os.path.relpath(run.dir / "benchmark.json"))
 
 
 def suites(word: str | list[str] | None) -> list[str]:

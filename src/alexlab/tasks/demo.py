@@ -3,10 +3,10 @@
 import importlib.util
 import logging
 import socket
-from pathlib import Path
 from typing import Any
 
 from alexlab.errors import ConfigError
+from alexlab.runs.run import Run
 from alexlab.tasks import evaluate
 
 log = logging.getLogger(__name__)
@@ -14,19 +14,13 @@ log = logging.getLogger(__name__)
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
-def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
+def main(run: Run) -> None:
     """Serve the page until Ctrl-C.
-
-    Args:
-        config: the composed config, plain data.
-        run_dir: folder of the log.
-        choices: the option chosen in each config group; unused.
-        isolated: of no use here, where nothing is trained.
 
     Raises:
         AlexlabError: if the checkpoint or an option is invalid.
     """
-    server, listener = create_server(config)
+    server, listener = create_server(run.config)
     server.run(sockets=[listener])
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
+from alexlab.runs.run import Run
 
 if TYPE_CHECKING:
     from alexlab.inference.checkpoint import TrainedModel
@@ -32,14 +33,8 @@ class EvaluatedSplit(NamedTuple):
         return f"{self.model.description}: {self.details['split']}"
 
 
-def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> float:
+def main(run: Run) -> float:
     """Evaluate every image of a split once, print tables, write files and `evaluation.html`, and return the top-1 accuracy.
-
-    Args:
-        config: the composed config, plain data.
-        run_dir: folder of the results.
-        choices: the option chosen in each config group; unused.
-        isolated: of no use here, where nothing is trained.
 
     Raises:
         AlexlabError: if the checkpoint, the data or an option is invalid.
@@ -48,12 +43,12 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.output.terminal import Terminal
     from alexlab.runs.layout import SKIPPED
 
-    evaluated = evaluate_split(config, run_dir)
-    evaluation = write_evaluation(evaluated.predictions, evaluated.model.names, run_dir, evaluated.details)
+    evaluated = evaluate_split(run.config, run.dir)
+    evaluation = write_evaluation(evaluated.predictions, evaluated.model.names, run.dir, evaluated.details)
     for table in summary_tables(evaluation):
         Terminal().print(table)
-    write_page(evaluation, run_dir / "evaluation.html", evaluated.title)
-    folder = os.path.relpath(run_dir)
+    write_page(evaluation, run.dir / "evaluation.html", evaluated.title)
+    folder = os.path.relpath(run.dir)
     if evaluated.num_unreadable:
         print_line(f"{evaluated.num_unreadable} images could not be read and were left out: {Path(folder) / SKIPPED}")
     print_line(f"{folder}/evaluation.html, scores.json, classes.csv, confusion.csv, predictions.csv")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import print_line
+from alexlab.runs.run import Run
 from alexlab.tasks import evaluate
 
 if TYPE_CHECKING:
@@ -26,14 +27,8 @@ HEADINGS = {
 }
 
 
-def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
+def main(run: Run) -> None:
     """Evaluate, then write mistakes, kernels, neighbours, feature maps and Grad-CAM as PNG files and `evaluation.html`.
-
-    Args:
-        config: the composed config, plain data.
-        run_dir: folder of the results.
-        choices: the option chosen in each config group; unused.
-        isolated: of no use here, where nothing is trained.
 
     Raises:
         AlexlabError: if the checkpoint, the data or an option is invalid.
@@ -43,10 +38,11 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.inference.report import write_evaluation, write_page
     from alexlab.pages.plots import png
 
+    config = run.config
     _check_options(config)
-    evaluated = evaluate.evaluate_split(config, run_dir)
+    evaluated = evaluate.evaluate_split(config, run.dir)
     model, predictions = evaluated.model, evaluated.predictions
-    evaluation = write_evaluation(predictions, model.names, run_dir, evaluated.details)
+    evaluation = write_evaluation(predictions, model.names, run.dir, evaluated.details)
     view = build.eval_view(model.config)
     image, name = _image(config, evaluated, view)
     figures = {
@@ -57,12 +53,12 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     }
     pngs = {name: png(figure) for name, figure in figures.items()}
     for name, content in pngs.items():
-        (run_dir / f"{name}.png").write_bytes(content)
-    write_page(evaluation, run_dir / "evaluation.html", evaluated.title, figures=pngs, headings=HEADINGS)
+        (run.dir / f"{name}.png").write_bytes(content)
+    write_page(evaluation, run.dir / "evaluation.html", evaluated.title, figures=pngs, headings=HEADINGS)
     if config["tensorboard"]:
-        _write_to_tensorboard(model, run_dir)
+        _write_to_tensorboard(model, run.dir)
     print_line(f"{int((~predictions.correct).sum())} of {len(predictions.labels):,} images are misclassified")
-    print_line(f"{os.path.relpath(run_dir)}/evaluation.html, {', '.join(f'{name}.png' for name in pngs)}")
+    print_line(f"{os.path.relpath(run.dir)}/evaluation.html, {', '.join(f'{name}.png' for name in pngs)}")
 
 
 def check(config: dict[str, Any]) -> None:

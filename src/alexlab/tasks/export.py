@@ -8,17 +8,12 @@ from typing import Any
 
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import print_line
+from alexlab.runs.run import Run
 from alexlab.tasks import evaluate
 
 
-def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
+def main(run: Run) -> None:
     """Write the file and compare its logits with those of the checkpoint on real images.
-
-    Args:
-        config: the composed config, plain data.
-        run_dir: folder of the file if `out` is null.
-        choices: the option chosen in each config group; unused.
-        isolated: of no use here, where nothing is trained.
 
     Raises:
         AlexlabError: if an option is invalid, or the logits differ; then the file is removed.
@@ -28,12 +23,13 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.export import FORMATS, largest_difference, metadata
 
+    config = run.config
     if config["format"] not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}; got {config['format']!r}")
     suffix, write = FORMATS[config["format"]]
     model = load_checkpoint(config["ckpt"], class_names=config["class_names"], device="cpu")
     images = _comparison_images(config, model, build.eval_view(model.config))
-    path = Path(config["out"] or run_dir / f"{model.choices.get('model', 'net')}{suffix}")
+    path = Path(config["out"] or run.dir / f"{model.choices.get('model', 'net')}{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     exported = write(model, path, model.inference.normalize(images[:2]))
     try:

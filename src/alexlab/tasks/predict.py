@@ -1,21 +1,14 @@
 """Task of `python src/predict.py`: predictions for unlabelled images."""
 
 import os
-from pathlib import Path
-from typing import Any
 
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
+from alexlab.runs.run import Run
 
 
-def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
+def main(run: Run) -> None:
     """Write predictions.csv, predictions.jsonl, failed.csv and, with `gallery=true`, gallery.html as images are predicted.
-
-    Args:
-        config: the composed config, plain data.
-        run_dir: folder of the files.
-        choices: the option chosen in each config group; unused.
-        isolated: of no use here, where nothing is trained.
 
     Raises:
         AlexlabError: if the input or the checkpoint is invalid.
@@ -28,6 +21,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.inference.prediction_files import PredictionWriter
     from alexlab.output.progress import track
 
+    config = run.config
     for key in ("top_k", "batch_size"):
         if config[key] < 1:
             raise ConfigError(f"{key} must be at least 1; got {config[key]}")
@@ -43,9 +37,9 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         num_threads=config["num_workers"] or num_cores(),
     )
     gallery_limit = config["gallery_limit"] if config["gallery"] else 0
-    with PredictionWriter(run_dir, model, gallery_limit=gallery_limit) as writer:
+    with PredictionWriter(run.dir, model, gallery_limit=gallery_limit) as writer:
         for prediction in track(predictions, "images"):
             writer.write(prediction)
     writer.print_summary(config["input"])
-    names = [path.name for path in sorted(run_dir.iterdir()) if path.suffix in (".csv", ".jsonl", ".html")]
-    print_line(f"{os.path.relpath(run_dir)}: {', '.join(names)}")
+    names = [path.name for path in sorted(run.dir.iterdir()) if path.suffix in (".csv", ".jsonl", ".html")]
+    print_line(f"{os.path.relpath(run.dir)}: {', '.join(names)}")

@@ -18,24 +18,19 @@ from alexlab.data.streaming.writer import write_shards
 from alexlab.errors import ConfigError, FindingsError
 from alexlab.output.escape import print_line
 from alexlab.output.terminal import Terminal
+from alexlab.runs.run import Run
 
 
-def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
+def main(run: Run) -> None:
     """Run the action of the config: download, check, restore, split, pack or shard.
-
-    Args:
-        config: composed config, plain data.
-        run_dir: folder for reports.
-        choices: chosen option of each config group; unused.
-        isolated: unused, as nothing is trained.
 
     Raises:
         AlexlabError: if the action fails.
     """
-    action = config["action"] or ("download" if config["dataset"] else None)
+    action = run.config["action"] or ("download" if run.config["dataset"] else None)
     if action not in ACTIONS:
         raise ConfigError(f"action must be one of {', '.join(ACTIONS)}; got {action!r}")
-    ACTIONS[action](config, run_dir)
+    ACTIONS[action](run.config, run.dir)
 
 
 def download(config: dict[str, Any], run_dir: Path) -> None:

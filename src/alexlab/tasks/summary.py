@@ -1,17 +1,10 @@
 """Task of `python src/summary.py`: a table of the layers of a network."""
 
-from pathlib import Path
-from typing import Any
+from alexlab.runs.run import Run
 
 
-def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isolated: bool = False) -> None:
+def main(run: Run) -> None:
     """Print a row per layer and write `summary.csv`.
-
-    Args:
-        config: the composed config, plain data.
-        run_dir: folder of `summary.csv`.
-        choices: the option chosen in each config group.
-        isolated: of no use here, where nothing is computed.
 
     Raises:
         ConfigError: if the image is too small for the network, or an argument of the model is invalid.
@@ -23,6 +16,7 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
     from alexlab.models.summary import layer_rows, layer_table, write_rows
     from alexlab.output.terminal import Terminal
 
+    config = run.config
     size, channels = config["data"]["image_size"], config["model"]["in_channels"]
     num_classes = config["model"]["num_classes"] or config["num_classes"]
     with torch.device("meta"):
@@ -31,6 +25,6 @@ def run(config: dict[str, Any], *, run_dir: Path, choices: dict[str, str], isola
         rows = layer_rows(net, channels=channels, size=size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    title = f"model={choices['model']}: {channels} channels, {size} x {size}, {num_classes} outputs"
+    title = f"model={run.choices['model']}: {channels} channels, {size} x {size}, {num_classes} outputs"
     Terminal(width=None if Terminal().is_terminal else 160).print(layer_table(rows, title))
-    write_rows(rows, run_dir / "summary.csv")
+    write_rows(rows, run.dir / "summary.csv")

@@ -1,0 +1,24 @@
+"""The `data` node: its settings, and the images that they select. Kept free of torch, so that a missing folder fails at once."""
+
+from alexlab.config.allowlist import check_targets
+from alexlab.config.instantiate import Config, bind
+from alexlab.data.config import DataConfig
+from alexlab.data.splits import Splits
+from alexlab.data.streaming.index import StreamConfig
+
+
+def data_config(config: Config) -> DataConfig:
+    """Return the settings of the `data` node."""
+    bind(DataConfig, "data", **config["data"])
+    bind(StreamConfig, "data.stream", **config["data"].get("stream", {}))
+    return DataConfig(**config["data"])
+
+
+def find_splits(config: Config) -> Splits:
+    """Return the splits of the data set that a config names.
+
+    Raises:
+        AlexlabError: if the config names a class that it may not, or the data set is missing or malformed.
+    """
+    check_targets(config)
+    return data_config(config).find_splits()

@@ -1,0 +1,169 @@
+"""Checks of the objects that a config describes, on the meta device."""
+
+import importlib.util
+import math
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import WandbLogger
+from torch import nn
+
+from alexlab.config import build
+from alexlab.config.data import data_config
+from alexlab.config.instantiate import Config, bind, entries, parts, value_of
+from alexlab.config.resolve import (
+    TWO_TOWERS,
+    data_world_size,
+)
+from alexlab.config.trainer import build_strategy, split_trainer_keys
+from alexlab.data.config import DataConfig
+from alexlab.data.limits import check_batch_size, check_limits
+from alexlab.data.splits import Splits
+from alexlab.distributed.ddp import DDPOptions
+from alexlab.distributed.devices import requested_gpus
+from alexlab.errors import ConfigError
+from alexlab.models.two_tower import check_towers
+from alexlab.training.callbacks.checkpoint import CheckpointCallback
+from alexlab.training.callbacks.finetune import Finetune
+from alexlab.training.loggers import check_wandb
+
+# Below these values Lightning misbehaves silently or fails in the middle of a run.
+MIN_VALUES = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "num_sanity_val_steps": -1,
+}
+METRICS = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
+EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
+
+
+def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: bool = False) -> None:
+    """Build everything on the meta device, without memory or processes, so that errors are reported before any work.
+
+    Raises:
+        ConfigError: for the first value that cannot be used.
+    """
+    _check_numbers(config, "")
+    if not 0 <= config["seed"] < 2**32:
+        raise ConfigError(f"seed must be an integer from 0 to {2**32 - 1}; got {config['seed']}")
+    _check_trainer(config, num_ranks, remote=remote)
+    settings = data_config(config)
+    size = data_world_size(config, num_ranks)
+    check_batch_size(settings, splits, num_ranks=size, accumulation_steps=config["trainer"]["accumulate_grad_batches"])
+    check_limits(config["trainer"], settings, splits)
+    module = build.classifier(config, splits, device="meta")
+    _check_image_size(module.net, settings)
+    if config["trainer"]["strategy"] == TWO_TOWERS:
+        _check_towers(config, module.net, num_ranks)
+    build.pretrained(config, module.net, splits)
+    if "lr" not in config["optimizer"]:
+        raise ConfigError("optimizer.lr must be given: +optimizer.lr=VALUE")
+    try:
+        optimizer = module.optimizer(module.parameter_groups(module.net))
+    except ConfigError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"optimizer: {error}") from error
+    schedule = module.schedule(optimizer, num_epochs=1, steps_per_epoch=100)
+    build.datamodule(config, splits)
+    build.extra_views(config)
+    build.pack_config(config)
+    _check_loggers(config)
+    monitors = {
+        f"callbacks.{name}": node
+        for name, node in zip(entries(config["callbacks"]), build.callbacks(config), strict=True)
+    }
+    for where, callback in monitors.items():
+        if isinstance(callback, Finetune):
+            callback.check(module.net)
+        if isinstance(callback, CheckpointCallback | EarlyStopping):
+            _check_monitor(callback.monitor, where)
+    for entry in schedule:
+        if "monitor" in entry:
+            _check_monitor(entry["monitor"], "scheduler")
+
+
+def _check_loggers(config: Config) -> None:
+    """Check the loggers without building them, since some open a file or a connection at once."""
+    for name, node in entries(config["logger"]).items():
+        if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
+            raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install -e '.[{name}]'")
+        target, keywords = parts(node, f"logger.{name}")
+        bind(target, f"logger.{name}", save_dir="", **keywords)
+        if isinstance(target, type) and issubclass(target, WandbLogger):
+            check_wandb(keywords, f"logger.{name}")
+
+
+def _check_towers(config: Config, built: nn.Module, num_ranks: int) -> None:
+    try:
+        check_towers(built)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if num_ranks != 2:
+        raise ConfigError(f"trainer=two_towers needs trainer.devices=2, on one node; got {num_ranks} processes")
+    averaged = [name for name, node in entries(config["callbacks"]).items() if "WeightAverag" in node["_target_"]]
+    asked = {
+        "trainer.gradient_clip_val": config["trainer"]["gradient_clip_val"] is not None,
+        "trainer.sync_batchnorm": config["trainer"]["sync_batchnorm"],
+        "compile.enabled": config["compile"]["enabled"],
+        **{f"callbacks.{name}": True for name in averaged},
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise ConfigError(f"{name} needs the whole net in one process, so trainer=two_towers refuses it")
+
+
+def _check_trainer(config: Config, num_ranks: int, *, remote: bool) -> None:
+    node = config["trainer"]
+    if max(node["max_epochs"] or 0, node["max_steps"]) < 1:
+        raise ConfigError(
+            "trainer.max_epochs or trainer.max_steps must be at least 1, since the schedule needs the length of the run; "
+            f"got {node['max_epochs']} and {node['max_steps']}"
+        )
+    if node["limit_train_batches"] in (0, None):
+        raise ConfigError(f"trainer.limit_train_batches must be positive; got {node['limit_train_batches']}")
+    if node["max_steps"] == 0:
+        raise ConfigError("trainer.max_steps must be at least 1, or -1 for trainer.max_epochs alone; got 0")
+    for name, minimum in MIN_VALUES.items():
+        if node[name] is not None and node[name] < minimum:
+            raise ConfigError(f"trainer.{name} must be at least {minimum}; got {node[name]}")
+    on_gpu = remote or requested_gpus(accelerator=node["accelerator"], devices=node["devices"])
+    if node["sync_batchnorm"] is True and num_ranks > 1 and not on_gpu:
+        raise ConfigError("trainer.sync_batchnorm=true needs GPUs: PyTorch synchronises batch norms only there")
+    for target, keywords in zip((DDPOptions, lightning.Trainer), split_trainer_keys(node), strict=True):
+        bind(target, "trainer", **keywords)
+    build_strategy(value_of(node["strategy"], "trainer.strategy"), config, num_ranks=num_ranks)
+
+
+def _check_numbers(node: Any, where: str) -> None:
+    """Raise ConfigError for a number that is not finite."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for name, value in children:
+        key = f"{where}.{name}" if where else str(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} must be a finite number; got {value}")
+        _check_numbers(value, key)
+
+
+def _check_monitor(monitor: str | None, where: str) -> None:
+    if monitor not in METRICS:
+        raise ConfigError(f"{where}.monitor must be a logged metric: {', '.join(METRICS)}; got {monitor!r}")
+
+
+def _check_image_size(built: nn.Module, settings: DataConfig) -> None:
+    check_size = getattr(built, "check_image_size", None)
+    try:
+        if check_size is not None:
+            check_size(settings.image_size)
+        else:
+            built.eval()(torch.empty(1, settings.channels, settings.image_size, settings.image_size, device="meta"))
+    except (ValueError, RuntimeError) as error:
+        if check_size is not None:
+            raise ConfigError(str(error)) from error
+        raise ConfigError(f"data.image_size={settings.image_size} does not fit the net: {error}") from error

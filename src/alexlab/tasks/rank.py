@@ -1,0 +1,229 @@
+"""Training on one rank: build the objects, resume, fit, and score the best checkpoint."""
+
+import logging
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+from alexlab.config import build
+from alexlab.config.data import data_config
+from alexlab.config.resolve import accumulation_steps
+from alexlab.config.trainer import build_trainer
+from alexlab.data.datamodule import ImageDataModule
+from alexlab.data.limits import num_eval_images
+from alexlab.data.splits import Splits
+from alexlab.distributed import ranks, transfer
+from alexlab.distributed.failures import translate_errors
+from alexlab.distributed.hardware import keep_memory
+from alexlab.distributed.signals import signals
+from alexlab.models.two_tower import Tower
+from alexlab.output.escape import shown
+from alexlab.runs import layout
+from alexlab.runs.run import Run
+from alexlab.runs.safe_load import load_file
+from alexlab.training import checkpoint_io
+from alexlab.training.callbacks.checkpoint import CheckpointCallback
+from alexlab.training.console import log_batches, log_communication, log_model
+from alexlab.training.loggers import EpochCSV, TensorBoard, open_loggers
+from alexlab.training.module import Classifier
+from alexlab.training.preview import preview_grid, write_preview
+from alexlab.training.restore import choose_checkpoint, load_best
+from alexlab.training.two_towers import TwoTowerStrategy
+
+log = logging.getLogger(__name__)
+
+HPARAM_GROUPS = ("model", "optimizer", "scheduler", "augmentation")
+
+
+def train(run: Run, splits: Splits) -> dict[str, float]:
+    """Train from the last checkpoint in the run folder, or from the start, and return the scores of the best checkpoint."""
+    if ranks.rank() > 0:
+        logging.getLogger().setLevel(logging.WARNING)
+    config = run.config
+    lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    keep_memory()
+    trainer = _build_trainer(run)
+    data = build.datamodule(config, splits, run.dir)
+    ckpt_path = _resume(config, trainer, data)
+    data.trainer = trainer
+    with translate_errors(run.dir):
+        try:
+            data.start_workers()
+            module = _build_module(run, trainer, data, with_weights=ckpt_path is None)
+            boards = _start_logging(run, trainer, data, module)
+            start_s = time.perf_counter()
+            try:
+                with signals.handler(lambda signum: None):  # the ranks agree on the step after which they stop
+                    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+                signals.raise_pending()
+                if isinstance(module.net, Tower) and trainer.is_global_zero:
+                    log_communication(module.net, trainer.global_step)
+                scores = {f"best/{name}": value for name, value in module.best.items()}
+                if scores:
+                    scores["train_s"] = time.perf_counter() - start_s
+                    scores |= _score_best(run, trainer, module, data)
+            finally:
+                for board in boards:
+                    board.close()
+        finally:
+            data.stop_workers()
+    if scores and data.unreadable is not None and trainer.is_global_zero:
+        scores["skipped"] = data.unreadable.finish()
+    return scores
+
+
+def _build_trainer(run: Run) -> lightning.Trainer:
+    """Return the Trainer for the ranks that are present, which after a restart may be fewer than configured."""
+    num_ranks = ranks.world_size()
+    steps = accumulation_steps(run.config, num_ranks)
+    present = {"num_nodes": ranks.num_nodes(), "accumulate_grad_batches": steps}
+    config = {**run.config, "trainer": {**run.config["trainer"], **present}}
+    return build_trainer(config, run.dir, num_ranks=num_ranks)
+
+
+def _build_module(run: Run, trainer: lightning.Trainer, data: ImageDataModule, *, with_weights: bool) -> Classifier:
+    """Return the LightningModule, with the weights of `model.weights` unless a checkpoint replaces them."""
+    config, splits = run.config, data.splits
+    module = build.classifier(config, splits, record=checkpoint_record(run))
+    weights = build.pretrained(config, module.net, splits) if with_weights else None
+    if weights is not None:
+        weights.load_into(module.net)
+    if trainer.is_global_zero:
+        open_loggers(trainer.loggers)
+        _log_data(config, splits, trainer)
+        log_model(config, module)
+        log_batches(config["data"]["batch_size"], trainer)
+        for line in weights.lines() if weights else ():
+            log.info("weights: %s", line)
+    if isinstance(trainer.strategy, TwoTowerStrategy):
+        module.net = Tower(module.net, ranks.rank())
+    return module
+
+
+def _start_logging(
+    run: Run, trainer: lightning.Trainer, data: ImageDataModule, module: Classifier
+) -> list[TensorBoard]:
+    """Write the split list, the preview and the hyperparameters; return the TensorBoard loggers, to be closed at the end."""
+    if data.splits.auto_split and trainer.is_global_zero:
+        data.splits.write_manifest(run.dir / layout.MANIFEST)
+    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
+    if run.config["data"]["preview"] and trainer.is_global_zero:
+        grid = preview_grid(data, num_images=run.config["data"]["preview"], mix=module.mix)
+        write_preview(grid, run.dir / layout.PREVIEW, boards)
+    for board in boards:
+        board.start_hparams(_hparams(run), ["best/top1", "best/top5"])
+    return boards
+
+
+def _resume(config: dict[str, Any], trainer: lightning.Trainer, data: ImageDataModule) -> Path | None:
+    """Position the data and the loggers at the checkpoint to resume from and return its path, or None without one.
+
+    Raises:
+        ConfigError: if there are checkpoints but all of them are corrupt.
+    """
+    last = Path(trainer.default_root_dir) / layout.LAST
+
+    def choose() -> dict[str, Any]:
+        if not any(last.parent.glob("*.ckpt")):
+            return {"name": last.name, "best_is_lost": False}
+        return choose_checkpoint(last, build.classifier(config, data.splits, device="meta"), trainer)
+
+    chosen = ranks.broadcast("checkpoint", choose)
+    path = last.with_name(chosen["name"])
+    if trainer.num_nodes > 1:
+        transfer.broadcast_file(path, "checkpoint")
+    if not path.is_file():
+        return None
+    checkpoint = load_file(path)
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, CheckpointCallback):
+            callback.best_is_lost = chosen["best_is_lost"]
+    checkpoint_io.rescale_progress(checkpoint, trainer.accumulate_grad_batches)
+    data.resume_at = checkpoint_io.position(checkpoint)
+    num_epochs, num_batches = data.resume_at
+    position = f", batch {num_batches} of epoch {num_epochs + 1}" if num_batches else ""
+    log.info("resuming after %d epochs%s, step %d", num_epochs, position, checkpoint["global_step"])
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard | EpochCSV):
+            logger.resume(epoch=num_epochs - 1, step=checkpoint["global_step"])
+    return path
+
+
+def _score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: ImageDataModule) -> dict[str, float]:
+    """Score the best checkpoint on the test split, if there is one, and over the views of `test.views`.
+
+    The views are taken of the test split, or of the validation split if there is no test split.
+    """
+    best = run.dir / layout.BEST
+    if trainer.num_nodes > 1:
+        transfer.broadcast_file(best, "best")
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, CheckpointCallback)]
+    views, splits = build.extra_views(run.config), data.splits
+    if not best.is_file() and all(callback.best_score is None for callback in callbacks):
+        if splits.test is not None or views is not None:
+            log.info("no checkpoint was saved, so the test split and test.views are not scored")
+        return {}
+    limit = trainer.limit_test_batches
+    loaders: dict[str, Any] = {"test": data.eval_loader(splits.test, limit=limit)} if splits.test is not None else {}
+    if views is not None:
+        loaders[run.config["test"]["views"]] = data.eval_loader(splits.test or splits.val, views, limit=limit)
+    if loaders or trainer.is_global_zero:  # load it even if nothing is scored: this checks the file
+        # Without ckpt_path: Lightning would also restore the callbacks, and that of the moving average replaces the average
+        # by the raw weights.
+        load_best(module, best)
+    scores: dict[str, float] = {}
+    for prefix, loader in loaders.items():
+        module.test_metric_prefix = prefix
+        trainer.test(module, dataloaders=loader, verbose=False)
+        metrics = trainer.callback_metrics.items()
+        found = {name: value.item() for name, value in metrics if name.startswith(f"{prefix}/")}
+        values = " ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in found.items())
+        log.info("%s, best checkpoint: %s", prefix, values)
+        scores |= found | {f"{prefix}/count": module.num_scored_images}
+    return scores
+
+
+def checkpoint_record(run: Run) -> dict[str, Any]:
+    """Return the description of a run that its checkpoints store, as plain data."""
+    versions = {}
+    for package in ("alexlab", "torch", "torchvision", "lightning"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # a checkout that is not installed
+            continue
+    return {"config": run.config, "choices": dict(run.choices), "versions": versions}
+
+
+def _hparams(run: Run) -> dict[str, Any]:
+    """Return the keys by which TensorBoard's HParams tab compares runs."""
+    config = run.config
+    return {
+        **{group: shown(run.choices.get(group, "")) for group in HPARAM_GROUPS},
+        "width": float(config["model"].get("width", 1.0)),
+        "lr": float(config["optimizer"]["lr"]),
+        "batch_size": config["data"]["batch_size"],
+        "devices": shown(config["trainer"]["devices"]),
+        "seed": config["seed"],
+    }
+
+
+def _log_data(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer) -> None:
+    """Log the data set, its splits, and the share of them that is scored."""
+    sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
+    location = config["data"]["root"] or config["data"]["url"]
+    log.info("data: %s: %d classes, images: %s", location, len(splits.classes), sizes)
+    for note in splits.notes:
+        log.info("data: %s", note)
+    limits = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    for name, split in splits.items():
+        count = num_eval_images(split, data_config(config), limits.get(name, 1.0))
+        if 0 < count < len(split):
+            log.info(
+                "data: scores use a fixed sample of %d of the %d %s images, stratified by class (trainer.limit_%s_batches)",
+                *(count, len(split), name, name),
+            )
+    if len(splits.classes) < 5:
+        log.info("top-5 equals top-%d: there are only %d classes", len(splits.classes), len(splits.classes))

@@ -1,0 +1,104 @@
+"""Terminal output of a training run: the description of the run, the final scores, and less noise from Lightning."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from rich.table import Table
+from torch import nn
+
+from alexlab.models.two_tower import Tower
+from alexlab.output.escape import print_line
+from alexlab.output.terminal import Terminal
+from alexlab.runs import layout
+from alexlab.training.module import Classifier
+from alexlab.training.param_groups import parameters_by_kind
+
+log = logging.getLogger(__name__)
+
+# Warnings of Lightning that do not apply to our runs, with the reason.
+IGNORED_WARNINGS = (
+    "does not have many workers",  # data.num_workers defaults to one per core; more would wait for each other
+    "smaller than the logging interval",  # short epochs are fine: epoch scores are logged at the end
+    "isinstance.treespec, LeafSpec.` is deprecated",  # Lightning 2.6 on torch 2.15
+    "srun. command is available on your system but is not used",  # our launcher starts the ranks, on a cluster too
+    "resuming from a checkpoint that ended before the epoch ended",  # our loader continues at the right batch
+)
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's start-up messages and the warnings that do not apply."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", f".*{message}.*")
+
+
+def log_model(config: Mapping[str, Any], module: Classifier) -> None:
+    """Log the net, its parameter counts, and the parameter groups of the optimizer."""
+    name = config["model"]["_target_"].rsplit(".", 1)[-1]
+    by_kind = parameters_by_kind(module.net).items()
+    counts = [f"{kind} {_count(parameters):,}" for kind, parameters in by_kind if parameters]
+    log.info("net: %s, %s parameters: %s", name, f"{_count(module.net.parameters()):,}", ", ".join(counts))
+    for group in module.parameter_groups(module.net):
+        values = {"lr": config["optimizer"]["lr"], "weight_decay": config["optimizer"].get("weight_decay", 0.0)} | group
+        log.info(
+            "optimizer: %s: %s parameters, lr %g, weight decay %g",
+            group.get("name", "all"),
+            f"{_count(group['params']):,}",
+            values["lr"],
+            values["weight_decay"],
+        )
+
+
+def log_batches(batch_size: int, trainer: lightning.Trainer) -> None:
+    """Log how the global batch is divided, the threads per rank and the precision."""
+    steps, num_ranks = trainer.accumulate_grad_batches, trainer.world_size
+    nodes = f" on {trainer.num_nodes} nodes" if trainer.num_nodes > 1 else ""
+    share = batch_size // (num_ranks * steps)
+    log.info("batch: %d = %d devices%s x %d accumulation steps x %d images", batch_size, num_ranks, nodes, steps, share)
+    log.info("threads: %d per device; precision: %s", torch.get_num_threads(), trainer.precision)
+
+
+def log_communication(tower: Tower, num_steps: int) -> None:
+    """Log the traffic of a run with two towers, compared with that of DDP."""
+    sizes = [4 * shape.numel() / 1e6 for shape in tower.shapes.values()]
+    own = sum(value.nbytes for value in tower.parameters()) / 1e6
+    sent = tower.peer.sent_bytes / max(1, num_steps) / 1e6
+    log.info(
+        "two towers: %.1f MB of parameters each, %.2f MB sent per step by each, validation included; "
+        "DDP: %.1f MB of parameters each, and as much gradient traffic per step",
+        *(own, sent, sum(sizes)),
+    )
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def print_scores(scores: Mapping[str, float], run_dir: Path) -> None:
+    """Print the final scores, the run folder and the command that shows its curves."""
+    table = Table(title=f"trained in {scores['train_s']:.0f} s")
+    for column in ("split", "images", "top-1", "top-5", "loss", "checkpoint"):
+        table.add_column(column, justify="left" if column in ("split", "checkpoint") else "right")
+    saved = "best" if (run_dir / layout.BEST).is_file() else "best, not saved"
+    rows = [("val", "best", f"{saved}, epoch {scores['best/epoch'] + 1:.0f}")]
+    if "test/top1" in scores:
+        rows.append(("test", "test", "same"))
+    for views in ("five", "ten_crop"):
+        if f"{views}/top1" in scores:
+            rows.append(("test" if "test/top1" in scores else "val", views, f"same, {views}"))
+    for split, prefix, checkpoint in rows:
+        values = [f"{scores[f'{prefix}/{name}']:.4f}" for name in ("top1", "top5", "loss")]
+        table.add_row(split, f"{scores.get(f'{prefix}/count', 0):.0f}", *values, checkpoint)
+    Terminal().print(table)
+    folder = os.path.relpath(run_dir)
+    if scores.get("skipped"):
+        print_line(f"{scores['skipped']:.0f} unreadable images were skipped: {Path(folder) / layout.SKIPPED}")
+    print_line(f"run folder: {folder}")
+    print_line(f"tensorboard --logdir {folder}")
