@@ -93,8 +93,8 @@ def benchmark_row(row: Mapping[str, Any]) -> list[str]:
 
 def ratio_range(row: Mapping[str, Any]) -> tuple[float, float]:
     """Return the smallest and the largest ratio of the rounds; above 1 is better."""
-    pairs = zip(row["values"], row["others"], strict=True)
-    ratios = [other / value if row["unit"] in ("s", "ms", "MB") else value / other for value, other in pairs]
+    pairs = zip(row["values"], row["baseline_values"], strict=True)
+    ratios = [base / value if row["unit"] in ("s", "ms", "MB") else value / base for value, base in pairs]
     return min(ratios), max(ratios)
 
 
@@ -139,7 +139,7 @@ def draw(path: Path) -> None:
     )
     colors = [f"C{suites.index(row['suite'])}" for row in rows]
     axes.barh(range(len(rows)), ratios, xerr=errors, color=colors, capsize=2, height=0.7)
-    labels = [f"{row['what']}, compared with {row['beside']}".replace("`", "") for row in rows]
+    labels = [f"{row['what']}, compared with {row['baseline']}".replace("`", "") for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)

@@ -227,7 +227,7 @@ def test_generated_pages_are_up_to_date() -> None:
 
 def test_the_generator_reads_what_the_commands_write() -> None:
     about = {"title": "T", "date": "2026-11-26", "hardware": {"cores": 2, "cpu": "CPU"}, "versions": {"torch": "2.15"}}
-    row = Row("memory", "peak", (100, 200), "MB", "stock Lightning", (300, 300)).plain()
+    row = Row("memory", "peak", (100, 200), "MB", "stock Lightning", (300, 300)).as_dict()
     assert "| peak | 150 MB | stock Lightning | 300 MB | 2.25 (1.50 to 3.00) |" in generator().section(
         {**about, "seed": 1, "rows": [row]}
     )
