@@ -21,7 +21,7 @@ from support.images import write_images
 from support.runs import TINY, plain
 
 SMALL = (
-    *(word for word in TINY if not word.startswith("scheduler")),
+    *(override for override in TINY if not override.startswith("scheduler")),
     "benchmark.pairs=2",
     "benchmark.train_images=32",
     "benchmark.val_images=8",
@@ -169,5 +169,7 @@ def test_unknown_suites_are_refused() -> None:
         check({"suite": "fits"})
     with pytest.raises(ConfigError, match=r"benchmark\.pairs must be at least 1; got 0"):
         BenchmarkConfig(pairs=0)
-    words = train_words({"model": "nin", "data": "folder", "debug": "None"}, ["model=nin", "suite=epochs", "seed=2"])
-    assert words == ["model=nin", "data=folder", "seed=2"]
+    overrides = train_words(
+        {"model": "nin", "data": "folder", "debug": "None"}, ["model=nin", "suite=epochs", "seed=2"]
+    )
+    assert overrides == ["model=nin", "data=folder", "seed=2"]

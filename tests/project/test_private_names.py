@@ -132,8 +132,8 @@ def test_no_class_overrides_private_names_of_a_base_class() -> None:
 
 
 def test_number_of_private_uses() -> None:
-    """More of them make the next upgrade harder: look for a public way before you raise a number."""
-    assert len([*private_uses(tree_of(COMPAT))]) == 25
+    """Each one makes the next upgrade harder: look for a public way before you raise the number."""
+    assert len([*private_uses(tree_of(COMPAT))]) <= 21
 
 
 @pytest.mark.parametrize(
