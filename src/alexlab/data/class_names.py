@@ -28,7 +28,7 @@ def folder_name_problem(name: str) -> str | None:
 
 
 def check_class_names(names: Sequence[str], where: str) -> None:
-    """Check that class names can be written and told apart on every file system.
+    """Check that class names can be written and distinguished on every file system.
 
     Args:
         names: names of class folders.
