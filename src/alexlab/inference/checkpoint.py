@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 
 KINDS = "a run folder, a checkpoint, an exported .safetensors file, or a state dict of torchvision's alexnet"
 
-SPARE = 100  # parameters that a network may create and discard, as torchvision's do for images that are not RGB
+SPARE_PARAMETERS = (
+    100  # parameters that a network may create and discard, as torchvision's do for images that are not RGB
+)
 NO_DATA = "(none)"  # data.root of a file that does not name its data
 
 
@@ -93,15 +95,15 @@ def load_checkpoint(name: str, *, class_names: str | None = None, device: str = 
     Raises:
         ConfigError: if the file is not a trained model, or the device is not available.
     """
-    path = _file(Path(name))
+    path = _find_file(Path(name))
     given = None if class_names is None else read_class_names(class_names)
-    found = read_weights(path)
-    for note in found.notes:
+    weights = read_weights(path)
+    for note in weights.notes:
         log.info("%s: %s", path, note)
-    if found.record is None:
-        return _of_torchvision(path, found, given, device)
-    record = found.record
-    inference = _inference(path, record, found.state)
+    if weights.record is None:
+        return _load_torchvision(path, weights, given, device)
+    record = weights.record
+    inference = _build_inference(path, record, weights.state)
     names = display_names(record["classes"], record["config"].get("class_names") if given is None else given)
     return TrainedModel(
         path,
@@ -110,18 +112,18 @@ def load_checkpoint(name: str, *, class_names: str | None = None, device: str = 
         record["classes"],
         names,
         record["best"],
-        inference.eval().to(_device(device), torch.float32),
+        inference.eval().to(_select_device(device), torch.float32),
     )
 
 
-def _inference(path: Path, record: dict[str, Any], state: State) -> Inference:
+def _build_inference(path: Path, record: dict[str, Any], state: State) -> Inference:
     """Build the network of a checkpoint's record, which is untrusted, and load its weights."""
     config, classes = record["config"], record["classes"]
     try:
         check_targets(config)
         check_sizes(config)
         check_types(DataConfig, "data", config["data"])
-        with ParameterLimit(len(state) + SPARE):
+        with ParameterLimit(len(state) + SPARE_PARAMETERS):
             inference = build.inference(config, len(classes))
         build.eval_view(config)
         size, channels = config["data"]["image_size"], config["data"]["channels"]
@@ -142,18 +144,19 @@ def _inference(path: Path, record: dict[str, Any], state: State) -> Inference:
     return inference
 
 
-def _file(path: Path) -> Path:
+def _find_file(path: Path) -> Path:
     if path.is_dir():
-        found = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
-        if found is None:
+        checkpoint = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
+        if checkpoint is None:
             raise ConfigError(f"ckpt must be {KINDS}; the folder {path} has no {BEST}{hint_at_weights(path)}")
-        return found
+        return checkpoint
     if not path.is_file():
         raise ConfigError(f"ckpt must be {KINDS}; {path} does not exist")
     return path
 
 
-def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | None, device: str) -> TrainedModel:
+def _load_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | None, device: str) -> TrainedModel:
+    """Return the model of a state dict of torchvision's alexnet, which has no record."""
     matrices = [tensor for tensor in weights.state.values() if tensor.dim() == 2]
     if not matrices:
         raise ConfigError(f"ckpt must be {KINDS}; {path} is none of these")
@@ -169,16 +172,14 @@ def _of_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | Non
         )
     config = default_config("model=alexnet", "data=folder", f"data.root='{NO_DATA}'")
     inference = build.inference(config, count)
-    found = match_weights(inference.net, WeightSource(str(path), weights.state), key="ckpt", head=(), classes=classes)
-    if found.unmatched or found.unused:
+    matched = match_weights(inference.net, WeightSource(str(path), weights.state), key="ckpt", head=(), classes=classes)
+    if matched.unmatched or matched.unused:
         raise ConfigError(
-            f"ckpt must be {KINDS}; in {path} these tensors do not fit: {', '.join([*found.unmatched, *found.unused])}"
+            f"ckpt must be {KINDS}; in {path} these tensors do not fit: {', '.join([*matched.unmatched, *matched.unused])}"
         )
-    load_state(inference.net, found.matched)
-    shown = display_names(classes, names)
-    return TrainedModel(
-        path, config, {"model": "alexnet"}, classes, shown, {}, inference.eval().to(_device(device), torch.float32)
-    )
+    load_state(inference.net, matched.matched)
+    inference = inference.eval().to(_select_device(device), torch.float32)
+    return TrainedModel(path, config, {"model": "alexnet"}, classes, display_names(classes, names), {}, inference)
 
 
 def default_config(*overrides: str) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def default_config(*overrides: str) -> dict[str, Any]:
     return dict(plain)
 
 
-def _device(name: str) -> torch.device:
+def _select_device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda; got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():

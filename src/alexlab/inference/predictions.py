@@ -63,13 +63,15 @@ class Predictions:
         return np.asarray(self.top_classes[:, 0] == self.labels)
 
 
-def select_split(model: TrainedModel, settings: DataConfig, wanted: str | None, *, from_run: bool) -> tuple[str, Split]:
+def select_split(
+    model: TrainedModel, settings: DataConfig, requested: str | None, *, from_run: bool
+) -> tuple[str, Split]:
     """Return a split by name, labelled with the model's class indices.
 
     Args:
         model: trained model.
         settings: data settings.
-        wanted: val, test, train or all. None selects test if it exists, else val; for the folder of another data set that
+        requested: val, test, train or all. None selects test if it exists, else val; for the folder of another data set that
             has no splits, it selects all.
         from_run: whether the settings refer to the data of the run.
 
@@ -79,28 +81,28 @@ def select_split(model: TrainedModel, settings: DataConfig, wanted: str | None, 
     Raises:
         DataError: if the folder or the split does not exist, or the model does not know one of its classes.
     """
-    if wanted not in (None, *SPLITS):
-        raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {wanted!r}")
+    if requested not in (None, *SPLITS):
+        raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {requested!r}")
     if settings.root == NO_DATA:
         raise ConfigError(
             f"{model.path} does not name its data; set data.root=DIR to a folder of images, one folder per class"
         )
     if settings.root is None:
-        return _find_split(model, settings, wanted)
+        return _find_split(model, settings, requested)
     if not os.path.exists(settings.root) and settings.generate is None:
         missing = "the data of the run was moved or deleted" if from_run else "the folder does not exist"
         check_root(settings.root, missing=missing)
     if os.path.isdir(settings.root):
         layout = find_layout(settings.root, settings.splits)
-        if not from_run and not layout.folders and layout.ambiguity is None and wanted in (None, "all"):
+        if not from_run and not layout.folders and layout.ambiguity is None and requested in (None, "all"):
             return "all", _scan_folder(model, settings, "", [])
         if layout.folders and layout.folder("train") is None:  # a folder with only a test split, for example
-            name = wanted or next(name for name in ("test", "val") if name in layout.folders)
+            name = requested or next(name for name in ("test", "val") if name in layout.folders)
             folder = layout.folder(name)
             if folder is None:
                 raise DataError(f"{settings.root} has no split {name}; it has {', '.join(layout.folders)}")
             return name, _scan_folder(model, settings, folder, layout.notes)
-    return _find_split(model, settings, wanted)
+    return _find_split(model, settings, requested)
 
 
 def _scan_folder(model: TrainedModel, settings: DataConfig, folder: str, notes: Sequence[str]) -> Split:
@@ -111,12 +113,12 @@ def _scan_folder(model: TrainedModel, settings: DataConfig, folder: str, notes: 
     return split
 
 
-def _find_split(model: TrainedModel, settings: DataConfig, wanted: str | None) -> tuple[str, Split]:
+def _find_split(model: TrainedModel, settings: DataConfig, requested: str | None) -> tuple[str, Split]:
     found = settings.find_splits()
     for note in found.notes:
         log.info("data: %s", note)
     splits = dict(found.items())
-    name = wanted or ("test" if "test" in splits else "val")
+    name = requested or ("test" if "test" in splits else "val")
     if name not in splits:
         raise DataError(f"{settings.location} has no split {name}; it has {', '.join(splits)}")
     return name, splits[name].relabel(model.classes, OWNER)
