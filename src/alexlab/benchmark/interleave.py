@@ -6,6 +6,7 @@ Load from other programs and changes of the clock rate thus affect all candidate
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import traceback
@@ -130,7 +131,7 @@ class _Process:
 
     def __init__(self, candidate: Candidate, log_dir: Path) -> None:
         self.name = candidate.name
-        self.log_path = log_dir / f"{candidate.name.replace(' ', '_').replace('/', '_')}.log"
+        self.log_path = log_dir / (re.sub(r"[^\w.-]+", "_", candidate.name) + ".log")
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_main, args=(candidate, theirs, self.log_path, os.getpid()))

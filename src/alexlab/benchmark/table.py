@@ -11,7 +11,7 @@ from rich.table import Table
 
 from alexlab.output.escape import escape_markdown, plot_label
 
-COLUMNS = ("suite", "what", "measured (min, max)", "baseline", "its measure", "times better", "limit")
+COLUMNS = ("suite", "what", "measured (min, max)", "baseline", "baseline measured", "times better", "limit")
 LOWER_IS_BETTER = ("s", "ms", "MB")  # units
 
 
@@ -60,7 +60,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     """Return the rows as a table for a terminal."""
     result = Table(title=title)
     for name in COLUMNS:
-        is_number = name.startswith(("measured", "its measure", "times"))
+        is_number = name.startswith(("measured", "baseline measured", "times"))
         result.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         result.add_row(*cells(row), end_section=following is not None and following.suite != row.suite)
