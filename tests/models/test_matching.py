@@ -56,7 +56,7 @@ def test_torchvision_weights_fit_vgg11() -> None:
     assert not (found.unmatched or found.unused or found.sliced)
 
 
-def test_another_number_of_classes_reinitialises_the_head() -> None:
+def test_another_number_of_classes_reinitializes_the_head() -> None:
     source_net, net = small(), small()
     net.classifier.fc8 = nn.Linear(32, 3)
     before = net.classifier.fc8.weight.clone()
@@ -66,12 +66,12 @@ def test_another_number_of_classes_reinitialises_the_head() -> None:
     assert torch.equal(net.classifier.fc7.weight, source_net.classifier.fc7.weight)
     assert list(found.lines()) == [
         "14 tensors from source",
-        "randomly initialised, the head has 3 outputs instead of 5: classifier.fc8.weight, classifier.fc8.bias",
+        "randomly initialized, the head has 3 outputs instead of 5: classifier.fc8.weight, classifier.fc8.bias",
         "not used: classifier.fc8.weight, classifier.fc8.bias",
     ]
 
 
-def test_other_class_names_reinitialise_the_head() -> None:
+def test_other_class_names_reinitialize_the_head() -> None:
     source_net, net = small(), small()
     source = WeightSource("source", source_net.state_dict(), classes=["a", "b", "c", "d", "e"])
     assert match_weights(net, source, head=ALEXNET_HEAD, classes=names(5)).unmatched == dict.fromkeys(

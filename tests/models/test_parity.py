@@ -1,8 +1,8 @@
 """Parity of each net with a reference that is built layer by layer from a list in its source.
 
 Notation: `64x11/4,2` is a convolution of 64 kernels of 11 x 11 with stride 4 and
-padding 2 (`g2`: in two groups), `R` ReLU, `P3/2` max pooling, `L` the paper's local response normalisation, `B` batch
-normalisation, `A` average pooling to one value, `D.5` dropout, `F10` a linear layer.
+padding 2 (`g2`: in two groups), `R` ReLU, `P3/2` max pooling, `L` the paper's local response normalization, `B` batch
+normalization, `A` average pooling to one value, `D.5` dropout, `F10` a linear layer.
 """
 
 import re

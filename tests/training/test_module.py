@@ -66,7 +66,7 @@ def test_a_checkpoint_has_a_plain_record_of_its_run(train: Callable[..., float |
     assert set(record["versions"]) >= {"torch", "lightning"}
 
 
-def test_images_are_normalised_to_channels_last(images: Path) -> None:
+def test_images_are_normalized_to_channels_last(images: Path) -> None:
     config = plain(*TINY, f"data.root={images}", "data.mean=[0.0,0.5,1.0]", "data.std=[1.0,0.5,0.25]")
     module = build.classifier(config, data_config(config).find_splits())
     seen: list[torch.Tensor] = []

@@ -112,5 +112,5 @@ def test_steps_between_two_logging_points_do_not_wait_for_the_device(
         trainer.fit(module, datamodule=build.datamodule(config, splits))
     steps = [after - before for before, after in itertools.pairwise(counts)]
     assert len(steps) == 11
-    synchronised = [number for number, count in enumerate(steps) if count]
-    assert synchronised == [3, 7], "only logged steps"
+    synchronized = [number for number, count in enumerate(steps) if count]
+    assert synchronized == [3, 7], "only logged steps"

@@ -50,18 +50,18 @@ def test_an_l2_penalty_equals_coupled_weight_decay_of_twice_its_factor() -> None
     """The gradient of 0.001 sum(w^2) is 0.002 w, which Adam's coupled weight decay adds to the gradient."""
     torch.manual_seed(0)
     images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 0, 1])
-    penalised, decayed = tiny(), tiny()
-    decayed.load_state_dict(penalised.state_dict())
-    by_loss = torch.optim.Adam(penalised.parameters(), 1e-3)
+    penalized, decayed = tiny(), tiny()
+    decayed.load_state_dict(penalized.state_dict())
+    by_loss = torch.optim.Adam(penalized.parameters(), 1e-3)
     by_decay = torch.optim.Adam(parameter_groups(decayed, conv_weight_decay=0.002), 1e-3)
-    for net, optimizer in ((penalised, by_loss), (decayed, by_decay)):
+    for net, optimizer in ((penalized, by_loss), (decayed, by_decay)):
         torch.manual_seed(1)
         loss = torch.nn.functional.cross_entropy(net(images), labels)
-        if net is penalised:
+        if net is penalized:
             loss = loss + 0.001 * sum(kernel.square().sum() for kernel in parameters_by_kind(net)["conv"])
         loss.backward()
         optimizer.step()
-    for one, other in zip(penalised.parameters(), decayed.parameters(), strict=True):
+    for one, other in zip(penalized.parameters(), decayed.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 

@@ -54,14 +54,14 @@ class AlexNet(nn.Module):
         pool_size: the features are average-pooled to pool_size x pool_size before the classifier.
         activation: `relu`, `tanh` or another activation of torch.nn, in lower case.
         norm: `none`, `lrn` (`ResponseNorm`) or `batch`.
-        norm_layers: convolutions to normalise; None selects conv1 and conv2 for `lrn`, all for `batch`.
+        norm_layers: convolutions to normalize; None selects conv1 and conv2 for `lrn`, all for `batch`.
         norm_side: whether `batch` comes `before` or `after` the activation; `lrn` always comes after it.
         norm_momentum: weight of the new batch in the running statistics, for `batch`.
         norm_eps: epsilon of `batch`.
         dropout: dropout probability of the hidden linear layers.
         dropout_side: whether to drop the `input` of the hidden linear layers (torchvision) or their `output` (the paper).
         linear_tail: number of hidden linear layers, counted from the last, without activation and dropout.
-        init: initialisation scheme, see `alexlab.models.init`.
+        init: initialization scheme, see `alexlab.models.init`.
 
     Raises:
         ValueError: if the arguments do not fit together.

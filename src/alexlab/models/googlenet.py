@@ -1,4 +1,4 @@
-"""GoogLeNet, Inception v1 (Szegedy et al., arXiv 1409.4842), without auxiliary heads and without batch normalisation."""
+"""GoogLeNet, Inception v1 (Szegedy et al., arXiv 1409.4842), without auxiliary heads and without batch normalization."""
 
 from collections import OrderedDict
 
@@ -73,7 +73,7 @@ class GoogLeNet(nn.Module):
         width: multiplier of the widths of all convolutions.
         stem_relu: add a ReLU after conv2 and conv3, as in the paper; "Dive into Deep Learning" has none.
         dropout: dropout probability before the linear layer; 0.4 in the paper.
-        init: initialisation scheme, see `alexlab.models.init`.
+        init: initialization scheme, see `alexlab.models.init`.
 
     Raises:
         ValueError: if the arguments do not fit together.

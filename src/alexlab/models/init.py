@@ -1,4 +1,4 @@
-"""Named weight initialisation schemes."""
+"""Named weight initialization schemes."""
 
 import re
 from functools import partial
@@ -8,7 +8,7 @@ from torch import nn
 GLOROT = nn.init.xavier_uniform_
 HE = partial(nn.init.kaiming_normal_, nonlinearity="relu")
 SMALL = partial(nn.init.normal_, mean=0.0, std=0.01)
-# Initialisers of the weights of convolutions and of linear layers; None keeps PyTorch's default.
+# Initializers of the weights of convolutions and of linear layers; None keeps PyTorch's default.
 SCHEMES = {
     "torch": (None, None),
     "he": (HE, HE),
@@ -21,10 +21,10 @@ PAPER_ONES = ("conv2", "conv4", "conv5")  # convolutions whose biases start at 1
 
 
 def init_weights(net: nn.Module, scheme: str) -> None:
-    """Initialise all convolutions and linear layers of a net. Norms always start as the identity.
+    """Initialize all convolutions and linear layers of a net. Norms always start as the identity.
 
     Args:
-        net: net to initialise; `paper2012` requires AlexNet's layer names.
+        net: net to initialize; `paper2012` requires AlexNet's layer names.
         scheme: one of
 
             - `torch`: PyTorch's default, uniform with He's bound for a = sqrt(5), as in torchvision's AlexNet;

@@ -1,4 +1,4 @@
-"""Local response normalisation, and a check that an image survives all convolutions and poolings."""
+"""Local response normalization, and a check that an image survives all convolutions and poolings."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 1e-4, 0.75, 2.0
 
 
 class ResponseNorm(nn.LocalResponseNorm):
-    """Local response normalisation with the constants of the AlexNet paper, separately within each group of channels.
+    """Local response normalization with the constants of the AlexNet paper, separately within each group of channels.
 
     Args:
         groups: number of channel groups (towers).
@@ -19,7 +19,7 @@ class ResponseNorm(nn.LocalResponseNorm):
         self.groups = groups
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, H, W)."""
+        """Normalize (N, C, H, W)."""
         if self.groups == 1:
             return super().forward(input)
         return torch.cat([super(ResponseNorm, self).forward(part) for part in input.chunk(self.groups, 1)], 1)

@@ -43,7 +43,7 @@ class NiN(nn.Module):
         width: multiplier of `widths`.
         widths: output channels of the first three blocks.
         dropout: dropout probability before the last block.
-        init: initialisation scheme, see `alexlab.models.init`.
+        init: initialization scheme, see `alexlab.models.init`.
 
     Raises:
         ValueError: if the arguments do not fit together.

@@ -7,7 +7,7 @@ from torchvision import models
 
 
 def torchvision_net(num_classes: int, *, name: str, in_channels: int = 3) -> nn.Module:
-    """Return a randomly initialised classifier of torchvision.models.
+    """Return a randomly initialized classifier of torchvision.models.
 
     Args:
         num_classes: number of classes K.

@@ -180,7 +180,7 @@ def _half(layer: nn.Module, tower: int) -> nn.Module:
         layer.out_features = layer.weight.shape[0]
     elif isinstance(layer, nn.BatchNorm2d):
         layer.num_features = layer.weight.shape[0]
-    elif isinstance(layer, ResponseNorm):  # normalises within one tower
+    elif isinstance(layer, ResponseNorm):  # normalizes within one tower
         layer.groups = 1
     return layer
 

@@ -46,7 +46,7 @@ class VGG(nn.Module):
         fc_widths: output features of the hidden linear layers.
         pool_size: the features are average-pooled to pool_size x pool_size before the classifier.
         dropout: dropout probability of the hidden linear layers' outputs.
-        init: initialisation scheme, see `alexlab.models.init`.
+        init: initialization scheme, see `alexlab.models.init`.
 
     Raises:
         ValueError: if the arguments do not fit together.

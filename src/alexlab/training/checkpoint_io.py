@@ -23,7 +23,7 @@ class AtomicCheckpointIO(RunFileWriter, TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Replace the file, serialising straight to disk so that the checkpoint is in memory only once.
+        """Replace the file, serializing straight to disk so that the checkpoint is in memory only once.
 
         Raises:
             NumericError: if a weight is not finite; the existing file is kept.

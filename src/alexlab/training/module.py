@@ -29,7 +29,7 @@ class Classifier(lightning.LightningModule):
     that runs with different training losses can be compared.
 
     Args:
-        net: maps normalised images (N, C, H, W) to logits (N, K), or (N, 1) for two classes.
+        net: maps normalized images (N, C, H, W) to logits (N, K), or (N, 1) for two classes.
         classes: names of the K classes.
         loss: maps logits and labels, (N,) or probabilities (N, K), to losses (N,).
         optimizer: maps parameter groups to an optimizer.
@@ -118,7 +118,7 @@ class Classifier(lightning.LightningModule):
         targets = labels if labels.ndim == 1 else labels.argmax(1)
         self._count("train", logits[: len(targets)], targets, losses[: len(targets)])
         self.step_loss = loss.detach()
-        # Without prog_bar=True, which would synchronise with the device at each step (see callbacks/progress.py).
+        # Without prog_bar=True, which would synchronize with the device at each step (see callbacks/progress.py).
         self.log("train/loss_step", self.step_loss, on_epoch=False)
         return loss
 

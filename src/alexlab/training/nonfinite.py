@@ -53,7 +53,7 @@ class NonFiniteValue:
 class NonFiniteDetector:
     """Detector that keeps the first non-finite value on its device until it is polled.
 
-    Polling synchronises the host with the device, so it should be rare on a GPU; on the CPU it is free.
+    Polling synchronizes the host with the device, so it should be rare on a GPU; on the CPU it is free.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class NonFiniteDetector:
         self.first: Tensor | None = None
 
     def record(self, names: Sequence[str], values: Tensor, *, step: int, batch_idx: int, batches: int = 1) -> None:
-        """Check values on their device without synchronising.
+        """Check values on their device without synchronizing.
 
         Args:
             names: names of the P values.

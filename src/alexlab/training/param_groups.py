@@ -48,12 +48,12 @@ def parameter_groups(
     Frozen parameters are included: without a gradient they are not updated until they are unfrozen.
 
     Args:
-        net: net to optimise.
+        net: net to optimize.
         head: names of the parameters whose shape depends on the number of classes.
         conv_weight_decay: weight decay of convolution kernels.
         linear_weight_decay: weight decay of linear layers' weights.
         bias_weight_decay: weight decay of the biases of both.
-        norm_weight_decay: weight decay of the weights and biases of normalisation layers.
+        norm_weight_decay: weight decay of the weights and biases of normalization layers.
         head_lr: learning rate of the head.
     """
     decays = dict(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Normalise uint8 images (N, C, H, W) to a channels-last float tensor.
+    """Normalize uint8 images (N, C, H, W) to a channels-last float tensor.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -46,7 +46,7 @@ class Inference(nn.Module):
     """Trained net with its preprocessing and postprocessing.
 
     Args:
-        net: maps normalised images (N, C, H, W) to logits, (N, K) or (N, 1).
+        net: maps normalized images (N, C, H, W) to logits, (N, K) or (N, 1).
         mean, std: one number per channel, for pixel values in [0, 1].
     """
 
@@ -68,7 +68,7 @@ class Inference(nn.Module):
         return expand_binary_logits(self.net(self.normalize(images)))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Normalise uint8 images (N, C, H, W), on any device."""
+        """Normalize uint8 images (N, C, H, W), on any device."""
         return normalize(images.to(self.device, non_blocking=True), self.mean, self.std)
 
     def probs(self, images: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class MatchedWeights:
             yield f"using the first channels of wider layers: {', '.join(self.sliced)}"
         for reason in dict.fromkeys(self.unmatched.values()):
             names = ", ".join(name for name, why in self.unmatched.items() if why == reason)
-            yield f"randomly initialised, {reason}: {names}"
+            yield f"randomly initialized, {reason}: {names}"
         if self.unused:
             yield f"not used: {', '.join(self.unused)}"
 
