@@ -269,9 +269,9 @@ def test_a_running_job_is_left_to_the_runner_that_has_it_queued(tmp_path: Path) 
 
 def test_the_launcher_group_chooses_the_runner_and_its_arguments() -> None:
     kinds = {"parallel": "Parallel", "submitit": "Submitit", "ray": "Ray"}
-    for words, kind in (([], "Sequential"), *(([f"launcher={option}"], kind) for option, kind in kinds.items())):
-        made = instantiate(composed(*words).hydra.launcher)
-        # Hydra has imported its plugins by itself: its classes are not those of an import here.
+    for overrides, kind in (([], "Sequential"), *(([f"launcher={option}"], kind) for option, kind in kinds.items())):
+        made = instantiate(composed(*overrides).hydra.launcher)
+        # Hydra imports its plugins itself: its classes differ from those of an import here.
         assert (type(made).__name__, type(made.runner).__name__) == ("SweepLauncher", kind)
         assert made.retry_failed is False
     made = instantiate(composed("launcher=parallel", "launcher.jobs=3", "launcher.retry_failed=true").hydra.launcher)

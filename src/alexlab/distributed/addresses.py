@@ -73,7 +73,7 @@ def interface(address: str) -> str:
     """Return the name of the network interface with an IPv4 address, such as `lo` or `eth0`; Linux only.
 
     Raises:
-        RankError: if there is none.
+        RankError: if no interface has it.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
         for _, name in socket.if_nameindex():

@@ -126,7 +126,7 @@ class HookedDDP(DDPStrategy):
     def __init__(self, options: DDPOptions, timeout: timedelta) -> None:
         super().__init__(
             timeout=timeout,
-            gradient_as_bucket_view=True,  # no copy of the gradients beside the buckets
+            gradient_as_bucket_view=True,  # no second copy of the gradients
             static_graph=options.static_graph,
             find_unused_parameters=options.find_unused_parameters,
             bucket_cap_mb=options.bucket_cap_mb,

@@ -90,14 +90,9 @@ def launch(
         with tempfile.TemporaryDirectory(prefix="alexlab_") as error_dir:
             check_free_space(Path(error_dir))
             store, port = _serve_store()
+            variables = _variables(num_ranks, port=port, attempt=len(causes), error_dir=error_dir)
             receiver, sender = FORK.Pipe(duplex=False)
-            processes = []
-            for rank in range(num_ranks):
-                variables = ranks.rank_variables(
-                    rank=rank, local_size=num_ranks, num_nodes=1, address=LOOPBACK, port=port, attempt=len(causes)
-                )
-                variables[error_files.ERROR_FILE] = f"{error_dir}/{rank}.json"
-                processes.append(FORK.Process(target=run_rank, args=(task, variables, sender, os.getpid())))
+            processes = [FORK.Process(target=run_rank, args=(task, each, sender, os.getpid())) for each in variables]
             try:
                 with signals.handler(lambda signum: None):  # `supervise` forwards a signal that arrives meanwhile
                     for process in processes:
@@ -122,6 +117,15 @@ def _serve_store() -> tuple[TCPStore, int]:
     port = int(listener.getsockname()[1])
     store = TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
     return store, port
+
+
+def _variables(num_ranks: int, *, port: int, attempt: int, error_dir: str) -> list[dict[str, str]]:
+    """Return the environment variables of each rank."""
+    return [
+        ranks.rank_variables(rank=rank, local_size=num_ranks, num_nodes=1, address=LOOPBACK, port=port, attempt=attempt)
+        | {error_files.ERROR_FILE: f"{error_dir}/{rank}.json"}
+        for rank in range(num_ranks)
+    ]
 
 
 def run_rank(task: Callable[[], Any], variables: dict[str, str], results: Any, parent: int) -> None:

@@ -20,7 +20,7 @@ from alexlab.sweeps.table import FAILED
 
 
 class JobProcess:
-    """A job in a process of its own, which is started at once.
+    """A job in its own process, started on construction.
 
     Args:
         job: the job.

@@ -120,7 +120,7 @@ def read_record(folder: Path) -> SweepRecord:
     """Read the record of a sweep folder, checking every entry.
 
     Raises:
-        ConfigError: if there is no record, or it contains anything that `make_record` would not write.
+        ConfigError: if the record is missing or contains anything that `make_record` would not write.
     """
     path = folder / RECORD
     try:

@@ -52,7 +52,7 @@ class SlotPool:
         self.names = visible.split(",") if visible else [str(index) for index in range(num_gpus)]
 
     def acquire(self, gpus: int | list[int]) -> Slot | None:
-        """Return a free slot; None if there is none, or too few GPUs are free.
+        """Return a free slot; None while all slots are in use, or too few GPUs are free.
 
         Args:
             gpus: number of GPUs, or their indices. The job selects GPUs given by index itself.
