@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from alexlab.distributed.environment import LOOPBACK
+from alexlab.distributed.environment import LOOPBACK, RankEnvironment
 from alexlab.errors import ConfigError, RankError
 
 SIOCGIFADDR = 0x8915  # <linux/sockios.h>
@@ -82,3 +82,10 @@ def interface(address: str) -> str:
                 if socket.inet_ntoa(reply[20:24]) == address:
                     return name
     raise RankError(f"no network interface has the address {address}")
+
+
+def unreachable(env: RankEnvironment, wait_s: float, error: Exception | None) -> RankError:
+    """Return the error of a rank that cannot reach rank 0, or of rank 0 that cannot use its port."""
+    reason = f": {str(error).splitlines()[0]}" if error is not None else ""
+    need = "its port must be free" if env.rank == 0 else f"it must answer within {wait_s:g} s"
+    return RankError(f"rank 0 is at MASTER_ADDR={env.address} MASTER_PORT={env.port}, and {need}{reason}")

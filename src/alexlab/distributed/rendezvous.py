@@ -1,13 +1,10 @@
 """Rendezvous of ranks that another launcher started.
 
 torchrun, srun, mpirun and anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, such as a Kubernetes PyTorchJob, are
-normalised to torchrun's variables and a store on rank 0 that is new in every attempt. In torchrun's own store restarted ranks
-would read the addresses of their predecessors and hang (pytorch/pytorch#135712).
+normalised to torchrun's variables and a store on rank 0 that is new in every attempt.
 """
 
-import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -16,14 +13,15 @@ from datetime import timedelta
 from typing import Any
 
 from alexlab.distributed import ranks
-from alexlab.distributed.addresses import check_same_machine, first_node_address, interface, resolve, source_address
+from alexlab.distributed.addresses import first_node_address, interface, resolve, source_address, unreachable
 from alexlab.distributed.environment import LOOPBACK, TORCHRUN, RankEnvironment, detect_rank
-from alexlab.errors import ConfigError, RankError
+from alexlab.distributed.torchrun import join_torchrun
+from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
 
 POLL_S = 0.05
 PEER_TIMEOUT_S = 10.0  # how long a single-process run waits for the other ranks that its environment mentions
-STORE_KEY, REFUSAL_KEY = "alexlab/meeting", "alexlab/refusal"
+REFUSAL_KEY = "alexlab/refusal"
 
 
 def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
@@ -43,7 +41,7 @@ def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
     if env is None or ranks.stores.current is not None:
         return
     if env.launcher == TORCHRUN:
-        address = _join_torchrun(env, num_nodes=int(trainer["num_nodes"]), timeout_s=timeout_s)
+        address = join_torchrun(env, num_nodes=int(trainer["num_nodes"]), timeout_s=timeout_s)
     else:
         from alexlab.distributed.devices import num_ranks
 
@@ -57,78 +55,6 @@ def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", network)  # else gloo resolves the host name, often to 127.0.1.1
     if ranks.num_nodes() > 1:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", network)
-
-
-def _join_torchrun(env: RankEnvironment, *, num_nodes: int, timeout_s: float) -> str:
-    """Create or find the store of this attempt; return the address of this node on the network of the ranks.
-
-    Rank 0 publishes its address in torchrun's store. A rank that reads an outdated address cannot connect, and retries.
-    """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    resolved = resolve(env.address)
-    if resolved.startswith("127.") and os.environ["GROUP_RANK"] != "0":
-        check_same_machine(env.address, env.port, resolved=resolved)
-    is_master = env.rank == 0 and not shares_store
-    try:
-        outer = TCPStore(
-            env.address, env.port, is_master=is_master, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
-        )
-    except RuntimeError as error:
-        raise _unreachable(env, timeout_s, error) from error
-    outer.set(f"alexlab/seen/{env.rank}", resolved)
-    if env.rank == 0:
-        other_nodes = range(int(os.environ["LOCAL_WORLD_SIZE"]), env.world_size)
-        address = first_node_address(resolved, outer, other_nodes, timeout_s=timeout_s)
-        port = _serve_store(address, timeout_s)
-        ranks.stores.kept_open.append(outer)
-        outer.set(STORE_KEY, json.dumps([address, port]))
-    else:
-        address, port = _find_store(outer, env, timeout_s)
-    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
-    joined = ranks.num_nodes()
-    # PyTorch 2.15 publishes the address of rank 0 only once in a shared store.
-    if env.rank == 0 and joined < num_nodes and shares_store:
-        print_line(
-            f"{joined} of {num_nodes} nodes take part; for others to join later, start torchrun with "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",
-            file=sys.stderr,
-        )
-    return address if env.rank == 0 else source_address(address)
-
-
-def _serve_store(address: str, timeout_s: float) -> int:
-    """Serve the store of this attempt on a free port of an address, and return the port."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    listener = socket.create_server((address, 0))
-    port = int(listener.getsockname()[1])
-    ranks.stores.current = TCPStore(
-        *(address, port),
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=timeout_s),
-        master_listen_fd=listener.detach(),
-    )
-    return port
-
-
-def _find_store(outer: Any, env: RankEnvironment, timeout_s: float) -> tuple[str, int]:
-    """Connect to the store that rank 0 serves; return its address and port."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    timeout = timedelta(seconds=timeout_s)
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        with suppress(RuntimeError, OSError):  # outdated: its process has exited
-            if outer.check([STORE_KEY]):
-                address, port = json.loads(outer.get(STORE_KEY))
-                socket.create_connection((address, port), timeout=2.0).close()  # TCPStore would retry for long
-                ranks.stores.current = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
-                return str(address), int(port)
-        time.sleep(POLL_S)
-    raise RankError(f"rank 0 must appear within elastic.timeout_s={timeout_s:g}; rank {env.rank} did not reach it")
 
 
 def _join_master(env: RankEnvironment, *, local_size: int, num_nodes: int, timeout_s: float) -> str | None:
@@ -148,7 +74,7 @@ def _join_master(env: RankEnvironment, *, local_size: int, num_nodes: int, timeo
         if expected == 1:
             _print_ignored(env, f"rank 0 does not answer at {env.address}:{env.port}")
             return None
-        raise _unreachable(env, wait_s, None)
+        raise unreachable(env, wait_s, None)
     mismatch = _mismatch(env, local_size=local_size, num_nodes=num_nodes)
     resolved = resolve(env.address) if expected > 1 else LOOPBACK
     store.set(f"alexlab/seen/{env.rank}", resolved)
@@ -219,7 +145,7 @@ def _read_refusal(store: Any, env: RankEnvironment, wait_s: float) -> str:
         store.wait([REFUSAL_KEY], timedelta(seconds=wait_s + PEER_TIMEOUT_S))
         return str(store.get(REFUSAL_KEY).decode())
     except RuntimeError as error:
-        raise _unreachable(env, wait_s, error) from error
+        raise unreachable(env, wait_s, error) from error
 
 
 def _connect(env: RankEnvironment, wait_s: float) -> Any:
@@ -240,9 +166,3 @@ def _connect(env: RankEnvironment, wait_s: float) -> Any:
 def _print_ignored(env: RankEnvironment, reason: str) -> None:
     line = f"ignoring rank {env.rank} of {env.world_size} according to {env.launcher}: {reason}"
     print_line(line, file=sys.stderr)
-
-
-def _unreachable(env: RankEnvironment, wait_s: float, error: Exception | None) -> RankError:
-    reason = f": {str(error).splitlines()[0]}" if error is not None else ""
-    need = "its port must be free" if env.rank == 0 else f"it must answer within {wait_s:g} s"
-    return RankError(f"rank 0 is at MASTER_ADDR={env.address} MASTER_PORT={env.port}, and {need}{reason}")
