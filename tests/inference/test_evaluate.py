@@ -18,8 +18,9 @@ from torchvision.transforms.functional import crop, hflip
 
 from alexlab.config import build
 from alexlab.data.config import DataConfig
-from alexlab.data.dataset import UNREADABLE, to_tensor
+from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
+from alexlab.data.labels import UNREADABLE
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import load_checkpoint

@@ -1,4 +1,4 @@
-"""Loggers of other packages: what they need is asked for before any work, and a server that does not answer is a sentence."""
+"""Loggers of other packages: missing keys and unreachable servers are reported before the first step."""
 
 import os
 import time

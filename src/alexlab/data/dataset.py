@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from alexlab.data.image_file import DEFAULT_DECODING, Decoding
-from alexlab.data.samplers import PADDING, derived_seed
+from alexlab.data.labels import PADDING, UNREADABLE
+from alexlab.data.samplers import derived_seed
 from alexlab.data.splits import Split
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ImageError
-
-UNREADABLE = -2  # label of an image that cannot be read, if that is not an error
 
 
 class MapDataset(Protocol):

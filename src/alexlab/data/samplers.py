@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alexlab.data.labels import PADDING
+
 if TYPE_CHECKING:
     import lightning
 
-PADDING = -1  # index and label of an item that pads a rank's batches; no metric counts it
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from alexlab.data.dataset import UNREADABLE
+from alexlab.data.labels import UNREADABLE
 from alexlab.training.preprocessing import eval_logits
 
 

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from alexlab import compat
-from alexlab.data.samplers import PADDING, data_ranks, derived_seed
+from alexlab.data.labels import PADDING
+from alexlab.data.samplers import data_ranks, derived_seed
 from alexlab.distributed.ddp import HookedDDP
 from alexlab.errors import DataError
 from alexlab.runs.layout import CHECKPOINT_KEY

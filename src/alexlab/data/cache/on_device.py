@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from alexlab.data.cache.pack import PackedImages
-from alexlab.data.dataset import UNREADABLE
+from alexlab.data.labels import UNREADABLE
 from alexlab.data.splits import Split
 from alexlab.data.transforms import CenterView, RandomCropView
 from alexlab.data.unreadable import UnreadableLog
