@@ -36,8 +36,8 @@ def png(values: np.ndarray, significant_bits: int | None = None) -> bytes:
     content = encoded("PNG", Image.fromarray(values))
     if significant_bits is None:
         return content
-    place, chunk = content.index(b"IDAT") - 4, b"sBIT" + bytes([significant_bits])
-    return content[:place] + struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[place:]
+    position, chunk = content.index(b"IDAT") - 4, b"sBIT" + bytes([significant_bits])
+    return content[:position] + struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[position:]
 
 
 def packed_12_bits(values: np.ndarray) -> np.ndarray:

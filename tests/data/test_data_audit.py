@@ -1,4 +1,4 @@
-"""The check: every kind of trouble is found and named, nothing is invented, nothing is changed unless asked."""
+"""The audit reports every irregularity and nothing else, and changes files only on request."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from support.runs import plain
 
 
 def photo(path: Path, seed: int, *, size: tuple[int, int] = (90, 70), quality: int = 90) -> Path:
-    """A picture with large shapes, unlike that of any other seed."""
+    """Write an image of large shapes that differs from those of all other seeds."""
     generator = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = Image.fromarray(generator.integers(0, 255, (6, 8, 3), dtype=np.uint8))
@@ -44,13 +44,13 @@ def clean(tmp_path: Path) -> Path:
     return root
 
 
-def found(result: AuditResult) -> list[tuple[str, str]]:
+def entries_of(result: AuditResult) -> list[tuple[str, str]]:
     return [(finding.code, shown(finding.path)) for finding in result.findings]
 
 
-def test_nothing_is_invented(clean: Path) -> None:
+def test_a_clean_data_set_has_no_findings(clean: Path) -> None:
     result = audit_dataset(str(clean))
-    assert found(result) == []
+    assert entries_of(result) == []
     assert result.notes == []
     assert result.counts == {"train": {"a": 14, "b": 14}, "val": {"a": 6, "b": 6}}
     assert result.sizes == {"90 x 70": 40}
@@ -62,25 +62,27 @@ def test_nothing_is_invented(clean: Path) -> None:
     assert result.std == pytest.approx(spread.tolist(), abs=1e-5)
 
 
-def test_every_odd_file_is_found_by_its_reason(clean: Path) -> None:
-    """The table of bad input: what is unreadable, what is left out, what is not what its name says, and nothing else."""
+def test_every_unusual_file_is_reported_with_its_code(clean: Path) -> None:
+    """Unreadable, unsupported and misnamed files, and nothing else."""
     expected = {(f"unreadable_{code}", f"train/a/{name}") for name, code in write_odd_files(clean / "train/a").items()}
     expected |= {("extension", "train/a/png_named.jpg")}
     expected |= {("unsupported_format", f"train/a/{name}") for name in ("animated.gif", "photo.jxl")}  # fmt: skip
     result = audit_dataset(str(clean))
-    odd = {entry for entry in found(result) if "duplicate" not in entry[0]}
+    odd = {entry for entry in entries_of(result) if "duplicate" not in entry[0]}
     assert odd == expected
     readable = {Path(row.path).name for row in result.rows if row.width}
     assert set(READABLE) <= readable
     assert not readable & set(UNREADABLE)
     assert "1 files hold several images; only the first is used" in result.notes
     assert "left out in train: 1 .*, 1 ._*, 1 .xyz files, 1 __MACOSX" in result.notes
-    alike = {entry[1] for entry in found(result) if "duplicate" in entry[0]}
+    alike = {entry[1] for entry in entries_of(result) if "duplicate" in entry[0]}
     assert alike
-    assert all(Path(path).name in READABLE or "not_utf8" in path for path in alike), "the same gradient in many formats"
+    assert all(Path(path).name in READABLE or "not_utf8" in path for path in alike), (
+        "the same gradient is in many formats"
+    )
 
 
-def test_the_words_are_those_of_a_run(clean: Path) -> None:
+def test_reasons_are_those_of_decode(clean: Path) -> None:
     from alexlab.data.decode import decode
 
     for name in write_odd_files(clean / "train/a"):
@@ -90,29 +92,29 @@ def test_the_words_are_those_of_a_run(clean: Path) -> None:
         assert finding.text == f"cannot be read: {caught.value.reason}"
 
 
-def test_broken_pictures_behind_the_first_one_are_no_problem(clean: Path) -> None:
-    """They are counted to tell an animation, and never read."""
+def test_corrupt_images_after_the_first_one_are_ignored(clean: Path) -> None:
+    """They are counted to recognise animations, and never read."""
     content = tiff(np.arange(2400, dtype=np.uint8).reshape(40, 60))
-    place = len(content) - 4  # of the offset of the next directory
-    (clean / "train/a/stack.tif").write_bytes(content[:place] + b"\xff\xff\xff\x7f")
+    position = len(content) - 4  # the offset of the next image file directory
+    (clean / "train/a/stack.tif").write_bytes(content[:position] + b"\xff\xff\xff\x7f")
     result = audit_dataset(str(clean))
-    assert not found(result)
+    assert not entries_of(result)
     assert "1 files hold several images; only the first is used" in result.notes
 
 
-def test_folders(clean: Path) -> None:
+def test_irregular_folders_are_reported(clean: Path) -> None:
     photo(clean / "val/c/0.jpg", 100)
     shutil.rmtree(clean / "val/b")
     (clean / "train/empty").mkdir()
     photo(clean / "train/d/0.jpg", 101)
     photo(clean / "train/D/0.jpg", 102)
-    one, other = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
-    photo(clean / "train" / one / "0.jpg", 103)
-    photo(clean / "train" / other / "0.jpg", 104)
+    first, second = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    photo(clean / "train" / first / "0.jpg", 103)
+    photo(clean / "train" / second / "0.jpg", 104)
     (clean / "train/a/loop").symlink_to(clean / "train/a")
     photo(clean / "train/beside.jpg", 105)
     shutil.copytree(clean / "val", clean / "valid")
-    entries = set(found(audit_dataset(str(clean))))
+    entries = set(entries_of(audit_dataset(str(clean))))
     assert {
         ("extra_class", "val/c"),
         ("missing_class", "val/b"),
@@ -122,15 +124,15 @@ def test_folders(clean: Path) -> None:
         ("outside_classes", "train/beside.jpg"),
         ("unclear_splits", "."),
     } <= entries
-    assert ("similar_class", f"train/{max(one, other)}") in entries
+    assert ("similar_class", f"train/{max(first, second)}") in entries
     text = next(finding.text for finding in audit_dataset(str(clean)).findings if finding.code == "similar_class")
     assert text == "is a class whose name differs from 'D' only in case or Unicode form"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_a_folder_that_may_not_be_read(clean: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every folder")
+def test_folders_without_read_permission_are_reported(clean: Path) -> None:
     (clean / "train/a").chmod(0)
-    assert ("no_permission", "train/a") in found(audit_dataset(str(clean)))
+    assert ("no_permission", "train/a") in entries_of(audit_dataset(str(clean)))
     (clean / "train/a").chmod(0o755)
 
 
@@ -142,7 +144,7 @@ def test_duplicates_within_and_across(clean: Path) -> None:
         image.resize((60, 47)).save(clean / "val/a/small.jpg", quality=60)
         image.convert("L").save(clean / "train/a/grey.jpg")
     result = audit_dataset(str(clean))
-    assert found(result) == [
+    assert entries_of(result) == [
         ("duplicate", "train/a/copy.jpg"),
         ("duplicate_across_classes", "train/b/copy.jpg"),
         ("duplicate_across_splits", "val/a/copy.jpg"),
@@ -155,36 +157,36 @@ def test_duplicates_within_and_across(clean: Path) -> None:
     assert texts["train/b/copy.jpg"] == "is the same file as train/a/2.jpg, in another class"
 
 
-def test_flat_pictures_are_not_alike(clean: Path) -> None:
+def test_flat_images_are_not_duplicates(clean: Path) -> None:
     for number, level in enumerate((0, 3, 250, 255)):
         Image.new("RGB", (40, 40), (level,) * 3).save(clean / f"train/a/flat{number}.png")
-    assert found(audit_dataset(str(clean))) == []
+    assert entries_of(audit_dataset(str(clean))) == []
 
 
-def test_an_undivided_folder(clean: Path) -> None:
+def test_a_folder_without_splits(clean: Path) -> None:
     result = audit_dataset(str(clean / "train"))
     assert result.counts == {"": {"a": 14, "b": 14}}
-    assert found(result) == []
-    codes = {code for code, _ in found(audit_dataset(str(clean / "train/a")))}
+    assert entries_of(result) == []
+    codes = {code for code, _ in entries_of(audit_dataset(str(clean / "train/a")))}
     assert codes == {"no_images", "one_class", "outside_classes"}
 
 
-@pytest.mark.parametrize(("root", "words"), [("missing", "no such folder"), ("file", "it is a file")])
-def test_no_folder(tmp_path: Path, root: str, words: str) -> None:
+@pytest.mark.parametrize(("root", "message"), [("missing", "no such folder"), ("file", "it is a file")])
+def test_missing_folders_are_rejected(tmp_path: Path, root: str, message: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         audit_dataset(str(tmp_path / root))
 
 
 def command(tmp_path: Path, *overrides: str) -> Path:
-    """Runs the command and gives its folder."""
+    """Run the command and return its run folder."""
     folder = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
     folder.mkdir()
     config = plain("action=check", *overrides, name="prepare")
     try:
         main(Run(config=config, dir=folder))
     except FindingsError as error:
-        (folder / "found").write_text(str(error))
+        (folder / "headline").write_text(str(error))
     return folder
 
 
@@ -194,12 +196,12 @@ def test_the_command_writes_a_page_and_a_manifest(
     (clean / "train/a/<b>&.jpg").write_bytes(b"x")
     shutil.copy(clean / "train/a/0.jpg", clean / "val/a/copy.jpg")
     folder = command(tmp_path, f"data.root={clean}")
-    assert (folder / "found").read_text() == "2 findings"
+    assert (folder / "headline").read_text() == "2 findings"
     page = (folder / "check.html").read_text()
-    assert "http" not in page.replace("http-equiv", ""), "it works offline"
+    assert "http" not in page.replace("http-equiv", ""), "the page works offline"
     assert "train/a/&lt;b&gt;&amp;.jpg" in page
     assert "<b>&" not in page
-    assert page.count("data:image/jpeg;base64,") == 2 + 41, "the pair, and samples of both classes"
+    assert page.count("data:image/jpeg;base64,") == 2 + 41, "a pair of duplicates, and samples of both classes"
     about = json.loads((folder / "check.json").read_text())
     assert {finding["code"] for finding in about["findings"]} == {
         "unreadable_unknown_format",
@@ -216,18 +218,18 @@ def test_the_command_writes_a_page_and_a_manifest(
     assert "check.html" in printed
 
 
-def test_clean_data_are_said_to_be_so(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_clean_data(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = command(tmp_path, f"data.root={clean}")
-    assert not (folder / "found").exists()
+    assert not (folder / "headline").exists()
     assert "no findings" in capsys.readouterr().out
 
 
-def test_quarantine_and_back(clean: Path, tmp_path: Path) -> None:
+def test_quarantine_and_restore(clean: Path, tmp_path: Path) -> None:
     write_odd_files(clean / "train/a")
     before = {path: os.lstat(path).st_size for path in clean.rglob("*")}
     command(tmp_path, f"data.root={clean}", "fix=quarantine")
     folder = Path(f"{clean}.quarantine")
-    assert not any(code.startswith("unreadable") for code, _ in found(audit_dataset(str(clean))))
+    assert not any(code.startswith("unreadable") for code, _ in entries_of(audit_dataset(str(clean))))
     assert (folder / "train/a/truncated.jpg").exists()
     (clean / "train/a/again.jpg").write_bytes(b"x")
     with pytest.raises(ConfigError, match="quarantine must be a new folder"):
@@ -245,7 +247,7 @@ def test_quarantine_and_back(clean: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def quarantined(clean: Path) -> tuple[Path, Path]:
-    """A data set and its quarantine, in which two files are."""
+    """A data set and its quarantine of two files."""
     for name in ("x.jpg", "sub/y.jpg"):
         (clean / "train/a" / name).parent.mkdir(exist_ok=True)
         (clean / "train/a" / name).write_bytes(b"no image")
@@ -255,7 +257,7 @@ def quarantined(clean: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ({"from": "/home/u/.bash_aliases", "to": "train/a/x.jpg"}, "`from` must be train/a/x.jpg inside data.root="),
         ({"from": "{root}/../evil", "to": "train/a/x.jpg"}, "`from` must be"),
@@ -284,8 +286,8 @@ def quarantined(clean: Path) -> tuple[Path, Path]:
     ],
 )
 @pytest.mark.scenario(name="quarantine")
-def test_a_quarantine_of_a_stranger_moves_nothing_to_elsewhere(
-    line: object, words: str, quarantined: tuple[Path, Path], tmp_path: Path
+def test_malicious_quarantines_are_rejected(
+    line: object, message: str, quarantined: tuple[Path, Path], tmp_path: Path
 ) -> None:
     root, folder = quarantined
     (root / "out").symlink_to(tmp_path)
@@ -302,12 +304,12 @@ def test_a_quarantine_of_a_stranger_moves_nothing_to_elsewhere(
     before = {path: path.lstat().st_ino for path in tmp_path.rglob("*")}
     with pytest.raises(DataError, match=re.escape(f"{folder}/moves.jsonl, line 3: ")) as caught:
         restore(str(root), folder)
-    assert words.format(root=root) in str(caught.value)
+    assert message.format(root=root) in str(caught.value)
     assert {path: path.lstat().st_ino for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.scenario(name="quarantine")
-def test_a_listed_file_below_another_one(quarantined: tuple[Path, Path]) -> None:
+def test_nested_paths_in_a_quarantine_are_rejected(quarantined: tuple[Path, Path]) -> None:
     root, folder = quarantined
     (folder / "q").mkdir()
     (folder / "q/z").touch()
@@ -320,7 +322,7 @@ def test_a_listed_file_below_another_one(quarantined: tuple[Path, Path]) -> None
     assert not (root / "train/a/x.jpg").exists()
 
 
-def test_a_quarantine_goes_back_to_the_folder_that_is_named(quarantined: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_quarantine_is_only_restored_to_its_data_set(quarantined: tuple[Path, Path], tmp_path: Path) -> None:
     root, folder = quarantined
     other = tmp_path / "other"
     other.mkdir()
@@ -335,7 +337,7 @@ def test_a_quarantine_goes_back_to_the_folder_that_is_named(quarantined: tuple[P
 
 
 @pytest.mark.scenario(name="quarantine")
-def test_what_is_not_moved_into_a_quarantine(clean: Path, tmp_path: Path) -> None:
+def test_files_outside_of_the_data_set_are_not_quarantined(clean: Path, tmp_path: Path) -> None:
     photo(tmp_path / "far/0.jpg", 1)
     (clean / "train/c").symlink_to(tmp_path / "far")
     with pytest.raises(DataError, match=r"only files inside .* can be moved; train/c/0.jpg is outside, behind a link"):
@@ -345,13 +347,13 @@ def test_what_is_not_moved_into_a_quarantine(clean: Path, tmp_path: Path) -> Non
     assert (clean / "train/a/0.jpg").exists()
 
 
-def test_litter_and_special_files_are_named(clean: Path) -> None:
+def test_hidden_and_special_files_are_named(clean: Path) -> None:
     for folder in ("train/a/@eaDir/0.jpg", "#recycle", "val/lost+found"):
         photo(clean / folder / "thumb.jpg", 7)
     os.mkfifo(clean / "train/a/pipe.jpg")
     (clean / "train/a/null.png").symlink_to("/dev/null")
     result = audit_dataset(str(clean))
-    assert found(result) == [("special_file", "train/a/null.png"), ("special_file", "train/a/pipe.jpg")]
+    assert entries_of(result) == [("special_file", "train/a/null.png"), ("special_file", "train/a/pipe.jpg")]
     assert result.findings[1].text == "is left out: it is a FIFO, and only regular files are read"
     assert result.notes == [
         f"{clean}: skipped hidden files and folders: 1 #recycle",
@@ -360,7 +362,7 @@ def test_litter_and_special_files_are_named(clean: Path) -> None:
     ]
 
 
-def test_a_manifest_is_compared_and_asked_for(clean: Path, tmp_path: Path) -> None:
+def test_files_are_compared_with_a_manifest(clean: Path, tmp_path: Path) -> None:
     first = command(tmp_path, f"data.root={clean}") / "manifest.csv"
     photo(clean / "train/a/0.jpg", 1000)
     photo(clean / "train/a/new.jpg", 1001)
@@ -376,7 +378,7 @@ def test_a_manifest_is_compared_and_asked_for(clean: Path, tmp_path: Path) -> No
     }
 
 
-def test_a_run_reads_only_what_the_manifest_lists(train, clean: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_training_reads_only_files_of_the_manifest(train, clean: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     manifest = command(tmp_path, f"data.root={clean}") / "manifest.csv"
     train(f"data.root={clean}", f"data.manifest={manifest}", run_dir=tmp_path / "good")
     content = bytearray((clean / "train/a/4.jpg").read_bytes())
@@ -391,7 +393,7 @@ def test_a_run_reads_only_what_the_manifest_lists(train, clean: Path, tmp_path: 
         train(f"data.root={clean}", f"data.manifest={manifest}", run_dir=tmp_path / "new")
 
 
-def test_a_manifest_is_a_data_set(clean: Path, tmp_path: Path) -> None:
+def test_a_manifest_can_be_the_data_set(clean: Path, tmp_path: Path) -> None:
     manifest = clean / "list.csv"
     shutil.copy(command(tmp_path, f"data.root={clean}") / "manifest.csv", manifest)
     splits = find_splits(str(manifest), val_fraction=0.2, test_fraction=0.0)
@@ -399,7 +401,7 @@ def test_a_manifest_is_a_data_set(clean: Path, tmp_path: Path) -> None:
     assert splits.classes == ["a", "b"]
     assert splits.train.hashes is not None
     lines = manifest.read_text().splitlines()
-    for content, words in (
+    for content, message in (
         ("name\na\n", "must be a CSV file with a column path or file or filename or image; .* has 'name'"),
         ("path,split\na.jpg,train\n", "must have rows of the split val"),
         ("path,split\na.jpg,train\nb.jpg,val\n", "every row of a training manifest needs a class"),
@@ -413,7 +415,7 @@ def test_a_manifest_is_a_data_set(clean: Path, tmp_path: Path) -> None:
         ("\n".join([lines[0], lines[1].replace(lines[1].split(",")[2], "xyz"), *lines[2:]]), "64 hexadecimal digits"),
     ):
         manifest.write_text(content)
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=message):
             find_splits(str(manifest), val_fraction=0.2, test_fraction=0.0)
 
 
@@ -421,7 +423,7 @@ def killed(work: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_is_killed_ends_the_check(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_fails_the_audit(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "MIN_FILES_FOR_POOL", 1)
     monkeypatch.setattr(inspection, "inspect_file", killed)
     with pytest.raises(RankError, match="a process that reads images was killed; usually"), translate_errors(clean):

@@ -55,11 +55,11 @@ def test_crops_equal_the_transforms(name: str, pixels: torch.Tensor) -> None:
         torch.manual_seed(derived_seed(index))
         crops.append(torch.tensor([row, *sampler.draw()]))
         mirrored += int(crops[-1][-1])
-    found = (resized_crop if sampler.resizes else crop)(pixels, torch.stack(crops), sampler.size)
-    assert found.dtype == torch.uint8
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    result = (resized_crop if sampler.resizes else crop)(pixels, torch.stack(crops), sampler.size)
+    assert result.dtype == torch.uint8
+    assert result.is_contiguous(memory_format=torch.channels_last)
     assert (mirrored > 10) == ("flip" in name)
-    differences = (found.int() - torch.stack(expected).int()).abs()
+    differences = (result.int() - torch.stack(expected).int()).abs()
     if not sampler.resizes:
         assert differences.max() == 0
     else:
@@ -70,11 +70,11 @@ def test_crops_equal_the_transforms(name: str, pixels: torch.Tensor) -> None:
 
 def test_resize_weights_sum_to_one_inside_the_segment() -> None:
     offset, length = torch.tensor([0, 10, 72]), torch.tensor([73, 5, 1])
-    found = resize_weights(offset, length, 8, SIDE)
-    assert found.sum(-1).allclose(torch.ones(3, 8))
-    assert found[1, :, :10].abs().max() == 0
-    assert found[1, :, 15:].abs().max() == 0
-    assert found[2, :, 72].allclose(torch.ones(8))
+    result = resize_weights(offset, length, 8, SIDE)
+    assert result.sum(-1).allclose(torch.ones(3, 8))
+    assert result[1, :, :10].abs().max() == 0
+    assert result[1, :, 15:].abs().max() == 0
+    assert result[2, :, 72].allclose(torch.ones(8))
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ SHARD = 60_000  # bytes, about four images
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    with s3() as found:
-        yield found
+    with s3() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +98,11 @@ def sharded_images(split: Split) -> ShardedImages:
 
 def total_size(folder: Path) -> int:
     """Return the total size of the files in a folder, some of which disappear meanwhile."""
-    found = 0
+    total = 0
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found += path.lstat().st_size
-    return found
+            total += path.lstat().st_size
+    return total
 
 
 def replace_file(client: Any, location: str, name: str, change: Callable[[bytes], bytes | None]) -> None:
@@ -409,19 +409,19 @@ def test_a_full_disk_is_reported(client: Any, url: str, tmp_path: Path, monkeypa
 def test_failed_downloads_are_retried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Fetcher("s3://bucket/a", str(tmp_path / "objects"), 10**9)
     monkeypatch.setattr(fetcher, "RETRY_DELAY_S", 0.0)
-    asked = []
+    requests = []
 
     class Answer:
         meta = {"size": 3}
 
         def stream(self, min_chunk_size: int) -> list[bytes]:
-            asked.append(min_chunk_size)
-            return [b"abc"] if len(asked) == 3 else [b"ab", b"x"]
+            requests.append(min_chunk_size)
+            return [b"abc"] if len(requests) == 3 else [b"ab", b"x"]
 
     server._store = type("Store", (), {"get": staticmethod(lambda name: Answer())})()
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     server.get("a", "a", 3, digest)
-    assert (tmp_path / "objects/a").read_bytes() == b"abc" and len(asked) == 3
+    assert (tmp_path / "objects/a").read_bytes() == b"abc" and len(requests) == 3
     with pytest.raises(fetcher.CorruptObjectError):
         server.get("a", "b", 3, digest)
     assert names(tmp_path / "objects") == {"a"}

@@ -32,10 +32,10 @@ Train = Callable[..., float | None]
 )
 @pytest.mark.scenario(name="disk_full_in_run")
 def test_disk_errors_name_the_file_and_the_free_space(error: OSError, text: str) -> None:
-    found = disk_error(error, Path("run"))
-    assert found is not None and found.exit_code == 1
+    translated = disk_error(error, Path("run"))
+    assert translated is not None and translated.exit_code == 1
     with pytest.raises(DiskError, match=text):
-        raise found
+        raise translated
 
 
 def test_other_errors_are_not_translated() -> None:
@@ -91,8 +91,8 @@ def test_a_continued_run_writes_everything_once_the_disk_has_space(
     train(*CONTINUE)
     assert [row["epoch"] for row in rows(tmp_path / "run/metrics.csv")] == list("01234")
     assert len(scalars(tmp_path / "run")["val/top1"]) == 5
-    found = RunRecord(tmp_path / "run").read()
-    assert found["status"] == "finished" and found["last"]["epoch"] == 4 and found["parameters"]
+    record = RunRecord(tmp_path / "run").read()
+    assert record["status"] == "finished" and record["last"]["epoch"] == 4 and record["parameters"]
     for name in ("run.json", "metrics.csv", "events.out", "last.ckpt"):
         assert any(name in line and "; the run continues" in line for line in caplog.messages), name
     assert (tmp_path / "run/curves.png").is_file()

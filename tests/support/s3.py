@@ -1,4 +1,4 @@
-"""A server on this machine that speaks as S3 does, for tests."""
+"""Local S3 server for tests."""
 
 import json
 import os
@@ -25,7 +25,7 @@ time.sleep(3600)
 
 @contextmanager
 def s3() -> Iterator[Any]:
-    """Starts the server and ends it; gives a client of boto3, and has the environment lead to it meanwhile."""
+    """Start a server, point the environment at it and yield a boto3 client; stop the server afterwards."""
     import boto3
 
     process = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True)
@@ -39,7 +39,7 @@ def s3() -> Iterator[Any]:
             break
         except OSError:
             time.sleep(0.1)
-    before = dict(os.environ)
+    old_environ = dict(os.environ)
     os.environ.update(KEYS, AWS_ENDPOINT_URL=address)
     try:
         client = boto3.client("s3", endpoint_url=address)
@@ -48,7 +48,7 @@ def s3() -> Iterator[Any]:
         client.close()
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(old_environ)
         process.kill()
         process.wait()
         process.stdout.close()

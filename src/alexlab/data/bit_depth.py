@@ -127,7 +127,7 @@ def uint8_converter(
         decoding: decoding settings.
 
     Raises:
-        UnknownRangeError: if neither the file nor the settings say which values are black and white.
+        UnknownRangeError: if neither the file nor the settings declare black and white.
     """
     if mode not in GREY_MODES and depth.bits > 8:
         _check_high_bytes(strips, depth, decoding)
@@ -173,7 +173,7 @@ def _range(depth: Depth, low: float, high: float, decoding: Decoding, *, unscale
             to 16 bits, which leaves 0 in those bits, or 1 after rounding.
 
     Raises:
-        UnknownRangeError: if neither the file nor the settings say.
+        UnknownRangeError: if neither the file nor the settings declare them.
     """
     if decoding.intensity_range is None and not math.isfinite(high - low):
         raise UnknownRangeError("not all of its values are finite numbers")

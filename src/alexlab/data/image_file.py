@@ -52,7 +52,7 @@ class Decoding:
     Args:
         channels: 3 for RGB, 1 for grey.
         max_megapixels: size limit of an image in 10^6 pixels; larger ones are unreadable.
-        intensity_range: the values that are black and white in images of more than 8 bits, where the file declares none.
+        intensity_range: the values that are black and white in images of more than 8 bits without a declared range.
 
     Raises:
         ConfigError: for values out of range.

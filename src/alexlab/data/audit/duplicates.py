@@ -21,7 +21,7 @@ class Pair:
     """Two files that are equal or look the same.
 
     Args:
-        code: `duplicate` or `near_duplicate`, followed by `_across_splits` or `_across_classes` where that applies.
+        code: `duplicate` or `near_duplicate`, followed by `_across_splits` or `_across_classes` if that applies.
         first, second: paths of the files, relative to the data set's folder.
     """
 

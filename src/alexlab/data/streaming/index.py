@@ -91,17 +91,23 @@ def find_sharded_splits(
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{store.location(INDEX)} or one of its tables is corrupt: {error!r}") from error
     store.close()  # each process that reads images starts its own fetcher
-    train, val, test = splits["train"], splits["val"], splits.get("test")
     counts = [f"{len(index['splits'][name]['shards'])} of {name}" for name in splits]
     notes.append(f"images are read from shards: {', '.join(counts)}")
+    return _combine(splits, notes, val_split, url)
+
+
+def _combine(splits: Mapping[str, Split], notes: Sequence[str], val_split: str, url: str) -> Splits:
+    """Return the splits with their notes, with the test split as the validation split if `val_split` is `test`."""
+    train, val, test = splits["train"], splits["val"], splits.get("test")
+    swapped: tuple[str, ...] = ()
     if val_split == "test":
         if test is None:
             raise DataError(f"data.val_split=test needs a test split; {url} has none")
         val, test = test, None
-        notes.append("validating on the test split (data.val_split=test): its scores do not estimate unseen images")
+        swapped = ("validating on the test split (data.val_split=test): its scores do not estimate unseen images",)
     others = {"val": val} | ({} if test is None else {"test": test})
     missing = [note for name, split in others.items() for note in split.missing_class_notes(name)]
-    return Splits(train, val, test, notes=(*notes, *missing))
+    return Splits(train, val, test, notes=(*notes, *swapped, *missing))
 
 
 def _read_index(store: Store, key: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.explain.activations import call_on_layers, head_layer
+from alexlab.runs.atomic import atomic_path
 from alexlab.runs.disk_errors import disk_errors
 from alexlab.training.preprocessing import Inference
 
@@ -61,22 +62,21 @@ def feature_matrix(
     if path.is_file():
         return np.load(path, mmap_mode="r")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.npy")
     matrix: np.memmap[Any, Any] | None = None
     layer = ""
-    for images, labels, indices in progress(loader):
-        if (labels < 0).any():
-            raise DataError(f"every image of {split.root} must be readable to be a neighbour")
-        layer = layer or head_layer(inference.net, inference.normalize(images[:1]))
-        rows = features(inference, images, layer).numpy()
-        if matrix is None:
-            matrix = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(split), rows.shape[1]))
-            with disk_errors(path), unfinished.open("r+b") as file:  # otherwise a full disk raises SIGBUS below
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        matrix[indices.numpy()] = rows
-    assert matrix is not None
-    matrix.flush()
-    os.replace(unfinished, path)
+    with atomic_path(path) as partial:
+        for images, labels, indices in progress(loader):
+            if (labels < 0).any():
+                raise DataError(f"every image of {split.root} must be readable to be a neighbour")
+            layer = layer or head_layer(inference.net, inference.normalize(images[:1]))
+            rows = features(inference, images, layer).numpy()
+            if matrix is None:
+                matrix = np.lib.format.open_memmap(partial, "w+", np.float32, (len(split), rows.shape[1]))
+                with disk_errors(path), partial.open("r+b") as file:  # otherwise a full disk raises SIGBUS below
+                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            matrix[indices.numpy()] = rows
+        assert matrix is not None
+        matrix.flush()
     return np.load(path, mmap_mode="r")
 
 
