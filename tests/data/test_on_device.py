@@ -133,7 +133,10 @@ def test_unreadable_images_are_skipped(images: Path, train: Train, tmp_path: Pat
     ("overrides", "reason"),
     [
         (["augmentation=color"], "augmentation.train cannot run with data.cache=device: .* got ColorJitter; use"),
-        (["data.pack.crop=full"], "data.cache=device needs squares: data.pack.crop=center or data.pack.resize=squash"),
+        (
+            ["data.pack.crop=full"],
+            "data.cache=device needs square images: data.pack.crop=center or data.pack.resize=squash",
+        ),
     ],
 )
 def test_invalid_configs_are_rejected(train: Train, overrides: list[str], reason: str) -> None:

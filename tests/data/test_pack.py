@@ -125,8 +125,8 @@ def test_a_pack_is_built_once_and_reused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["augmentation=squash"], "augmentation.eval cannot come from the pack of data.cache=packed: it resizes both sides: use data.pack.resize=squash data.pack.size=64"),
-        (["augmentation.train.crop.square=false"], "augmentation.train cannot come from the pack .*: it crops from the whole image: use data.pack.crop=full, or square=true for the crop"),
+        (["augmentation=squash"], "augmentation.eval cannot read the pack of data.cache=packed: it resizes both sides: use data.pack.resize=squash data.pack.size=64"),
+        (["augmentation.train.crop.square=false"], "augmentation.train cannot read the pack .*: it crops from the whole image: use data.pack.crop=full, or square=true for the crop"),
         (["data.pack.size=256"], "augmentation.eval cannot .*: it resizes the shorter side to 73: use data.pack.resize=shorter data.pack.size=73"),
         (["augmentation=inception", "data.pack.resize=squash"], "augmentation.eval cannot"),
         (["augmentation=squash", "data.pack.resize=squash", "test.views=five"], "test.views cannot"),
@@ -135,7 +135,7 @@ def test_a_pack_is_built_once_and_reused(
         (["data.pack.size=0"], "data.pack.size must be a positive number of pixels; got 0"),
         (["data.cache=ram"], "data.cache must be null, packed or device; got 'ram'"),
         (["+data.pack.quality=9"], "data.pack.quality is no argument of"),
-        (["~augmentation.train.crop"], "augmentation.train cannot come .*: the first transform must crop or resize; got RandomHorizontalFlip"),
+        (["~augmentation.train.crop"], "augmentation.train cannot read .*: the first transform must crop or resize; got RandomHorizontalFlip"),
     ],
 )  # fmt: skip
 def test_recipes_that_no_pack_can_replace_are_rejected(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alexlab.data.config import DataConfig
+from alexlab.config.data import data_config
 from alexlab.data.decode import decode
 from alexlab.data.discovery import find_splits
 from alexlab.data.image_file import Decoding
@@ -488,7 +488,7 @@ class Silent(http.server.SimpleHTTPRequestHandler):
 def test_invalid_configs_are_rejected(folder: Path, tmp_path: Path, overrides: dict[str, Any], reason: str) -> None:
     keys = {"root": None, "url": str(folder), "cache_dir": str(tmp_path), "image_size": 64, "channels": 3}
     with pytest.raises((ConfigError, DataError), match=reason):
-        DataConfig(**keys | {"mean": None, "std": None, "batch_size": 8} | overrides).find_splits()
+        data_config({"data": keys | {"mean": None, "std": None, "batch_size": 8} | overrides}).find_splits()
 
 
 def test_other_index_files_are_rejected(tmp_path: Path) -> None:

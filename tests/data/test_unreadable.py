@@ -61,7 +61,7 @@ def test_skipped_images_are_logged_and_the_rest_is_evaluated(
         "a multiple of a tenth, as of ten images"
     )
     printed = capfd.readouterr().out
-    assert printed.count("3 images could not be read and were left out") == 3
+    assert printed.count("3 unreadable images were skipped") == 3
     assert "│     10 │" in printed
 
 
