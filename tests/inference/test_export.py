@@ -122,7 +122,7 @@ def test_an_export_with_other_logits_is_removed(
 ) -> None:
     def write_broken(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
         path.write_bytes(b"x")
-        return lambda normalised: model.inference.net(normalised) + 2e-4
+        return lambda normalized: model.inference.net(normalized) + 2e-4
 
     monkeypatch.setitem(exporting.FORMATS, "onnx", (".onnx", write_broken))
     with pytest.raises(
@@ -137,7 +137,7 @@ def test_nan_logits_are_an_error(trained_run: Path) -> None:
     model = load_checkpoint(str(trained_run))
     images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     with pytest.raises(NumericError):
-        largest_difference(model, lambda normalised: torch.full((len(normalised), 3), torch.nan), images)
+        largest_difference(model, lambda normalized: torch.full((len(normalized), 3), torch.nan), images)
 
 
 def test_error_messages(

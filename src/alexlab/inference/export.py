@@ -24,7 +24,7 @@ OPSET = 20
 
 
 class LogitNet(nn.Module):
-    """Network from normalised images (N, C, H, W) to logits (N, K)."""
+    """Network from normalized images (N, C, H, W) to logits (N, K)."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def write_safetensors(model: TrainedModel, path: Path, images: Tensor) -> Callab
     """Write weights by name, with everything that `load_checkpoint` needs and the layers of a sequential network.
 
     Returns:
-        Function from normalised images to the logits of the written file.
+        Function from normalized images to the logits of the written file.
     """
     from safetensors.torch import load_file, save
 
@@ -105,7 +105,7 @@ def write_onnx(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Ten
     """Write an ONNX model with a dynamic batch size.
 
     Returns:
-        Function from normalised images to logits, computed with onnxruntime.
+        Function from normalized images to logits, computed with onnxruntime.
 
     Raises:
         ConfigError: if a package is missing.
@@ -155,7 +155,7 @@ def write_torch_export(model: TrainedModel, path: Path, images: Tensor) -> Calla
     """Write a torch.export program with a dynamic batch size; its extra file `about.json` has the metadata.
 
     Returns:
-        Function from normalised images to the logits of the written file.
+        Function from normalized images to the logits of the written file.
     """
     net = _contiguous_net(model)
     batch = torch.export.Dim("images", min=1)
@@ -182,7 +182,7 @@ def largest_difference(
 
     Args:
         model: trained model, on the CPU.
-        exported: function from normalised images to logits.
+        exported: function from normalized images to logits.
         images: uint8 (N, C, H, W).
         batch_size: images per forward pass; a batch of a single image is compared too.
 

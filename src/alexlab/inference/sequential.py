@@ -15,7 +15,7 @@ def sequential_layers(net: nn.Module, images: Tensor) -> list[list[Any]] | None:
 
     Args:
         net: the network, in eval mode.
-        images: normalised (N, C, H, W), for which the list must compute the same outputs as the network.
+        images: normalized (N, C, H, W), for which the list must compute the same outputs as the network.
     """
     layers: list[list[Any]] = []
     output_dims: list[int] = []

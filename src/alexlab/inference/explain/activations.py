@@ -37,7 +37,7 @@ def last_feature_layer(net: nn.Module, images: Tensor) -> str:
 
     Args:
         net: the network.
-        images: normalised (N, C, H, W), of which the first is used.
+        images: normalized (N, C, H, W), of which the first is used.
 
     Raises:
         ValueError: if the network has no convolution.
