@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexlab.config import build
+from alexlab.config import build, resolve
 from alexlab.config.data import data_config
 from alexlab.config.resolve import resolve_auto
 from alexlab.runs.safe_load import load_file
@@ -47,9 +47,9 @@ def test_the_net_is_compiled_only_if_enabled(images: Path) -> None:
 def test_auto_settings_depend_on_the_hardware(
     monkeypatch: pytest.MonkeyPatch, gpus: int, bfloat16: bool, deterministic: bool, precision: str, benchmark: bool
 ) -> None:
-    monkeypatch.setattr(build, "requested_gpus", lambda **keywords: gpus)
+    monkeypatch.setattr(resolve, "requested_gpus", lambda **keywords: gpus)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
-    monkeypatch.setattr(build, "cpu_has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(resolve, "cpu_has_bfloat16", lambda: bfloat16)
     node = plain(f"trainer.deterministic={deterministic}")["trainer"]
     found = resolve_auto(node)
     assert (found["precision"], found["benchmark"]) == (precision, benchmark)
