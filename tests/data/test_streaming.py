@@ -480,7 +480,6 @@ class Silent(http.server.SimpleHTTPRequestHandler):
         ),
         ({"url": "nowhere"}, "got .*nowhere: No such file or directory"),
         ({"stream": {"shuffle_shards": 0}}, "data.stream must have shuffle_shards of at least 1"),
-        ({"stream": {"mx": 4}}, "data.stream.mx is no argument of .*; it takes shuffle_shards"),
         ({"stream": {"cache_gb": 1e-6}}, r"data.stream.cache_gb must hold shuffle_shards \+ .* got 1e-06"),
         ({"val_split": "both"}, "data.val_split must be val or test; got 'both'"),
     ],
