@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from alexlab.config import build
 from alexlab.data.discovery import find_splits
 from alexlab.data.streaming.writer import write_shards
 from alexlab.distributed.signals import Interrupted
 from alexlab.runs.layout import LAST
 from alexlab.runs.safe_load import load_file
+from alexlab.tasks import rank
 from alexlab.training.checkpoint_io import position
 from alexlab.training.module import Classifier
 from support.exact_resume import EPOCHS, RECIPES, STEPS, RecordedRun, Train, compare, content, difference
@@ -95,10 +95,10 @@ def test_resuming_with_other_accumulation_steps_keeps_the_global_batches(
     before, after = accumulated
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "training_step", interrupt)
-        patch.setattr(build, "accumulation", lambda config, num_ranks: before)
+        patch.setattr(rank, "accumulation_steps", lambda config, num_ranks: before)
         with pytest.raises(Interrupted):
             train(*overrides, run_dir=tmp_path / "part")
-    monkeypatch.setattr(build, "accumulation", lambda config, num_ranks: after)
+    monkeypatch.setattr(rank, "accumulation_steps", lambda config, num_ranks: after)
     train(*overrides, run_dir=tmp_path / "part", resumed=True)
     for one, two in zip(rows(tmp_path / "whole/metrics.csv"), rows(tmp_path / "part/metrics.csv"), strict=True):
         assert one["val/top1"] == two["val/top1"]
