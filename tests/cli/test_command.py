@@ -181,7 +181,7 @@ def test_a_sweep_over_devices_with_a_failing_job_and_an_odd_path(tmp_path: Path)
     assert not (tmp_path / "outputs/train").exists()
     for number, devices, batch in ((0, 2, 4), (2, 1, 4)):
         log = (jobs[number] / "train.log").read_text()
-        assert f"batch: {batch} = {devices} devices x 1 accumulated x {batch // devices} images" in log
+        assert f"batch: {batch} = {devices} devices x 1 accumulation steps x {batch // devices} images" in log
         assert "images: train 16, val 15" in log
         assert len(rows(jobs[number] / "metrics.csv")) == 1
         assert len(scalars(jobs[number])["val/top1"]) == 1

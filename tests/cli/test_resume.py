@@ -269,7 +269,7 @@ def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Pat
     resumed = again("resume=last", f"trainer.max_epochs={epochs + 3}")
     assert resumed.returncode == 0, resumed.stderr
     inside = f", batch {batches} of epoch {epochs + 1}" if batches else ""
-    assert f"going on after {epochs} epochs{inside}, step {3 * epochs + batches}" in resumed.stdout
+    assert f"resuming after {epochs} epochs{inside}, step {3 * epochs + batches}" in resumed.stdout
     assert list(tmp_path.glob("outputs/train/*/*")) == [folder]
     assert (folder / ".hydra/config.yaml").read_bytes() == before
     assert OmegaConf.load(folder / ".hydra/resume_1/config.yaml").trainer.max_epochs == epochs + 3
@@ -277,7 +277,7 @@ def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Pat
     card = RunRecord(folder).read()
     assert (card["status"], card["command"][0], card["command"][1]) == ("finished", "train.py", "resume=last")
     log = (folder / "train.log").read_text()
-    assert log.index("epoch 1/400") < log.index("going on after"), "one log for both attempts"
+    assert log.index("epoch 1/400") < log.index("resuming after"), "one log for both attempts"
 
 
 def test_a_killed_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> None:
