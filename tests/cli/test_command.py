@@ -244,7 +244,7 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "signum", "to_all", "code", "goes_on"),
     [
-        (["trainer.devices=2"], signal.SIGINT, True, 130, "stopped by SIGINT; python src/train.py resume="),
+        (["trainer.devices=2"], signal.SIGINT, True, 130, "stopped by SIGINT; to resume: python src/train.py resume="),
         (
             ["-m", "launcher=parallel", "launcher.jobs=2", "seed=1,2,3"],
             signal.SIGTERM,
