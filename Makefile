@@ -35,6 +35,7 @@ results: $(STAMP) ## render docs/results.md and docs/benchmarks.md from docs/dat
 	$(BIN)/python docs/generate.py
 
 docs: $(STAMP) ## build the searchable documentation in build/docs
+	rm -rf docs/api # pages of modules that no longer exist would be warnings
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 	@echo "open build/docs/index.html"
 

@@ -34,11 +34,18 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 
-def code_literals(app, what, name, obj, options, lines):
-    """Turn `x`, as docstrings write code, into the double backticks that reStructuredText expects."""
-    for i, line in enumerate(lines):
-        lines[i] = re.sub(r"(?<![`:\\])`([^`]+)`(?![`_])", r"``\1``", line)
+def to_rst(app, what, name, obj, options, lines):
+    """Convert the Markdown of docstrings, `code` and tables, to reStructuredText."""
+    converted = []
+    for line in lines:
+        if not line.lstrip().startswith("|"):
+            converted.append(re.sub(r"(?<![`:\\])`([^`]+)`(?![`_])", r"``\1``", line))
+            continue
+        if not (converted and converted[-1].startswith("    |")):
+            converted += ["::", ""]
+        converted.append(f"    {line.strip()}")
+    lines[:] = converted
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", code_literals, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", to_rst, priority=100)  # before napoleon

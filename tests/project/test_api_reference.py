@@ -30,24 +30,24 @@ def public_objects(module: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def code_literals() -> Any:
+def docstring_converter() -> Any:
     spec = importlib.util.spec_from_file_location("conf", ROOT / "docs/conf.py")
     assert spec is not None and spec.loader is not None
     conf = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conf)
-    return conf.code_literals
+    return conf.to_rst
 
 
 def render(docstring: str, title: str) -> None:
     """Parse a docstring as the reference does; raises SystemMessage for a warning."""
     lines = inspect.cleandoc(docstring).splitlines()
-    CODE_LITERALS(None, "", title, None, None, lines)
+    TO_RST(None, "", title, None, None, lines)
     source = "\n".join(GoogleDocstring(lines, Config(napoleon_use_param=True, napoleon_use_ivar=True)).lines())
     settings = {"report_level": 2, "halt_level": 2, "warning_stream": False}
     docutils.core.publish_doctree(source, source_path=title, settings_overrides=settings)
 
 
-CODE_LITERALS = code_literals()
+TO_RST = docstring_converter()
 
 
 @pytest.mark.parametrize("name", MODULES)

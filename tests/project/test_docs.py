@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import pkgutil
 import re
 import shlex
@@ -34,7 +35,7 @@ COMMANDS = {
     "docs/index.md": 5,
     "docs/models.md": 11,
     "docs/python-api.md": 0,
-    "docs/results.md": 16,
+    "docs/results.md": 17,
     "docs/resume.md": 7,
     "docs/sweeps.md": 14,
 }
@@ -208,6 +209,13 @@ def test_python_examples_run(trained_run: Path, images: Path, monkeypatch: Any, 
         )
         exec(compile(code, "docs/python-api.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_the_accuracies_of_the_readme_are_measured() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (0\.\d+) \|$", text("README.md"), re.MULTILINE)
+    assert len(rows) >= 12
+    measured = json.loads(text("docs/data/results/01_nets.json"))["rows"]
+    assert set(rows) <= {(row[0].strip("`"), row[-1]) for row in measured}
 
 
 def generator() -> Any:
