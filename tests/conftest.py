@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexlab.cli import command
+from alexlab.cli.hydra_state import register
 from support.images import IMAGES, write_images
 from support.runs import TINY, plain, trains_on
 
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _registered() -> None:
-    command.register()
+    register()
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from alexlab.cli.command import ending_in_words
+from alexlab.cli.exits import exit_on_error
 from alexlab.cli.hydra_state import ProcessState
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.runs.layout import LAUNCHER_OVERRIDES, RUN_JSON
@@ -83,7 +83,7 @@ class SweepLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         self.table.sweep_dir = sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
-        with ending_in_words():
+        with exit_on_error():
             self.runner.prepare(sweep_dir)
 
     def make_job(self, overrides: list[str], number: int) -> Job:
@@ -93,7 +93,7 @@ class SweepLauncher(Launcher):
             config.hydra.job.id = config.hydra.job.num = number
             config.hydra.mode = self.config.hydra.mode
         OmegaConf.set_struct(config, False)
-        with ending_in_words():
+        with exit_on_error():
             folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
         shown = [override for override in filter_overrides(overrides) if not override.startswith(LAUNCHER_OVERRIDES)]
         return Job(number, shown, folder, config)
@@ -111,7 +111,7 @@ class SweepLauncher(Launcher):
                     self.task.check(config, remote=self.runner.remote)
                 except AlexlabError as error:
                     mistakes.append(f"job {job.number} ({' '.join(job.overrides)}): {error}")
-        with ending_in_words():
+        with exit_on_error():
             if mistakes:
                 raise ConfigError(
                     f"every job of a sweep must be able to run, so nothing was started; {len(mistakes)} of {len(jobs)} cannot:",
@@ -119,7 +119,7 @@ class SweepLauncher(Launcher):
                 )
 
     def _run(self, jobs: Iterator[Job], on_end: Callable[[Job], None]) -> None:
-        work = partial(run_sweep_job, hydra_context=self.hydra_context, task=self.task.run, config=self.config)
+        work = partial(run_sweep_job, hydra_context=self.hydra_context, task=self.task, config=self.config)
         restore = ProcessState.capture().restore
         self.runner.run(self._remaining(jobs, on_end), work, table=self.table, on_end=on_end, restore=restore)
 

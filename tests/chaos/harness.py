@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from alexlab.cli import command
+from alexlab.cli.hydra_state import register
 from alexlab.config import preflight
 from alexlab.distributed.signals import Interrupted
 from alexlab.runs.layout import LAST
@@ -68,7 +68,7 @@ class Workspace:
     """
 
     def __init__(self, folder: Path, patch: Callable[[Any, str, Any], None] = setattr) -> None:
-        command.register()
+        register()
         quiet_lightning()
         torch.set_num_threads(1)  # a process whose OpenMP threads have started cannot be forked
         self.folder = folder

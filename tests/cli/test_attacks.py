@@ -14,9 +14,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from alexlab.cli import command
+from alexlab.cli.invocation import Invocation
 from alexlab.cli.rerun import find_rerun
-from alexlab.cli.resume import find_resumed_sweep, find_resumption
+from alexlab.cli.resume import find_resumption
+from alexlab.cli.resume_sweep import find_resumed_sweep
+from alexlab.cli.task import CommandTask
 from alexlab.config import instantiate
 from alexlab.config.allowlist import check_targets
 from alexlab.config.confinement import check_confined, check_folder, confined_data
@@ -33,7 +35,7 @@ PREFIXES = ("", "+", "++", "~")
 HYDRA_KEYS = (
     "hydra",
     "hydra.callbacks.x",
-    "hydra.callbacks.folders._target_",
+    "hydra.callbacks.run_dirs._target_",
     "hydra/callbacks",
     "hydra/launcher",
     "hydra/job_logging",
@@ -354,12 +356,12 @@ def test_a_resumed_run_leads_nowhere_else_unless_it_is_typed(key: str, value: An
     config = foreign(key, value)
     folder = card(tmp_path / "run", config)
     for find, word in ((find_resumption, "resume"), (find_rerun, "rerun")):
-        with pytest.raises(ConfigError, match=rf"sets {named}=.*, which leads out of its own folder") as caught:
+        with pytest.raises(ConfigError, match=rf"sets {named}=.*, which is outside that folder") as caught:
             find([f"{word}={folder}"])
         (typed,) = shlex.split(str(caught.value).partition("add ")[2].removesuffix(" to the command"))
         if not isinstance(value, dict) or "tags" not in value:
             assert find([f"{word}={folder}", typed]) is not None
-    with pytest.raises(ConfigError, match="leads out of its own folder"):
+    with pytest.raises(ConfigError, match="is outside that folder"):
         check_confined(config, folder, own=foreign("seed", 1))
     check_confined(config, folder, own=copy.deepcopy(config))
     assert {path.name for path in folder.iterdir()} == {"run.json"}
@@ -371,10 +373,10 @@ def test_the_check_of_a_resumed_sweep_writes_nowhere_else(tmp_path: Path) -> Non
     elsewhere = tmp_path / "elsewhere"
     root = write_images(tmp_path / "images", {"train/a": 8, "train/b": 8, "val/a": 1, "val/b": 1})
     config = OmegaConf.create(plain(*TINY, f"data.root={root}", f"data.cache_dir={elsewhere}"))
-    with pytest.raises(ConfigError, match=r"sets data\.cache_dir=.*, which leads out of its own folder"):
-        command.check_job("train", config, sweep)
+    with pytest.raises(ConfigError, match=r"sets data\.cache_dir=.*, which is outside that folder"):
+        CommandTask(Invocation("train", (), (), sweep=sweep)).check(config, remote=False)
     assert not elsewhere.exists()
-    command.check_job("train", config)  # the user's own config may
+    CommandTask(Invocation("train", (), ())).check(config, remote=False)  # the user's own config may
 
 
 def test_every_option_of_ours_may_be_resumed(tmp_path: Path) -> None:
@@ -391,7 +393,7 @@ def test_every_option_of_ours_may_be_resumed(tmp_path: Path) -> None:
 @pytest.mark.scenario(name="run_folders")
 def test_made_data_are_not_written_elsewhere(tmp_path: Path) -> None:
     config = plain(f"data.root={tmp_path / 'new'}")
-    with pytest.raises(ConfigError, match=r"sets data\.root=.*new, which leads out"):
+    with pytest.raises(ConfigError, match=r"sets data\.root=.*new, which is outside"):
         check_confined(config, tmp_path)
     (tmp_path / "new").mkdir()
     check_confined(config, tmp_path)
@@ -413,7 +415,7 @@ def test_links_out_of_a_run_folder(tmp_path: Path) -> None:
             kept = (folder / "run.json").read_bytes()
             place.unlink(missing_ok=True)
             place.symlink_to(os.path.relpath(precious, place.parent) if target == "relative" else target)
-            with pytest.raises(ConfigError, match="must not hold links that lead out of it"):
+            with pytest.raises(ConfigError, match="must not contain links to files outside it"):
                 check_folder(folder)
             place.unlink()
             (folder / "run.json").write_bytes(kept)
@@ -423,7 +425,7 @@ def test_links_out_of_a_run_folder(tmp_path: Path) -> None:
         find_resumption([f"resume={folder}"])
     (folder / "train.log").unlink()
     os.mkfifo(folder / "train.log")
-    with pytest.raises(ConfigError, match="must hold only folders and regular files"):
+    with pytest.raises(ConfigError, match="must contain only folders and regular files"):
         find_resumption([f"resume={folder}"])
     (folder / "train.log").unlink()
     (folder / "checkpoints").mkdir()

@@ -20,15 +20,17 @@ def again(first: Path, second: Path) -> None:
     rerun = find_rerun([f"rerun={first}", f"data.cache_dir={first.parent / 'cache'}"])
     assert rerun is not None
     second.mkdir()
-    rerun.run(task.main, second)
+    task.main(rerun.to_run(second))
+    for line in rerun.compare(second):
+        logging.info("%s", line)
 
 
 def test_the_same_comes_out(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     train("trainer.max_epochs=2", "augmentation=trivial", "data.mean=null")
     again(tmp_path / "run", tmp_path / "again")
-    assert "the scores came out equal" in caplog.text
-    assert "what differs: the data" not in caplog.text
+    assert "the scores are equal" in caplog.text
+    assert "difference: data" not in caplog.text
     assert RunRecord(tmp_path / "again").read()["config"] == RunRecord(tmp_path / "run").read()["config"]
 
 
@@ -50,10 +52,10 @@ def test_what_differs_is_named(
     again(tmp_path / "run", tmp_path / "again")
     for words in (
         "the scores differ: best/loss 5, now 1.",
-        "what differs: the code: aaaaaaaaaaaa, now bbbbbbbbbbbb with changes",
-        "what differs: the data: images {'train': 1}, now {'train': 24, 'val': 11, 'test': 7}",
-        "what differs: the version of torch: 2.0.0, now ",
-        "what differs: the machine: Z80, ",
+        "difference: code: aaaaaaaaaaaa, now bbbbbbbbbbbb with changes",
+        "difference: data: images {'train': 1}, now {'train': 24, 'val': 11, 'test': 7}",
+        "difference: version of torch: 2.0.0, now ",
+        "difference: machine: Z80, ",
     ):
         assert words in caplog.text
 
@@ -63,13 +65,13 @@ def test_a_run_without_scores(train: Train, tmp_path: Path, caplog: pytest.LogCa
     train()
     RunRecord(tmp_path / "run").update(status="failed", scores=None)
     again(tmp_path / "run", tmp_path / "again")
-    assert "was failed and has no final scores to compare with" in caplog.text
+    assert "was failed and has no final scores to compare" in caplog.text
 
 
 def test_words(train: Train, tmp_path: Path) -> None:
     train()
     assert find_rerun(["seed=1"]) is None
-    with pytest.raises(ConfigError, match="rerun= repeats a run as it was, so seed=2 is refused"):
+    with pytest.raises(ConfigError, match="rerun= repeats a run unchanged, so seed=2 is refused"):
         find_rerun([f"rerun={tmp_path / 'run'}", "seed=2"])
     with pytest.raises(ConfigError, match=r"it has no run.json"):
         find_rerun([f"rerun={tmp_path}"])
@@ -81,6 +83,6 @@ def test_the_command(train: Train, tmp_path: Path) -> None:
     arguments = [sys.executable, str(ROOT / "src/train.py"), *words]
     done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "the scores came out equal" in done.stdout
+    assert "the scores are equal" in done.stdout
     (folder,) = tmp_path.glob("outputs/train/*/*_rerun_run")
     assert RunRecord(folder).read()["command"] == ["train.py", *words]

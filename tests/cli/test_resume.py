@@ -17,7 +17,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
-from alexlab.cli.resume import find_resumed_sweep, find_resumption, is_longer, store_attempt
+from alexlab.cli.resume import find_resumption, is_longer
+from alexlab.cli.resume_sweep import find_resumed_sweep
 from alexlab.errors import ConfigError, DataError, RankError
 from alexlab.runs.record import RunRecord
 from alexlab.sweeps.record import SweepRecord
@@ -177,7 +178,7 @@ def test_without_a_checkpoint_it_begins_anew(train: Train, tmp_path: Path, caplo
     caplog.set_level("INFO")
     stopped(train, 0, run_dir=tmp_path / "run")
     train(resumed=True)
-    assert "there is no checkpoint yet: the run begins anew" in caplog.text
+    assert "no checkpoint found: training from the start" in caplog.text
     assert len(rows(tmp_path / "run/metrics.csv")) == 1
 
 
@@ -189,10 +190,10 @@ def test_what_may_be_changed(train: Train, tmp_path: Path) -> None:
     assert found is not None
     assert found.config["trainer"]["max_epochs"] == 5
     assert found.config["callbacks"]["checkpoint"]["every_n_epochs"] == 2
-    assert found.arguments()[1:] == ["hydra.output_subdir=null", "~hydra.callbacks.folders"]
+    assert found.arguments()[1:] == ["hydra.output_subdir=null", "~hydra.callbacks.run_dirs"]
     assert find_resumption(["trainer.max_epochs=5"]) is None
     for number in (1, 2):
-        store_attempt(found.run_dir, found.config, found.changes)
+        RunRecord(found.run_dir).store_attempt(found.config, found.changes)
         stored = run / f".hydra/resume_{number}"
         assert OmegaConf.load(stored / "config.yaml").trainer.max_epochs == 5
         assert list(OmegaConf.load(stored / "overrides.yaml")) == list(found.changes)
@@ -201,7 +202,7 @@ def test_what_may_be_changed(train: Train, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], r"is finished, with trainer.max_epochs=1; a larger number extends it"),
+        ([], r"is finished with trainer.max_epochs=1; set a larger value to extend it"),
         (["trainer.max_epochs=1"], "is finished"),
         (["model=alexnet_half"], "a resumed run keeps its model, so model=alexnet_half is refused; start a new run for another model"),
         (["optimizer.lr=0.1"], r"a resumed run keeps its config, so optimizer.lr=0.1 is refused; of .* you can change trainer.max_epochs"),
@@ -261,7 +262,7 @@ def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Pat
     process.wait()
     process.stdout.close()
     assert refused.returncode == 1
-    assert f"a run that is resumed must have ended; process {process.pid} is writing outputs/train/" in refused.stderr
+    assert f"a resumed run must not be running; process {process.pid} is writing outputs/train/" in refused.stderr
     (folder,) = tmp_path.glob("outputs/train/*/*")
     assert settled(folder) == "interrupted"
     before = (folder / ".hydra/config.yaml").read_bytes()
@@ -395,7 +396,7 @@ def test_words_of_a_resumed_sweep(
     assert find_resumed_sweep(["seed=1"]) is None
     with pytest.raises(ConfigError, match=words):
         find_resumed_sweep(arguments)
-    with pytest.raises(ConfigError, match=r"is the folder of a sweep: python src/train.py -m resume=swept"):
+    with pytest.raises(ConfigError, match=r"is a sweep folder; use python src/train.py -m resume=swept"):
         find_resumption(["resume=swept"])
 
 
@@ -434,7 +435,7 @@ def test_resuming_on_other_images_is_refused(
 
         found = find_resumption([*arguments, *more])
         assert found is not None
-        return found.run(task.main, run)
+        return task.main(found.to_run(run))
 
     with pytest.raises(DataError, match=words) as caught:
         resume()
@@ -475,7 +476,7 @@ def test_resuming_with_other_classes_is_always_refused(
         )
         assert found is not None
         with pytest.raises(DataError, match=words):
-            found.run(task.main, tmp_path / "run")
+            task.main(found.to_run(tmp_path / "run"))
 
 
 def _swap_a_byte(path: Path) -> None:
@@ -490,11 +491,9 @@ def test_a_run_is_named_by_its_folder_or_its_last_checkpoint(trained_run: Path) 
         found = find_resumption([f"resume={given}", "trainer.max_epochs=9", cache])
         assert found is not None
         assert found.run_dir == trained_run
-    with pytest.raises(
-        ConfigError, match=r"must be the folder of a run, or its checkpoints/last\.ckpt; got .*best\.ckpt"
-    ):
+    with pytest.raises(ConfigError, match=r"must be a run folder, or its checkpoints/last\.ckpt; got .*best\.ckpt"):
         find_resumption([f"resume={trained_run / 'checkpoints/best.ckpt'}"])
-    with pytest.raises(ConfigError, match="resume_on_changed_data=true goes with resume=RUN_DIR"):
+    with pytest.raises(ConfigError, match="resume_on_changed_data=true needs resume=RUN_DIR"):
         find_resumption(["resume_on_changed_data=true"])
 
 
@@ -509,7 +508,7 @@ def test_a_run_with_a_corrupt_record_is_resumed_from_its_checkpoint(
     found = find_resumption(arguments)
     assert found is not None
     assert found.config["model"] == json.loads(whole)["config"]["model"]
-    assert found.began_with == {"class_names": ["ant", "bee", "cat"]}
+    assert found.recorded_images == {"class_names": ["ant", "bee", "cat"]}
     assert re.search(r"run\.json is corrupt: .*; using the config in .*last\.ckpt", caplog.text)
     (run / "checkpoints/last.ckpt").write_bytes(b"x")
     assert find_resumption(arguments) is not None, "from the best one"

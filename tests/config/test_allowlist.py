@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from alexlab.config import CONFIG_DIR, allowlist, instantiate
-from alexlab.config.allowlist import check_targets, without_trust
+from alexlab.config.allowlist import check_targets, pop_trusted_targets
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
 from support.runs import ROOT, TINY, environment, plain
@@ -65,7 +65,7 @@ MALICIOUS = [
 @pytest.fixture(autouse=True)
 def _trusting_nobody() -> Iterator[None]:
     yield
-    allowlist.trusted.clear()
+    allowlist._trusted.set(())
 
 
 def with_target(config: dict[str, Any], where: str, target: Any) -> dict[str, Any]:
@@ -136,15 +136,15 @@ def test_only_the_command_line_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=r"needs trusted_targets=\[mypackage\] on the command line"):
         instantiate.locate("mypackage.Mine", "callbacks.mine")
-    assert without_trust(["trusted_targets=[mypackage,other]", "seed=1"]) == ["seed=1"]
+    assert pop_trusted_targets(["trusted_targets=[mypackage,other]", "seed=1"]) == ["seed=1"]
     assert instantiate.locate("mypackage.Mine", "callbacks.mine").__name__ == "Mine"
-    with pytest.raises(ConfigError, match="must lie in"):
+    with pytest.raises(ConfigError, match="must be in"):
         instantiate.locate("mypackagetoo.Mine", "callbacks.mine")
     for words in ("trusted_targets=mypackage", "trusted_targets=[1]", "trusted_targets=[["):
         with pytest.raises(ConfigError, match="trusted_targets must be a list of packages"):
-            without_trust([words])
+            pop_trusted_targets([words])
     loaded = {"trusted_targets": ["evil"], "model": {"_target_": "evil.Net"}}
-    with pytest.raises(ConfigError, match=r"model._target_ must lie in"):
+    with pytest.raises(ConfigError, match=r"model._target_ must be in"):
         check_targets(loaded)
 
 
@@ -220,5 +220,5 @@ def test_the_command_itself(images: Path, tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 1
-    assert "callbacks.mine._target_ must lie in lightning.pytorch.callbacks" in done.stdout + done.stderr
+    assert "callbacks.mine._target_ must be in lightning.pytorch.callbacks" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from alexlab.cli import overrides
-from alexlab.cli.command import report_bug
-from alexlab.config import build, rehearsal
+from alexlab.cli.arguments import check_arguments, order_arguments
+from alexlab.cli.exits import report_bug
+from alexlab.config import preflight, rehearsal
 from alexlab.config.instantiate import make
 from alexlab.distributed.devices import num_ranks
 from alexlab.errors import AlexlabError, ConfigError
@@ -64,8 +64,8 @@ ALONE = [
     ({"data.batch_size": None}, "data.batch_size must be a whole number; got null"),
     ({"data.image_size": None}, "data.image_size must be a whole number; got null"),
     ({"data.mean": [float("nan")] * 3}, "data.mean must be one or three numbers, or null to measure; got [nan"),
-    ({"seed": -1}, "seed must be a whole number from 0 to 4294967295; got -1"),
-    ({"seed": 2**32}, "seed must be a whole number from 0 to 4294967295"),
+    ({"seed": -1}, "seed must be an integer from 0 to 4294967295; got -1"),
+    ({"seed": 2**32}, "seed must be an integer from 0 to 4294967295"),
     ({"class_names": 5}, "class_names must be null or a JSON file; got 5"),
     ({"optimizer.lr": float("inf")}, "optimizer.lr must be a finite number; got inf"),
     ({"optimizer": {"_target_": "torch.optim.ASGD"}}, "optimizer.lr must be given"),
@@ -78,7 +78,7 @@ ALONE = [
     ({"elastic.timeout_s": 0}, "elastic.timeout_s must be positive; got 0"),
     ({"trainer.sync_batchnorm": True, "trainer.devices": 2}, "trainer.sync_batchnorm=true needs GPUs"),
     ({"elastic.max_restarts": -1}, "elastic.max_restarts must be at least 0; got -1"),
-    ({"trainer.num_nodes": 2}, "trainer.num_nodes=2 needs ranks on several nodes, which torchrun, srun or mpirun starts"),
+    ({"trainer.num_nodes": 2}, "trainer.num_nodes=2 needs ranks on several nodes, started by torchrun, srun or mpirun"),
     ({"augmentation.train": None}, "augmentation.train must have a transform"),
     ({"augmentation.eval": {}}, "augmentation.eval must have a transform"),
     ({"augmentation.train.erase": "RandomErasing"}, "augmentation.train.erase must have a _target_"),
@@ -243,7 +243,7 @@ def test_an_error_that_no_key_explains_is_a_bug(
     def broken(*args: Any, **options: Any) -> None:
         raise KeyError("ours")
 
-    monkeypatch.setattr(build, "measured", broken)
+    monkeypatch.setattr(preflight, "fill_statistics", broken)
     with pytest.raises(KeyError, match="ours"):
         check(changed({}))
     monkeypatch.undo()
@@ -298,14 +298,12 @@ def test_a_node_names_the_key_that_its_class_refuses() -> None:
 
 
 def test_flags_of_a_command() -> None:
-    with pytest.raises(
-        ConfigError, match="--cfg shows the config of one run, and -m starts a sweep: leave one of them"
-    ):
-        overrides.check_arguments(["-m", "seed=1,2", "--cfg", "job"])
-    overrides.check_arguments(["seed=1", "--cfg", "job"])
+    with pytest.raises(ConfigError, match="--cfg prints the config of one run, and -m starts a sweep: use one of them"):
+        check_arguments(["-m", "seed=1,2", "--cfg", "job"])
+    check_arguments(["seed=1", "--cfg", "job"])
     with pytest.raises(ConfigError, match=r"scheduler must be one of constant, cosine, .*; got null"):
-        overrides.check_arguments(["scheduler=null"])
-    overrides.check_arguments(["callbacks=null", "logger=null", "ablation=null", "debug=null"])
+        check_arguments(["scheduler=null"])
+    check_arguments(["callbacks=null", "logger=null", "ablation=null", "debug=null"])
     words = [
         "callbacks=null",
         "debug=null",
@@ -316,7 +314,7 @@ def test_flags_of_a_command() -> None:
         "logger=null",
         "data=folder",
     ]
-    assert overrides.order_arguments(words) == [
+    assert order_arguments(words) == [
         *("callbacks=[]", "seed=1", "~augmentation.train.flip", "logger=[]", "data=folder"),
         *("--cfg", "job"),
     ]

@@ -134,7 +134,7 @@ def test_a_pack_is_built_once_and_reused(
         (["data.pack.resize=longer"], "data.pack.resize must be shorter or squash; got 'longer'"),
         (["data.pack.size=0"], "data.pack.size must be a positive number of pixels; got 0"),
         (["data.cache=ram"], "data.cache must be null, packed or device; got 'ram'"),
-        (["+data.pack.quality=9"], "data.pack.quality is no argument of"),
+        (["+data.pack.quality=9"], "data.pack.quality is not an argument of"),
         (["~augmentation.train.crop"], "augmentation.train cannot read .*: the first transform must crop or resize; got RandomHorizontalFlip"),
     ],
 )  # fmt: skip

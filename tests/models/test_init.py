@@ -118,5 +118,5 @@ def test_invalid_schemes_are_rejected() -> None:
     ):
         AlexNet(2, widths=[1] * 5, fc_widths=[1], init="orthogonal")
     config = plain("model=torchvision", "+model.init=he", "data=folder", "data.root=x")
-    with pytest.raises(ConfigError, match=r"model\.init is no argument of .*torchvision_net"):
+    with pytest.raises(ConfigError, match=r"model\.init is not an argument of .*torchvision_net"):
         build.net(config, 2)

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from alexlab.cli import command
+from alexlab.cli.exits import exit_on_error
 from alexlab.data.audit import report as audit_report
 from alexlab.data.audit.audit import audit_dataset
 from alexlab.data.image_file import Decoding
@@ -421,6 +422,6 @@ def test_the_linter_forbids_direct_output(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_commands_print_errors_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, command.ending_in_words():
+    with pytest.raises(SystemExit) as ended, exit_on_error():
         raise ConfigError("two jobs:", "a\nb")
     assert (ended.value.code, capsys.readouterr().err) == (1, "two jobs:\na\\nb\n")

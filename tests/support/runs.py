@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from alexlab.cli import command
+from alexlab.cli.task import to_plain
 from alexlab.config import CONFIG_DIR
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def plain(*overrides: str, name: str = "train") -> dict[str, Any]:
         config = composed(*overrides, name=name)
         without_hydra = config.copy()
         del without_hydra.hydra
-        _plain[overrides, name] = config, command.plain(without_hydra)
+        _plain[overrides, name] = config, to_plain(without_hydra)
     config, result = _plain[overrides, name]
     HydraConfig.instance().set_config(config)
     return copy.deepcopy(result)

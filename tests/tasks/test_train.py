@@ -200,11 +200,11 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
         (["data.batch_size=32"], "data.batch_size must not exceed the 24 training images of"),
         (
             ["+optimizer.momentum=0.9"],
-            "optimizer.momentum is no argument of torch.optim.adamw.AdamW; it takes lr, betas",
+            "optimizer.momentum is not an argument of torch.optim.adamw.AdamW; it takes lr, betas",
         ),
         (
             ["+scheduler.gama=0.9", "scheduler=step"],
-            "scheduler.gama is no argument of alexlab.training.schedules.step; it takes",
+            "scheduler.gama is not an argument of alexlab.training.schedules.step; it takes",
         ),
         (["+scheduler.gama=0.9", "scheduler=step"], "did you mean gamma?"),
         (
@@ -216,9 +216,9 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
             ["optimizer=any", "optimizer._target_=torch.optim.Nothing"],
             "optimizer._target_ must name a class or function",
         ),
-        (["+data.rot=x"], "data.rot is no argument of alexlab.data.config.DataConfig; it takes root, image_size"),
-        (["+data.pack.quality=9"], "data.pack.quality is no argument of alexlab.data.cache.pack.PackConfig"),
-        (["+data.stream.mx=9"], "data.stream.mx is no argument of alexlab.data.streaming.index.StreamConfig"),
+        (["+data.rot=x"], "data.rot is not an argument of alexlab.data.config.DataConfig; it takes root, image_size"),
+        (["+data.pack.quality=9"], "data.pack.quality is not an argument of alexlab.data.cache.pack.PackConfig"),
+        (["+data.stream.mx=9"], "data.stream.mx is not an argument of alexlab.data.streaming.index.StreamConfig"),
         (["optimizer.lr=null"], "optimizer.lr must be a number; got null"),
         (["data.batch_size=null"], "data.batch_size must be a whole number; got null"),
         (["~optimizer.lr"], "optimizer.lr must be given: optimizer.lr=VALUE"),

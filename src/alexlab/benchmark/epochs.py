@@ -31,7 +31,7 @@ def ours(workload: Workload, turn: Turn, *, callback: type = EpochTurns, **optio
         callback: class that takes the turns, with an argument `turn_fd`.
         options: entries of the `trainer` node.
     """
-    allowlist.trusted.append(callback.__module__)
+    allowlist.trust(callback.__module__)
     node = {**workload.config["trainer"], "max_epochs": FOREVER, "devices": workload.num_ranks, **options}
     entry = {"_target_": f"{callback.__module__}.{callback.__name__}", "turn_fd": turn.fd}
     callbacks = {**workload.config["callbacks"], "turns": entry}

@@ -61,7 +61,7 @@ def compare_first_step(context: BenchmarkContext) -> Row:
     overrides = [
         *context.overrides,
         f"data.root={root}",
-        f"{allowlist.WORD}[{FirstStep.__module__}]",
+        f"{allowlist.FLAG}[{FirstStep.__module__}]",
         f"+callbacks.first_step._target_={FirstStep.__module__}.{FirstStep.__name__}",
         f"+callbacks.first_step.path={time_paths[0]}",
     ]

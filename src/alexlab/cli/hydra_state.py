@@ -15,7 +15,7 @@ from alexlab.runs.layout import tag
 
 def register() -> None:
     """Install the `tag` resolver and our checks of overrides in Hydra."""
-    OmegaConf.register_new_resolver("tag", lambda words: tag(raw_overrides(words)), replace=True)
+    OmegaConf.register_new_resolver("tag", lambda overrides: tag(raw_overrides(overrides)), replace=True)
     composition.install()
 
 
@@ -25,22 +25,22 @@ class ProcessState:
 
     Args:
         hydra: state of Hydra's singletons and resolvers.
-        trusted: packages named by `trust=`.
+        trusted: packages named by `trusted_targets=`.
         program: name of the command.
     """
 
     hydra: Any
-    trusted: list[str]
+    trusted: tuple[str, ...]
     program: str
 
     @classmethod
     def capture(cls) -> "ProcessState":
         """Return the state of this process."""
-        return cls(Singleton.get_state(), list(allowlist.trusted), sys.argv[0])
+        return cls(Singleton.get_state(), allowlist.trusted(), sys.argv[0])
 
     def restore(self) -> None:
         """Give this process the captured state."""
         register()
-        allowlist.trusted.extend(self.trusted)
+        allowlist.trust(*self.trusted)
         Singleton.set_state(self.hydra)
         sys.argv[:] = [self.program]

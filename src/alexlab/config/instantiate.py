@@ -1,4 +1,4 @@
-"""A config node is the arguments of one call: found, checked against its signature, called. Imports no torch."""
+"""Config nodes as calls: resolve `_target_`, check the arguments against its signature, call it."""
 
 import difflib
 import importlib
@@ -7,18 +7,18 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from alexlab.config.allowlist import check_found, check_target
+from alexlab.config.allowlist import check_resolved, check_target
 from alexlab.errors import AlexlabError, ConfigError
 
 Config = dict[str, Any]
-WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
-KINDS = {kind.__name__: kind for kind in WORDS}
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+KINDS = {kind.__name__: kind for kind in TYPE_NAMES}
 _NUMBER = r"[-+]?[\d.,]+(e[-+]?\d+)?"
-TEXTS = {bool: "true|false|yes|no|on|off", int: _NUMBER, float: _NUMBER}  # that cannot be meant as a text
+TEXTS = {bool: "true|false|yes|no|on|off", int: _NUMBER, float: _NUMBER}  # strings that were meant as another type
 
 
 def locate(path: str, where: str) -> Callable[..., Any]:
-    """The class or function of a `_target_`, if its node may name it."""
+    """Return the class or function of a `_target_`, if the allow-list permits it."""
     check_target(path, where)
     module, _, name = path.rpartition(".")
     try:
@@ -27,12 +27,12 @@ def locate(path: str, where: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{where}._target_ must name a class or function that can be imported; got {path}: {error}"
         ) from error
-    check_found(found, path, where)
+    check_resolved(found, path, where)
     return found
 
 
 def bind(target: Callable[..., Any], where: str, /, *args: Any, **keywords: Any) -> None:
-    """Raises ConfigError unless `target` takes these arguments."""
+    """Raise ConfigError unless `target` accepts these arguments."""
     signature = inspect.signature(target)
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     unknown = [name for name in keywords if name not in signature.parameters]
@@ -41,7 +41,7 @@ def bind(target: Callable[..., Any], where: str, /, *args: Any, **keywords: Any)
         near = difflib.get_close_matches(unknown[0], choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f"{where}.{unknown[0]} is no argument of {target.__module__}.{target.__qualname__}; "
+            f"{where}.{unknown[0]} is not an argument of {target.__module__}.{target.__qualname__}; "
             f"it takes {', '.join(choices)}{hint}"
         )
     for name, value in keywords.items():
@@ -56,10 +56,10 @@ def bind(target: Callable[..., Any], where: str, /, *args: Any, **keywords: Any)
 
 
 def _check_kind(parameter: inspect.Parameter, value: Any, where: str, *, ours: bool) -> None:
-    """Raise ConfigError for a text in the place of a number or of true or false, and for a null that no annotation admits.
+    """Raise ConfigError for a string instead of a number or boolean, and for a null that the annotation does not allow.
 
-    In a file of one's own `lr: "0.1"`, `lr: 0,1` and `lr:` replace no default that would tell them to be wrong. Annotations
-    of other packages are not always true: `value="random"` of torchvision's RandomErasing is a float there.
+    In a user's YAML file, `lr: "0.1"`, `lr: 0,1` and `lr:` replace no default that would show the type. Annotations of other
+    packages are not always right: torchvision's RandomErasing takes `value="random"` but annotates a float.
     """
     annotated = KINDS.get(str(getattr(parameter.annotation, "__name__", parameter.annotation)))
     kind = annotated or KINDS.get(type(parameter.default).__name__)
@@ -70,16 +70,17 @@ def _check_kind(parameter: inspect.Parameter, value: Any, where: str, *, ours: b
     else:
         wrong = (annotated is not None and ours) or re.fullmatch(TEXTS[kind], value, re.IGNORECASE) is not None
     if wrong:
-        raise ConfigError(f"{where} must be {WORDS[kind]}; got {'null' if value is None else repr(value)}")
+        raise ConfigError(f"{where} must be {TYPE_NAMES[kind]}; got {'null' if value is None else repr(value)}")
 
 
 def make(node: Config, where: str, /, *args: Any, **extra: Any) -> Any:
-    """Calls the node's `_target_` with its other keys; nodes inside it are made first.
+    """Instantiate a node: call its `_target_` with its other keys, after instantiating nested nodes.
 
     Args:
         node: `_target_` and keyword arguments.
-        where: the node's place in the config, for messages.
-        args, extra: arguments that are no configuration.
+        where: key of the node, for messages.
+        args: positional arguments that do not come from the config.
+        extra: keyword arguments that do not come from the config.
     """
     target, keywords = parts(node, where)
     bind(target, where, *args, **{**keywords, **extra})
@@ -95,7 +96,7 @@ def make(node: Config, where: str, /, *args: Any, **extra: Any) -> Any:
 
 
 def _refused(target: Callable[..., Any], where: str, args: Any, keywords: Config, extra: Config) -> str:
-    """The key without which a call succeeds, with its value; the node where there is none."""
+    """Return the key without which the call succeeds, with its value, or else the key of the node."""
     for name, value in keywords.items():
         try:
             target(*args, **{key: other for key, other in keywords.items() if key != name}, **extra)
@@ -106,15 +107,15 @@ def _refused(target: Callable[..., Any], where: str, args: Any, keywords: Config
 
 
 def parts(node: Config, where: str) -> tuple[Callable[..., Any], Config]:
-    """What a node calls, and with which keyword arguments."""
+    """Return the target of a node and its keyword arguments."""
     if not isinstance(node, dict) or "_target_" not in node:
-        raise ConfigError(f"{where} must have a _target_, the class that it configures; got {node!r}")
+        raise ConfigError(f"{where} must have a _target_, the class to instantiate; got {node!r}")
     keywords = {name: value_of(value, f"{where}.{name}") for name, value in node.items() if name != "_target_"}
     return locate(node["_target_"], where), keywords
 
 
 def value_of(value: Any, where: str) -> Any:
-    """A value of a node: itself, or what it makes where it is a node or a list of them."""
+    """Return a value of a node, instantiated if it is a node or a list of nodes."""
     if isinstance(value, dict) and "_target_" in value:
         return make(value, where)
     if isinstance(value, list):
@@ -123,5 +124,5 @@ def value_of(value: Any, where: str) -> Any:
 
 
 def entries(nodes: Config) -> Config:
-    """The nodes of a named dict; null leaves an entry out."""
+    """Return the nodes of a dict of named nodes without null entries."""
     return {name: node for name, node in (nodes or {}).items() if node is not None}

@@ -1,7 +1,7 @@
 """Jobs of a sweep, and the results of earlier attempts at them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,29 +54,18 @@ class Job:
         return f"resume it with resume={self.folder}" if self.standalone else "resume the sweep with -m resume="
 
 
-class JobCheck(Protocol):
-    """A check of the composed config of a job, before the first job of a sweep starts."""
+class SweepTask(Protocol):
+    """Task function of a command, as Hydra calls it, with what a sweep needs."""
 
-    def __call__(self, config: DictConfig, *, remote: bool) -> None:
-        """Raise AlexlabError if the job cannot run; `remote` jobs run on machines whose devices are unknown here."""
-
-
-@dataclass(frozen=True)
-class SweepTask:
-    """Task function of a command, as Hydra calls it, with what its sweep needs.
-
-    Args:
-        run: runs the task on the composed config of a job and returns its score.
-        check: checks the config of a job.
-        table: all jobs of the sweep.
-    """
-
-    run: Callable[[DictConfig], float | None]
-    check: JobCheck
-    table: JobTable = field(default_factory=JobTable)
+    @property
+    def table(self) -> JobTable:
+        """All jobs of the sweep."""
 
     def __call__(self, config: DictConfig) -> float | None:
-        return self.run(config)
+        """Run the task on the composed config of a job and return its score."""
+
+    def check(self, config: DictConfig, *, remote: bool) -> None:
+        """Raise AlexlabError if the job cannot run; `remote` jobs run on machines whose devices are unknown here."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""The command line of a command, rewritten for Hydra before it starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alexlab.cli.arguments import (
+    check_arguments,
+    collect_runs,
+    expand_run_dirs,
+    order_arguments,
+    quote_paths,
+    select_data,
+)
+from alexlab.config.allowlist import pop_trusted_targets
+
+if TYPE_CHECKING:
+    from alexlab.cli.rerun import Rerun
+    from alexlab.cli.resume import Resumption
+    from alexlab.cli.resume_sweep import ResumedSweep
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One call of a command.
+
+    Args:
+        command: name of the command.
+        typed: arguments as typed.
+        arguments: arguments for Hydra.
+        earlier: the run to resume or rerun, whose config replaces the composed one.
+        sweep: the sweep to resume.
+    """
+
+    command: str
+    typed: Sequence[str]
+    arguments: Sequence[str]
+    earlier: "Resumption | Rerun | None" = None
+    sweep: "ResumedSweep | None" = None
+
+
+def parse_invocation(command: str, typed: Sequence[str]) -> Invocation:
+    """Return the invocation for a command line.
+
+    Raises:
+        ConfigError: if an argument is malformed, or the run or sweep that it names cannot be resumed.
+    """
+    check_arguments(typed)
+    arguments = expand_run_dirs(pop_trusted_targets(typed))
+    if command == "train" and any(argument.startswith(("resume", "rerun=")) for argument in typed):
+        from alexlab.cli.rerun import find_rerun
+        from alexlab.cli.resume import find_resumption
+        from alexlab.cli.resume_sweep import find_resumed_sweep
+        from alexlab.runs.disk_errors import check_free_space
+
+        sweep = find_resumed_sweep(arguments)
+        if sweep is not None:
+            return Invocation(command, typed, _for_hydra(command, sweep.arguments), sweep=sweep)
+        resumption = find_resumption(arguments)
+        if resumption is not None:
+            check_free_space(resumption.run_dir)  # Hydra opens its log in this folder
+        earlier = resumption or find_rerun(arguments)
+        if earlier is not None:
+            return Invocation(command, typed, earlier.arguments(), earlier=earlier)
+    return Invocation(command, typed, _for_hydra(command, arguments))
+
+
+def _for_hydra(command: str, arguments: Sequence[str]) -> list[str]:
+    arguments = quote_paths(collect_runs(arguments) if command == "report" else arguments)
+    return order_arguments(select_data(arguments) if command in ("train", "benchmark") else arguments)

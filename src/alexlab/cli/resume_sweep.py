@@ -1,0 +1,97 @@
+"""Resuming a sweep from its own record."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from alexlab.cli.arguments import quote_paths
+from alexlab.cli.resume import ON_CHANGED_DATA, accepts_changed_data, override_keys
+from alexlab.config.confinement import check_folder
+from alexlab.config.grammar import quote_path
+from alexlab.errors import ConfigError
+from alexlab.runs.layout import LAUNCHER_OVERRIDES
+from alexlab.sweeps.entries import to_entry
+from alexlab.sweeps.record import read_record
+
+log = logging.getLogger(__name__)
+
+NUM_TRIALS = "hydra.sweeper.num_trials"
+
+
+@dataclass(frozen=True)
+class ResumedSweep:
+    """A sweep to be resumed.
+
+    Args:
+        folder: sweep folder.
+        arguments: arguments for Hydra, rebuilt from the record of the sweep.
+        confirmed: keys typed again, whose values may refer to other folders.
+        on_changed_data: resume jobs even if their images have changed.
+    """
+
+    folder: Path
+    arguments: list[str]
+    confirmed: Sequence[str] = ()
+    on_changed_data: bool = False
+
+
+def find_resumed_sweep(arguments: Sequence[str]) -> ResumedSweep | None:
+    """Return the sweep that `-m resume=SWEEP_DIR` names, or None without this argument.
+
+    Raises:
+        ConfigError: if it is not a sweep folder, its record is corrupt, or an argument would change its jobs.
+    """
+    wanted = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
+    if not wanted or not any(argument in ("-m", "--multirun") for argument in arguments):
+        return None
+    folder = Path(wanted[-1]).expanduser()
+    record = read_record(folder)
+    check_folder(folder)
+    own = ("resume=", ON_CHANGED_DATA)
+    others = [
+        argument for argument in arguments if argument not in ("-m", "--multirun") and not argument.startswith(own)
+    ]
+    confirmed = [override for override in others if _repeats(override, record.overrides)]
+    others = [override for override in others if override not in confirmed]
+    refused = [
+        override for override in others if not override.startswith((*LAUNCHER_OVERRIDES, NUM_TRIALS, "--config-dir="))
+    ]
+    if refused:
+        raise ConfigError(
+            f"a resumed sweep keeps its jobs, so {refused[0]} is refused; you can change launcher, launcher.* and, "
+            f"of a search, {NUM_TRIALS}"
+        )
+    hydra = record.hydra_overrides()
+    if any(override.startswith(NUM_TRIALS) for override in others):
+        hydra = [override for override in hydra if not override.startswith(NUM_TRIALS)]
+    launcher = [] if any(override.startswith("launcher=") for override in others) else record.launcher_overrides()
+    address = record.settings.get("address") if launcher else None
+    if address not in (None, "auto") and not any(override.startswith("launcher.address=") for override in others):
+        raise ConfigError(
+            f"{folder} ran on the Ray cluster {address}, which would run code on this machine; if you trust it, add "
+            f"launcher.address={address} to the command"
+        )
+    lost = [override for override in record.dropped if override not in others]
+    if lost:
+        log.warning("overrides of Hydra itself are not restored; type them again if you need them: %s", " ".join(lost))
+    sweep_dir = f"hydra.sweep.dir={quote_path(str(folder))}"
+    return ResumedSweep(
+        folder,
+        ["-m", *record.job_overrides(), *hydra, *launcher, *others, sweep_dir],
+        override_keys(confirmed),
+        accepts_changed_data(arguments),
+    )
+
+
+def _repeats(override: str, entries: Sequence[dict[str, Any]]) -> bool:
+    """Return whether an override repeats one of the record."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(quote_paths([override]))
+    except HydraException:
+        return False
+    return to_entry(parsed[0]) in entries

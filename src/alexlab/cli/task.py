@@ -1,0 +1,185 @@
+"""The task of a command, as Hydra calls it on each composed config."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from alexlab.cli.exits import UNRESOLVED, report_errors, unresolved
+from alexlab.cli.hydra_state import ProcessState
+from alexlab.cli.invocation import Invocation
+from alexlab.config.confinement import check_confined
+from alexlab.config.grammar import raw_overrides
+from alexlab.distributed import ranks, rendezvous
+from alexlab.errors import AlexlabError, ConfigError
+from alexlab.runs.run import Run
+from alexlab.sweeps.jobs import Job, previous_attempt
+from alexlab.sweeps.table import FAILED, FINISHED, JobTable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CommandTask:
+    """Task function of a command; an `alexlab.sweeps.jobs.SweepTask`.
+
+    Args:
+        invocation: command line of the command.
+        table: jobs of the sweep, or the run that was submitted to a cluster.
+        exit_codes: exit codes of failed runs.
+    """
+
+    invocation: Invocation
+    table: JobTable = field(default_factory=JobTable)
+    exit_codes: list[int] = field(default_factory=list)
+
+    def __call__(self, config: DictConfig) -> float | None:
+        """Run the task and return the value that a sweeper maximises; None if it failed."""
+        hydra_config = HydraConfig.get()
+        os.chdir(
+            hydra_config.runtime.cwd
+        )  # relative paths refer to the working directory, also with hydra.job.chdir=true
+        with report_errors(Path(hydra_config.runtime.output_dir), self.exit_codes):
+            if hydra_config.mode == RunMode.RUN and hydra_config.runtime.choices.get("launcher") == "submitit":
+                return self._submit(config)
+            run = self._prepare(config)
+            score: float | None = self._main(run)
+            self._compare(run)
+            return score
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the table, which holds the configs of all jobs."""
+        return CommandTask, (self.invocation,)
+
+    def check(self, config: DictConfig, *, remote: bool) -> None:
+        """Raise AlexlabError if the task cannot run a config, or a resumed sweep must not.
+
+        Args:
+            config: composed config of a job.
+            remote: the job runs on another machine, whose devices are unknown here.
+        """
+        task, sweep = self._module(), self.invocation.sweep
+        if sweep is not None:
+            check_confined(to_plain(config), sweep.folder, confirmed=sweep.confirmed)
+        if self.invocation.command == "train":
+            task.check(to_plain(config), remote=remote)
+        elif hasattr(task, "check"):
+            task.check(to_plain(config))
+
+    def _module(self) -> Any:
+        return importlib.import_module(f"alexlab.tasks.{self.invocation.command}")
+
+    @property
+    def _main(self) -> Callable[[Run], float | None]:
+        main: Callable[[Run], float | None] = self._module().main
+        return main
+
+    def _prepare(self, config: DictConfig) -> Run:
+        """Return the run for a composed config, or for the run that is resumed or repeated."""
+        invocation, hydra_config = self.invocation, HydraConfig.get()
+        sys.argv[1:] = invocation.typed  # for the run record
+        run_dir, isolated = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
+        if invocation.earlier is not None:
+            return invocation.earlier.to_run(run_dir)
+        own = to_plain(config)
+        if invocation.command == "train":  # the ranks that a cluster started for a job on several nodes
+            rendezvous.join(own["trainer"], timeout_s=own["elastic"]["timeout_s"])
+        if invocation.sweep is not None:
+            check_confined(own, invocation.sweep.folder, confirmed=invocation.sweep.confirmed)
+        if invocation.command == "train" and ranks.broadcast("is resumed", lambda: previous_attempt(run_dir).resumed):
+            from alexlab.cli.resume import resumed_job
+
+            return resumed_job(run_dir, own, sweep=invocation.sweep, isolated=isolated)
+        choices = hydra_config.runtime.choices.items()
+        return Run(
+            config=own,
+            dir=run_dir,
+            choices={group: str(option) for group, option in choices if "hydra/" not in group},
+            overrides=raw_overrides(hydra_config.overrides.task),
+            isolated=isolated,
+        )
+
+    def _compare(self, run: Run) -> None:
+        """Log how a repeated run compares with the first one."""
+        from alexlab.cli.rerun import Rerun
+
+        if isinstance(self.invocation.earlier, Rerun):
+            for line in self.invocation.earlier.compare(run.dir):
+                log.info("%s", line)
+
+    def _submit(self, config: DictConfig) -> float | None:
+        """Run the task on a cluster, wait for it and return its score.
+
+        Raises:
+            AlexlabError: with the cause and the exit code if the run failed there.
+        """
+        from alexlab.runs.record import RunRecord
+
+        hydra_config = HydraConfig.get()
+        run_dir = Path(hydra_config.runtime.output_dir)
+        runner = hydra.utils.instantiate(hydra_config.launcher).runner
+        runner.prepare(run_dir)
+        if self.invocation.earlier is None:
+            with runner.like_job():
+                self.check(config, remote=runner.remote)
+        job = Job(0, raw_overrides(hydra_config.overrides.task), run_dir, config, standalone=True)
+        self.table.jobs.append(job)
+        runner.run(
+            iter([job]),
+            partial(_run_submitted, self.invocation),
+            table=self.table,
+            on_end=lambda job: None,
+            restore=ProcessState.capture().restore,
+        )
+        if job.state == FINISHED:
+            from alexlab.training.console import print_scores
+
+            print_scores(RunRecord(run_dir).read()["scores"], run_dir)
+            return job.score
+        failure = AlexlabError(str(job.cause))
+        failure.exit_code = RunRecord(run_dir).read().get("exit_code") or AlexlabError.exit_code
+        raise failure
+
+
+def _run_submitted(invocation: Invocation, job: Job) -> None:
+    """Run a submitted task in its process on the cluster, and record in `job` how it ended."""
+    hydra_config = HydraConfig.get()
+    configure_log(cast(DictConfig, hydra_config.job_logging), hydra_config.verbose)
+    task = CommandTask(invocation)
+    try:
+        run = task._prepare(job.config)
+        job.end(FINISHED, score=task._main(run))
+        task._compare(run)
+    except Exception as error:
+        if not isinstance(error, AlexlabError):
+            log.exception("%s", error)
+        job.end(FAILED, cause=str(error))
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """Return a composed config as plain data with every interpolation resolved, without the `launcher` node.
+
+    Raises:
+        ConfigError: if a mandatory value is missing or an interpolation cannot be resolved.
+    """
+    try:
+        resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key or str(error).rsplit(" ", 1)[-1]
+        raise ConfigError(f"{key} is required: {key}=VALUE") from error
+    except UNRESOLVED as error:
+        raise unresolved(error) from error
+    return {key: value for key, value in resolved.items() if key != "launcher"}
