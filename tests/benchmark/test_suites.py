@@ -16,7 +16,7 @@ from alexlab.benchmark.interleave import interleave
 from alexlab.benchmark.memory import children, private_mb
 from alexlab.errors import ConfigError
 from alexlab.runs.run import Run
-from alexlab.tasks.benchmark import SUITES, check, main, suites, train_words
+from alexlab.tasks.benchmark import SUITES, check, main, suites, train_overrides
 from support.images import write_images
 from support.runs import TINY, plain
 
@@ -132,7 +132,7 @@ def test_startup(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("alexlab.benchmark.context.interleave", once)
     overrides = [override for override in SMALL if not override.startswith("benchmark")]
-    monkeypatch.setattr("alexlab.tasks.benchmark.train_words", lambda choices, own: [*overrides, "optimizer=sgd"])
+    monkeypatch.setattr("alexlab.tasks.benchmark.train_overrides", lambda choices, own: [*overrides, "optimizer=sgd"])
     config = plain(*SMALL, "suite=startup", f"data.root={photographs}", name="benchmark")
     main(Run(config=config, dir=tmp_path, choices=CHOICES))
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
@@ -169,7 +169,7 @@ def test_unknown_suites_are_refused() -> None:
         check({"suite": "fits"})
     with pytest.raises(ConfigError, match=r"benchmark\.pairs must be at least 1; got 0"):
         BenchmarkConfig(pairs=0)
-    overrides = train_words(
+    overrides = train_overrides(
         {"model": "nin", "data": "folder", "debug": "None"}, ["model=nin", "suite=epochs", "seed=2"]
     )
     assert overrides == ["model=nin", "data=folder", "seed=2"]

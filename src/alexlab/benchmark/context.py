@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from alexlab.config.instantiate import Config
 from alexlab.data.splits import Splits
 from alexlab.data.streaming.index import SPARE_SHARDS
 from alexlab.data.streaming.writer import write_shards
+from alexlab.runs.run import Run
 
 SHARD_BYTES = 2_000_000  # small: the subset that is measured on must fill more than a cache of MIX shards
 MIX = 8  # shards
@@ -34,6 +36,7 @@ class BenchmarkContext:
         device: `cpu` or `cuda`.
         num_ranks: processes of a training.
         out_dir: folder of the results.
+        train: the task of `train.py`.
         peer: command line of another program, or None.
     """
 
@@ -45,6 +48,7 @@ class BenchmarkContext:
     device: str
     num_ranks: int
     out_dir: Path
+    train: Callable[[Run], Any]
     peer: str | None = None
 
     @property
@@ -86,7 +90,7 @@ class BenchmarkContext:
     def workload(self, name: str, num_ranks: int = 1) -> Workload:
         """Return the workload of a candidate, with a run folder of its name."""
         run_dir = self.out_dir / "runs" / f"{name.replace(' ', '_').replace(',', '')}_{num_ranks}"
-        return Workload(self.config, self.splits, run_dir, num_ranks, self.device)
+        return Workload(self.config, self.splits, run_dir, self.train, num_ranks, self.device)
 
     def on_files(self) -> "BenchmarkContext":
         """Return the same benchmark on image files."""

@@ -16,7 +16,6 @@ from alexlab.benchmark.table import Row
 from alexlab.benchmark.workload import Workload
 from alexlab.config import allowlist
 from alexlab.runs.run import Run
-from alexlab.tasks import train as train_task
 from alexlab.training.checkpoint_io import AtomicCheckpointIO
 
 LABELS = {"epoch": "whole epochs", "train": "training", "val": "validation"}  # by figure
@@ -37,7 +36,7 @@ def ours(workload: Workload, turn: Turn, *, callback: type = EpochTurns, **optio
     callbacks = {**workload.config["callbacks"], "turns": entry}
     workload.run_dir.mkdir(parents=True)
     config = {**workload.config, "trainer": node, "callbacks": callbacks}
-    train_task.main(Run(config=config, dir=workload.run_dir))
+    workload.train(Run(config=config, dir=workload.run_dir))
 
 
 def suite(context: BenchmarkContext) -> list[Row]:

@@ -1,6 +1,7 @@
 """The training that all candidates do."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config, parts
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.splits import Splits
+from alexlab.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Workload:
         splits: the data, packed if the config says so.
         run_dir: folder for checkpoints and logs.
         num_ranks: number of processes.
+        train: the task of `train.py`.
         device: `cpu` or `cuda`.
     """
 
     config: Config
     splits: Splits
     run_dir: Path
+    train: Callable[[Run], Any]
     num_ranks: int = 1
     device: str = "cpu"
 

@@ -78,7 +78,7 @@ class Parallel(JobRunner):
         on_end: Callable[[Job], None],
         restore: Callable[[], None],
     ) -> None:
-        import alexlab.tasks.rank  # noqa: F401 - import torch and lightning once, before forking
+        import alexlab.config.preflight  # noqa: F401 - import torch and lightning once, before forking
         from alexlab.distributed.devices import num_gpus
 
         pool = SlotPool(self.jobs, jobs_per_gpu=self.jobs_per_gpu, num_gpus=num_gpus())

@@ -51,7 +51,7 @@ def run_task(work: RayWork, job: Job, num_cores: int, retried: bool) -> tuple[st
         os.chdir(work.working_dir)
     except OSError as error:
         return FAILED, None, f"the nodes of a Ray cluster must share the disk of the sweep; {error}"
-    import alexlab.tasks.rank  # noqa: F401 - once for all jobs of this worker
+    import alexlab.config.preflight  # noqa: F401 - once for all jobs of this worker
 
     if retried:
         previous = _released_attempt(job)

@@ -1,128 +1,150 @@
-"""`python src/benchmark.py`: this package beside others. Imports no torch at its top."""
+"""Task of `python src/benchmark.py`: interleaved measurements of this package and of alternatives."""
 
 import importlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alexlab.config.instantiate import bind
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
 from alexlab.runs.run import Run
+from alexlab.tasks import train
+
+if TYPE_CHECKING:
+    from alexlab.benchmark.context import BenchmarkContext
 
 SUITES = ("loader", "step", "epochs", "startup", "scaling", "memory")
 GROUPS = ("model", "data", "augmentation", "loss", "optimizer", "scheduler", "trainer")
-OWN = ("suite", "peer", "benchmark")
+OWN_KEYS = ("suite", "peer", "benchmark")
 
 
 def main(run: Run) -> None:
-    """Measures, prints a table and writes benchmark.json, benchmark.md and benchmark.png.
+    """Run the suites, print a table and write benchmark.json, benchmark.md and benchmark.png.
 
     Raises:
-        AlexlabError: in one sentence.
+        AlexlabError: if the config cannot be trained or a candidate fails.
     """
     from alexlab.benchmark import table
-    from alexlab.benchmark.config import BenchmarkConfig, write_subset
-    from alexlab.benchmark.context import BenchmarkContext
     from alexlab.benchmark.roofline import measure_ceilings
-    from alexlab.config import build
-    from alexlab.config.rehearsal import rehearse
-    from alexlab.config.resolve import fill_statistics, resolve_auto
-    from alexlab.config.validate import check_objects
-    from alexlab.data.config import DataConfig
-    from alexlab.data.layout import SPLITS
-    from alexlab.distributed.devices import num_ranks, requested_gpus
-    from alexlab.distributed.hardware import describe_hardware
-    from alexlab.distributed.launch import Limits, launch
     from alexlab.output.terminal import Terminal
-    from alexlab.runs.provenance import CODE_DIR, code_state, versions
+
+    names = suites(run.config["suite"])
+    context = _context(run)
+    about = _about(run, context)
+    try:
+        ceilings = measure_ceilings(context.device, num_rounds=context.settings.pairs, log_dir=run.dir / "logs")
+        rows = list(ceilings)
+        for name in names:
+            rows += importlib.import_module(f"alexlab.benchmark.{name}").suite(context)
+            table.write(rows, about, run.dir)  # keep the finished suites if a later one fails
+    finally:
+        shutil.rmtree(context.config["data"]["cache_dir"], ignore_errors=True)
+    Terminal(width=None if Terminal().is_terminal else 200).print(table.table(rows, _title(about)))
+    print_line(os.path.relpath(run.dir / "benchmark.json"))
+
+
+def _context(run: Run) -> "BenchmarkContext":
+    """Return the arguments of the suites, after checking that the config can be trained."""
+    from alexlab.benchmark.config import BenchmarkConfig
+    from alexlab.benchmark.context import BenchmarkContext
+    from alexlab.config import build
+    from alexlab.config.data import data_config
+    from alexlab.config.rehearsal import rehearse
+    from alexlab.config.resolve import resolve_auto
+    from alexlab.config.validate import check_objects
+    from alexlab.distributed.devices import num_ranks, requested_gpus
+    from alexlab.distributed.launch import Limits, launch
     from alexlab.training.console import quiet_lightning
 
-    config = run.config
-    names = suites(config["suite"])
-    bind(BenchmarkConfig, "benchmark", **config["benchmark"])
-    settings = BenchmarkConfig(**config["benchmark"])
+    bind(BenchmarkConfig, "benchmark", **run.config["benchmark"])
+    settings = BenchmarkConfig(**run.config["benchmark"])
     quiet_lightning()
-    bind(DataConfig, "data", **config["data"])
-    if config["data"].get("url") is not None:
-        raise ConfigError(f"what is measured on must be files, data.root=DIR; got data.url={config['data']['url']}")
-    found = DataConfig(**config["data"]).find_splits()
-    listed = write_subset(found, settings.train_images, settings.val_images, run.dir / "images.csv")
-    where = {
-        "root": str(listed.resolve()),
+    config = _on_subset(run, settings)
+    requested = {name: config["trainer"][name] for name in ("accelerator", "devices")}
+    device, ranks = "cuda" if requested_gpus(**requested) else "cpu", num_ranks(**requested)
+    # In a child process: querying the precisions of a GPU initialises CUDA, and this process could no longer be forked.
+    resolve = partial(resolve_auto, config["trainer"])
+    config["trainer"] = launch(resolve, num_ranks=1, isolated=True, limits=Limits(**config["elastic"]))
+    splits = data_config(config).find_splits()
+    check_objects(config, splits, num_ranks=ranks)
+    rehearse(config, splits, num_ranks=ranks)
+    return BenchmarkContext(
+        config=config,
+        choices=run.choices,
+        overrides=train_overrides(run.choices, run.overrides),
+        settings=settings,
+        splits=build.packed_splits(config, splits),
+        device=device,
+        num_ranks=ranks,
+        out_dir=run.dir.resolve(),
+        train=train.main,
+        peer=run.config["peer"],
+    )
+
+
+def _on_subset(run: Run, settings: Any) -> dict[str, Any]:
+    """Return the config of `train.py` on a subset of the images, with its statistics filled in."""
+    from alexlab.benchmark.config import write_subset
+    from alexlab.config.data import data_config
+    from alexlab.config.resolve import fill_statistics
+    from alexlab.data.layout import SPLITS
+
+    if run.config["data"].get("url") is not None:
+        raise ConfigError(f"the benchmark needs image files, data.root=DIR; got data.url={run.config['data']['url']}")
+    splits = data_config(run.config).find_splits()
+    manifest = write_subset(splits, settings.train_images, settings.val_images, run.dir / "images.csv")
+    data = {
+        **run.config["data"],
+        "root": str(manifest.resolve()),
         "generate": None,
         "splits": dict.fromkeys(SPLITS),
         "cache_dir": str(run.dir.resolve() / "cache"),
     }
-    trained = {key: value for key, value in config.items() if key not in OWN}
-    trained, _ = fill_statistics({**trained, "data": {**config["data"], **where}}, found)
-    devices = {name: config["trainer"][name] for name in ("accelerator", "devices")}
-    device, ranks = "cuda" if requested_gpus(**devices) else "cpu", num_ranks(**devices)
-    # In a child: to ask a GPU what it computes in starts CUDA, after which this process could not be forked.
-    ask, limits = partial(resolve_auto, trained["trainer"]), Limits(**config["elastic"])
-    trained["trainer"] = launch(ask, num_ranks=1, isolated=True, limits=limits)
-    splits = DataConfig(**trained["data"]).find_splits()
-    check_objects(trained, splits, num_ranks=ranks)
-    rehearse(trained, splits, num_ranks=ranks)
-
-    try:
-        results = measure_ceilings(device, num_rounds=settings.pairs, log_dir=run.dir / "logs")
-        context = BenchmarkContext(
-            config=trained,
-            choices=run.choices,
-            overrides=train_words(run.choices, list(run.overrides)),
-            settings=settings,
-            splits=build.packed_splits(trained, DataConfig(**trained["data"]).find_splits()),
-            device=device,
-            num_ranks=ranks,
-            out_dir=run.dir.resolve(),
-            peer=config["peer"],
-        )
-        about = {
-            "hardware": describe_hardware(),
-            "versions": versions(),
-            "device": device,
-            "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-            "code": code_state(CODE_DIR)[0],
-            "choices": run.choices,
-            "config": trained,
-            "settings": config["benchmark"],
-        }
-        for name in names:
-            results += importlib.import_module(f"alexlab.benchmark.{name}").suite(context)
-            table.write(results, about, run.dir)  # what has been measured is not lost when a later suite fails
-    finally:
-        shutil.rmtree(trained["data"]["cache_dir"], ignore_errors=True)
-    Terminal(width=None if Terminal().is_terminal else 200).print(table.table(results, _title(about)))
-    print_line(os.path.relpath(run.dir / "benchmark.json"))
+    config = {key: value for key, value in run.config.items() if key not in OWN_KEYS}
+    return fill_statistics({**config, "data": data}, splits)[0]
 
 
-def suites(word: str | list[str] | None) -> list[str]:
-    """The suites that `suite=` names, in their order."""
-    wanted = list(SUITES) if word is None else [word] if isinstance(word, str) else list(word)
-    unknown = [name for name in wanted if name not in SUITES]
-    if unknown or not wanted:
-        raise ConfigError(f"suite must be null, for all, or one or several of {', '.join(SUITES)}; got {word}")
+def _about(run: Run, context: "BenchmarkContext") -> dict[str, Any]:
+    """Return the environment of the measurements, for benchmark.json."""
+    from alexlab.distributed.hardware import describe_hardware
+    from alexlab.runs.provenance import CODE_DIR, code_state, versions
+
+    return {
+        "hardware": describe_hardware(),
+        "versions": versions(),
+        "device": context.device,
+        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
+        "code": code_state(CODE_DIR)[0],
+        "choices": dict(run.choices),
+        "config": context.config,
+        "settings": run.config["benchmark"],
+    }
+
+
+def suites(names: str | list[str] | None) -> list[str]:
+    """Return the suites that `suite=` names, in the order in which they run."""
+    wanted = list(SUITES) if names is None else [names] if isinstance(names, str) else list(names)
+    if not wanted or not set(wanted) <= set(SUITES):
+        raise ConfigError(f"suite must be null, for all, or one or several of {', '.join(SUITES)}; got {names}")
     return [name for name in SUITES if name in wanted]
 
 
-def train_words(choices: Mapping[str, str], words: list[str]) -> list[str]:
-    """The command line of `train.py` that trains what is measured."""
+def train_overrides(choices: Mapping[str, str], overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with which `train.py` trains the benchmarked config."""
     groups = [f"{group}={choices[group]}" for group in GROUPS if choices.get(group) not in (None, "None")]
-    chosen = {word.split("=")[0] for word in groups}
-    return [
-        *groups,
-        *(word for word in words if word.split("=")[0].split(".")[0] not in OWN and word.split("=")[0] not in chosen),
-    ]
+    selected = {override.split("=")[0] for override in groups}
+    keys = ((override.split("=")[0], override) for override in overrides)
+    return [*groups, *(override for key, override in keys if key.split(".")[0] not in OWN_KEYS and key not in selected)]
 
 
 def check(config: dict[str, Any]) -> None:
-    """Looks at what can be known before anything is measured."""
+    """Raise ConfigError if `suite` is invalid."""
     suites(config["suite"])
 
 
 def _title(about: dict[str, Any]) -> str:
-    machine, versions = about["hardware"], about["versions"]
-    return f"{machine['cores']} cores of {machine['cpu']}, {about['device']}, torch {versions['torch']}"
+    hardware, versions = about["hardware"], about["versions"]
+    return f"{hardware['cores']} cores of {hardware['cpu']}, {about['device']}, torch {versions['torch']}"
