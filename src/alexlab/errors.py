@@ -1,20 +1,20 @@
-"""What went wrong, in one sentence for the person at the terminal, and the exit code that a script can test."""
+"""User errors: messages of one sentence, and an exit code for each class of error."""
 
 from alexlab.output.escape import shown
 
 
 class AlexlabError(Exception):
-    """An error that a person can act on: it is printed as one sentence, without a traceback.
+    """Error that the user can act on, printed as one sentence without a traceback.
 
-    A loader process hands its error on as the text of its traceback, whose last line has the sentence.
+    A DataLoader worker passes its error on as the text of a traceback, whose last line contains the sentence.
 
     Args:
-        text: the sentence; names in it are shown on one line.
-        lines: further lines below it.
+        text: the sentence; line breaks and control characters in it are escaped.
+        lines: further lines to print below it.
     """
 
     exit_code = 70
-    refused = False  # True where it was raised before any work, so that nothing of the attempt is kept
+    refused = False  # True if raised before any work, so that the new run folder is removed
 
     def __init__(self, text: str, *lines: str) -> None:
         if text.startswith("Caught ") and "DataLoader worker process" in text:
@@ -26,38 +26,38 @@ class AlexlabError(Exception):
 
 
 class ConfigError(AlexlabError, ValueError):
-    """The configuration asks for something that cannot be had."""
+    """Invalid configuration."""
 
     exit_code = 1
 
 
 class DiskError(AlexlabError):
-    """A file cannot be written."""
+    """File that cannot be written."""
 
     exit_code = 1
 
 
 class FindingsError(AlexlabError):
-    """A check has found something: no failure of the command, and told by its exit code."""
+    """Findings of a check, reported by its exit code. The command itself did not fail."""
 
     exit_code = 1
 
 
 class DataError(AlexlabError, ValueError):
-    """The images are not as they must be."""
+    """Invalid data set."""
 
     exit_code = 3
 
 
 class ImageError(DataError):
-    """A file that is no readable picture; see `alexlab.data.image_file.REASONS` for the codes.
+    """Unreadable image file.
 
     Args:
         text: the sentence.
-        path: of the file.
-        code: of the reason.
-        reason: in words.
-        detail: the part of them that the decoder said.
+        path: path of the file.
+        code: key of `alexlab.data.image_file.REASONS`.
+        reason: the reason as text.
+        detail: the part of the reason that comes from the decoder.
     """
 
     def __init__(self, text: str, *, path: str = "", code: str = "", reason: str = "", detail: str = "") -> None:
@@ -66,11 +66,11 @@ class ImageError(DataError):
 
 
 class NumericError(AlexlabError, ArithmeticError):
-    """The training has left the finite numbers.
+    """Loss, gradient or weight that is not finite.
 
     Args:
         text: the sentence.
-        batches: numbers of this rank's batches of the epoch that may be the cause.
+        batches: indices of the batches of this rank and epoch that may be the cause.
     """
 
     exit_code = 4
@@ -81,16 +81,16 @@ class NumericError(AlexlabError, ArithmeticError):
 
 
 class PrunedError(AlexlabError):
-    """A search has ended this trial: no failure."""
+    """Trial that a search stopped early. Not a failure."""
 
     exit_code = 0
 
 
 class RankError(AlexlabError, RuntimeError):
-    """One of several processes of a run was lost."""
+    """Lost rank of a distributed run."""
 
     exit_code = 5
 
 
 class LostPeerError(RankError):
-    """A rank has lost its connection to another one, whose own end says why."""
+    """Lost connection to another rank, whose own error has the cause."""

@@ -121,7 +121,7 @@ REHEARSED = [
     ({"callbacks.b": {"_target_": f"{CALLBACKS}.ModelCheckpoint", "monitor": "nope"}}, "callbacks.b.monitor=nope cannot be used: "),
     ({"augmentation.batch": {"m": {"_target_": f"{V2}.MixUp", "alpha": -1.0}}}, "augmentation.batch.m.alpha=-1.0 cannot be used: "),
     ({"augmentation.train.crop.size": 0}, "augmentation.train.crop cannot be used: "),
-    ({"augmentation.train.crop.size": 32}, "augmentation.train must give images of whole numbers, torch.uint8, of shape (3, 64, 64)"),
+    ({"augmentation.train.crop.size": 32}, "augmentation.train must return torch.uint8 images of shape (3, 64, 64)"),
     ({"augmentation.train.crop.ratio": 5.0}, "augmentation.train.crop cannot be used: "),
     ({"augmentation.train.n": {"_target_": f"{V2}.Normalize", "mean": [0], "std": [1]}}, "augmentation.train.n cannot be used: "),
     ({"augmentation.train.n": {"_target_": f"{V2}.ToPILImage"}}, "its transforms give Image"),
@@ -182,7 +182,7 @@ def test_a_value_of_a_distribution_is_refused_after_a_compilation(
 )  # fmt: skip
 def test_what_can_be_trained_passes(changed: Changed, values: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     check(changed(values))
-    assert "no key explains it" not in caplog.text
+    assert "no config key explains it" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_an_error_that_no_key_explains_is_a_bug(
     monkeypatch.undo()
     monkeypatch.setattr(rehearsal, "_perform", broken)
     check(changed({}))
-    assert "a rehearsal of the run failed, and no key explains it: 'ours'" in caplog.text
+    assert "a rehearsal of the run failed, but no config key explains it: 'ours'" in caplog.text
     (tmp_path / "run.json").write_text("{}")
     report_bug(KeyError("ours"), tmp_path)
     report_bug(KeyError("ours"), tmp_path / "none")

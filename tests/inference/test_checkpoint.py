@@ -104,7 +104,7 @@ def test_error_messages_for_files_that_are_not_trained_models(
         "evil.ckpt": r"cannot read the weights in .*/evil.ckpt: ",
         "plain.pth": r"/plain.pth must contain a state dict: it contains no tensors by name",
         "resnet.pth": r"resnet.pth does not fit the net in any layer",
-        "vector.pth": r"ckpt must be a run folder.*; .*/vector.pth is none of these",
+        "vector.pth": r"ckpt must be a run folder.*; got .*/vector.pth",
         "other.ckpt": r"the weights of .*/other.ckpt do not fit the net of its config: .*size mismatch",
     }.items():
         with pytest.raises(ConfigError, match=message) as caught:

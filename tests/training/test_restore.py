@@ -251,7 +251,7 @@ def test_a_run_does_not_finish_with_a_corrupt_best_checkpoint(
     assert RunRecord(tmp_path / "run").read()["status"] == "failed"
     assert train(*overrides[:1], "trainer.max_epochs=3", resumed=True) is not None
     assert (
-        f"{best} is lost (it is no file that torch.save or safetensors has written, or it is corrupt); the best of"
+        f"{best} is lost (it was not written by torch.save or safetensors, or it is corrupt); the best of"
         in caplog.text
     )
     content = torch.load(best, weights_only=True)

@@ -1,4 +1,4 @@
-"""UTF-8 standard streams and a log file whose write errors never end a command. Imports no torch."""
+"""UTF-8 standard streams and a log file whose write errors do not stop a command."""
 
 import codecs
 import errno
@@ -13,16 +13,16 @@ from alexlab.errors import DiskError
 
 
 class Outlet(io.FileIO):
-    """The descriptor of a standard stream. What it cannot take is dropped, and the command goes on.
+    """File descriptor of a standard stream that drops output instead of raising an error.
 
-    A closed pipe (`| head`) and a closed terminal take nothing more, so the descriptor leads nowhere from then on. A full disk
-    may have room again; `error` keeps the cause of the loss.
+    After a closed pipe (`| head`) or a closed terminal the descriptor is redirected to /dev/null. A full disk may have space
+    again later; `error` keeps the cause of the loss.
     """
 
     error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write what can be written."""
+        """Write data, or drop it if that fails."""
         try:
             return super().write(data)
         except OSError as error:
@@ -36,9 +36,9 @@ class Outlet(io.FileIO):
 
 
 def restart_in_utf8() -> None:
-    """Start this command again in Python's UTF-8 mode where the locale has another encoding.
+    """Restart this command in Python's UTF-8 mode if the locale has another encoding.
 
-    Names of files and classes are UTF-8 on every machine; in another encoding they could not be told from broken ones.
+    Names of files and classes are UTF-8 on every machine; with another encoding they could not be distinguished from broken ones.
     """
     names = sys.getfilesystemencoding(), locale.getpreferredencoding(False)
     if any(codecs.lookup(name).name != "utf-8" for name in names):
@@ -47,14 +47,14 @@ def restart_in_utf8() -> None:
 
 
 def open_streams() -> None:
-    """Open the standard streams that are closed, and make output accept any text and outlive who reads it.
+    """Open closed standard streams, and make output accept any text and survive a closed reader.
 
-    A stream that was replaced, such as by a test or a notebook, is left alone.
+    A stream that was replaced, for example by a test or a notebook, is left unchanged.
     """
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # a file that is opened next would take its place, and get what is printed
+        except OSError:  # else the next opened file would get this number, and receive the output
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.stdin is None:
         sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]  # noqa: SIM115
@@ -76,7 +76,7 @@ def check_output() -> None:
     """Flush the output.
 
     Raises:
-        DiskError: when a full disk has not taken all of it.
+        DiskError: if output was lost because the disk is full.
     """
     sys.stdout.flush()
     outlet = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
@@ -85,9 +85,9 @@ def check_output() -> None:
 
 
 class LogFile(logging.FileHandler):
-    """The log of a run; lines for which the disk has no room are in the terminal only."""
+    """Log file of a run; while the disk is full, lines go to the terminal only."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of logging
-        """Leave a full disk to what writes more than lines, which report it."""
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - name in logging
+        """Ignore a full disk, which the writers of larger files report."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)

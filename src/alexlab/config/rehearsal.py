@@ -1,8 +1,8 @@
-"""A rehearsal of a run in a child process: what Lightning and torch refuse is found before any work, and its key named.
+"""Rehearsal of a run in a child process: finds values that Lightning or torch reject before any work, and names their keys.
 
-Many values pass every constructor and fail only when a run begins, validates or ends. So a net of two layers is trained for
-two epochs of two steps by the real Trainer, optimizer, schedule, loss and callbacks. This takes 0.2 s. In a child, since
-training starts threads, and CUDA's where there is a GPU, and ranks could not be forked from this process afterwards.
+Many values pass every constructor and fail only when a run starts, validates or ends. A net of two layers is trained for two
+epochs of two steps with the real Trainer, optimizer, schedule, loss and callbacks, which takes 0.2 s. It runs in a child process
+because training starts threads, and CUDA on a GPU, after which ranks could not be forked from this process.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ from alexlab.errors import AlexlabError, ConfigError, NumericError
 from alexlab.models.compile import compile_net
 from alexlab.training.nonfinite import NonFiniteReport
 
-TIMEOUT_S = 120.0  # a rehearsal that takes longer says nothing
-MEMORY = 8 << 30  # bytes that it may take
-SIDES = 70, 90  # of the image that the transforms are tried on
-TRIES = 4  # with each transform; most are random
-# Whole runs, of which a rehearsal is a small part.
+TIMEOUT_S = 120.0  # a longer rehearsal is inconclusive
+MEMORY = 8 << 30  # bytes, limit of the child process
+SIDES = 70, 90  # pixels, of the image for the transforms
+TRIES = 4  # per transform, since most are random
+# Trainer arguments that shorten a run.
 SHORT = {
     **dict.fromkeys(("min_epochs", "min_steps", "max_time")),
     "max_epochs": 2,
@@ -58,30 +58,31 @@ log = logging.getLogger(__name__)
 
 
 def rehearse(config: Config, splits: Splits, *, num_ranks: int) -> None:
-    """Train a small net as the config says, on one device.
+    """Train a small net with the config on one device.
 
     Raises:
-        ConfigError: naming the key without which the rehearsal succeeds. A failure that no key explains is none of the
-            config's: it is left to the run.
+        ConfigError: naming the key without which the rehearsal succeeds. A failure that no key explains is only logged.
     """
     accelerator = config["trainer"]["accelerator"]
     gpus = requested_gpus(accelerator=accelerator, devices=config["trainer"]["devices"])
     devices = ["cpu", *(["gpu"] if gpus else ["mps"] if accelerator == "mps" else [])]
     failure = None
-    for device in devices:  # on the CPU first, since starting CUDA takes seconds: only what fails there is tried on it
+    for (
+        device
+    ) in devices:  # the CPU first: initialising CUDA takes seconds, so only failures on the CPU are repeated on the GPU
         failure = _failure(config, splits, num_ranks, device, names_key=device == devices[-1])
         if failure is None:
             return
     assert failure is not None
     if failure[0]:
         raise ConfigError(failure[1])
-    log.warning("a rehearsal of the run failed, and no key explains it: %s", failure[1])
+    log.warning("a rehearsal of the run failed, but no config key explains it: %s", failure[1])
 
 
 def _failure(
     config: Config, splits: Splits, num_ranks: int, accelerator: str, *, names_key: bool = True
 ) -> tuple[bool, str] | None:
-    """Return how a rehearsal fails: whether a key explains it, and the sentence; None for a success."""
+    """Return None if a rehearsal succeeds, else whether a key explains the failure, and the message."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix="alexlab_") as folder:
@@ -94,7 +95,7 @@ def _failure(
         sender.close()
         try:
             found: tuple[bool, str] | None = receiver.recv() if receiver.poll(TIMEOUT_S) else None
-        except EOFError:  # it was killed
+        except EOFError:  # the child was killed
             found = None
         finally:
             child.kill()
@@ -128,7 +129,7 @@ def _child(
             resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, resource.RLIM_INFINITY))
 
     def perform(changed: Config) -> None:
-        with contextlib.suppress(NumericError):  # with other images and another net it may stay finite
+        with contextlib.suppress(NumericError):  # the real images and net may stay finite
             _perform(changed, splits, num_ranks, accelerator, folder)
 
     try:
@@ -143,10 +144,10 @@ def _child(
 
 
 def _address_space() -> int:
-    """Return the bytes of memory that this process has mapped. Linux only.
+    """Return the address space of this process in bytes (Linux).
 
     Raises:
-        OSError: elsewhere.
+        OSError: on other systems.
     """
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
@@ -161,23 +162,23 @@ def _perform(config: Config, splits: Splits, num_ranks: int, accelerator: str, f
         node = {**_on_one_device(config, accelerator, **changes), "callbacks": _of_lightning(config["callbacks"])}
         plugins = build_plugins(value_of(node["trainer"]["plugins"], "trainer.plugins"))
         others = [plugin for plugin in plugins if not isinstance(plugin, CheckpointIO)]
-        node["trainer"]["plugins"] = [*others, Nowhere()]
+        node["trainer"]["plugins"] = [*others, NoCheckpoints()]
         trainer = build_trainer(node, folder, num_ranks=1)
         data = StandInData(counts, channels=config["data"]["channels"], num_classes=len(splits.classes))
         module = build.classifier(config, splits, device="meta")
         module.net = StandIn(config["data"]["channels"], module.loss.num_outputs)  # type: ignore[arg-type]
         kept = [each for each in trainer.callbacks if not isinstance(each, NonFiniteReport)]  # type: ignore[attr-defined]
-        trainer.callbacks = kept if changes else [*kept, Begun()]  # type: ignore[attr-defined]
-        with contextlib.suppress(_HasBegun):
+        trainer.callbacks = kept if changes else [*kept, StopAfterStart()]  # type: ignore[attr-defined]
+        with contextlib.suppress(_Started):
             trainer.fit(module, datamodule=data)
-        with contextlib.suppress(_HasBegun):
+        with contextlib.suppress(_Started):
             trainer.test(module, datamodule=data, verbose=False)
     if module.dtype != torch.float32:
         _train_step(config, splits, module.dtype, trainer.strategy.root_device)
 
 
 def _train_step(config: Config, splits: Splits, dtype: Any, device: torch.device) -> None:
-    """Try the net itself in a precision for which not every layer is made: local response normalisation is one."""
+    """Train the net itself for a step, in a precision that some layers do not support, such as LRN."""
     net = build.classifier({**config, "compile": {}}, splits).net.to(device, dtype)
     sides = [config["data"]["image_size"]] * 2
     net(torch.zeros(2, config["data"]["channels"], *sides, device=device, dtype=dtype)).sum().backward()
@@ -192,7 +193,7 @@ def _on_one_device(config: Config, accelerator: str, **changes: Any) -> Config:
 
 
 def _of_lightning(nodes: Config) -> Config:
-    """Return the callbacks that a rehearsal runs: ours check their arguments, those of a person may do anything."""
+    """Return the callbacks to rehearse: Lightning's. Ours check their arguments, and a user's may have side effects."""
     return {
         name: node
         for name, node in entries(nodes).items()
@@ -217,10 +218,10 @@ def _lengths(config: Config, splits: Splits, num_ranks: int) -> dict[str, int]:
 
 
 def _transform_images(config: Config) -> None:
-    """Try the transforms on images of noise.
+    """Apply the transforms to images of noise.
 
     Raises:
-        ConfigError: naming the transform that fails, or the stage whose images are not as the net takes them.
+        ConfigError: naming the transform that fails, or the stage that returns images of the wrong type or shape.
     """
     channels, size = config["data"]["channels"], config["data"]["image_size"]
     generator = torch.Generator().manual_seed(0)
@@ -238,8 +239,8 @@ def _transform_images(config: Config) -> None:
             found = (str(image.dtype), tuple(image.shape)) if isinstance(image, Tensor) else (type(image).__name__, ())
             if found != ("torch.uint8", (channels, size, size)):
                 raise ConfigError(
-                    f"{where} must give images of whole numbers, torch.uint8, of shape {(channels, size, size)} as "
-                    f"data.image_size says; its transforms give {found[0]} of shape {found[1]}"
+                    f"{where} must return torch.uint8 images of shape {(channels, size, size)} for data.image_size={size}; "
+                    f"got {found[0]} of shape {found[1]}"
                 )
     views = build.extra_views(config)
     if views is not None:
@@ -247,13 +248,13 @@ def _transform_images(config: Config) -> None:
 
 
 class StandIn(nn.Module):
-    """A convolution, a norm and a linear layer, so that there is a parameter of each kind."""
+    """Net of a convolution, a norm and a linear layer, with a parameter of each kind."""
 
     def __init__(self, channels: int, num_outputs: int) -> None:
         super().__init__()
         self.features = nn.Sequential(nn.Conv2d(channels, 2, 3, padding=1), nn.BatchNorm2d(2))
         self.classifier = nn.Linear(2, num_outputs)
-        self.to(memory_format=torch.channels_last)  # as the nets of runs
+        self.to(memory_format=torch.channels_last)  # like the nets of runs
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.features(images).mean((2, 3)))
@@ -261,7 +262,7 @@ class StandIn(nn.Module):
 
 
 class StandInData(lightning.LightningDataModule):
-    """Loaders with given numbers of batches of two images of 4 x 4 pixels."""
+    """Data module with batches of two images of 4 x 4 pixels."""
 
     def __init__(self, counts: dict[str, int], *, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -278,7 +279,7 @@ class StandInData(lightning.LightningDataModule):
 
 
 class Batches:
-    """A loader of grey images."""
+    """Loader of `count` batches of grey images."""
 
     def __init__(self, count: int, channels: int, num_classes: int) -> None:
         self.count = count
@@ -292,32 +293,32 @@ class Batches:
         return iter([self.batch] * self.count)
 
 
-class _HasBegun(Exception):  # noqa: N818 - no error
+class _Started(Exception):  # noqa: N818 - not an error
     pass
 
 
-class Begun(Callback):
-    """Ends a run of the real length after its first batch, when Lightning has looked at the lengths of its loaders."""
+class StopAfterStart(Callback):
+    """Callback that stops a run of full length after its first batch, when Lightning has checked the lengths of the loaders."""
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx:
-            raise _HasBegun
+            raise _Started
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.sanity_checking:
-            raise _HasBegun
+            raise _Started
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        raise _HasBegun
+        raise _Started
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        raise _HasBegun
+        raise _Started
 
 
-class Nowhere(CheckpointIO):
-    """Writes no checkpoint."""
+class NoCheckpoints(CheckpointIO):
+    """Checkpoint plugin that writes nothing."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         pass

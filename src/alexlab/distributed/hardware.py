@@ -68,7 +68,7 @@ def cpu_has_bfloat16() -> bool:
 def keep_memory() -> None:
     """Let this process and its children keep freed memory for the next step instead of returning it to the kernel.
 
-    A step on the CPU allocates and frees hundreds of megabytes in large blocks, which glibc maps anew each time: 120,000 page
+    A step on the CPU allocates and frees hundreds of megabytes in large blocks, which glibc maps again each time: 120,000 page
     faults at full width with 64 images, 1,000 with this setting, and 1.13 x the images/s (1.08 x at half width; 2 cores of an
     AMD EPYC, 2026-11-23). Peak memory stays the same. Linux with glibc only.
     """

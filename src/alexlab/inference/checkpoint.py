@@ -159,7 +159,7 @@ def _load_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | N
     """Return the model of a state dict of torchvision's alexnet, which has no record."""
     matrices = [tensor for tensor in weights.state.values() if tensor.dim() == 2]
     if not matrices:
-        raise ConfigError(f"ckpt must be {KINDS}; {path} is none of these")
+        raise ConfigError(f"ckpt must be {KINDS}; got {path}")
     count = len(matrices[-1])
     if names is not None and len(names) == count:
         classes = sorted(names)

@@ -1,11 +1,11 @@
-"""Files that hold no readable weights: recognised by their first bytes, each with a remedy. Imports no torch."""
+"""Recognition of files that contain no readable weights by their first bytes, with a remedy for each."""
 
 import tarfile
 import zipfile
 from pathlib import Path
 
-CONVERT = 'python -c "import torch; {}"'  # what a person runs where the file is trusted
-# First bytes of files that people mistake for weights.
+CONVERT = 'python -c "import torch; {}"'  # for a user who trusts the file
+# First bytes of files that are not weights.
 MAGIC = {
     b"version https://git-lfs": "it is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned",
     b"\x1f\x8b": "it is compressed with gzip: unpack it first",
@@ -22,19 +22,19 @@ MAGIC = {
     b"%PDF": "it is a PDF document",
     b"\x7fELF": "it is a program",
 }
-TORCH_SAVE = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # the number with which files of PyTorch before 1.6 begin
-HEAD = 512  # bytes that are looked at
+TORCH_SAVE = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # magic number of files of PyTorch before 1.6
+HEAD = 512  # bytes
 
 
 def is_safetensors(path: Path) -> bool:
-    """Return whether a file begins as safetensors do: with the length of a JSON object, then that object."""
+    """Return whether a file starts like a safetensors file: with the length of a JSON object, then that object."""
     with path.open("rb") as file:
         head = file.read(9)
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
 
 
 def misfit(path: Path) -> str | None:
-    """Return why a file cannot hold weights that are read here, with the remedy; None if it may hold some."""
+    """Return why a file cannot contain readable weights, with the remedy; None if it may."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(HEAD)
@@ -47,14 +47,14 @@ def misfit(path: Path) -> str | None:
             return reason
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
-        return "it is an HTML page, such as a server sends in place of a file: download it again from its direct link"
+        return "it is an HTML page, as servers return it instead of a file: download it again from its direct link"
     if path.suffix == ".onnx":
         return "it is an ONNX model: take the checkpoint that it was exported from"
     if zipfile.is_zipfile(path):
         return _archive_misfit(path)
     if head.startswith(b"\x80") and TORCH_SAVE not in head and not is_safetensors(path):
         line = CONVERT.format(f"import pickle; torch.save(pickle.load(open('{path}', 'rb')), 'weights.pth')")
-        return f"it is a pickle that torch.save has not written; where you trust it, convert it: {line}"
+        return f"it is a pickle that was not written by torch.save; if you trust it, convert it: {line}"
     if head.startswith(b"PK"):
         return "its end is missing: copy or download it again"
     if tarfile.is_tarfile(path):
@@ -63,13 +63,13 @@ def misfit(path: Path) -> str | None:
         return None
     if text.startswith((b"{", b"[")):
         return "it is a JSON text"
-    return "it is no file that torch.save or safetensors has written, or it is corrupt"
+    return "it was not written by torch.save or safetensors, or it is corrupt"
 
 
 def check_sums(path: Path) -> None:
-    """Raise ValueError if a record of a zip archive has not the checksum that it was written with; PyTorch does not look.
+    """Raise ValueError if a record of a zip archive has a wrong checksum, which PyTorch does not verify.
 
-    For files of ours: other programs may have switched the checksums off (torch.serialization.set_crc32_options).
+    For our own files only: other programs may have disabled checksums (torch.serialization.set_crc32_options).
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -79,9 +79,9 @@ def check_sums(path: Path) -> None:
 
 
 def _archive_misfit(path: Path) -> str | None:
-    """Return why a zip archive is none that torch.save has written; None if it is one.
+    """Return why a zip archive was not written by torch.save; None if it was.
 
-    PyTorch stores tensors as they are: a compressed archive could unpack to a thousand times its size.
+    PyTorch stores tensors uncompressed: a compressed archive could unpack to a thousand times its size.
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -89,18 +89,18 @@ def _archive_misfit(path: Path) -> str | None:
     inside = [name.partition("/")[2] for name in names]
     if any(name == "constants.pkl" or name.startswith("code/") for name in inside):
         line = CONVERT.format(f"torch.save(torch.jit.load('{path}').state_dict(), 'weights.pth')")
-        return f"it is a TorchScript archive, which holds code; where you trust it, convert it: {line}"
+        return f"it is a TorchScript archive, which contains code; if you trust it, convert it: {line}"
     if any("serialized_exported_program" in name or "archive_format" in name for name in names) or any(
         name.startswith("models/") and name.endswith(".json") for name in inside
     ):
         line = CONVERT.format(f"torch.save(torch.export.load('{path}').state_dict, 'weights.pth')")
-        return f"it is a program of torch.export, which holds code; where you trust it, convert it: {line}"
+        return f"it is a program of torch.export, which contains code; if you trust it, convert it: {line}"
     if "data.pkl" not in inside:
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        return f"it is a zip archive that torch.save has not written ({some or 'empty'}): unpack it, name a file in it"
+        return f"it is a zip archive that was not written by torch.save ({some or 'empty'}): unpack it and name a file in it"
     held = sum(entry.file_size for entry in entries)
     if held > path.stat().st_size or any(entry.compress_type for entry in entries):
-        return f"it holds {held / 1e6:.0f} MB in {path.stat().st_size / 1e6:.1f} MB, which PyTorch never writes"
+        return f"it unpacks to {held / 1e6:.0f} MB from {path.stat().st_size / 1e6:.1f} MB, which PyTorch never writes"
     return None
 
 
@@ -112,5 +112,5 @@ def _tar_misfit(path: Path) -> str:
         return "it is a tar archive whose end is missing: copy or download it again"
     if "pickle" in {name.rpartition("/")[2] for name in names}:
         line = CONVERT.format(f"torch.save(torch.load('{path}', weights_only=False), 'weights.pth')")
-        return f"it is in the format of PyTorch before 0.1.10; where you trust it, convert it: {line}"
+        return f"it is in the format of PyTorch before 0.1.10; if you trust it, convert it: {line}"
     return "it is a tar archive: unpack it and name the file of weights in it"

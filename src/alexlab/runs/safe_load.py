@@ -1,4 +1,4 @@
-"""Reading of checkpoints and weights, which may be a stranger's: tensors and plain data, no more than the file holds."""
+"""Safe reading of checkpoints and weights from untrusted files: tensors and plain data only."""
 
 import os
 import pickle
@@ -17,26 +17,26 @@ from alexlab.errors import ConfigError
 from alexlab.runs.file_kind import CONVERT, check_sums, is_safetensors, misfit
 
 DEFAULTDICT = "collections.defaultdict"
-FORCED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # with which torch.load runs any code, whatever it is asked
-MAX_NAMES = 200  # classes that one file may mention; the unpickler walks through all of them for each object
-# What torch.load allows by itself.
+FORCED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # makes torch.load run any code, even with weights_only=True
+MAX_NAMES = 200  # classes that a file may reference; the unpickler searches all of them for each object
+# Names that torch.load allows by default.
 ALLOWED = re.compile(
     r"torch\.\w+|torch\.(_utils|_tensor|storage|serialization|nn\.parameter)\..*|collections\.\w+|_codecs\.encode|builtins\.set"
 )
 
 
 class _PlaceholderType(type):
-    """The metaclass of `Placeholder`: a call makes an empty object, whatever the arguments."""
+    """Metaclass of `Placeholder`: a call with any arguments returns an empty object."""
 
     def __call__(cls, *args: Any, **keywords: Any) -> Any:
         return object.__new__(cls)  # type: ignore[arg-type]  # a class, not an instance of one
 
 
 class Placeholder(metaclass=_PlaceholderType):
-    """What stands in for a class that a file names, so that the tensors beside its objects can be read.
+    """Substitute for a class that a file references, so that its tensors can be read.
 
-    The named class is neither imported nor called. Pickle makes an object either by a call, which gives an empty one, or by
-    `__new__`, which gives a mapping: it takes the entries of a dict's subclass, and in its `__dict__` the attributes of others.
+    The class itself is neither imported nor called. Pickle creates an object either by a call, which returns an empty one, or by
+    `__new__`, which returns a mapping: it stores the entries of dict subclasses, and the attributes of other objects.
     """
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
@@ -47,21 +47,21 @@ class Placeholder(metaclass=_PlaceholderType):
 
 
 def _mapping(*args: Any) -> dict[Any, Any]:
-    """Stand in for `collections.defaultdict`, which pickle calls before it sets entries."""
+    """Substitute for `collections.defaultdict`, which pickle calls before it sets entries."""
     return {}
 
 
 def load_file(path: Path) -> Any:
-    """Return the content of a checkpoint of ours, whose checksums are verified, or of a file of weights.
+    """Return the content of a checkpoint, after verifying its checksums, or of a file of weights.
 
     Raises:
-        ConfigError: if it cannot be read, or holds more than tensors and plain data.
+        ConfigError: if it cannot be read, or contains other objects than tensors and plain data.
     """
     return _read(path, with_placeholders=False)[0]
 
 
 def load_foreign(path: Path) -> tuple[Any, list[str]]:
-    """Return the content of a file that another program has written, and the names of the classes in it that were not loaded.
+    """Return the content of a file written by another program, and the names of the classes that were not loaded.
 
     Objects of these classes (settings, NumPy scalars, whole modules) are replaced by placeholders.
 
@@ -92,14 +92,14 @@ def _read(path: Path, *, with_placeholders: bool) -> tuple[Any, list[str]]:
         stand_ins: list[Any] = [(_mapping if name == DEFAULTDICT else Placeholder, name) for name in names]
         with torch.serialization.safe_globals(stand_ins):
             return _torch_load(path), names
-    except Exception as error:  # a corrupt file fails in as many ways as there are parsers
+    except Exception as error:  # every parser fails in its own way on a corrupt file
         raise ConfigError(f"cannot read the weights in {path}: {_reason(path, error, names)}") from error
 
 
 def _torch_load(path: Path) -> Any:
-    # By an open file: of a path that ends in .safetensors, torch.load would expect that format.
+    # As an open file: for a path that ends in .safetensors, torch.load would expect that format.
     with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of formats that are rare, which is no concern of the person at the terminal
+        warnings.simplefilter("ignore")  # about rare formats, which the user cannot change
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
@@ -107,15 +107,15 @@ def _safetensors(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file as load_safetensors
 
     found = load_safetensors(path)
-    # The file does not keep the order of the layers, by which they may have to be matched.
+    # The file does not preserve the order of the layers, which matching by position needs.
     return {key: found[key] for key in sorted(found, key=_natural)}
 
 
 def named_classes(path: Path) -> list[str]:
-    """Return the classes and functions that a file of torch.save mentions besides those that torch.load allows.
+    """Return the classes and functions that a file of torch.save references, except those that torch.load allows.
 
     Raises:
-        ValueError: if there are too many of them, or the file is no pickle.
+        ValueError: if there are too many of them, or the file is not a pickle.
     """
     found: set[str] = set()
     if zipfile.is_zipfile(path):
@@ -138,12 +138,12 @@ def _collect(file: Any, found: set[str]) -> None:
         module, name = compat.python3_name(module, name)
         found.add(f"{module}.{name}")
         if len(found) > MAX_NAMES:
-            raise ValueError(f"it must mention at most {MAX_NAMES} classes")
+            raise ValueError(f"it must reference at most {MAX_NAMES} classes")
 
 
 def _reason(path: Path, error: Exception, names: list[str]) -> str:
     if names:
-        return f"it holds more than tensors and plain data; {conversion(path, names)}"
+        return f"it contains other objects than tensors and plain data; {conversion(path, names)}"
     text = (str(error).splitlines() or [""])[0] or type(error).__name__
     if isinstance(error, OSError):
         return error.strerror or text
@@ -151,12 +151,12 @@ def _reason(path: Path, error: Exception, names: list[str]) -> str:
 
 
 def conversion(path: Path, names: list[str]) -> str:
-    """Return how to make a state dict of a file that holds objects of these classes."""
+    """Return how to convert a file with objects of these classes to a state dict."""
     some = f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
     line = CONVERT.format(f"x = torch.load('{path}', weights_only=False); torch.save(x.state_dict(), 'weights.pth')")
     return (
-        f"objects of {some} are not loaded, because that could run code; where you trust the file, convert it: {line} "
-        "(x['model'] where x is a dict)"
+        f"objects of {some} are not loaded, because that could run code; if you trust the file, convert it: {line} "
+        "(x['model'] if x is a dict)"
     )
 
 

@@ -65,7 +65,7 @@ class Section(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether all findings are on the page."""
+        """True if all findings are on the page."""
         return self.num_findings <= (len(self.pairs) or MAX_LISTED)
 
 

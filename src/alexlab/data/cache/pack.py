@@ -50,7 +50,7 @@ class PackConfig:
 
     @property
     def square(self) -> bool:
-        """Whether all images are `size` x `size`."""
+        """True if all images are `size` x `size`."""
         return self.crop == "center" or self.resize == "squash"
 
     def view(self) -> Callable[[torch.Tensor], torch.Tensor]:
