@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test bench chaos results docs lint audit format lock tensorboard clean
+.PHONY: help setup train test test-fast bench chaos results docs lint audit format lock tensorboard clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: $(STAMP) ## install the packages pinned in requirements.lock into .venv
 
@@ -22,8 +22,11 @@ $(STAMP): requirements.lock
 train: $(STAMP) ## train an AlexNet on handwritten digits: about a minute on 2 cores
 	$(BIN)/python src/train.py
 
-test: lint ## lint, then run all tests
-	$(BIN)/python -m pytest
+test: lint ## lint, then run all tests in two processes: 9 minutes on 2 cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(STAMP) ## tests that neither train nor start other programs, for the inner loop
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 bench: $(STAMP) ## measure speed and memory against baselines: 40 minutes on 2 cores
 	$(BIN)/python src/benchmark.py $(ARGS)
