@@ -18,8 +18,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Write the scenario of a test into the JUnit report, which `make chaos` counts."""
+    """Write the scenario of a test into the JUnit report, which `make chaos` counts, and mark tests that train as slow."""
     for item in items:
+        if {"train", "trained_run"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
         item.user_properties += [("scenario", mark.kwargs["name"]) for mark in item.iter_markers("scenario")]
 
 

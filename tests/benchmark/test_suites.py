@@ -20,6 +20,8 @@ from alexlab.tasks.benchmark import SUITES, check, main, suites, train_overrides
 from support.images import write_images
 from support.runs import TINY, plain
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     *(override for override in TINY if not override.startswith("scheduler")),
     "benchmark.pairs=2",

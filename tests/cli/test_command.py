@@ -20,6 +20,8 @@ from alexlab.sweeps.jobs import MULTIRUN
 from support.images import write_images
 from support.runs import ROOT, composed, environment, names, rows, scalars
 
+pytestmark = pytest.mark.slow
+
 TINY_COMMAND = [
     "model.widths=[4,8,8,8,8]",
     "model.fc_widths=[16]",

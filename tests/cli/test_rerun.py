@@ -13,6 +13,8 @@ from alexlab.runs.record import RunRecord
 from alexlab.tasks import train as task
 from support.runs import ROOT, environment
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., float | None]
 
 

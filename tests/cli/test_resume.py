@@ -26,6 +26,8 @@ from alexlab.tasks import rank
 from alexlab.training.checkpoint_io import position
 from support.runs import ROOT, TINY, environment, plain, rows
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., float | None]
 
 

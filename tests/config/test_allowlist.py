@@ -17,6 +17,8 @@ from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
 from support.runs import ROOT, TINY, environment, plain
 
+pytestmark = pytest.mark.slow
+
 # Where, and what: calls that write, run or download, many of which Hydra's own list lets pass.
 MALICIOUS = [
     ("model", "os.system"),

@@ -21,7 +21,7 @@ from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.tasks.train import check
 from support.runs import TINY, plain
 
-pytestmark = pytest.mark.rehearsed
+pytestmark = [pytest.mark.rehearsed, pytest.mark.slow]
 
 Changed = Callable[..., dict[str, Any]]
 CALLBACKS = "lightning.pytorch.callbacks"

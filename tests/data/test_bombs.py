@@ -24,7 +24,7 @@ from alexlab.data.transforms import CenterView
 from alexlab.errors import ImageError
 from support.bad_images import encoded, gradient, in_mpo, rescanned, tiff
 
-pytestmark = pytest.mark.scenario(name="decompression_bombs")
+pytestmark = [pytest.mark.scenario(name="decompression_bombs"), pytest.mark.slow]
 
 MEMORY, TIME_S, SIZE = 1_000_000_000, 10.0, 1_000_000
 SIDE = int(DEFAULT_DECODING.max_pixels**0.5)

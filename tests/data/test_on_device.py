@@ -20,6 +20,8 @@ from alexlab.runs.record import RunRecord
 from alexlab.runs.safe_load import load_file
 from support.runs import TINY, plain, rows
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., float | None]
 SIDE = 73
 RECIPES: dict[str, Any] = {

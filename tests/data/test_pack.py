@@ -28,6 +28,8 @@ from alexlab.errors import ConfigError, DataError, ImageError
 from support.images import replace_unseen
 from support.runs import rows, scalars
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., float | None]
 PACKED = "data.cache=packed"
 

@@ -40,6 +40,8 @@ from support.images import replace_unseen, write_images
 from support.runs import ROOT, names, plain, rows
 from support.s3 import s3
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., float | None]
 
 SHARD = 60_000  # bytes, about four images

@@ -16,7 +16,7 @@ from torchvision.models import alexnet
 
 from alexlab.config import build
 from alexlab.config.data import data_config
-from alexlab.config.trainer import build_trainer
+from alexlab.config.trainer import STRATEGIES, build_trainer
 from alexlab.config.validate import check_objects
 from alexlab.data.discovery import find_splits
 from alexlab.distributed import ddp
@@ -28,6 +28,8 @@ from alexlab.runs.safe_load import load_file
 from alexlab.training.console import quiet_lightning
 from alexlab.training.module import Classifier
 from support.runs import TINY, plain
+
+pytestmark = pytest.mark.slow
 
 Train = Callable[..., float | None]
 LIMITS = Limits(timeout_s=60.0, shutdown_s=2)
@@ -251,7 +253,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("strategy", build.STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_value_reaches_the_strategy(images: Path, tmp_path: Path, value: str, strategy: str) -> None:
     overrides = ("trainer.devices=2", f"trainer.strategy={strategy}")
     config = plain(*TINY, f"data.root={images}", *overrides, value)

@@ -16,6 +16,8 @@ from alexlab.training.module import Classifier
 from support.exact_resume import content, difference
 from support.runs import rows
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., float | None]
 TWO = ("trainer.devices=2", "trainer.max_epochs=2")
 

@@ -17,6 +17,8 @@ from alexlab.distributed.signals import signals
 from alexlab.errors import ConfigError, DataError, RankError
 from support.runs import names, rows, scalars
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(timeout_s=60.0, shutdown_s=2)
 
 

@@ -16,6 +16,8 @@ from alexlab.runs.record import RunRecord
 from support.runs import TINY, rows
 from support.slurm import free_ports
 
+pytestmark = pytest.mark.slow
+
 FORK = multiprocessing.get_context("fork")
 OVERRIDES = (*TINY, "model.dropout=0", "optimizer=sgd", "trainer.max_epochs=2", "elastic.timeout_s=20")
 

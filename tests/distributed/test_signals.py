@@ -20,6 +20,8 @@ from alexlab.training.module import Classifier
 from support.exact_resume import RECIPES, RecordedRun, compare, content
 from support.runs import ROOT, environment, rows
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., float | None]
 
 

@@ -26,6 +26,8 @@ from alexlab.training.module import Classifier
 from support.network import FIRST, PORT, Machine, Network, network
 from support.runs import TINY, rows
 
+pytestmark = pytest.mark.slow
+
 OVERRIDES = (
     *TINY,
     "elastic.timeout_s=20",

@@ -198,7 +198,7 @@ def test_error_messages(evaluate: Evaluate, trained_run: Path, tmp_path: Path) -
         evaluate("data.root=./nowhere".replace("./", ""), folder="b")
     with pytest.raises(ConfigError, match="split must be one of val, test, train, all; got 'dev'"):
         evaluate("split=dev", folder="c")
-    with pytest.raises(ConfigError, match="ckpt must be given: ckpt=VALUE"):
+    with pytest.raises(ConfigError, match="ckpt is required: ckpt=VALUE"):
         plain(name="evaluate")
 
 

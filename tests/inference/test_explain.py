@@ -31,6 +31,8 @@ from alexlab.training.preprocessing import Inference
 from support.images import replace_unseen
 from support.runs import names, plain
 
+pytestmark = pytest.mark.slow
+
 
 class Pooled(nn.Module):
     """Convolution, in-place ReLU, global average pooling and a linear layer, for which Grad-CAM is the class activation map."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
 
-pytestmark = pytest.mark.scenario(name="foreign_checkpoints")
+pytestmark = [pytest.mark.scenario(name="foreign_checkpoints"), pytest.mark.slow]
 
 Content = dict[str, Any]
 

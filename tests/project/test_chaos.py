@@ -13,6 +13,8 @@ from chaos.__main__ import TESTS, table
 from chaos.harness import Result, Workspace
 from support.runs import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("scenario", "tries"),

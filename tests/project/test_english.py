@@ -5,6 +5,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,13 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield (1 if isinstance(node, ast.Module) else node.lineno), text
 
 
-def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield docstrings and comments of a module, and for the package also its other strings, which may be messages."""
+@cache
+def prose(path: Path) -> list[tuple[int, str]]:
+    """Return docstrings and comments of a module, and for the package also its other strings, which may be messages."""
+    return list(_prose(path))
+
+
+def _prose(path: Path) -> Iterator[tuple[int, str]]:
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
     yield from docstrings(tree)

@@ -21,6 +21,8 @@ from alexlab.sweeps.slurm import Submitit
 from hydra_plugins.alexlab_optuna import OptunaSweeper, distribution
 from support.runs import ROOT, TINY, environment, rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("override", "expected"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from alexlab.cli.resume import find_resumed_sweep
+from alexlab.cli.resume_sweep import find_resumed_sweep
 from alexlab.distributed import hardware
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import LAST
@@ -26,6 +26,8 @@ from alexlab.sweeps.ray_job import RayWork
 from alexlab.sweeps.record import SweepRecord
 from alexlab.sweeps.table import FAILED, FINISHED, RUNNING, JobTable
 from support.runs import ROOT, TINY, environment, trains_on
+
+pytestmark = pytest.mark.slow
 
 TIMEOUT_S = 180.0  # of any step of a test
 NODES = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 16.0}]

@@ -25,6 +25,8 @@ from alexlab.sweeps.table import JobTable
 from support.runs import ROOT, TINY, environment, plain, rows, trains_on
 from support.slurm import Cluster, cluster
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 180.0  # of any step of a test
 
 

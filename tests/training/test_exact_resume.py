@@ -22,6 +22,8 @@ from alexlab.training.module import Classifier
 from support.exact_resume import EPOCHS, RECIPES, STEPS, RecordedRun, Train, compare, content, difference
 from support.runs import rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_resuming_from_every_checkpoint_is_exact(train: Train, images: Path, tmp_path: Path, recipe: str) -> None:

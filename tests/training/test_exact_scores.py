@@ -19,6 +19,8 @@ from alexlab.training.module import Classifier
 from support.images import write_images
 from support.runs import TINY, plain
 
+pytestmark = pytest.mark.slow
+
 SIZES = range(1, 18)
 LIMITS = Limits(timeout_s=60.0, shutdown_s=2)
 

@@ -25,6 +25,8 @@ from alexlab.training.module import Classifier
 from alexlab.training.preprocessing import normalize
 from support.runs import TINY, plain, rows
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., float | None]
 SGD = ("optimizer=sgd", "optimizer.lr=0.01", "callbacks=[default]")
 LIMITS = Limits(timeout_s=60.0, shutdown_s=2)

@@ -19,6 +19,8 @@ from alexlab.tasks import rank
 from alexlab.training.module import Classifier
 from support.runs import rows
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., float | None]
 NET = ("model=alexnet_two_tower", "model.widths=[8,16,16,16,16]", "model.fc_widths=[16,16]")
 OVERRIDES = (*NET, "optimizer=sgd", "optimizer.lr=0.05", "trainer.max_epochs=4", "trainer.log_every_n_steps=1")
