@@ -307,7 +307,7 @@ def test_options_have_no_effect_on_one_device(images: Path, tmp_path: Path, valu
                 f"trainer.{name} needs trainer.strategy=auto or ddp, since {reason}",
             )
             for strategy, reason in (
-                ("two_towers", "trainer=two_towers averages no gradients"),
+                ("two_towers", "trainer=two_towers does not average gradients"),
                 (
                     {"_target_": "lightning.pytorch.strategies.DDPStrategy"},
                     "a DDPStrategy takes its arguments from its own node",
