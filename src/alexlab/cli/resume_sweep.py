@@ -16,7 +16,7 @@ from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import LAUNCHER_OVERRIDES
 from alexlab.sweeps.entries import to_entry
-from alexlab.sweeps.record import read_record
+from alexlab.sweeps.record import SweepRecord, read_record
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +69,7 @@ def find_resumed_sweep(arguments: Sequence[str]) -> ResumedSweep | None:
     hydra = record.hydra_overrides()
     if any(override.startswith(NUM_TRIALS) for override in others):
         hydra = [override for override in hydra if not override.startswith(NUM_TRIALS)]
-    launcher = [] if any(override.startswith("launcher=") for override in others) else record.launcher_overrides()
-    address = record.settings.get("address") if launcher else None
-    if address not in (None, "auto") and not any(override.startswith("launcher.address=") for override in others):
-        raise ConfigError(
-            f"{folder} ran on the Ray cluster {address}, which would run code on this machine; if you trust it, add "
-            f"launcher.address={address} to the command"
-        )
+    launcher = _launcher_overrides(record, folder, others)
     lost = [override for override in record.dropped if override not in others]
     if lost:
         log.warning("overrides of Hydra itself are not restored; type them again if you need them: %s", " ".join(lost))
@@ -86,6 +80,24 @@ def find_resumed_sweep(arguments: Sequence[str]) -> ResumedSweep | None:
         override_keys(confirmed),
         accepts_changed_data(arguments),
     )
+
+
+def _launcher_overrides(record: SweepRecord, folder: Path, others: Sequence[str]) -> list[str]:
+    """Return the recorded overrides of the launcher, unless the command line selects another one.
+
+    Raises:
+        ConfigError: if they name a Ray cluster that the command line does not confirm.
+    """
+    if any(override.startswith("launcher=") for override in others):
+        return []
+    launcher = record.launcher_overrides()
+    address = record.settings.get("address") if launcher else None
+    if address not in (None, "auto") and not any(override.startswith("launcher.address=") for override in others):
+        raise ConfigError(
+            f"{folder} ran on the Ray cluster {address}, which would run code on this machine; if you trust it, add "
+            f"launcher.address={address} to the command"
+        )
+    return launcher
 
 
 def _repeats(override: str, entries: Sequence[dict[str, Any]]) -> bool:
