@@ -27,10 +27,19 @@ def main(run: Run) -> None:
     Raises:
         AlexlabError: if the action fails.
     """
-    action = run.config["action"] or ("download" if run.config["dataset"] else None)
+    ACTIONS[_action(run.config)](run.config, run.dir)
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raise ConfigError if `action` is invalid."""
+    _action(config)
+
+
+def _action(config: dict[str, Any]) -> str:
+    action = config["action"] or ("download" if config["dataset"] else None)
     if action not in ACTIONS:
         raise ConfigError(f"action must be one of {', '.join(ACTIONS)}; got {action!r}")
-    ACTIONS[action](run.config, run.dir)
+    return str(action)
 
 
 def download(config: dict[str, Any], run_dir: Path) -> None:
@@ -43,7 +52,7 @@ def download(config: dict[str, Any], run_dir: Path) -> None:
     print_line(f"python src/train.py data.root={out}")
 
 
-def check(config: dict[str, Any], run_dir: Path) -> None:
+def check_images(config: dict[str, Any], run_dir: Path) -> None:
     """Inspect every file, print the findings, and write check.json, check.html and manifest.csv into the run folder.
 
     Raises:
@@ -152,7 +161,7 @@ def shard(config: dict[str, Any], run_dir: Path) -> None:
 
 ACTIONS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "download": download,
-    "check": check,
+    "check": check_images,
     "restore": restore,
     "split": split,
     "pack": pack,
