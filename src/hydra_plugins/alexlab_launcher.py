@@ -14,9 +14,9 @@ from alexlab.cli.exits import exit_on_error
 from alexlab.cli.hydra_state import ProcessState
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.runs.layout import LAUNCHER_OVERRIDES, RUN_JSON
-from alexlab.sweeps.jobs import Job, SweepTask, previous_attempt
+from alexlab.sweeps.jobs import Job, previous_attempt
 from alexlab.sweeps.runner import JobRunner
-from alexlab.sweeps.table import JobTable
+from alexlab.sweeps.table import JobTable, SweepTask
 from alexlab.sweeps.work import keep_hydra_folder, run_sweep_job
 
 

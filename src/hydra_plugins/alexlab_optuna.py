@@ -17,8 +17,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from alexlab.sweeps.jobs import MULTIRUN, Job
-from alexlab.sweeps.table import FAILED, FINISHED, PRUNED
+from alexlab.sweeps.jobs import FAILED, FINISHED, MULTIRUN, PRUNED, Job
 
 if TYPE_CHECKING:
     import optuna

@@ -47,8 +47,8 @@ from alexlab.output.terminal import Terminal
 from alexlab.pages.plots import png
 from alexlab.runs.report import write_report
 from alexlab.runs.run import Run
-from alexlab.sweeps.jobs import Job
-from alexlab.sweeps.table import FAILED, JobTable
+from alexlab.sweeps.jobs import FAILED, Job
+from alexlab.sweeps.table import JobTable
 from alexlab.tasks import report
 from support.runs import ROOT, composed, rows
 

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ def test_imports_point_one_way(name: str) -> None:
         if module.split(".")[1] not in allowed
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other() -> None:
+    names = {".".join(("alexlab", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in MODULES}
+    graph = {}
+    for name, path in names.items():
+        imported = {module if module in names else module.rpartition(".")[0] for module in imported_modules(path)}
+        graph[name] = imported & names.keys() - {name}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(names)
 
 
 def test_at_most_three_modules_lie_outside_the_rooms() -> None:

@@ -19,10 +19,10 @@ from alexlab.runs.lock import RunLock
 from alexlab.runs.record import FINISHED as RECORD_FINISHED
 from alexlab.runs.record import PRUNED as RECORD_PRUNED
 from alexlab.runs.record import RunRecord
-from alexlab.sweeps.jobs import Job, previous_attempt
+from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job, previous_attempt
 from alexlab.sweeps.local import Parallel
 from alexlab.sweeps.slots import SlotPool
-from alexlab.sweeps.table import FAILED, FINISHED, PRUNED, RUNNING, WAITING, JobTable
+from alexlab.sweeps.table import JobTable
 from hydra_plugins.alexlab_launcher import SweepLauncher
 from support.runs import composed
 

@@ -20,11 +20,11 @@ from alexlab.errors import ConfigError
 from alexlab.runs.layout import LAST
 from alexlab.runs.lock import lock_holder
 from alexlab.sweeps import ray_cluster
-from alexlab.sweeps.jobs import Job
+from alexlab.sweeps.jobs import FAILED, FINISHED, RUNNING, Job
 from alexlab.sweeps.ray import Ray, RayTasks
 from alexlab.sweeps.ray_job import RayWork
 from alexlab.sweeps.record import SweepRecord
-from alexlab.sweeps.table import FAILED, FINISHED, RUNNING, JobTable
+from alexlab.sweeps.table import JobTable
 from support.runs import ROOT, TINY, environment, trains_on
 
 pytestmark = pytest.mark.slow

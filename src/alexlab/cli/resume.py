@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -29,9 +29,6 @@ from alexlab.runs.lock import lock_holder
 from alexlab.runs.record import FINISHED, INTERRUPTED, RUNNING, CorruptError, RunRecord, check_record, images_to_match
 from alexlab.runs.run import Run
 from alexlab.sweeps.record import RECORD
-
-if TYPE_CHECKING:
-    from alexlab.cli.resume_sweep import ResumedSweep
 
 log = logging.getLogger(__name__)
 
@@ -258,24 +255,3 @@ def _last_run() -> Path:
     if not started:
         raise ConfigError(f"resume=last needs a run in {RUNS}; none found")
     return max(started, key=lambda folder: started[folder])
-
-
-def resumed_job(run_dir: Path, config: dict[str, Any], *, sweep: "ResumedSweep | None", isolated: bool) -> Run:
-    """Return the run for an interrupted job of a sweep.
-
-    Args:
-        run_dir: folder of the job.
-        config: composed config of the job.
-        sweep: the resumed sweep, if this command names one.
-        isolated: see Run.
-    """
-    record = RunRecord(run_dir).read()
-    check_foreign(record["config"], run_dir, own=config)
-    return Run(
-        config=record["config"],
-        dir=run_dir,
-        choices=record["choices"],
-        isolated=isolated,
-        resumed=True,
-        recorded_images=images_to_match(record["data"], classes_only=sweep is not None and sweep.on_changed_data),
-    )

@@ -10,11 +10,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from alexlab.cli.arguments import quote_paths
-from alexlab.cli.resume import ON_CHANGED_DATA, accepts_changed_data, override_keys
+from alexlab.cli.resume import ON_CHANGED_DATA, accepts_changed_data, check_foreign, override_keys
 from alexlab.config.confinement import check_folder
 from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import LAUNCHER_OVERRIDES
+from alexlab.runs.record import RunRecord, images_to_match
+from alexlab.runs.run import Run
 from alexlab.sweeps.entries import to_entry
 from alexlab.sweeps.record import SweepRecord, read_record
 
@@ -107,3 +109,24 @@ def _repeats(override: str, entries: Sequence[dict[str, Any]]) -> bool:
     except HydraException:
         return False
     return to_entry(parsed[0]) in entries
+
+
+def resumed_job(run_dir: Path, config: dict[str, Any], *, sweep: ResumedSweep | None, isolated: bool) -> Run:
+    """Return the run for an interrupted job of a sweep.
+
+    Args:
+        run_dir: folder of the job.
+        config: composed config of the job.
+        sweep: the resumed sweep, if this command names one.
+        isolated: see Run.
+    """
+    record = RunRecord(run_dir).read()
+    check_foreign(record["config"], run_dir, own=config)
+    return Run(
+        config=record["config"],
+        dir=run_dir,
+        choices=record["choices"],
+        isolated=isolated,
+        resumed=True,
+        recorded_images=images_to_match(record["data"], classes_only=sweep is not None and sweep.on_changed_data),
+    )

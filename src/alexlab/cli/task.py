@@ -25,15 +25,15 @@ from alexlab.config.grammar import raw_overrides
 from alexlab.distributed import ranks, rendezvous
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.runs.run import Run
-from alexlab.sweeps.jobs import Job, previous_attempt
-from alexlab.sweeps.table import FAILED, FINISHED, JobTable
+from alexlab.sweeps.jobs import FAILED, FINISHED, Job, previous_attempt
+from alexlab.sweeps.table import JobTable
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CommandTask:
-    """Task function of a command; an `alexlab.sweeps.jobs.SweepTask`.
+    """Task function of a command; an `alexlab.sweeps.table.SweepTask`.
 
     Args:
         invocation: command line of the command.
@@ -100,7 +100,7 @@ class CommandTask:
         if invocation.sweep is not None:
             check_confined(own, invocation.sweep.folder, confirmed=invocation.sweep.confirmed)
         if invocation.command == "train" and ranks.broadcast("is resumed", lambda: previous_attempt(run_dir).resumed):
-            from alexlab.cli.resume import resumed_job
+            from alexlab.cli.resume_sweep import resumed_job
 
             return resumed_job(run_dir, own, sweep=invocation.sweep, isolated=isolated)
         choices = hydra_config.runtime.choices.items()

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from omegaconf import DictConfig
+from typing import Any
 
 from alexlab.distributed.signals import Interrupted
 from alexlab.runs.layout import EARLIER, RUN_JSON
 from alexlab.runs.lock import lock_holder
-from alexlab.sweeps.table import FAILED, FINISHED, PRUNED, WAITING, JobTable
 
+WAITING, RUNNING, FINISHED, PRUNED, FAILED = "waiting", "running", "finished", "pruned", "failed"  # states of a job
 MULTIRUN = "multirun.yaml"  # Hydra writes it into the folder of a sweep; nothing reads it
 
 
@@ -52,20 +50,6 @@ class Job:
     def resume_hint(self) -> str:
         """Return how to resume the job, for a message."""
         return f"resume it with resume={self.folder}" if self.standalone else "resume the sweep with -m resume="
-
-
-class SweepTask(Protocol):
-    """Task function of a command, as Hydra calls it, with what a sweep needs."""
-
-    @property
-    def table(self) -> JobTable:
-        """All jobs of the sweep."""
-
-    def __call__(self, config: DictConfig) -> float | None:
-        """Run the task on the composed config of a job and return its score."""
-
-    def check(self, config: DictConfig, *, remote: bool) -> None:
-        """Raise AlexlabError if the job cannot run; `remote` jobs run on machines whose devices are unknown here."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 from alexlab.distributed import hardware
 from alexlab.distributed.signals import signals
 from alexlab.errors import ConfigError
-from alexlab.sweeps.jobs import Job
+from alexlab.sweeps.jobs import RUNNING, Job
 from alexlab.sweeps.processes import JobProcess, terminate
 from alexlab.sweeps.runner import POLL_S, JobRunner
 from alexlab.sweeps.slots import SlotPool
-from alexlab.sweeps.table import RUNNING, JobTable
+from alexlab.sweeps.table import JobTable
 
 
 class Sequential(JobRunner):

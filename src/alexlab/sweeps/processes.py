@@ -14,9 +14,8 @@ from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError
 from alexlab.runs.layout import OUTPUT
-from alexlab.sweeps.jobs import Job
+from alexlab.sweeps.jobs import FAILED, Job
 from alexlab.sweeps.slots import Slot
-from alexlab.sweeps.table import FAILED
 
 
 class JobProcess:

@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 
 from alexlab.distributed.signals import signals
 from alexlab.errors import ConfigError
-from alexlab.sweeps.jobs import Job
+from alexlab.sweeps.jobs import FAILED, RUNNING, Job
 from alexlab.sweeps.ray_cluster import check_answers, connected
 from alexlab.sweeps.ray_job import RayWork, run_task
 from alexlab.sweeps.runner import POLL_S, JobRunner
-from alexlab.sweeps.table import FAILED, RUNNING, JobTable
+from alexlab.sweeps.table import JobTable
 
 MAX_RETRIES = 3  # of a job whose worker was lost; the default of Ray's own retries
 STOP_POLL_S = 0.2

@@ -9,10 +9,9 @@ from multiprocessing.connection import wait
 
 from alexlab.distributed import hardware
 from alexlab.distributed.signals import signals
-from alexlab.sweeps.jobs import Job, PreviousAttempt, previous_attempt
+from alexlab.sweeps.jobs import FAILED, Job, PreviousAttempt, previous_attempt
 from alexlab.sweeps.processes import JobProcess
 from alexlab.sweeps.slots import Slot
-from alexlab.sweeps.table import FAILED
 from alexlab.sweeps.work import keep_hydra_folder
 
 POLL_S = 0.2

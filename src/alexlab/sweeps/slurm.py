@@ -13,11 +13,11 @@ from typing import Any
 
 from alexlab.errors import ConfigError
 from alexlab.sweeps import squeue
-from alexlab.sweeps.jobs import Job
+from alexlab.sweeps.jobs import RUNNING, Job
 from alexlab.sweeps.runner import POLL_S, JobRunner
 from alexlab.sweeps.slurm_job import SIGNAL, job_main
 from alexlab.sweeps.submitted import SubmittedJob, poll_slurm
-from alexlab.sweeps.table import RUNNING, JobTable
+from alexlab.sweeps.table import JobTable
 
 SUBMITIT_DIR = ".submitit"  # in the sweep folder: files of submitit
 JOB_IDS = "jobs.json"  # in SUBMITIT_DIR: SLURM's id of each job, by the name of its run folder

@@ -8,9 +8,8 @@ from alexlab.distributed.signals import Interrupted
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import OUTPUT, SLURM_LOG
 from alexlab.sweeps import squeue
-from alexlab.sweeps.jobs import Job
+from alexlab.sweeps.jobs import FAILED, Job
 from alexlab.sweeps.processes import redirect_output
-from alexlab.sweeps.table import FAILED
 
 SIGNAL = signal.SIGUSR1  # sent by SLURM shortly before the time limit
 

@@ -8,8 +8,7 @@ from typing import Any
 from alexlab.errors import ConfigError
 from alexlab.runs.record import INTERRUPTED, RunRecord
 from alexlab.sweeps import squeue
-from alexlab.sweeps.jobs import Job, previous_attempt
-from alexlab.sweeps.table import FAILED
+from alexlab.sweeps.jobs import FAILED, Job, previous_attempt
 
 
 @dataclass

@@ -5,18 +5,18 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from omegaconf import DictConfig
 
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
 from alexlab.runs.layout import RUN_JSON
+from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from alexlab.sweeps.jobs import Job
-
-WAITING, RUNNING, FINISHED, PRUNED, FAILED = "waiting", "running", "finished", "pruned", "failed"  # states of a job
 MAX_ROWS = 30  # while the sweep runs
 
 log = logging.getLogger(__name__)
@@ -154,3 +154,17 @@ def _progress(job: "Job") -> tuple[str, float | None]:
     if job.place:
         parts.append(job.place)
     return ", ".join(parts), (found.get("best") or {}).get("top1")
+
+
+class SweepTask(Protocol):
+    """Task function of a command, as Hydra calls it, with what a sweep needs."""
+
+    @property
+    def table(self) -> JobTable:
+        """All jobs of the sweep."""
+
+    def __call__(self, config: DictConfig) -> float | None:
+        """Run the task on the composed config of a job and return its score."""
+
+    def check(self, config: DictConfig, *, remote: bool) -> None:
+        """Raise AlexlabError if the job cannot run; `remote` jobs run on machines whose devices are unknown here."""

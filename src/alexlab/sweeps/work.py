@@ -9,8 +9,7 @@ from omegaconf import DictConfig, open_dict
 from alexlab import compat
 from alexlab.distributed.failures import translate_errors
 from alexlab.errors import AlexlabError, PrunedError
-from alexlab.sweeps.jobs import Job
-from alexlab.sweeps.table import FAILED, FINISHED, PRUNED
+from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, Job
 
 
 def run_sweep_job(job: Job, *, hydra_context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
