@@ -1,4 +1,4 @@
-"""Makes a data set ready for training: `python src/prepare.py --help` shows the data sets and examples."""
+"""Preparation of data sets for training: `python src/prepare.py --help` shows the data sets and examples."""
 
 from alexlab.cli.command import run_command
 

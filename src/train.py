@@ -1,4 +1,4 @@
-"""Trains a net on a folder of images: `python src/train.py --help` shows the groups, the options and examples."""
+"""Training of a net on a folder of images: `python src/train.py --help` shows the groups, the options and examples."""
 
 from alexlab.cli.command import run_command
 

@@ -21,7 +21,7 @@ from alexlab.sweeps.work import keep_hydra_folder, run_sweep_job
 
 
 class SweepLauncher(Launcher):
-    """Runs the jobs of a sweep with a runner. A failed job does not stop the others, and its cause is kept.
+    """Launcher that runs the jobs of a sweep. A failed job does not stop the others, and its cause is recorded.
 
     In the folder of an earlier sweep, finished jobs are not run again: their stored scores are returned. Interrupted jobs are
     resumed from their last checkpoints.

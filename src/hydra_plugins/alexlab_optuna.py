@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class OptunaSweeper(Sweeper):
-    """Proposes values with the tree-structured Parzen estimator and maximises the return value of the task, the best val/top1.
+    """Sweeper that maximises the return value of the task, the best val/top1, with the tree-structured Parzen estimator.
 
     A list of choices is a categorical value, `range(a,b)` an integer, `interval(a,b)` a float, and `tag(log,interval(a,b))` a
     float on a logarithmic scale. The study is stored in the sweep folder, so that a resumed search proposes what an

@@ -1,1 +1,1 @@
-"""Interleaved measurements of alexlab, of other training loops and of what the machine can do."""
+"""Interleaved measurements of alexlab, of other training loops and of the limits of the machine."""

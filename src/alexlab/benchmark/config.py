@@ -1,4 +1,4 @@
-"""Sizes of a benchmark: the `benchmark` node, and the subset of images that is measured on."""
+"""Config node `benchmark`, and the subset of images to measure on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class BenchmarkConfig:
     """The `benchmark` node.
 
     Args:
-        pairs: rounds that count; every candidate has one turn per round.
+        pairs: number of recorded rounds; every candidate has one turn per round.
         train_images, val_images: number of images, evenly spaced in each split; None for all.
         steps: optimizer steps per turn in the suite `step`.
         loader_images: images per turn in the suite `loader`, twenty times as many of packed ones.
-        shards: where that suite writes the images as shards, s3://bucket/prefix or a new folder; None for a folder of the
+        shards: location of the shards that that suite writes, s3://bucket/prefix or a new folder; None for a folder of the
             benchmark.
         compiled: time a compiled step in the suite `step`; None only on a GPU.
         files, classes, workers, ranks, widths: values that the suite `scaling` compares.

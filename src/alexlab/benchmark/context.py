@@ -1,4 +1,4 @@
-"""Arguments that every suite is called with."""
+"""Arguments passed to every suite."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from alexlab.data.streaming.index import SPARE_SHARDS
 from alexlab.data.streaming.writer import write_shards
 from alexlab.runs.run import Run
 
-SHARD_BYTES = 2_000_000  # small: the subset that is measured on must fill more than a cache of MIX shards
+SHARD_BYTES = 2_000_000  # small, so that the measured subset exceeds a cache of MIX shards
 MIX = 8  # shards
 
 

@@ -18,15 +18,15 @@ from alexlab.config import allowlist
 from alexlab.runs.run import Run
 from alexlab.training.checkpoint_io import AtomicCheckpointIO
 
-LABELS = {"epoch": "whole epochs", "train": "training", "val": "validation"}  # by figure
+LABELS = {"epoch": "whole epochs", "train": "training", "val": "validation"}  # labels of the figures
 
 
 def ours(workload: Workload, turn: Turn, *, callback: type = EpochTurns, **options: Any) -> None:
     """Train as `train.py` does, with one more callback.
 
     Args:
-        workload: what is trained.
-        turn: of the candidate.
+        workload: net, data and optimizer to train.
+        turn: turn of the candidate.
         callback: class that takes the turns, with an argument `turn_fd`.
         options: entries of the `trainer` node.
     """

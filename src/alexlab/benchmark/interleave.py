@@ -1,4 +1,4 @@
-"""Interleaved timing: every candidate has a process of its own, and only one of them works at a time.
+"""Interleaved timing: every candidate has its own process, and only one of them works at a time.
 
 Load from other programs and changes of the clock rate thus affect all candidates alike, and each is warm when it is measured.
 """
@@ -53,8 +53,8 @@ class Candidate:
     """A process that is timed.
 
     Args:
-        name: label in tables; names its log.
-        run: prepares, then calls `Turn.next` before each piece of work; it is killed after the last turn.
+        name: label in tables and name of the log.
+        run: function that prepares, then calls `Turn.next` before each piece of work; it is killed after the last turn.
         cores: logical processors that it is bound to; empty for all.
     """
 
@@ -95,11 +95,11 @@ def interleave(
     output goes to `<log_dir>/<name>.log`.
 
     Args:
-        candidates: at least one.
-        num_rounds: rounds that count.
-        log_dir: created if it does not exist.
+        candidates: candidates to time, at least one.
+        num_rounds: number of recorded rounds.
+        log_dir: folder of the logs, created if it does not exist.
         title: description of the progress bar.
-        num_warmup: rounds before them, which are not recorded.
+        num_warmup: number of warm-up rounds, which are not recorded.
         sample: called with the process id of a candidate every 50 ms of its turn; the largest value of each figure is recorded
             with those that the candidate reports.
 

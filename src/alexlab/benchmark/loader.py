@@ -55,7 +55,7 @@ def suite(context: BenchmarkContext) -> list[Row]:
 
 
 def _baseline_batches(workload: Workload) -> Any:
-    """Return batches of the usual loader without end."""
+    """Return an infinite iterator over batches of the usual loader."""
     batch_size = data_config(workload.config).batch_size
     dataset = PillowDataset(workload.splits.train, torchvision_transforms(workload)[0])
     loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
@@ -63,7 +63,7 @@ def _baseline_batches(workload: Workload) -> Any:
 
 
 def _batches(workload: Workload, transform: Any) -> Any:
-    """Return batches of our loader without end."""
+    """Return an infinite iterator over batches of our loader."""
     node = {**workload.config["data"], "num_workers": 0}
     view = CenterView(node["image_size"])
     datamodule = ImageDataModule(

@@ -22,7 +22,7 @@ COPY_BYTES = 1 << 28  # more than any cache
 
 
 def matrix_products(dtype: torch.dtype, device: str) -> Callable[[], Figures]:
-    """Return a work that multiplies large matrices, in GFLOP/s."""
+    """Return a function that multiplies large matrices, measured in GFLOP/s."""
     size = MATRIX_SIZE if device == "cpu" else 4 * MATRIX_SIZE
     first, second, product = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
 
@@ -34,7 +34,7 @@ def matrix_products(dtype: torch.dtype, device: str) -> Callable[[], Figures]:
 
 
 def memory_copies(device: str) -> Callable[[], Figures]:
-    """Return a work that copies a large block of memory, in GB/s; a byte that is read and written counts once."""
+    """Return a function that copies a large block of memory, measured in GB/s; a byte that is read and written counts once."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 

@@ -121,7 +121,7 @@ def scale_workers(context: BenchmarkContext) -> list[Row]:
 
 
 def prepare_passes(workload: Workload) -> Callable[[], Figures]:
-    """Return a work that reads the training split once, in images/s."""
+    """Return a function that reads the training split once, measured in images/s."""
     loader: Any = workload.datamodule().train_dataloader()
     epoch = 0
 

@@ -97,7 +97,7 @@ def compare_pauses(context: BenchmarkContext) -> Row:
 
 
 def _first_step_timer(command: Callable[[], list[str]], time_path: Path) -> Callable[[], Figures]:
-    """Return a work that runs a command and measures until the time that the command writes to a file."""
+    """Return a function that runs a command and measures the time until the moment that the command writes to a file."""
 
     def work() -> Figures:
         time_path.unlink(missing_ok=True)

@@ -77,7 +77,7 @@ def suite(context: BenchmarkContext) -> list[Row]:
 
 
 def prepare_steps(workload: Workload, variant: StepVariant, num_steps: int) -> Callable[[], Figures]:
-    """Return a work that takes optimizer steps on one batch, in images/s."""
+    """Return a function that takes optimizer steps on one batch, measured in images/s."""
     device = workload.device
     if variant.keep_memory:
         keep_memory()

@@ -48,7 +48,7 @@ class EpochTurns(Callback):
 
 
 class StockModule(lightning.LightningModule):
-    """The LightningModule of every tutorial."""
+    """Minimal LightningModule, as in Lightning's tutorials."""
 
     mean: Tensor
     std: Tensor
@@ -94,8 +94,8 @@ def stock_lightning(
     """Train with Lightning's default progress bar, logger and checkpoints, on one device or on several.
 
     Args:
-        workload: what is trained.
-        turn: of the candidate.
+        workload: net, data and optimizer to train.
+        turn: turn of the candidate.
         callback: class whose instances take the turns; called with the file descriptor of the turn.
         options: arguments of the Trainer.
     """

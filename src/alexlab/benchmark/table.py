@@ -85,7 +85,7 @@ def format_spread(values: Sequence[float], *, digits: int | None = None) -> str:
     """Return the median and, of several values, the smallest and the largest.
 
     Args:
-        values: at least one.
+        values: measurements, at least one.
         digits: decimal places; None for three significant digits.
     """
 
@@ -102,7 +102,7 @@ def write(rows: Sequence[Row], about: dict[str, Any], out_dir: Path) -> None:
     """Write benchmark.json, benchmark.md and, if a row has a baseline, benchmark.png.
 
     Args:
-        rows: of all suites so far.
+        rows: rows of all suites so far.
         about: machine, versions and settings, for the JSON file.
         out_dir: an existing folder.
     """

@@ -1,4 +1,4 @@
-"""The training that all candidates do."""
+"""Training workload, the same for all candidates."""
 
 import time
 from collections.abc import Callable
@@ -68,7 +68,7 @@ class Workload:
 
 
 def on_one_device(datamodule: ImageDataModule, device: str = "cpu") -> ImageDataModule:
-    """Attach a Trainer of one device, of which the data loaders ask for ranks and limits."""
+    """Attach a single-device Trainer, from which the data loaders read ranks and limits."""
     datamodule.trainer = lightning.Trainer(accelerator=device, devices=1, logger=False, enable_checkpointing=False)
     return datamodule
 
@@ -77,7 +77,7 @@ class EpochTimer:
     """Images/s of whole epochs, one epoch per turn.
 
     Args:
-        turn: of the candidate.
+        turn: turn of the candidate.
     """
 
     def __init__(self, turn: Turn) -> None:

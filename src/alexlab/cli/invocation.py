@@ -1,4 +1,4 @@
-"""The command line of a command, rewritten for Hydra before it starts."""
+"""Command line of a command, rewritten before Hydra starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

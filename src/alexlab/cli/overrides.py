@@ -113,7 +113,7 @@ def check_change(
 
 
 def _is_open(node: Config, path: Sequence[str], command: str) -> bool:
-    """Return whether new keys of a node are checked later, by the call that it configures or each as a node of its own."""
+    """Return whether new keys of a node are checked later, by the call that it configures or each as a separate node."""
     key = ".".join(path)
     return "_target_" in node or key in NAMED_NODES or key in SIGNATURE_NODES.get(command, ())
 

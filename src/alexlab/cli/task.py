@@ -1,4 +1,4 @@
-"""The task of a command, as Hydra calls it on each composed config."""
+"""Task of a command, called by Hydra on each composed config."""
 
 import importlib
 import logging
@@ -155,7 +155,7 @@ class CommandTask:
 
 
 def _run_submitted(invocation: Invocation, job: Job) -> None:
-    """Run a submitted task in its process on the cluster, and record in `job` how it ended."""
+    """Run a submitted task in its process on the cluster, and record its outcome in `job`."""
     hydra_config = HydraConfig.get()
     configure_log(cast(DictConfig, hydra_config.job_logging), hydra_config.verbose)
     task = CommandTask(invocation)

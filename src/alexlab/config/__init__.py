@@ -1,4 +1,4 @@
-"""Config nodes: what they may hold, the objects that they make, and every check before a run."""
+"""Config nodes: their allowed content, the objects built from them, and all checks before a run."""
 
 from pathlib import Path
 

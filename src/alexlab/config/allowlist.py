@@ -50,7 +50,7 @@ BASES = {
 }
 NAMES = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")  # no private names
 
-MAX_NODES = 20_000  # entries of a config; an own one has some 300
+MAX_NODES = 20_000  # maximum number of entries of a config; ours have about 300
 
 _trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())  # packages of `trusted_targets=`
 

@@ -91,7 +91,7 @@ def _require_same_nodes(config: Config, images: dict[str, Any], num_ranks: int) 
 def _check_filled(config: Config, splits: Splits, *, num_ranks: int, remote: bool = False) -> None:
     config = fill_statistics(config, splits, dummy=True)[0]
     check_objects(config, splits, num_ranks=num_ranks, remote=remote)
-    if not remote or config["trainer"]["accelerator"] not in ("gpu", "cuda", "mps"):  # else the job rehearses itself
+    if not remote or config["trainer"]["accelerator"] not in ("gpu", "cuda", "mps"):  # otherwise the job itself runs it
         rehearse(config, splits, num_ranks=num_ranks)
 
 

@@ -1,4 +1,4 @@
-"""Class names: which names a class folder may have, and display names to show instead of them."""
+"""Class names: rules for the names of class folders, and display names to show instead of them."""
 
 import json
 import unicodedata

@@ -1,4 +1,4 @@
-"""Config node `data`: which images are read, how they are split and how they are loaded."""
+"""Config node `data`: the images, their splits and their loading."""
 
 import math
 import os

@@ -67,7 +67,7 @@ class ImageDataModule(lightning.LightningDataModule):
     def start_workers(self) -> None:
         """Fork the loader processes for training and validation now, while this process uses little memory.
 
-        A page that this process changes after the fork exists twice as long as its children live: processes that are forked
+        A page that this process modifies after the fork is duplicated for as long as its children live: processes forked
         after the first epoch hold a second copy of weights, gradients and activations.
         """
         if not self.config.workers_per_rank(self.trainer.num_devices):  # type: ignore[union-attr]
@@ -84,8 +84,8 @@ class ImageDataModule(lightning.LightningDataModule):
     def stop_workers(self) -> None:
         """Terminate the loader processes that are still running.
 
-        A Trainer that fails does not. When they are garbage collected with it, their queues may be closed first, which raises
-        in a thread.
+        A failed Trainer leaves them running. If they are garbage collected with it, their queues may be closed first, which
+        raises in a thread.
         """
         for loader in self.forked_loaders:
             compat.shut_down_workers(loader)
@@ -160,7 +160,7 @@ class ImageDataModule(lightning.LightningDataModule):
         return self._loader(PaddedDataset(dataset), sampler, post_process)
 
     def _dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> tuple[MapDataset, PostProcess | None]:
-        """Return the dataset that the loader processes read, and what the device does with its batches."""
+        """Return the dataset that the loader processes read, and the post-processing of its batches on the device."""
         if self.config.cache != "device" or transform not in (self.train_transform, self.eval_transform):
             return self.dataset(split, transform), None
         assert isinstance(split.images, PackedImages)

@@ -1,4 +1,4 @@
-"""Datasets of a split: images as tensors, with random draws that depend on nothing but seed, epoch and index."""
+"""Datasets of a split: images as tensors, with random draws that depend only on seed, epoch and index."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol

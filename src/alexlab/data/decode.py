@@ -57,7 +57,7 @@ def decode(path: str | Path, decoding: Decoding = DEFAULT_DECODING, sha256: byte
         sha256: expected SHA-256 of the file; None to skip the check.
 
     Raises:
-        ImageError: with the path and the reason.
+        ImageError: if the file cannot be decoded; with the path and the reason.
     """
     content = read_image(path, decoding)
     if sha256 is not None and hashlib.sha256(content).digest() != sha256:
@@ -69,7 +69,7 @@ def decode_bytes(content: bytes, decoding: Decoding = DEFAULT_DECODING, path: st
     """Decode the content of a file like `decode`; `path` is for messages.
 
     Raises:
-        ImageError: with the path and the reason.
+        ImageError: if the file cannot be decoded; with the path and the reason.
     """
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:

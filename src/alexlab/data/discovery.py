@@ -86,7 +86,7 @@ def check_val_split(val_split: str) -> None:
     """Check that `data.val_split` is `val` or `test`.
 
     Raises:
-        DataError: if it is not.
+        DataError: if it is neither.
     """
     if val_split not in ("val", "test"):
         raise DataError(f"data.val_split must be val or test; got {val_split!r}")

@@ -35,7 +35,7 @@ def split_by_hash(
     Raises:
         DataError: if a class has too few images or groups, or none of its groups is in train.
     """
-    units: dict[str, list[int]] = {}  # what is not divided: the rows of a group, or one row
+    units: dict[str, list[int]] = {}  # units that are not divided: the rows of a group, or one row
     for row, name in enumerate(groups if groups is not None else paths):
         units.setdefault(name, []).append(row)
     splits: dict[str, list[int]] = {name: [] for name in ("train", *fractions)}

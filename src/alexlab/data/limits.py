@@ -22,8 +22,7 @@ def num_eval_images(split: Split, config: DataConfig, limit: float) -> int:
 def check_batch_size(config: DataConfig, splits: Splits, *, num_ranks: int, accumulation_steps: int) -> None:
     """Check that the global batch can be divided among ranks and accumulation steps.
 
-    Raises:
-        ConfigError: if it cannot, or is larger than the training split.
+    Raises: ConfigError: if the batch cannot be divided, or is larger than the training split.
     """
     if config.batch_size % (num_ranks * accumulation_steps):
         raise ConfigError(
@@ -46,7 +45,7 @@ def check_limits(trainer: Mapping[str, Any], config: DataConfig, splits: Splits)
         splits: the splits of the run.
 
     Raises:
-        ConfigError: if one is.
+        ConfigError: if a limit is such a fraction.
     """
     for name, split in splits.items():
         key = "overfit_batches" if trainer["overfit_batches"] and name != "test" else f"limit_{name}_batches"

@@ -119,7 +119,7 @@ def _walk(root: str, folder: str, findings: list[Finding] | None = None) -> List
 
 
 class _Walk:
-    """State of one walk: everything it has met but images, see `Listing`.
+    """State of one walk: everything that it found except images, see `Listing`.
 
     Args:
         root: folder of the dataset.

@@ -36,7 +36,7 @@ def prefetch(items: Iterable[T], start: Callable[[T], Pending]) -> Iterator[Any]
 
 
 class DevicePrefetcher:
-    """Copy of batches to a device, on a separate CUDA stream where there are streams.
+    """Copy of batches to a device, on a separate stream if the device has streams.
 
     Args:
         device: target device.

@@ -1,4 +1,4 @@
-"""Addresses and network interfaces that ranks on several nodes reach each other by."""
+"""Addresses and network interfaces through which ranks on several nodes reach each other."""
 
 import fcntl
 import socket
@@ -63,7 +63,7 @@ def first_node_address(resolved: str, store: Any, other_nodes: Iterable[int], *,
 
 
 def source_address(target: str) -> str:
-    """Return the address of this machine that packets to another one are sent from."""
+    """Return the source address of packets from this machine to another one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unsent:
         unsent.connect((target, 9))
         return str(unsent.getsockname()[0])

@@ -1,11 +1,11 @@
-"""Check that all nodes of a run train the same: the same config, on the same images, with the same versions."""
+"""Check that all nodes of a run have the same config, images and package versions."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alexlab.errors import ConfigError
 
-# Where a node keeps its images, and how it reads them, may differ.
+# Nodes may keep their images in different places and read them in different ways.
 NODE_LOCAL_KEYS = (
     "data.root",
     "data.url",
@@ -21,7 +21,7 @@ NODE_LOCAL_KEYS = (
 def fingerprint(
     config: Mapping[str, Any], *, data: Mapping[str, Any], versions: Mapping[str, Any], num_ranks: int
 ) -> dict[str, Any]:
-    """Return what must be equal on all nodes, as plain data.
+    """Return the values that must be equal on all nodes, as plain data.
 
     Args:
         config: config of the run.
@@ -43,7 +43,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def require_same(first: Mapping[str, Any], other: Mapping[str, Any], *, name: str) -> None:
-    """Raise unless another node trains the same as the first one.
+    """Check that the fingerprint of another node equals that of the first one.
 
     Args:
         first: fingerprint of the first node.

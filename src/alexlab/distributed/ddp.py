@@ -59,7 +59,7 @@ class DDPOptions:
         comm_hook: gradient compression for the all-reduce: none, fp16, bf16 or powersgd.
         static_graph: assume that every step uses the same parameters.
         find_unused_parameters: look for parameters that a step does not use.
-        bucket_cap_mb: size of the gradient buckets, in MB; None is PyTorch's default.
+        bucket_cap_mb: size of the gradient buckets, in MB; None keeps PyTorch's default.
     """
 
     comm_hook: str = "none"
@@ -68,7 +68,7 @@ class DDPOptions:
     bucket_cap_mb: float | None = None
 
     def __post_init__(self) -> None:
-        if self.comm_hook not in tuple(HOOKS):  # a list has no hash
+        if self.comm_hook not in tuple(HOOKS):  # a list is not hashable
             raise ConfigError(f"trainer.comm_hook must be one of {', '.join(HOOKS)}; got {_shown(self.comm_hook)}")
         for name in ("static_graph", "find_unused_parameters"):
             if not isinstance(getattr(self, name), bool):

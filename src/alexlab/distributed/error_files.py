@@ -1,6 +1,6 @@
 """Error files of the ranks, in torchrun's format, and the diagnosis of a failed run from them.
 
-When one rank dies, the others fail because of its absence and may be noticed first, so the parent looks at all of them.
+When one rank dies, the others fail as a consequence and may be noticed first, so the parent reads all error files.
 """
 
 import json
@@ -33,7 +33,7 @@ def write_error_file(error: BaseException) -> None:
     content |= {"type": type(error).__name__, "text": text, "time_s": time.time()}
     if isinstance(error, Interrupted):
         content |= {"signum": error.signum}
-    with suppress(OSError):  # the disk is full: the exit code has to do
+    with suppress(OSError):  # the disk is full: only the exit code reports the failure
         path.write_text(json.dumps(content))
 
 

@@ -27,7 +27,7 @@ def as_user_error(error: BaseException, run_dir: Path) -> AlexlabError | None:
 
     Args:
         error: the exception raised.
-        run_dir: named by an error about writing that has no path.
+        run_dir: path to report for a write error that names none.
     """
     if isinstance(error, AlexlabError):
         return error
@@ -42,7 +42,7 @@ def as_user_error(error: BaseException, run_dir: Path) -> AlexlabError | None:
 
 @contextmanager
 def translate_errors(run_dir: Path) -> Iterator[None]:
-    """Replace failures of the system by `as_user_error`."""
+    """Replace failures of the system with the errors from `as_user_error`."""
     try:
         yield
     except Exception as error:

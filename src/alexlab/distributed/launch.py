@@ -79,7 +79,7 @@ def launch(
     """
     if ranks.is_distributed():
         result = task()
-        if torch.distributed.is_initialized():  # else its threads may outlive what they use, and abort the process
+        if torch.distributed.is_initialized():  # otherwise its threads may outlive what they use, and abort the process
             torch.distributed.destroy_process_group()
         return result
     if num_ranks == 1 and not isolated and not limits.max_restarts:
@@ -140,9 +140,9 @@ def run_rank(task: Callable[[], Any], variables: dict[str, str], results: Any, p
     hardware.die_with_parent(parent)
     os.environ.update(variables)
     local_ranks = int(variables["LOCAL_WORLD_SIZE"])
-    # Else each rank would compute on every core, and two ranks on two cores would be slower than one.
+    # Otherwise each rank would compute on every core, and two ranks on two cores would be slower than one.
     torch.set_num_threads(max(1, hardware.num_cores() // local_ranks))
-    if sys.platform.startswith("linux"):  # else gloo resolves the host name, often to 127.0.1.1
+    if sys.platform.startswith("linux"):  # otherwise gloo resolves the host name, often to 127.0.1.1
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if local_ranks == 1:  # a run on one device is not a distributed run
         ranks.clear_environment()

@@ -18,15 +18,14 @@ from typing import Any
 
 from alexlab.distributed.environment import RUN_ID
 
-OWN_RUN_ID = "alexlab"  # of ranks that torchrun did not start
+OWN_RUN_ID = "alexlab"  # run id of ranks that torchrun did not start
 VARIABLES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR"),
     *("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE", RUN_ID),
 )
-TIMEOUT = timedelta(
-    hours=1
-)  # of a rank that waits for another one, which may be computing statistics or packing images
-READ_TIMEOUT = timedelta(seconds=10)  # of rank 0, for the others to read gathered values
+# Maximum time to wait for another one, which may be computing statistics or packing images
+TIMEOUT = timedelta(hours=1)
+READ_TIMEOUT = timedelta(seconds=10)  # for which rank 0 waits until the others have read the gathered values
 NODE_MARKER = ".first_node"  # file by which a node detects that it shares the disk of the first one
 
 

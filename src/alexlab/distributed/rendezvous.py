@@ -52,13 +52,13 @@ def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
             return
         address = found
     network = interface(address)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", network)  # else gloo resolves the host name, often to 127.0.1.1
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", network)  # otherwise gloo resolves the host name, often to 127.0.1.1
     if ranks.num_nodes() > 1:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", network)
 
 
 def _join_master(env: RankEnvironment, *, local_size: int, num_nodes: int, timeout_s: float) -> str | None:
-    """Join at MASTER_ADDR:MASTER_PORT; return the address of this node, or None if this process is alone after all."""
+    """Join at MASTER_ADDR:MASTER_PORT; return the address of this node, or None if this process turns out to be the only one."""
     expected = local_size * num_nodes
     if not env.address or not env.port:
         if expected > 1:

@@ -14,14 +14,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-DEBOUNCE_S = (
-    1.0  # signals within it count as one that arrived twice: sent to all processes, and forwarded by their parent
-)
+DEBOUNCE_S = 1.0  # signals within this interval count as one: a process may get it directly and from its parent
 PREEMPTED, INTERRUPTED = 75, 130  # exit codes: EX_TEMPFAIL of <sysexits.h>, and 128 + SIGINT
 
 
 class Interrupted(BaseException):
-    """A signal stopped the work, which `resume=` continues. Not an Exception: it must not be handled as a failure.
+    """Interruption of the work by a signal; `resume=` continues it. Not an Exception: it must not be handled as a failure.
 
     Args:
         signum: the signal.

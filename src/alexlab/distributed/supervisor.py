@@ -29,8 +29,8 @@ def supervise(processes: Sequence[ForkProcess], results: Connection, *, error_di
 
     Args:
         processes: the ranks, started.
-        results: receives the pickled result of rank 0.
-        error_dir: the error files of the ranks.
+        results: connection that receives the pickled result of rank 0.
+        error_dir: folder of the error files of the ranks.
         shutdown_s: how long a rank may take to exit after another one failed.
 
     Raises:

@@ -16,7 +16,7 @@ def broadcast_file(path: Path, key: str) -> None:
     """Copy a file of rank 0 to the nodes that lack it; must be called by all ranks.
 
     Args:
-        path: the same on all nodes. If rank 0 lacks the file, it is removed on the others.
+        path: path of the file, the same on all nodes. If rank 0 lacks the file, it is removed on the others.
         key: a name, unique within an attempt.
 
     Raises:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 KINDS = "a run folder, a checkpoint, an exported .safetensors file, or a state dict of torchvision's alexnet"
 
 SPARE_PARAMETERS = (
-    100  # parameters that a network may create and discard, as torchvision's do for images that are not RGB
+    100  # parameters that a network may create and discard, as torchvision's networks do for images that are not RGB
 )
 NO_DATA = "(none)"  # data.root of a file that does not name its data
 

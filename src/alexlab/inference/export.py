@@ -35,7 +35,7 @@ class LogitNet(nn.Module):
 
 
 def metadata(model: TrainedModel) -> dict[str, Any]:
-    """Return what a program needs besides the weights, as plain data: classes and preprocessing."""
+    """Return the classes and the preprocessing, which a program needs besides the weights, as plain data."""
     data, views = model.config["data"], model.config["augmentation"]["eval"]
     inference = model.inference
     return {

@@ -12,7 +12,7 @@ from alexlab.pages.plots import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_NAMES = 40  # largest number of classes whose names label the axes
+MAX_NAMES = 40  # maximum number of classes whose names label the axes
 MAX_COUNTS = 20  # largest number of classes for which each cell shows its count
 
 

@@ -32,7 +32,7 @@ OWNER = "the checkpoint"  # in messages about classes
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions on N labelled images of K classes; unreadable images are not among them.
+    """Predictions on N labelled images of K classes; unreadable images are excluded.
 
     Args:
         split: split of the images.
@@ -54,7 +54,7 @@ class Predictions:
 
     @cached_property
     def paths(self) -> list[str]:
-        """Paths of the images for display, N."""
+        """Paths of the N images, for display."""
         return [self.split.file_path(index) for index in self.indices.tolist()]
 
     @property

@@ -37,7 +37,7 @@ class Evaluation:
     """Results of an evaluation that its report shows.
 
     Args:
-        details: what was evaluated: checkpoint, data, split, views.
+        details: description of the evaluation: checkpoint, data, split, views.
         metrics: see `compute_metrics`.
         classes: see `class_report`.
         pairs: see `confused_pairs`.
@@ -70,7 +70,7 @@ def write_evaluation(
         predictions: predictions on a labelled split.
         names: display names of the classes.
         out_dir: folder of the files.
-        details: what was evaluated, plain data for scores.json.
+        details: description of the evaluation, plain data for scores.json.
     """
     matrix = confusion_matrix(predictions, len(names))
     evaluation = Evaluation(

@@ -29,7 +29,7 @@ def check_image_size(features: nn.Sequential, size: int) -> None:
     """Check that an image of size x size survives all convolutions and poolings.
 
     Raises:
-        ValueError: naming the layer whose output would be empty, its size formula and the smallest possible size.
+        ValueError: if the output of a layer would be empty; with its name, its size formula and the smallest image size.
     """
     windows = [
         (name, *_window(layer))

@@ -19,7 +19,7 @@ class Layer:
     Args:
         name: name of the submodule.
         kind: class name.
-        kernel, stride, padding: of a convolution or pooling, such as "11 x 11", "4" and "2".
+        kernel, stride, padding: kernel size, stride and padding of a convolution or pooling, such as "11 x 11", "4" and "2".
         number: number of output channels or features.
         input, output: shapes without the batch dimension, such as "64 x 55 x 55".
         parameters: number of parameters, trainable or not.

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or broken: their errors as one sentence with the free space."""
+"""Errors of full, read-only or broken disks, as one sentence with the free space."""
 
 import errno
 import logging

@@ -10,7 +10,7 @@ from alexlab.runs.compare import RunGroup, mean_or_none
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_CURVES = 12  # groups in the plot of the curves, best first
+MAX_CURVES = 12  # maximum number of groups in the plot of the curves, best first
 MAX_TICKS = 6  # with more values than this, a numeric key gets a continuous axis
 
 

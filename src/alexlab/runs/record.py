@@ -29,7 +29,7 @@ MAX_DIFF_BYTES = 5_000_000  # of code.diff
 
 
 class CorruptError(ConfigError):
-    """A run.json whose content no run writes."""
+    """Error for a run.json whose content no run can have written."""
 
 
 def check_record(content: Any, path: Path) -> dict[str, Any]:
@@ -110,7 +110,7 @@ SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 @dataclass
 class RunRecord:
-    """The record of the run in `run_dir`."""
+    """Record of the run in `run_dir`."""
 
     run_dir: Path
 

@@ -1,4 +1,4 @@
-"""Report that compares runs: one page that works offline, the same as Markdown and CSV, and plots."""
+"""Report that compares runs: a page that works offline, its content as Markdown and CSV, and plots."""
 
 from collections.abc import Sequence
 from pathlib import Path

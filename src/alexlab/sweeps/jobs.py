@@ -26,7 +26,7 @@ class Job:
         score: best val/top1 of a finished job.
         cause: why the job failed or was pruned.
         place: GPUs, cores or cluster job that it runs on.
-        standalone: a single run for a cluster, not a job of a sweep.
+        standalone: whether this is a single run for a cluster rather than a job of a sweep.
     """
 
     number: int
@@ -48,7 +48,7 @@ class Job:
         self.end(FAILED, cause=f"{error}; {self.resume_hint()}")
 
     def resume_hint(self) -> str:
-        """Return how to resume the job, for a message."""
+        """Return a hint on resuming the job, for messages."""
         return f"resume it with resume={self.folder}" if self.standalone else "resume the sweep with -m resume="
 
 
@@ -58,10 +58,10 @@ class PreviousAttempt:
 
     Args:
         state: finished, pruned or failed if the job is not to be run again, else None.
-        score: as of a Job.
-        cause: as of a Job.
-        resumed: the job was interrupted and is to be resumed.
-        held: a process is writing its folder.
+        score: best val/top1, see `Job`.
+        cause: reason for a failure or for pruning, see `Job`.
+        resumed: whether the job was interrupted and is to be resumed.
+        held: whether a process is writing its folder.
     """
 
     state: str | None = None

@@ -19,7 +19,7 @@ from alexlab.sweeps.table import JobTable
 
 
 class Sequential(JobRunner):
-    """Runs one job after the other, each with the whole machine and the terminal."""
+    """Runner of one job at a time, which has the whole machine and the terminal."""
 
     def prepare(self, sweep_dir: Path) -> None:
         pass
@@ -43,7 +43,7 @@ class Sequential(JobRunner):
 
 
 class Parallel(JobRunner):
-    """Runs several jobs in parallel, each with its own GPUs, or its share of the cores.
+    """Runner of several jobs in parallel, each with its own GPUs, or its share of the cores.
 
     The output of a job goes to `output.log` in its folder.
 

@@ -23,7 +23,7 @@ class JobProcess:
 
     Args:
         job: the job.
-        work: runs a job and records in it how it ended.
+        work: runs a job and records its outcome in it.
         slot: cores and GPUs of the job.
     """
 
@@ -36,7 +36,7 @@ class JobProcess:
         sender.close()
 
     def collect(self) -> None:
-        """Wait for the process to exit and record in the job how it ended."""
+        """Wait for the process to exit and record the outcome in the job."""
         self.process.join()
         try:
             state, score, cause = self.receiver.recv()
@@ -65,7 +65,7 @@ def terminate(running: Sequence[JobProcess]) -> None:
 
 
 def _run(job: Job, work: Callable[[Job], None], slot: Slot, sender: Connection, parent: int) -> None:
-    """Run a job in the forked process and send how it ended."""
+    """Run a job in the forked process and send its outcome."""
     hardware.die_with_parent(parent)
     signals.reset_after_fork()
     slot.bind()

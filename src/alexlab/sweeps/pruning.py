@@ -29,9 +29,9 @@ def open_study(sweep_dir: Path, **options: Any) -> "optuna.Study":
 
 
 class Pruning(Callback):
-    """Stops a trial whose best val/top1 so far is below the median of the other trials at the same epoch.
+    """Callback that stops a trial whose best val/top1 is below the median of the other trials at the same epoch.
 
-    Does nothing outside the jobs of a search.
+    It has no effect outside the jobs of a search.
 
     Args:
         min_trials: number of finished trials before any trial is pruned.

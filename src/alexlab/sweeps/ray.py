@@ -19,7 +19,7 @@ from alexlab.sweeps.ray_job import RayWork, run_task
 from alexlab.sweeps.runner import POLL_S, JobRunner
 from alexlab.sweeps.table import JobTable
 
-MAX_RETRIES = 3  # of a job whose worker was lost; the default of Ray's own retries
+MAX_RETRIES = 3  # attempts to retry a job whose worker was lost; Ray's own default
 STOP_POLL_S = 0.2
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ Resources = Mapping[str, float]
 
 
 class Ray(JobRunner):
-    """Runs jobs as Ray tasks, each with CPUs and GPUs for its devices on one node.
+    """Runner of jobs as Ray tasks, each with CPUs and GPUs for its devices on one node.
 
     A job whose worker is lost is retried in its own folder, from its last checkpoint.
 
@@ -132,7 +132,7 @@ def _shown(resources: Resources) -> str:
 
 
 class RayTasks:
-    """Jobs that were handed to Ray and have not ended.
+    """Jobs that were submitted to Ray and have not ended.
 
     Args:
         ray: the module, connected.
@@ -153,7 +153,7 @@ class RayTasks:
         )
 
     def start(self, job: Job, needed: Resources, *, retried: bool = False) -> None:
-        """Hand a job to Ray."""
+        """Submit a job to Ray."""
         job.state, job.place = RUNNING, _shown(needed)
         self.table.report_start(job)
         remote = self.ray.remote(

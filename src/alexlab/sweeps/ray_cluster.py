@@ -30,7 +30,7 @@ def check_answers(address: str) -> None:
     """Check, in a process that can be killed, that a Ray cluster answers.
 
     Raises:
-        ConfigError: if it does not.
+        ConfigError: if the cluster does not answer.
     """
     try:
         command = [sys.executable, "-c", PROBE, address]

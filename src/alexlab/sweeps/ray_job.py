@@ -23,7 +23,7 @@ class RayWork:
     """Work of the Ray tasks of a sweep.
 
     Args:
-        work: runs a job and records in it how it ended.
+        work: runs a job and records its outcome in it.
         restore: restores the process-wide state of the process that started the sweep.
         working_dir: working directory of that process.
     """
@@ -40,7 +40,7 @@ def run_task(work: RayWork, job: Job, num_cores: int, retried: bool) -> tuple[st
         work: work of the Ray tasks of the sweep.
         job: the job.
         num_cores: number of CPU cores of the job.
-        retried: the worker of an earlier attempt was lost.
+        retried: whether the worker of an earlier attempt was lost.
     """
     # `ray.cancel` calls the handler of SIGINT unless the signal is ignored, as in background processes of a shell.
     # Ray blocks the signal itself; the ranks of the job would inherit that.

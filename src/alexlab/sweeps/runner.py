@@ -12,7 +12,7 @@ POLL_S = 1.0  # between two polls of running jobs
 
 
 class JobRunner(Protocol):
-    """Runs jobs until there are no more. It takes them one by one, as it has room, since a search proposes the next only then.
+    """Runner of the jobs of a sweep. It takes a job whenever it has room, since a search proposes the next one only then.
 
     Attributes:
         remote: jobs run on other machines, whose devices are unknown here.
@@ -42,13 +42,13 @@ class JobRunner(Protocol):
         """Run jobs.
 
         Args:
-            jobs: the next job is taken whenever there is room.
-            work: runs a job and records in it how it ended.
+            jobs: jobs to run; the next one is taken whenever there is room.
+            work: runs a job and records its outcome in it.
             table: all jobs of the sweep.
             on_end: called in this process for each job that ended.
             restore: called in processes on other machines, to restore the process-wide state of this one.
         """
 
     def like_job(self) -> AbstractContextManager[None]:
-        """Return a context in which this process has the cores of one job."""
+        """Return a context manager that gives this process the cores of one job."""
         return nullcontext()

@@ -38,7 +38,7 @@ class SlotPool:
     """Cores and GPUs of this machine, divided among jobs.
 
     Args:
-        num_jobs: number of jobs at a time, which the cores are divided by.
+        num_jobs: number of jobs at a time, among which the cores are divided.
         jobs_per_gpu: maximum number of jobs on one GPU.
         num_gpus: number of GPUs of this machine.
     """

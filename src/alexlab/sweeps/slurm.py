@@ -25,17 +25,17 @@ JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 
 
 class Submitit(JobRunner):
-    """Submits jobs through submitit and waits for them. The sweep folder must be on a disk that all nodes share.
+    """Runner that submits jobs through submitit and waits for them. The sweep folder must be on a disk that all nodes share.
 
     On SLURM a job that reaches its time limit saves a checkpoint and requeues itself until it is finished. Jobs that are still
     queued when a sweep is resumed are not submitted again.
 
     Args:
-        cluster: `slurm`, or `local` for processes of this machine; None is slurm where `sbatch` is installed.
+        cluster: `slurm`, or `local` for processes of this machine; None selects slurm if `sbatch` is installed.
         jobs: maximum number of jobs at a time; None submits all as one job array. A search needs a number.
         timeout_min: time limit of each attempt at a job, in minutes.
         signal_delay_s: how long before the time limit a job is signalled.
-        options: of submitit's executor, such as `cpus_per_task`, `gpus_per_node` or `slurm_partition`; None is the default.
+        options: parameters of submitit's executor, such as `cpus_per_task` or `slurm_partition`; None keeps the default.
     """
 
     def __init__(

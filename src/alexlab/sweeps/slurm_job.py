@@ -20,7 +20,7 @@ def job_main(
     """Run a job and return its state, score and cause.
 
     Args:
-        work: runs a job and records in it how it ended.
+        work: runs a job and records its outcome in it.
         job: the job.
         restore: restores the process-wide state of the process that submitted the job.
     """

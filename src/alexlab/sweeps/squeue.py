@@ -1,4 +1,4 @@
-"""States of SLURM jobs, and requeueing of a job by itself."""
+"""States of SLURM jobs, and requeueing of the job that this process belongs to."""
 
 import getpass
 import subprocess
@@ -11,7 +11,7 @@ from alexlab.runs.record import RunRecord
 
 QUEUE_S = 10.0  # between two queries of the queue, which many users share
 LAG_S = 15.0  # how long after a job has left the queue its result may take to appear on our disk
-TIMEOUT_S = 60  # of a SLURM command
+TIMEOUT_S = 60  # for a SLURM command to answer
 # States of a job that does not run again by itself: https://slurm.schedmd.com/squeue.html, "job state codes".
 ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),

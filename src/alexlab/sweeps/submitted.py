@@ -18,7 +18,7 @@ class SubmittedJob:
     Args:
         job: the job.
         handle: submitit's job.
-        attached: an earlier attempt at the sweep submitted it.
+        attached: whether an earlier attempt at the sweep submitted it.
         state: SLURM's state of it.
         ended_s: time since which SLURM reports that it has ended; 0 before that.
     """
@@ -38,7 +38,7 @@ class SubmittedJob:
         return self.ended_s > 0 and time.monotonic() - self.ended_s > squeue.LAG_S
 
     def collect(self) -> None:
-        """Record in the job how it ended."""
+        """Record the outcome in the job."""
         import submitit
 
         if (

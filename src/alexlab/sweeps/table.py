@@ -1,4 +1,4 @@
-"""Table of the jobs of a sweep: on the terminal while they run, and at the end."""
+"""Table of the jobs of a sweep, shown on the terminal while they run and at the end."""
 
 import json
 import logging

@@ -13,12 +13,12 @@ from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, Job
 
 
 def run_sweep_job(job: Job, *, hydra_context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
-    """Run a job and record in it how it ended.
+    """Run a job and record its outcome in it.
 
     Args:
         job: the job.
-        hydra_context: Hydra's, for its callbacks.
-        task: runs the task on the config of the job and returns its score.
+        hydra_context: Hydra's context, for its callbacks.
+        task: function that runs the task on the config of the job and returns its score.
         config: config of the sweep, whose logging is configured again afterwards.
     """
     try:

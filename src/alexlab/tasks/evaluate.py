@@ -19,7 +19,7 @@ class EvaluatedSplit(NamedTuple):
     Args:
         model: the model.
         predictions: its predictions.
-        details: what was evaluated, plain data: checkpoint, data, split, views.
+        details: description of the evaluation, plain data: checkpoint, data, split, views.
         num_unreadable: number of images that were left out because they cannot be read.
     """
 

@@ -1,4 +1,4 @@
-"""`python src/prepare.py`: download, check, split, pack and shard data sets."""
+"""Task of `python src/prepare.py`: download, check, split, pack and shard data sets."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`python src/train.py`: checks a config, then trains on every requested device."""
+"""Task of `python src/train.py`: check a config, then train on every requested device."""
 
 import logging
 import os

@@ -45,7 +45,7 @@ class EventFile:
         """Write the buffered events. After an error they stay buffered, and the next flush overwrites the partial write.
 
         Raises:
-            OSError: if they cannot be written.
+            OSError: if the events cannot be written.
         """
         content = self.waiting.getvalue()
         with self.path.open("r+b") as file:

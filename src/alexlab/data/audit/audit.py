@@ -37,7 +37,7 @@ class AuditResult:
         classes: class names of all splits together.
         counts: number of images by split and class; the only split of an undivided folder is called "".
         findings: irregularities, sorted by code and path.
-        notes: remarks that are no findings, such as the files that were left out.
+        notes: remarks that are not findings, such as the files that were left out.
         rows: manifest rows of all files.
         sizes: number of images by "width x height".
         modes: number of images by Pillow mode.

@@ -13,12 +13,12 @@ from alexlab.output.escape import shown
 # Near duplicates: at most MAX_DIFFERING_BITS of the 64 hash bits differ, so that the hashes agree in at least one of four
 # 16-bit bands, and the images, shrunk to 16 x 16 grey levels, differ by less than MAX_DIFFERENCE levels on average.
 MAX_DIFFERING_BITS, MAX_DIFFERENCE = 3, 6.0
-MAX_BUCKET = 200  # images with the same band that are compared with each other; the rest are not
+MAX_BUCKET = 200  # maximum number of images with the same band that are compared pairwise
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files that are equal or look the same.
+    """Two files that are identical or look alike.
 
     Args:
         code: `duplicate` or `near_duplicate`, followed by `_across_splits` or `_across_classes` if that applies.

@@ -86,7 +86,7 @@ def inspect_files(root: str, rows: Sequence[ManifestRow], decoding: Decoding) ->
 
 
 def _init_worker(parent_pid: int) -> None:
-    """Leave Ctrl-C to the parent process and die with it."""
+    """Ignore Ctrl-C, which the parent process handles, and exit when the parent dies."""
     die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

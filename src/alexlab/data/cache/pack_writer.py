@@ -206,7 +206,7 @@ class PackWriter:
 
 
 class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
-    """Chunks of images. An item decodes its chunk into the file and is (chunk number, [(row, error of an unreadable file)])."""
+    """Chunks of images. Indexing decodes a chunk into the file and returns (number, [(row, error)])."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ def grad_cam(inference: Inference, images: Tensor, classes: Tensor, layer: str |
         inference: network with its preprocessing.
         images: uint8 (N, C, H, W).
         classes: class to explain for each image, int64 (N,).
-        layer: name of the layer whose feature maps are weighted; None is the last feature maps of the network.
+        layer: name of the layer whose feature maps are weighted; None selects the last feature maps of the network.
 
     Returns:
         float32 (N, H, W), scaled to a maximum of 1 per image; zero everywhere if nothing is evidence for the class.

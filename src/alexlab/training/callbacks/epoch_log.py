@@ -36,7 +36,7 @@ class EpochLog(RunFileWriter, Callback):
         self.rows = list(state_dict["rows"])
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Start the clock here as well: a run resumed within an epoch never starts that epoch."""
+        """Start the clock here too: `on_train_epoch_start` is not called for an epoch that is resumed in the middle."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class LearningRateFinder(RunFileWriter, Callback):
-    """Learning-rate range test: increases the rate exponentially and plots the loss over it (Smith, arXiv 1506.01186).
+    """Callback that increases the learning rate exponentially and plots the loss against it (Smith, arXiv 1506.01186).
 
     Writes `lr_find.png` and `lr_find.csv`, logs the rate at which the smoothed loss falls most steeply, and ends the run.
     Overrides the schedule.

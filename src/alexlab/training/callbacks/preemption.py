@@ -1,4 +1,4 @@
-"""Stop of a training after a signal: all ranks after the same optimizer step, or at the same batch of a validation."""
+"""Coordinated stop after a signal: every rank stops after the same optimizer step, or at the same validation batch."""
 
 import copy
 from datetime import timedelta

@@ -11,7 +11,7 @@ class ProgressBar(TQDMProgressBar):
     """Lightning's progress bar, shown only in a terminal: a file would get one line per step.
 
     Args:
-        refresh_rate: number of steps between updates; each update waits for the loss from the device.
+        refresh_rate: number of steps between updates; each update synchronizes with the device to read the loss.
     """
 
     def __init__(self, refresh_rate: int = 10) -> None:
