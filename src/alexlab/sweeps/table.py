@@ -157,7 +157,7 @@ def _progress(job: "Job") -> tuple[str, float | None]:
 
 
 class SweepTask(Protocol):
-    """Task function of a command, as Hydra calls it, with what a sweep needs."""
+    """Task function of a command, called by Hydra, with the methods that a sweep needs."""
 
     @property
     def table(self) -> JobTable:
