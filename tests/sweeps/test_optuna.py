@@ -114,7 +114,8 @@ def test_a_trial_below_the_median_is_pruned(
     with pytest.raises(PrunedError):
         train(*overrides, run_dir=tmp_path / "again", isolated=True)
     study.tell(2, state=optuna.trial.TrialState.PRUNED)
-    assert train(*overrides, run_dir=tmp_path / "alone", isolated=True) is not None
+    train(*overrides, run_dir=tmp_path / "alone", isolated=True)
+    assert RunRecord(tmp_path / "alone").read()["status"] == "finished"
 
 
 class FakeHydra:
