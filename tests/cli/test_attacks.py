@@ -1,4 +1,4 @@
-"""Run and sweep folders of a stranger: resuming them calls nothing, and writes and sends nothing elsewhere."""
+"""Untrusted run and sweep folders: resuming them calls nothing, and writes and sends nothing elsewhere."""
 
 import copy
 import json
@@ -87,7 +87,7 @@ def refused(folder: Path, *words: str) -> None:
     "key", [*(prefix + key for prefix, key in product(PREFIXES, HYDRA_KEYS)), *OTHER_KEYS], ids=ascii
 )
 @pytest.mark.scenario(name="sweep_code")
-def test_a_sweep_record_has_keys_of_its_jobs_only(key: str, tmp_path: Path) -> None:
+def test_keys_that_are_not_in_a_job_config_are_rejected(key: str, tmp_path: Path) -> None:
     for value in HYDRA_VALUES:
         for kind in ({"value": value}, {"choices": [value, 1]}):
             refused(sweep_folder(tmp_path / "sweep", overrides=[{"key": key, **kind}]))
@@ -123,7 +123,7 @@ def test_a_sweep_record_has_keys_of_its_jobs_only(key: str, tmp_path: Path) -> N
     ids=ascii,
 )  # fmt: skip
 @pytest.mark.scenario(name="sweep_code")
-def test_a_sweep_record_has_plain_values_only(key: str, value: Any, tmp_path: Path) -> None:
+def test_values_that_are_not_plain_are_rejected(key: str, value: Any, tmp_path: Path) -> None:
     for entry in ({"value": value}, {"choices": [1, value]}):
         refused(sweep_folder(tmp_path / "sweep", overrides=[{"key": key, **entry}]))
 
@@ -133,7 +133,7 @@ def test_a_sweep_record_has_plain_values_only(key: str, value: Any, tmp_path: Pa
     ["1 +hydra.x=2", "1' hydra.x='2", "a,b", "a\nhydra.x=1", "choice(a,b)", "x\\", "\\'", "'", "${model.width}", "\\${plain}", "null", "1e3", "", "~/a b&c"],
 )  # fmt: skip
 @pytest.mark.scenario(name="sweep_code")
-def test_text_in_a_sweep_record_stays_text(text: str, tmp_path: Path) -> None:
+def test_strings_are_not_parsed_as_overrides(text: str, tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path / "sweep", overrides=[{"key": "class_names", "value": text}])
     sweep = find_resumed_sweep(["-m", f"resume={folder}"])
     assert sweep is not None
@@ -178,7 +178,7 @@ def test_text_in_a_sweep_record_stays_text(text: str, tmp_path: Path) -> None:
     ids=ascii,
 )
 @pytest.mark.scenario(name="sweep_config")
-def test_a_sweep_record_of_another_shape_is_refused(record: dict[str, Any], tmp_path: Path) -> None:
+def test_malformed_sweep_records_are_rejected(record: dict[str, Any], tmp_path: Path) -> None:
     refused(sweep_folder(tmp_path / "sweep", **record))
 
 
@@ -188,13 +188,13 @@ def test_a_sweep_record_of_another_shape_is_refused(record: dict[str, Any], tmp_
     ids=lambda content: content[:9] or "empty",
 )
 @pytest.mark.scenario(name="sweep_code")
-def test_a_corrupt_sweep_record_is_refused(content: str, tmp_path: Path) -> None:
+def test_corrupt_sweep_records_are_rejected(content: str, tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path / "sweep")
     (folder / RECORD).write_text(content)
     refused(folder)
 
 
-def test_words_are_recorded_and_printed_back() -> None:
+def test_overrides_are_restored_from_the_record() -> None:
     words = [
         "model=alexnet_quarter,alexnet_half", "seed=range(1,10,2)", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "model.width=interval(0.1,1)",
         "model.fc_widths=[256],[256,256]", "+optimizer.alpha=0.9", "~augmentation.train.flip", "data.root='/a b/it\\'s\\\\'",
@@ -208,8 +208,8 @@ def test_words_are_recorded_and_printed_back() -> None:
 
 
 @pytest.mark.scenario(name="sweep_config")
-def test_what_hydra_has_written_is_not_read(tmp_path: Path) -> None:
-    """The command itself, on a folder whose multirun.yaml names a class: nothing runs and nothing is truncated."""
+def test_files_of_hydra_are_not_read(tmp_path: Path) -> None:
+    """Run the command on a folder whose multirun.yaml names a class: nothing is called and nothing is truncated."""
     folder = sweep_folder(tmp_path / "sweep", overrides=[{"key": "seed", "choices": ["${nope:x}", 2]}])
     words = [
         f'+hydra.callbacks.x="{DECODED}"',
@@ -230,7 +230,7 @@ def test_what_hydra_has_written_is_not_read(tmp_path: Path) -> None:
 
 
 def journal(folder: Path, name: str, value: Any) -> None:
-    """A study with one running trial of a stranger's value."""
+    """Write a study with one running trial that has an untrusted value."""
     import optuna
     from optuna.distributions import CategoricalDistribution
 
@@ -245,7 +245,7 @@ def journal(folder: Path, name: str, value: Any) -> None:
     [("+hydra.callbacks.x", DECODED), ("hydra.launcher._target_", "os.system"), ("seed", DECODED), ("model", "../../evil"), ("optimizer.lr", 7.0)],
 )  # fmt: skip
 @pytest.mark.scenario(name="sweep_code")
-def test_a_journal_of_another_search_is_refused(name: str, value: Any, tmp_path: Path) -> None:
+def test_trials_of_another_search_are_rejected(name: str, value: Any, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     from hydra.errors import ConfigCompositionException
     from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -284,7 +284,7 @@ NESTED = [
 
 @pytest.mark.parametrize(("where", "target"), NESTED)
 @pytest.mark.scenario(name="targets")
-def test_a_class_stands_only_where_one_is_taken(where: str, target: str) -> None:
+def test_targets_are_rejected_under_other_keys(where: str, target: str) -> None:
     config = plain(*TINY, "data.root=x")
     node: Any = config
     *parents, last = where.split(".")
@@ -298,7 +298,7 @@ def test_a_class_stands_only_where_one_is_taken(where: str, target: str) -> None
 
 
 @pytest.mark.scenario(name="targets")
-def test_a_model_is_a_net_and_no_function_beside_one() -> None:
+def test_a_model_must_be_a_module() -> None:
     for target in (
         "alexlab.models.weights.pretrained.read_source",
         "alexlab.models.init.init_weights",
@@ -352,7 +352,7 @@ def card(folder: Path, config: dict[str, Any], **values: Any) -> Path:
     ("key", "value", "named"), ELSEWHERE, ids=lambda value: value if isinstance(value, str) else ""
 )
 @pytest.mark.scenario(name="run_folders")
-def test_a_resumed_run_leads_nowhere_else_unless_it_is_typed(key: str, value: Any, named: str, tmp_path: Path) -> None:
+def test_other_locations_must_be_confirmed(key: str, value: Any, named: str, tmp_path: Path) -> None:
     config = foreign(key, value)
     folder = card(tmp_path / "run", config)
     for find, word in ((find_resumption, "resume"), (find_rerun, "rerun")):
@@ -367,7 +367,7 @@ def test_a_resumed_run_leads_nowhere_else_unless_it_is_typed(key: str, value: An
     assert {path.name for path in folder.iterdir()} == {"run.json"}
 
 
-def test_the_check_of_a_resumed_sweep_writes_nowhere_else(tmp_path: Path) -> None:
+def test_checking_a_resumed_sweep_writes_nothing_elsewhere(tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path / "sweep", overrides=[{"key": "seed", "value": 1}])
     sweep = find_resumed_sweep(["-m", f"resume={folder}"])
     elsewhere = tmp_path / "elsewhere"
@@ -379,7 +379,7 @@ def test_the_check_of_a_resumed_sweep_writes_nowhere_else(tmp_path: Path) -> Non
     CommandTask(Invocation("train", (), ())).check(config, remote=False)  # the user's own config may
 
 
-def test_every_option_of_ours_may_be_resumed(tmp_path: Path) -> None:
+def test_every_option_can_be_resumed(tmp_path: Path) -> None:
     from support.configs import OPTIONS
 
     for group in ("callbacks", "logger", "debug", "experiment", "trainer"):
@@ -391,7 +391,7 @@ def test_every_option_of_ours_may_be_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.scenario(name="run_folders")
-def test_made_data_are_not_written_elsewhere(tmp_path: Path) -> None:
+def test_generated_data_is_not_written_elsewhere(tmp_path: Path) -> None:
     config = plain(f"data.root={tmp_path / 'new'}")
     with pytest.raises(ConfigError, match=r"sets data\.root=.*new, which is outside"):
         check_confined(config, tmp_path)
@@ -403,7 +403,7 @@ def test_made_data_are_not_written_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.scenario(name="run_folders")
-def test_links_out_of_a_run_folder(tmp_path: Path) -> None:
+def test_links_out_of_a_run_folder_are_rejected(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("precious")

@@ -1,4 +1,4 @@
-"""The real commands, as a person types them. A process imports torch for 10 s and more: few of them, each checks a lot."""
+"""Real commands in subprocesses. Importing torch takes 10 s and more, so there are few tests, and each checks a lot."""
 
 import json
 import os
@@ -32,7 +32,7 @@ TINY_COMMAND = [
 
 
 def command(*arguments: str, cwd: Path, forbid: str = "") -> subprocess.CompletedProcess[str]:
-    """Runs `python src/train.py`; `forbid` names a module whose import ends the process."""
+    """Run `python src/train.py`; importing the module `forbid` exits the process."""
     program = [sys.executable, str(ROOT / "src/train.py")]
     if forbid:
         guard = f"import sys, runpy; sys.modules[{forbid!r}] = None; sys.argv = sys.argv[1:]; sys.path.insert(0, {str(ROOT / 'src')!r})"
@@ -42,7 +42,7 @@ def command(*arguments: str, cwd: Path, forbid: str = "") -> subprocess.Complete
     )
 
 
-def test_help_is_a_page_and_imports_no_torch(tmp_path: Path) -> None:
+def test_help_fits_a_page_and_does_not_import_torch(tmp_path: Path) -> None:
     result = command("--help", cwd=tmp_path, forbid="torch")
     assert result.returncode == 0, result.stderr
     for words in (
@@ -83,7 +83,7 @@ def test_help_is_a_page_and_imports_no_torch(tmp_path: Path) -> None:
         (["-m", "seed=1,2", "hydra.sweep.subdir=${nope}"], "hydra.sweep.subdir: cannot resolve the interpolation", 1),
     ],
 )
-def test_words_without_torch(tmp_path: Path, arguments: list[str], words: str, code: int) -> None:
+def test_error_messages_need_no_torch(tmp_path: Path, arguments: list[str], words: str, code: int) -> None:
     (tmp_path / "old/.hydra").mkdir(parents=True)
     result = command(*arguments, cwd=tmp_path, forbid="torch")
     assert words in result.stdout + result.stderr
@@ -91,7 +91,7 @@ def test_words_without_torch(tmp_path: Path, arguments: list[str], words: str, c
     assert "Traceback" not in result.stderr
 
 
-def test_the_folder_of_a_sweep_is_claimed_whatever_its_words_refer_to(
+def test_sweep_folders_are_created_regardless_of_interpolations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = RunDirs()
@@ -120,7 +120,7 @@ def test_the_folder_of_a_sweep_is_claimed_whatever_its_words_refer_to(
     assert "optimizer.weight_decay='${optimizer.lr}'" in capsys.readouterr().err
 
 
-def test_relative_paths_are_those_of_where_the_command_was_typed(tmp_path: Path) -> None:
+def test_relative_paths_refer_to_the_working_directory(tmp_path: Path) -> None:
     write_images(tmp_path / "small", {"a": 3, "b": 3})
     for root, words in (("small", "train"), ("smll", f"no such folder (looked for {tmp_path}/smll)")):
         result = subprocess.run(
@@ -135,7 +135,7 @@ def test_relative_paths_are_those_of_where_the_command_was_typed(tmp_path: Path)
     assert len(list((tmp_path / "small_split").rglob("*.png"))) == 6
 
 
-def test_a_run_under_torchrun_agrees_on_one_folder(images: Path, tmp_path: Path) -> None:
+def test_ranks_of_torchrun_share_one_folder(images: Path, tmp_path: Path) -> None:
     arguments = [
         f"data.root={images}",
         "trainer.devices=2",
@@ -165,8 +165,8 @@ def test_a_run_under_torchrun_agrees_on_one_folder(images: Path, tmp_path: Path)
     assert (folder / ".hydra/overrides.yaml").read_text().count("trainer.devices=2") == 1
 
 
-def test_a_sweep_over_devices_with_a_failing_job_and_an_odd_path(tmp_path: Path) -> None:
-    """Each job has its own folder, world and samples; a failed one costs itself; the table names it; the exit code is 1."""
+def test_a_sweep_with_a_failing_job_and_special_characters(tmp_path: Path) -> None:
+    """Each job has its own folder, ranks and samples; a failed job does not stop the others; the exit code is 1."""
     root = write_images(
         tmp_path / "my cats, dogs & 学习", {f"{s}/{c}": 8 for s in ("train", "val") for c in ("cat", "dog")}
     )
@@ -196,7 +196,7 @@ def test_a_sweep_over_devices_with_a_failing_job_and_an_odd_path(tmp_path: Path)
     assert "multiply adds" not in result.stdout, "no table of the layers for each job"
 
 
-def test_the_mistakes_of_all_jobs_are_told_before_the_first_starts(images: Path, tmp_path: Path) -> None:
+def test_errors_of_all_jobs_are_reported_before_the_first_starts(images: Path, tmp_path: Path) -> None:
     result = command("-m", f"data.root={images}", "model.width=1,-1", "data.batch_size=8,99", *(
         argument for argument in TINY_COMMAND if "batch_size" not in argument), cwd=tmp_path,
     )  # fmt: skip
@@ -210,7 +210,7 @@ def test_the_mistakes_of_all_jobs_are_told_before_the_first_starts(images: Path,
     assert not list(tmp_path.glob("outputs/sweeps/*/*/*/"))
 
 
-def test_optuna_searches_and_every_rank_has_the_same_values(images: Path, tmp_path: Path) -> None:
+def test_optuna_gives_every_rank_the_same_values(images: Path, tmp_path: Path) -> None:
     result = command(
         "-m", "sweep=optuna", "hydra.sweeper.num_trials=3", f"data.root={images}", "trainer.devices=2", "trainer.max_epochs=1",
         "optimizer.lr=tag(log,interval(1e-4,1e-2))", "data.split_seed=range(0,3)", "model.norm=none,batch",
@@ -226,8 +226,8 @@ def test_optuna_searches_and_every_rank_has_the_same_values(images: Path, tmp_pa
     assert all(1e-4 <= float(rate) <= 1e-2 for rate in rates)
 
 
-def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
-    """As `... | head` is: the other end of the pipe is closed before anything is said."""
+def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
+    """As with `... | head`: the other end of the pipe is closed before anything is printed."""
     folder = tmp_path / "runs/one"
     folder.mkdir(parents=True)
     card = {"status": "failed", "reason": "x", "seed": 1, "config": {"seed": 1}, "choices": {"model": "alexnet"}}
@@ -256,10 +256,10 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_signal_ends_every_process_with_its_code(
+def test_a_signal_stops_every_process_with_its_exit_code(
     images: Path, tmp_path: Path, words: list[str], signum: int, to_all: bool, code: int, goes_on: str
 ) -> None:
-    """Ctrl-C reaches all processes of a terminal; a scheduler may tell the command alone."""
+    """Ctrl-C reaches all processes of a terminal; a scheduler may signal the command only."""
     arguments = [*words, f"data.root={images}", "trainer.max_epochs=5000", "trainer.accelerator=cpu", *TINY_COMMAND]
     with subprocess.Popen(
         [sys.executable, str(ROOT / "src/train.py"), *arguments],

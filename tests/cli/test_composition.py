@@ -1,4 +1,4 @@
-"""Files of one's own: every mistake in one of them is one sentence that names it, and none is ignored."""
+"""Custom YAML files: every error is one sentence that names the file, and none is ignored."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ from alexlab.config import CONFIG_DIR
 from alexlab.errors import ConfigError
 
 GLOBAL = "# @package _global_\n"
-# What a file says -> what is said about it.
+# Content of a file -> expected message.
 EXPERIMENTS = {
     "optimizer: {lr: 0.5}\n": "mine.yaml: no command reads experiment.*, the package of this file; its first line must be `# @package _global_`",
     "seed: 2\n" + GLOBAL: "its first line must be `# @package _global_`",
@@ -60,7 +60,7 @@ EXPERIMENTS = {
 
 
 def compose(folder: Path, *words: str, name: str = "train") -> Any:
-    """The config of a command with `--config-dir`."""
+    """Return the config of a command with `--config-dir`."""
     path = create_config_search_path(str(CONFIG_DIR))
     path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     version.setbase("1.3")
@@ -79,7 +79,7 @@ def write(folder: Path, name: str, text: str | bytes) -> Path:
 
 
 @pytest.mark.parametrize(("text", "words"), EXPERIMENTS.items())
-def test_a_mistake_in_an_experiment_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+def test_errors_in_an_experiment_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         compose(write(tmp_path, "experiment/mine", text), "experiment=mine")
     assert "\n" not in str(caught.value) and str(tmp_path / "experiment/mine.yaml") in str(caught.value)
@@ -94,7 +94,7 @@ def test_every_overlay_must_be_global(tmp_path: Path, group: str) -> None:
     assert compose(tmp_path, f"{group}=mine").seed == 5
 
 
-def test_a_group_of_one_s_own_is_an_overlay_too(tmp_path: Path) -> None:
+def test_custom_groups_are_overlays(tmp_path: Path) -> None:
     write(tmp_path, "recipe/mine", "seed: 5\n")
     with pytest.raises(ConfigError, match=r"no command reads recipe\.\*"):
         compose(tmp_path, "+recipe=mine")
@@ -106,13 +106,13 @@ def test_a_group_of_one_s_own_is_an_overlay_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"# caf\xe9\n" + GLOBAL.encode(), b"# 1\n\xff\xfes\x00e\x00"])
-def test_a_file_in_another_encoding_is_named_with_the_line(tmp_path: Path, text: bytes) -> None:
+def test_encoding_errors_name_file_and_line(tmp_path: Path, text: bytes) -> None:
     write(tmp_path, "experiment/mine", text)
     with pytest.raises(ConfigError, match=r"mine\.yaml, line \d: byte 0x\w\w is not UTF-8; save the file as UTF-8"):
         compose(tmp_path, "experiment=mine")
 
 
-def test_options_of_one_s_own_compose(tmp_path: Path) -> None:
+def test_custom_options_compose(tmp_path: Path) -> None:
     write(tmp_path, "model/net", "_target_: mine.Net\nnum_classes: null\nin_channels: 3\ndepth: 3\n")
     write(tmp_path, "model/narrow", "defaults: [alexnet, _self_]\nwidths: [8, 8, 8, 8, 8]\n")
     write(
@@ -135,14 +135,14 @@ def test_options_of_one_s_own_compose(tmp_path: Path) -> None:
         ("augmentation/mine", "defaults: [crop, _self_]\ntrian: {}\n", "line 2: unknown key augmentation.trian"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_an_option_of_a_group(tmp_path: Path, name: str, text: str, words: str) -> None:
+def test_errors_in_an_option_name_the_line(tmp_path: Path, name: str, text: str, words: str) -> None:
     group = name.partition("/")[0]
     with pytest.raises(ConfigError, match=re.escape(words)):
         compose(write(tmp_path, name, text), f"{group}=mine", "data.root=x")
 
 
 @pytest.mark.parametrize("name", sorted({path.stem for path in CONFIG_DIR.glob("*.yaml")} - {"command"}))
-def test_a_key_that_no_command_reads_is_refused_in_every_node(tmp_path: Path, name: str) -> None:
+def test_unknown_keys_are_rejected_in_every_node(tmp_path: Path, name: str) -> None:
     config = compose(tmp_path, "data=folder" if name in ("train", "benchmark") else "hydra.verbose=false", name=name)
     nodes = [
         "",
@@ -190,13 +190,13 @@ def test_callbacks_and_loggers_are_added_to_the_default_ones(
         assert config.callbacks.checkpoint.keep_last == 3  # the second default does not undo it
 
 
-def test_a_learning_rate_test_has_no_other_callbacks(tmp_path: Path) -> None:
+def test_the_learning_rate_finder_runs_without_other_callbacks(tmp_path: Path) -> None:
     callbacks = compose(tmp_path, "debug=lr_find").callbacks
     assert [name for name, node in callbacks.items() if node is not None] == ["lr_find"]
     assert not compose(tmp_path, "debug=fast").callbacks
 
 
-def test_a_home_folder_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folders_in_yaml_files_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     write(tmp_path, "experiment/mine", GLOBAL + "defaults: [override /data: folder]\ndata: {root: ~/pics}\n")
     config = compose(tmp_path, "experiment=mine", "class_names='~/names.json'")

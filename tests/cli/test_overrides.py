@@ -39,7 +39,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", [*PATHS, "data/plain", "/data/cats_and_dogs-2.0"])
-def test_a_path_arrives_as_it_was_typed(path: str) -> None:
+def test_paths_are_taken_as_typed(path: str) -> None:
     (argument,) = quote_paths([f"data.root={path}"])
     (override,) = OverridesParser.create().parse_overrides([argument])
     assert str(override.value()) == path
@@ -47,7 +47,7 @@ def test_a_path_arrives_as_it_was_typed(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_in_a_sweep_a_comma_divides_paths(path: str) -> None:
+def test_commas_separate_paths_in_a_sweep(path: str) -> None:
     if "," in path:
         return
     argument = quote_paths(["-m", f"data.root={path},/other one"])[1]
@@ -58,12 +58,12 @@ def test_in_a_sweep_a_comma_divides_paths(path: str) -> None:
     assert [str(value) for value in found] == [path, "/other one"]
 
 
-def test_in_a_sweep_a_path_that_exists_is_one_path(tmp_path) -> None:
+def test_existing_paths_with_commas_are_not_split(tmp_path) -> None:
     (tmp_path / "a,b").mkdir()
     assert quote_paths(["-m", f"data.root={tmp_path}/a,b"])[1] == f"data.root='{tmp_path}/a,b'"
 
 
-def test_what_is_quoted_already_or_no_path_stays() -> None:
+def test_quoted_values_and_other_keys_are_unchanged() -> None:
     arguments = [
         "data.root='/x y'",
         'data.root="/x y"',
@@ -83,8 +83,8 @@ OF_A_PATH = re.compile(
 NO_PATHS = {"split"}
 
 
-def test_every_key_that_holds_a_path_is_taken_as_typed() -> None:
-    """By the comment beside it, or by a default with a slash."""
+def test_all_path_keys_are_listed() -> None:
+    """Path keys are recognised by the comment next to them, or by a default with a slash."""
     found_keys = set()
     for path in [
         *CONFIG_DIR.glob("*.yaml"),
@@ -109,7 +109,7 @@ def test_every_key_that_holds_a_path_is_taken_as_typed() -> None:
 
 @pytest.mark.parametrize("key", ["data.cache_dir", "data.manifest", "hydra.run.dir", "hydra.sweep.dir", "class_names"])
 @pytest.mark.parametrize("path", ["/data/a=b,c", "/data/my cats & dogs", "/data/été", "/x/${y", "2012"])
-def test_other_paths_arrive_as_they_were_typed(key: str, path: str) -> None:
+def test_other_path_keys_are_taken_as_typed(key: str, path: str) -> None:
     config = composed(*quote_paths(["-m", f"{key}={path}"] if key.startswith("hydra") else [f"{key}={path}"])[-1:])
     assert OmegaConf.select(config, key) == path
 
@@ -143,7 +143,7 @@ def test_a_run_folder_may_have_an_equals_sign(tmp_path: Path, monkeypatch: pytes
     assert collect_runs(["lr=1", "out=x"]) == ["out=x", "runs=['lr=1']"]
 
 
-def test_a_folder_of_one_s_own_is_no_digits() -> None:
+def test_a_data_root_selects_data_folder() -> None:
     assert select_data(["data.root=x"]) == ["data.root=x", "data=folder"]
     for arguments in (["data.root=x", "data=digits"], ["data.root=x", "experiment=cats_and_dogs"], ["seed=1"]):
         assert select_data(arguments) == arguments
@@ -206,6 +206,6 @@ def test_words(override: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_lightning_takes_in_several_kinds_is_left_to_it() -> None:
+def test_trainer_keys_of_several_types_are_passed_on() -> None:
     config = plain("trainer.devices=[0,1]", "trainer.precision=16", "optimizer.lr=1", "trainer.max_epochs=null")
     assert config["trainer"]["devices"] == [0, 1]

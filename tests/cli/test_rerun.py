@@ -27,7 +27,7 @@ def again(first: Path, second: Path) -> None:
         logging.info("%s", line)
 
 
-def test_the_same_comes_out(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rerun_is_equal(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     train("trainer.max_epochs=2", "augmentation=trivial", "data.mean=null")
     again(tmp_path / "run", tmp_path / "again")
@@ -36,7 +36,7 @@ def test_the_same_comes_out(train: Train, tmp_path: Path, caplog: pytest.LogCapt
     assert RunRecord(tmp_path / "again").read()["config"] == RunRecord(tmp_path / "run").read()["config"]
 
 
-def test_what_differs_is_named(
+def test_differences_are_reported(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -1,4 +1,4 @@
-"""A run that was ended goes on as if nothing had happened, in its own folder, with its own config."""
+"""Interrupted runs and sweeps are resumed exactly, in their own folder, with their own config."""
 
 import json
 import os
@@ -32,7 +32,7 @@ Train = Callable[..., float | None]
 
 
 class Stop(Callback):
-    """Ends a run after some epochs, when its checkpoint is written."""
+    """Callback that aborts a run after some epochs, after its checkpoint is written."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -57,7 +57,7 @@ def stopped(train: Train, epochs: int, *overrides: str, run_dir: Path) -> None:
 
 
 def settled(folder: Path) -> str:
-    """The status of a run, once the system has cleared its killed processes away."""
+    """Return the status of a run after the system has removed its killed processes."""
     deadline_s = time.monotonic() + 10
     while RunRecord(folder).read()["status"] == "running" and time.monotonic() < deadline_s:
         time.sleep(0.05)
@@ -65,7 +65,7 @@ def settled(folder: Path) -> str:
 
 
 def children(process: int) -> list[int]:
-    """The processes that a process has started."""
+    """Return the children of a process."""
     return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
@@ -96,10 +96,8 @@ def weights(folder: Path) -> dict[str, Any]:
         ("callbacks=[default,early_stopping]", "scheduler=one_cycle", "data.num_workers=2"),
     ],
 )
-def test_a_resumed_run_is_the_run_that_was_not_interrupted(
-    train: Train, tmp_path: Path, overrides: tuple[str, ...]
-) -> None:
-    """Bit for bit: weights, optimizer, rates, and the table of the epochs."""
+def test_a_resumed_run_equals_an_uninterrupted_one(train: Train, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """Compare weights, optimizer, learning rates and the table of epochs bit for bit."""
     overrides = (*overrides, "trainer.max_epochs=4")
     train(*overrides, run_dir=tmp_path / "whole")
     for epochs in (1, 2, 3):
@@ -126,10 +124,10 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
 
 @pytest.mark.parametrize("limits", [(1, -1, 3, -1), (4, -1, 2, -1), (-1, 4, -1, 7)])
 @pytest.mark.parametrize("name", ["constant", "cosine", "one_cycle"])
-def test_another_length_changes_the_rate_at_once(
+def test_a_new_length_changes_the_learning_rate_immediately(
     train: Train, tmp_path: Path, name: str, limits: tuple[int, int, int, int]
 ) -> None:
-    """The rate and the momentum of the last step are those of a run that always had that length."""
+    """The learning rate and momentum of the last step equal those of a run that always had that length."""
     before, after = (
         (f"trainer.max_epochs={epochs}", f"trainer.max_steps={steps}", f"scheduler={name}")
         for epochs, steps in zip(limits[::2], limits[1::2], strict=True)
@@ -161,12 +159,12 @@ def test_another_length_changes_the_rate_at_once(
         ((3, 10), (2, 20), False),
     ],
 )
-def test_which_limits_are_longer(before: tuple, after: tuple, expected: bool) -> None:
+def test_is_longer(before: tuple, after: tuple, expected: bool) -> None:
     first, second = (dict(zip(("max_epochs", "max_steps"), limits, strict=True)) for limits in (before, after))
     assert is_longer(second, than=first) is expected
 
 
-def test_two_ranks_resume_too(train: Train, tmp_path: Path) -> None:
+def test_two_ranks_resume(train: Train, tmp_path: Path) -> None:
     overrides = ("trainer.max_epochs=3", "trainer.devices=2", "scheduler=cosine")
     train(*overrides, run_dir=tmp_path / "whole")
     folder = tmp_path / "stopped"
@@ -176,7 +174,9 @@ def test_two_ranks_resume_too(train: Train, tmp_path: Path) -> None:
     assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
 
 
-def test_without_a_checkpoint_it_begins_anew(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_checkpoint_training_starts_from_scratch(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     stopped(train, 0, run_dir=tmp_path / "run")
     train(resumed=True)
@@ -184,7 +184,7 @@ def test_without_a_checkpoint_it_begins_anew(train: Train, tmp_path: Path, caplo
     assert len(rows(tmp_path / "run/metrics.csv")) == 1
 
 
-def test_what_may_be_changed(train: Train, tmp_path: Path) -> None:
+def test_changeable_keys(train: Train, tmp_path: Path) -> None:
     train()
     run = tmp_path / "run"
     cache = f"data.cache_dir={tmp_path / 'cache'}"
@@ -214,13 +214,13 @@ def test_what_may_be_changed(train: Train, tmp_path: Path) -> None:
         (["trainer.max_epochs=[1"], "no viable alternative at input"),
     ],
 )  # fmt: skip
-def test_what_may_not(train: Train, tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_other_changes_are_rejected(train: Train, tmp_path: Path, arguments: list[str], words: str) -> None:
     train()
     with pytest.raises(ConfigError, match=words):
         find_resumption([f"resume={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}", *arguments])
 
 
-def test_which_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finding_the_run_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="resume=last needs a run in outputs/train"):
         find_resumption(["resume=last"])
@@ -236,8 +236,8 @@ def test_which_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.run_dir == Path("outputs/train/day/2")
 
 
-def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Path) -> None:
-    """The whole way: kill -9, refusal while it runs, the same folder, its log, its own config."""
+def test_resume_last_resumes_a_killed_command(images: Path, tmp_path: Path) -> None:
+    """End to end: kill -9, rejection while it runs, the same folder, its log and its config."""
     script = [sys.executable, str(ROOT / "src/train.py")]
     arguments = [*(word for word in TINY if "max_epochs" not in word), f"data.root={images}", "trainer.max_epochs=400"]
     arguments.append("callbacks.checkpoint.every_n_steps=1")
@@ -283,8 +283,8 @@ def test_a_killed_command_is_taken_up_by_resume_last(images: Path, tmp_path: Pat
     assert log.index("epoch 1/400") < log.index("resuming after"), "one log for both attempts"
 
 
-def test_a_killed_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> None:
-    """What is finished is kept, what was interrupted goes on, what failed is told; the numbering stays."""
+def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
+    """Finished jobs are kept, interrupted jobs are resumed, failed jobs are reported; the numbers stay."""
     script = [sys.executable, str(ROOT / "src/train.py")]
     tiny = [word for word in TINY if "max_epochs" not in word and "batch_size" not in word]
     arguments = [
@@ -365,7 +365,7 @@ def test_a_killed_sweep_goes_on_where_it_was(images: Path, tmp_path: Path) -> No
         ),
     ],
 )
-def test_words_of_a_resumed_sweep(
+def test_error_messages_of_resumed_sweeps(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -421,10 +421,10 @@ def files(folder: Path) -> dict[str, bytes]:
         (lambda root: _swap_a_byte(root / "train/cat/003.png"), "the contents of images differ"),
     ],
 )  # fmt: skip
-def test_resuming_on_other_images_is_refused(
+def test_changed_images_are_rejected(
     train: Train, images: Path, tmp_path: Path, change: Callable[[Path], Any], words: str
 ) -> None:
-    """By what differs; nothing is left of the refused attempt, and the run can still be resumed on its own images."""
+    """The message names the difference, nothing is left of the rejected attempt, and the run can be resumed on its images."""
     train("trainer.max_epochs=1")
     run, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(images, other)
@@ -458,7 +458,7 @@ def test_resuming_on_other_images_is_refused(
         (lambda root: [shutil.rmtree(root / split / "cat") for split in ("train", "val", "test")], "has 2 classes instead of 3: class 2 is absent instead of cat"),
     ],
 )  # fmt: skip
-def test_resuming_with_other_classes_is_always_refused(
+def test_changed_classes_are_always_rejected(
     train: Train, images: Path, tmp_path: Path, change: Callable[[Path], Any], words: str
 ) -> None:
     from alexlab.tasks import train as task

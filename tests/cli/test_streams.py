@@ -1,4 +1,4 @@
-"""Commands whose output is closed, full or in another encoding. Without torch, so that each takes a second."""
+"""Commands whose output is closed, full or in another encoding; without torch, so that each takes a second."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ open(sys.argv[1], "w").write(report)
         (">/dev/full", "err 猫\ncannot write all of the output: No space left on device\n"),
     ],
 )
-def test_output_that_goes_nowhere_ends_nothing(tmp_path: Path, words: str, stderr: str) -> None:
+def test_closed_output_does_not_stop_a_command(tmp_path: Path, words: str, stderr: str) -> None:
     result = subprocess.run(
         ["bash", "-c", f'set -o pipefail; "$0" -c "$1" "$2" {words}', sys.executable, SAYS, str(tmp_path / "end")],
         capture_output=True,

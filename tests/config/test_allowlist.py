@@ -1,4 +1,4 @@
-"""Configs and checkpoints of strangers: nothing that they name is imported or called."""
+"""Untrusted configs and checkpoints: nothing that they name is imported or called."""
 
 import json
 import subprocess
@@ -81,7 +81,7 @@ def with_target(config: dict[str, Any], where: str, target: Any) -> dict[str, An
 
 
 def refused(config: dict[str, Any], where: str) -> None:
-    """By its name, before any import; or, of an allowed package, by what it is."""
+    """Check that a config is rejected, by its name before any import, or by the type of the object."""
     check_targets(config)
     node = config
     for name in where.split("."):
@@ -91,7 +91,7 @@ def refused(config: dict[str, Any], where: str) -> None:
 
 @pytest.mark.parametrize(("where", "target"), MALICIOUS)
 @pytest.mark.scenario(name="targets")
-def test_a_malicious_config_is_refused_in_a_sentence(where: str, target: Any) -> None:
+def test_malicious_configs_are_rejected(where: str, target: Any) -> None:
     config = with_target(plain(*TINY, "data.root=x"), where, target)
     before = set(sys.modules)
     with pytest.raises(ConfigError, match=rf"{where}\._target_ must ") as caught:
@@ -103,20 +103,20 @@ def test_a_malicious_config_is_refused_in_a_sentence(where: str, target: Any) ->
     )
 
 
-def test_the_list_is_long_enough() -> None:
+def test_enough_malicious_targets_are_tried() -> None:
     assert len(MALICIOUS) >= 30
 
 
 @pytest.mark.scenario(name="targets")
-def test_a_target_inside_of_a_list_or_another_node() -> None:
+def test_nested_targets_are_rejected() -> None:
     config = plain(*TINY, "data.root=x")
     config["callbacks"]["checkpoint"]["monitor"] = [{"deeper": {"_target_": "os.system"}}]
     with pytest.raises(ConfigError, match=r"callbacks\.checkpoint\.monitor\.0\.deeper\._target_ must not be set"):
         check_targets(config)
 
 
-def test_every_option_of_ours_may_be_named() -> None:
-    """And what a person adds from PyTorch, torchvision and Lightning."""
+def test_every_option_is_allowed() -> None:
+    """Also classes that users add from PyTorch, torchvision and Lightning."""
     from support.configs import OPTIONS
 
     for group in ("model", "optimizer", "scheduler", "loss", "augmentation", "callbacks", "logger"):
@@ -133,7 +133,7 @@ def test_every_option_of_ours_may_be_named() -> None:
 
 
 @pytest.mark.scenario(name="targets")
-def test_only_the_command_line_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_the_command_line_can_trust_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "mypackage.py").write_text("class Mine:\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=r"needs trusted_targets=\[mypackage\] on the command line"):
@@ -155,8 +155,8 @@ def test_only_the_command_line_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path:
     [entry for entry in MALICIOUS if entry[0] in ("model", "loss", "augmentation.eval.center")],
 )
 @pytest.mark.scenario(name="targets")
-def test_a_malicious_checkpoint_calls_nothing(where: str, target: Any, trained_run: Path, tmp_path: Path) -> None:
-    """Of the nodes that are built when a checkpoint is read."""
+def test_malicious_checkpoints_call_nothing(where: str, target: Any, trained_run: Path, tmp_path: Path) -> None:
+    """Try the nodes that are built when a checkpoint is loaded."""
     found = torch.load(trained_run / "checkpoints/best.ckpt", weights_only=True)
     with_target(found["alexlab"]["config"], where, target)
     torch.save(found, tmp_path / "theirs.ckpt")
@@ -165,7 +165,7 @@ def test_a_malicious_checkpoint_calls_nothing(where: str, target: Any, trained_r
 
 
 @pytest.mark.scenario(name="corrupt_files")
-def test_a_checkpoint_truncated_at_every_percent(trained_run: Path, tmp_path: Path) -> None:
+def test_truncated_checkpoints_are_rejected(trained_run: Path, tmp_path: Path) -> None:
     content = (trained_run / "checkpoints/best.ckpt").read_bytes()
     for percent in range(100):
         (tmp_path / "cut.ckpt").write_bytes(content[: len(content) * percent // 100])
@@ -175,8 +175,8 @@ def test_a_checkpoint_truncated_at_every_percent(trained_run: Path, tmp_path: Pa
 
 
 @pytest.mark.scenario(name="corrupt_files")
-def test_a_checkpoint_that_would_grow(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few kilobytes that claim gigabytes: compressed records, a config of shared lists, tensors without their numbers."""
+def test_decompression_bombs_are_rejected(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes that expand to gigabytes: compressed records, shared lists, tensors without storage."""
     whole = trained_run / "checkpoints/best.ckpt"
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
         for entry in source.infolist():
@@ -208,8 +208,8 @@ def test_a_checkpoint_that_would_grow(trained_run: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.scenario(name="targets")
-def test_the_command_itself(images: Path, tmp_path: Path) -> None:
-    """A run folder of a stranger: resumed, it calls nothing of theirs."""
+def test_resuming_a_malicious_run_folder_calls_nothing(images: Path, tmp_path: Path) -> None:
+    """Resume an untrusted run folder with the real command."""
     folder = tmp_path / "theirs"
     (folder / "checkpoints").mkdir(parents=True)
     config = with_target(plain(*TINY, f"data.root={images}"), "callbacks.mine", "pathlib.Path.touch")

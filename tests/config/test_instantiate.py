@@ -1,4 +1,4 @@
-"""Arguments of a node in a config, checked against the call before it is made."""
+"""Arguments of config nodes, checked against the signature before the call."""
 
 import re
 from typing import Any
@@ -27,11 +27,11 @@ def of_numbers(
         ({"rate": "1"}, "x.rate must be a number; got '1'"),
     ],
 )
-def test_a_text_or_a_null_is_no_number(given: dict[str, Any], words: str) -> None:
+def test_strings_and_null_are_rejected_as_numbers(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         bind(of_numbers, "x", **given)
 
 
-def test_what_an_argument_admits_is_left_to_it() -> None:
+def test_values_allowed_by_the_annotation_pass() -> None:
     bind(of_numbers, "x", lr=1, rate=None, name="0.1")
     bind(RandomErasing, "x", value="random")

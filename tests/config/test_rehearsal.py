@@ -1,4 +1,4 @@
-"""What Lightning or torch refuse is told in one sentence with its key, before any work."""
+"""Values that Lightning or torch reject are reported in one sentence with their key, before any work."""
 
 import copy
 import logging
@@ -30,7 +30,7 @@ V2 = "torchvision.transforms.v2"
 
 @pytest.fixture
 def changed(images: Path, tmp_path: Path) -> Changed:
-    """Gives the config of the tiny net with some keys set: composing it anew each time takes longer than the check."""
+    """Return a function that sets keys in the config of the tiny net; composing it each time would be slower."""
 
     def call(values: dict[str, Any]) -> dict[str, Any]:
         config = plain(*TINY, f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}")
@@ -137,16 +137,16 @@ def told(config: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(("values", "words"), ALONE)
-def test_a_value_that_a_constructor_refuses(changed: Changed, values: dict[str, Any], words: str) -> None:
+def test_values_rejected_by_constructors(changed: Changed, values: dict[str, Any], words: str) -> None:
     assert words in told(changed(values))
 
 
 @pytest.mark.parametrize(("values", "words"), REHEARSED)
-def test_a_value_that_only_a_training_refuses(changed: Changed, values: dict[str, Any], words: str) -> None:
+def test_values_rejected_by_training(changed: Changed, values: dict[str, Any], words: str) -> None:
     assert words in told(changed(values))
 
 
-def test_a_value_of_a_distribution_is_refused_after_a_compilation(
+def test_distribution_arguments_are_validated_after_compilation(
     changed: Changed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # torch.compile turns the checks of torch.distributions off for the whole process.
@@ -180,7 +180,7 @@ def test_a_value_of_a_distribution_is_refused_after_a_compilation(
         {"scheduler": {"_target_": f"{SCHEDULES}.plateau", "patience": 0}},
     ],
 )  # fmt: skip
-def test_what_can_be_trained_passes(changed: Changed, values: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_trainable_configs_pass(changed: Changed, values: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     check(changed(values))
     assert "no config key explains it" not in caplog.text
 
@@ -198,7 +198,7 @@ def test_what_can_be_trained_passes(changed: Changed, values: dict[str, Any], ca
         {"logger": None, "callbacks": None},
     ],
 )
-def test_what_passes_can_be_trained(changed: Changed, values: dict[str, Any], tmp_path: Path) -> None:
+def test_passing_configs_can_be_trained(changed: Changed, values: dict[str, Any], tmp_path: Path) -> None:
     from alexlab.runs.run import Run
     from alexlab.tasks.train import main
 
@@ -211,7 +211,7 @@ def test_what_passes_can_be_trained(changed: Changed, values: dict[str, Any], tm
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_a_net_of_another_precision_answers_in_32_bits(changed: Changed, tmp_path: Path, precision: str) -> None:
+def test_nets_of_other_precisions_return_float32(changed: Changed, tmp_path: Path, precision: str) -> None:
     from alexlab.runs.run import Run
     from alexlab.tasks.train import main
 
@@ -224,7 +224,7 @@ def test_a_net_of_another_precision_answers_in_32_bits(changed: Changed, tmp_pat
     assert torch.allclose(probs.sum(1), torch.ones(2))
 
 
-def test_a_rehearsal_leaves_nothing(changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_writes_nothing(changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     elsewhere = {
@@ -237,7 +237,7 @@ def test_a_rehearsal_leaves_nothing(changed: Changed, tmp_path: Path, monkeypatc
     assert not children.exists() or not children.read_text()
 
 
-def test_an_error_that_no_key_explains_is_a_bug(
+def test_an_error_without_a_responsible_key_is_a_bug(
     changed: Changed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     def broken(*args: Any, **options: Any) -> None:
@@ -258,16 +258,14 @@ def test_an_error_that_no_key_explains_is_a_bug(
     assert said[3] == "This is a bug in alexlab. Please report it with the traceback above."
 
 
-def test_a_rehearsal_that_is_killed_or_hangs_refuses_nothing(changed: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_or_hanging_rehearsal_is_ignored(changed: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rehearsal, "_perform", lambda *args: os.kill(os.getpid(), 9))
     check(changed({}))
     monkeypatch.setattr(rehearsal, "TIMEOUT_S", 0.0)
     check(changed({"trainer.val_check_interval": 1000}))
 
 
-def test_what_fails_on_the_cpu_is_tried_on_the_gpu_of_the_run(
-    changed: Changed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_on_the_cpu_are_repeated_on_the_gpu(changed: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
     config, tried = changed({"trainer.accelerator": "gpu"}), []
 
     def failure(
@@ -282,7 +280,7 @@ def test_what_fails_on_the_cpu_is_tried_on_the_gpu_of_the_run(
     assert tried == ["cpu", "gpu"]
 
 
-def test_an_apple_gpu_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mps_needs_an_apple_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=re.escape("trainer.accelerator=mps needs a Mac with an Apple GPU")):
         num_ranks(accelerator="mps", devices=1)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
@@ -291,13 +289,13 @@ def test_an_apple_gpu_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
         num_ranks(accelerator="mps", devices=2)
 
 
-def test_a_node_names_the_key_that_its_class_refuses() -> None:
+def test_errors_name_the_rejected_argument() -> None:
     node = {"_target_": f"{V2}.RandomErasing", "p": 0.5, "scale": [0, 5]}
     with pytest.raises(ConfigError, match=re.escape("augmentation.train.e.scale=[0, 5] cannot be used: Scale should")):
         make(node, "augmentation.train.e")
 
 
-def test_flags_of_a_command() -> None:
+def test_invalid_flags_are_rejected() -> None:
     with pytest.raises(ConfigError, match="--cfg prints the config of one run, and -m starts a sweep: use one of them"):
         check_arguments(["-m", "seed=1,2", "--cfg", "job"])
     check_arguments(["seed=1", "--cfg", "job"])

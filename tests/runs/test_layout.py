@@ -28,12 +28,12 @@ def test_tags_need_no_quoting_and_are_short() -> None:
     assert re.fullmatch(r"[A-Za-z0-9._-]{1,80}", tag)
 
 
-def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
+def test_create_folder_is_atomic(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         claimed = list(pool.map(lambda _: layout.create_folder(tmp_path / "date" / "12-00-00_x"), range(40)))
     assert len(set(claimed)) == 40
     assert {path.name for path in claimed} == {"12-00-00_x", *(f"12-00-00_x.{number}" for number in range(2, 41))}
 
 
-def test_alone_everybody_agrees() -> None:
+def test_broadcast_without_other_ranks() -> None:
     assert (ranks.broadcast("where", lambda: "here"), ranks.rank()) == ("here", 0)

@@ -31,7 +31,7 @@ def card(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_card_of_a_finished_run(train: Train, images: Path, tmp_path: Path) -> None:
+def test_the_record_of_a_finished_run(train: Train, images: Path, tmp_path: Path) -> None:
     best = train("trainer.max_epochs=2", "seed=3")
     found = card(tmp_path / "run")
     assert (found["status"], found["reason"], found["exit_code"], found["seed"]) == ("finished", None, 0, 3)
@@ -62,7 +62,7 @@ def test_the_card_of_a_finished_run(train: Train, images: Path, tmp_path: Path) 
         ("data.root=/nowhere", DataError, "data.root must be a folder"),
     ],
 )
-def test_a_refused_run_leaves_no_record(
+def test_a_rejected_run_leaves_no_record(
     train: Train, tmp_path: Path, override: str, error: type[AlexlabError], words: str
 ) -> None:
     with pytest.raises(error, match=words) as caught:
@@ -81,7 +81,7 @@ def test_the_record_of_a_failed_run(train: Train, images: Path, tmp_path: Path) 
     assert found["reason"].startswith("ImageError: cannot read the image")
 
 
-def test_the_card_of_an_interrupted_run(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_of_an_interrupted_run(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)):
         monkeypatch.setattr(
             "alexlab.distributed.launch.launch", lambda *args, signum=signum, **options: signal.raise_signal(signum)
@@ -124,7 +124,7 @@ def test_a_folder_has_one_writer_and_a_killed_run_is_interrupted(tmp_path: Path)
         assert lock_holder(tmp_path) == str(os.getpid())
 
 
-def test_what_is_no_card(tmp_path: Path) -> None:
+def test_malformed_records_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must be a run folder; it has no run.json"):
         RunRecord(tmp_path).read()
     (tmp_path / "run.json").mkdir()
@@ -155,7 +155,7 @@ GOOD = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": {}, "choic
     ids=lambda content: content[-40:] or "empty",
 )  # fmt: skip
 @pytest.mark.scenario(name="corrupt_files")
-def test_a_corrupt_record_is_named(content: str, tmp_path: Path) -> None:
+def test_corrupt_records_are_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(content, encoding="utf-8")
     with pytest.raises(CorruptError, match=r"run\.json is corrupt: ") as caught:
         RunRecord(tmp_path).read()
@@ -165,7 +165,7 @@ def test_a_corrupt_record_is_named(content: str, tmp_path: Path) -> None:
     assert RunRecord(tmp_path).read()["status"] == "interrupted", "another attempt writes it anew"
 
 
-def test_a_record_without_what_an_early_end_leaves_out(tmp_path: Path) -> None:
+def test_missing_entries_get_defaults(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(GOOD))
     found = RunRecord(tmp_path).read()
     assert (found["scores"], found["versions"], found["code"]) == ({}, {}, {"commit": None, "dirty": False})
@@ -191,7 +191,9 @@ def test_the_state_of_the_code(tmp_path: Path) -> None:
     assert b"?? src/b.py" in diff
 
 
-def test_changed_code_lies_beside_the_card(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncommitted_code_is_stored_next_to_the_record(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(record, "code_state", lambda folder: ("f" * 40, b"+ changed"))
     train()
     assert (tmp_path / "run/code.diff").read_bytes() == b"+ changed"

@@ -60,7 +60,7 @@ def test_run_folder(
     assert "tensorboard --logdir" in printed
 
 
-def test_hparams_hold_the_keys_that_matter_and_the_best_scores(train: Train, tmp_path: Path) -> None:
+def test_hparams_contain_the_compared_keys_and_best_scores(train: Train, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_run(train: Train, tmp_path: Path) -> None:
     assert losses("other", "seed=2") != first
 
 
-def test_a_divided_folder_leaves_its_manifest(train: Train, tmp_path: Path) -> None:
+def test_an_automatic_split_writes_its_manifest(train: Train, tmp_path: Path) -> None:
     root = write_images(tmp_path / "flat", {"a": 10, "b": 10})
     train(f"data.root={root}")
     table = rows(tmp_path / "run/split.csv")
@@ -125,7 +125,7 @@ def test_early_stopping_is_added(train: Train, tmp_path: Path) -> None:
     assert len(rows(tmp_path / "run/metrics.csv")) == 2
 
 
-def test_the_rate_follows_a_plateau_with_warm_up(train: Train, tmp_path: Path) -> None:
+def test_plateau_schedule_with_warmup(train: Train, tmp_path: Path) -> None:
     train(
         "scheduler=plateau",
         "scheduler.warmup_epochs=1",
@@ -153,7 +153,7 @@ def test_debug_overfit_learns_one_batch(train: Train, tmp_path: Path) -> None:
     assert int(table[-1]["step"]) == 59
 
 
-def test_debug_profile_says_where_the_time_goes(train: Train, tmp_path: Path) -> None:
+def test_debug_profile_writes_a_profile(train: Train, tmp_path: Path) -> None:
     train("debug=profile")
     assert "run_training_batch" in (tmp_path / "run/fit-profile.txt").read_text()
 
@@ -166,7 +166,7 @@ def test_debug_limit(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert caplog.text.count(words) == 1
 
 
-def test_debug_lr_find_draws_and_names_a_rate(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_debug_lr_find_suggests_a_rate(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     train("debug=lr_find", "trainer.max_epochs=1000", "callbacks.lr_find.num_steps=30", "callbacks.lr_find.max_lr=0.1")
     table = rows(tmp_path / "run/lr_find.csv")
@@ -233,14 +233,14 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
         (["+callbacks.mine={patience:1}"], "callbacks.mine must have a _target_"),
     ],
 )
-def test_words_for_mistakes_before_any_work(train: Train, tmp_path: Path, overrides: list[str], words: str) -> None:
+def test_error_messages_before_any_work(train: Train, tmp_path: Path, overrides: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         train(*overrides)
     assert names(tmp_path / "run") == set()
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_words_for_a_logger_whose_package_is_missing(train: Train, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_error_message_for_a_missing_logger_package(train: Train, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == name else find_spec(wanted))
     with pytest.raises(ConfigError, match=rf"logger={name} needs the package {name}: pip install -e '\.\[{name}\]'"):
@@ -253,7 +253,7 @@ def test_any_optimizer_of_torch(train: Train, tmp_path: Path) -> None:
     assert state["param_groups"][0]["alpha"] == 0.9
 
 
-def test_a_deep_net_has_its_table_in_the_file_only(
+def test_the_table_of_a_deep_net_is_written_to_the_file_only(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -263,7 +263,7 @@ def test_a_deep_net_has_its_table_in_the_file_only(
     assert len(rows(tmp_path / "run/layers.csv")) == 18
 
 
-def test_an_entry_of_null_is_left_out(train: Train, tmp_path: Path) -> None:
+def test_null_entries_are_skipped(train: Train, tmp_path: Path) -> None:
     train("augmentation.train.flip=null", "callbacks.layers=null", "logger.csv=null")
     assert not {"layers.csv", "metrics.csv"} & {path.name for path in (tmp_path / "run").iterdir()}
 
@@ -279,7 +279,7 @@ def test_test_views_are_scored_as_well_as_the_centre_crop(
     assert re.search(r"test +│ +7 │ .* same, ten_crop", printed)
 
 
-def test_without_a_test_split_the_views_are_those_of_val(
+def test_without_a_test_split_the_views_are_taken_of_val(
     train: Train, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     root = write_images(tmp_path / "flat", {"a": 10, "b": 10})
@@ -290,7 +290,7 @@ def test_without_a_test_split_the_views_are_those_of_val(
 
 
 def test_ten_crops_are_the_mean_of_ten_single_crops(train: Train, images: Path, tmp_path: Path) -> None:
-    """By hand: four corners and the centre of the central square, and their mirror images."""
+    """Compute the crops by hand: four corners and the centre of the central square, and their mirror images."""
     from torchvision.transforms.v2 import functional as tv
 
     from alexlab.config import build
@@ -317,7 +317,7 @@ def test_ten_crops_are_the_mean_of_ten_single_crops(train: Train, images: Path, 
 
 
 def test_the_recipe_of_2012(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """What it measures on the training split goes into the checkpoint and into a file."""
+    """Statistics of the training split are stored in the checkpoint and in a file."""
     options = ("model.widths=[4,8,8,8,8]", "model.fc_widths=[16,16]", "data.image_size=64", "data.batch_size=8")
     train(
         "experiment=alexnet_2012",
@@ -337,7 +337,7 @@ def test_the_recipe_of_2012(train: Train, tmp_path: Path, capsys: pytest.Capture
     assert "ten_crop" in capsys.readouterr().out
 
 
-def test_colour_noise_needs_colours(train: Train) -> None:
+def test_colour_noise_needs_colour_images(train: Train) -> None:
     with pytest.raises(ConfigError, match=r"augmentation.train.pca needs colour images; got model.in_channels=1"):
         train("augmentation=paper2012", "model.in_channels=1")
 
