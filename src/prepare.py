@@ -1,4 +1,4 @@
-"""Preparation of data sets for training: `python src/prepare.py --help` shows the data sets and examples."""
+"""Preparation of datasets for training: `python src/prepare.py --help` shows the datasets and examples."""
 
 from alexlab.cli.command import run_command
 

@@ -44,7 +44,7 @@ class FindingsError(AlexlabError):
 
 
 class DataError(AlexlabError, ValueError):
-    """Invalid data set."""
+    """Invalid dataset."""
 
     exit_code = 3
 

@@ -247,7 +247,7 @@ def test_quarantine_and_restore(clean: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def quarantined(clean: Path) -> tuple[Path, Path]:
-    """A data set and its quarantine of two files."""
+    """A dataset and its quarantine of two files."""
     for name in ("x.jpg", "sub/y.jpg"):
         (clean / "train/a" / name).parent.mkdir(exist_ok=True)
         (clean / "train/a" / name).write_bytes(b"no image")
@@ -342,7 +342,7 @@ def test_files_outside_of_the_data_set_are_not_quarantined(clean: Path, tmp_path
     (clean / "train/c").symlink_to(tmp_path / "far")
     with pytest.raises(DataError, match=r"only files inside .* can be moved; train/c/0.jpg is outside, behind a link"):
         quarantine(str(clean), ["train/a/0.jpg", "train/c/0.jpg"], tmp_path / "q")
-    with pytest.raises(ConfigError, match="quarantine must be outside of the data set"):
+    with pytest.raises(ConfigError, match="quarantine must be outside of the dataset"):
         quarantine(str(clean), ["train/a/0.jpg"], clean / "q")
     assert (clean / "train/a/0.jpg").exists()
 

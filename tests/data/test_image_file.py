@@ -77,7 +77,7 @@ def no_hang() -> Iterator[None]:
 
 @pytest.fixture
 def trapped(tmp_path: Path) -> Path:
-    """A data set with one of each special file in class a."""
+    """A dataset with one of each special file in class a."""
     root = write_images(tmp_path / "data", {"train/a": 2, "train/b": 2, "val/a": 2, "val/b": 2})
     for name, (make, _, _) in TRAPS.items():
         make(root / "train/a" / name)

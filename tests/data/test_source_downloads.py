@@ -1,4 +1,4 @@
-"""Every data set, from small files in its original format that the test creates."""
+"""Every dataset, from small files in its original format that the test creates."""
 
 import gzip
 import hashlib

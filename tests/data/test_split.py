@@ -1,4 +1,4 @@
-"""Splitting a data set: the split is the one a run would make, from any source of labels, and written all or nothing."""
+"""Splitting a dataset: the split is the one a run would make, from any source of labels, and written all or nothing."""
 
 import os
 import re
@@ -242,7 +242,7 @@ def test_classes_that_differ_only_in_case_are_rejected(tmp_path: Path, flat: Pat
         ("nowhere.png", "no such file in {root}: nowhere.png"),
         ("a", "no such file in {root}: a"),
         ("pipe.png", "no such file in {root}: pipe.png"),
-        ("a/.hidden.png", "hidden files cannot be part of a data set; got a/.hidden.png"),
+        ("a/.hidden.png", "hidden files cannot be part of a dataset; got a/.hidden.png"),
         ("b/../a/000.png", "each file must be listed once; a/000.png is also in line 2"),
         ("{root}/a/000.png", "each file must be listed once; a/000.png is also in line 2"),
     ],

@@ -48,7 +48,7 @@ class BenchmarkConfig:
 
 
 def write_subset(splits: Splits, num_train: int | None, num_val: int | None, path: Path) -> Path:
-    """Write a manifest, which is a data set itself, of evenly spaced images of the training and the validation split."""
+    """Write a manifest, which is a dataset itself, of evenly spaced images of the training and the validation split."""
     rows: list[ManifestRow] = []
     for name, split, count in (("train", splits.train, num_train), ("val", splits.val, num_val)):
         indices = np.linspace(0, len(split) - 1, min(len(split), count or len(split))).round().astype(int)

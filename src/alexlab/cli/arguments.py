@@ -65,9 +65,9 @@ def expand_paths(config: DictConfig) -> None:
 
 
 def select_data(arguments: Sequence[str]) -> list[str]:
-    """Add `data=folder`, or `data=streaming` for a URL, if a location but no data set or experiment is given.
+    """Add `data=folder`, or `data=streaming` for a URL, if a location but no dataset or experiment is given.
 
-    The default data set is the digits; photographs need another image size and mirrored views.
+    The default dataset is the digits; photographs need another image size and mirrored views.
     """
     keys = {argument.partition("=")[0] for argument in arguments}
     selected = keys & {"data", "experiment", "resume", "rerun"}

@@ -124,7 +124,7 @@ def packed_splits(config: Config, splits: Splits) -> Splits:
 
 
 def classifier(config: Config, splits: Splits, *, record: Config | None = None, device: str = "cpu") -> Classifier:
-    """Return the LightningModule for the classes of a data set; on the meta device the net takes no memory."""
+    """Return the LightningModule for the classes of a dataset; on the meta device the net takes no memory."""
     settings = data_config(config)
     num_classes = len(splits.classes)
     loss = make(config["loss"], "loss", splits.train.class_counts())

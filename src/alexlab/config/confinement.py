@@ -57,7 +57,7 @@ def _outside_values(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if data.get("cache_dir") != DataConfig.cache_dir:
         yield "data.cache_dir", data.get("cache_dir")
     if not _generates_in_default_dir(data) and not os.path.exists(str(data["root"])):
-        yield "data.root", data["root"]  # the data set would be generated there
+        yield "data.root", data["root"]  # the dataset would be generated there
     if trainer.get("model_registry") is not None:
         yield "trainer.model_registry", trainer["model_registry"]
     nodes = {name: trainer.get(name) for name in ("profiler", "strategy", "plugins")}
@@ -102,7 +102,7 @@ def confined_data(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _generates_in_default_dir(data: dict[str, Any]) -> bool:
-    """Return whether the data set is not generated, or generated in the default folder of its option."""
+    """Return whether the dataset is not generated, or generated in the default folder of its option."""
     return data.get("generate") is None or data.get("root") == f"data/{data['generate']}"
 
 

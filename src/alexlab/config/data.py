@@ -15,10 +15,10 @@ def data_config(config: Config) -> DataConfig:
 
 
 def find_splits(config: Config) -> Splits:
-    """Return the splits of the data set that a config names.
+    """Return the splits of the dataset that a config names.
 
     Raises:
-        AlexlabError: if the config names a class that is not allowed, or the data set is missing or malformed.
+        AlexlabError: if the config names a class that is not allowed, or the dataset is missing or malformed.
     """
     check_targets(config)
     return data_config(config).find_splits()

@@ -1,4 +1,4 @@
-"""All checks before a run: the data set, the objects, the other nodes, and a rehearsal."""
+"""All checks before a run: the dataset, the objects, the other nodes, and a rehearsal."""
 
 import socket
 from contextlib import nullcontext
@@ -24,7 +24,7 @@ from alexlab.training.console import quiet_lightning
 
 
 def check_config(config: Config, *, remote: bool = False) -> None:
-    """Check a config and its data set without writing anything.
+    """Check a config and its dataset without writing anything.
 
     Args:
         config: composed config as plain data.

@@ -37,7 +37,7 @@ def fill_statistics(config: Config, splits: Splits, *, dummy: bool = False) -> t
 
     Args:
         config: composed config.
-        splits: data set.
+        splits: dataset.
         dummy: fill in numbers of the right shape without measuring, for a check.
     """
     node, views = dict(config["data"]), config["augmentation"]

@@ -1,4 +1,4 @@
-"""Fingerprint of a data set: its classes, paths, labels, sizes and a sample of its contents."""
+"""Fingerprint of a dataset: its classes, paths, labels, sizes and a sample of its contents."""
 
 import hashlib
 import itertools
@@ -18,7 +18,7 @@ MAX_CONTENT = 64_000_000  # bytes of a split whose content goes into the fingerp
 
 
 def describe_images(splits: Splits) -> dict[str, Any]:
-    """Return the counts and classes of a data set, a hash of its paths, labels and sizes, and one of its contents.
+    """Return the counts and classes of a dataset, a hash of its paths, labels and sizes, and one of its contents.
 
     The latter covers at most MAX_CONTENT bytes of each split, in evenly spaced files.
     """

@@ -71,7 +71,7 @@ def select_split(
     Args:
         model: trained model.
         settings: data settings.
-        requested: val, test, train or all. None selects test if it exists, else val; for the folder of another data set that
+        requested: val, test, train or all. None selects test if it exists, else val; for the folder of another dataset that
             has no splits, it selects all.
         from_run: whether the settings refer to the data of the run.
 

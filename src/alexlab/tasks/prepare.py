@@ -1,4 +1,4 @@
-"""Task of `python src/prepare.py`: download, check, split, pack and shard data sets."""
+"""Task of `python src/prepare.py`: download, check, split, pack and shard datasets."""
 
 import os
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def _action(config: dict[str, Any]) -> str:
 
 
 def download(config: dict[str, Any], run_dir: Path) -> None:
-    """Download a data set and write it as a tree of image files."""
+    """Download a dataset and write it as a tree of image files."""
     from alexlab.data.sources.downloads import download_dataset  # imports torchvision, which takes seconds
 
     name = str(config["dataset"])
@@ -84,14 +84,14 @@ def check_images(config: dict[str, Any], run_dir: Path) -> None:
 
 
 def restore(config: dict[str, Any], run_dir: Path) -> None:
-    """Move the files of a quarantine back into the data set."""
+    """Move the files of a quarantine back into the dataset."""
     if config["quarantine"] is None:
         raise ConfigError("quarantine must be given: quarantine=DIR")
     print_line(f"moved {quarantine.restore(_root(config), Path(config['quarantine']))} files back")
 
 
 def split(config: dict[str, Any], run_dir: Path) -> None:
-    """Split a data set into train, val and test."""
+    """Split a dataset into train, val and test."""
     root, data = _root(config), config["data"]
     dataset = find_unsplit(
         root, labels=config["labels"], pattern=config["pattern"], group=config["group"], folders=data["splits"]
@@ -176,7 +176,7 @@ def _root(config: dict[str, Any]) -> str:
 
 
 def _sibling(root: str, suffix: str) -> str:
-    """Return the path of a folder next to the data set, named like the data set plus a suffix."""
+    """Return the path of a folder next to the dataset, named like the dataset plus a suffix."""
     normalized = os.path.normpath(root)
     return (os.path.abspath(root) if os.path.basename(normalized) in (".", "..") else normalized) + suffix
 

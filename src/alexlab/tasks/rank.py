@@ -211,7 +211,7 @@ def _hparams(run: Run) -> dict[str, Any]:
 
 
 def _log_data(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer) -> None:
-    """Log the data set, its splits, and the share of them that is scored."""
+    """Log the dataset, its splits, and the share of them that is scored."""
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     location = config["data"]["root"] or config["data"]["url"]
     log.info("data: %s: %d classes, images: %s", location, len(splits.classes), sizes)

@@ -1,4 +1,4 @@
-"""Audit of a data set before training: every file is decoded once and every irregularity becomes a finding."""
+"""Audit of a dataset before training: every file is decoded once and every irregularity becomes a finding."""
 
 import os
 import unicodedata
@@ -29,10 +29,10 @@ UNSUPPORTED = (
 
 @dataclass
 class AuditResult:
-    """Findings and statistics of a data set.
+    """Findings and statistics of a dataset.
 
     Args:
-        root: folder of the data set.
+        root: folder of the dataset.
         decoding: decoding settings.
         classes: class names of all splits together.
         counts: number of images by split and class; the only split of an undivided folder is called "".
@@ -71,10 +71,10 @@ def audit_dataset(
     folders: Mapping[str, str | None] | None = None,
     decoding: Decoding = DEFAULT_DECODING,
 ) -> AuditResult:
-    """Inspect every folder and file of a data set; nothing is changed.
+    """Inspect every folder and file of a dataset; nothing is changed.
 
     Args:
-        root: folder of the data set, with or without split folders.
+        root: folder of the dataset, with or without split folders.
         manifest: CSV file with the expected SHA-256 of each file, to compare with.
         folders: folder of each split, as for `find_splits`.
         decoding: decoding settings.
@@ -142,7 +142,7 @@ def _list_splits(
 
 
 def _check_other_files(root: str, split_folder: str, result: AuditResult) -> None:
-    """Report images that are not used and count files and folders that do not belong to the data set."""
+    """Report images that are not used and count files and folders that do not belong to the dataset."""
     top = os.path.join(root, split_folder)
     left_out: Counter[str] = Counter()
     for folder, subfolders, names in os.walk(top):

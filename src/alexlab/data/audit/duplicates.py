@@ -22,7 +22,7 @@ class Pair:
 
     Args:
         code: `duplicate` or `near_duplicate`, followed by `_across_splits` or `_across_classes` if that applies.
-        first, second: paths of the files, relative to the data set's folder.
+        first, second: paths of the files, relative to the dataset's folder.
     """
 
     code: str
@@ -37,7 +37,7 @@ class Pair:
 
 
 def find_pairs(inspections: Sequence[Inspection]) -> list[Pair]:
-    """Return all duplicates of a data set; each of several equal files is paired with the first of them."""
+    """Return all duplicates of a dataset; each of several equal files is paired with the first of them."""
     by_hash: dict[str, list[Inspection]] = defaultdict(list)
     for inspection in inspections:
         if inspection.stats is not None:

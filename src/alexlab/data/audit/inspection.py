@@ -1,4 +1,4 @@
-"""Inspection of the files of a data set: each is decoded completely, measured and fingerprinted."""
+"""Inspection of the files of a dataset: each is decoded completely, measured and fingerprinted."""
 
 import hashlib
 import io
@@ -92,7 +92,7 @@ def _init_worker(parent_pid: int) -> None:
 
 
 def inspect_file(work: tuple[str, ManifestRow, Decoding]) -> Inspection:
-    """Decode and measure one file, given as (root folder of the data set, manifest row, decoding settings)."""
+    """Decode and measure one file, given as (root folder of the dataset, manifest row, decoding settings)."""
     root, row, decoding = work
     path = os.path.join(root, row.path)
     try:

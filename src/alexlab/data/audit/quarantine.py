@@ -1,4 +1,4 @@
-"""Quarantine: move unreadable files out of a data set, and back."""
+"""Quarantine: move unreadable files out of a dataset, and back."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def quarantine(root: str, paths: Sequence[str], folder: Path) -> int:
     """Move files into a new folder. Each is recorded in its `moves.jsonl` before it is moved, so that `restore` can undo it.
 
     Args:
-        root: folder of the data set.
+        root: folder of the dataset.
         paths: files to move, relative to root.
         folder: quarantine folder, which must not exist.
 
@@ -27,13 +27,13 @@ def quarantine(root: str, paths: Sequence[str], folder: Path) -> int:
         The number of moved files.
 
     Raises:
-        ConfigError: if the folder exists or is inside the data set.
-        DataError: if a file is inside the data set only by way of a link that leads out of it; nothing is moved then.
+        ConfigError: if the folder exists or is inside the dataset.
+        DataError: if a file is inside the dataset only by way of a link that leads out of it; nothing is moved then.
     """
     if folder.exists():
         raise ConfigError(f"quarantine must be a new folder; {folder} exists")
     if is_inside(str(folder), root):
-        raise ConfigError(f"quarantine must be outside of the data set; {folder} is in {root}")
+        raise ConfigError(f"quarantine must be outside of the dataset; {folder} is in {root}")
     existing = [path for path in paths if os.path.lexists(os.path.join(root, path))]
     for path in existing:
         if not is_inside(os.path.join(root, path), root):
@@ -60,7 +60,7 @@ def restore(root: str, folder: Path) -> int:
     `moves.jsonl` is untrusted: all of it is checked before any file is moved.
 
     Args:
-        root: folder of the data set that the files were moved out of.
+        root: folder of the dataset that the files were moved out of.
         folder: quarantine folder.
 
     Raises:
@@ -106,7 +106,7 @@ def _checked_moves(root: str, folder: Path) -> list[str]:
 
 
 def _parse_move(line: bytes, root: str, where: str) -> str:
-    """Return the path of one line, relative to both the data set and the quarantine."""
+    """Return the path of one line, relative to both the dataset and the quarantine."""
     try:
         move = json.loads(line)
         source, path = move["from"], move["to"]

@@ -40,7 +40,7 @@ class Thumbnail(NamedTuple):
     """An image of the page.
 
     Args:
-        path: path of the file, relative to the data set's folder.
+        path: path of the file, relative to the dataset's folder.
         url: the thumbnail as a data URL.
     """
 

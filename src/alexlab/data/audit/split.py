@@ -1,4 +1,4 @@
-"""Splitting of a data set into train, val and test, written as folders or as a manifest."""
+"""Splitting of a dataset into train, val and test, written as folders or as a manifest."""
 
 import os
 import shutil

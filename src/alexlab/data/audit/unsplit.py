@@ -43,7 +43,7 @@ def find_unsplit(
     group: str | None,
     folders: Mapping[str, str | None] | None = None,
 ) -> UnsplitDataset:
-    """Find the images of a data set and their classes.
+    """Find the images of a dataset and their classes.
 
     Args:
         root: folder of class folders, or of images whose names contain the class.
@@ -114,7 +114,7 @@ def _from_table(labels: str, root: str) -> tuple[list[str], list[str]]:
         if not os.path.isfile(os.path.join(real_root, path)):
             raise DataError(f"{where}: no such file in {shown(root)}: {shown(path)}")
         if any(map(is_hidden, path.split(os.sep))):
-            raise DataError(f"{where}: hidden files cannot be part of a data set; got {shown(path)}")
+            raise DataError(f"{where}: hidden files cannot be part of a dataset; got {shown(path)}")
         _check_class(cells["class"], where)
         lines[path] = where.rpartition(", ")[2]
         classes.append(cells["class"])

@@ -68,7 +68,7 @@ class CropSampler:
 
 
 class CropDataset:
-    """A packed split as a data set of crops: (int64 tensor of `CROP_FIELDS`, label).
+    """A packed split as a dataset of crops: (int64 tensor of `CROP_FIELDS`, label).
 
     Args:
         split: split with its pack.

@@ -1,4 +1,4 @@
-"""Default data set: scikit-learn's handwritten digits as image files, so that a first run needs no download."""
+"""Default dataset: scikit-learn's handwritten digits as image files, so that a first run needs no download."""
 
 from pathlib import Path
 

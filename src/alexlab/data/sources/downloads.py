@@ -1,4 +1,4 @@
-"""Public data sets, downloaded and verified by torchvision and written as trees of image files."""
+"""Public datasets, downloaded and verified by torchvision and written as trees of image files."""
 
 import re
 import shutil
@@ -22,14 +22,14 @@ from alexlab.runs.disk_errors import disk_error, disk_errors
 
 @dataclass(frozen=True)
 class DownloadableDataset:
-    """A data set that torchvision can download.
+    """A dataset that torchvision can download.
 
     Args:
-        open: function from (download folder, torchvision's name of a split) to a torchvision data set, which it downloads.
+        open: function from (download folder, torchvision's name of a split) to a torchvision dataset, which it downloads.
         splits: torchvision's name of each split.
         counts: number of images of each split.
-        names: function from a torchvision data set to its class names.
-        item: function from a torchvision data set and an index to (image file, or image if it has no file; label).
+        names: function from a torchvision dataset to its class names.
+        item: function from a torchvision dataset and an index to (image file, or image if it has no file; label).
     """
 
     open: Callable[[str, str], Any]
@@ -88,7 +88,7 @@ DATASETS = {
 
 
 def download_dataset(name: str, out: Path, downloads: Path) -> dict[str, int]:
-    """Download a data set, unless its files are there already, and write `out/<split>/<class>/<index>.<png or jpg>`.
+    """Download a dataset, unless its files are there already, and write `out/<split>/<class>/<index>.<png or jpg>`.
 
     Images without files of their own are written as PNG; image files are copied unchanged. `out` is written all or nothing.
 
@@ -102,7 +102,7 @@ def download_dataset(name: str, out: Path, downloads: Path) -> dict[str, int]:
 
     Raises:
         ConfigError: if the name is unknown, or `out` exists.
-        DataError: if the data set cannot be downloaded or is incomplete.
+        DataError: if the dataset cannot be downloaded or is incomplete.
     """
     if name not in DATASETS:
         raise ConfigError(f"dataset must be one of {', '.join(DATASETS)}; got {name!r}")
@@ -123,7 +123,7 @@ def download_dataset(name: str, out: Path, downloads: Path) -> dict[str, int]:
 
 
 def _open(name: str, split: str, downloads: Path) -> Any:
-    """Return the data set of torchvision, which downloads the missing files and verifies them by their MD5.
+    """Return the dataset of torchvision, which downloads the missing files and verifies them by their MD5.
 
     Raises:
         DiskError: if the disk is full.

@@ -1,4 +1,4 @@
-"""Synthetic photographs that cost a loader as much as real ones, for benchmarks without a data set."""
+"""Synthetic photographs that cost a loader as much as real ones, for benchmarks without a dataset."""
 
 from collections.abc import Mapping
 from pathlib import Path

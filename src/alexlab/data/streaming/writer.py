@@ -1,4 +1,4 @@
-"""Writing of the splits of a data set as shards, in the format of `alexlab.data.streaming.index`."""
+"""Writing of the splits of a dataset as shards, in the format of `alexlab.data.streaming.index`."""
 
 import hashlib
 import io
@@ -38,7 +38,7 @@ def write_shards(
     decoding: Decoding = DEFAULT_DECODING,
     skip: bool = False,
 ) -> dict[str, Any]:
-    """Write the shards, resuming an interrupted call. The index is written last; its presence marks a complete data set.
+    """Write the shards, resuming an interrupted call. The index is written last; its presence marks a complete dataset.
 
     Training images are written in a fixed random order, so that a few shards at a time are a fair sample of all.
 
