@@ -23,10 +23,10 @@ train: $(STAMP) ## train an AlexNet on handwritten digits: about a minute on 2 c
 	$(BIN)/python src/train.py
 
 test: lint ## lint, then run all tests in two processes: 9 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP) ## tests that neither train nor start other programs, for the inner loop
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 bench: $(STAMP) ## measure speed and memory against baselines: 40 minutes on 2 cores
 	$(BIN)/python src/benchmark.py $(ARGS)

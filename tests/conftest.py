@@ -18,11 +18,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Write the scenario of a test into the JUnit report, which `make chaos` counts, and mark tests that train as slow."""
+    """Mark tests that train as slow, start with the slow files, and report scenarios to `make chaos` by JUnit properties."""
     for item in items:
         if {"train", "trained_run"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
         item.user_properties += [("scenario", mark.kwargs["name"]) for mark in item.iter_markers("scenario")]
+    # Of two processes neither should get a long file when the other one is done.
+    items.sort(key=lambda item: not _is_slow_file(item))
+
+
+def _is_slow_file(item: pytest.Item) -> bool:
+    module = item.getparent(pytest.Module)
+    marks = getattr(module.obj, "pytestmark", []) if module is not None else []
+    return any(mark.name == "slow" for mark in (marks if isinstance(marks, list) else [marks]))
 
 
 @pytest.fixture(autouse=True, scope="session")

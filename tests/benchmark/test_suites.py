@@ -122,7 +122,9 @@ def test_memory(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     row = rows["all processes: alexnet, packed | torchvision's reference"]
     main = rows["the process that trains: alexnet, packed | torchvision's reference"]
     worker = rows["a loader process: alexnet, packed | torchvision's reference"]
-    assert row["median"] > main["median"] > worker["median"] > 0
+    # Pages shared after the fork count in equal parts, so that neither process need be the larger one.
+    assert row["median"] > max(main["median"], worker["median"])
+    assert min(main["median"], worker["median"]) > 0
 
 
 def test_startup(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ REHEARSED = [
     ({"augmentation.train.crop.size": 32}, "augmentation.train must return torch.uint8 images of shape (3, 64, 64)"),
     ({"augmentation.train.crop.ratio": 5.0}, "augmentation.train.crop cannot be used: "),
     ({"augmentation.train.n": {"_target_": f"{V2}.Normalize", "mean": [0], "std": [1]}}, "augmentation.train.n cannot be used: "),
-    ({"augmentation.train.n": {"_target_": f"{V2}.ToPILImage"}}, "its transforms give Image"),
+    ({"augmentation.train.n": {"_target_": f"{V2}.ToPILImage"}}, "got Image of shape ()"),
 ]  # fmt: skip
 
 
