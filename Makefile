@@ -22,7 +22,7 @@ $(STAMP): requirements.lock
 train: $(STAMP) ## train an AlexNet on handwritten digits: about a minute on 2 cores
 	$(BIN)/python src/train.py
 
-test: lint ## lint, then run all tests in two processes: 9 minutes on 2 cores
+test: lint ## lint, then run all tests in two processes: 12 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP) ## tests that neither train nor start other programs, for the inner loop
