@@ -87,7 +87,7 @@ def pickled_module(node: Any) -> tuple[dict[str, Any], Mapping[str, Any]] | None
 
 
 def summary_writer(log_dir: str, open_file: Callable[[str], Any], *, purge_step: int | None = None) -> SummaryWriter:
-    """Return a SummaryWriter that writes to a file object of ours.
+    """Return a SummaryWriter that writes to a given file object.
 
     Works around: SummaryWriter always creates an EventFileWriter, whose thread dies at the first event that a full disk
     rejects. Checked with torch 2.11 and 2.15.

@@ -51,7 +51,7 @@ def run_suite(suite: str, photographs: Path, out_dir: Path, *overrides: str) -> 
     content = json.loads((out_dir / "benchmark.json").read_text())
     assert content["versions"]["torch"]
     assert content["hardware"]["cpu"]
-    assert not (out_dir / "cache").exists(), "nobody needs the packs afterwards"
+    assert not (out_dir / "cache").exists(), "the packs are removed"
     for row in content["rows"]:
         assert len(row["values"]) == 2, row
         assert min(row["values"]) > 0, row

@@ -77,9 +77,9 @@ def sweep_folder(folder: Path, **record: Any) -> Path:
     return folder
 
 
-def refused(folder: Path, *words: str) -> None:
+def refused(folder: Path, *overrides: str) -> None:
     with pytest.raises(ConfigError, match="is not a sweep record written by alexlab") as caught:
-        find_resumed_sweep(["-m", f"resume={folder}", *words])
+        find_resumed_sweep(["-m", f"resume={folder}", *overrides])
     assert "\n" not in str(caught.value)
 
 
@@ -195,27 +195,27 @@ def test_corrupt_sweep_records_are_rejected(content: str, tmp_path: Path) -> Non
 
 
 def test_overrides_are_restored_from_the_record() -> None:
-    words = [
+    overrides = [
         "model=alexnet_quarter,alexnet_half", "seed=range(1,10,2)", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "model.width=interval(0.1,1)",
         "model.fc_widths=[256],[256,256]", "+optimizer.alpha=0.9", "~augmentation.train.flip", "data.root='/a b/it\\'s\\\\'",
         "class_names=null,'true',x", "model=glob(alex*,exclude=alexnet_d2l)", "seed=choice(7)", "callbacks=[default,ema]",
     ]  # fmt: skip
-    for word in words:
-        (parsed,) = OverridesParser.create().parse_overrides([word])
+    for override in overrides:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
         data = json.loads(json.dumps(to_entry(parsed)))
         (again,) = OverridesParser.create().parse_overrides([to_override(data)])
-        assert to_entry(again) == data, word
+        assert to_entry(again) == data, override
 
 
 @pytest.mark.scenario(name="sweep_config")
 def test_files_of_hydra_are_not_read(tmp_path: Path) -> None:
     """Run the command on a folder whose multirun.yaml names a class: nothing is called and nothing is truncated."""
     folder = sweep_folder(tmp_path / "sweep", overrides=[{"key": "seed", "choices": ["${nope:x}", 2]}])
-    words = [
+    overrides = [
         f'+hydra.callbacks.x="{DECODED}"',
         "+hydra.hydra_logging.handlers.evil={class: logging.FileHandler, filename: precious.txt, mode: w}",
     ]
-    (folder / "multirun.yaml").write_text(json.dumps({"hydra": {"overrides": {"task": words, "hydra": words}}}))
+    (folder / "multirun.yaml").write_text(json.dumps({"hydra": {"overrides": {"task": overrides, "hydra": overrides}}}))
     (tmp_path / "precious.txt").write_text("precious")
     command = [sys.executable, str(ROOT / "src/train.py"), "-m", "resume=sweep"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
@@ -341,7 +341,7 @@ def foreign(key: str, value: Any) -> dict[str, Any]:
     return config
 
 
-def card(folder: Path, config: dict[str, Any], **values: Any) -> Path:
+def write_record(folder: Path, config: dict[str, Any], **values: Any) -> Path:
     folder.mkdir(exist_ok=True)
     found = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": config, "choices": {"model": "alexnet"}}
     (folder / "run.json").write_text(json.dumps(found | values))
@@ -354,13 +354,13 @@ def card(folder: Path, config: dict[str, Any], **values: Any) -> Path:
 @pytest.mark.scenario(name="run_folders")
 def test_other_locations_must_be_confirmed(key: str, value: Any, named: str, tmp_path: Path) -> None:
     config = foreign(key, value)
-    folder = card(tmp_path / "run", config)
-    for find, word in ((find_resumption, "resume"), (find_rerun, "rerun")):
+    folder = write_record(tmp_path / "run", config)
+    for find, override in ((find_resumption, "resume"), (find_rerun, "rerun")):
         with pytest.raises(ConfigError, match=rf"sets {named}=.*, which is outside that folder") as caught:
-            find([f"{word}={folder}"])
+            find([f"{override}={folder}"])
         (typed,) = shlex.split(str(caught.value).partition("add ")[2].removesuffix(" to the command"))
         if not isinstance(value, dict) or "tags" not in value:
-            assert find([f"{word}={folder}", typed]) is not None
+            assert find([f"{override}={folder}", typed]) is not None
     with pytest.raises(ConfigError, match="is outside that folder"):
         check_confined(config, folder, own=foreign("seed", 1))
     check_confined(config, folder, own=copy.deepcopy(config))
@@ -384,8 +384,8 @@ def test_every_option_can_be_resumed(tmp_path: Path) -> None:
 
     for group in ("callbacks", "logger", "debug", "experiment", "trainer"):
         for option in OPTIONS[group]:
-            word = f"{group}=[{option}]" if group in ("callbacks", "logger") else f"{group}={option}"
-            config = plain("data=folder", "data.root=x", word)
+            override = f"{group}=[{option}]" if group in ("callbacks", "logger") else f"{group}={option}"
+            config = plain("data=folder", "data.root=x", override)
             check_confined(config, tmp_path)
     check_confined(plain(), tmp_path)
 
@@ -409,7 +409,7 @@ def test_links_out_of_a_run_folder_are_rejected(tmp_path: Path) -> None:
     (precious / "file").write_text("precious")
     for name in (".lock", "train.log", "metrics.csv", "run.json", "checkpoints", ".hydra", "new/deep", "skipped.csv"):
         for number, target in enumerate((precious / "file", precious, "relative", Path("/dev/null"))):
-            folder = card(tmp_path / f"run{number}", foreign("seed", 1))
+            folder = write_record(tmp_path / f"run{number}", foreign("seed", 1))
             place = folder / name
             place.parent.mkdir(exist_ok=True)
             kept = (folder / "run.json").read_bytes()
@@ -419,7 +419,7 @@ def test_links_out_of_a_run_folder_are_rejected(tmp_path: Path) -> None:
                 check_folder(folder)
             place.unlink()
             (folder / "run.json").write_bytes(kept)
-    folder = card(tmp_path / "hard", foreign("seed", 1))
+    folder = write_record(tmp_path / "hard", foreign("seed", 1))
     os.link(precious / "file", folder / "train.log")
     with pytest.raises(ConfigError, match="must not share files with other folders"):
         find_resumption([f"resume={folder}"])

@@ -45,7 +45,7 @@ def command(*arguments: str, cwd: Path, forbid: str = "") -> subprocess.Complete
 def test_help_fits_a_page_and_does_not_import_torch(tmp_path: Path) -> None:
     result = command("--help", cwd=tmp_path, forbid="torch")
     assert result.returncode == 0, result.stderr
-    for words in (
+    for message in (
         "model",
         "alexnet_half",
         "trainer.devices",
@@ -53,13 +53,13 @@ def test_help_fits_a_page_and_does_not_import_torch(tmp_path: Path) -> None:
         "python src/train.py -m",
         "callbacks=ema",
     ):
-        assert words in result.stdout
+        assert message in result.stdout
     assert len(result.stdout.splitlines()) < 80
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words", "code"),
+    ("arguments", "message", "code"),
     [
         (["--cfg", "job"], "max_epochs: 20", 0),
         (["modle=x"], "unknown key modle; did you mean model?", 1),
@@ -83,10 +83,10 @@ def test_help_fits_a_page_and_does_not_import_torch(tmp_path: Path) -> None:
         (["-m", "seed=1,2", "hydra.sweep.subdir=${nope}"], "hydra.sweep.subdir: cannot resolve the interpolation", 1),
     ],
 )
-def test_error_messages_need_no_torch(tmp_path: Path, arguments: list[str], words: str, code: int) -> None:
+def test_error_messages_need_no_torch(tmp_path: Path, arguments: list[str], message: str, code: int) -> None:
     (tmp_path / "old/.hydra").mkdir(parents=True)
     result = command(*arguments, cwd=tmp_path, forbid="torch")
-    assert words in result.stdout + result.stderr
+    assert message in result.stdout + result.stderr
     assert result.returncode == code
     assert "Traceback" not in result.stderr
 
@@ -97,17 +97,17 @@ def test_sweep_folders_are_created_regardless_of_interpolations(
     folders = RunDirs()
 
     def started(*more: str) -> Any:
-        config = composed(*words, *more)
+        config = composed(*overrides, *more)
         OmegaConf.set_readonly(config.hydra, False)  # as Hydra has it at that moment
         folders.on_multirun_start(config)
         return config
 
     monkeypatch.chdir(tmp_path)
-    words = ["hydra.sweep.subdir=${hydra.job.num}", "optimizer.weight_decay=${optimizer.lr}"]
+    overrides = ["hydra.sweep.subdir=${hydra.job.num}", "optimizer.weight_decay=${optimizer.lr}"]
     config = started()
     (folder,) = Path("outputs/sweeps").glob("*/*")
     assert folder.name.endswith("_weight_decay-optimizer.lr")
-    assert raw_overrides(config.hydra.overrides.hydra) == [words[0], f"hydra.sweep.dir={folder}"]
+    assert raw_overrides(config.hydra.overrides.hydra) == [overrides[0], f"hydra.sweep.dir={folder}"]
     with folders.lock:
         assert lock_holder(folder) == str(os.getpid())
 
@@ -122,7 +122,7 @@ def test_sweep_folders_are_created_regardless_of_interpolations(
 
 def test_relative_paths_refer_to_the_working_directory(tmp_path: Path) -> None:
     write_images(tmp_path / "small", {"a": 3, "b": 3})
-    for root, words in (("small", "train"), ("smll", f"no such folder (looked for {tmp_path}/smll)")):
+    for root, message in (("small", "train"), ("smll", f"no such folder (looked for {tmp_path}/smll)")):
         result = subprocess.run(
             [sys.executable, ROOT / "src/prepare.py", "action=split", f"data.root={root}", "hydra.job.chdir=true"],
             cwd=tmp_path,
@@ -131,7 +131,7 @@ def test_relative_paths_refer_to_the_working_directory(tmp_path: Path) -> None:
             text=True,
             timeout=100,
         )
-        assert (result.returncode, words in result.stdout + result.stderr) == (0 if root == "small" else 3, True)
+        assert (result.returncode, message in result.stdout + result.stderr) == (0 if root == "small" else 3, True)
     assert len(list((tmp_path / "small_split").rglob("*.png"))) == 6
 
 
@@ -230,8 +230,8 @@ def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     """As with `... | head`: the other end of the pipe is closed before anything is printed."""
     folder = tmp_path / "runs/one"
     folder.mkdir(parents=True)
-    card = {"status": "failed", "reason": "x", "seed": 1, "config": {"seed": 1}, "choices": {"model": "alexnet"}}
-    (folder / "run.json").write_text(json.dumps(card))
+    record = {"status": "failed", "reason": "x", "seed": 1, "config": {"seed": 1}, "choices": {"model": "alexnet"}}
+    (folder / "run.json").write_text(json.dumps(record))
     reader, writer = os.pipe()
     os.close(reader)
     script = [sys.executable, str(ROOT / "src/report.py"), "runs"]
@@ -244,7 +244,7 @@ def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "signum", "to_all", "code", "goes_on"),
+    ("overrides", "signum", "to_all", "code", "hint"),
     [
         (["trainer.devices=2"], signal.SIGINT, True, 130, "stopped by SIGINT; to resume: python src/train.py resume="),
         (
@@ -257,10 +257,10 @@ def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_a_signal_stops_every_process_with_its_exit_code(
-    images: Path, tmp_path: Path, words: list[str], signum: int, to_all: bool, code: int, goes_on: str
+    images: Path, tmp_path: Path, overrides: list[str], signum: int, to_all: bool, code: int, hint: str
 ) -> None:
     """Ctrl-C reaches all processes of a terminal; a scheduler may signal the command only."""
-    arguments = [*words, f"data.root={images}", "trainer.max_epochs=5000", "trainer.accelerator=cpu", *TINY_COMMAND]
+    arguments = [*overrides, f"data.root={images}", "trainer.max_epochs=5000", "trainer.accelerator=cpu", *TINY_COMMAND]
     with subprocess.Popen(
         [sys.executable, str(ROOT / "src/train.py"), *arguments],
         cwd=tmp_path,
@@ -272,14 +272,14 @@ def test_a_signal_stops_every_process_with_its_exit_code(
     ) as process:
         assert process.stdout is not None
         ends_s = time.monotonic() + 120
-        while len(list(tmp_path.glob("outputs/**/last.ckpt"))) < (2 if "-m" in words else 1):
+        while len(list(tmp_path.glob("outputs/**/last.ckpt"))) < (2 if "-m" in overrides else 1):
             assert time.monotonic() < ends_s and process.poll() is None
             time.sleep(0.1)
         (os.killpg if to_all else os.kill)(process.pid, signum)
-        said = process.stdout.read()
-        assert process.wait(30) == code, said
-    assert goes_on in said and "Traceback" not in said
-    cards = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/**/run.json")]
-    assert {(card["status"], card["exit_code"]) for card in cards} == {("interrupted", code)}
+        output = process.stdout.read()
+        assert process.wait(30) == code, output
+    assert hint in output and "Traceback" not in output
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/**/run.json")]
+    assert {(record["status"], record["exit_code"]) for record in records} == {("interrupted", code)}
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

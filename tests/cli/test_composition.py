@@ -59,14 +59,14 @@ EXPERIMENTS = {
 }  # fmt: skip
 
 
-def compose(folder: Path, *words: str, name: str = "train") -> Any:
+def compose(folder: Path, *overrides: str, name: str = "train") -> Any:
     """Return the config of a command with `--config-dir`."""
     path = create_config_search_path(str(CONFIG_DIR))
     path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     version.setbase("1.3")
     try:
         loader = Hydra.create_main_hydra2(task_name=name, config_search_path=path).config_loader
-        return loader.load_configuration(name, list(words), RunMode.RUN)
+        return loader.load_configuration(name, list(overrides), RunMode.RUN)
     finally:
         GlobalHydra.instance().clear()
 
@@ -78,9 +78,9 @@ def write(folder: Path, name: str, text: str | bytes) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("text", "words"), EXPERIMENTS.items())
-def test_errors_in_an_experiment_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+@pytest.mark.parametrize(("text", "message"), EXPERIMENTS.items())
+def test_errors_in_an_experiment_are_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         compose(write(tmp_path, "experiment/mine", text), "experiment=mine")
     assert "\n" not in str(caught.value) and str(tmp_path / "experiment/mine.yaml") in str(caught.value)
 
@@ -127,7 +127,7 @@ def test_custom_options_compose(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("name", "text", "message"),
     [
         ("model/mine", "defaults: [alexnet, _self_]\nwidths: 8\n", "line 2: model.widths must be a list"),
         ("data/mine", f"{GLOBAL}defaults: [folder@data]\ntrainer: {{devices: 2}}\n", "line 3: a later file sets trainer again"),
@@ -135,9 +135,9 @@ def test_custom_options_compose(tmp_path: Path) -> None:
         ("augmentation/mine", "defaults: [crop, _self_]\ntrian: {}\n", "line 2: unknown key augmentation.trian"),
     ],
 )  # fmt: skip
-def test_errors_in_an_option_name_the_line(tmp_path: Path, name: str, text: str, words: str) -> None:
+def test_errors_in_an_option_name_the_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     group = name.partition("/")[0]
-    with pytest.raises(ConfigError, match=re.escape(words)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         compose(write(tmp_path, name, text), f"{group}=mine", "data.root=x")
 
 
@@ -154,16 +154,16 @@ def test_unknown_keys_are_rejected_in_every_node(tmp_path: Path, name: str) -> N
         if found is None or "_target_" in found or node in NAMED_NODES or node in SIGNATURE_NODES.get(name, ()):
             continue
         for plus in ("+", "++"):
-            (word,) = OverridesParser.create().parse_overrides([f"{plus}{node}{'.' * bool(node)}zzz=1"])
+            (override,) = OverridesParser.create().parse_overrides([f"{plus}{node}{'.' * bool(node)}zzz=1"])
             with pytest.raises(CompositionError, match=r"unknown key (\w+\.)*zzz"):
-                check_override(word, config, command=name)
+                check_override(override, config, command=name)
 
 
 DEFAULT = ["checkpoint", "lr", "progress", "epochs", "layers"]
 
 
 @pytest.mark.parametrize(
-    ("words", "callbacks", "loggers"),
+    ("overrides", "callbacks", "loggers"),
     [
         (["callbacks=ema"], [*DEFAULT, "ema"], ["tensorboard", "csv"]),
         (["callbacks=early_stopping", "logger=wandb"], [*DEFAULT, "early_stopping"], ["tensorboard", "csv", "wandb"]),
@@ -177,16 +177,18 @@ DEFAULT = ["checkpoint", "lr", "progress", "epochs", "layers"]
     ],
 )
 def test_callbacks_and_loggers_are_added_to_the_default_ones(
-    tmp_path: Path, words: list[str], callbacks: list[str], loggers: list[str]
+    tmp_path: Path, overrides: list[str], callbacks: list[str], loggers: list[str]
 ) -> None:
     write(tmp_path, "callbacks/mine", "mine: {_target_: mine.Callback}\n")
     write(tmp_path, "callbacks/less", "checkpoint: {keep_last: 3}\n")
     write(tmp_path, "callbacks/more", "defaults: [default, _self_]\nmore: {_target_: mine.Callback}\n")
     write(tmp_path, "experiment/ema", GLOBAL + "defaults: [override /callbacks: ema]\n")
-    config = compose(tmp_path, *words)
-    assert sorted(config.callbacks) == sorted(set(callbacks) - {word[11:] for word in words if word[0] == "~"})
+    config = compose(tmp_path, *overrides)
+    assert sorted(config.callbacks) == sorted(
+        set(callbacks) - {override[11:] for override in overrides if override[0] == "~"}
+    )
     assert list(config.logger) == loggers
-    if "callbacks=[less,more]" in words:
+    if "callbacks=[less,more]" in overrides:
         assert config.callbacks.checkpoint.keep_last == 3  # the second default does not undo it
 
 

@@ -150,7 +150,7 @@ def test_a_data_root_selects_data_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         ("trainer.max_epoch=3", "unknown key trainer.max_epoch; did you mean trainer.max_epochs"),
         ("modle=alexnet", "unknown key modle; did you mean model?"),
@@ -200,8 +200,8 @@ def test_a_data_root_selects_data_folder() -> None:
         ("~callbacks", "~callbacks must name an option; to select none, use callbacks=[]"),
     ],
 )  # fmt: skip
-def test_words(override: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+def test_error_messages(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         composed(override)
     assert "\n" not in str(caught.value)
 

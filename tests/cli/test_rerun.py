@@ -42,9 +42,9 @@ def test_differences_are_reported(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(record, "code_state", lambda folder: ("a" * 40, b""))
     train()
-    card = RunRecord(tmp_path / "run")
-    found = card.read()
-    card.update(
+    first = RunRecord(tmp_path / "run")
+    found = first.read()
+    first.update(
         scores=found["scores"] | {"best/loss": 5.0},
         versions=found["versions"] | {"torch": "2.0.0"},
         data=found["data"] | {"fingerprint": "other", "counts": {"train": 1}},
@@ -52,14 +52,14 @@ def test_differences_are_reported(
     )
     monkeypatch.setattr(record, "code_state", lambda folder: ("b" * 40, b"+ x"))
     again(tmp_path / "run", tmp_path / "again")
-    for words in (
+    for message in (
         "the scores differ: best/loss 5, now 1.",
         "difference: code: aaaaaaaaaaaa, now bbbbbbbbbbbb with changes",
         "difference: data: images {'train': 1}, now {'train': 24, 'val': 11, 'test': 7}",
         "difference: version of torch: 2.0.0, now ",
         "difference: machine: Z80, ",
     ):
-        assert words in caplog.text
+        assert message in caplog.text
 
 
 def test_a_run_without_scores(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -70,7 +70,7 @@ def test_a_run_without_scores(train: Train, tmp_path: Path, caplog: pytest.LogCa
     assert "was failed and has no final scores to compare" in caplog.text
 
 
-def test_words(train: Train, tmp_path: Path) -> None:
+def test_error_messages(train: Train, tmp_path: Path) -> None:
     train()
     assert find_rerun(["seed=1"]) is None
     with pytest.raises(ConfigError, match="rerun= repeats a run unchanged, so seed=2 is refused"):
@@ -81,10 +81,10 @@ def test_words(train: Train, tmp_path: Path) -> None:
 
 def test_the_command(train: Train, tmp_path: Path) -> None:
     train()
-    words = [f"rerun={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}"]
-    arguments = [sys.executable, str(ROOT / "src/train.py"), *words]
+    overrides = [f"rerun={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    arguments = [sys.executable, str(ROOT / "src/train.py"), *overrides]
     done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "the scores are equal" in done.stdout
     (folder,) = tmp_path.glob("outputs/train/*/*_rerun_run")
-    assert RunRecord(folder).read()["command"] == ["train.py", *words]
+    assert RunRecord(folder).read()["command"] == ["train.py", *overrides]

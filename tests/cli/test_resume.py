@@ -116,9 +116,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(train: Train, tmp_path: Path,
         for row in (*tables[0], *tables[1]):
             del row["train/images_per_s"]
         assert tables[0] == tables[1]
-        card = RunRecord(folder).read()
-        assert card["status"] == "finished"
-        assert len(card["attempts"]) == 2
+        record = RunRecord(folder).read()
+        assert record["status"] == "finished"
+        assert len(record["attempts"]) == 2
         assert len(list(folder.glob("events.out.tfevents.*"))) == 2
 
 
@@ -202,7 +202,7 @@ def test_changeable_keys(train: Train, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ([], r"is finished with trainer.max_epochs=1; set a larger value to extend it"),
         (["trainer.max_epochs=1"], "is finished"),
@@ -214,9 +214,9 @@ def test_changeable_keys(train: Train, tmp_path: Path) -> None:
         (["trainer.max_epochs=[1"], "no viable alternative at input"),
     ],
 )  # fmt: skip
-def test_other_changes_are_rejected(train: Train, tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_other_changes_are_rejected(train: Train, tmp_path: Path, arguments: list[str], message: str) -> None:
     train()
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         find_resumption([f"resume={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}", *arguments])
 
 
@@ -229,8 +229,8 @@ def test_finding_the_run_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for number in (2, 1):
         folder = tmp_path / f"outputs/train/day/{number}"
         folder.mkdir(parents=True)
-        card = {"status": "failed", "attempts": [{"start_s": number}], "config": plain(), "choices": {}}
-        (folder / "run.json").write_text(json.dumps(card))
+        record = {"status": "failed", "attempts": [{"start_s": number}], "config": plain(), "choices": {}}
+        (folder / "run.json").write_text(json.dumps(record))
     found = find_resumption(["resume=last"])
     assert found is not None
     assert found.run_dir == Path("outputs/train/day/2")
@@ -239,7 +239,11 @@ def test_finding_the_run_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_resume_last_resumes_a_killed_command(images: Path, tmp_path: Path) -> None:
     """End to end: kill -9, rejection while it runs, the same folder, its log and its config."""
     script = [sys.executable, str(ROOT / "src/train.py")]
-    arguments = [*(word for word in TINY if "max_epochs" not in word), f"data.root={images}", "trainer.max_epochs=400"]
+    arguments = [
+        *(override for override in TINY if "max_epochs" not in override),
+        f"data.root={images}",
+        "trainer.max_epochs=400",
+    ]
     arguments.append("callbacks.checkpoint.every_n_steps=1")
     process = subprocess.Popen(
         [*script, *arguments],
@@ -277,8 +281,8 @@ def test_resume_last_resumes_a_killed_command(images: Path, tmp_path: Path) -> N
     assert (folder / ".hydra/config.yaml").read_bytes() == before
     assert OmegaConf.load(folder / ".hydra/resume_1/config.yaml").trainer.max_epochs == epochs + 3
     assert [int(row["epoch"]) for row in rows(folder / "metrics.csv")] == list(range(epochs + 3))
-    card = RunRecord(folder).read()
-    assert (card["status"], card["command"][0], card["command"][1]) == ("finished", "train.py", "resume=last")
+    record = RunRecord(folder).read()
+    assert (record["status"], record["command"][0], record["command"][1]) == ("finished", "train.py", "resume=last")
     log = (folder / "train.log").read_text()
     assert log.index("epoch 1/400") < log.index("resuming after"), "one log for both attempts"
 
@@ -286,7 +290,7 @@ def test_resume_last_resumes_a_killed_command(images: Path, tmp_path: Path) -> N
 def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
     """Finished jobs are kept, interrupted jobs are resumed, failed jobs are reported; the numbers stay."""
     script = [sys.executable, str(ROOT / "src/train.py")]
-    tiny = [word for word in TINY if "max_epochs" not in word and "batch_size" not in word]
+    tiny = [override for override in TINY if "max_epochs" not in override and "batch_size" not in override]
     arguments = [
         "-m",
         *tiny,
@@ -314,7 +318,7 @@ def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
         if line.startswith("epoch 5/60") and list(tmp_path.glob("swept/3_*/run.json")):
             break
     busy = start("-m", "resume=swept")
-    words = busy.communicate(timeout=120)[0]
+    overrides = busy.communicate(timeout=120)[0]
     job = json.loads(next(tmp_path.glob("swept/3_*/run.json")).read_text())
     ranks = children(process.pid)
     assert ranks and job["pid"] == process.pid
@@ -325,7 +329,7 @@ def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
         time.sleep(0.05)
     assert not any(map(alive, ranks)), "every rank has ended within 5 s"
     process.stdout.close()
-    assert busy.returncode == 1, words
+    assert busy.returncode == 1, overrides
     jobs = sorted(path for path in tmp_path.glob("swept/*_*") if path.is_dir())
     states = [settled(job) for job in jobs]
     assert states == ["failed", "failed", "finished", "interrupted"]
@@ -338,8 +342,8 @@ def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
     assert [(job / "run.json").stat().st_mtime_ns for job in jobs][:3] == before[:3]
     assert "job 2: finished before, " in printed
     assert "before; launcher.retry_failed=true runs it again" in printed
-    card = RunRecord(jobs[3]).read()
-    assert (card["status"], len(card["attempts"])) == ("finished", 2)
+    record = RunRecord(jobs[3]).read()
+    assert (record["status"], len(record["attempts"])) == ("finished", 2)
     assert [int(row["epoch"]) for row in rows(jobs[3] / "metrics.csv")] == list(range(60))
     assert "4 jobs, 2 failed" in printed
     report = (tmp_path / "swept/report.md").read_text()
@@ -349,13 +353,13 @@ def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
     repeated = start(*arguments, "launcher.retry_failed=true").communicate(timeout=300)[0]
     assert "job 3: finished before" in repeated
     assert (jobs[0] / ".earlier/1/run.json").is_file()
-    other = start(*(word.replace("seed=1,2", "seed=1,3") for word in arguments))
+    other = start(*(override.replace("seed=1,2", "seed=1,3") for override in arguments))
     other.communicate(timeout=120)
     assert other.returncode == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["-m", "resume=nothing"], "-m resume= needs the folder of a sweep; nothing has no sweep.json"),
         (["-m", "resume=swept", "seed=4"], "a resumed sweep keeps its jobs, so seed=4 is refused"),
@@ -370,7 +374,7 @@ def test_error_messages_of_resumed_sweeps(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     arguments: list[str],
-    words: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "swept").mkdir()
@@ -396,7 +400,7 @@ def test_error_messages_of_resumed_sweeps(
     assert (repeated.confirmed, repeated.on_changed_data) == (["data.cache_dir"], True)
     assert repeated.arguments == resumed()
     assert find_resumed_sweep(["seed=1"]) is None
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         find_resumed_sweep(arguments)
     with pytest.raises(ConfigError, match=r"is a sweep folder; use python src/train.py -m resume=swept"):
         find_resumption(["resume=swept"])
@@ -412,7 +416,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda root: shutil.copy(root / "train/ant/000.png", root / "train/ant/new.png"), r"the number of images differs: train has 25 instead of 24"),
         (lambda root: (root / "val/bee/001.png").unlink(), r"the number of images differs: val has 10 instead of 11"),
@@ -422,7 +426,7 @@ def files(folder: Path) -> dict[str, bytes]:
     ],
 )  # fmt: skip
 def test_changed_images_are_rejected(
-    train: Train, images: Path, tmp_path: Path, change: Callable[[Path], Any], words: str
+    train: Train, images: Path, tmp_path: Path, change: Callable[[Path], Any], message: str
 ) -> None:
     """The message names the difference, nothing is left of the rejected attempt, and the run can be resumed on its images."""
     train("trainer.max_epochs=1")
@@ -439,19 +443,19 @@ def test_changed_images_are_rejected(
         assert found is not None
         return task.main(found.to_run(run))
 
-    with pytest.raises(DataError, match=words) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         resume()
     assert "add resume_on_changed_data=true" in str(caught.value)
     assert caught.value.refused
     assert files(run) == before
-    if "contents" in words:
+    if "contents" in message:
         return  # the changed file is no image any more
     assert resume("resume_on_changed_data=true") is not None
     assert card_of(run)["config"]["data"]["root"] == str(other)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda root: [(root / split / "bee").rename(root / split / "dog") for split in ("train", "val", "test")], "class 1 is cat instead of bee"),
         (lambda root: [shutil.copytree(root / split / "bee", root / split / "zebra") for split in ("train", "val", "test")], "has 4 classes instead of 3: class 3 is zebra instead of absent"),
@@ -459,7 +463,7 @@ def test_changed_images_are_rejected(
     ],
 )  # fmt: skip
 def test_changed_classes_are_always_rejected(
-    train: Train, images: Path, tmp_path: Path, change: Callable[[Path], Any], words: str
+    train: Train, images: Path, tmp_path: Path, change: Callable[[Path], Any], message: str
 ) -> None:
     from alexlab.tasks import train as task
 
@@ -477,7 +481,7 @@ def test_changed_classes_are_always_rejected(
             ]
         )
         assert found is not None
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=message):
             task.main(found.to_run(tmp_path / "run"))
 
 

@@ -30,7 +30,7 @@ open(sys.argv[1], "w").write(report)
 
 
 @pytest.mark.parametrize(
-    ("words", "stderr"),
+    ("overrides", "stderr"),
     [
         ("", "err 猫\n"),
         (">&-", "err 猫\n"),
@@ -41,9 +41,9 @@ open(sys.argv[1], "w").write(report)
         (">/dev/full", "err 猫\ncannot write all of the output: No space left on device\n"),
     ],
 )
-def test_closed_output_does_not_stop_a_command(tmp_path: Path, words: str, stderr: str) -> None:
+def test_closed_output_does_not_stop_a_command(tmp_path: Path, overrides: str, stderr: str) -> None:
     result = subprocess.run(
-        ["bash", "-c", f'set -o pipefail; "$0" -c "$1" "$2" {words}', sys.executable, SAYS, str(tmp_path / "end")],
+        ["bash", "-c", f'set -o pipefail; "$0" -c "$1" "$2" {overrides}', sys.executable, SAYS, str(tmp_path / "end")],
         capture_output=True,
         stdin=subprocess.DEVNULL,
         env=environment(PYTHONPATH=str(ROOT / "src"), PYTHONUTF8="1"),
@@ -63,8 +63,8 @@ def test_other_encodings(tmp_path: Path, variables: dict[str, str]) -> None:
     own = environment(PYTHONPATH=str(ROOT / "src"), **variables)
     program = tmp_path / "says.py"  # an argument would be decoded as the locale says
     program.write_text(SAYS, encoding="utf-8")
-    words = [sys.executable, str(program), str(tmp_path / "end")]
-    result = subprocess.run(words, capture_output=True, env=own, timeout=60)
+    overrides = [sys.executable, str(program), str(tmp_path / "end")]
+    result = subprocess.run(overrides, capture_output=True, env=own, timeout=60)
     assert result.returncode == 0, result.stderr.decode()
     first = "猫" if "LC_ALL" in variables else r"\u732b"
     assert result.stdout.decode().splitlines()[0] == rf"{first} \udcff a line"

@@ -142,9 +142,9 @@ def test_only_the_command_line_can_trust_packages(monkeypatch: pytest.MonkeyPatc
     assert instantiate.locate("mypackage.Mine", "callbacks.mine").__name__ == "Mine"
     with pytest.raises(ConfigError, match="must be in"):
         instantiate.locate("mypackagetoo.Mine", "callbacks.mine")
-    for words in ("trusted_targets=mypackage", "trusted_targets=[1]", "trusted_targets=[["):
+    for message in ("trusted_targets=mypackage", "trusted_targets=[1]", "trusted_targets=[["):
         with pytest.raises(ConfigError, match="trusted_targets must be a list of packages"):
-            pop_trusted_targets([words])
+            pop_trusted_targets([message])
     loaded = {"trusted_targets": ["evil"], "model": {"_target_": "evil.Net"}}
     with pytest.raises(ConfigError, match=r"model._target_ must be in"):
         check_targets(loaded)
@@ -213,8 +213,8 @@ def test_resuming_a_malicious_run_folder_calls_nothing(images: Path, tmp_path: P
     folder = tmp_path / "theirs"
     (folder / "checkpoints").mkdir(parents=True)
     config = with_target(plain(*TINY, f"data.root={images}"), "callbacks.mine", "pathlib.Path.touch")
-    card = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": config, "choices": {"model": "alexnet"}}
-    (folder / "run.json").write_text(json.dumps(card))
+    record = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": config, "choices": {"model": "alexnet"}}
+    (folder / "run.json").write_text(json.dumps(record))
     done = subprocess.run(
         [sys.executable, str(ROOT / "src/train.py"), f"resume={folder}"],
         cwd=tmp_path,

@@ -17,7 +17,7 @@ def of_numbers(
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "message"),
     [
         ({"lr": "0,1"}, "x.lr must be a number; got '0,1'"),
         ({"lr": "0.1"}, "x.lr must be a number; got '0.1'"),
@@ -27,8 +27,8 @@ def of_numbers(
         ({"rate": "1"}, "x.rate must be a number; got '1'"),
     ],
 )
-def test_strings_and_null_are_rejected_as_numbers(given: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
+def test_strings_and_null_are_rejected_as_numbers(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         bind(of_numbers, "x", **given)
 
 

@@ -128,7 +128,7 @@ REHEARSED = [
 ]  # fmt: skip
 
 
-def told(config: dict[str, Any]) -> str:
+def rejection(config: dict[str, Any]) -> str:
     with pytest.raises(AlexlabError) as caught:
         check(config)
     assert caught.value.exit_code != 70
@@ -136,14 +136,14 @@ def told(config: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("values", "words"), ALONE)
-def test_values_rejected_by_constructors(changed: Changed, values: dict[str, Any], words: str) -> None:
-    assert words in told(changed(values))
+@pytest.mark.parametrize(("values", "message"), ALONE)
+def test_values_rejected_by_constructors(changed: Changed, values: dict[str, Any], message: str) -> None:
+    assert message in rejection(changed(values))
 
 
-@pytest.mark.parametrize(("values", "words"), REHEARSED)
-def test_values_rejected_by_training(changed: Changed, values: dict[str, Any], words: str) -> None:
-    assert words in told(changed(values))
+@pytest.mark.parametrize(("values", "message"), REHEARSED)
+def test_values_rejected_by_training(changed: Changed, values: dict[str, Any], message: str) -> None:
+    assert message in rejection(changed(values))
 
 
 def test_distribution_arguments_are_validated_after_compilation(
@@ -152,7 +152,7 @@ def test_distribution_arguments_are_validated_after_compilation(
     # torch.compile turns the checks of torch.distributions off for the whole process.
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
     mix = {"m": {"_target_": f"{V2}.MixUp", "alpha": -1.0}}
-    assert "augmentation.batch.m.alpha=-1.0 cannot be used: " in told(changed({"augmentation.batch": mix}))
+    assert "augmentation.batch.m.alpha=-1.0 cannot be used: " in rejection(changed({"augmentation.batch": mix}))
 
 
 @pytest.mark.parametrize(
@@ -253,9 +253,9 @@ def test_an_error_without_a_responsible_key_is_a_bug(
     (tmp_path / "run.json").write_text("{}")
     report_bug(KeyError("ours"), tmp_path)
     report_bug(KeyError("ours"), tmp_path / "none")
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert said[1] == f"This is a bug in alexlab. Please report it with the traceback above and {tmp_path}/run.json."
-    assert said[3] == "This is a bug in alexlab. Please report it with the traceback above."
+    output = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert output[1] == f"This is a bug in alexlab. Please report it with the traceback above and {tmp_path}/run.json."
+    assert output[3] == "This is a bug in alexlab. Please report it with the traceback above."
 
 
 def test_a_killed_or_hanging_rehearsal_is_ignored(changed: Changed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +302,7 @@ def test_invalid_flags_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"scheduler must be one of constant, cosine, .*; got null"):
         check_arguments(["scheduler=null"])
     check_arguments(["callbacks=null", "logger=null", "ablation=null", "debug=null"])
-    words = [
+    overrides = [
         "callbacks=null",
         "debug=null",
         "--cfg",
@@ -312,7 +312,7 @@ def test_invalid_flags_are_rejected() -> None:
         "logger=null",
         "data=folder",
     ]
-    assert order_arguments(words) == [
+    assert order_arguments(overrides) == [
         *("callbacks=[]", "seed=1", "~augmentation.train.flip", "logger=[]", "data=folder"),
         *("--cfg", "job"),
     ]

@@ -578,5 +578,5 @@ def test_training_from_a_store_equals_training_from_a_folder(
         evaluate(Run(config=config, dir=out))
         predictions.append([{**row, "path": row["path"][-7:]} for row in rows(out / "predictions.csv")])
     assert predictions[0] == predictions[1] and len(predictions[0]) == 11
-    card = json.loads((tmp_path / "store/run.json").read_text())
-    assert card["data"]["counts"] == {"train": 24, "val": 11, "test": 7}
+    record = json.loads((tmp_path / "store/run.json").read_text())
+    assert record["data"]["counts"] == {"train": 24, "val": 11, "test": 7}

@@ -58,7 +58,7 @@ def is_self(node: ast.AST) -> bool:
 
 
 def imports(tree: ast.Module) -> tuple[set[str], set[str]]:
-    """Return the names that are imported from other libraries, and the modules of ours that anything is imported from."""
+    """Return the names that are imported from other libraries, and the modules of this package that anything is imported from."""
     foreign, ours = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -103,7 +103,7 @@ def source_of(kind: type) -> str:
 
 
 def inherited_uses(module: str) -> Iterator[str]:
-    """Yield each private name of a class of ours that a base class from another library uses too."""
+    """Yield each private name of a class of this package that a base class from another library uses too."""
     for kind in vars(importlib.import_module(module)).values():
         if not inspect.isclass(kind) or kind.__module__ != module:
             continue

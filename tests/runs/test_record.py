@@ -26,14 +26,14 @@ from support.runs import rows
 Train = Callable[..., float | None]
 
 
-def card(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return found
 
 
 def test_the_record_of_a_finished_run(train: Train, images: Path, tmp_path: Path) -> None:
     best = train("trainer.max_epochs=2", "seed=3")
-    found = card(tmp_path / "run")
+    found = read_record(tmp_path / "run")
     assert (found["status"], found["reason"], found["exit_code"], found["seed"]) == ("finished", None, 0, 3)
     assert found["best"]["top1"] == best
     table = rows(tmp_path / "run/metrics.csv")
@@ -56,16 +56,16 @@ def test_the_record_of_a_finished_run(train: Train, images: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("override", "error", "words"),
+    ("override", "error", "message"),
     [
         ("data.batch_size=99", ConfigError, "data.batch_size must not exceed"),
         ("data.root=/nowhere", DataError, "data.root must be a folder"),
     ],
 )
 def test_a_rejected_run_leaves_no_record(
-    train: Train, tmp_path: Path, override: str, error: type[AlexlabError], words: str
+    train: Train, tmp_path: Path, override: str, error: type[AlexlabError], message: str
 ) -> None:
-    with pytest.raises(error, match=words) as caught:
+    with pytest.raises(error, match=message) as caught:
         train(override)
     assert caught.value.refused
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
@@ -76,7 +76,7 @@ def test_the_record_of_a_failed_run(train: Train, images: Path, tmp_path: Path) 
     (tmp_path / "copy/val/bee/001.png").write_bytes(b"no image")
     with pytest.raises(DataError):
         train(f"data.root={tmp_path / 'copy'}")
-    found = card(tmp_path / "run")
+    found = read_record(tmp_path / "run")
     assert (found["status"], found["exit_code"]) == ("failed", 3)
     assert found["reason"].startswith("ImageError: cannot read the image")
 
@@ -89,8 +89,8 @@ def test_the_record_of_an_interrupted_run(train: Train, tmp_path: Path, monkeypa
         run_dir = tmp_path / signum.name
         with pytest.raises(Interrupted, match=f"stopped by {signum.name}"):
             train(run_dir=run_dir)
-        assert (card(run_dir)["status"], card(run_dir)["exit_code"]) == ("interrupted", code)
-        assert card(run_dir)["reason"] == f"stopped by {signum.name}"
+        assert (read_record(run_dir)["status"], read_record(run_dir)["exit_code"]) == ("interrupted", code)
+        assert read_record(run_dir)["reason"] == f"stopped by {signum.name}"
 
 
 def _hold(folder: Path, held: Any) -> None:
@@ -197,7 +197,7 @@ def test_uncommitted_code_is_stored_next_to_the_record(
     monkeypatch.setattr(record, "code_state", lambda folder: ("f" * 40, b"+ changed"))
     train()
     assert (tmp_path / "run/code.diff").read_bytes() == b"+ changed"
-    assert card(tmp_path / "run")["code"] == {"commit": "f" * 40, "dirty": True}
+    assert read_record(tmp_path / "run")["code"] == {"commit": "f" * 40, "dirty": True}
 
 
 def test_the_fingerprint_of_the_data(tmp_path: Path) -> None:

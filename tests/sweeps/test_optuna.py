@@ -165,8 +165,8 @@ def test_a_search_on_submitit_is_resumed(images: Path, tmp_path: Path) -> None:
     )
     assert first.returncode == 0, first.stdout + first.stderr
     assert "best val/top1" in first.stdout and "job 1: finished" in first.stdout
-    cards = {path: path.stat().st_mtime_ns for path in (tmp_path / "search").glob("*/run.json")}
-    assert len(cards) == 2
+    records = {path: path.stat().st_mtime_ns for path in (tmp_path / "search").glob("*/run.json")}
+    assert len(records) == 2
     again = subprocess.run(
         [*script, "resume=search", "hydra.sweeper.num_trials=3", "launcher=sequential"],
         cwd=tmp_path,
@@ -177,7 +177,7 @@ def test_a_search_on_submitit_is_resumed(images: Path, tmp_path: Path) -> None:
     )
     assert again.returncode == 0, again.stdout + again.stderr
     assert "3 jobs" in again.stdout and "job 2:" in again.stdout and "job 1:" not in again.stdout
-    assert {path: path.stat().st_mtime_ns for path in cards} == cards
+    assert {path: path.stat().st_mtime_ns for path in records} == records
     assert [trial.state.name for trial in open_study(tmp_path / "search").trials] == ["COMPLETE"] * 3
 
 

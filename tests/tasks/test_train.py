@@ -162,8 +162,8 @@ def test_debug_limit(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixt
     caplog.set_level(logging.INFO)
     train("debug=limit", "trainer.max_epochs=3", "trainer.limit_train_batches=2")
     assert [row["step"] for row in rows(tmp_path / "run/metrics.csv")] == ["1", "3", "5"]
-    words = "scores use a fixed sample of 8 of the 11 val images, stratified by class (trainer.limit_val_batches)"
-    assert caplog.text.count(words) == 1
+    overrides = "scores use a fixed sample of 8 of the 11 val images, stratified by class (trainer.limit_val_batches)"
+    assert caplog.text.count(overrides) == 1
 
 
 def test_debug_lr_find_suggests_a_rate(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -190,7 +190,7 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (["data.image_size=40"], "data.image_size=40 is too small for this net: pool5 maps 1 x 1"),
         (
@@ -233,8 +233,8 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
         (["+callbacks.mine={patience:1}"], "callbacks.mine must have a _target_"),
     ],
 )
-def test_error_messages_before_any_work(train: Train, tmp_path: Path, overrides: list[str], words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
+def test_error_messages_before_any_work(train: Train, tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         train(*overrides)
     assert names(tmp_path / "run") == set()
 

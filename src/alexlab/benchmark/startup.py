@@ -87,7 +87,7 @@ def compare_pauses(context: BenchmarkContext) -> Row:
     """Compare the pause between two epochs without validation with that of stock Lightning."""
     options: dict[str, Any] = {"callback": PauseTurns, "limit_val_batches": 0}
     candidates = [
-        Candidate("pauses of ours", partial(ours, context.workload("pauses of ours"), **options)),
+        Candidate("our pauses", partial(ours, context.workload("our pauses"), **options)),
         Candidate("pauses of Lightning", partial(stock_lightning, context.workload("pauses of Lightning"), **options)),
     ]
     results = context.interleave(candidates, "startup: two epochs per turn")

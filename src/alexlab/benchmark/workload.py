@@ -48,7 +48,7 @@ class Workload:
         return optimizer
 
     def datamodule(self) -> ImageDataModule:
-        """Return our data module as it is in a training on one device."""
+        """Return our data module, attached to a Trainer of one device."""
         return on_one_device(build.datamodule(self.config, self.splits), self.device)
 
     def mean_std(self) -> tuple[list[float], list[float]]:

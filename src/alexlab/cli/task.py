@@ -48,9 +48,8 @@ class CommandTask:
     def __call__(self, config: DictConfig) -> float | None:
         """Run the task and return the value that a sweeper maximises; None if it failed."""
         hydra_config = HydraConfig.get()
-        os.chdir(
-            hydra_config.runtime.cwd
-        )  # relative paths refer to the working directory, also with hydra.job.chdir=true
+        # Relative paths refer to the working directory of the command, also with hydra.job.chdir=true.
+        os.chdir(hydra_config.runtime.cwd)
         with report_errors(Path(hydra_config.runtime.output_dir), self.exit_codes):
             if hydra_config.mode == RunMode.RUN and hydra_config.runtime.choices.get("launcher") == "submitit":
                 return self._submit(config)

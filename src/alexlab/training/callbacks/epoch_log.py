@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from alexlab.data.samplers import data_ranks
 from alexlab.runs.atomic import write_atomic
 from alexlab.runs.disk_errors import RunFileWriter
+from alexlab.runs.layout import CURVES
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class EpochLog(RunFileWriter, Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, ending: bool = False
     ) -> None:
         if self.curves and self.rows and trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "curves.png"
+            path = Path(trainer.default_root_dir) / CURVES
             with self.writing(path, ending=ending):
                 draw_curves(self.rows, path)
 

@@ -23,9 +23,9 @@ class RunRecordUpdates(RunFileWriter, Callback):
 
     def _update(self, trainer: lightning.Trainer, **values: Any) -> None:
         self.known |= values
-        card = RunRecord(Path(trainer.default_root_dir))
-        with self.writing(card.path):
-            card.update(**self.known)
+        record = RunRecord(Path(trainer.default_root_dir))
+        with self.writing(record.path):
+            record.update(**self.known)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:
