@@ -19,6 +19,8 @@ from support.configs import OPTIONS
 from support.images import write_images
 from support.runs import ROOT, composed, plain
 
+pytestmark = pytest.mark.slow
+
 COUNTS = {
     ".": 11,
     "ablation": 12,

@@ -21,6 +21,8 @@ from chaos.harness import Result
 from support.pages import NAMES, PAGES, anchors, blocks, commands, inline_code, links, modules, text
 from support.runs import ROOT, plain
 
+pytestmark = pytest.mark.slow
+
 # Number of commands and links of each page: an extraction that matches nothing cannot pass.
 COMMANDS = {
     "README.md": 22,
