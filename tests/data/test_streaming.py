@@ -28,7 +28,7 @@ from alexlab.data.splits import Split, Splits
 from alexlab.data.streaming import fetcher
 from alexlab.data.streaming import writer as shard_writer
 from alexlab.data.streaming.fetcher import Fetcher
-from alexlab.data.streaming.index import StreamConfig, find_sharded_splits
+from alexlab.data.streaming.index import SPARE_SHARDS, StreamConfig, find_sharded_splits
 from alexlab.data.streaming.reader import ShardedImages
 from alexlab.data.streaming.store import Store
 from alexlab.data.streaming.writer import write_shards
@@ -462,6 +462,18 @@ def test_shards_on_a_web_server(folder: Path, tmp_path: Path) -> None:
 class Silent(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
+
+
+def test_the_size_of_the_cache_is_compared_in_bytes(folder: Path, tmp_path: Path) -> None:
+    """A size divided by 1e9 and multiplied again is often another number."""
+    sizes = np.random.default_rng(0).integers(1, 10**13, 1000).tolist()
+    assert [StreamConfig(cache_gb=size / 1e9).cache_bytes for size in sizes] == sizes
+    index = json.loads((folder / "index.json").read_text())
+    sizes = [size for about in index["splits"].values() for _, size, *_ in about["shards"]]
+    needed = min(sum(sizes), (1 + SPARE_SHARDS) * max(sizes))
+    open_splits(folder, tmp_path, shuffle_shards=1, prefetch_shards=0, cache_gb=needed / 1e9)
+    with pytest.raises(ConfigError, match=f"bytes, {needed / 1e9} GB; got {(needed - 1) / 1e9}"):
+        open_splits(folder, tmp_path, shuffle_shards=1, prefetch_shards=0, cache_gb=(needed - 1) / 1e9)
 
 
 @pytest.mark.parametrize(

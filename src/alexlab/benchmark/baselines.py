@@ -89,10 +89,12 @@ class PillowDataset(Dataset[tuple[Tensor, int]]):
 def torchvision_transforms(workload: Workload) -> tuple[Any, Any]:
     """Return random resized crop and flip for training; resize and centre crop for validation."""
     size = workload.config["data"]["image_size"]
+    first = [transforms.Grayscale()] if workload.config["data"]["channels"] == 1 else []
     mean, std = workload.mean_std()
     last = [transforms.ToTensor(), transforms.Normalize(mean, std)]
-    train = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *last])
-    return train, transforms.Compose([transforms.Resize(round(size / 0.875)), transforms.CenterCrop(size), *last])
+    train = transforms.Compose([*first, transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *last])
+    val = transforms.Compose([*first, transforms.Resize(round(size / 0.875)), transforms.CenterCrop(size), *last])
+    return train, val
 
 
 class TorchvisionReference:

@@ -48,13 +48,30 @@ class BenchmarkConfig:
 
 
 def write_subset(splits: Splits, num_train: int | None, num_val: int | None, path: Path) -> Path:
-    """Write a manifest, which is a dataset itself, of evenly spaced images of the training and the validation split."""
-    rows: list[ManifestRow] = []
-    for name, split, count in (("train", splits.train, num_train), ("val", splits.val, num_val)):
-        indices = np.linspace(0, len(split) - 1, min(len(split), count or len(split))).round().astype(int)
-        rows += [_manifest_row(split, index, name) for index in np.unique(indices).tolist()]
-    write_manifest(rows, path)
+    """Write a manifest, which is a dataset itself, of evenly spaced images of the training and the validation split.
+
+    Validation images are taken of the classes of the chosen training images: every class of a dataset must have one.
+
+    Raises:
+        ConfigError: if there is no such validation image.
+    """
+    train = _evenly_spaced(np.arange(len(splits.train)), num_train)
+    known = np.isin(splits.val.labels, splits.train.labels[train])
+    val = _evenly_spaced(np.flatnonzero(known), num_val)
+    if not len(val):
+        raise ConfigError(
+            "benchmark.train_images must be large enough to include a class that has validation images; "
+            f"got {num_train} of {len(splits.train)} images"
+        )
+    rows = [_manifest_row(splits.train, index, "train") for index in train.tolist()]
+    write_manifest([*rows, *(_manifest_row(splits.val, index, "val") for index in val.tolist())], path)
     return path
+
+
+def _evenly_spaced(indices: np.ndarray, count: int | None) -> np.ndarray:
+    """Return at most `count` of sorted indices; None for all."""
+    positions = np.linspace(0, len(indices) - 1, min(len(indices), count or len(indices))).round().astype(int)
+    return np.asarray(indices[np.unique(positions)])
 
 
 def _manifest_row(split: Split, index: int, name: str) -> ManifestRow:

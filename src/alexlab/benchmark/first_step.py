@@ -22,8 +22,8 @@ class ManifestDataset(Dataset[tuple[torch.Tensor, int]]):
     def __init__(self, manifest: str) -> None:
         with open(manifest, newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
-        classes = sorted({row["class"] for row in rows})
-        self.samples = [(row["path"], classes.index(row["class"])) for row in rows]
+        self.classes = sorted({row["class"] for row in rows})
+        self.samples = [(row["path"], self.classes.index(row["class"])) for row in rows]
         self.transform = transforms.Compose(
             [
                 transforms.RandomResizedCrop(224),
@@ -44,7 +44,7 @@ class ManifestDataset(Dataset[tuple[torch.Tensor, int]]):
 def main(manifest: str, time_path: str) -> None:
     """Train for one step and write the time of its end to a file."""
     dataset = ManifestDataset(manifest)
-    net = torchvision.models.alexnet(num_classes=2)
+    net = torchvision.models.alexnet(num_classes=len(dataset.classes))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     loader = DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2)
     for images, labels in loader:

@@ -36,6 +36,8 @@ def suite(context: BenchmarkContext) -> list[Row]:
     for name in ("JPEG", "packed"):
         for figure, what in LABELS.items():
             values, baseline_values = (per_round(results[f"memory {each}"], figure) for each in (name, BASELINE))
+            if not min(values):  # no loader process
+                continue
             label = f"{what}: {context.model}, {name}"
             rows.append(Row("memory", label, values, "MB", BASELINE, baseline_values))
     return rows

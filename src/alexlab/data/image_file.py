@@ -78,7 +78,7 @@ class Decoding:
     @property
     def max_pixels(self) -> int:
         """Size limit of an image in pixels."""
-        return int(self.max_megapixels * 1e6)
+        return round(self.max_megapixels * 1e6)
 
     @property
     def max_bytes(self) -> int:

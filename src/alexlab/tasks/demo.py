@@ -45,7 +45,7 @@ def create_server(config: dict[str, Any]) -> tuple[Any, socket.socket]:
     listener = _bind(host, port)
     model = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
     hosts = list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"]
-    app = create_app(model, build.eval_view(model.config), max_bytes=int(config["max_mb"] * 1e6), hosts=hosts)
+    app = create_app(model, build.eval_view(model.config), max_bytes=round(config["max_mb"] * 1e6), hosts=hosts)
     if host not in LOCAL_HOSTS:
         log.warning(
             "listening on %s: anyone who can reach this machine can use the page; there is no authentication", host

@@ -148,7 +148,7 @@ def shard(config: dict[str, Any], run_dir: Path) -> None:
     index = write_shards(
         data.find_splits(),
         out,
-        shard_bytes=int(config["shard_mb"] * 1e6),
+        shard_bytes=round(config["shard_mb"] * 1e6),
         cache_dir=Path(data.cache_dir),
         decoding=data.decoding,
         skip=data.on_error == "skip",

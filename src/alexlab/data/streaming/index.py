@@ -49,6 +49,11 @@ class StreamConfig:
                 f"got {self.shuffle_shards}, {self.prefetch_shards} and {self.cache_gb}"
             )
 
+    @property
+    def cache_bytes(self) -> int:
+        """The size limit in whole bytes. Rounded: the product of 1e9 and a size divided by it is not always that size."""
+        return round(self.cache_gb * 1e9)
+
 
 def find_sharded_splits(
     url: str,
@@ -75,7 +80,7 @@ def find_sharded_splits(
     """
     check_location(url, key)
     check_val_split(val_split)
-    store = Store(url, cache_dir, int(stream.cache_gb * 1e9))
+    store = Store(url, cache_dir, stream.cache_bytes)
     index = _read_index(store, key)
     try:
         _check_cache_size(index, stream)
@@ -133,10 +138,10 @@ def _check_cache_size(index: Mapping[str, Any], stream: StreamConfig) -> None:
     """Raise ConfigError if the shards that are used at the same time do not fit into the cache."""
     sizes = [size for entry in index["splits"].values() for _, size, _, _ in entry["shards"]]
     needed = min(sum(sizes), (stream.shuffle_shards + stream.prefetch_shards + SPARE_SHARDS) * max(sizes))
-    if needed > stream.cache_gb * 1e9:
+    if needed > stream.cache_bytes:
         raise ConfigError(
             f"data.stream.cache_gb must hold shuffle_shards + prefetch_shards + {SPARE_SHARDS} shards of "
-            f"{max(sizes) / 1e9:.3g} GB, {needed / 1e9:.3g} GB; got {stream.cache_gb:g}"
+            f"{max(sizes):,} bytes, {needed / 1e9} GB; got {stream.cache_gb}"
         )
 
 
