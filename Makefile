@@ -22,11 +22,11 @@ $(STAMP): requirements.lock
 train: $(STAMP) ## train an AlexNet on handwritten digits: about a minute on 2 cores
 	$(BIN)/python src/train.py
 
-test: lint ## lint, then run all tests in two processes: 12 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: lint ## lint, then run all tests in three processes: 10 minutes on 2 cores
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP) ## run the tests that neither train nor start other programs: 75 seconds on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 bench: $(STAMP) ## measure speed and memory against baselines: 40 minutes on 2 cores
 	$(BIN)/python src/benchmark.py $(ARGS)

@@ -17,6 +17,7 @@ from alexlab.cli.run_dirs import RunDirs
 from alexlab.config.grammar import raw_overrides
 from alexlab.runs.lock import lock_holder
 from alexlab.sweeps.jobs import MULTIRUN
+from support.commands import Command, run
 from support.images import write_images
 from support.runs import ROOT, composed, environment, names, rows, scalars
 
@@ -32,11 +33,12 @@ TINY_COMMAND = [
 
 
 def command(*arguments: str, cwd: Path, forbid: str = "") -> subprocess.CompletedProcess[str]:
-    """Run `python src/train.py`; importing the module `forbid` exits the process."""
-    program = [sys.executable, str(ROOT / "src/train.py")]
-    if forbid:
-        guard = f"import sys, runpy; sys.modules[{forbid!r}] = None; sys.argv = sys.argv[1:]; sys.path.insert(0, {str(ROOT / 'src')!r})"
-        program = [sys.executable, "-c", f"{guard}; runpy.run_path(sys.argv[0], run_name='__main__')", program[1]]
+    """Run `python src/train.py`; with `forbid` in a new interpreter, in which importing that module is an error."""
+    if not forbid:
+        return run("train", *arguments, cwd=cwd)
+    guard = f"import sys, runpy; sys.modules[{forbid!r}] = None; sys.argv = sys.argv[1:]; sys.path.insert(0, {str(ROOT / 'src')!r})"
+    script = f"{guard}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    program = [sys.executable, "-c", script, str(ROOT / "src/train.py")]
     return subprocess.run(
         [*program, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
     )
@@ -261,16 +263,7 @@ def test_a_signal_stops_every_process_with_its_exit_code(
 ) -> None:
     """Ctrl-C reaches all processes of a terminal; a scheduler may signal the command only."""
     arguments = [*overrides, f"data.root={images}", "trainer.max_epochs=5000", "trainer.accelerator=cpu", *TINY_COMMAND]
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "src/train.py"), *arguments],
-        cwd=tmp_path,
-        env=environment(PYTHONUNBUFFERED="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
+    with Command("train", *arguments, cwd=tmp_path, merged=True) as process:
         ends_s = time.monotonic() + 120
         while len(list(tmp_path.glob("outputs/**/last.ckpt"))) < (2 if "-m" in overrides else 1):
             assert time.monotonic() < ends_s and process.poll() is None

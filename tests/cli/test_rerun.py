@@ -1,6 +1,4 @@
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from alexlab.errors import ConfigError
 from alexlab.runs import record
 from alexlab.runs.record import RunRecord
 from alexlab.tasks import train as task
-from support.runs import ROOT, environment
+from support.commands import run
 
 pytestmark = pytest.mark.slow
 
@@ -82,8 +80,7 @@ def test_error_messages(train: Train, tmp_path: Path) -> None:
 def test_the_command(train: Train, tmp_path: Path) -> None:
     train()
     overrides = [f"rerun={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}"]
-    arguments = [sys.executable, str(ROOT / "src/train.py"), *overrides]
-    done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    done = run("train", *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the scores are equal" in done.stdout
     (folder,) = tmp_path.glob("outputs/train/*/*_rerun_run")

@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,8 @@ from alexlab.runs.record import RunRecord
 from alexlab.sweeps.record import SweepRecord
 from alexlab.tasks import rank
 from alexlab.training.checkpoint_io import position
-from support.runs import ROOT, TINY, environment, plain, rows
+from support.commands import Command, run
+from support.runs import TINY, plain, rows
 
 pytestmark = pytest.mark.slow
 
@@ -238,42 +237,25 @@ def test_finding_the_run_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_resume_last_resumes_a_killed_command(images: Path, tmp_path: Path) -> None:
     """End to end: kill -9, rejection while it runs, the same folder, its log and its config."""
-    script = [sys.executable, str(ROOT / "src/train.py")]
     arguments = [
         *(override for override in TINY if "max_epochs" not in override),
         f"data.root={images}",
         "trainer.max_epochs=400",
     ]
     arguments.append("callbacks.checkpoint.every_n_steps=1")
-    process = subprocess.Popen(
-        [*script, *arguments],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 3/400"):
-            break
-
-    def again(*extra: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*script, *extra], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
-        )
-
-    refused = again("resume=last")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    with Command("train", *arguments, cwd=tmp_path) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 3/400"):
+                break
+        refused = run("train", "resume=last", cwd=tmp_path)
+        os.killpg(process.pid, signal.SIGKILL)
     assert refused.returncode == 1
     assert f"a resumed run must not be running; process {process.pid} is writing outputs/train/" in refused.stderr
     (folder,) = tmp_path.glob("outputs/train/*/*")
     assert settled(folder) == "interrupted"
     before = (folder / ".hydra/config.yaml").read_bytes()
     epochs, batches = position(weights(folder))
-    resumed = again("resume=last", f"trainer.max_epochs={epochs + 3}")
+    resumed = run("train", "resume=last", f"trainer.max_epochs={epochs + 3}", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     inside = f", batch {batches} of epoch {epochs + 1}" if batches else ""
     assert f"resuming after {epochs} epochs{inside}, step {3 * epochs + batches}" in resumed.stdout
@@ -289,7 +271,6 @@ def test_resume_last_resumes_a_killed_command(images: Path, tmp_path: Path) -> N
 
 def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
     """Finished jobs are kept, interrupted jobs are resumed, failed jobs are reported; the numbers stay."""
-    script = [sys.executable, str(ROOT / "src/train.py")]
     tiny = [override for override in TINY if "max_epochs" not in override and "batch_size" not in override]
     arguments = [
         "-m",
@@ -302,41 +283,27 @@ def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
     ]
     arguments.append("hydra.sweep.dir=swept")
 
-    def start(*extra: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*script, *extra],
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    process = start(*arguments)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 5/60") and list(tmp_path.glob("swept/3_*/run.json")):
-            break
-    busy = start("-m", "resume=swept")
-    overrides = busy.communicate(timeout=120)[0]
-    job = json.loads(next(tmp_path.glob("swept/3_*/run.json")).read_text())
-    ranks = children(process.pid)
-    assert ranks and job["pid"] == process.pid
-    os.kill(process.pid, signal.SIGKILL)  # the parent alone: its ranks must not compute on
-    process.wait()
+    with Command("train", *arguments, cwd=tmp_path) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 5/60") and list(tmp_path.glob("swept/3_*/run.json")):
+                break
+        busy = run("train", "-m", "resume=swept", cwd=tmp_path)
+        job = json.loads(next(tmp_path.glob("swept/3_*/run.json")).read_text())
+        ranks = children(process.pid)
+        assert ranks and job["pid"] == process.pid
+        os.kill(process.pid, signal.SIGKILL)  # the parent alone: its ranks must not compute on
     deadline_s = time.monotonic() + 5
     while any(map(alive, ranks)) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert not any(map(alive, ranks)), "every rank has ended within 5 s"
-    process.stdout.close()
-    assert busy.returncode == 1, overrides
+    assert busy.returncode == 1, busy.stdout
     jobs = sorted(path for path in tmp_path.glob("swept/*_*") if path.is_dir())
     states = [settled(job) for job in jobs]
     assert states == ["failed", "failed", "finished", "interrupted"]
     before = [(job / "run.json").stat().st_mtime_ns for job in jobs]
 
-    resumed = start("-m", "resume=swept", "launcher=parallel")  # where jobs run may change
-    printed = resumed.communicate(timeout=300)[0]
+    resumed = run("train", "-m", "resume=swept", "launcher=parallel", cwd=tmp_path)  # where jobs run may change
+    printed = resumed.stdout
     assert resumed.returncode == 1, printed
     assert sorted(path for path in tmp_path.glob("swept/*_*") if path.is_dir()) == jobs
     assert [(job / "run.json").stat().st_mtime_ns for job in jobs][:3] == before[:3]
@@ -350,12 +317,11 @@ def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
     assert "2 finished" in report
     assert "the loss must stay finite" in report
 
-    repeated = start(*arguments, "launcher.retry_failed=true").communicate(timeout=300)[0]
-    assert "job 3: finished before" in repeated
+    repeated = run("train", *arguments, "launcher.retry_failed=true", cwd=tmp_path)
+    assert "job 3: finished before" in repeated.stdout
     assert (jobs[0] / ".earlier/1/run.json").is_file()
-    other = start(*(override.replace("seed=1,2", "seed=1,3") for override in arguments))
-    other.communicate(timeout=120)
-    assert other.returncode == 1
+    other = [override.replace("seed=1,2", "seed=1,3") for override in arguments]
+    assert run("train", *other, cwd=tmp_path).returncode == 1
 
 
 @pytest.mark.parametrize(

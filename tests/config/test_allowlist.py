@@ -1,7 +1,6 @@
 """Untrusted configs and checkpoints: nothing that they name is imported or called."""
 
 import json
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from alexlab.config import CONFIG_DIR, allowlist, instantiate
 from alexlab.config.allowlist import check_targets, pop_trusted_targets
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
-from support.runs import ROOT, TINY, environment, plain
+from support.commands import run
+from support.runs import TINY, plain
 
 pytestmark = pytest.mark.slow
 
@@ -215,14 +215,7 @@ def test_resuming_a_malicious_run_folder_calls_nothing(images: Path, tmp_path: P
     config = with_target(plain(*TINY, f"data.root={images}"), "callbacks.mine", "pathlib.Path.touch")
     record = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": config, "choices": {"model": "alexnet"}}
     (folder / "run.json").write_text(json.dumps(record))
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "src/train.py"), f"resume={folder}"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run("train", f"resume={folder}", cwd=tmp_path)
     assert done.returncode == 1
     assert "callbacks.mine._target_ must be in lightning.pytorch.callbacks" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

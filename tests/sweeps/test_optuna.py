@@ -1,7 +1,5 @@
 import importlib.util
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ from alexlab.runs.record import RunRecord
 from alexlab.sweeps.pruning import Pruning, open_study
 from alexlab.sweeps.slurm import Submitit
 from hydra_plugins.alexlab_optuna import OptunaSweeper, distribution
-from support.runs import ROOT, TINY, environment, rows
+from support.commands import run
+from support.runs import TINY, rows
 
 pytestmark = pytest.mark.slow
 
@@ -139,42 +138,27 @@ def test_pruning_settings_must_be_positive() -> None:
 
 def test_a_search_on_submitit_is_resumed(images: Path, tmp_path: Path) -> None:
     """End to end: two parallel jobs of submitit's local executor, then more trials in the same folder."""
-    script = [sys.executable, str(ROOT / "src/train.py"), "-m"]
     tiny = [
         *(override for override in TINY if "max_epochs" not in override),
         f"data.root={images}",
         "trainer.max_epochs=1",
     ]
-    first = subprocess.run(
-        [
-            *script,
-            *tiny,
-            "sweep=optuna",
-            "launcher=submitit",
-            "launcher.cluster=local",
-            "launcher.jobs=2",
-            "optimizer.lr=tag(log,interval(1e-4,1e-2))",
-            "hydra.sweeper.num_trials=2",
-            "hydra.sweep.dir=search",
-        ],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    search = [
+        "sweep=optuna",
+        "launcher=submitit",
+        "launcher.cluster=local",
+        "launcher.jobs=2",
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))",
+        "hydra.sweeper.num_trials=2",
+        "hydra.sweep.dir=search",
+    ]
+    first = run("train", "-m", *tiny, *search, cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "best val/top1" in first.stdout and "job 1: finished" in first.stdout
     records = {path: path.stat().st_mtime_ns for path in (tmp_path / "search").glob("*/run.json")}
     assert len(records) == 2
-    again = subprocess.run(
-        [*script, "resume=search", "hydra.sweeper.num_trials=3", "launcher=sequential"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    more = ["resume=search", "hydra.sweeper.num_trials=3", "launcher=sequential"]
+    again = run("train", "-m", *more, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "3 jobs" in again.stdout and "job 2:" in again.stdout and "job 1:" not in again.stdout
     assert {path: path.stat().st_mtime_ns for path in records} == records
