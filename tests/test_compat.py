@@ -3,6 +3,7 @@
 import copy
 import inspect
 import multiprocessing
+import os
 import re
 import signal
 import subprocess
@@ -145,6 +146,45 @@ def test_pet_item(tmp_path: Path) -> None:
     (folder / "annotations/trainval.txt").write_text("Birman_1 8 1 3\n")
     dataset = datasets.OxfordIIITPet(str(tmp_path))
     assert compat.pet_item(dataset, 0) == (folder / "images/Birman_1.jpg", dataset[0][1])
+
+
+# torchmetrics
+
+PLOTS = """
+import torch, torchmetrics.classification as metrics
+from torchmetrics.utilities import plot
+for metric in (metrics.MulticlassConfusionMatrix(3), metrics.MulticlassAccuracy(3, average=None)):
+    metric.update(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]))
+    figure, axes = metric.plot()
+    figure.canvas.draw()
+    print(hash(bytes(figure.canvas.buffer_rgba())))
+import matplotlib.pyplot, scipy.signal
+print(type(axes).__name__, isinstance(axes, plot._AX_TYPE), isinstance(3, plot._AX_TYPE), scipy.signal.windows.hann(3))
+"""
+
+
+@pytest.mark.slow
+def test_light_torchmetrics() -> None:
+    """Plots are those of torchmetrics imported as a whole, although matplotlib is imported only when they are drawn."""
+    imports = """
+from alexlab import compat
+with compat.light_torchmetrics():
+    import torchmetrics
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"matplotlib", "scipy"}), "scipy.signal" in sys.modules)
+"""
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", f"import os, sys; os.environ['MPLBACKEND'] = 'agg'; {first}\n{PLOTS}"],
+            cwd=ROOT / "src",
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        ).stdout.splitlines()
+        for first in (imports, "import torchmetrics")
+    ]
+    assert outputs[0] == ["['scipy'] False", *outputs[1]]
+    assert outputs[1][-1] == "Axes True False [0. 1. 0.]"
 
 
 # Lightning

@@ -1,18 +1,23 @@
 """Every private name of another library that alexlab uses, each behind one function.
 
-Checked with lightning 2.6.6, torch 2.11 and 2.15, torchvision 0.26 and 0.29, hydra 1.3.8, optuna 5.0 and ray 2.60. A minor
-release may rename any of them: `tests/test_compat.py` then fails, and the fix belongs here. `tests/project/test_private_names.py`
-keeps private names out of all other modules. Libraries are imported inside the functions, since the command line reads this
-module before it imports torch.
+Checked with lightning 2.6.6, torch 2.11 and 2.15, torchvision 0.26 and 0.29, torchmetrics 1.9, hydra 1.3.8, optuna 5.0 and
+ray 2.60. A minor release may rename any of them: `tests/test_compat.py` then fails, and the fix belongs here.
+`tests/project/test_private_names.py` keeps private names out of all other modules. Libraries are imported inside the
+functions, since the command line reads this module before it imports torch.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -129,6 +134,63 @@ def pet_item(dataset: Any, index: int) -> tuple[Path, int]:
     torchvision 0.26 and 0.29.
     """
     return Path(dataset._images[index]), int(dataset._labels[index])
+
+
+# torchmetrics
+
+
+@contextmanager
+def light_torchmetrics() -> Iterator[None]:
+    """Import torchmetrics in this context without `scipy.signal` and matplotlib; its plots import matplotlib when they are drawn.
+
+    Works around: torchmetrics, which Lightning imports, imports both at its top, for audio metrics and for plots: 1.6 s. It only
+    asks `scipy.signal` for `hamming`, to add it for another audio package. Checked with torchmetrics 1.9.0.
+    """
+    stand_ins = {
+        "scipy.signal": {"hamming": None},
+        "matplotlib": {"colors": SimpleNamespace(Colormap=object)},
+        "matplotlib.axes": {"Axes": _Axes},
+        "matplotlib.pyplot": {
+            "Figure": object,
+            "style": SimpleNamespace(context=_plot_style),
+            "__getattr__": _pyplot_attribute,
+        },
+    }
+    if sys.modules.keys() & {"torchmetrics", *stand_ins}:
+        yield
+        return
+    for name, attributes in stand_ins.items():
+        module = sys.modules[name] = ModuleType(name)
+        module.__dict__.update(attributes, __spec__=ModuleSpec(name, None))
+        parent, _, child = name.rpartition(".")
+        if parent in stand_ins:
+            setattr(sys.modules[parent], child, module)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+
+class _IsAxes(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, importlib.import_module("matplotlib.axes").Axes)
+
+
+class _Axes(metaclass=_IsAxes):
+    """Stand-in for matplotlib's Axes in annotations and `isinstance`."""
+
+
+@contextmanager
+def _plot_style(style: Any) -> Iterator[None]:
+    with importlib.import_module("matplotlib.style").context(style):
+        yield
+
+
+def _pyplot_attribute(name: str) -> Any:
+    if name.startswith("__"):  # `inspect` asks every module for its file
+        raise AttributeError(name)
+    return getattr(importlib.import_module("matplotlib.pyplot"), name)
 
 
 # Lightning

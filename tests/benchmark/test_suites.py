@@ -140,14 +140,16 @@ def test_startup(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config = plain(*SMALL, "suite=startup", f"data.root={photographs}", name="benchmark")
     main(Run(config=config, dir=tmp_path, choices=CHOICES))
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
-    assert [row["what"] for row in rows[-3:]] == [
+    assert [row["what"] for row in rows[-4:]] == [
         "--help",
         "to the first step",
+        "between two jobs of a sweep",
         "between two epochs, without validation",
     ]
-    help_s, first_step_s, _ = (row["median"] for row in rows[-3:])
+    help_s, first_step_s, between_jobs_s, _ = (row["median"] for row in rows[-4:])
     assert 0 < help_s < first_step_s
-    assert 0 < rows[-2]["baseline_median"] < 120
+    assert 0 < between_jobs_s < first_step_s / 3
+    assert 0 < rows[-3]["baseline_median"] < 120
 
 
 def test_memory_of_one_process() -> None:

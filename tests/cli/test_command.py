@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -91,6 +92,51 @@ def test_error_messages_need_no_torch(tmp_path: Path, arguments: list[str], mess
     assert message in result.stdout + result.stderr
     assert result.returncode == code
     assert "Traceback" not in result.stderr
+
+
+HELP_CPU_S = 2.0  # 0.6 s on an idle machine; importing torch takes 1 s more
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["model=nope"], ["data.root=/nowhere"]])
+def test_help_and_mistakes_take_little_time(tmp_path: Path, arguments: list[str]) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command(*arguments, cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < HELP_CPU_S
+
+
+UNUSED = (
+    "matplotlib",
+    "scipy.signal",
+    "scipy.stats",
+    "sklearn",
+    "pandas",
+    "optuna",
+    "ray",
+    "submitit",
+    "onnx",
+    "jinja2",
+)
+LIST_MODULES = """
+import os, sys
+from lightning.pytorch.callbacks import Callback
+class ListModules(Callback):
+    def on_train_batch_end(self, *args):
+        print("imported", *sys.modules, flush=True)
+        os._exit(0)
+"""
+
+
+def test_the_first_step_waits_for_no_unused_import(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "list_modules.py").write_text(LIST_MODULES)
+    callback = ["trusted_targets=[list_modules]", "+callbacks.list._target_=list_modules.ListModules"]
+    arguments = [sys.executable, str(ROOT / "src/train.py"), f"data.root={images}", *TINY_COMMAND, *callback]
+    env = {**environment(), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(arguments, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("imported "))
+    imported = line.split()
+    assert {"lightning", "torchmetrics", "torchvision"} <= set(imported)
+    assert [name for name in UNUSED if name in imported] == []
 
 
 def test_sweep_folders_are_created_regardless_of_interpolations(

@@ -1,6 +1,6 @@
 """A training script with a bare loop, run to its first optimizer step by the suite `startup`.
 
-    python first_step.py MANIFEST FILE
+    python first_step.py MANIFEST FILE BATCH_SIZE
 
 It uses what such scripts use: torchvision's image loading, transforms and AlexNet.
 """
@@ -41,12 +41,12 @@ class ManifestDataset(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(default_loader(path)), label
 
 
-def main(manifest: str, time_path: str) -> None:
+def main(manifest: str, time_path: str, batch_size: str) -> None:
     """Train for one step and write the time of its end to a file."""
     dataset = ManifestDataset(manifest)
     net = torchvision.models.alexnet(num_classes=len(dataset.classes))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    loader = DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2)
+    loader = DataLoader(dataset, batch_size=int(batch_size), shuffle=True, num_workers=2)
     for images, labels in loader:
         loss = torch.nn.functional.cross_entropy(net(images), labels)
         loss.backward()

@@ -1,7 +1,7 @@
-"""Suite `startup`: the time to `--help`, to the first optimizer step, and between two epochs."""
+"""Suite `startup`: the time to `--help`, to the first optimizer step, between two jobs of a sweep, and between two epochs."""
 
 import itertools
-import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from alexlab.benchmark.context import BenchmarkContext
 from alexlab.benchmark.epochs import ours
 from alexlab.benchmark.interleave import Candidate, Figures, Turn, loop
 from alexlab.benchmark.roofline import per_round
+from alexlab.benchmark.step_times import StepTimes
 from alexlab.benchmark.stock_lightning import stock_lightning
 from alexlab.benchmark.table import Row
 from alexlab.config import CONFIG_DIR, allowlist
@@ -37,8 +38,8 @@ SOURCE = Path(__file__).parents[2]
 
 
 def suite(context: BenchmarkContext) -> list[Row]:
-    """Compare whole commands, then the pauses between the epochs of two trainings."""
-    return [compare_help(context), compare_first_step(context), compare_pauses(context)]
+    """Compare whole commands, then the pauses between jobs, and those between the epochs of two trainings."""
+    return [compare_help(context), compare_first_step(context), time_jobs(context), compare_pauses(context)]
 
 
 def compare_help(context: BenchmarkContext) -> Row:
@@ -55,16 +56,14 @@ def compare_help(context: BenchmarkContext) -> Row:
 
 
 def compare_first_step(context: BenchmarkContext) -> Row:
-    """Compare the time from the command to the end of the first optimizer step with that of a script with a bare loop."""
-    root = str(context.config["data"]["root"])
+    """Compare the time from the command to the end of the first optimizer step with that of a script with a bare loop.
+
+    Both train torchvision's AlexNet.
+    """
+    root, batch_size = context.config["data"]["root"], context.config["data"]["batch_size"]
     time_paths = [context.out_dir / f"first_step_{name}" for name in ("ours", "script")]
-    overrides = [
-        *context.overrides,
-        f"data.root={root}",
-        f"{allowlist.FLAG}[{FirstStep.__module__}]",
-        f"+callbacks.first_step._target_={FirstStep.__module__}.{FirstStep.__name__}",
-        f"+callbacks.first_step.path={time_paths[0]}",
-    ]
+    own = [override for override in context.overrides if not re.match(r"model[.=]", override)]
+    overrides = [*own, "model=alexnet", f"data.root={root}", *_step_times(time_paths[0], stop=True)]
     numbers = itertools.count()
 
     def ours_command() -> list[str]:
@@ -72,7 +71,7 @@ def compare_first_step(context: BenchmarkContext) -> Row:
         return script_command("train.py", [*overrides, f"hydra.run.dir={run_dir}"])
 
     def script() -> list[str]:
-        return [sys.executable, first_step.__file__, root, str(time_paths[1])]
+        return [sys.executable, first_step.__file__, str(root), str(time_paths[1]), str(batch_size)]
 
     candidates = [
         Candidate("first step of train.py", loop(_first_step_timer, ours_command, time_paths[0])),
@@ -81,6 +80,37 @@ def compare_first_step(context: BenchmarkContext) -> Row:
     results = context.interleave(candidates, "startup: first step")
     values, baseline_values = (per_round(results[candidate.name], "s") for candidate in candidates)
     return Row("startup", "to the first step", values, "s", "a bare loop", baseline_values, "imports")
+
+
+def time_jobs(context: BenchmarkContext) -> Row:
+    """Time the pause between two jobs of a sweep, from the end of one training to the first step of the next."""
+    time_path = context.out_dir / "step_times"
+    data = {key: context.config["data"][key] for key in ("root", "batch_size")}
+    overrides = [
+        *("-m", "seed=1,2", "model=alexnet_quarter", "data=folder", *(f"data.{key}={data[key]}" for key in data)),
+        *("trainer.max_steps=1", "trainer.limit_val_batches=0", "~callbacks.checkpoint", *_step_times(time_path)),
+    ]
+    numbers = itertools.count()
+
+    def work() -> Figures:
+        time_path.unlink(missing_ok=True)
+        sweep_dir = context.out_dir / "runs" / f"sweep_{next(numbers)}"
+        run_command(script_command("train.py", [*overrides, f"hydra.sweep.dir={sweep_dir}"]))
+        _, _, end_s, next_step_s, _, _ = map(float, time_path.read_text().split())
+        return {"s": next_step_s - end_s}
+
+    results = context.interleave([Candidate("sweep", loop(lambda: work))], "startup: two jobs")
+    return Row("startup", "between two jobs of a sweep", per_round(results["sweep"], "s"), "s")
+
+
+def _step_times(path: Path, *, stop: bool = False) -> list[str]:
+    """Return the overrides that add the callback StepTimes."""
+    return [
+        f"{allowlist.FLAG}[{StepTimes.__module__}]",
+        f"+callbacks.step_times._target_={StepTimes.__module__}.{StepTimes.__name__}",
+        f"+callbacks.step_times.path={path}",
+        f"+callbacks.step_times.stop={stop}",
+    ]
 
 
 def compare_pauses(context: BenchmarkContext) -> Row:
@@ -97,32 +127,15 @@ def compare_pauses(context: BenchmarkContext) -> Row:
 
 
 def _first_step_timer(command: Callable[[], list[str]], time_path: Path) -> Callable[[], Figures]:
-    """Return a function that runs a command and measures the time until the moment that the command writes to a file."""
+    """Return a function that runs a command and measures the time until the last one that the command writes to a file."""
 
     def work() -> Figures:
         time_path.unlink(missing_ok=True)
         start_s = time.time()
         run_command(command())
-        return {"s": float(time_path.read_text()) - start_s}
+        return {"s": float(time_path.read_text().split()[-1]) - start_s}
 
     return work
-
-
-class FirstStep(Callback):
-    """Callback that writes the time of the first optimizer step to a file and exits.
-
-    Args:
-        path: file that is written.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        Path(self.path).write_text(str(time.time()))
-        os._exit(0)
 
 
 class PauseTurns(Callback):

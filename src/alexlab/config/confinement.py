@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from alexlab.config import CONFIG_DIR
-from alexlab.data.config import DataConfig
 from alexlab.errors import ConfigError
 from alexlab.runs.layout import SLURM_LOG
 
@@ -53,6 +52,8 @@ def _shell_override(key: str, value: str) -> str:
 
 
 def _outside_values(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    from alexlab.data.config import DataConfig  # imports NumPy and Pillow, which `--help` does not need
+
     data, trainer = config["data"], config["trainer"]
     if data.get("cache_dir") != DataConfig.cache_dir:
         yield "data.cache_dir", data.get("cache_dir")
@@ -94,6 +95,8 @@ def _default(key: str) -> Any:
 
 def confined_data(data: dict[str, Any]) -> dict[str, Any]:
     """Return the `data` node of a checkpoint, changed so that using it writes to the default cache folder only."""
+    from alexlab.data.config import DataConfig
+
     return {
         **data,
         "generate": data.get("generate") if _generates_in_default_dir(data) else None,

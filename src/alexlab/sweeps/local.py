@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from alexlab.distributed import hardware
+from alexlab.distributed.imports import import_lightning
 from alexlab.distributed.signals import signals
 from alexlab.errors import ConfigError
 from alexlab.sweeps.jobs import RUNNING, Job
@@ -78,7 +79,8 @@ class Parallel(JobRunner):
         on_end: Callable[[Job], None],
         restore: Callable[[], None],
     ) -> None:
-        import alexlab.config.preflight  # noqa: F401 - import torch and lightning once, before forking
+        import_lightning()  # once, before the jobs are forked
+        import alexlab.config.preflight  # noqa: F401
         from alexlab.distributed.devices import num_gpus
 
         pool = SlotPool(self.jobs, jobs_per_gpu=self.jobs_per_gpu, num_gpus=num_gpus())

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alexlab.config.instantiate import bind
+from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
 from alexlab.runs.run import Run
@@ -27,6 +28,8 @@ def main(run: Run) -> None:
     Raises:
         AlexlabError: if the config cannot be trained or a candidate fails.
     """
+    import_lightning()
+
     from alexlab.benchmark import table
     from alexlab.benchmark.roofline import measure_ceilings
     from alexlab.output.terminal import Terminal

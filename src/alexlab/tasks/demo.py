@@ -5,6 +5,7 @@ import logging
 import socket
 from typing import Any
 
+from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
 from alexlab.runs.run import Run
 from alexlab.tasks import evaluate
@@ -35,6 +36,8 @@ def create_server(config: dict[str, Any]) -> tuple[Any, socket.socket]:
             raise ConfigError(f"demo.py needs the package {package}: pip install -e '.[demo]'")
     if config["max_mb"] <= 0:
         raise ConfigError(f"max_mb must be positive; got {config['max_mb']}")
+    import_lightning()
+
     import uvicorn
 
     from alexlab.config import build

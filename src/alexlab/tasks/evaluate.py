@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
 from alexlab.runs.run import Run
@@ -39,6 +40,8 @@ def main(run: Run) -> float:
     Raises:
         AlexlabError: if the checkpoint, the data or an option is invalid.
     """
+    import_lightning()
+
     from alexlab.inference.report import summary_tables, write_evaluation, write_page
     from alexlab.output.terminal import Terminal
     from alexlab.runs.layout import SKIPPED

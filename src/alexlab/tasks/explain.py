@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import print_line
 from alexlab.runs.run import Run
@@ -33,6 +34,8 @@ def main(run: Run) -> None:
     Raises:
         AlexlabError: if the checkpoint, the data or an option is invalid.
     """
+    import_lightning()
+
     from alexlab.config import build
     from alexlab.inference.explain import sections
     from alexlab.inference.report import write_evaluation, write_page

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import print_line
 from alexlab.runs.run import Run
@@ -18,6 +19,8 @@ def main(run: Run) -> None:
     Raises:
         AlexlabError: if an option is invalid, or the logits differ; then the file is removed.
     """
+    import_lightning()
+
     from alexlab.config import build
     from alexlab.errors import NumericError
     from alexlab.inference.checkpoint import load_checkpoint

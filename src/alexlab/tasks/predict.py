@@ -2,6 +2,7 @@
 
 import os
 
+from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
 from alexlab.runs.run import Run
@@ -13,6 +14,8 @@ def main(run: Run) -> None:
     Raises:
         AlexlabError: if the input or the checkpoint is invalid.
     """
+    import_lightning()
+
     from alexlab.config import build
     from alexlab.distributed.hardware import num_cores
     from alexlab.inference.checkpoint import load_checkpoint

@@ -1,5 +1,6 @@
 """Task of `python src/summary.py`: a table of the layers of a network."""
 
+from alexlab.distributed.imports import import_lightning
 from alexlab.runs.run import Run
 
 
@@ -9,6 +10,8 @@ def main(run: Run) -> None:
     Raises:
         ConfigError: if the image is too small for the network, or an argument of the model is invalid.
     """
+    import_lightning()
+
     import torch
 
     from alexlab.config import build

@@ -13,6 +13,7 @@ from alexlab.data.splits import Splits
 from alexlab.distributed import ranks
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.hardware import describe_hardware
+from alexlab.distributed.imports import import_lightning
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError, DiskError, PrunedError
 from alexlab.runs.layout import LAST, RUN_JSON, STATISTICS
@@ -41,6 +42,7 @@ def main(run: Run) -> float | None:
     with signals.install(), RunLock(run.dir) if ranks.rank() == 0 else nullcontext():
         with _before_any_work():
             splits = find_splits(run.config)  # before torch is imported, so that a missing folder fails at once
+            import_lightning()
 
             from alexlab.config.preflight import check_run
             from alexlab.distributed.launch import Limits, launch
@@ -74,6 +76,7 @@ def check(config: dict[str, Any], *, remote: bool = False) -> None:
         AlexlabError: for the first value that cannot be used.
     """
     find_splits(config)  # before torch is imported
+    import_lightning()
 
     from alexlab.config.preflight import check_config
 
