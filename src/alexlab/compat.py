@@ -146,7 +146,7 @@ def light_torchmetrics() -> Iterator[None]:
     Works around: torchmetrics, which Lightning imports, imports both at its top, for audio metrics and for plots: 1.6 s. It only
     asks `scipy.signal` for `hamming`, to add it for another audio package. Checked with torchmetrics 1.9.0.
     """
-    stand_ins = {
+    stand_ins: dict[str, dict[str, Any]] = {
         "scipy.signal": {"hamming": None},
         "matplotlib": {"colors": SimpleNamespace(Colormap=object)},
         "matplotlib.axes": {"Axes": _Axes},
