@@ -331,7 +331,7 @@ def test_many_classes_have_a_table_of_the_lowest_recalls(
 ) -> None:
     from rich.console import Console
 
-    from alexlab.inference.report import summary_tables, write_evaluation
+    from alexlab.inference.report import Evaluation, summary_tables
 
     generator = np.random.default_rng(0)
     labels = np.arange(200) % 50
@@ -340,7 +340,7 @@ def test_many_classes_have_a_table_of_the_lowest_recalls(
     probs = np.full((200, 2), 0.5, np.float32)
     predictions = from_arrays(labels, top, probs)
     with caplog.at_level(logging.WARNING):
-        evaluation = write_evaluation(predictions, [f"class {n}" for n in range(50)], tmp_path, {"split": "val"})
+        evaluation = Evaluation(predictions, [f"class {n}" for n in range(50)], {"split": "val"})
     for table in summary_tables(evaluation):
         Console(width=120).print(table)
     printed = capsys.readouterr().out

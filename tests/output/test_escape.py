@@ -29,7 +29,7 @@ from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.inference.predict import Prediction
 from alexlab.inference.prediction_files import PredictionWriter
 from alexlab.inference.predictions import Predictions
-from alexlab.inference.report import summary_tables, write_evaluation
+from alexlab.inference.report import Evaluation, summary_tables, write_evaluation
 from alexlab.inference.report import write_page as write_evaluation_page
 from alexlab.output.csv_files import unescape_formula
 from alexlab.output.escape import (
@@ -227,7 +227,8 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str
     found = Predictions(
         split, np.arange(len(labels)), labels, top, probs, probs[:, 0], {"loss": 1.0, "top1": 0.5, "top5": 1.0}
     )
-    evaluation = write_evaluation(found, names, out, {"data": "".join(NAMES), "split": "val"})
+    evaluation = Evaluation(found, names, {"data": "".join(NAMES), "split": "val"})
+    write_evaluation(evaluation, out)
     page = out / "evaluation.html"
     write_evaluation_page(evaluation, page, "title " + "".join(NAMES))
     return out, "".join(map(printed, summary_tables(evaluation))), page.read_text(encoding="utf-8")

@@ -163,7 +163,7 @@ def test_run_folders_and_globs(
     write_run(tmp_path / "sweep/10_x", seed=9)
     assert [path.name for path in find_runs(["sweep"])] == [f"{number}_x" for number in range(11) if number != 9]
     assert len(find_runs(["sweep/[0-2]_x", "sweep/0_x"])) == 3
-    with pytest.raises(ConfigError, match=r"report needs run folders; no run.json found in or below nowhere"):
+    with pytest.raises(ConfigError, match=r"no run found: there is no run.json in or below nowhere"):
         find_runs(["nowhere"])
     overrides = collect_runs(["sweep/0_x", "sweep/1 x,y", "out=here", "--cfg"])
     assert overrides == ["out=here", "--cfg", "runs=['sweep/0_x','sweep/1 x,y']"]

@@ -5,7 +5,9 @@ Does not import torch, so that `--help`, `--cfg job` and invalid arguments are a
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException, OverrideParseException
@@ -26,8 +28,13 @@ from alexlab.runs import layout
 from alexlab.sweeps.table import JobTable
 
 
-def run_command(name: str) -> None:
-    """Compose `conf/<name>.yaml` with the command line, run `alexlab.tasks.<name>.main` and exit with its exit code."""
+def run_command(name: str, on_end: Callable[[Path], None] = lambda folder: None) -> None:
+    """Compose `conf/<name>.yaml` with the command line, run `alexlab.tasks.<name>.main` and exit with its exit code.
+
+    Args:
+        name: name of the command.
+        on_end: called with the folder of the run or sweep, if one was started.
+    """
     restart_in_utf8()
     open_streams()
     with exit_on_error():
@@ -55,6 +62,9 @@ def run_command(name: str) -> None:
         except (KeyboardInterrupt, Interrupted) as error:
             codes.append(error.exit_code if isinstance(error, Interrupted) else INTERRUPTED)
             _print_how_to_resume(name, task.table)
+        folder = task.table.sweep_dir or task.run_dir
+        if folder is not None:
+            on_end(folder)
         if task.table.any_failed():
             codes.append(1)
         if any(codes):

@@ -31,7 +31,7 @@ from alexlab.sweeps.table import JobTable
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CommandTask:
     """Task function of a command; an `alexlab.sweeps.table.SweepTask`.
 
@@ -39,18 +39,21 @@ class CommandTask:
         invocation: command line of the command.
         table: jobs of the sweep, or the run that was submitted to a cluster.
         exit_codes: exit codes of failed runs.
+        run_dir: folder of the last run.
     """
 
     invocation: Invocation
     table: JobTable = field(default_factory=JobTable)
     exit_codes: list[int] = field(default_factory=list)
+    run_dir: Path | None = None
 
     def __call__(self, config: DictConfig) -> float | None:
         """Run the task and return the value that a sweeper maximises; None if it failed."""
         hydra_config = HydraConfig.get()
         # Relative paths refer to the working directory of the command, also with hydra.job.chdir=true.
         os.chdir(hydra_config.runtime.cwd)
-        with report_errors(Path(hydra_config.runtime.output_dir), self.exit_codes):
+        self.run_dir = Path(hydra_config.runtime.output_dir)
+        with report_errors(self.run_dir, self.exit_codes):
             if hydra_config.mode == RunMode.RUN and hydra_config.runtime.choices.get("launcher") == "submitit":
                 return self._submit(config)
             run = self._prepare(config)

@@ -2,4 +2,5 @@
 
 from pathlib import Path
 
-CONFIG_DIR = Path(__file__).parents[3] / "conf"
+# A link to the conf/ of a checkout, and a folder in an installed package.
+CONFIG_DIR = (Path(__file__).parents[1] / "conf").resolve()

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.table import Table
 
 from alexlab.inference.metrics import (
@@ -34,62 +36,76 @@ PAIR_COLUMNS = ("class", "predicted as", "images", "fraction of the class")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of an evaluation that its report shows.
+    """Results of a trained network on a labelled split.
 
     Args:
-        details: description of the evaluation: checkpoint, data, split, views.
-        metrics: see `compute_metrics`.
-        classes: see `class_report`.
-        pairs: see `confused_pairs`.
-        plots: PNG files by name.
+        predictions: predictions on the N images of the split.
+        names: display names of the K classes.
+        details: description of the evaluation, plain data: checkpoint, data, split, views.
     """
 
+    predictions: "Predictions"
+    names: Sequence[str]
     details: dict[str, Any]
-    metrics: dict[str, Any]
-    classes: list[dict[str, Any]]
-    pairs: list[tuple[str, str, int, float]]
-    plots: dict[str, bytes]
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Accuracies with their intervals, and the loss, see `compute_metrics`."""
+        return compute_metrics(self.predictions)
+
+    @property
+    def top1(self) -> float:
+        """Fraction of the images whose most probable class is the label."""
+        return float(self.metrics["top1"])
+
+    @property
+    def top5(self) -> float:
+        """Fraction of the images whose label is among the 5 most probable classes."""
+        return float(self.metrics["top5"])
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """Number of images by label (row) and predicted class (column), int64 (K, K)."""
+        return confusion_matrix(self.predictions, len(self.names))
+
+    @cached_property
+    def classes(self) -> list[dict[str, Any]]:
+        """Metrics of each class, see `class_report`."""
+        return class_report(self.predictions, self.confusion, self.names)
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str, int, float]]:
+        """Classes that are confused most often, see `confused_pairs`."""
+        return confused_pairs(self.confusion, self.names)
+
+    @cached_property
+    def plots(self) -> dict[str, bytes]:
+        """PNG files of the confusion matrix and of the calibration, by name."""
+        return {
+            "confusion": png(confusion_plot(self.confusion, self.names)),
+            "calibration": png(calibration_plot(*calibration(self.predictions))),
+        }
 
     @property
     def metric_rows(self) -> list[tuple[str, str, str, str]]:
         """Rows of a table with the columns `METRIC_COLUMNS`."""
         rows = []
-        for name, title in (("top1", "top-1"), ("top5", f"top-{min(5, len(self.classes))}")):
+        for name, title in (("top1", "top-1"), ("top5", f"top-{min(5, len(self.names))}")):
             low, high = self.metrics[f"{name}_interval"]
             accuracy, error = self.metrics[name], self.metrics[f"{name}_error"]
             rows.append((title, f"{accuracy:.4f}", f"{error:.4f}", f"{low:.4f} to {high:.4f}"))
         return rows
 
 
-def write_evaluation(
-    predictions: "Predictions", names: Sequence[str], out_dir: Path, details: dict[str, Any]
-) -> Evaluation:
-    """Write `scores.json`, `classes.csv`, `confusion.csv`, `predictions.csv` and the plots.
-
-    Args:
-        predictions: predictions on a labelled split.
-        names: display names of the classes.
-        out_dir: folder of the files.
-        details: description of the evaluation, plain data for scores.json.
-    """
-    matrix = confusion_matrix(predictions, len(names))
-    evaluation = Evaluation(
-        details,
-        compute_metrics(predictions),
-        class_report(predictions, matrix, names),
-        confused_pairs(matrix, names),
-        {
-            "confusion": png(confusion_plot(matrix, names)),
-            "calibration": png(calibration_plot(*calibration(predictions))),
-        },
-    )
-    (out_dir / "scores.json").write_text(json.dumps({**details, **evaluation.metrics}, indent=2) + "\n")
+def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:
+    """Write `scores.json`, `classes.csv`, `confusion.csv`, `predictions.csv` and the plots to a folder."""
+    scores = {**evaluation.details, **evaluation.metrics}
+    (out_dir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     write_rows(evaluation.classes, out_dir / "classes.csv")
-    write_confusion_matrix(matrix, names, out_dir / "confusion.csv")
-    write_predictions(predictions, names, out_dir / "predictions.csv")
+    write_confusion_matrix(evaluation.confusion, evaluation.names, out_dir / "confusion.csv")
+    write_predictions(evaluation.predictions, evaluation.names, out_dir / "predictions.csv")
     for name, content in evaluation.plots.items():
         (out_dir / f"{name}.png").write_bytes(content)
-    return evaluation
 
 
 def write_page(
@@ -103,7 +119,7 @@ def write_page(
     """Write the page of an evaluation.
 
     Args:
-        evaluation: results, from `write_evaluation`.
+        evaluation: the results.
         path: HTML file.
         title: title of the page.
         figures: further PNG files by name.

@@ -48,19 +48,19 @@ def write_report(patterns: Sequence[str], out_dir: Path) -> Path:
     keys = differing_keys(runs)
     groups = group_seeds(runs, keys)
     ranked, clear = rank_groups(groups)
-    verdict = _verdict(ranked, clear)
+    sentence = verdict(ranked, clear)
     columns = [*keys, *GROUP_COLUMNS]
     rows = [_group_row(group, keys) for group in [*ranked, *[group for group in groups if not group.values()]]]
     failures = [run for run in runs if run.status in (FAILED, INTERRUPTED)]
     title = f"{len(runs)} runs"
     out_dir.mkdir(parents=True, exist_ok=True)
     _write_csv(runs, keys, out_dir / "report.csv")
-    text = _markdown_report(title, verdict, columns, rows, failures)
+    text = _markdown_report(title, sentence, columns, rows, failures)
     (out_dir / "report.md").write_text(text, encoding="utf-8")
     page = render(
         "report.html",
         title=title,
-        verdict=verdict,
+        verdict=sentence,
         columns=columns,
         rows=rows,
         row_classes=_row_classes(rows, mark_best=clear),
@@ -73,7 +73,8 @@ def write_report(patterns: Sequence[str], out_dir: Path) -> Path:
     return path
 
 
-def _verdict(ranked: Sequence[RunGroup], clear: bool) -> str:
+def verdict(ranked: Sequence[RunGroup], clear: bool) -> str:
+    """Return a sentence about the result of `rank_groups`: whether one setting is the best."""
     if not ranked:
         return "no run has finished yet"
     best, *others = ranked

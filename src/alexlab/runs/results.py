@@ -74,7 +74,7 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
             found.update([Path(name)] if (Path(name) / RUN_JSON).is_file() else below)
     if not found:
         raise ConfigError(
-            f"report needs run folders; no {RUN_JSON} found in or below {', '.join(patterns) or 'nothing'}"
+            f"no run found: there is no {RUN_JSON} in or below {', '.join(patterns) or 'nothing'}"
         )
     return sorted(found, key=_natural_order)
 

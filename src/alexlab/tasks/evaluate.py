@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
@@ -11,27 +11,7 @@ from alexlab.runs.run import Run
 
 if TYPE_CHECKING:
     from alexlab.inference.checkpoint import TrainedModel
-    from alexlab.inference.predictions import Predictions
-
-
-class EvaluatedSplit(NamedTuple):
-    """A trained model and its predictions on a split.
-
-    Args:
-        model: the model.
-        predictions: its predictions.
-        details: description of the evaluation, plain data: checkpoint, data, split, views.
-        num_unreadable: number of images that were left out because they cannot be read.
-    """
-
-    model: "TrainedModel"
-    predictions: "Predictions"
-    details: dict[str, Any]
-    num_unreadable: int
-
-    @property
-    def title(self) -> str:
-        return f"{self.model.description}: {self.details['split']}"
+    from alexlab.inference.report import Evaluation
 
 
 def main(run: Run) -> float:
@@ -46,42 +26,56 @@ def main(run: Run) -> float:
     from alexlab.output.terminal import Terminal
     from alexlab.runs.layout import SKIPPED
 
-    evaluated = evaluate_split(run.config, run.dir)
-    evaluation = write_evaluation(evaluated.predictions, evaluated.model.names, run.dir, evaluated.details)
+    model = load_model(run.config)
+    evaluation = evaluate(model, run.config, skipped=run.dir / SKIPPED)
+    write_evaluation(evaluation, run.dir)
     for table in summary_tables(evaluation):
         Terminal().print(table)
-    write_page(evaluation, run.dir / "evaluation.html", evaluated.title)
+    write_page(evaluation, run.dir / "evaluation.html", title(model, evaluation))
     folder = os.path.relpath(run.dir)
-    if evaluated.num_unreadable:
-        print_line(f"{evaluated.num_unreadable} images could not be read and were left out: {Path(folder) / SKIPPED}")
+    if num_unreadable := len(evaluation.predictions.split) - len(evaluation.predictions.labels):
+        print_line(f"{num_unreadable} images could not be read and were left out: {Path(folder) / SKIPPED}")
     print_line(f"{folder}/evaluation.html, scores.json, classes.csv, confusion.csv, predictions.csv")
-    return float(evaluation.metrics["top1"])
+    return evaluation.top1
 
 
-def evaluate_split(config: dict[str, Any], run_dir: Path) -> EvaluatedSplit:
-    """Return the predictions of the checkpoint on the split that the config selects.
+def load_model(config: dict[str, Any]) -> "TrainedModel":
+    """Return the model of the checkpoint that a config names."""
+    from alexlab.inference.checkpoint import load_checkpoint
+
+    model = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
+    return model.with_decoding(config["data"])
+
+
+def title(model: "TrainedModel", evaluation: "Evaluation") -> str:
+    """Return the title of an evaluation's page."""
+    return f"{model.description}: {evaluation.details['split']}"
+
+
+def evaluate(model: "TrainedModel", config: dict[str, Any], *, skipped: Path) -> "Evaluation":
+    """Evaluate a model on the split that a config selects.
 
     Args:
-        config: config of `evaluate.py` or `explain.py`.
-        run_dir: folder of the list of unreadable images.
+        model: trained model.
+        config: plain data: `split` and `views` as in `evaluate.yaml`, and `data`, whose values replace those of the run.
+        skipped: list of unreadable images, written if the data settings skip them.
     """
     from alexlab.config import build
     from alexlab.data.unreadable import UnreadableLog
-    from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.predictions import predict_split, select_split, split_loader
+    from alexlab.inference.report import Evaluation
     from alexlab.output.progress import track
-    from alexlab.runs.layout import SKIPPED
 
-    model = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
-    model = model.with_decoding(config["data"])
     settings, from_run = data_settings(model, config["data"])
     name, split = select_split(model, settings, config["split"], from_run=from_run)
-    unreadable = UnreadableLog(run_dir / SKIPPED) if settings.on_error == "skip" else None
+    unreadable = UnreadableLog(skipped) if settings.on_error == "skip" else None
     loader = split_loader(split, build.eval_view(model.config, config["views"]), settings, unreadable=unreadable)
-    title = f"{name}: {len(split):,} images"
-    predictions = predict_split(model.inference, loader, split, progress=lambda batches: track(batches, title))
+    label = f"{name}: {len(split):,} images"
+    predictions = predict_split(model.inference, loader, split, progress=lambda batches: track(batches, label))
+    if unreadable is not None:
+        unreadable.finish()
     details = {"checkpoint": str(model.path), "data": settings.location, "split": name, "views": config["views"]}
-    return EvaluatedSplit(model, predictions, details, unreadable.finish() if unreadable else 0)
+    return Evaluation(predictions, model.names, details)
 
 
 def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, bool]:
@@ -93,8 +87,8 @@ def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, boo
     from alexlab.data.config import DataConfig
 
     changes = {key: value for key, value in node.items() if value is not None}
-    if not any(changes["splits"].values()):
-        del changes["splits"]
+    if not any(changes.get("splits", {}).values()):
+        changes.pop("splits", None)
     from_run = not changes.keys() & {"root", "url"}
     if not from_run:  # a folder may replace shards and shards a folder
         changes = {"root": None, "url": None, "generate": None, "splits": {}} | changes

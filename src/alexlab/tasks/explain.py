@@ -15,7 +15,9 @@ from alexlab.tasks import evaluate
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from alexlab.inference.checkpoint import TrainedModel
     from alexlab.inference.explain.sections import Figures, View
+    from alexlab.inference.predictions import Predictions
 
 log = logging.getLogger(__name__)
 
@@ -40,24 +42,26 @@ def main(run: Run) -> None:
     from alexlab.inference.explain import sections
     from alexlab.inference.report import write_evaluation, write_page
     from alexlab.pages.plots import png
+    from alexlab.runs.layout import SKIPPED
 
     config = run.config
     _check_options(config)
-    evaluated = evaluate.evaluate_split(config, run.dir)
-    model, predictions = evaluated.model, evaluated.predictions
-    evaluation = write_evaluation(predictions, model.names, run.dir, evaluated.details)
+    model = evaluate.load_model(config)
+    evaluation = evaluate.evaluate(model, config, skipped=run.dir / SKIPPED)
+    predictions = evaluation.predictions
+    write_evaluation(evaluation, run.dir)
     view = build.eval_view(model.config)
-    image, name = _image(config, evaluated, view)
+    image, name = _image(config, model, predictions, view)
     figures = {
         **sections.mistake_figures(model, predictions, view, config["num_mistakes"]),
         **sections.filter_figures(model),
-        **_neighbour_figures(config, evaluated, view),
+        **_neighbour_figures(config, model, predictions, view),
         **sections.image_figures(model, image, name),
     }
     pngs = {name: png(figure) for name, figure in figures.items()}
     for name, content in pngs.items():
         (run.dir / f"{name}.png").write_bytes(content)
-    write_page(evaluation, run.dir / "evaluation.html", evaluated.title, figures=pngs, headings=HEADINGS)
+    write_page(evaluation, run.dir / "evaluation.html", evaluate.title(model, evaluation), figures=pngs, headings=HEADINGS)
     if config["tensorboard"]:
         _write_to_tensorboard(model, run.dir)
     print_line(f"{int((~predictions.correct).sum())} of {len(predictions.labels):,} images are misclassified")
@@ -79,20 +83,23 @@ def _check_options(config: dict[str, Any]) -> None:
         raise ConfigError(f"image must be a file; {config['image']} does not exist")
 
 
-def _image(config: dict[str, Any], evaluated: evaluate.EvaluatedSplit, view: "View") -> "tuple[Tensor, str]":
+def _image(
+    config: dict[str, Any], model: "TrainedModel", predictions: "Predictions", view: "View"
+) -> "tuple[Tensor, str]":
     """Return the image to explain, as the input of the network, and its path: `image`, or the most confident correct one."""
     from alexlab.data.dataset import to_tensor
     from alexlab.data.decode import decode
     from alexlab.inference.explain import sections
 
-    model, predictions = evaluated.model, evaluated.predictions
     if config["image"] is not None:
         return view(to_tensor(decode(config["image"], model.decoding))), config["image"]
     row = int((predictions.label_prob * predictions.correct).argmax())
     return sections.load_view(model, predictions.split, predictions.indices[row], view), predictions.paths[row]
 
 
-def _neighbour_figures(config: dict[str, Any], evaluated: evaluate.EvaluatedSplit, view: "View") -> "Figures":
+def _neighbour_figures(
+    config: dict[str, Any], model: "TrainedModel", predictions: "Predictions", view: "View"
+) -> "Figures":
     """Return the figure of the nearest training images; none if the training data is missing."""
     from alexlab.data.config import DataConfig
     from alexlab.data.layout import find_layout
@@ -100,7 +107,7 @@ def _neighbour_figures(config: dict[str, Any], evaluated: evaluate.EvaluatedSpli
     from alexlab.inference.predictions import select_split
     from alexlab.output.progress import track
 
-    options, model = config["neighbours"], evaluated.model
+    options = config["neighbours"]
     if not options["num_images"]:
         return {}
     changes = {key: config["data"][key] for key in ("batch_size", "num_workers") if config["data"][key] is not None}
@@ -116,7 +123,7 @@ def _neighbour_figures(config: dict[str, Any], evaluated: evaluate.EvaluatedSpli
         return {}
     return sections.neighbour_figures(
         model,
-        evaluated.predictions,
+        predictions,
         view,
         train,
         settings,

@@ -4,13 +4,18 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import print_line
 from alexlab.runs.run import Run
 from alexlab.tasks import evaluate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alexlab.inference.checkpoint import TrainedModel
 
 
 def main(run: Run) -> None:
@@ -22,28 +27,45 @@ def main(run: Run) -> None:
     import_lightning()
 
     from alexlab.config import build
-    from alexlab.errors import NumericError
     from alexlab.inference.checkpoint import load_checkpoint
-    from alexlab.inference.export import FORMATS, largest_difference, metadata
+    from alexlab.inference.export import FORMATS, metadata
 
     config = run.config
     if config["format"] not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}; got {config['format']!r}")
-    suffix, write = FORMATS[config["format"]]
+    suffix, _ = FORMATS[config["format"]]
     model = load_checkpoint(config["ckpt"], class_names=config["class_names"], device="cpu")
-    images = _comparison_images(config, model, build.eval_view(model.config))
+    images = comparison_images(config, model, build.eval_view(model.config))
     path = Path(config["out"] or run.dir / f"{model.choices.get('model', 'net')}{suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    exported = write(model, path, model.inference.normalize(images[:2]))
-    try:
-        difference = largest_difference(model, exported, images)
-    except NumericError:
-        path.unlink()
-        raise
+    difference = export(model, config["format"], path, images)
     size = path.stat().st_size / 1e6
     content = metadata(model)
     print_line(f"{os.path.relpath(path)}: {size:.1f} MB, {len(content['classes'])} classes, {content['input']}")
     print_line(f"compared with the checkpoint on {len(images)} images: logits differ by at most {difference:.3g}")
+
+
+def export(model: "TrainedModel", file_format: str, path: Path, images: "Tensor") -> float:
+    """Write a file and return the largest absolute difference of a logit between it and the model.
+
+    Args:
+        model: trained model, on the CPU.
+        file_format: key of `alexlab.inference.export.FORMATS`.
+        path: file to write.
+        images: images of the comparison, uint8 (N, C, H, W).
+
+    Raises:
+        NumericError: if the difference is too large; then the file is removed.
+    """
+    from alexlab.errors import NumericError
+    from alexlab.inference.export import FORMATS, largest_difference
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exported = FORMATS[file_format][1](model, path, model.inference.normalize(images[:2]))
+    try:
+        return largest_difference(model, exported, images)
+    except NumericError:
+        path.unlink()
+        raise
 
 
 def check(config: dict[str, Any]) -> None:
@@ -51,7 +73,7 @@ def check(config: dict[str, Any]) -> None:
     evaluate.check(config)
 
 
-def _comparison_images(config: dict[str, Any], model: Any, view: Any) -> Any:
+def comparison_images(config: dict[str, Any], model: Any, view: Any) -> Any:
     """Return images of `input`, or of the run's data, as inputs of the network, uint8 (N, C, H, W)."""
     import torch
 

@@ -1,0 +1,47 @@
+"""The command `alexlab NAME ...`, equal to `python src/NAME.py ...`; also `python -m alexlab NAME ...`."""
+
+import difflib
+import sys
+
+from alexlab.output.escape import print_line
+
+COMMANDS = {
+    "train": "train a network on a folder of images",
+    "evaluate": "measure a trained network on labelled images",
+    "predict": "predict unlabelled images",
+    "explain": "show mistakes, kernels, neighbours and the evidence for a prediction",
+    "export": "write a network as safetensors, ONNX or torch.export",
+    "prepare": "check, split, pack, shard or download a dataset",
+    "report": "compare runs",
+    "summary": "list the layers of a network",
+    "benchmark": "measure speed and memory",
+    "demo": "serve a page to try a trained network",
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in COMMANDS:
+        from alexlab.cli.command import run_command
+
+        sys.argv = [f"{name}.py", *sys.argv[2:]]  # as in the records of runs
+        run_command(name)
+    if name in ("-h", "--help", "help"):
+        rows = (f"  {command:10}  {text}" for command, text in COMMANDS.items())
+        for line in ("usage: alexlab COMMAND [KEY=VALUE ...]", *rows, "`alexlab COMMAND --help` lists the options"):
+            print_line(line)
+        sys.exit(0)
+    if name == "--version":
+        from alexlab import __version__
+
+        print_line(f"alexlab {__version__}")
+        sys.exit(0)
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+    print_line(f"unknown command {name}; {hint}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

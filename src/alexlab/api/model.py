@@ -1,0 +1,267 @@
+"""Trained models for Python programs: `alexlab.load`."""
+
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from alexlab.api.images import Images, is_single, load_images
+from alexlab.config import build
+from alexlab.data.dataset import to_tensor
+from alexlab.errors import ConfigError, DataError
+from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
+from alexlab.inference.explain.activations import head_layer
+from alexlab.inference.explain.gradcam import grad_cam, overlaid
+from alexlab.inference.explain.neighbours import features
+from alexlab.inference.export import FORMATS
+from alexlab.inference.report import Evaluation
+from alexlab.runs.layout import SKIPPED
+from alexlab.tasks import evaluate, export
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Most probable classes of an image.
+
+    Args:
+        labels: display names of the classes, most probable first.
+        probs: their probabilities.
+        path: path of the image; empty for an image in memory.
+    """
+
+    labels: tuple[str, ...]
+    probs: tuple[float, ...]
+    path: str = ""
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.labels[0]
+
+    @property
+    def prob(self) -> float:
+        """The probability of the most probable class."""
+        return self.probs[0]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{label} {prob:.3f}" for label, prob in zip(self.labels, self.probs, strict=True))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Grad-CAM of an image: where the evidence for a class is.
+
+    Args:
+        label: display name of the explained class.
+        prob: its probability.
+        image: input of the network before normalization, uint8 (H, W, C).
+        cam: evidence, float32 (H, W), at most 1; zero everywhere if nothing is evidence for the class.
+    """
+
+    label: str
+    prob: float
+    image: np.ndarray
+    cam: np.ndarray
+
+    def overlay(self) -> Image.Image:
+        """Return the image under its heat map."""
+        return Image.fromarray(overlaid(to_tensor(self.image), torch.from_numpy(self.cam)).numpy())
+
+    def _repr_png_(self) -> bytes:
+        """Return the overlay as a PNG file, which notebooks display."""
+        content = io.BytesIO()
+        self.overlay().save(content, "PNG")
+        return content.getvalue()
+
+
+class Model:
+    """A trained network with its classes and preprocessing.
+
+    Args:
+        trained: model from `load_checkpoint`.
+    """
+
+    def __init__(self, trained: TrainedModel) -> None:
+        self._trained = trained
+
+    def __repr__(self) -> str:
+        return f"<alexlab.Model {self._trained.description}, {self._trained.inference.device}, {self.path}>"
+
+    @property
+    def path(self) -> Path:
+        """The file that the model was loaded from."""
+        return self._trained.path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of the run, plain data."""
+        return self._trained.config
+
+    @property
+    def classes(self) -> list[str]:
+        """The display names of the K classes, in the order of the logits."""
+        return self._trained.names
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The scores of the best validation, such as `top1`; empty if there was none."""
+        return dict(self._trained.best)
+
+    @property
+    def net(self) -> nn.Module:
+        """The network, which maps images from `preprocess` to logits (N, K); (N, 1) if it was trained with one output."""
+        return self._trained.inference.net
+
+    def preprocess(self, images: Images) -> Tensor:
+        """Return images as the input of `net`, float32 (N, C, H, W), normalized, on its device.
+
+        Args:
+            images: see `alexlab.api.images.load_images`.
+        """
+        return self._trained.inference.normalize(self._views(images))
+
+    def predict(
+        self, images: Images, *, top_k: int = 5, views: str = "center", batch_size: int = 64
+    ) -> Prediction | list[Prediction]:
+        """Predict the classes of images.
+
+        Args:
+            images: one image or several, see `alexlab.api.images.load_images`.
+            top_k: number of classes per image.
+            views: center; five or ten_crop for the mean of the softmax over 5 or 10 views.
+            batch_size: images per forward pass.
+
+        Returns:
+            One prediction for one image; a list for a folder, a batch or a list, in order.
+
+        Raises:
+            ImageError: if a file cannot be read; `python src/predict.py` lists such files instead.
+            DataError: if the images have another type, shape or range.
+        """
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1; got {value}")
+        found = list(self._predict(images, top_k, views, batch_size))
+        return found[0] if is_single(images) else found
+
+    @torch.inference_mode()
+    def _predict(self, images: Images, top_k: int, views: str, batch_size: int) -> Iterator[Prediction]:
+        view = build.eval_view(self.config, views)
+        loaded = load_images(images, self._trained.decoding)
+        while batch := list(islice(loaded, batch_size)):
+            inputs = torch.stack([view(to_tensor(pixels)) for _, pixels in batch])
+            top = self._trained.inference.probs(inputs).cpu().topk(min(top_k, len(self.classes)))
+            for (path, _), numbers, probs in zip(batch, top.indices.tolist(), top.values.tolist(), strict=True):
+                yield Prediction(tuple(self.classes[number] for number in numbers), tuple(probs), path)
+
+    def evaluate(
+        self,
+        root: str | Path | None = None,
+        *,
+        split: str | None = None,
+        views: str = "center",
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+    ) -> Evaluation:
+        """Evaluate the model on labelled images, each exactly once, as `python src/evaluate.py` does.
+
+        Args:
+            root: folder with one folder per class; None for the data of the run.
+            split: val, test, train or all; None for test if it exists, else val; all for another folder without splits.
+            views: see `predict`.
+            batch_size, num_workers: None for those of the run.
+
+        Raises:
+            DataError: if the folder or the split does not exist, or an image cannot be read.
+        """
+        data = {"root": None if root is None else str(root), "batch_size": batch_size, "num_workers": num_workers}
+        with tempfile.TemporaryDirectory() as folder:
+            selected = {"split": split, "views": views, "data": data}
+            return evaluate.evaluate(self._trained, selected, skipped=Path(folder) / SKIPPED)
+
+    @torch.inference_mode()
+    def features(self, images: Images, *, batch_size: int = 64) -> Tensor:
+        """Return the last hidden layer, float32 (N, D): the input of the last layer, averaged over positions.
+
+        Args:
+            images: see `alexlab.api.images.load_images`.
+            batch_size: images per forward pass.
+        """
+        inference, rows, layer = self._trained.inference, [], ""
+        for batch in self._views(images).split(batch_size):
+            layer = layer or head_layer(inference.net, inference.normalize(batch[:1]))
+            rows.append(features(inference, batch, layer))
+        return torch.cat(rows)
+
+    def explain(self, image: Images, label: str | None = None) -> Explanation:
+        """Return Grad-CAM of one image.
+
+        Args:
+            image: see `alexlab.api.images.load_images`.
+            label: display name of the class to explain; None for the most probable one.
+        """
+        views = self._views(image)
+        if len(views) != 1:
+            raise DataError(f"explain takes one image; got {len(views)}")
+        if label is not None and label not in self.classes:
+            raise ConfigError(f"label must be one of {', '.join(self.classes)}; got {label!r}")
+        with torch.inference_mode():
+            probs = self._trained.inference.probs(views)[0].cpu()
+        number = int(probs.argmax()) if label is None else self.classes.index(label)
+        cam = grad_cam(self._trained.inference, views, torch.tensor([number]))[0]
+        pixels = views[0].permute(1, 2, 0).contiguous().numpy()
+        return Explanation(self.classes[number], float(probs[number]), pixels, cam.numpy())
+
+    def export(self, path: str | Path, *, images: Images | None = None, num_images: int = 100) -> float:
+        """Write the network for other programs and compare the file with the model on images.
+
+        Args:
+            path: file to write; its suffix chooses the format: .safetensors, .onnx or .pt2.
+            images: images of the comparison; None for images of the run's data.
+            num_images: maximum number of these images.
+
+        Returns:
+            The largest absolute difference of a logit, at most 1e-4.
+
+        Raises:
+            ConfigError: if the suffix is unknown or there are no images.
+            NumericError: if the logits differ; then no file is left.
+        """
+        formats = {suffix: name for name, (suffix, _) in FORMATS.items()}
+        if Path(path).suffix not in formats:
+            raise ConfigError(f"path must end in {', '.join(formats)}; got {path}")
+        model = load_checkpoint(str(self.path), device="cpu")
+        if images is None:
+            views = export.comparison_images({"num_images": num_images, "input": None}, model, build.eval_view(model.config))
+        else:
+            views = self._views(images)[:num_images]
+        return export.export(model, formats[Path(path).suffix], Path(path), views)
+
+    def _views(self, images: Images) -> Tensor:
+        """Return the centre view of each image, uint8 (N, C, H, W)."""
+        view = build.eval_view(self.config)
+        return torch.stack([view(to_tensor(pixels)) for _, pixels in load_images(images, self._trained.decoding)])
+
+
+def load(path: "str | Path | Any", *, class_names: str | Path | None = None, device: str = "auto") -> Model:
+    """Load a trained model; only tensors and plain data are unpickled.
+
+    Args:
+        path: a run folder (its best checkpoint), a checkpoint, an exported .safetensors file, or a state dict of torchvision's
+            alexnet.
+        class_names: JSON file that maps folder names to display names; None uses those of the checkpoint.
+        device: cpu, cuda, or auto: a GPU if there is one.
+
+    Raises:
+        ConfigError: if the file is not a trained model, or the device is not available.
+    """
+    names = None if class_names is None else str(class_names)
+    return Model(load_checkpoint(str(path), class_names=names, device=device))

@@ -1,0 +1,267 @@
+"""Runs and sweeps for Python programs: `alexlab.train`, `alexlab.sweep` and `alexlab.runs`."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import alexlab
+from alexlab.cli.arguments import PATH_KEYS
+from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
+from alexlab.runs.compare import differing_keys, group_seeds, key_values, rank_groups
+from alexlab.runs.layout import RUN_JSON
+from alexlab.runs.report import verdict, write_report
+from alexlab.runs.results import RunResult, find_runs, read_run, read_runs
+from alexlab.sweeps.entries import to_override, to_text
+
+if TYPE_CHECKING:
+    from alexlab.api.model import Model
+
+Overrides: TypeAlias = str | Mapping[str, Any]
+
+ERRORS = {error.exit_code: error for error in (ConfigError, DataError, NumericError, RankError)}
+INTERRUPTED = 130  # 128 + SIGINT
+
+
+class TrainedRun(RunResult):
+    """A run that `train.py`, `train` or `sweep` has written."""
+
+    def __repr__(self) -> str:
+        top1 = self.score("top1")
+        return f"<alexlab.TrainedRun {self.folder}, {self.status}{'' if top1 is None else f', val/top1 {top1:.4f}'}>"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of the run, plain data."""
+        config: dict[str, Any] = self.record["config"]
+        return config
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores at the end of the run by name, such as `best/top1` and `test/top1`; empty if it did not finish."""
+        return dict(self.record["scores"])
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row per epoch: the columns of `metrics.csv`."""
+        return list(self.epochs)
+
+    def load(self, *, device: str = "auto") -> "Model":
+        """Return the model of the best epoch, see `alexlab.load`."""
+        return alexlab.load(self.folder, device=device)
+
+
+class Runs(Sequence[TrainedRun]):
+    """Runs of a sweep, or those that `alexlab.runs` has found."""
+
+    def __init__(self, results: Sequence[RunResult]) -> None:
+        self._runs = [
+            TrainedRun(**{field.name: getattr(result, field.name) for field in fields(RunResult)}) for result in results
+        ]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._runs[index]
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __iter__(self) -> Iterator[TrainedRun]:
+        return iter(self._runs)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"{len(self)} runs", *map(repr, self._runs)])
+
+    @property
+    def best(self) -> TrainedRun:
+        """The run with the highest val/top1.
+
+        Raises:
+            DataError: if no run has been validated.
+        """
+        scored = [run for run in self._runs if run.score("top1") is not None]
+        if not scored:
+            raise DataError("the best run needs a validated run; none of these has scores")
+        return max(scored, key=lambda run: run.score("top1") or 0)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per run: the config keys that differ between the runs, the scores, status and folder."""
+        keys = differing_keys(self._runs)
+        return [
+            {
+                **key_values(run, keys),
+                "seed": run.seed,
+                **{f"val/{name}": run.score(name) for name in ("top1", "top5", "loss")},
+                **{name: value for name, value in run.scores.items() if name.startswith("test/")},
+                "status": run.status,
+                "folder": str(run.folder),
+            }
+            for run in self._runs
+        ]
+
+    def to_pandas(self) -> Any:
+        """Return `rows` as a pandas DataFrame.
+
+        Raises:
+            ConfigError: if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ConfigError("to_pandas needs pandas: pip install pandas; rows() needs nothing") from error
+        return pd.DataFrame(self.rows())
+
+    def verdict(self) -> str:
+        """Return whether one setting is the best, as the report does: runs that differ only in their seed are one setting."""
+        return verdict(*rank_groups(group_seeds(self._runs, differing_keys(self._runs))))
+
+    def report(self, folder: str | Path) -> Path:
+        """Write `report.html`, `report.md`, `report.csv` and plots to a folder; return the path of the page."""
+        return write_report([str(run.folder) for run in self._runs], Path(folder))
+
+
+def train(*overrides: Overrides) -> TrainedRun:
+    """Train as `python src/train.py` does, on any number of devices, and return the run.
+
+    The command runs in a process of its own, because it forks ranks, which is not safe in a program that has used PyTorch. Its
+    output is printed; Ctrl-C or the stop button of a notebook stops it after the current step, with a checkpoint.
+
+    Args:
+        overrides: `"KEY=VALUE"` as on the command line, or dicts, whose keys may be nested:
+            `train("model=alexnet_half", {"data.root": folder, "optimizer": {"lr": 0.1}})`.
+
+    Raises:
+        AlexlabError: with the message of the command.
+        KeyboardInterrupt: if the run was interrupted.
+    """
+    folder = _run_command(_to_arguments(overrides))
+    return Runs([read_run(folder)])[0]
+
+
+def sweep(*overrides: Overrides) -> Runs:
+    """Train one run per combination of values, as `python src/train.py -m` does. A failed run does not stop the others.
+
+    Args:
+        overrides: as for `train`, except that a list in a dict has the values of a key, one per run:
+            `sweep({"optimizer.lr": [0.1, 0.01], "seed": [1, 2, 3]}, "model=alexnet_half")`. Strings may use Hydra's grammar,
+            such as `"seed=range(3)"`.
+
+    Raises:
+        AlexlabError: with the message of the command, if no run was started.
+        KeyboardInterrupt: if the sweep was interrupted.
+    """
+    folder = _run_command(["-m", *_to_arguments(overrides, swept=True)])
+    return runs(folder)
+
+
+def runs(*patterns: str | Path) -> Runs:
+    """Return the runs in folders, sorted by name.
+
+    Args:
+        patterns: run folders, folders that contain them at any depth, or globs of either; `outputs` if none is given.
+
+    Raises:
+        ConfigError: if no run is found.
+    """
+    return Runs(read_runs(find_runs([str(pattern) for pattern in patterns or ("outputs",)])))
+
+
+def _to_arguments(overrides: Sequence[Overrides], *, swept: bool = False) -> list[str]:
+    arguments: list[str] = []
+    for override in overrides:
+        if isinstance(override, str):
+            arguments.append(override)
+        elif isinstance(override, Mapping):
+            arguments += (_to_argument(key, value, swept) for key, value in _flatten(override))
+        else:
+            raise ConfigError(f"an override must be 'KEY=VALUE' or a dict; got {type(override).__name__}")
+    return arguments
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _to_plain(value)
+
+
+def _to_plain(value: Any) -> Any:
+    """Return a value as plain data: paths as text, tuples as lists, numbers of NumPy as Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple | range):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _to_plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "tolist"):
+        return _to_plain(value.tolist())
+    raise ConfigError(f"a value must be a text, path, number, bool, None, list or dict; got {type(value).__name__}")
+
+
+def _to_argument(key: str, value: Any, swept: bool) -> str:
+    if swept and isinstance(value, list):
+        if not value:
+            raise ConfigError(f"{key} must have at least one value to sweep over; got []")
+        if key in PATH_KEYS:  # their values are taken as typed up to a comma
+            return f"{key}=choice({','.join(map(to_text, value))})"
+        return to_override({"key": key, "choices": value})
+    if key in PATH_KEYS and isinstance(value, str):
+        return f"{key}={value}"
+    return to_override({"key": key, "value": value})
+
+
+def _run_command(arguments: Sequence[str]) -> Path:
+    """Run `train.py` in a new process and return the folder of the run or sweep.
+
+    Raises:
+        AlexlabError: with the message of the command if it left no run, or its only run failed.
+    """
+    with tempfile.TemporaryDirectory() as parts, tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        result = Path(parts) / "folder"
+        package = str(Path(alexlab.__file__).parents[1])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "alexlab.api.child", str(result), "train", *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
+            stdout=None if sys.stdout is sys.__stdout__ and sys.stdout.isatty() else subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # so that Ctrl-C reaches it once, from here
+        )
+        code = _wait(process)
+        errors.seek(0)
+        messages = errors.read().strip()
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt(messages)
+        folder = Path(os.fsdecode(result.read_bytes())) if result.exists() else None
+        if code and (folder is None or "-m" not in arguments or not any(folder.glob(f"**/{RUN_JSON}"))):
+            raise ERRORS.get(code, AlexlabError)(messages or _reason(folder) or f"train.py exited with code {code}")
+        if messages:
+            print(messages, file=sys.stderr)
+        if folder is None:
+            raise ConfigError(f"train needs overrides that start a run; got {' '.join(arguments)}")
+        return folder
+
+
+def _wait(process: "subprocess.Popen[str]") -> int:
+    """Print the output of a command and return its exit code; an interruption is passed on to it."""
+    while True:
+        try:
+            for line in process.stdout or ():
+                print(line, end="")
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+
+
+def _reason(folder: Path | None) -> str | None:
+    return None if folder is None else read_run(folder).record.get("reason")
