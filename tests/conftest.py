@@ -60,7 +60,7 @@ def train(images: Path, tmp_path: Path) -> Callable[..., float | None]:
 @pytest.fixture(scope="session")
 def trained_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of the tiny net after three epochs, for tests that need checkpoints only."""
-    from alexlab.runs.run import Run
+    from alexlab.records.run import Run
     from alexlab.tasks.train import main
 
     folder = tmp_path_factory.mktemp("trained")

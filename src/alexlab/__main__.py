@@ -3,6 +3,7 @@
 import difflib
 import sys
 
+import alexlab
 from alexlab.output.escape import print_line
 
 COMMANDS = {
@@ -33,9 +34,7 @@ def main() -> None:
             print_line(line)
         sys.exit(0)
     if name == "--version":
-        from alexlab import __version__
-
-        print_line(f"alexlab {__version__}")
+        print_line(f"alexlab {alexlab.__version__}")
         sys.exit(0)
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from alexlab.cli.exits import exit_on_error
 from alexlab.cli.hydra_state import ProcessState
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.runs.layout import LAUNCHER_OVERRIDES, RUN_JSON
+from alexlab.records.layout import LAUNCHER_OVERRIDES, RUN_JSON
 from alexlab.sweeps.jobs import Job, previous_attempt
 from alexlab.sweeps.runner import JobRunner
 from alexlab.sweeps.table import JobTable, SweepTask

@@ -25,8 +25,10 @@ def files(images: Path) -> list[Path]:
     return sorted(images.glob("test/*/*"))
 
 
-def test_predictions_are_those_of_the_command(model: Model, trained_run: Path, files: list[Path], tmp_path: Path) -> None:
-    from alexlab.runs.run import Run
+def test_predictions_are_those_of_the_command(
+    model: Model, trained_run: Path, files: list[Path], tmp_path: Path
+) -> None:
+    from alexlab.records.run import Run
     from alexlab.tasks.predict import main
 
     config = plain(f"ckpt={trained_run}", f"input={files[0].parents[1]}", "device=cpu", name="predict")
@@ -93,9 +95,9 @@ def test_an_explanation_is_displayed_as_an_image(model: Model, files: list[Path]
     assert explanation.cam.shape == explanation.image.shape[:2] == (64, 64)
     assert explanation._repr_png_().startswith(b"\x89PNG")
     assert model.explain(files[0], label=model.classes[2]).label == model.classes[2]
-    with pytest.raises(ConfigError, match="label must be one of .*; got 'zebra'"):
+    with pytest.raises(ConfigError, match=r"label must be one of .*; got 'zebra'"):
         model.explain(files[0], label="zebra")
-    with pytest.raises(DataError, match="explain takes one image; got 2"):
+    with pytest.raises(DataError, match="explain takes one image"):
         model.explain(files[:2])
 
 

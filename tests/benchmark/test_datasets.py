@@ -19,7 +19,7 @@ from alexlab.benchmark.config import write_subset
 from alexlab.benchmark.interleave import Candidate, Figures, Turn
 from alexlab.data.discovery import find_splits
 from alexlab.errors import ConfigError
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks.benchmark import SUITES, main
 from support.runs import TINY, plain
 

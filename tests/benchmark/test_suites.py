@@ -15,7 +15,7 @@ from alexlab.benchmark.config import BenchmarkConfig
 from alexlab.benchmark.interleave import interleave
 from alexlab.benchmark.memory import children, private_mb
 from alexlab.errors import ConfigError
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks.benchmark import SUITES, check, main, suites, train_overrides
 from support.images import write_images
 from support.runs import TINY, plain

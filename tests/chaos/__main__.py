@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alexlab.distributed.hardware import describe_hardware
-from alexlab.runs.provenance import versions
+from alexlab.records.provenance import versions
 from chaos import commands, files, runs, stock
 from chaos.harness import Result, Workspace
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alexlab.runs.layout import LAST
+from alexlab.records.layout import LAST
 from chaos.harness import Result, Workspace, identical
 from support.runs import ROOT, TINY, environment
 

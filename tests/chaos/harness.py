@@ -16,7 +16,7 @@ import torch
 from alexlab.cli.hydra_state import register
 from alexlab.config import preflight
 from alexlab.distributed.signals import Interrupted
-from alexlab.runs.layout import LAST
+from alexlab.records.layout import LAST
 from alexlab.training.console import quiet_lightning
 from alexlab.training.module import Classifier
 from support.exact_resume import content, difference

@@ -9,8 +9,8 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
-from alexlab.runs.layout import LAST
-from alexlab.runs.record import RunRecord
+from alexlab.records.layout import LAST
+from alexlab.records.record import RunRecord
 from alexlab.training.module import Classifier
 from chaos.harness import Result, Workspace, identical, outcome
 from support.exact_resume import RecordedRun, compare, content

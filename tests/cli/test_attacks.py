@@ -23,7 +23,7 @@ from alexlab.config import instantiate
 from alexlab.config.allowlist import check_targets
 from alexlab.config.confinement import check_confined, check_folder, confined_data
 from alexlab.errors import ConfigError
-from alexlab.runs.record import RunRecord
+from alexlab.records.record import RunRecord
 from alexlab.sweeps.entries import to_entry, to_override
 from alexlab.sweeps.record import RECORD
 from support.images import write_images

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from alexlab.cli.run_dirs import RunDirs
 from alexlab.config.grammar import raw_overrides
-from alexlab.runs.lock import lock_holder
+from alexlab.records.lock import lock_holder
 from alexlab.sweeps.jobs import MULTIRUN
 from support.commands import Command, run
 from support.images import write_images

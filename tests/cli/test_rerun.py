@@ -6,8 +6,8 @@ import pytest
 
 from alexlab.cli.rerun import find_rerun
 from alexlab.errors import ConfigError
-from alexlab.runs import record
-from alexlab.runs.record import RunRecord
+from alexlab.records import record
+from alexlab.records.record import RunRecord
 from alexlab.tasks import train as task
 from support.commands import run
 

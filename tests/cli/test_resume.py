@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from alexlab.cli.resume import find_resumption, is_longer
 from alexlab.cli.resume_sweep import find_resumed_sweep
 from alexlab.errors import ConfigError, DataError, RankError
-from alexlab.runs.record import RunRecord
+from alexlab.records.record import RunRecord
 from alexlab.sweeps.record import SweepRecord
 from alexlab.tasks import rank
 from alexlab.training.checkpoint_io import position

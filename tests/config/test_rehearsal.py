@@ -199,7 +199,7 @@ def test_trainable_configs_pass(changed: Changed, values: dict[str, Any], caplog
     ],
 )
 def test_passing_configs_can_be_trained(changed: Changed, values: dict[str, Any], tmp_path: Path) -> None:
-    from alexlab.runs.run import Run
+    from alexlab.records.run import Run
     from alexlab.tasks.train import main
 
     folder = tmp_path / "run"
@@ -212,7 +212,7 @@ def test_passing_configs_can_be_trained(changed: Changed, values: dict[str, Any]
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_nets_of_other_precisions_return_float32(changed: Changed, tmp_path: Path, precision: str) -> None:
-    from alexlab.runs.run import Run
+    from alexlab.records.run import Run
     from alexlab.tasks.train import main
 
     folder = tmp_path / "run"

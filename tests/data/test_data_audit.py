@@ -21,7 +21,7 @@ from alexlab.data.manifest import read_manifest
 from alexlab.distributed.failures import translate_errors
 from alexlab.errors import ConfigError, DataError, FindingsError, ImageError, RankError
 from alexlab.output.escape import shown
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks.prepare import main
 from support.bad_images import READABLE, UNREADABLE, tiff, write_odd_files
 from support.runs import plain

@@ -16,8 +16,8 @@ from alexlab.data.cache.on_device import CropSampler, crop, load_on_device, resi
 from alexlab.data.samplers import derived_seed
 from alexlab.data.transforms import CenterView, RandomCropView
 from alexlab.errors import ConfigError, ImageError
-from alexlab.runs.record import RunRecord
-from alexlab.runs.safe_load import load_file
+from alexlab.records.record import RunRecord
+from alexlab.records.safe_load import load_file
 from support.runs import TINY, plain, rows
 
 pytestmark = pytest.mark.slow

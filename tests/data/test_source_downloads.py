@@ -222,7 +222,7 @@ def test_a_corrupt_archive_is_downloaded_again(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    from alexlab.runs.run import Run
+    from alexlab.records.run import Run
     from alexlab.tasks.prepare import main
 
     make, counts, _ = MAKERS["oxford_pets"]

@@ -10,7 +10,7 @@ import pytest
 from alexlab.data.audit.unsplit import find_unsplit
 from alexlab.data.discovery import find_splits
 from alexlab.errors import ConfigError, DataError, DiskError
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks.prepare import main
 from support.images import write_images
 from support.runs import plain, rows

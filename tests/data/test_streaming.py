@@ -33,7 +33,7 @@ from alexlab.data.streaming.reader import ShardedImages
 from alexlab.data.streaming.store import Store
 from alexlab.data.streaming.writer import write_shards
 from alexlab.errors import ConfigError, DataError, ImageError
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks import prepare
 from alexlab.tasks.evaluate import main as evaluate
 from support.images import replace_unseen, write_images

@@ -23,8 +23,8 @@ from alexlab.distributed import ddp
 from alexlab.distributed.ddp import HOOKS, RANK, START_STEP, HookedDDP, gradient_bytes, traffic
 from alexlab.distributed.launch import Limits, launch
 from alexlab.errors import ConfigError, NumericError
-from alexlab.runs.layout import LAST
-from alexlab.runs.safe_load import load_file
+from alexlab.records.layout import LAST
+from alexlab.records.safe_load import load_file
 from alexlab.training.console import quiet_lightning
 from alexlab.training.module import Classifier
 from support.runs import TINY, plain

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from alexlab.errors import DataError, RankError
-from alexlab.runs.layout import LAST
-from alexlab.runs.record import RunRecord
+from alexlab.records.layout import LAST
+from alexlab.records.record import RunRecord
 from alexlab.training.module import Classifier
 from support.exact_resume import content, difference
 from support.runs import rows

@@ -12,7 +12,7 @@ from alexlab.cli.command import run_command
 from alexlab.distributed import rendezvous
 from alexlab.distributed.environment import LOOPBACK, MPIRUN, SRUN, TORCHRUN, VARIABLES, RankEnvironment, detect_rank
 from alexlab.errors import ConfigError
-from alexlab.runs.record import RunRecord
+from alexlab.records.record import RunRecord
 from support.runs import TINY, rows
 from support.slurm import free_ports
 

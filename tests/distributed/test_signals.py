@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from alexlab.distributed.signals import Interrupted, Signals
-from alexlab.runs.layout import LAST
-from alexlab.runs.record import RunRecord
+from alexlab.records.layout import LAST
+from alexlab.records.record import RunRecord
 from alexlab.tasks import rank
 from alexlab.training.module import Classifier
 from support.exact_resume import RECIPES, RecordedRun, compare, content

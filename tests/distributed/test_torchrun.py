@@ -19,9 +19,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alexlab.cli.command import run_command
-from alexlab.runs import layout
-from alexlab.runs.record import RunRecord
-from alexlab.runs.safe_load import load_file
+from alexlab.records import layout
+from alexlab.records.record import RunRecord
+from alexlab.records.safe_load import load_file
 from alexlab.training.module import Classifier
 from support.network import FIRST, PORT, Machine, Network, network
 from support.runs import TINY, rows

@@ -10,7 +10,7 @@ from torchvision import models
 
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
-from alexlab.runs.record import RunRecord
+from alexlab.records.record import RunRecord
 from support.images import write_images
 
 

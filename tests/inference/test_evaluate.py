@@ -33,8 +33,8 @@ from alexlab.inference.metrics import (
     wilson_interval,
 )
 from alexlab.inference.predictions import Predictions, predict_split, select_split, split_loader
-from alexlab.runs.record import RunRecord
-from alexlab.runs.run import Run
+from alexlab.records.record import RunRecord
+from alexlab.records.run import Run
 from alexlab.tasks.evaluate import main
 from alexlab.training.metrics import ClassificationMetrics
 from alexlab.training.preprocessing import Inference
@@ -331,7 +331,7 @@ def test_many_classes_have_a_table_of_the_lowest_recalls(
 ) -> None:
     from rich.console import Console
 
-    from alexlab.inference.report import Evaluation, summary_tables
+    from alexlab.inference.report import Evaluation, summary_tables, write_evaluation
 
     generator = np.random.default_rng(0)
     labels = np.arange(200) % 50
@@ -341,6 +341,7 @@ def test_many_classes_have_a_table_of_the_lowest_recalls(
     predictions = from_arrays(labels, top, probs)
     with caplog.at_level(logging.WARNING):
         evaluation = Evaluation(predictions, [f"class {n}" for n in range(50)], {"split": "val"})
+        write_evaluation(evaluation, tmp_path)
     for table in summary_tables(evaluation):
         Console(width=120).print(table)
     printed = capsys.readouterr().out

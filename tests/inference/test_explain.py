@@ -25,7 +25,7 @@ from alexlab.inference.predictions import select_split, split_loader
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.models.nin import NiN
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks.explain import main
 from alexlab.training.preprocessing import Inference
 from support.images import replace_unseen

@@ -13,7 +13,7 @@ from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.export import FORMATS, largest_difference
 from alexlab.inference.sequential import sequential_layers
 from alexlab.models.googlenet import GoogLeNet
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks.export import main
 from support.images import write_images
 from support.runs import ROOT, names, plain

@@ -17,7 +17,7 @@ from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.input_files import find_files, read_list
 from alexlab.inference.predict import predict_files
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks.predict import main
 from support.images import write_images
 from support.runs import plain, rows

@@ -7,7 +7,7 @@ import torch
 from alexlab.config import build
 from alexlab.errors import ConfigError
 from alexlab.models.summary import layer_rows
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks.summary import main
 from support.runs import plain, rows
 

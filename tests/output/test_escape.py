@@ -45,8 +45,8 @@ from alexlab.output.escape import (
 from alexlab.output.progress import progress_bar
 from alexlab.output.terminal import Terminal
 from alexlab.pages.plots import png
-from alexlab.runs.report import write_report
-from alexlab.runs.run import Run
+from alexlab.records.report import write_report
+from alexlab.records.run import Run
 from alexlab.sweeps.jobs import FAILED, Job
 from alexlab.sweeps.table import JobTable
 from alexlab.tasks import report

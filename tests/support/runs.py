@@ -64,7 +64,7 @@ def trains_on(images: Path, folder: Path) -> Callable[..., float | None]:
         without: Sequence[str] = (),
         resumed: bool = False,
     ) -> float | None:
-        from alexlab.runs.run import Run
+        from alexlab.records.run import Run
         from alexlab.tasks.train import main
 
         run_dir.mkdir(exist_ok=True)

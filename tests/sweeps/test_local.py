@@ -15,10 +15,10 @@ from rich.console import Console
 from alexlab.distributed import devices, hardware
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import ConfigError
-from alexlab.runs.lock import RunLock
-from alexlab.runs.record import FINISHED as RECORD_FINISHED
-from alexlab.runs.record import PRUNED as RECORD_PRUNED
-from alexlab.runs.record import RunRecord
+from alexlab.records.lock import RunLock
+from alexlab.records.record import FINISHED as RECORD_FINISHED
+from alexlab.records.record import PRUNED as RECORD_PRUNED
+from alexlab.records.record import RunRecord
 from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job, previous_attempt
 from alexlab.sweeps.local import Parallel
 from alexlab.sweeps.slots import SlotPool

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from alexlab.errors import ConfigError, PrunedError
-from alexlab.runs.record import RunRecord
+from alexlab.records.record import RunRecord
 from alexlab.sweeps.pruning import Pruning, open_study
 from alexlab.sweeps.slurm import Submitit
 from hydra_plugins.alexlab_optuna import OptunaSweeper, distribution

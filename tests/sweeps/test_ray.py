@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from alexlab.cli.resume_sweep import find_resumed_sweep
 from alexlab.distributed import hardware
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import LAST
-from alexlab.runs.lock import lock_holder
+from alexlab.records.layout import LAST
+from alexlab.records.lock import lock_holder
 from alexlab.sweeps import ray_cluster
 from alexlab.sweeps.jobs import FAILED, FINISHED, RUNNING, Job
 from alexlab.sweeps.ray import Ray, RayTasks

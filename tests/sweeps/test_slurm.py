@@ -17,7 +17,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from alexlab.config.trainer import build_trainer
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import LAST
+from alexlab.records.layout import LAST
 from alexlab.sweeps import squeue
 from alexlab.sweeps.jobs import Job
 from alexlab.sweeps.slurm import Submitit

@@ -7,7 +7,7 @@ import pytest
 
 from alexlab.config import CONFIG_DIR
 from alexlab.errors import ConfigError
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks import prepare
 
 COMMANDS = sorted({path.stem for path in CONFIG_DIR.glob("*.yaml")} - {"command"})

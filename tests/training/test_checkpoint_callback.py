@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from alexlab.errors import ConfigError, DiskError
-from alexlab.runs.atomic import write_atomic
-from alexlab.runs.record import RunRecord
+from alexlab.records.atomic import write_atomic
+from alexlab.records.record import RunRecord
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.checkpoint_io import AtomicCheckpointIO
 from support.runs import rows

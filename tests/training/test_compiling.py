@@ -9,7 +9,7 @@ import torch
 from alexlab.config import build, resolve
 from alexlab.config.data import data_config
 from alexlab.config.resolve import resolve_auto
-from alexlab.runs.safe_load import load_file
+from alexlab.records.safe_load import load_file
 from support.runs import TINY, plain
 
 Train = Callable[..., float | None]

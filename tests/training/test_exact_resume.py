@@ -14,8 +14,8 @@ import pytest
 from alexlab.data.discovery import find_splits
 from alexlab.data.streaming.writer import write_shards
 from alexlab.distributed.signals import Interrupted
-from alexlab.runs.layout import LAST
-from alexlab.runs.safe_load import load_file
+from alexlab.records.layout import LAST
+from alexlab.records.safe_load import load_file
 from alexlab.tasks import rank
 from alexlab.training.checkpoint_io import position
 from alexlab.training.module import Classifier

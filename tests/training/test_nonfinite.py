@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from alexlab.errors import NumericError
-from alexlab.runs.layout import BEST, LAST
-from alexlab.runs.record import RunRecord
+from alexlab.records.layout import BEST, LAST
+from alexlab.records.record import RunRecord
 from alexlab.training.module import Classifier
 from support.exact_resume import content
 from support.nonfinite import OVERRIDES, inject

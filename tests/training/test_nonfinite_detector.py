@@ -14,7 +14,7 @@ from alexlab.config import build
 from alexlab.config.data import data_config
 from alexlab.config.trainer import build_trainer
 from alexlab.errors import NumericError
-from alexlab.runs.layout import LAST
+from alexlab.records.layout import LAST
 from alexlab.training import nonfinite
 from alexlab.training.module import Classifier
 from alexlab.training.nonfinite import NonFiniteDetector, NonFiniteValue

@@ -15,7 +15,7 @@ from alexlab.config.data import data_config
 from alexlab.config.trainer import build_trainer
 from alexlab.errors import ConfigError, DiskError
 from alexlab.inference.checkpoint import load_checkpoint
-from alexlab.runs.record import RunRecord
+from alexlab.records.record import RunRecord
 from alexlab.training.checkpoint_check import check_checkpoint
 from alexlab.training.restore import choose_checkpoint, load_best
 from support.runs import rows

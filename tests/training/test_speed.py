@@ -18,8 +18,8 @@ from alexlab.data.datamodule import ImageDataModule, collate
 from alexlab.data.dataset import SeededDataset
 from alexlab.distributed import hardware
 from alexlab.distributed.launch import Limits, launch
-from alexlab.runs.run import Run
-from alexlab.runs.safe_load import load_file
+from alexlab.records.run import Run
+from alexlab.records.safe_load import load_file
 from alexlab.training import module as training_module
 from alexlab.training.module import Classifier
 from alexlab.training.preprocessing import normalize

@@ -13,8 +13,8 @@ from alexlab.errors import ConfigError
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.layers import ResponseNorm
 from alexlab.models.two_tower import Tower, merged
-from alexlab.runs.layout import LAST
-from alexlab.runs.safe_load import load_file
+from alexlab.records.layout import LAST
+from alexlab.records.safe_load import load_file
 from alexlab.tasks import rank
 from alexlab.training.module import Classifier
 from support.runs import rows

@@ -23,7 +23,7 @@ from alexlab.inference.explain.gradcam import grad_cam, overlaid
 from alexlab.inference.explain.neighbours import features
 from alexlab.inference.export import FORMATS
 from alexlab.inference.report import Evaluation
-from alexlab.runs.layout import SKIPPED
+from alexlab.records.layout import SKIPPED
 from alexlab.tasks import evaluate, export
 
 
@@ -240,7 +240,9 @@ class Model:
             raise ConfigError(f"path must end in {', '.join(formats)}; got {path}")
         model = load_checkpoint(str(self.path), device="cpu")
         if images is None:
-            views = export.comparison_images({"num_images": num_images, "input": None}, model, build.eval_view(model.config))
+            views = export.comparison_images(
+                {"num_images": num_images, "input": None}, model, build.eval_view(model.config)
+            )
         else:
             views = self._views(images)[:num_images]
         return export.export(model, formats[Path(path).suffix], Path(path), views)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import alexlab
 from alexlab.cli.arguments import PATH_KEYS
 from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
-from alexlab.runs.compare import differing_keys, group_seeds, key_values, rank_groups
-from alexlab.runs.layout import RUN_JSON
-from alexlab.runs.report import verdict, write_report
-from alexlab.runs.results import RunResult, find_runs, read_run, read_runs
+from alexlab.records.compare import differing_keys, group_seeds, key_values, rank_groups
+from alexlab.records.layout import RUN_JSON
+from alexlab.records.report import verdict, write_report
+from alexlab.records.results import RunResult, find_runs, read_run, read_runs
 from alexlab.sweeps.entries import to_override, to_text
 
 if TYPE_CHECKING:
@@ -227,26 +227,26 @@ def _run_command(arguments: Sequence[str]) -> Path:
         result = Path(parts) / "folder"
         package = str(Path(alexlab.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "alexlab.api.child", str(result), "train", *arguments],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
-            stdout=None if sys.stdout is sys.__stdout__ and sys.stdout.isatty() else subprocess.PIPE,
+            stdout=None if sys.__stdout__ is sys.stdout and os.isatty(1) else subprocess.PIPE,
             stderr=errors,
             text=True,
             encoding="utf-8",
             errors="replace",
             start_new_session=True,  # so that Ctrl-C reaches it once, from here
-        )
-        code = _wait(process)
+        ) as process:
+            code = _wait(process)
         errors.seek(0)
         messages = errors.read().strip()
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt(messages)
         folder = Path(os.fsdecode(result.read_bytes())) if result.exists() else None
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt(f"{folder}: to continue, use resume={folder}")
         if code and (folder is None or "-m" not in arguments or not any(folder.glob(f"**/{RUN_JSON}"))):
             raise ERRORS.get(code, AlexlabError)(messages or _reason(folder) or f"train.py exited with code {code}")
         if messages:
-            print(messages, file=sys.stderr)
+            sys.stderr.write(f"{messages}\n")
         if folder is None:
             raise ConfigError(f"train needs overrides that start a run; got {' '.join(arguments)}")
         return folder
@@ -257,7 +257,7 @@ def _wait(process: "subprocess.Popen[str]") -> int:
     while True:
         try:
             for line in process.stdout or ():
-                print(line, end="")
+                sys.stdout.write(line)  # the command has escaped it
             return process.wait()
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)

@@ -17,7 +17,7 @@ from alexlab.config.instantiate import Config
 from alexlab.data.splits import Splits
 from alexlab.data.streaming.index import SPARE_SHARDS
 from alexlab.data.streaming.writer import write_shards
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 
 SHARD_BYTES = 2_000_000  # small, so that the measured subset exceeds a cache of MIX shards
 MIX = 8  # shards

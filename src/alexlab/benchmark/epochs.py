@@ -15,7 +15,7 @@ from alexlab.benchmark.stock_lightning import FOREVER, EpochTurns, stock_lightni
 from alexlab.benchmark.table import Row
 from alexlab.benchmark.workload import Workload
 from alexlab.config import allowlist
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.training.checkpoint_io import AtomicCheckpointIO
 
 LABELS = {"epoch": "whole epochs", "train": "training", "val": "validation"}  # labels of the figures

@@ -16,7 +16,7 @@ from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config, parts
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.splits import Splits
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from alexlab.distributed.signals import INTERRUPTED, Interrupted, signals
 from alexlab.distributed.socket_paths import ensure_short_socket_paths
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
-from alexlab.runs import layout
+from alexlab.records import layout
 from alexlab.sweeps.table import JobTable
 
 
-def run_command(name: str, on_end: Callable[[Path], None] = lambda folder: None) -> None:
+def run_command(name: str, on_end: Callable[[Path], object] = lambda folder: None) -> None:
     """Compose `conf/<name>.yaml` with the command line, run `alexlab.tasks.<name>.main` and exit with its exit code.
 
     Args:

@@ -14,7 +14,7 @@ from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolat
 from alexlab.distributed.failures import translate_errors
 from alexlab.errors import AlexlabError, ConfigError, PrunedError
 from alexlab.output.escape import print_line
-from alexlab.runs.layout import RUN_JSON
+from alexlab.records.layout import RUN_JSON
 
 UNRESOLVED = (InterpolationResolutionError, UnsupportedInterpolationType)
 

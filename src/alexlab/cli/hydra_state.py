@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from alexlab.cli import composition
 from alexlab.config import allowlist
 from alexlab.config.grammar import raw_overrides
-from alexlab.runs.layout import tag
+from alexlab.records.layout import tag
 
 
 def register() -> None:

@@ -51,7 +51,7 @@ def parse_invocation(command: str, typed: Sequence[str]) -> Invocation:
         from alexlab.cli.rerun import find_rerun
         from alexlab.cli.resume import find_resumption
         from alexlab.cli.resume_sweep import find_resumed_sweep
-        from alexlab.runs.disk_errors import check_free_space
+        from alexlab.records.disk_errors import check_free_space
 
         sweep = find_resumed_sweep(arguments)
         if sweep is not None:

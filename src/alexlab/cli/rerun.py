@@ -13,8 +13,8 @@ from alexlab.cli.arguments import quote_paths
 from alexlab.cli.resume import check_foreign, is_unchanged, override_keys
 from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError
-from alexlab.runs.record import RunRecord
-from alexlab.runs.run import Run
+from alexlab.records.record import RunRecord
+from alexlab.records.run import Run
 
 log = logging.getLogger(__name__)
 

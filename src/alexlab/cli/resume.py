@@ -24,10 +24,18 @@ from alexlab.config.grammar import quote_path
 from alexlab.distributed import rendezvous
 from alexlab.distributed.ranks import broadcast_run_dir, rank
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_OVERRIDES, RUN_JSON
-from alexlab.runs.lock import lock_holder
-from alexlab.runs.record import FINISHED, INTERRUPTED, RUNNING, CorruptError, RunRecord, check_record, images_to_match
-from alexlab.runs.run import Run
+from alexlab.records.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_OVERRIDES, RUN_JSON
+from alexlab.records.lock import lock_holder
+from alexlab.records.record import (
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    CorruptError,
+    RunRecord,
+    check_record,
+    images_to_match,
+)
+from alexlab.records.run import Run
 from alexlab.sweeps.record import RECORD
 
 log = logging.getLogger(__name__)
@@ -174,7 +182,7 @@ def _read(run_dir: Path) -> dict[str, Any]:
     except CorruptError as error:
         if lock_holder(run_dir) is not None:
             raise
-        from alexlab.runs.safe_load import load_file
+        from alexlab.records.safe_load import load_file
 
         for path in (
             run_dir / LAST,

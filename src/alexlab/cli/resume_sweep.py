@@ -14,9 +14,9 @@ from alexlab.cli.resume import ON_CHANGED_DATA, accepts_changed_data, check_fore
 from alexlab.config.confinement import check_folder
 from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import LAUNCHER_OVERRIDES
-from alexlab.runs.record import RunRecord, images_to_match
-from alexlab.runs.run import Run
+from alexlab.records.layout import LAUNCHER_OVERRIDES
+from alexlab.records.record import RunRecord, images_to_match
+from alexlab.records.run import Run
 from alexlab.sweeps.entries import to_entry
 from alexlab.sweeps.record import SweepRecord, read_record
 

@@ -16,13 +16,13 @@ from alexlab.config.confinement import check_folder
 from alexlab.config.grammar import quote_path, raw_overrides
 from alexlab.distributed import ranks, rendezvous
 from alexlab.errors import ConfigError
-from alexlab.runs import layout
-from alexlab.runs.disk_errors import check_free_space
+from alexlab.records import layout
+from alexlab.records.disk_errors import check_free_space
 from alexlab.sweeps.jobs import MULTIRUN
 from alexlab.sweeps.record import RECORD, make_record, read_record
 
 if TYPE_CHECKING:
-    from alexlab.runs.lock import RunLock
+    from alexlab.records.lock import RunLock
 
 # Files in a folder in which no work was started.
 UNUSED = {".hydra", layout.LOCK, ranks.NODE_MARKER, RECORD, MULTIRUN}
@@ -87,7 +87,7 @@ def _is_given(key: str, config: DictConfig) -> bool:
 
 def _sweep_dir(config: DictConfig, *, given: bool) -> "tuple[Path, RunLock]":
     """Return a new folder for a sweep, or the existing folder of the same sweep, and the lock on it."""
-    from alexlab.runs.lock import RunLock
+    from alexlab.records.lock import RunLock
 
     folder = Path(config.hydra.sweep.dir)
     record = make_record(OmegaConf.to_container(config)) if config.hydra.job.name == "train" else None

@@ -24,7 +24,7 @@ from alexlab.config.confinement import check_confined
 from alexlab.config.grammar import raw_overrides
 from alexlab.distributed import ranks, rendezvous
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.sweeps.jobs import FAILED, FINISHED, Job, previous_attempt
 from alexlab.sweeps.table import JobTable
 
@@ -128,7 +128,7 @@ class CommandTask:
         Raises:
             AlexlabError: with the cause and the exit code if the run failed there.
         """
-        from alexlab.runs.record import RunRecord
+        from alexlab.records.record import RunRecord
 
         hydra_config = HydraConfig.get()
         run_dir = Path(hydra_config.runtime.output_dir)

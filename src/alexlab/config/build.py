@@ -26,7 +26,7 @@ from alexlab.errors import ConfigError
 from alexlab.models.compile import compile_net
 from alexlab.models.weights.matching import MatchedWeights, match_weights
 from alexlab.models.weights.pretrained import read_source
-from alexlab.runs.layout import SKIPPED
+from alexlab.records.layout import SKIPPED
 from alexlab.training.loggers import logger_errors
 from alexlab.training.module import Classifier
 from alexlab.training.param_groups import parameter_groups

@@ -16,7 +16,7 @@ import yaml
 
 from alexlab.config import CONFIG_DIR
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import SLURM_LOG
+from alexlab.records.layout import SLURM_LOG
 
 METRIC = re.compile(r"(train|val|test|best)/\w+")
 # Arguments of callbacks, loggers and profilers that name a location or an account.

@@ -17,9 +17,9 @@ from alexlab.distributed import devices, ranks
 from alexlab.distributed.consistency import fingerprint, require_same
 from alexlab.distributed.launch import Limits
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import LAST
-from alexlab.runs.provenance import versions
-from alexlab.runs.run import Run
+from alexlab.records.layout import LAST
+from alexlab.records.provenance import versions
+from alexlab.records.run import Run
 from alexlab.training.console import quiet_lightning
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from alexlab.data.file_types import IMAGE_EXTENSIONS
 from alexlab.data.paths import PathArray
-from alexlab.runs.atomic import atomic_dir
+from alexlab.records.atomic import atomic_dir
 
 VERSION = 3  # of the file format
 SETTLE_S = 2.0  # a folder that changed more recently may change again within the same clock tick of the file system

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from alexlab.errors import ImageError
 from alexlab.output.csv_files import CellWriter, csv_bytes, unescape_formula
-from alexlab.runs.atomic import write_atomic
-from alexlab.runs.disk_errors import RunFileWriter
+from alexlab.records.atomic import write_atomic
+from alexlab.records.disk_errors import RunFileWriter
 
 COLUMNS = ("path", "code", "reason")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from traceback import walk_tb
 
 from alexlab.errors import AlexlabError, DiskError, LostPeerError, RankError
-from alexlab.runs.disk_errors import disk_error, free_space
+from alexlab.records.disk_errors import disk_error, free_space
 
 LOADERS = ("torch/utils/data/dataloader.py", "torch/multiprocessing/reductions.py")
 SEMAPHORES = ("multiprocessing/synchronize.py",)  # these are files in /dev/shm too

@@ -27,7 +27,7 @@ from alexlab.distributed.signals import Interrupted, signals
 from alexlab.distributed.socket_paths import ensure_short_socket_paths
 from alexlab.distributed.supervisor import INTERRUPTED, RETURNED, supervise
 from alexlab.errors import AlexlabError, ConfigError, RankError
-from alexlab.runs.disk_errors import check_free_space
+from alexlab.records.disk_errors import check_free_space
 
 FORK = multiprocessing.get_context("fork")
 

@@ -25,7 +25,7 @@ def broadcast_file(path: Path, key: str) -> None:
     import torch
     from torch import distributed
 
-    from alexlab.runs.atomic import write_atomic
+    from alexlab.records.atomic import write_atomic
 
     digests = all_gather(f"{key} digests", file_digest(path))
     if len({*digests}) == 1:

@@ -25,7 +25,7 @@ from alexlab.models.weights.files import WeightFile, read_weights
 from alexlab.models.weights.matching import match_weights
 from alexlab.models.weights.pretrained import WeightSource, hint_at_weights
 from alexlab.models.weights.state_dicts import ParameterLimit, State, load_state
-from alexlab.runs.layout import BEST, LAST
+from alexlab.records.layout import BEST, LAST
 from alexlab.training.preprocessing import Inference
 
 log = logging.getLogger(__name__)

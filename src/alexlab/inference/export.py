@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from alexlab.errors import ConfigError, NumericError
 from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.sequential import build_sequential, sequential_layers
-from alexlab.runs.atomic import write_atomic
-from alexlab.runs.layout import CHECKPOINT_KEY
+from alexlab.records.atomic import write_atomic
+from alexlab.records.layout import CHECKPOINT_KEY
 from alexlab.training.preprocessing import expand_binary_logits
 
 TOLERANCE = 1e-4  # maximum absolute difference of a logit

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.distributed.signals import Interrupted
-from alexlab.runs.layout import EARLIER, RUN_JSON
-from alexlab.runs.lock import lock_holder
+from alexlab.records.layout import EARLIER, RUN_JSON
+from alexlab.records.lock import lock_holder
 
 WAITING, RUNNING, FINISHED, PRUNED, FAILED = "waiting", "running", "finished", "pruned", "failed"  # states of a job
 MULTIRUN = "multirun.yaml"  # Hydra writes it into the folder of a sweep; nothing reads it
@@ -80,7 +80,7 @@ def previous_attempt(folder: Path, *, retry_failed: bool = False) -> PreviousAtt
     """
     if not (folder / RUN_JSON).is_file():
         return PreviousAttempt()
-    from alexlab.runs import record
+    from alexlab.records import record
 
     try:
         found = record.RunRecord(folder).read()

@@ -13,7 +13,7 @@ from alexlab.distributed import hardware
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError
-from alexlab.runs.layout import OUTPUT
+from alexlab.records.layout import OUTPUT
 from alexlab.sweeps.jobs import FAILED, Job
 from alexlab.sweeps.slots import Slot
 

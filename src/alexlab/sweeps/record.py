@@ -19,8 +19,8 @@ from hydra.errors import HydraException
 from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import check_target
 from alexlab.errors import ConfigError
-from alexlab.runs.atomic import write_atomic
-from alexlab.runs.layout import LAUNCHER_OVERRIDES
+from alexlab.records.atomic import write_atomic
+from alexlab.records.layout import LAUNCHER_OVERRIDES
 from alexlab.sweeps.entries import to_entry, to_override, to_text
 
 RECORD = "sweep.json"

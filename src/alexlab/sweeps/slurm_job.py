@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from alexlab.distributed.signals import Interrupted
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import OUTPUT, SLURM_LOG
+from alexlab.records.layout import OUTPUT, SLURM_LOG
 from alexlab.sweeps import squeue
 from alexlab.sweeps.jobs import FAILED, Job
 from alexlab.sweeps.processes import redirect_output

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import LAST
-from alexlab.runs.record import RunRecord
+from alexlab.records.layout import LAST
+from alexlab.records.record import RunRecord
 
 QUEUE_S = 10.0  # between two queries of the queue, which many users share
 LAG_S = 15.0  # how long after a job has left the queue its result may take to appear on our disk

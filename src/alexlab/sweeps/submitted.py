@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alexlab.errors import ConfigError
-from alexlab.runs.record import INTERRUPTED, RunRecord
+from alexlab.records.record import INTERRUPTED, RunRecord
 from alexlab.sweeps import squeue
 from alexlab.sweeps.jobs import FAILED, Job, previous_attempt
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
-from alexlab.runs.layout import RUN_JSON
+from alexlab.records.layout import RUN_JSON
 from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class JobTable:
     def print_results(self) -> None:
         """Print all jobs with their scores and causes, and write the report of the sweep if there are any runs."""
         from alexlab.output.terminal import Terminal
-        from alexlab.runs.report import write_report
+        from alexlab.records.report import write_report
 
         sweep_dir = self.sweep_dir
         assert sweep_dir is not None

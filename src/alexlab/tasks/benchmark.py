@@ -11,7 +11,7 @@ from alexlab.config.instantiate import bind
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks import train
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _on_subset(run: Run, settings: Any) -> dict[str, Any]:
 def _about(run: Run, context: "BenchmarkContext") -> dict[str, Any]:
     """Return the environment of the measurements, for benchmark.json."""
     from alexlab.distributed.hardware import describe_hardware
-    from alexlab.runs.provenance import CODE_DIR, code_state, versions
+    from alexlab.records.provenance import CODE_DIR, code_state, versions
 
     return {
         "hardware": describe_hardware(),

@@ -7,7 +7,7 @@ from typing import Any
 
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks import evaluate
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 
 if TYPE_CHECKING:
     from alexlab.inference.checkpoint import TrainedModel
@@ -24,7 +24,7 @@ def main(run: Run) -> float:
 
     from alexlab.inference.report import summary_tables, write_evaluation, write_page
     from alexlab.output.terminal import Terminal
-    from alexlab.runs.layout import SKIPPED
+    from alexlab.records.layout import SKIPPED
 
     model = load_model(run.config)
     evaluation = evaluate(model, run.config, skipped=run.dir / SKIPPED)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import print_line
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks import evaluate
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def main(run: Run) -> None:
     from alexlab.inference.explain import sections
     from alexlab.inference.report import write_evaluation, write_page
     from alexlab.pages.plots import png
-    from alexlab.runs.layout import SKIPPED
+    from alexlab.records.layout import SKIPPED
 
     config = run.config
     _check_options(config)
@@ -61,7 +61,9 @@ def main(run: Run) -> None:
     pngs = {name: png(figure) for name, figure in figures.items()}
     for name, content in pngs.items():
         (run.dir / f"{name}.png").write_bytes(content)
-    write_page(evaluation, run.dir / "evaluation.html", evaluate.title(model, evaluation), figures=pngs, headings=HEADINGS)
+    write_page(
+        evaluation, run.dir / "evaluation.html", evaluate.title(model, evaluation), figures=pngs, headings=HEADINGS
+    )
     if config["tensorboard"]:
         _write_to_tensorboard(model, run.dir)
     print_line(f"{int((~predictions.correct).sum())} of {len(predictions.labels):,} images are misclassified")

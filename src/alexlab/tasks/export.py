@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import print_line
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 from alexlab.tasks import evaluate
 
 if TYPE_CHECKING:

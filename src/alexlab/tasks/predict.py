@@ -5,7 +5,7 @@ import os
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 
 
 def main(run: Run) -> None:

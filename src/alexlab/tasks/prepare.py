@@ -18,7 +18,7 @@ from alexlab.data.streaming.writer import write_shards
 from alexlab.errors import ConfigError, FindingsError
 from alexlab.output.escape import print_line
 from alexlab.output.terminal import Terminal
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 
 
 def main(run: Run) -> None:

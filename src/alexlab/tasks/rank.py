@@ -21,9 +21,9 @@ from alexlab.distributed.hardware import keep_memory
 from alexlab.distributed.signals import signals
 from alexlab.models.two_tower import Tower
 from alexlab.output.escape import shown
-from alexlab.runs import layout
-from alexlab.runs.run import Run
-from alexlab.runs.safe_load import load_file
+from alexlab.records import layout
+from alexlab.records.run import Run
+from alexlab.records.safe_load import load_file
 from alexlab.training import checkpoint_io
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.console import log_batches, log_communication, log_model

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from alexlab.output.escape import print_line, unescape_markdown
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 
 
 def main(run: Run) -> None:
@@ -12,8 +12,8 @@ def main(run: Run) -> None:
     Raises:
         ConfigError: if no run is found.
     """
-    from alexlab.runs.compare import relative
-    from alexlab.runs.report import write_report
+    from alexlab.records.compare import relative
+    from alexlab.records.report import write_report
 
     page = write_report([str(pattern) for pattern in run.config["runs"]], Path(run.config["out"] or run.dir))
     for line in page.with_name("report.md").read_text(encoding="utf-8").split("\n"):

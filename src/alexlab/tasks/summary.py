@@ -1,7 +1,7 @@
 """Task of `python src/summary.py`: a table of the layers of a network."""
 
 from alexlab.distributed.imports import import_lightning
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 
 
 def main(run: Run) -> None:

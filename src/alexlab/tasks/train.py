@@ -16,10 +16,10 @@ from alexlab.distributed.hardware import describe_hardware
 from alexlab.distributed.imports import import_lightning
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError, DiskError, PrunedError
-from alexlab.runs.layout import LAST, RUN_JSON, STATISTICS
-from alexlab.runs.lock import RunLock
-from alexlab.runs.record import FAILED, FINISHED, INTERRUPTED, PRUNED, RunRecord, images_to_match
-from alexlab.runs.run import Run
+from alexlab.records.layout import LAST, RUN_JSON, STATISTICS
+from alexlab.records.lock import RunLock
+from alexlab.records.record import FAILED, FINISHED, INTERRUPTED, PRUNED, RunRecord, images_to_match
+from alexlab.records.run import Run
 
 log = logging.getLogger(__name__)
 

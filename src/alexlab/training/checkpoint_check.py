@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from alexlab.models.weights.state_dicts import check_state
-from alexlab.runs.layout import CHECKPOINT_KEY
+from alexlab.records.layout import CHECKPOINT_KEY
 from alexlab.training.module import Classifier
 
 

@@ -8,10 +8,10 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from alexlab import compat
-from alexlab.runs.atomic import write_atomic
-from alexlab.runs.disk_errors import RunFileWriter
-from alexlab.runs.layout import CHECKPOINT_KEY
-from alexlab.runs.safe_load import load_file
+from alexlab.records.atomic import write_atomic
+from alexlab.records.disk_errors import RunFileWriter
+from alexlab.records.layout import CHECKPOINT_KEY
+from alexlab.records.safe_load import load_file
 from alexlab.training.nonfinite import check_finite
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from alexlab.models.two_tower import Tower
 from alexlab.output.escape import print_line
 from alexlab.output.terminal import Terminal
-from alexlab.runs import layout
+from alexlab.records import layout
 from alexlab.training.module import Classifier
 from alexlab.training.param_groups import parameters_by_kind
 

@@ -17,8 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from alexlab import compat
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.output.csv_files import csv_bytes
-from alexlab.runs.atomic import write_atomic
-from alexlab.runs.disk_errors import RunFileWriter
+from alexlab.records.atomic import write_atomic
+from alexlab.records.disk_errors import RunFileWriter
 
 EPOCH_METRICS = ("train/", "val/", "best/")
 OFFLINE = ("offline", "dryrun", "disabled")  # modes of Weights & Biases that need no API key

@@ -14,7 +14,7 @@ from alexlab.data.labels import PADDING
 from alexlab.data.samplers import data_ranks, derived_seed
 from alexlab.distributed.ddp import HookedDDP
 from alexlab.errors import DataError
-from alexlab.runs.layout import CHECKPOINT_KEY
+from alexlab.records.layout import CHECKPOINT_KEY
 from alexlab.training import nonfinite
 from alexlab.training.checkpoint_io import rescale_progress
 from alexlab.training.metrics import ClassificationMetrics, evaluate_batch

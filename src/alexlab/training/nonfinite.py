@@ -12,8 +12,8 @@ from torch import Tensor
 
 from alexlab.errors import NumericError
 from alexlab.output.csv_files import write_csv
-from alexlab.runs.disk_errors import RunFileWriter
-from alexlab.runs.layout import NOT_FINITE
+from alexlab.records.disk_errors import RunFileWriter
+from alexlab.records.layout import NOT_FINITE
 
 
 @dataclass(frozen=True)

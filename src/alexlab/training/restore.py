@@ -9,8 +9,8 @@ import lightning
 
 from alexlab.errors import ConfigError, DiskError
 from alexlab.models.weights.state_dicts import check_state
-from alexlab.runs.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS
-from alexlab.runs.safe_load import load_file
+from alexlab.records.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS
+from alexlab.records.safe_load import load_file
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.checkpoint_check import check_checkpoint
 from alexlab.training.checkpoint_io import position

@@ -10,7 +10,7 @@ from pathlib import Path
 from alexlab.data.scan import check_root
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.output.escape import shown
-from alexlab.runs.disk_errors import disk_errors
+from alexlab.records.disk_errors import disk_errors
 
 MOVES = "moves.jsonl"
 

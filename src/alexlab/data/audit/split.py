@@ -13,8 +13,8 @@ from alexlab.data.manifest import ManifestRow, write_manifest
 from alexlab.errors import ConfigError, DataError, DiskError
 from alexlab.output.escape import shown
 from alexlab.output.progress import track
-from alexlab.runs.atomic import atomic_dir
-from alexlab.runs.disk_errors import disk_error
+from alexlab.records.atomic import atomic_dir
+from alexlab.records.disk_errors import disk_error
 
 LINKS = ("copy", "hardlink", "symlink", "manifest")
 

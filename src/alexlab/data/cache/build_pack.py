@@ -16,7 +16,7 @@ from alexlab.data.image_file import Decoding
 from alexlab.data.listing import Listing
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
-from alexlab.runs.disk_errors import disk_errors
+from alexlab.records.disk_errors import disk_errors
 
 log = logging.getLogger(__name__)
 

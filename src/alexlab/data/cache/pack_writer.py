@@ -25,7 +25,7 @@ from alexlab.distributed.hardware import num_cores
 from alexlab.errors import DataError, ImageError
 from alexlab.output.escape import shown
 from alexlab.output.progress import progress_bar
-from alexlab.runs.atomic import replace_dir
+from alexlab.records.atomic import replace_dir
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alexlab.runs.atomic import atomic_dir
+from alexlab.records.atomic import atomic_dir
 
 TEST_FRACTION = VAL_FRACTION = 0.15
 SEED = 0

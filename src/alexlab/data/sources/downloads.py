@@ -16,8 +16,8 @@ from alexlab import compat
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.progress import track
-from alexlab.runs.atomic import atomic_dir
-from alexlab.runs.disk_errors import disk_error, disk_errors
+from alexlab.records.atomic import atomic_dir
+from alexlab.records.disk_errors import disk_error, disk_errors
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexlab.runs.atomic import atomic_dir
+from alexlab.records.atomic import atomic_dir
 
 HEIGHT, WIDTH = 375, 500  # pixels, the most common size in ImageNet
 QUALITY = 90  # of the JPEG files; they have about 50 kB each

@@ -25,8 +25,8 @@ from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import shown
 from alexlab.output.progress import progress_bar
-from alexlab.runs.atomic import atomic_path
-from alexlab.runs.disk_errors import disk_error
+from alexlab.records.atomic import atomic_path
+from alexlab.records.disk_errors import disk_error
 
 
 def write_shards(

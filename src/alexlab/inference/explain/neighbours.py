@@ -14,8 +14,8 @@ from torch import Tensor
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.explain.activations import call_on_layers, head_layer
-from alexlab.runs.atomic import atomic_path
-from alexlab.runs.disk_errors import disk_errors
+from alexlab.records.atomic import atomic_path
+from alexlab.records.disk_errors import disk_errors
 from alexlab.training.preprocessing import Inference
 
 METRICS = ("euclidean", "cosine")

@@ -17,7 +17,7 @@ import torch
 
 from alexlab.distributed.transfer import file_digest
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.runs.atomic import write_atomic
+from alexlab.records.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from alexlab.errors import ConfigError
 from alexlab.models.weights.state_dicts import State, check_state, find_state
-from alexlab.runs.file_kind import check_sums, is_safetensors
-from alexlab.runs.layout import CHECKPOINT_KEY
-from alexlab.runs.safe_load import conversion, load_foreign
+from alexlab.records.file_kind import check_sums, is_safetensors
+from alexlab.records.layout import CHECKPOINT_KEY
+from alexlab.records.safe_load import conversion, load_foreign
 
 NET = "net."  # prefix of the net's tensors in an alexlab checkpoint
 MAX_NAME = 255  # maximum length of a class name, which may be the name of a folder

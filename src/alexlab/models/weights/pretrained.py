@@ -14,7 +14,7 @@ from alexlab.errors import ConfigError
 from alexlab.models.weights.downloads import download_torchvision, download_url
 from alexlab.models.weights.files import read_weights
 from alexlab.models.weights.state_dicts import State
-from alexlab.runs.layout import BEST
+from alexlab.records.layout import BEST
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 FILES = "a checkpoint or run folder of alexlab, a state dict (.pth, .pt, .safetensors), its URL"

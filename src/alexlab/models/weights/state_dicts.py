@@ -28,7 +28,7 @@ def find_state(content: Any, *, own: Collection[str] = ()) -> tuple[str, State]:
     """Return the key path of the state dict in a file, such as `model.state_dict`, and the state dict itself.
 
     Args:
-        content: content of the file, from `alexlab.runs.safe_load`.
+        content: content of the file, from `alexlab.records.safe_load`.
         own: names of the net's tensors; known prefixes are removed until one of the names matches.
 
     Raises:

@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from alexlab import compat
 from alexlab.distributed.signals import Interrupted, signals
-from alexlab.runs.atomic import atomic_path, write_atomic
-from alexlab.runs.disk_errors import RunFileWriter
-from alexlab.runs.layout import BEST, EARLIER_LASTS, LAST
+from alexlab.records.atomic import atomic_path, write_atomic
+from alexlab.records.disk_errors import RunFileWriter
+from alexlab.records.layout import BEST, EARLIER_LASTS, LAST
 from alexlab.training.checkpoint_io import remove_partial_checkpoints
 
 

@@ -10,9 +10,9 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from alexlab.data.samplers import data_ranks
-from alexlab.runs.atomic import write_atomic
-from alexlab.runs.disk_errors import RunFileWriter
-from alexlab.runs.layout import CURVES
+from alexlab.records.atomic import write_atomic
+from alexlab.records.disk_errors import RunFileWriter
+from alexlab.records.layout import CURVES
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from alexlab.models.summary import layer_rows, layer_table, write_rows
 from alexlab.output.terminal import Terminal
-from alexlab.runs.layout import LAYERS
+from alexlab.records.layout import LAYERS
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-from alexlab.runs.disk_errors import RunFileWriter
+from alexlab.records.disk_errors import RunFileWriter
 from alexlab.training.callbacks.epoch_log import save_figure
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback
 
-from alexlab.runs.disk_errors import RunFileWriter
-from alexlab.runs.provenance import peak_memory_mb
-from alexlab.runs.record import RunRecord
+from alexlab.records.disk_errors import RunFileWriter
+from alexlab.records.provenance import peak_memory_mb
+from alexlab.records.record import RunRecord
 from alexlab.training.callbacks.epoch_log import EpochLog, epoch_metrics
 
 

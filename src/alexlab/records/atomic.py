@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from alexlab.errors import DiskError
-from alexlab.runs.disk_errors import free_space
+from alexlab.records.disk_errors import free_space
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from alexlab.cli.arguments import collect_runs
 from alexlab.errors import ConfigError
-from alexlab.runs.compare import differing_keys, group_seeds, rank_groups
-from alexlab.runs.lock import RunLock
-from alexlab.runs.plots import effects_plot
-from alexlab.runs.report import write_report
-from alexlab.runs.results import find_runs, read_run
-from alexlab.runs.run import Run
+from alexlab.records.compare import differing_keys, group_seeds, rank_groups
+from alexlab.records.lock import RunLock
+from alexlab.records.plots import effects_plot
+from alexlab.records.report import write_report
+from alexlab.records.results import find_runs, read_run
+from alexlab.records.run import Run
 from alexlab.tasks.report import main as report
 from support.browser import FITS, PHONE, evaluate_script
 from support.runs import plain

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alexlab.runs.record import FINISHED
-from alexlab.runs.results import RunResult
+from alexlab.records.record import FINISHED
+from alexlab.records.results import RunResult
 
 # Prefixes of keys that do not affect the result.
 IGNORED_KEYS = (

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import LOCK
+from alexlab.records.layout import LOCK
 
 
 class RunLock:

@@ -15,10 +15,10 @@ from alexlab.data.discovery import find_splits
 from alexlab.data.fingerprint import describe_images
 from alexlab.distributed.signals import Interrupted
 from alexlab.errors import AlexlabError, ConfigError, DataError
-from alexlab.runs import record
-from alexlab.runs.lock import RunLock, lock_holder
-from alexlab.runs.provenance import code_state
-from alexlab.runs.record import CorruptError, RunRecord
+from alexlab.records import record
+from alexlab.records.lock import RunLock, lock_holder
+from alexlab.records.provenance import code_state
+from alexlab.records.record import CorruptError, RunRecord
 from alexlab.sweeps import jobs
 from support.images import write_images
 from support.runs import rows

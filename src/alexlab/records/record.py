@@ -18,10 +18,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from alexlab.errors import ConfigError
-from alexlab.runs.atomic import write_atomic
-from alexlab.runs.layout import CODE_DIFF, RUN_JSON
-from alexlab.runs.lock import lock_holder
-from alexlab.runs.provenance import CODE_DIR, code_state, versions
+from alexlab.records.atomic import write_atomic
+from alexlab.records.layout import CODE_DIFF, RUN_JSON
+from alexlab.records.lock import lock_holder
+from alexlab.records.provenance import CODE_DIR, code_state, versions
 
 RUNNING, FINISHED, PRUNED, FAILED, INTERRUPTED = "running", "finished", "pruned", "failed", "interrupted"
 MAX_BYTES = 50_000_000  # of run.json

@@ -9,7 +9,7 @@ from alexlab.output.escape import escape_markdown
 from alexlab.pages.images import data_url
 from alexlab.pages.plots import png
 from alexlab.pages.render import Link, file_links, format_value, render
-from alexlab.runs.compare import (
+from alexlab.records.compare import (
     RunGroup,
     differing_keys,
     group_seeds,
@@ -19,10 +19,10 @@ from alexlab.runs.compare import (
     rank_groups,
     relative,
 )
-from alexlab.runs.layout import LOGS
-from alexlab.runs.plots import curves_plot, effects_plot, scatter_plot
-from alexlab.runs.record import FAILED, INTERRUPTED
-from alexlab.runs.results import RunResult, find_runs, read_runs
+from alexlab.records.layout import LOGS
+from alexlab.records.plots import curves_plot, effects_plot, scatter_plot
+from alexlab.records.record import FAILED, INTERRUPTED
+from alexlab.records.results import RunResult, find_runs, read_runs
 
 METRIC_COLUMNS = ("top-5", "loss", "best epoch", "train s", "images/s")
 GROUP_COLUMNS = ("n", "top-1", "± sd", *METRIC_COLUMNS, "parameters", "status")

@@ -14,7 +14,7 @@ import torch
 
 from alexlab import compat
 from alexlab.errors import ConfigError
-from alexlab.runs.file_kind import CONVERT, check_sums, is_safetensors, misfit
+from alexlab.records.file_kind import CONVERT, check_sums, is_safetensors, misfit
 
 DEFAULTDICT = "collections.defaultdict"
 FORCED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # makes torch.load run any code, even with weights_only=True

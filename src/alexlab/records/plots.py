@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexlab.output.escape import plot_label
 from alexlab.pages.plots import new_figure
-from alexlab.runs.compare import RunGroup, mean_or_none
+from alexlab.records.compare import RunGroup, mean_or_none
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def effects_plot(effects: dict[str, dict[str, list[float]]]) -> "Figure | None":
     """Plot for each key the mean top-1 of each of its values, with the groups as points.
 
     Args:
-        effects: from `alexlab.runs.compare.main_effects`.
+        effects: from `alexlab.records.compare.main_effects`.
 
     Returns:
         The figure, or None without keys.

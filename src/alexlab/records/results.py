@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.errors import ConfigError
-from alexlab.runs.layout import EARLIER, METRICS, RUN_JSON
-from alexlab.runs.record import RunRecord
+from alexlab.records.layout import EARLIER, METRICS, RUN_JSON
+from alexlab.records.record import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +73,7 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
             below = [path.parent for path in Path(name).rglob(RUN_JSON) if EARLIER not in path.parts]
             found.update([Path(name)] if (Path(name) / RUN_JSON).is_file() else below)
     if not found:
-        raise ConfigError(
-            f"no run found: there is no {RUN_JSON} in or below {', '.join(patterns) or 'nothing'}"
-        )
+        raise ConfigError(f"no run found: there is no {RUN_JSON} in or below {', '.join(patterns) or 'nothing'}")
     return sorted(found, key=_natural_order)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alexlab.distributed import ranks
-from alexlab.runs import layout
+from alexlab.records import layout
 
 
 @pytest.mark.parametrize(

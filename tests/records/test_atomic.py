@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alexlab.errors import DiskError
-from alexlab.runs.atomic import atomic_dir, atomic_path, replace_dir, write_atomic
+from alexlab.records.atomic import atomic_dir, atomic_path, replace_dir, write_atomic
 from support.runs import ROOT, environment
 
 
@@ -64,8 +64,8 @@ def test_replace_dir(tmp_path: Path) -> None:
 SMALL = """
 import os, sys
 from pathlib import Path
-from alexlab.runs.atomic import write_atomic
-from alexlab.runs.disk_errors import check_free_space
+from alexlab.records.atomic import write_atomic
+from alexlab.records.disk_errors import check_free_space
 from alexlab.errors import DiskError
 folder = Path(sys.argv[1])
 check_free_space(folder)

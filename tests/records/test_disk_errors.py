@@ -10,8 +10,8 @@ import pytest
 
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import DiskError, ImageError
-from alexlab.runs.disk_errors import check_free_space, disk_error, disk_errors
-from alexlab.runs.record import RunRecord
+from alexlab.records.disk_errors import check_free_space, disk_error, disk_errors
+from alexlab.records.record import RunRecord
 from alexlab.training.events import EventFile
 from alexlab.training.module import Classifier
 from support.runs import rows, scalars
