@@ -6,7 +6,9 @@ import json
 import pkgutil
 import re
 import shlex
+import shutil
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,17 +202,25 @@ def test_the_readme_is_one_page() -> None:
     assert max(len(line) for line in lines) <= 120
 
 
-def test_python_examples_run(trained_run: Path, images: Path, monkeypatch: Any, capsys: Any) -> None:
-    """The examples of docs/evaluation.md are run by tests/inference/test_export.py."""
-    monkeypatch.chdir(trained_run.parent)
+def test_python_examples_run(trained_run: Path, images: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """Runs are not trained again: `train` and `sweep` compose their config and return the trained run."""
+
+    def trained(arguments: Sequence[str]) -> Path:
+        overrides = [argument.replace("alexnet_quarter,alexnet_half", "alexnet_half") for argument in arguments]
+        plain(*(override.replace("1,2,3", "1") for override in overrides if override != "-m"))
+        return trained_run
+
+    monkeypatch.setattr("alexlab.api.training._run_command", trained)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_run, tmp_path / "outputs/train/run")
     examples = blocks("docs/python-api.md", "python")
-    assert len(examples) == 2
+    assert len(examples) == 5
     for code in examples:
-        code = code.replace('"RUN"', repr(str(trained_run))).replace(
-            '"photo.jpg"', repr(str(images / "val/cat/001.png"))
-        )
+        for name, path in (("RUN", trained_run), ("DIR", images), ("photo.jpg", images / "val/cat/001.png")):
+            code = code.replace(f'"{name}"', repr(str(path)))
         exec(compile(code, "docs/python-api.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 10
+    assert {path.name for path in tmp_path.iterdir()} == {"net.safetensors", "outputs", "report"}
 
 
 def test_the_accuracies_of_the_readme_are_measured() -> None:

@@ -264,4 +264,6 @@ def _wait(process: "subprocess.Popen[str]") -> int:
 
 
 def _reason(folder: Path | None) -> str | None:
-    return None if folder is None else read_run(folder).record.get("reason")
+    """Return why the run of a folder failed, without the name of the exception."""
+    reason = None if folder is None else read_run(folder).record.get("reason")
+    return None if reason is None else str(reason).partition(": ")[2] or str(reason)
