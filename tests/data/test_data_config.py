@@ -25,7 +25,10 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
         ({"max_megapixels": 0}, "data.max_megapixels must be a positive number; got 0"),
         ({"intensity_range": [9, 1]}, "data.intensity_range must be null or two numbers, black and a larger white"),
         ({"sampler": "random"}, "data.sampler must be shuffle or balanced; got 'random'"),
-        ({"generate": "mnist"}, "data.generate must be null or one of digits, photographs; got 'mnist'"),
+        (
+            {"generate": "mnist"},
+            "data.generate must be null or one of digits, photographs, photographs_12mp; got 'mnist'",
+        ),
         (
             {"root": None, "url": "x", "splits": {"train": "x", "val": None}},
             "data.splits must be null with data.url, whose splits are fixed; got {'train': 'x', 'val': None}",

@@ -13,9 +13,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from alexlab.data import decode as module
-from alexlab.data.decode import decode, decode_bytes, upright_size
+from alexlab.data import jpeg
+from alexlab.data.decode import decode, decode_bytes
 from alexlab.data.file_types import HAS_HEIF
 from alexlab.data.image_file import REASONS, Decoding
+from alexlab.data.orientation import upright_size
 from alexlab.errors import DataError, ImageError
 from support.bad_images import READABLE, UNREADABLE, encoded, gradient, in_mpo, oriented, rescanned, tiff
 from support.runs import ROOT, environment
@@ -87,7 +89,7 @@ def test_exif_orientation_is_applied(
     tmp_path: Path, orientation: int, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fast:
-        monkeypatch.setattr(module, "simplejpeg", None)
+        monkeypatch.setattr(jpeg, "simplejpeg", None)
     (tmp_path / "turned.jpg").write_bytes(oriented(orientation))
     with Image.open(BytesIO(oriented(orientation))) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
@@ -97,7 +99,7 @@ def test_exif_orientation_is_applied(
     assert np.abs(pixels.astype(int) - expected).max() <= 2
 
 
-@pytest.mark.skipif(module.simplejpeg is None, reason="simplejpeg has no wheel here")
+@pytest.mark.skipif(jpeg.simplejpeg is None, reason="simplejpeg has no wheel here")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_simplejpeg_agrees_with_pillow(channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 2 grey levels in 99 of 100 values, for all qualities and chroma subsamplings."""
@@ -110,7 +112,7 @@ def test_simplejpeg_agrees_with_pillow(channels: int, tmp_path: Path, monkeypatc
             path.write_bytes(encoded("JPEG", smooth, quality=quality, subsampling=subsampling))
             files.append(path)
     fast = [decode(path, Decoding(channels=channels)) for path in files]
-    monkeypatch.setattr(module, "simplejpeg", None)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
     for path, pixels in zip(files, fast, strict=True):
         difference = np.abs(decode(path, Decoding(channels=channels)).astype(int) - pixels)
         assert np.percentile(difference, 99) <= 2, path

@@ -158,7 +158,8 @@ def test_a_pack_with_other_decoding_settings_is_rejected(photos: Path, tmp_path:
     first = open_pack(listing, pack, decoding=Decoding(intensity_range=(0, 4095)), **keys)
     assert open_pack(listing, pack, decoding=Decoding(intensity_range=[0.0, 4095.0]), **keys).path == first.path
     with pytest.raises(
-        DataError, match=r"it was packed with other values of data.max_megapixels or data.intensity_range"
+        DataError,
+        match=r"it was packed with other values of data.max_megapixels, data.intensity_range or data.jpeg_scaling",
     ):
         open_pack(listing, pack, decoding=Decoding(), **keys)
     open_pack(listing, pack, decoding=Decoding(), replace=True, **keys)

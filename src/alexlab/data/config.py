@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from alexlab.data.discovery import find_splits
 from alexlab.data.image_file import MAX_MEGAPIXELS, Decoding
 from alexlab.data.manifest_splits import add_manifest_hashes
 from alexlab.data.sources.digits import write_digits
-from alexlab.data.sources.synthetic import write_synthetic_photos
+from alexlab.data.sources.synthetic import LARGE, write_synthetic_photos
 from alexlab.data.splits import Splits
 from alexlab.data.streaming.index import StreamConfig, find_sharded_splits
 from alexlab.data.streaming.store import is_url
@@ -19,7 +20,11 @@ from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError
 
 MAX_WORKERS = 1024  # per rank; more loader processes than cores only wait for one another
-GENERATORS = {"digits": write_digits, "photographs": write_synthetic_photos}
+GENERATORS = {
+    "digits": write_digits,
+    "photographs": write_synthetic_photos,
+    "photographs_12mp": partial(write_synthetic_photos, settings=LARGE),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +53,10 @@ class DataConfig:
         on_error: `raise` to stop at an unreadable image, `skip` to log it and continue without it.
         cache_dir: folder for packs and for cached lists of files.
         preview: number of training images to draw as the network will see them, in preview.png and TensorBoard.
-        max_megapixels, intensity_range: see `alexlab.data.image_file.Decoding`.
+        max_megapixels, intensity_range, jpeg_scaling: see `alexlab.data.image_file.Decoding`.
         manifest: manifest with the required SHA-256 of every image, as `prepare.py action=check` writes it.
-        generate: dataset to write if `root` does not exist: `digits`, `photographs` (synthetic, for benchmarks) or None.
+        generate: dataset to write if `root` does not exist: `digits`, `photographs` or `photographs_12mp` (synthetic, for
+            benchmarks), or None.
     """
 
     root: str | None
@@ -73,6 +79,7 @@ class DataConfig:
     on_error: str = "raise"
     max_megapixels: float = MAX_MEGAPIXELS
     intensity_range: Sequence[float] | None = None
+    jpeg_scaling: bool = True
     cache_dir: str = "data/cache"
     preview: int = 0
     manifest: str | None = None
@@ -128,7 +135,10 @@ class DataConfig:
     def decoding(self) -> Decoding:
         """Decoding settings."""
         return Decoding(
-            channels=self.channels, max_megapixels=self.max_megapixels, intensity_range=self.intensity_range
+            channels=self.channels,
+            max_megapixels=self.max_megapixels,
+            intensity_range=self.intensity_range,
+            jpeg_scaling=self.jpeg_scaling,
         )
 
     @property

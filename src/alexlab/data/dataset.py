@@ -1,16 +1,19 @@
 """Datasets of a split: images as tensors, with random draws that depend only on seed, epoch and index."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from alexlab.data.image_file import DEFAULT_DECODING, Decoding
 from alexlab.data.labels import PADDING, UNREADABLE
 from alexlab.data.samplers import derived_seed
 from alexlab.data.splits import Split
+from alexlab.data.transforms import crop_rule
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ImageError
 
@@ -25,6 +28,36 @@ class MapDataset(Protocol):
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """Return an image (H, W, C) as a tensor (C, H, W) without copying it: channels last in memory, which resizes fastest."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+class ViewReader:
+    """Reading of the part of an image that a transform needs.
+
+    Args:
+        transform: function of a uint8 image (C, H, W); None for the identity.
+        decoding: decoding settings.
+    """
+
+    def __init__(self, transform: Callable[[Tensor], Any] | None, decoding: Decoding) -> None:
+        steps: list[Any] = (
+            list(transform.transforms) if isinstance(transform, v2.Compose) else [transform or nn.Identity()]
+        )
+        first = steps[0]
+        self.crop = crop_rule(first) if decoding.jpeg_scaling else None
+        if self.crop is not None and isinstance(first, v2.RandomResizedCrop):
+            steps[0] = v2.Resize(first.size, interpolation=first.interpolation, antialias=first.antialias)
+        self.steps = steps
+
+    def __call__(self, load: Callable[..., np.ndarray]) -> Any:
+        """Return the transformed image.
+
+        Args:
+            load: `decode` or the like with all its arguments but `crop`.
+        """
+        image: Any = to_tensor(load(crop=self.crop))
+        for step in self.steps:
+            image = step(image)
+        return image
 
 
 class ImageDataset:
@@ -55,6 +88,7 @@ class ImageDataset:
         self.transform = transform
         self.decoding = decoding
         self.unreadable = unreadable
+        self.read = ViewReader(transform, decoding)
 
     @property
     def samples(self) -> list[tuple[str, int]]:
@@ -78,13 +112,13 @@ class ImageDataset:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         label = int(self.split.labels[index])
         try:
-            image = to_tensor(self.split.load(index, self.decoding))
+            return self.read(partial(self.split.load, index, self.decoding)), label
         except ImageError as error:
             if self.unreadable is None:
                 raise
             self.unreadable.add(error)
-            image, label = torch.zeros(self.decoding.channels, 256, 256, dtype=torch.uint8), UNREADABLE
-        return (self.transform(image) if self.transform else image), label
+            image = torch.zeros(self.decoding.channels, 256, 256, dtype=torch.uint8)
+            return (self.transform(image) if self.transform else image), UNREADABLE
 
 
 class SeededDataset:

@@ -1,14 +1,14 @@
-"""Decoding of image files into upright images; no other module decodes.
+"""Decoding of image files into upright images; only `alexlab.data.jpeg` decodes too.
 
-Pillow is the reference. JPEGs, which take most of the time, are decoded by simplejpeg if it is installed (the same
-libjpeg-turbo without Pillow's copies); files that it rejects are passed on to Pillow, which decides what is readable.
+Pillow is the reference. JPEGs, which take most of the time, are decoded by simplejpeg if it is installed; files that it rejects
+are passed on to Pillow, which decides what is readable.
 """
 
 import hashlib
 import math
-import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -16,14 +16,13 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from alexlab.data.bit_depth import UnknownRangeError, depth_of, uint8_converter, use_native_order
+from alexlab.data.crop import CropRule
 from alexlab.data.file_types import HAS_HEIF, HEIF_PACKAGE
 from alexlab.data.image_file import DEFAULT_DECODING, FORMATS, MAX_ASPECT, Decoding, read_image, unreadable
+from alexlab.data.jpeg import decode_jpeg, num_scans
+from alexlab.data.orientation import apply_orientation, orientation_of, upright_size
 from alexlab.errors import ImageError
 
-try:
-    import simplejpeg
-except ImportError:  # a platform without a wheel
-    simplejpeg = None
 if HAS_HEIF:
     import pillow_heif
 
@@ -35,10 +34,6 @@ PIXEL_LIMIT_FACTORS = {"WEBP": 5 / 9, "AVIF": 5 / 9, "HEIF": 5 / 9}  # multiplie
 # A progressive JPEG has about ten scans. A scan that touches every pixel can take 60 bytes, so that decoding one megabyte could
 # take hours.
 MAX_SCANS = 17  # in an image of the maximum size; smaller ones may have more
-# ITU T.81, B.1.1.3: all markers except restarts (D0 to D7); in the compressed data, each byte FF is followed by 00.
-START_OF_SCAN, END_OF_IMAGE, FIRST_WITH_LENGTH = 0xDA, 0xD9, 0xC0
-MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
-ORIENTATION = 0x0112  # the EXIF tag
 STRIP = 512  # rows converted at a time
 BRANDS = {  # ISO base media files: bytes 8 to 12, after "ftyp"
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), f"HEIC needs {HEIF_PACKAGE}"),
@@ -46,7 +41,13 @@ BRANDS = {  # ISO base media files: bytes 8 to 12, after "ftyp"
 }
 
 
-def decode(path: str | Path, decoding: Decoding = DEFAULT_DECODING, sha256: bytes | None = None) -> np.ndarray:
+def decode(
+    path: str | Path,
+    decoding: Decoding = DEFAULT_DECODING,
+    sha256: bytes | None = None,
+    *,
+    crop: CropRule | None = None,
+) -> np.ndarray:
     """Decode a file into an upright image, uint8 (H, W, channels), grey for 1 channel and RGB for 3.
 
     Transparency is dropped, the first image of an animation is used, and more than 8 bits are scaled to 8.
@@ -55,6 +56,8 @@ def decode(path: str | Path, decoding: Decoding = DEFAULT_DECODING, sha256: byte
         path: path of the file.
         decoding: decoding settings.
         sha256: expected SHA-256 of the file; None to skip the check.
+        crop: rule for the part of the image to return, with all pixels of its box, or, if a JPEG is decoded at a smaller scale,
+            with at least those of its size. None for the whole image.
 
     Raises:
         ImageError: if the file cannot be decoded; with the path and the reason.
@@ -62,23 +65,46 @@ def decode(path: str | Path, decoding: Decoding = DEFAULT_DECODING, sha256: byte
     content = read_image(path, decoding)
     if sha256 is not None and hashlib.sha256(content).digest() != sha256:
         raise unreadable(path, "changed")
-    return decode_bytes(content, decoding, path)
+    return decode_bytes(content, decoding, path, crop=crop)
 
 
-def decode_bytes(content: bytes, decoding: Decoding = DEFAULT_DECODING, path: str | Path = "") -> np.ndarray:
+def decode_bytes(
+    content: bytes,
+    decoding: Decoding = DEFAULT_DECODING,
+    path: str | Path = "",
+    *,
+    crop: CropRule | None = None,
+) -> np.ndarray:
     """Decode the content of a file like `decode`; `path` is for messages.
 
     Raises:
         ImageError: if the file cannot be decoded; with the path and the reason.
     """
-    try:
-        with Image.open(BytesIO(content), formats=FORMATS) as image:
+    with _decoding_errors(path, content):
+        image = Image.open(BytesIO(content), formats=FORMATS)
+    with image:
+        is_jpeg = image.format in ("JPEG", "MPO")
+        with _decoding_errors(path, content):
             check_size(path, image, decoding)
-            if image.format in ("JPEG", "MPO"):
+            if is_jpeg:
                 _check_scans(path, image, content, decoding)
-            pixels = _decode_with_simplejpeg(content, image, decoding.channels)
+        # The orientation of other formats may follow their pixels in the file.
+        part = crop(*reversed(upright_size(image))) if crop is not None and is_jpeg else None
+        with _decoding_errors(path, content):
+            pixels = decode_jpeg(content, image, decoding.channels, part)
+            needs_pillow = pixels is None
             if pixels is None:
                 pixels = _decode_with_pillow(image, content, decoding)
+    if crop is not None and needs_pillow:
+        pixels = (part or crop(*pixels.shape[:2])).cut(pixels)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+@contextmanager
+def _decoding_errors(path: str | Path, content: bytes) -> Iterator[None]:
+    """Raise the errors of decoders as ImageError."""
+    try:
+        yield
     except ImageError:
         raise
     except UnknownRangeError as error:
@@ -89,7 +115,6 @@ def decode_bytes(content: bytes, decoding: Decoding = DEFAULT_DECODING, path: st
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         code = "truncated" if "truncated" in detail.lower() else "corrupt"
         raise unreadable(path, code, detail) from error
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def _unidentified(path: str | Path, content: bytes) -> ImageError:
@@ -122,62 +147,9 @@ def check_size(path: str | Path, image: Image.Image, decoding: Decoding) -> None
 
 def _check_scans(path: str | Path, image: Image.Image, content: bytes, decoding: Decoding) -> None:
     """Raise ImageError for a JPEG that would take too long to decode."""
-    limit, scans = MAX_SCANS * decoding.max_pixels // max(1, image.width * image.height), _num_scans(content)
+    limit, scans = MAX_SCANS * decoding.max_pixels // max(1, image.width * image.height), num_scans(content)
     if scans > limit:
         raise unreadable(path, "too_many_scans", f"{image.width} x {image.height} in {scans} scans, at most {limit}")
-
-
-def _num_scans(content: bytes) -> int:
-    """Return the number of scans of the first image in a JPEG file, going from marker to marker as libjpeg does."""
-    scans, position = 0, 2
-    while (match := MARKER.search(content, position)) is not None:
-        marker, position = content[match.end() - 1], match.end()
-        if marker == END_OF_IMAGE:
-            break
-        scans += marker == START_OF_SCAN
-        if marker >= FIRST_WITH_LENGTH:  # lower ones are undefined; libjpeg skips them without a length
-            position += max(2, int.from_bytes(content[position : position + 2]))
-    return scans
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if it is missing or the metadata is corrupt, which does not affect pixels."""
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # corrupt metadata can raise anything
-        return 1
-    return orientation if isinstance(orientation, int) and orientation in range(1, 9) else 1
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return width and height of an opened image after its orientation is applied."""
-    width, height = image.size
-    transposed = _orientation(image) >= 5 and image.format != "TIFF"  # Pillow transposes the size of a TIFF itself
-    return (height, width) if transposed else (width, height)
-
-
-def _decode_with_simplejpeg(content: bytes, image: Image.Image, channels: int) -> np.ndarray | None:
-    """Return the image, or None if simplejpeg cannot decode it."""
-    if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
-        return None
-    try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(content, colorspace="RGB" if channels == 3 else "GRAY")
-    except ValueError:
-        return None
-    return _apply_orientation(pixels, _orientation(image) if "exif" in image.info else 1)
-
-
-def _apply_orientation(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return stored pixels rotated and mirrored by their EXIF orientation (EXIF 2.3, tag 0x0112)."""
-    if orientation not in range(2, 9):
-        return pixels
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def _decode_with_pillow(image: Image.Image, content: bytes, decoding: Decoding) -> np.ndarray:
@@ -185,7 +157,7 @@ def _decode_with_pillow(image: Image.Image, content: bytes, decoding: Decoding) 
     depth = depth_of(image, content)
     use_native_order(image)
     image.load()
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     to_8_bits = None if depth is None else uint8_converter(image.mode, (s for _, s in _strips(image)), depth, decoding)
     pixels = np.empty((image.height, image.width, decoding.channels), np.uint8)
     for top, strip in _strips(image):
@@ -195,7 +167,7 @@ def _decode_with_pillow(image: Image.Image, content: bytes, decoding: Decoding) 
             strip = strip.convert("RGBA")
         converted = np.asarray(strip.convert(MODES[decoding.channels]))
         pixels[top : top + STRIP] = converted.reshape(-1, image.width, decoding.channels)
-    return _apply_orientation(pixels, orientation)
+    return apply_orientation(pixels, orientation)
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:

@@ -53,6 +53,7 @@ class Decoding:
         channels: 3 for RGB, 1 for grey.
         max_megapixels: size limit of an image in 10^6 pixels; larger ones are unreadable.
         intensity_range: the values that are black and white in images of more than 8 bits without a declared range.
+        jpeg_scaling: decode JPEGs at 1/2, 1/4 or 1/8 scale if that is all that the first step of a recipe needs.
 
     Raises:
         ConfigError: for values out of range.
@@ -61,12 +62,15 @@ class Decoding:
     channels: int = 3
     max_megapixels: float = MAX_MEGAPIXELS
     intensity_range: Sequence[float] | None = None
+    jpeg_scaling: bool = True
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise ConfigError(f"an image has 1 or 3 channels; got model.in_channels={self.channels}")
         if not 0 < self.max_megapixels < math.inf:
             raise ConfigError(f"data.max_megapixels must be a positive number; got {self.max_megapixels}")
+        if not isinstance(self.jpeg_scaling, bool):
+            raise ConfigError(f"data.jpeg_scaling must be true or false; got {self.jpeg_scaling!r}")
         if self.intensity_range is None:
             return
         values = list(self.intensity_range)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from alexlab.data.crop import CropRule
 from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
 from alexlab.data.listing import Listing
@@ -22,7 +23,8 @@ class ImageStore(Protocol):
     """Decoded images by row, such as a pack or shards."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, row: int, /) -> np.ndarray: ...
+    def load(self, row: int, crop: CropRule | None = None) -> np.ndarray:
+        """Return an image as `alexlab.data.decode.decode` does."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,16 @@ class Split:
             return -1, -1, -1
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
-    def load(self, index: int, decoding: Decoding) -> np.ndarray:
-        """Return an image, uint8 (H, W, channels).
+    def load(self, index: int, decoding: Decoding, *, crop: CropRule | None = None) -> np.ndarray:
+        """Return an image, uint8 (H, W, channels), or the part of it that `alexlab.data.decode.decode` returns for `crop`.
 
         Raises:
             ImageError: if it is unreadable.
         """
         if self.images is not None:
-            return self.images[index if self.rows is None else int(self.rows[index])]
+            return self.images.load(index if self.rows is None else int(self.rows[index]), crop)
         sha256 = None if self.hashes is None else self.hashes[index].tobytes()
-        return decode(self.file_path(index), decoding, sha256)
+        return decode(self.file_path(index), decoding, sha256, crop=crop)
 
     def sample_indices(self, count: int) -> list[int]:
         """Return the indices of at most `count` representative images: evenly spaced, or the first of a shuffled split."""

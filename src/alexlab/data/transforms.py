@@ -1,14 +1,49 @@
-"""Transforms that torchvision lacks, from uint8 images (C, H, W) to uint8 images; `Views` returns (V, C, H, W)."""
+"""Transforms that torchvision lacks, from uint8 images (C, H, W) to uint8 images; `Views` returns (V, C, H, W).
+
+`crop_rule` returns the part of an image that the first transform of a recipe reads.
+"""
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
+from alexlab.data.crop import Crop, CropRule, shorter_side_resized
+
 VIEWS = ("center", "five", "ten_crop")
+
+
+def crop_rule(transform: Any) -> CropRule | None:
+    """Return the rule of a transform for the part of an image that it reads and the size that it resizes it to.
+
+    The rule of a RandomResizedCrop draws the random numbers that the transform would draw; a resize to its size then completes
+    it. Any other transform still has to be applied. None for transforms that are not known to resize first, with an antialiased
+    triangle filter.
+    """
+    if isinstance(transform, CenterView | RandomCropView | Views):
+        return partial(_whole, size=[transform.resized])
+    if type(transform) not in (v2.RandomResizedCrop, v2.Resize) or not transform.antialias:
+        return None
+    if getattr(transform.interpolation, "value", transform.interpolation) != "bilinear":
+        return None
+    if isinstance(transform, v2.RandomResizedCrop):
+        return partial(_random_crop, transform)
+    return None if transform.max_size is not None else partial(_whole, size=transform.size)
+
+
+def _whole(height: int, width: int, size: Sequence[int]) -> Crop:
+    resized = (size[0], size[1]) if len(size) == 2 else shorter_side_resized(height, width, size[0])
+    return Crop(0, 0, height, width, resized)
+
+
+def _random_crop(transform: v2.RandomResizedCrop, height: int, width: int) -> Crop:
+    box = transform.make_params([torch.empty(1, height, width, device="meta")])
+    return Crop(box["top"], box["left"], box["height"], box["width"], tuple(transform.size))
 
 
 class CenterView(torch.nn.Module):

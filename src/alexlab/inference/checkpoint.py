@@ -73,7 +73,9 @@ class TrainedModel:
 
     def with_decoding(self, data: Mapping[str, Any]) -> "TrainedModel":
         """Return the same model with those decoding settings of a `data` node that are not null."""
-        changes = {key: data[key] for key in ("max_megapixels", "intensity_range") if data.get(key) is not None}
+        changes = {
+            key: data[key] for key in ("max_megapixels", "intensity_range", "jpeg_scaling") if data.get(key) is not None
+        }
         return replace(self, config={**self.config, "data": {**self.config["data"], **changes}})
 
     @property

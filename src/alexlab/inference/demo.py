@@ -4,6 +4,7 @@ import asyncio
 import io
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from torch import Tensor
 
-from alexlab.data.dataset import to_tensor
+from alexlab.data.dataset import ViewReader
 from alexlab.data.decode import decode_bytes
 from alexlab.errors import ImageError
 from alexlab.inference.checkpoint import TrainedModel
@@ -77,7 +78,7 @@ def predict_image(model: TrainedModel, view: Callable[[Tensor], Tensor], content
     Raises:
         ImageError: if the image cannot be read.
     """
-    image = view(to_tensor(decode_bytes(content, model.decoding)))
+    image: Tensor = ViewReader(view, model.decoding)(partial(decode_bytes, content, model.decoding))
     with torch.inference_mode():
         probs = model.inference.probs(image[None])[0].cpu()
     top = probs.topk(min(TOP_K, len(probs)))

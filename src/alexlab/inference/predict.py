@@ -4,12 +4,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alexlab.data.dataset import to_tensor
+from alexlab.data.dataset import ViewReader
 from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ImageError
@@ -69,9 +70,12 @@ def _load_ahead(
 ) -> Iterator[tuple[str, Tensor | ImageError]]:
     """Yield paths and decoded views in order, decoding up to `num_ahead` files in advance."""
 
+    read = ViewReader(view, decoding)
+
     def load(path: str) -> Tensor | ImageError:
         try:
-            return view(to_tensor(decode(path, decoding)))
+            image: Tensor = read(partial(decode, path, decoding))
+            return image
         except ImageError as error:
             return error
 

@@ -89,12 +89,13 @@ def _image(
     config: dict[str, Any], model: "TrainedModel", predictions: "Predictions", view: "View"
 ) -> "tuple[Tensor, str]":
     """Return the image to explain, as the input of the network, and its path: `image`, or the most confident correct one."""
-    from alexlab.data.dataset import to_tensor
+    from alexlab.data.dataset import ViewReader
     from alexlab.data.decode import decode
     from alexlab.inference.explain import sections
 
     if config["image"] is not None:
-        return view(to_tensor(decode(config["image"], model.decoding))), config["image"]
+        read = ViewReader(view, model.decoding)
+        return read(partial(decode, config["image"], model.decoding)), config["image"]
     row = int((predictions.label_prob * predictions.correct).argmax())
     return sections.load_view(model, predictions.split, predictions.indices[row], view), predictions.paths[row]
 

@@ -78,7 +78,7 @@ def comparison_images(config: dict[str, Any], model: Any, view: Any) -> Any:
     import torch
 
     from alexlab.data.config import DataConfig
-    from alexlab.data.dataset import to_tensor
+    from alexlab.data.dataset import ViewReader
     from alexlab.data.decode import decode
     from alexlab.errors import ImageError
     from alexlab.inference.input_files import find_files
@@ -101,9 +101,10 @@ def comparison_images(config: dict[str, Any], model: Any, view: Any) -> Any:
         step = max(1, len(split) // config["num_images"])
         loaders = (partial(split.load, row, model.decoding) for row in range(0, len(split), step))
     images: list[Any] = []
+    read = ViewReader(view, model.decoding)
     for load in loaders:
         try:
-            images.append(view(to_tensor(load())))
+            images.append(read(load))
         except ImageError:
             continue
         if len(images) == config["num_images"]:

@@ -88,7 +88,7 @@ def _find_change(path: Path, listing: Listing, decoding: Decoding, hashes: np.nd
     if index["version"] != VERSION:
         return "it was packed by another version of alexlab"
     if index["decoding"] != json_settings(decoding):
-        return "it was packed with other values of data.max_megapixels or data.intensity_range"
+        return "it was packed with other values of data.max_megapixels, data.intensity_range or data.jpeg_scaling"
     if hashes is not None and index["sha256"] != digest(hashes):
         return "it was packed with another manifest"
     if index["files"] != list(listing.paths):

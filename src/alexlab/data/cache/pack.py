@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
+from alexlab.data.crop import CropRule, shorter_side_resized
 from alexlab.data.image_file import unreadable
 from alexlab.data.listing_cache import folder_id, folder_suffix
 from alexlab.data.transforms import CenterView, RandomCropView, Views
@@ -61,13 +62,11 @@ class PackConfig:
         return CenterView(self.size, 1.0) if self.crop == "center" else v2.Resize(self.size, antialias=True)
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
-        """Return height and width of the packed image for an image of this size (torchvision's rule for the longer side)."""
+        """Return height and width of the packed image for an image of this size."""
         assert self.size is not None
         if self.square:
             return self.size, self.size
-        if width <= height:
-            return int(self.size * height / width), self.size
-        return self.size, int(self.size * width / height)
+        return shorter_side_resized(height, width, self.size)
 
 
 class PackedImages:
@@ -95,6 +94,15 @@ class PackedImages:
 
     def __len__(self) -> int:
         return self.length
+
+    def load(self, row: int, crop: CropRule | None = None) -> np.ndarray:
+        """Return an image, uint8 (H, W, C), or the box of a crop.
+
+        Raises:
+            ImageError: if its file was unreadable, as `decode` raises it.
+        """
+        pixels = self[row]
+        return pixels if crop is None else crop(*pixels.shape[:2]).cut(pixels)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Return an image, uint8 (H, W, C).

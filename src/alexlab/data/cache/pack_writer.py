@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from alexlab.data.cache.pack import PackConfig
-from alexlab.data.dataset import to_tensor
-from alexlab.data.decode import check_size, decode, upright_size
+from alexlab.data.dataset import ViewReader
+from alexlab.data.decode import check_size, decode
 from alexlab.data.image_file import FORMATS, Decoding, open_image
 from alexlab.data.listing import Listing
+from alexlab.data.orientation import upright_size
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import DataError, ImageError
 from alexlab.output.escape import shown
@@ -29,7 +31,7 @@ from alexlab.records.atomic import replace_dir
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 CHUNK = 32  # images per recorded step of progress
 
 
@@ -220,7 +222,7 @@ class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
         self.listing, self.pack, self.decoding, self.path = listing, pack, decoding, path
         self.shapes, self.hashes = shapes, hashes
         self.starts = np.concatenate([[0], np.cumsum(shapes.prod(1) * decoding.channels)])
-        self.view = pack.view()
+        self.read = ViewReader(pack.view(), decoding)
         self.pixels: np.ndarray | None = None  # opened by each loader worker
 
     def __getitem__(self, number: int) -> tuple[int, list[tuple[int, ImageError]]]:
@@ -230,11 +232,11 @@ class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
         for row in range(number * CHUNK, min(len(self.listing.paths), (number + 1) * CHUNK)):
             try:
                 sha256 = None if self.hashes is None else self.hashes[row].tobytes()
-                image = decode(os.path.join(self.listing.root, self.listing.paths[row]), self.decoding, sha256)
+                path = os.path.join(self.listing.root, self.listing.paths[row])
+                packed = self.read(partial(decode, path, self.decoding, sha256)).permute(1, 2, 0).numpy()
             except ImageError as error:
                 errors.append((row, error))
                 continue
-            packed = self.view(to_tensor(image)).permute(1, 2, 0).numpy()
             if self.pack.square:
                 self.pixels[row] = packed
             else:

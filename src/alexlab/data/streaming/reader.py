@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alexlab.data.crop import CropRule
 from alexlab.data.decode import decode_bytes
 from alexlab.data.image_file import Decoding
 from alexlab.data.streaming.fetcher import is_cached
@@ -85,15 +86,15 @@ class ShardedImages:
     def __len__(self) -> int:
         return len(self.shard)
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        """Return an image, uint8 (H, W, channels).
+    def load(self, row: int, crop: CropRule | None = None) -> np.ndarray:
+        """Return an image as `alexlab.data.decode.decode` does.
 
         Raises:
             DataError: if its shard is missing or corrupt.
             ImageError: if it cannot be decoded.
         """
         path = f"{self.store.location(self.shards[self.shard[row]].name)}: {self.paths[row]}"
-        return decode_bytes(self.content(row), self.decoding, path)
+        return decode_bytes(self.content(row), self.decoding, path, crop=crop)
 
     def content(self, row: int) -> bytes:
         """Return the file content of an image."""

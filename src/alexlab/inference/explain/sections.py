@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alexlab.data.config import DataConfig
-from alexlab.data.dataset import to_tensor
+from alexlab.data.dataset import ViewReader
 from alexlab.data.splits import Split
 from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.explain.activations import call_on_layers, convolutions, head_layer
@@ -33,7 +34,8 @@ MISTAKE_TITLES = {
 
 def load_view(model: TrainedModel, split: Split, index: int, view: View) -> Tensor:
     """Return an image of a split as the input of the network, uint8 (C, H, W)."""
-    return view(to_tensor(split.load(int(index), model.decoding)))
+    image: Tensor = ViewReader(view, model.decoding)(partial(split.load, int(index), model.decoding))
+    return image
 
 
 def filter_figures(model: TrainedModel) -> Figures:
