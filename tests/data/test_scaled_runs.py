@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+import alexlab
 from alexlab.data import jpeg
 from alexlab.data.cache.build_pack import open_pack
 from alexlab.data.cache.pack import PackConfig
@@ -25,8 +26,8 @@ from alexlab.data.streaming.index import StreamConfig, find_sharded_splits
 from alexlab.data.streaming.writer import write_shards
 from alexlab.data.transforms import CenterView
 from alexlab.errors import DataError
-from alexlab.runs.record import RunRecord
-from alexlab.runs.run import Run
+from alexlab.records.record import RunRecord
+from alexlab.records.run import Run
 from alexlab.tasks import evaluate, predict
 from support.exact_resume import RecordedRun, Train, compare
 from support.runs import plain, rows, scalars
@@ -86,6 +87,10 @@ def test_all_programs_compute_the_scores_of_the_run(
     evaluated = {row["path"]: float(row["prob1"]) for row in rows(folders["scaled"] / "predictions.csv")}
     predicted = {row["path"]: float(row["prob"]) for row in rows(folders["predictions"] / "predictions.csv")}
     assert predicted == pytest.approx(evaluated, abs=1e-5)
+    api = {
+        found.path: found.prob for found in alexlab.load(tmp_path / "run", device="cpu").predict(str(photos / "val"))
+    }
+    assert api == pytest.approx(evaluated, abs=1e-5)
 
 
 @pytest.mark.parametrize("augmentation", ["inception", "flip_crop"])

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from alexlab.data.crop import CropRule, part_of
 from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
 from alexlab.errors import DataError
@@ -33,13 +34,16 @@ def is_single(images: Images) -> bool:
     return isinstance(images, Image.Image)
 
 
-def load_images(images: Images, decoding: Decoding) -> Iterator[tuple[str, np.ndarray]]:
+def load_images(
+    images: Images, decoding: Decoding, *, crop: CropRule | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the path of each image, empty for images in memory, and its pixels, uint8 (H, W, channels).
 
     Args:
         images: a path of an image or of a folder, which is searched; a PIL image; an array (H, W), (H, W, C) or (N, H, W, C);
             a tensor (C, H, W) or (N, C, H, W); or an iterable of these. Values are 0 to 255 if they are uint8, else 0 to 1.
         decoding: decoding settings; images in memory get the same number of channels.
+        crop: rule for the part to return, see `alexlab.data.decode.decode`.
 
     Raises:
         ImageError: if a file cannot be read.
@@ -47,9 +51,9 @@ def load_images(images: Images, decoding: Decoding) -> Iterator[tuple[str, np.nd
     """
     if isinstance(images, str | os.PathLike):
         for path in find_files(os.fspath(images)):
-            yield path, decode(path, decoding)
+            yield path, decode(path, decoding, crop=crop)
     elif isinstance(images, Image.Image):
-        yield "", _from_pil(images, decoding.channels)
+        yield "", part_of(_from_pil(images, decoding.channels), crop)
     elif isinstance(images, np.ndarray | Tensor):
         pixels = _to_uint8(images)
         if isinstance(images, Tensor):
@@ -57,10 +61,10 @@ def load_images(images: Images, decoding: Decoding) -> Iterator[tuple[str, np.nd
         if pixels.ndim not in (2, 3, 4):
             raise DataError(f"{KINDS}; got {type(images).__name__} of shape {tuple(images.shape)}")
         for each in pixels if pixels.ndim == 4 else [pixels]:
-            yield "", _with_channels(each, decoding.channels)
+            yield "", part_of(_with_channels(each, decoding.channels), crop)
     elif isinstance(images, Iterable) and not isinstance(images, bytes | dict):
         for image in images:
-            yield from load_images(image, decoding)
+            yield from load_images(image, decoding, crop=crop)
     else:
         raise DataError(f"{KINDS}; got {type(images).__name__}")
 

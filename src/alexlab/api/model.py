@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alexlab.api.images import Images, is_single, load_images
 from alexlab.config import build
-from alexlab.data.dataset import to_tensor
+from alexlab.data.dataset import ViewReader, to_tensor
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.explain.activations import head_layer
@@ -154,10 +154,10 @@ class Model:
 
     @torch.inference_mode()
     def _predict(self, images: Images, top_k: int, views: str, batch_size: int) -> Iterator[Prediction]:
-        view = build.eval_view(self.config, views)
-        loaded = load_images(images, self._trained.decoding)
+        read = ViewReader(build.eval_view(self.config, views), self._trained.decoding)
+        loaded = load_images(images, self._trained.decoding, crop=read.crop)
         while batch := list(islice(loaded, batch_size)):
-            inputs = torch.stack([view(to_tensor(pixels)) for _, pixels in batch])
+            inputs = torch.stack([read.finish(pixels) for _, pixels in batch])
             top = self._trained.inference.probs(inputs).cpu().topk(min(top_k, len(self.classes)))
             for (path, _), numbers, probs in zip(batch, top.indices.tolist(), top.values.tolist(), strict=True):
                 yield Prediction(tuple(self.classes[number] for number in numbers), tuple(probs), path)
@@ -249,8 +249,9 @@ class Model:
 
     def _views(self, images: Images) -> Tensor:
         """Return the centre view of each image, uint8 (N, C, H, W)."""
-        view = build.eval_view(self.config)
-        return torch.stack([view(to_tensor(pixels)) for _, pixels in load_images(images, self._trained.decoding)])
+        read = ViewReader(build.eval_view(self.config), self._trained.decoding)
+        loaded = load_images(images, self._trained.decoding, crop=read.crop)
+        return torch.stack([read.finish(pixels) for _, pixels in loaded])
 
 
 def load(path: "str | Path | Any", *, class_names: str | Path | None = None, device: str = "auto") -> Model:

@@ -29,6 +29,11 @@ class Crop:
 CropRule = Callable[[int, int], Crop]  # crop for the height and width of an image; it may draw random numbers
 
 
+def part_of(pixels: np.ndarray, crop: CropRule | None) -> np.ndarray:
+    """Return the part of a whole image, (height, width, ...), that a rule selects; all of it without a rule."""
+    return pixels if crop is None else crop(*pixels.shape[:2]).cut(pixels)
+
+
 def shorter_side_resized(height: int, width: int, size: int) -> tuple[int, int]:
     """Return height and width of an image after a resize of its shorter side to `size` (torchvision's rule)."""
     if width <= height:

@@ -54,7 +54,11 @@ class ViewReader:
         Args:
             load: `decode` or the like with all its arguments but `crop`.
         """
-        image: Any = to_tensor(load(crop=self.crop))
+        return self.finish(load(crop=self.crop))
+
+    def finish(self, pixels: np.ndarray) -> Any:
+        """Return the transformed image from the part of it that `crop` selects."""
+        image: Any = to_tensor(pixels)
         for step in self.steps:
             image = step(image)
         return image

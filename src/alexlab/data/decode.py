@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from alexlab.data.bit_depth import UnknownRangeError, depth_of, uint8_converter, use_native_order
-from alexlab.data.crop import CropRule
+from alexlab.data.crop import CropRule, part_of
 from alexlab.data.file_types import HAS_HEIF, HEIF_PACKAGE
 from alexlab.data.image_file import DEFAULT_DECODING, FORMATS, MAX_ASPECT, Decoding, read_image, unreadable
 from alexlab.data.jpeg import decode_jpeg, num_scans
@@ -95,8 +95,8 @@ def decode_bytes(
             needs_pillow = pixels is None
             if pixels is None:
                 pixels = _decode_with_pillow(image, content, decoding)
-    if crop is not None and needs_pillow:
-        pixels = (part or crop(*pixels.shape[:2])).cut(pixels)
+    if needs_pillow:
+        pixels = part_of(pixels, crop) if part is None else part.cut(pixels)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 

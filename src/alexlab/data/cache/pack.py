@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from alexlab.data.crop import CropRule, shorter_side_resized
+from alexlab.data.crop import CropRule, part_of, shorter_side_resized
 from alexlab.data.image_file import unreadable
 from alexlab.data.listing_cache import folder_id, folder_suffix
 from alexlab.data.transforms import CenterView, RandomCropView, Views
@@ -101,8 +101,7 @@ class PackedImages:
         Raises:
             ImageError: if its file was unreadable, as `decode` raises it.
         """
-        pixels = self[row]
-        return pixels if crop is None else crop(*pixels.shape[:2]).cut(pixels)
+        return part_of(self[row], crop)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Return an image, uint8 (H, W, C).
