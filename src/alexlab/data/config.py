@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError
 
 MAX_WORKERS = 1024  # per rank; more loader processes than cores only wait for one another
-GENERATORS = {
+GENERATORS: dict[str, Callable[[str], Any]] = {
     "digits": write_digits,
     "photographs": write_synthetic_photos,
     "photographs_12mp": partial(write_synthetic_photos, settings=LARGE),
