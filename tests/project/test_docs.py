@@ -220,7 +220,7 @@ def test_python_examples_run(trained_run: Path, images: Path, tmp_path: Path, mo
             code = code.replace(f'"{name}"', repr(str(path)))
         exec(compile(code, "docs/python-api.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 10
-    assert {path.name for path in tmp_path.iterdir()} == {"net.safetensors", "outputs", "report"}
+    assert {"net.safetensors", "outputs", "report"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_accuracies_of_the_readme_are_measured() -> None:
