@@ -52,7 +52,7 @@ def validate(root: Path, folder: Path, num_ranks: int, size: int) -> dict[str, f
     )
     trainer.validate(module, datamodule=build.datamodule(config, splits), verbose=False)
     found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    return {**found, "count": module.num_scored_images}
+    return {**found, "count": module.scored["count"]}
 
 
 @pytest.fixture(scope="module")

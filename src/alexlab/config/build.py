@@ -152,6 +152,7 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
         std=settings.per_channel(settings.std),
         mix=_mix(config["augmentation"]["batch"], num_classes),
         skip_unreadable=settings.on_error == "skip",
+        val_precision=str(config["trainer"]["val_precision"]),
         seed=config["seed"],
         record=record,
     )

@@ -66,10 +66,13 @@ def build_trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning
 
 
 def split_trainer_keys(node: Config) -> tuple[Config, Config]:
-    """Return the keys of a `trainer` node that DDPOptions takes, and those that lightning.Trainer takes."""
+    """Return the keys of a `trainer` node that DDPOptions takes, and those that lightning.Trainer takes.
+
+    The remaining one, `val_precision`, is of the LightningModule.
+    """
     return (
         {name: value for name, value in node.items() if name in DDP_KEYS},
-        {name: value for name, value in node.items() if name not in DDP_KEYS},
+        {name: value for name, value in node.items() if name not in {*DDP_KEYS, "val_precision"}},
     )
 
 

@@ -39,6 +39,14 @@ MIN_VALUES = {
     "min_steps": 0,
     "num_sanity_val_steps": -1,
 }
+VAL_PRECISIONS = ("auto", "32")
+OTHER_WEIGHTS = (
+    "16-true",
+    "bf16-true",
+    "64",
+    64,
+    "64-true",
+)  # precisions of lightning.Trainer without weights of 32 bits
 METRICS = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
 
@@ -133,6 +141,13 @@ def _check_trainer(config: Config, num_ranks: int, *, remote: bool) -> None:
     for name, minimum in MIN_VALUES.items():
         if node[name] is not None and node[name] < minimum:
             raise ConfigError(f"trainer.{name} must be at least {minimum}; got {node[name]}")
+    if str(node["val_precision"]) not in VAL_PRECISIONS:
+        raise ConfigError(f"trainer.val_precision must be {' or '.join(VAL_PRECISIONS)}; got {node['val_precision']!r}")
+    if str(node["val_precision"]) == "32" and node["precision"] in OTHER_WEIGHTS:
+        raise ConfigError(
+            f"trainer.val_precision=32 needs weights of 32 bits, which trainer.precision={node['precision']} does not keep; "
+            "use trainer.val_precision=auto"
+        )
     on_gpu = remote or requested_gpus(accelerator=node["accelerator"], devices=node["devices"])
     if node["sync_batchnorm"] is True and num_ranks > 1 and not on_gpu:
         raise ConfigError("trainer.sync_batchnorm=true needs GPUs: PyTorch synchronises batch norms only there")

@@ -24,13 +24,14 @@ from alexlab.output.escape import shown
 from alexlab.records import layout
 from alexlab.records.run import Run
 from alexlab.records.safe_load import load_file
+from alexlab.tasks.best import score_best
 from alexlab.training import checkpoint_io
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.console import log_batches, log_communication, log_model
 from alexlab.training.loggers import EpochCSV, TensorBoard, open_loggers
 from alexlab.training.module import Classifier
 from alexlab.training.preview import preview_grid, write_preview
-from alexlab.training.restore import choose_checkpoint, load_best
+from alexlab.training.restore import choose_checkpoint
 from alexlab.training.two_towers import TwoTowerStrategy
 
 log = logging.getLogger(__name__)
@@ -61,10 +62,10 @@ def train(run: Run, splits: Splits) -> dict[str, float]:
                 signals.raise_pending()
                 if isinstance(module.net, Tower) and trainer.is_global_zero:
                     log_communication(module.net, trainer.global_step)
-                scores = {f"best/{name}": value for name, value in module.best.items()}
-                if scores:
-                    scores["train_s"] = time.perf_counter() - start_s
-                    scores |= _score_best(run, trainer, module, data)
+                scores: dict[str, float] = {}
+                if module.best:
+                    scores = {"train_s": time.perf_counter() - start_s, **score_best(run, trainer, module, data)}
+                    scores = {f"best/{name}": value for name, value in module.best.items()} | scores
             finally:
                 for board in boards:
                     board.close()
@@ -150,40 +151,6 @@ def _resume(config: dict[str, Any], trainer: lightning.Trainer, data: ImageDataM
         if isinstance(logger, TensorBoard | EpochCSV):
             logger.resume(epoch=num_epochs - 1, step=checkpoint["global_step"])
     return path
-
-
-def _score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: ImageDataModule) -> dict[str, float]:
-    """Score the best checkpoint on the test split, if there is one, and over the views of `test.views`.
-
-    The views are taken of the test split, or of the validation split if there is no test split.
-    """
-    best = run.dir / layout.BEST
-    if trainer.num_nodes > 1:
-        transfer.broadcast_file(best, "best")
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, CheckpointCallback)]
-    views, splits = build.extra_views(run.config), data.splits
-    if not best.is_file() and all(callback.best_score is None for callback in callbacks):
-        if splits.test is not None or views is not None:
-            log.info("no checkpoint was saved, so the test split and test.views are not scored")
-        return {}
-    limit = trainer.limit_test_batches
-    loaders: dict[str, Any] = {"test": data.eval_loader(splits.test, limit=limit)} if splits.test is not None else {}
-    if views is not None:
-        loaders[run.config["test"]["views"]] = data.eval_loader(splits.test or splits.val, views, limit=limit)
-    if loaders or trainer.is_global_zero:  # load it even if nothing is scored: this checks the file
-        # Without ckpt_path: Lightning would also restore the callbacks, and that of the moving average replaces the average
-        # by the raw weights.
-        load_best(module, best)
-    scores: dict[str, float] = {}
-    for prefix, loader in loaders.items():
-        module.test_metric_prefix = prefix
-        trainer.test(module, dataloaders=loader, verbose=False)
-        metrics = trainer.callback_metrics.items()
-        found = {name: value.item() for name, value in metrics if name.startswith(f"{prefix}/")}
-        values = " ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in found.items())
-        log.info("%s, best checkpoint: %s", prefix, values)
-        scores |= found | {f"{prefix}/count": module.num_scored_images}
-    return scores
 
 
 def checkpoint_record(run: Run) -> dict[str, Any]:

@@ -120,7 +120,8 @@ def _recording(run: Run, images: dict[str, Any]) -> Iterator[dict[str, float]]:
         code = error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code
         _finish(record, FAILED, reason=f"{type(error).__name__}: {error}", exit_code=code)
         raise
-    record.finish(FINISHED, scores=scores)
+    best = {name.removeprefix("best/"): value for name, value in scores.items() if name.startswith("best/")}
+    record.finish(FINISHED, scores=scores, best=best)
 
 
 def _finish(record: RunRecord, status: str, **values: Any) -> None:

@@ -187,11 +187,11 @@ class EpochCSV(RunFileWriter, Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add the metrics of an epoch to its row; metrics of single steps and of the test split are ignored."""
+        """Add the metrics of an epoch to its row, without those of single steps, of the test split and after the training."""
         values = {
             name: value for name, value in metrics.items() if name.startswith(EPOCH_METRICS) and "_step" not in name
         }
-        if not values:
+        if all(name.startswith("best/") for name in values):  # the best checkpoint, scored again after the training
             return
         row = self.rows.setdefault(int(metrics["epoch"]), {})
         row |= values | {"epoch": int(metrics["epoch"]), "step": step}

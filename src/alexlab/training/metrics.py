@@ -1,6 +1,7 @@
 """Top-1 and top-5 accuracy and mean loss, with every image counted exactly once."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,18 +13,21 @@ from alexlab.data.labels import UNREADABLE
 from alexlab.training.preprocessing import eval_logits
 
 
-def evaluate_batch(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits (N, K) and the cross entropy (N,) that `ClassificationMetrics` counts.
+def evaluate_batch(
+    forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *, autocast: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the float32 logits (N, K) and cross entropy (N,) that `ClassificationMetrics` counts.
 
-    Both are computed in float32 regardless of the training precision, so that the metrics are those of the checkpoint, on
-    any number of devices.
+    The net computes in the precision of its weights regardless of the training precision, so that the metrics are those of
+    the checkpoint, on any number of devices.
 
     Args:
         forward: maps uint8 images (N, C, H, W) to logits (N, K).
         images: uint8 images (N, C, H, W), or views of them (N, V, C, H, W).
         labels: labels (N,), negative for images that are not counted.
+        autocast: let the net compute in the precision of the surrounding `torch.autocast`.
     """
-    with torch.autocast(images.device.type, enabled=False):
+    with nullcontext() if autocast else torch.autocast(images.device.type, enabled=False):
         logits = eval_logits(forward, images)
     return logits, F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
 
@@ -66,7 +70,8 @@ class ClassificationMetrics(Metric):
         self.correct5 += hits.any(dim=1).sum()
         self.count += valid.sum()
         self.skipped += (labels == UNREADABLE).sum()
-        self.loss_sum += torch.where(valid, losses.detach(), 0).sum(dtype=torch.float64)
+        # precision=bf16-true converts the states of metrics too: torchmetrics (1.9) prevents .bfloat16() but not .to(bfloat16).
+        self.loss_sum = self.loss_sum.double() + torch.where(valid, losses.detach(), 0).sum(dtype=torch.float64)
 
     def top_classes(self, logits: Tensor) -> Tensor:
         """Return the min(5, K) classes with the highest logits (N, K), highest first."""
@@ -90,7 +95,8 @@ class ClassificationMetrics(Metric):
         for name, value in self.metric_state.items():
             assert isinstance(value, Tensor)
             total = sum(each[name] for each in own)
-            setattr(self, name, torch.tensor(total, dtype=value.dtype, device=self.device))
+            dtype = torch.float64 if value.is_floating_point() else value.dtype
+            setattr(self, name, torch.tensor(total, dtype=dtype, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Return `loss` (mean over images), `top1` and `top5` (fractions), `count` and `skipped` (numbers of images)."""

@@ -39,6 +39,8 @@ class Classifier(lightning.LightningModule):
         mean, std: one number per channel, for pixel values in [0, 1].
         mix: maps the images and labels of a training batch to mixed images and probabilities (MixUp, CutMix), or None.
         skip_unreadable: whether training batches may contain unreadable images, labelled UNREADABLE.
+        val_precision: `auto` to validate in the training precision, as Lightning does; `32` in 32 bits, if the weights have
+            them. Tests are always in the precision of the weights.
         seed: seed of dropout and mixing, combined with the epoch, the batch and the rank.
         record: plain data about the run to store in each checkpoint, so that a checkpoint is self-contained.
     """
@@ -56,6 +58,7 @@ class Classifier(lightning.LightningModule):
         std: Sequence[float],
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         skip_unreadable: bool = False,
+        val_precision: str = "auto",
         seed: int = 0,
         record: dict[str, Any] | None = None,
     ) -> None:
@@ -64,6 +67,7 @@ class Classifier(lightning.LightningModule):
         self.loss = loss
         self.optimizer, self.parameter_groups, self.schedule = optimizer, parameter_groups, schedule
         self.mix, self.skip_unreadable = mix, skip_unreadable
+        self.val_precision = val_precision
         self.seed = seed
         self.record = {**(record or {}), "classes": list(classes)}
         # Not buffers: EMA would average them with the weights and add a rounding error at each step.
@@ -79,7 +83,7 @@ class Classifier(lightning.LightningModule):
         self.abort_validation = False  # set by PreemptionCallback: the current validation is incomplete
         self.train_metrics: dict[str, float] = {}  # training metrics of the last finished epoch
         self.test_metric_prefix = "test"  # prefix of the metrics that `trainer.test` logs
-        self.num_scored_images = 0.0  # number of images in the last evaluated split
+        self.scored: dict[str, float] = {}  # metrics of the last evaluated split
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W) to logits (N, K)."""
@@ -167,7 +171,7 @@ class Classifier(lightning.LightningModule):
         self._log_exact(self.train_metrics)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._score("val", batch)
+        self._score("val", batch, autocast=self.val_precision == "auto")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._score("test", batch)
@@ -181,7 +185,7 @@ class Classifier(lightning.LightningModule):
             return
         self.validated_in_epoch = True
         if not self.best or scores["top1"] > self.best["top1"]:
-            self.best = {**scores, "epoch": self.current_epoch}
+            self.best = {**scores, "epoch": self.current_epoch, "step": self.global_step}
         self._log_exact({"best/top1": self.best["top1"], "best/top5": self.best["top5"]})
 
     def on_train_epoch_end(self) -> None:
@@ -238,9 +242,9 @@ class Classifier(lightning.LightningModule):
         assert isinstance(scores, ClassificationMetrics)
         return scores
 
-    def _score(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+    def _score(self, stage: str, batch: tuple[Tensor, Tensor], *, autocast: bool = False) -> None:
         images, labels = batch
-        logits, losses = evaluate_batch(self, images, labels)
+        logits, losses = evaluate_batch(self, images, labels, autocast=autocast)
         self._count(stage, logits, labels, losses)
 
     def _count(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
@@ -269,7 +273,7 @@ class Classifier(lightning.LightningModule):
             )
         if not scores["count"]:
             raise DataError(f"no image of the {stage} split could be read")
-        self.num_scored_images = scores["count"]
+        self.scored = scores
         prefix = self.test_metric_prefix if stage == "test" else stage
         self._log_exact({f"{prefix}/{name}": scores[name] for name in ("loss", "top1", "top5")})
         return scores
