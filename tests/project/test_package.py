@@ -1,12 +1,15 @@
 """The installed package: its files, its command, and the time of its import."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import alexlab
 from alexlab.__main__ import COMMANDS, main
@@ -101,3 +104,17 @@ def test_unknown_attributes_are_named() -> None:
     with pytest.raises(AttributeError, match="module 'alexlab' has no attribute 'nope'"):
         _ = alexlab.nope
     assert {"load", "train", "sweep", "runs"} <= set(dir(alexlab))
+
+
+def test_versions_and_targets_are_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert alexlab.__version__ == project["version"] == citation["version"]
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    pythons = yaml.safe_load(workflow)["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert pythons[0] == project["requires-python"].removeprefix(">=")
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"make (\w+)", workflow + (ROOT / ".devcontainer/devcontainer.json").read_text())
+    assert targets and all(f"\n{target}:" in makefile for target in targets)
+    for hook in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]:
+        assert hook["entry"].removeprefix(".venv/bin/") in makefile.replace("$(BIN)/", "")

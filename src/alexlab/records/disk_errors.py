@@ -87,6 +87,16 @@ class RunFileWriter:
             log.error("%s%s", error, "" if ending else "; the run continues")
 
 
+def reserve(path: Path) -> None:
+    """Allocate the disk space of a sparse file, which otherwise raises SIGBUS when a mapped page does not fit on the disk.
+
+    macOS has no such call; there a full disk ends the process.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+
 def check_free_space(folder: Path) -> None:
     """Write and remove a small file, so that a full disk is reported before any work is done.
 

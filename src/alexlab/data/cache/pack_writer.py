@@ -28,6 +28,7 @@ from alexlab.errors import DataError, ImageError
 from alexlab.output.escape import shown
 from alexlab.output.progress import progress_bar
 from alexlab.records.atomic import replace_dir
+from alexlab.records.disk_errors import reserve
 
 log = logging.getLogger(__name__)
 
@@ -169,8 +170,7 @@ class PackWriter:
             )
         path = self.folder / "images.npy"
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        reserve(path)
 
     def _decode_all(self, shapes: np.ndarray) -> dict[int, tuple[str, str]]:
         """Decode the chunks that are not yet done, on all cores, and return code and detail of unreadable files by row."""

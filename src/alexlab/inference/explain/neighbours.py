@@ -15,7 +15,7 @@ from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.explain.activations import call_on_layers, head_layer
 from alexlab.records.atomic import atomic_path
-from alexlab.records.disk_errors import disk_errors
+from alexlab.records.disk_errors import disk_errors, reserve
 from alexlab.training.preprocessing import Inference
 
 METRICS = ("euclidean", "cosine")
@@ -72,8 +72,8 @@ def feature_matrix(
             rows = features(inference, images, layer).numpy()
             if matrix is None:
                 matrix = np.lib.format.open_memmap(partial, "w+", np.float32, (len(split), rows.shape[1]))
-                with disk_errors(path), partial.open("r+b") as file:  # otherwise a full disk raises SIGBUS below
-                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+                with disk_errors(path):
+                    reserve(partial)
             matrix[indices.numpy()] = rows
         assert matrix is not None
         matrix.flush()
