@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+RUNTIME := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+INSTALL := $(BIN)/uv pip install --python $(BIN)/python
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-fast bench chaos results docs lint audit format lock tensorboard clean
@@ -10,56 +12,63 @@ STAMP := $(VENV)/.installed
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-setup: $(STAMP) ## install the packages pinned in requirements.lock into .venv
+setup: $(DEV) ## install the packages pinned in requirements-dev.lock into .venv
 
-$(STAMP): requirements.lock
+$(RUNTIME): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "alexlab needs Python >= 3.11, got " + sys.version.split()[0])'
+	@echo "installing $$(grep -c '^[a-z]' $<) packages into $(VENV): on Linux 3 GB to download, PyTorch with CUDA; 6 GB on disk"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<0.14'
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	touch $(STAMP)
+	$(INSTALL) --require-hashes -r $<
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	touch $@
 
-train: $(STAMP) ## train an AlexNet on handwritten digits: about a minute on 2 cores
+$(DEV): requirements-dev.lock $(RUNTIME)
+	$(INSTALL) --require-hashes -r $<
+	touch $@
+
+train: $(RUNTIME) ## train an AlexNet on handwritten digits: about a minute on 2 cores
 	$(BIN)/python src/train.py
 
 test: lint ## lint, then run all tests in three processes: 10 minutes on 2 cores
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-test-fast: $(STAMP) ## run the tests that neither train nor start other programs: 75 seconds on 2 cores
+test-fast: $(DEV) ## run the tests that neither train nor start other programs: 75 seconds on 2 cores
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-bench: $(STAMP) ## measure speed and memory against baselines: 40 minutes on 2 cores
+bench: $(RUNTIME) ## measure speed and memory against baselines: 40 minutes on 2 cores
 	$(BIN)/python src/benchmark.py $(ARGS)
 
-chaos: $(STAMP) ## inject faults (kills, signals, full disks, lost ranks): 15 minutes on 2 cores
+chaos: $(DEV) ## inject faults (kills, signals, full disks, lost ranks): 15 minutes on 2 cores
 	PYTHONPATH=src:tests $(BIN)/python -m chaos $(SCENARIOS)
 
-results: $(STAMP) ## render docs/results.md and docs/benchmarks.md from docs/data
+results: $(DEV) ## render docs/results.md and docs/benchmarks.md from docs/data
 	$(BIN)/python docs/generate.py
 
-docs: $(STAMP) ## build the searchable documentation in build/docs
+docs: $(DEV) ## build the searchable documentation in build/docs
 	rm -rf docs/api # pages of modules that no longer exist would be warnings
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 	@echo "open build/docs/index.html"
 
-lint: $(STAMP) ## check rules and format with ruff, types with mypy
+lint: $(DEV) ## check rules and format with ruff, types with mypy
 	$(BIN)/ruff check src tests .ci docs
 	$(BIN)/ruff format --check src tests .ci docs
 	$(BIN)/mypy
 
-audit: $(STAMP) ## look up every pinned package in an advisory database
+audit: $(DEV) ## look up every pinned package in an advisory database
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/audit.py
 
-format: $(STAMP) ## format the code with ruff
+format: $(DEV) ## format the code with ruff
 	$(BIN)/ruff check --fix src tests .ci docs
 	$(BIN)/ruff format src tests .ci docs
 
 lock: ## pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev \
-		--output-file requirements.lock pyproject.toml
+		--output-file requirements-dev.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
 
-tensorboard: $(STAMP) ## serve the curves of all runs in outputs/ to this machine
+tensorboard: $(RUNTIME) ## serve the curves of all runs in outputs/ to this machine
 	$(BIN)/tensorboard --logdir outputs --host 127.0.0.1
 
 clean: ## remove caches and .venv; keep data and outputs

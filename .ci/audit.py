@@ -1,4 +1,4 @@
-"""Audit of the pinned packages: fails on an advisory, or if a package of requirements.lock could not be looked up.
+"""Audit of the pinned packages: fails on an advisory, or if a package of requirements-dev.lock could not be looked up.
 
 pip-audit reports "No known vulnerabilities found" even for packages that are unknown to its index, so the packages that it
 looked up are compared with the lock file.
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LOCK = Path(__file__).parents[1] / "requirements.lock"
+LOCK = Path(__file__).parents[1] / "requirements-dev.lock"
 TOOL = "pip-audit>=2.9,<3"
 # Advisories that do not apply, with the reason: {"GHSA-...": "reason"}.
 ACCEPTED: dict[str, str] = {}
@@ -33,7 +33,7 @@ def pinned(lock: str) -> set[str]:
         if not pin.strip():
             continue
         if not hashes:
-            raise ValueError(f"every package in requirements.lock must have hashes; {pin.strip()} has none")
+            raise ValueError(f"every package in requirements-dev.lock must have hashes; {pin.strip()} has none")
         requirement = Requirement(pin.strip())
         if requirement.marker is None or requirement.marker.evaluate():
             found.add(canonicalize_name(requirement.name))

@@ -31,12 +31,12 @@ def entry(name: str, *advisories: str, **more: Any) -> dict[str, Any]:
 def test_packages_pinned_for_this_machine() -> None:
     assert audit.pinned(LOCK) >= {"one"}
     assert "four" not in audit.pinned(LOCK)
-    with pytest.raises(ValueError, match=r"every package in requirements.lock must have hashes; one==1\.0 has none"):
+    with pytest.raises(ValueError, match=r"every package in requirements-dev.lock must have hashes; one==1\.0 has none"):
         audit.pinned("one==1.0\n    # via two\n")
 
 
 def test_the_lock_pins_everything_with_hashes_and_without_urls() -> None:
-    text = (ROOT / "requirements.lock").read_text()
+    text = (ROOT / "requirements-dev.lock").read_text()
     names = audit.pinned(text)
     assert {"torch", "torchvision", "lightning", "hydra-core", "pillow"} <= names and len(names) > 60
     assert "://" not in text
