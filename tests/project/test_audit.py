@@ -31,7 +31,9 @@ def entry(name: str, *advisories: str, **more: Any) -> dict[str, Any]:
 def test_packages_pinned_for_this_machine() -> None:
     assert audit.pinned(LOCK) >= {"one"}
     assert "four" not in audit.pinned(LOCK)
-    with pytest.raises(ValueError, match=r"every package in requirements-dev.lock must have hashes; one==1\.0 has none"):
+    with pytest.raises(
+        ValueError, match=r"every package in requirements-dev.lock must have hashes; one==1\.0 has none"
+    ):
         audit.pinned("one==1.0\n    # via two\n")
 
 
