@@ -40,12 +40,14 @@ class CommandTask:
         table: jobs of the sweep, or the run that was submitted to a cluster.
         exit_codes: exit codes of failed runs.
         run_dir: folder of the last run.
+        rehearsed: configs of the jobs that were checked on this machine.
     """
 
     invocation: Invocation
     table: JobTable = field(default_factory=JobTable)
     exit_codes: list[int] = field(default_factory=list)
     run_dir: Path | None = None
+    rehearsed: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, config: DictConfig) -> float | None:
         """Run the task and return the value that a sweeper maximises; None if it failed."""
@@ -73,13 +75,15 @@ class CommandTask:
             config: composed config of a job.
             remote: the job runs on another machine, whose devices are unknown here.
         """
-        task, sweep = self._module(), self.invocation.sweep
+        task, sweep, plain = self._module(), self.invocation.sweep, to_plain(config)
         if sweep is not None:
-            check_confined(to_plain(config), sweep.folder, confirmed=sweep.confirmed)
+            check_confined(plain, sweep.folder, confirmed=sweep.confirmed)
         if self.invocation.command == "train":
-            task.check(to_plain(config), remote=remote)
+            task.check(plain, remote=remote)
+            if not remote:
+                self.rehearsed.append(plain)
         elif hasattr(task, "check"):
-            task.check(to_plain(config))
+            task.check(plain)
 
     def _module(self) -> Any:
         return importlib.import_module(f"alexlab.tasks.{self.invocation.command}")
@@ -112,6 +116,7 @@ class CommandTask:
             choices={group: str(option) for group, option in choices if "hydra/" not in group},
             overrides=raw_overrides(hydra_config.overrides.task),
             isolated=isolated,
+            rehearsed=own in self.rehearsed,
         )
 
     def _compare(self, run: Run) -> None:

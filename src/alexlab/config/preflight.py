@@ -68,7 +68,7 @@ def check_run(run: Run, splits: Splits) -> tuple[Run, int, dict[str, Any]]:
         if run.resumed and (run.dir / LAST).is_file():  # its weights replace those of model.weights
             checked = {**config, "model": {**config["model"], "weights": None}}
         num_ranks = max(local_ranks * config["trainer"]["num_nodes"], ranks.world_size())
-        _check_filled(checked, splits, num_ranks=num_ranks)
+        _check_filled(checked, splits, num_ranks=num_ranks, rehearsed=run.rehearsed)
     return replace(run, config=config), local_ranks, images
 
 
@@ -88,10 +88,13 @@ def _require_same_nodes(config: Config, images: dict[str, Any], num_ranks: int) 
         require_same(gathered[0][1], theirs, name=name)
 
 
-def _check_filled(config: Config, splits: Splits, *, num_ranks: int, remote: bool = False) -> None:
+def _check_filled(
+    config: Config, splits: Splits, *, num_ranks: int, remote: bool = False, rehearsed: bool = False
+) -> None:
     config = fill_statistics(config, splits, dummy=True)[0]
     check_objects(config, splits, num_ranks=num_ranks, remote=remote)
-    if not remote or config["trainer"]["accelerator"] not in ("gpu", "cuda", "mps"):  # otherwise the job itself runs it
+    # A job on another machine that needs its device is rehearsed there.
+    if not rehearsed and not (remote and config["trainer"]["accelerator"] in ("gpu", "cuda", "mps")):
         rehearse(config, splits, num_ranks=num_ranks)
 
 

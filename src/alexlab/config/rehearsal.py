@@ -92,6 +92,7 @@ def _failure(
         child.start()
         sender.close()
         try:
+            _import_tensorboard(config)
             found: tuple[bool, str] | None = receiver.recv() if receiver.poll(TIMEOUT_S) else None
         except EOFError:  # the child was killed
             found = None
@@ -100,6 +101,12 @@ def _failure(
             child.join()
             receiver.close()
     return found
+
+
+def _import_tensorboard(config: Config) -> None:
+    """Import what the logger of the training needs while the child process works: 0.1 s; jobs of a sweep are forked from here."""
+    if any(node["_target_"].endswith("TensorBoard") for node in entries(config["logger"]).values()):
+        import torch.utils.tensorboard  # noqa: F401
 
 
 def _child(

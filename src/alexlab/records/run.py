@@ -18,6 +18,7 @@ class Run:
         isolated: train in a child process even on one device, as every job of a sweep must.
         resumed: continue from the last checkpoint in `dir`.
         changes: overrides that changed the config of a resumed run.
+        rehearsed: this process has already rehearsed the config, when it checked all jobs of a sweep.
         recorded_images: entries of the run record about the images that a resumed run must find unchanged.
     """
 
@@ -28,4 +29,5 @@ class Run:
     isolated: bool = False
     resumed: bool = False
     changes: Sequence[str] = ()
+    rehearsed: bool = False
     recorded_images: Mapping[str, Any] = field(default_factory=dict)

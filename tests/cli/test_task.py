@@ -1,0 +1,46 @@
+"""The task of a command, called as Hydra calls it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
+
+from alexlab.cli.invocation import Invocation
+from alexlab.cli.task import CommandTask
+from alexlab.config import preflight
+from support.runs import TINY, composed
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_job_that_was_checked_with_its_sweep_is_not_rehearsed_again(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsed = []
+    monkeypatch.setattr(preflight, "rehearse", lambda config, splits, *, num_ranks: rehearsed.append(config["seed"]))
+    task = CommandTask(Invocation("train", (), ()))
+
+    def job(seed: int) -> Any:
+        config = composed(*TINY, f"data.root={images}", f"data.cache_dir={tmp_path}/cache", f"seed={seed}")
+        run_dir = tmp_path / str(seed)
+        run_dir.mkdir()
+        OmegaConf.set_readonly(config.hydra, False)
+        with open_dict(config):
+            config.hydra.mode = RunMode.MULTIRUN
+            config.hydra.runtime.update(cwd=str(tmp_path), output_dir=str(run_dir), choices={})
+        HydraConfig.instance().set_config(config)
+        own = config.copy()
+        with open_dict(own):
+            del own.hydra
+        return own
+
+    checked = job(1)
+    task.check(checked, remote=False)
+    assert rehearsed == [1]
+    assert task(checked) is not None
+    assert rehearsed == [1]
+    assert task(job(2)) is not None
+    assert rehearsed == [1, 2]
