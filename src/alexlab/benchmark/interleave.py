@@ -88,6 +88,8 @@ def interleave(
     title: str,
     num_warmup: int = 1,
     sample: Callable[[int], Figures] | None = None,
+    turn_s: float | None = None,
+    failures: dict[str, str] | None = None,
 ) -> dict[str, list[Figures]]:
     """Give every candidate a turn in each round, in an order that is reversed from round to round.
 
@@ -102,12 +104,15 @@ def interleave(
         num_warmup: number of warm-up rounds, which are not recorded.
         sample: called with the process id of a candidate every 50 ms of its turn; the largest value of each figure is recorded
             with those that the candidate reports.
+        turn_s: seconds after which a turn fails, if nothing is sampled; None for no limit.
+        failures: receiver of the message of each candidate that fails, which then takes no further turns and has no figures; None
+            raises the first failure.
 
     Returns:
         The figures of each candidate, one dict per round.
 
     Raises:
-        AlexlabError: if a candidate fails or exits.
+        AlexlabError: if a candidate fails or exits and `failures` is None.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
     processes: list[_Process] = []
@@ -117,12 +122,22 @@ def interleave(
             processes.append(_Process(candidate, log_dir))
         for number in track(range(num_rounds + num_warmup), title):
             for process in processes if number % 2 else reversed(processes):
-                figures = process.take_turn(sample)
+                if failures is not None and process.name in failures:
+                    continue
+                try:
+                    figures = process.take_turn(sample, turn_s)
+                except AlexlabError as error:
+                    if failures is None:
+                        raise
+                    failures[process.name], results[process.name] = str(error), []
+                    process.kill()
+                    continue
                 if number >= num_warmup:
                     results[process.name].append(figures)
     finally:
         for process in processes:
-            process.kill()
+            if failures is None or process.name not in failures:
+                process.kill()
     return results
 
 
@@ -138,7 +153,7 @@ class _Process:
         self.process.start()
         theirs.close()
 
-    def take_turn(self, sample: Callable[[int], Figures] | None) -> Figures:
+    def take_turn(self, sample: Callable[[int], Figures] | None, limit_s: float | None) -> Figures:
         peaks: Figures = {}
         try:
             self.connection.send(None)
@@ -147,6 +162,10 @@ class _Process:
                     peaks[name] = max(value, peaks.get(name, value))
                 if self.connection.poll(SAMPLE_S):
                     break
+            if sample is None and not self.connection.poll(limit_s):
+                raise AlexlabError(
+                    f"{self.name} took more than {limit_s:g} s for a turn; its output is in {self.log_path}"
+                )
             answer = self.connection.recv()
         except (EOFError, OSError) as error:
             raise AlexlabError(
@@ -171,7 +190,7 @@ def _main(candidate: Candidate, connection: "Connection[Any, Any]", log_path: Pa
     os.setsid()
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _redirect_output(log_path)
+    redirect_output(log_path)
     bind_to(list(candidate.cores))
     try:
         candidate.run(Turn(connection.fileno()))
@@ -181,7 +200,8 @@ def _main(candidate: Candidate, connection: "Connection[Any, Any]", log_path: Pa
         connection.send(f"{type(error).__name__}: {error}")
 
 
-def _redirect_output(path: Path) -> None:
+def redirect_output(path: Path) -> None:
+    """Redirect the output of this process to a file, and its input from nothing."""
     with open(os.devnull, "rb") as empty, path.open("wb") as log:
         os.dup2(empty.fileno(), 0)
         for fd in (1, 2):

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 SUITES = ("loader", "step", "epochs", "startup", "scaling", "memory")
 GROUPS = ("model", "data", "augmentation", "loss", "optimizer", "scheduler", "trainer")
-OWN_KEYS = ("suite", "peer", "benchmark")
+OWN_KEYS = ("suite", "peer", "benchmark", "gpu")
+GPU = "gpu"  # a suite of its own, which runs only alone
 
 
 def main(run: Run) -> None:
-    """Run the suites, print a table and write benchmark.json, benchmark.md and benchmark.png.
+    """Run the suites, print a table and write benchmark.json, benchmark.md and benchmark.png, or gpu.json and gpu.md.
 
     Raises:
-        AlexlabError: if the config cannot be trained or a candidate fails.
+        AlexlabError: if the config cannot be trained or a candidate fails; FindingsError if a check of the suite `gpu` fails.
     """
     import_lightning()
 
@@ -35,6 +36,9 @@ def main(run: Run) -> None:
     from alexlab.output.terminal import Terminal
 
     names = suites(run.config["suite"])
+    if names == [GPU]:
+        _run_gpu_suite(run)
+        return
     context = _context(run)
     about = _about(run, context)
     try:
@@ -47,6 +51,24 @@ def main(run: Run) -> None:
         shutil.rmtree(context.config["data"]["cache_dir"], ignore_errors=True)
     Terminal(width=None if Terminal().is_terminal else 200).print(table.table(rows, _title(about)))
     print_line(os.path.relpath(run.dir / "benchmark.json"))
+
+
+def _run_gpu_suite(run: Run) -> None:
+    """Run the suite `gpu`, whose parts fail one by one: nothing is tried out before."""
+    from alexlab.benchmark.gpu.config import GpuConfig
+    from alexlab.benchmark.gpu.suite import raise_problems, run_suite
+    from alexlab.training.console import quiet_lightning
+
+    bind(GpuConfig, "gpu", **run.config["gpu"])
+    quiet_lightning()
+    results = run_suite(run, _train_config(run.config), train.main)
+    print_line(os.path.relpath(run.dir / "gpu.md"))
+    raise_problems(results)
+
+
+def _train_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of `train.py` within that of the benchmark."""
+    return {key: value for key, value in config.items() if key not in OWN_KEYS}
 
 
 def _context(run: Run) -> "BenchmarkContext":
@@ -106,8 +128,7 @@ def _on_subset(run: Run, settings: Any) -> dict[str, Any]:
         "splits": dict.fromkeys(SPLITS),
         "cache_dir": str(run.dir.resolve() / "cache"),
     }
-    config = {key: value for key, value in run.config.items() if key not in OWN_KEYS}
-    return fill_statistics({**config, "data": data}, splits)[0]
+    return fill_statistics({**_train_config(run.config), "data": data}, splits)[0]
 
 
 def _about(run: Run, context: "BenchmarkContext") -> dict[str, Any]:
@@ -130,8 +151,10 @@ def _about(run: Run, context: "BenchmarkContext") -> dict[str, Any]:
 def suites(names: str | list[str] | None) -> list[str]:
     """Return the suites that `suite=` names, in the order in which they run."""
     wanted = list(SUITES) if names is None else [names] if isinstance(names, str) else list(names)
+    if wanted == [GPU]:
+        return wanted
     if not wanted or not set(wanted) <= set(SUITES):
-        raise ConfigError(f"suite must be null, for all, or one or several of {', '.join(SUITES)}; got {names}")
+        raise ConfigError(f"suite must be null, for all, one or several of {', '.join(SUITES)}, or {GPU}; got {names}")
     return [name for name in SUITES if name in wanted]
 
 

@@ -1,0 +1,282 @@
+"""Suite `gpu` at toy size on the CPU, so that nothing in it first runs on a GPU; its runner and its verdicts."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alexlab.benchmark.gpu import callbacks
+from alexlab.benchmark.gpu.checks import largest_error, total_error
+from alexlab.benchmark.gpu.config import GpuConfig
+from alexlab.benchmark.gpu.results import FAILED, MET, MISSED, NEEDS_CUDA, PASSED, Check, Results, equal, goal, within
+from alexlab.benchmark.gpu.runner import Part, run_parts
+from alexlab.benchmark.gpu.steps import OURS, StepMeter, describe
+from alexlab.benchmark.table import Row
+from alexlab.errors import ConfigError
+from alexlab.runs.run import Run
+from alexlab.tasks.benchmark import main, suites
+from support.runs import TINY, plain
+
+TOY = (
+    *(override for override in TINY if not override.startswith(("scheduler", "trainer.precision", "data=folder"))),
+    "suite=gpu",
+    "data=photographs",
+    "compile.backend=aot_eager",
+    "gpu.total_s=900",
+    "gpu.limit_scale=4",
+    *(f"gpu.nets.{net}.widths=[4,8,8,8,8]" for net in ("alexnet", "alexnet_half")),
+    *(f"gpu.nets.{net}.fc_widths=[16]" for net in ("alexnet", "alexnet_half")),
+    "gpu.batch_sizes=[4,8]",
+    "gpu.rounds=2",
+    "gpu.steps=2",
+    "gpu.photographs=12",
+    "gpu.check_images=64",
+    "gpu.digits_epochs=1",
+    "gpu.jpeg_images=32",
+    "gpu.packed_images=48",
+    "gpu.val_images=8",
+)
+CHOICES = {"model": "alexnet", "data": "photographs", "augmentation": "inception", "optimizer": "sgd"}
+ABOUT = {"hardware": {"cores": 2}, "versions": {"torch": "2.15"}}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The results of all parts by name, and the text of gpu.md."""
+    folder = tmp_path_factory.mktemp("gpu")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ALEXLAB_CORES", "OMP_NUM_THREADS"):  # threads that wait for a busy core are slower than one
+            patch.setenv(name, "1")
+        main(Run(config=plain(*TOY, name="benchmark"), dir=folder, choices=CHOICES))
+    content = json.loads((folder / "gpu.json").read_text())
+    return {
+        "text": (folder / "gpu.md").read_text(),
+        "content": content,
+        **{part["name"]: part for part in content["parts"]},
+    }
+
+
+def outcomes(part: dict[str, Any]) -> dict[str, str]:
+    return {check["what"]: check["outcome"] for check in part["checks"]}
+
+
+@pytest.mark.slow
+def test_every_part_finishes(toy: dict[str, Any]) -> None:
+    assert {part["name"]: part["outcome"] for part in toy["content"]["parts"]} == dict.fromkeys(
+        (
+            *("machine", "photographs", "one step", "crops", "resumed runs", "host synchronization", "NaN", "commands"),
+            *("whole epochs", "steps of alexnet", "steps of alexnet_half", "compilation", "decoding"),
+        ),
+        "finished",
+    )
+    assert toy["content"]["hardware"]["device"] == "cpu"
+
+
+@pytest.mark.slow
+def test_checks_pass_on_the_cpu_or_need_cuda(toy: dict[str, Any]) -> None:
+    precision = "one step with trainer.precision={}: error of the gradients"
+    assert outcomes(toy["one step"]) == {
+        precision.format("32-true"): PASSED,
+        precision.format("bf16-mixed"): PASSED,
+        precision.format("16-mixed"): NEEDS_CUDA,
+    }
+    (synchronization,) = toy["host synchronization"]["checks"]
+    assert synchronization["outcome"] == NEEDS_CUDA
+    assert "0 in 9 steps" in synchronization["measured"]
+    for name, count in (("crops", 4), ("resumed runs", 2), ("NaN", 2), ("commands", 12), ("compilation", 1)):
+        assert list(outcomes(toy[name]).values()) == [PASSED] * count, toy[name]
+
+
+@pytest.mark.slow
+def test_steps_are_measured_in_every_variant(toy: dict[str, Any]) -> None:
+    for net in ("alexnet", "alexnet_half"):
+        part = toy[f"steps of {net}"]
+        whats = [row["what"] for row in part["rows"]]
+        everywhere = ("bfloat16, channels last, fused, eager", "TF32", "NCHW", "torchvision's reference, --amp")
+        once = ("float32", "float16 with gradient scaling", "optimizer foreach", "compiled, reduce-overhead")
+        assert {f"{net}, batch {size}: {name}" for size in (4, 8) for name in everywhere} < set(whats)
+        assert {f"{net}, batch 8: {name}" for name in once} < set(whats)
+        assert all(
+            row["limit"].split(" % of matrix products in ")[1] in ("float32", "TF32", "bfloat16")
+            for row in part["rows"]
+        )
+        checks = outcomes(part)
+        for size in (4, 8):
+            assert checks[f"{net}, batch {size}: CUDA graph of the step"] == NEEDS_CUDA
+            assert checks[f"{net}, batch {size}: our step / torchvision's reference, --amp"] in (MET, MISSED)
+
+
+@pytest.mark.slow
+def test_epochs_are_compared_with_other_loops_and_the_step(toy: dict[str, Any]) -> None:
+    part = toy["whole epochs"]
+    assert len(part["rows"]) == 1 + 3 * 5
+    assert set(outcomes(part)) == {
+        "training: ours, data.cache=device / the step on a fixed batch",
+        "training: ours, packed / the step on a fixed batch",
+        "whole epochs: ours, packed / torchvision's reference, --amp",
+        "whole epochs: ours, data.cache=device / torchvision's reference, --amp",
+    }
+    row = next(row for row in part["rows"] if row["what"] == "alexnet, batch 8: training: ours, packed")
+    assert row["baseline"] == "torchvision's reference, --amp"
+    assert row["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_the_page_lists_parts_checks_and_measurements(toy: dict[str, Any]) -> None:
+    assert "| NaN | finished |" in toy["text"]
+    assert "| evaluate.py device=cpu | exit code 0 | 0 | passed |" in toy["text"]
+    assert "torchvision.io.decode_jpeg on cpu" in toy["text"]
+
+
+def yielding(*items: Any) -> Iterator[Any]:
+    yield from items
+
+
+def hanging(pid_path: Path) -> Iterator[Any]:
+    yield goal("before", 2.0, 1.0)
+    pid_path.write_text(str(os.getpid()))
+    while True:
+        time.sleep(1)
+
+
+def crashing() -> Iterator[Any]:
+    yield equal("before", 1, 1, "things")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def failing() -> Iterator[Any]:
+    yield within("before", 1.0, 2.0)
+    raise ValueError("first line\nsecond line")
+
+
+def test_a_part_that_hangs_crashes_or_fails_costs_only_itself(tmp_path: Path) -> None:
+    results = Results(dict(ABOUT), tmp_path)
+    pid_path = tmp_path / "pid"
+    parts = [
+        Part("hangs", partial(hanging, pid_path), 1.0),
+        Part("crashes", crashing, 60),
+        Part("fails", failing, 60),
+        Part("works", partial(yielding, Row("step", "x", (1.0,), "images/s"), {"gpu": "H100"}), 60),
+    ]
+    run_parts(parts, results, total_s=120)
+    content = json.loads((tmp_path / "gpu.json").read_text())
+    assert [part["outcome"] for part in content["parts"]] == [
+        "killed after 1 s; log: hangs.log",
+        "exited with code -9; log: crashes.log",
+        "ValueError: first line; log: fails.log",
+        "finished",
+    ]
+    assert [len(part["checks"]) for part in content["parts"]] == [1, 1, 1, 0]
+    assert content["parts"][3]["rows"][0]["median"] == 1.0
+    assert content["hardware"]["gpu"] == "H100"
+    assert "second line" in (tmp_path / "logs/fails.log").read_text()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_path.read_text()), 0)
+    assert [line.split(":")[0] for line in results.problems] == ["hangs", "crashes", "fails"]
+
+
+def test_no_part_runs_longer_than_all_may(tmp_path: Path) -> None:
+    results = Results(dict(ABOUT), tmp_path)
+    run_parts([Part(name, partial(hanging, tmp_path / "pid"), 60) for name in "ab"], results, total_s=0.5)
+    assert [part.outcome for part in results.parts] == ["killed after 0 s; log: a.log", "not run: 0.5 s were over"]
+
+
+def test_results_are_on_disk_while_a_part_runs(tmp_path: Path) -> None:
+    def look() -> Iterator[Any]:
+        yield goal("first", 0.5, 1.0)
+        time.sleep(0.5)
+        (part,) = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+        assert (part["outcome"], part["checks"][0]["outcome"]) == ("running", MISSED)
+
+    results = Results(dict(ABOUT), tmp_path)
+    run_parts([Part("looks", look, 60)], results, total_s=60)
+    assert results.parts[0].outcome == "finished"
+    assert results.problems == []
+
+
+def test_verdicts() -> None:
+    assert within("x", 1e-4, 1e-4).outcome == PASSED
+    assert within("x", 1.1e-4, 1e-4).outcome == FAILED
+    assert within("x", float("nan"), 1.0).outcome == FAILED
+    assert equal("x", 3, 3, "tensors").outcome == PASSED
+    assert equal("x", 0, 0, "tensors").outcome == FAILED
+    assert (goal("x", 0.95, 0.95).outcome, goal("x", 0.94, 0.95).outcome) == (MET, MISSED)
+
+
+def test_the_largest_relative_error_is_that_of_the_worst_tensor() -> None:
+    expected = {"a": torch.tensor([3.0, 4.0]), "b": torch.ones(2)}
+    assert largest_error({"a": torch.tensor([3.0, 4.5]), "b": torch.ones(2)}, expected) == pytest.approx(0.1)
+    assert largest_error(expected, expected) == total_error(expected, expected) == 0
+    assert total_error({"a": torch.tensor([3.0, 4.5]), "b": torch.ones(2)}, expected) == pytest.approx(0.5 / 27**0.5)
+    assert not largest_error({"a": expected["a"]}, expected) <= 1e9, "a missing tensor is no agreement"
+
+
+def test_calls_are_counted_within_the_window_only() -> None:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiler:
+        torch.ones(3).sum().item()
+        with torch.profiler.record_function(callbacks.WINDOW):
+            torch.ones(3).sum().item()
+            torch.ones(3).mean()
+    found = callbacks.count_calls(profiler.events(), ["aten::item", "aten::mean", "cudaStreamSynchronize"])
+    assert found["calls"] == {"aten::item in no operator": 1, "aten::mean in no operator": 1} or found["calls"] == {
+        f"aten::item in {callbacks.WINDOW}": 1,
+        f"aten::mean in {callbacks.WINDOW}": 1,
+    }
+    assert found["events"] > 4
+
+
+def test_the_winners_are_combined_from_variants_that_differ_in_one_respect() -> None:
+    from dataclasses import replace
+
+    meter = object.__new__(StepMeter)
+    meter.variants = {
+        "ours": OURS,
+        "NCHW": replace(OURS, channels_last=False),
+        "graph": replace(OURS, graph=True),
+        "compiled": replace(OURS, compiled=True),
+        "float16": replace(OURS, bfloat16=False, float16=True),
+        "failed": replace(OURS, optimizer={"fused": False, "foreach": True}),
+    }
+    meter.rates = {"ours": [100.0], "NCHW": [90.0], "graph": [120.0], "compiled": [130.0], "float16": [900.0]}
+    assert meter.combination() == replace(OURS, compiled=True)
+    assert describe(meter.combination()) == "bfloat16, channels last, fused, compiled"
+    meter.rates["NCHW"] = [101.0]
+    assert describe(meter.combination()) == "bfloat16, NCHW, fused, compiled"
+
+
+def test_invalid_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"gpu\.steps must be at least 1; got 0"):
+        GpuConfig(steps=0)
+    with pytest.raises(ConfigError, match=r"gpu\.check_images must be divisible by 32; got 48"):
+        GpuConfig(check_images=48)
+    with pytest.raises(ConfigError, match=r"gpu\.nets and gpu\.batch_sizes must not be empty"):
+        GpuConfig(batch_sizes=[])
+    assert suites("gpu") == suites(["gpu"]) == ["gpu"]
+    with pytest.raises(ConfigError, match=r"one or several of loader, .*, memory, or gpu; got \['gpu', 'step'\]"):
+        suites(["gpu", "step"])
+
+
+def test_unknown_parts_are_refused(tmp_path: Path) -> None:
+    config = plain(*TOY, "gpu.parts=[nan]", name="benchmark")
+    with pytest.raises(
+        ConfigError, match=r"gpu\.parts must be null or a list of machine, photographs, .*; got \[nan\]"
+    ):
+        main(Run(config=config, dir=tmp_path, choices=CHOICES))
+
+
+def test_a_failed_check_is_the_exit_code(tmp_path: Path) -> None:
+    from alexlab.benchmark.gpu.suite import raise_problems
+    from alexlab.errors import FindingsError
+
+    results = Results(dict(ABOUT), tmp_path)
+    run_parts([Part("bad", partial(yielding, Check("x is y", "z", "y", FAILED)), 60)], results, total_s=60)
+    with pytest.raises(FindingsError, match=r"see gpu\.md; these did not: x is y"):
+        raise_problems(results)
