@@ -7,7 +7,7 @@ DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast bench chaos results docs lint audit format lock tensorboard clean
+.PHONY: help setup train test test-fast bench gpu gpu-wheels chaos results docs lint audit format lock tensorboard clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -38,6 +38,12 @@ test-fast: $(DEV) ## run the tests that neither train nor start other programs: 
 
 bench: $(RUNTIME) ## measure speed and memory against baselines: 40 minutes on 2 cores
 	$(BIN)/python src/benchmark.py $(ARGS)
+
+gpu: ## check and measure everything that needs a CUDA device, on any Python with PyTorch: 9 minutes; OUT=FOLDER
+	OUT="$(OUT)" .ci/gpu $(ARGS)
+
+gpu-wheels: $(DEV) ## pack what a GPU machine without network lacks into .gpu/wheels
+	$(BIN)/python .ci/pack_wheels.py
 
 chaos: $(DEV) ## inject faults (kills, signals, full disks, lost ranks): 15 minutes on 2 cores
 	PYTHONPATH=src:tests $(BIN)/python -m chaos $(SCENARIOS)

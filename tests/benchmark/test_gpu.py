@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from alexlab.benchmark.gpu import callbacks
+from alexlab.benchmark.gpu import callbacks, commands
 from alexlab.benchmark.gpu.checks import largest_error, total_error
 from alexlab.benchmark.gpu.config import GpuConfig
+from alexlab.benchmark.gpu.context import GpuContext
 from alexlab.benchmark.gpu.results import FAILED, MET, MISSED, NEEDS_CUDA, PASSED, Check, Results, equal, goal, within
 from alexlab.benchmark.gpu.runner import Part, run_parts
 from alexlab.benchmark.gpu.steps import OURS, StepMeter, describe
@@ -22,6 +23,7 @@ from alexlab.benchmark.table import Row
 from alexlab.errors import ConfigError
 from alexlab.runs.run import Run
 from alexlab.tasks.benchmark import main, suites
+from support.commands import run
 from support.runs import TINY, plain
 
 TOY = (
@@ -45,22 +47,24 @@ TOY = (
 )
 CHOICES = {"model": "alexnet", "data": "photographs", "augmentation": "inception", "optimizer": "sgd"}
 ABOUT = {"hardware": {"cores": 2}, "versions": {"torch": "2.15"}}
+# All but `commands`, which has its own test: it starts commands faster.
+PARTS = (
+    *("machine", "photographs", "one step", "crops", "resumed runs", "host synchronization", "stop at NaN"),
+    *("whole epochs", "steps of alexnet", "steps of alexnet_half", "compilation", "decoding"),
+)
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of all parts by name, and the text of gpu.md."""
+    """The results of the parts by name, all of gpu.json as `content`, and gpu.md as `text`."""
     folder = tmp_path_factory.mktemp("gpu")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("ALEXLAB_CORES", "OMP_NUM_THREADS"):  # threads that wait for a busy core are slower than one
-            patch.setenv(name, "1")
-        main(Run(config=plain(*TOY, name="benchmark"), dir=folder, choices=CHOICES))
+        patch.setenv("ALEXLAB_CORES", "1")  # threads that wait for a busy core are slower than one
+        config = plain(*TOY, f"gpu.parts=[{','.join(PARTS)}]", name="benchmark")
+        main(Run(config=config, dir=folder, choices=CHOICES))
     content = json.loads((folder / "gpu.json").read_text())
-    return {
-        "text": (folder / "gpu.md").read_text(),
-        "content": content,
-        **{part["name"]: part for part in content["parts"]},
-    }
+    parts = {part["name"]: part for part in content["parts"]}
+    return {"text": (folder / "gpu.md").read_text(), "content": content, **parts}
 
 
 def outcomes(part: dict[str, Any]) -> dict[str, str]:
@@ -69,13 +73,8 @@ def outcomes(part: dict[str, Any]) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_every_part_finishes(toy: dict[str, Any]) -> None:
-    assert {part["name"]: part["outcome"] for part in toy["content"]["parts"]} == dict.fromkeys(
-        (
-            *("machine", "photographs", "one step", "crops", "resumed runs", "host synchronization", "NaN", "commands"),
-            *("whole epochs", "steps of alexnet", "steps of alexnet_half", "compilation", "decoding"),
-        ),
-        "finished",
-    )
+    found = {part["name"]: part["outcome"] for part in toy["content"]["parts"]}
+    assert found == dict.fromkeys(PARTS, "finished")
     assert toy["content"]["hardware"]["device"] == "cpu"
 
 
@@ -90,7 +89,7 @@ def test_checks_pass_on_the_cpu_or_need_cuda(toy: dict[str, Any]) -> None:
     (synchronization,) = toy["host synchronization"]["checks"]
     assert synchronization["outcome"] == NEEDS_CUDA
     assert "0 in 9 steps" in synchronization["measured"]
-    for name, count in (("crops", 4), ("resumed runs", 2), ("NaN", 2), ("commands", 12), ("compilation", 1)):
+    for name, count in (("crops", 4), ("resumed runs", 2), ("stop at NaN", 2), ("compilation", 1)):
         assert list(outcomes(toy[name]).values()) == [PASSED] * count, toy[name]
 
 
@@ -130,9 +129,36 @@ def test_epochs_are_compared_with_other_loops_and_the_step(toy: dict[str, Any]) 
 
 @pytest.mark.slow
 def test_the_page_lists_parts_checks_and_measurements(toy: dict[str, Any]) -> None:
-    assert "| NaN | finished |" in toy["text"]
-    assert "| evaluate.py device=cpu | exit code 0 | 0 | passed |" in toy["text"]
+    assert "| stop at NaN | finished |" in toy["text"]
+    assert "| the last checkpoint before NaN | step 4 | step 4, finite weights | passed |" in toy["text"]
     assert "torchvision.io.decode_jpeg on cpu" in toy["text"]
+
+
+@pytest.mark.slow
+def test_commands_give_the_same_scores_on_both_devices_and_from_exported_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exit_code(script: str, overrides: list[str]) -> int:
+        return run(script.removesuffix(".py"), *overrides, cwd=tmp_path).returncode
+
+    monkeypatch.setattr(commands, "exit_code", exit_code)
+    config = plain(*TOY, name="benchmark")
+    checks = list(commands.check_commands(gpu_context(config, tmp_path)))
+    assert [check.outcome for check in checks] == [PASSED] * 12, checks
+    assert checks[1].what == "evaluate.py device=cpu"
+    assert len(commands.read_predictions(tmp_path / "work/commands/predict_cpu")) == 1797
+
+
+def gpu_context(config: dict[str, Any], folder: Path) -> GpuContext:
+    return GpuContext(
+        config=config,
+        choices=CHOICES,
+        settings=GpuConfig(**config["gpu"]),
+        device="cpu",
+        out_dir=folder,
+        work_dir=folder / "work",
+        train=lambda run: None,
+    )
 
 
 def yielding(*items: Any) -> Iterator[Any]:
@@ -265,9 +291,17 @@ def test_invalid_settings_are_refused() -> None:
 
 
 def test_unknown_parts_are_refused(tmp_path: Path) -> None:
-    config = plain(*TOY, "gpu.parts=[nan]", name="benchmark")
+    config = plain(*TOY, "gpu.parts=[nets]", name="benchmark")
     with pytest.raises(
-        ConfigError, match=r"gpu\.parts must be null or a list of machine, photographs, .*; got \[nan\]"
+        ConfigError, match=r"gpu\.parts must be null or a list of machine, photographs, .*; got \['nets'\]"
+    ):
+        main(Run(config=config, dir=tmp_path, choices=CHOICES))
+
+
+def test_a_machine_without_gpu_is_refused(tmp_path: Path) -> None:
+    config = plain(*TOY, "trainer.accelerator=auto", name="benchmark")
+    with pytest.raises(
+        ConfigError, match=r"suite=gpu needs a CUDA device, and none was found; trainer\.accelerator=cpu"
     ):
         main(Run(config=config, dir=tmp_path, choices=CHOICES))
 

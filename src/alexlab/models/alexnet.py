@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alexlab.models.init import init_weights
-from alexlab.models.layers import ResponseNorm, check_image_size
+from alexlab.models.layers import AdaptiveAvgPool2d, ResponseNorm, check_image_size
 
 KERNELS = (11, 5, 3, 3, 3)
 STRIDES = (4, 1, 1, 1, 1)
@@ -128,7 +128,7 @@ class AlexNet(nn.Module):
             if number in pools:
                 layers[f"pool{number}"] = nn.MaxPool2d(pools[number], pool_stride)
         self.features = nn.Sequential(layers)
-        self.avgpool = nn.AdaptiveAvgPool2d(pool_size)
+        self.avgpool = AdaptiveAvgPool2d(pool_size)
         sizes = [channels * pool_size * pool_size, *(_scaled(count, width, 1) for count in fc_widths), num_classes]
         self.classifier = _classifier(sizes, activation, dropout, dropout_side, linear_tail)
         init_weights(self, init)

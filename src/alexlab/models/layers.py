@@ -1,4 +1,10 @@
-"""Local response normalization, and a check that an image survives all convolutions and poolings."""
+"""Layers whose gradients can be deterministic on a GPU, and a check that an image survives all convolutions and poolings.
+
+PyTorch's CUDA kernels for the gradients of adaptive average pooling and of three-dimensional average pooling, which its local
+response normalization of images uses, add in random order, so that both raise with `trainer.deterministic=true` (torch 2.11).
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +26,35 @@ class ResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize (N, C, H, W)."""
+        if torch.are_deterministic_algorithms_enabled():  # with one spatial dimension PyTorch pools in two dimensions
+            return self._normalize(input.flatten(2)).unflatten(2, input.shape[2:])
+        return self._normalize(input)
+
+    def _normalize(self, input: Tensor) -> Tensor:
         if self.groups == 1:
             return super().forward(input)
         return torch.cat([super(ResponseNorm, self).forward(part) for part in input.chunk(self.groups, 1)], 1)
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """Adaptive average pooling to a square, as two matrix products where PyTorch is asked for deterministic algorithms."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, size, size)."""
+        if not torch.are_deterministic_algorithms_enabled() or self.output_size == 1:
+            return super().forward(input)
+        size: Any = self.output_size
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        rows, columns = (_pooling_matrix(length, size).to(input.device, dtype) for length in input.shape[-2:])
+        with torch.autocast(input.device.type, enabled=False):
+            return (rows @ input.to(dtype) @ columns.T).to(input.dtype)
+
+
+def _pooling_matrix(length: int, size: int) -> Tensor:
+    """Return the weights (size, length) that average a line over the windows of adaptive pooling, which may overlap."""
+    positions, outputs = torch.arange(length), torch.arange(size)[:, None]
+    first, end = outputs * length // size, -(-(outputs + 1) * length // size)
+    return ((positions >= first) & (positions < end)).double() / (end - first)
 
 
 def check_image_size(features: nn.Sequential, size: int) -> None:

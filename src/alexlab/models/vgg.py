@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alexlab.models.init import init_weights
-from alexlab.models.layers import check_image_size
+from alexlab.models.layers import AdaptiveAvgPool2d, check_image_size
 
 # vgg11, vgg13, vgg16 and vgg19: configurations A, B, D and E of the paper.
 TORCHVISION_DEPTHS = ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4))
@@ -81,7 +81,7 @@ class VGG(nn.Module):
                 channels = out
             features[f"pool{block}"] = nn.MaxPool2d(2, 2)
         self.features = nn.Sequential(features)
-        self.avgpool = nn.AdaptiveAvgPool2d(pool_size)
+        self.avgpool = AdaptiveAvgPool2d(pool_size)
         sizes = [channels * pool_size * pool_size, *(max(1, round(count * width)) for count in fc_widths)]
         classifier: OrderedDict[str, nn.Module] = OrderedDict()
         for number in range(1, len(sizes)):

@@ -55,14 +55,18 @@ def _run(work_dir: Path, commands: Mapping[str, tuple[str, list[str]]]) -> Itera
 
     def call(name: str) -> int:
         script, overrides = commands[name]
-        command = script_command(script, [*overrides, f"hydra.run.dir={work_dir / name}"])
-        return subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+        return exit_code(script, [*overrides, f"hydra.run.dir={work_dir / name}"])
 
     with ThreadPoolExecutor(len(commands)) as pool:
         codes = dict(zip(commands, pool.map(call, commands), strict=True))
     for name, (script, overrides) in commands.items():
         what = f"{script} {' '.join(each for each in overrides if str(work_dir) not in each)}".strip()
         yield Check(what, f"exit code {codes[name]}", "0", PASSED if codes[name] == 0 else FAILED)
+
+
+def exit_code(script: str, overrides: list[str]) -> int:
+    """Run one of our scripts to its end and return its exit code."""
+    return subprocess.run(script_command(script, overrides), stdin=subprocess.DEVNULL).returncode
 
 
 def _compare_predictions(work_dir: Path) -> Iterator[Check]:

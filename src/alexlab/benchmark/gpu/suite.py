@@ -35,7 +35,7 @@ def parts(context: GpuContext) -> list[Part]:
         Part("crops", partial(checks.check_crops, context), 40),
         Part("resumed runs", partial(checks.check_resumed_runs, context), 60),
         Part("host synchronization", partial(checks.check_synchronization, context), 40),
-        Part("NaN", partial(checks.check_nan, context), 40),
+        Part("stop at NaN", partial(checks.check_nan, context), 40),
         Part("commands", partial(commands.check_commands, context), 100),
         Part("whole epochs", partial(epochs.measure_epochs, context), 170),
         *(Part(f"steps of {net}", partial(steps.measure_steps, context, net), 110) for net in settings.nets),
@@ -65,10 +65,18 @@ def run_suite(run: Run, config: Mapping[str, Any], train: Callable[[Run], Any]) 
         run: the benchmark.
         config: config of `train.py`.
         train: the task of `train.py`.
+
+    Raises:
+        ConfigError: if there is no CUDA device and the config does not ask for the CPU.
     """
     settings = GpuConfig(**run.config["gpu"])
     trainer = dict(config["trainer"])
     device = "cuda" if requested_gpus(accelerator=trainer["accelerator"], devices=trainer["devices"]) else "cpu"
+    if device == "cpu" and trainer["accelerator"] != "cpu":
+        raise ConfigError(
+            "suite=gpu needs a CUDA device, and none was found; trainer.accelerator=cpu tries the suite out, best at the toy "
+            "size of tests/benchmark/test_gpu.py"
+        )
     if trainer["precision"] == "auto":  # GPUs without bfloat16 are older than 2020
         trainer["precision"] = "bf16-mixed" if device == "cuda" else "32-true"
     results = Results(about(run), run.dir)

@@ -1,0 +1,113 @@
+"""Layers whose gradients are deterministic where PyTorch is asked for it."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from alexlab.models.alexnet import AlexNet
+from alexlab.models.layers import AdaptiveAvgPool2d, ResponseNorm
+from alexlab.models.vgg import VGG
+
+# Operators whose CUDA kernels raise with deterministic algorithms (torch 2.11), among those that a net may use.
+RANDOM_ORDER = {
+    "aten._adaptive_avg_pool2d_backward.default",
+    "aten.avg_pool3d_backward.default",
+    "aten.max_pool3d_with_indices_backward.default",
+    "aten.adaptive_max_pool2d_backward.default",
+    "aten.cumsum.default",
+    "aten.upsample_bilinear2d_backward.default",
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Names of all operators that are called, also in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def _deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def operators(net: torch.nn.Module, size: int) -> set[str]:
+    with Recorder() as recorder:
+        F.cross_entropy(net(torch.rand(2, 3, size, size)), torch.tensor([0, 1])).backward()
+    return recorder.names
+
+
+@pytest.mark.usefixtures("_deterministic")
+@pytest.mark.parametrize("norm", ["none", "lrn", "batch"])
+def test_alexnet_has_no_operator_that_adds_in_random_order(norm: str) -> None:
+    net = AlexNet(2, widths=(4, 8, 8, 8, 8), fc_widths=(8,), groups=(1, 2, 1, 2, 2), norm=norm)
+    names = operators(net, 96)
+    assert "aten.convolution_backward.default" in names
+    assert not names & RANDOM_ORDER
+
+
+@pytest.mark.usefixtures("_deterministic")
+def test_vgg_has_no_operator_that_adds_in_random_order() -> None:
+    assert not operators(VGG(2, width=1 / 32), 64) & RANDOM_ORDER
+
+
+def test_the_recorder_finds_such_operators() -> None:
+    net = AlexNet(2, widths=(4, 8, 8, 8, 8), fc_widths=(8,), norm="lrn")
+    assert len(operators(net, 96) & RANDOM_ORDER) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(6, 6, 6), (1, 1, 6), (13, 13, 6), (7, 5, 3), (12, 4, 2), (5, 5, 1)]
+)
+def test_deterministic_pooling_equals_that_of_pytorch(height: int, width: int, size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, height, width, dtype=dtype, requires_grad=True)
+    upstream = torch.rand(2, 3, size, size, dtype=dtype)
+    expected = F.adaptive_avg_pool2d(images, size)
+    (expected_gradient,) = torch.autograd.grad(expected, images, upstream)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = AdaptiveAvgPool2d(size)(images)
+        (gradient,) = torch.autograd.grad(found, images, upstream)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_pooling_to_the_size_of_the_input_changes_no_bit() -> None:
+    images = torch.rand(2, 3, 6, 6)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(AdaptiveAvgPool2d(6)(images), images)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_deterministic_response_norm_equals_that_of_pytorch(groups: int) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 8, 5, 7).to(memory_format=torch.channels_last).requires_grad_()
+    layer = ResponseNorm(groups)
+    expected = layer(images)
+    (expected_gradient,) = torch.autograd.grad(expected.square().sum(), images)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = layer(images)
+        (gradient,) = torch.autograd.grad(found.square().sum(), images)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
