@@ -18,8 +18,8 @@ from alexlab.benchmark.roofline import set_tf32
 from alexlab.config import allowlist
 from alexlab.data.transforms import RandomCropView
 from alexlab.errors import NumericError
-from alexlab.runs.layout import LAST
-from alexlab.runs.safe_load import load_file
+from alexlab.records.layout import LAST
+from alexlab.records.safe_load import load_file
 
 # Relative errors: the norm of the difference divided by the norm. In 32 bits that of the worst tensor; in 16 bits that of all
 # gradients together, because those of the first layers are sums of large terms that cancel. torchvision's AlexNet on a CPU with

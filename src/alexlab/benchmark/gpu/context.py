@@ -15,7 +15,7 @@ from alexlab.config import build
 from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config
 from alexlab.data.sources.synthetic import write_synthetic_photos
-from alexlab.runs.run import Run
+from alexlab.records.run import Run
 
 # Dropout draws other numbers on each device, so that no check uses it.
 CHECKED = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from alexlab.benchmark.table import Row, markdown
 from alexlab.output.escape import escape_markdown
-from alexlab.runs.atomic import write_atomic
+from alexlab.records.atomic import write_atomic
 
 PASSED, FAILED, NEEDS_CUDA = "passed", "failed", "needs CUDA"
 MET, MISSED = "met", "missed"

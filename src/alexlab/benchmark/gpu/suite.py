@@ -17,8 +17,8 @@ from alexlab.benchmark.gpu.runner import Part, run_parts
 from alexlab.distributed.devices import requested_gpus
 from alexlab.distributed.hardware import describe_hardware
 from alexlab.errors import ConfigError, FindingsError
-from alexlab.runs.provenance import CODE_DIR, code_state, versions
-from alexlab.runs.run import Run
+from alexlab.records.provenance import CODE_DIR, code_state, versions
+from alexlab.records.run import Run
 
 
 def parts(context: GpuContext) -> list[Part]:
