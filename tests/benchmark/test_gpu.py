@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from alexlab.records.run import Run
 
 from alexlab.benchmark.gpu import callbacks, commands
 from alexlab.benchmark.gpu.checks import largest_error, total_error
@@ -22,6 +21,7 @@ from alexlab.benchmark.gpu.runner import Part, run_parts
 from alexlab.benchmark.gpu.steps import OURS, StepMeter, describe
 from alexlab.benchmark.table import Row
 from alexlab.errors import ConfigError
+from alexlab.records.run import Run
 from alexlab.tasks.benchmark import main, suites
 from support.commands import run
 from support.runs import TINY, plain

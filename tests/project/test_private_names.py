@@ -24,6 +24,7 @@ DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields", "_make"}
 ASSIGNABLE = {
     *("sys.stdin", "sys.stdout", "sys.stderr", "sys.__stdin__", "sys.excepthook", "sys.argv"),
     *("os.environ", "tempfile.tempdir", "Image.MAX_IMAGE_PIXELS"),
+    *("torch.backends.cudnn.benchmark", "torch.backends.cudnn.allow_tf32"),
 }
 
 

@@ -103,6 +103,7 @@ class TorchvisionReference:
     def __init__(self, workload: Workload) -> None:
         self.workload, self.device = workload, workload.device
         self.amp = self.device == "cuda"
+        torch.backends.cudnn.benchmark = True
         torch.manual_seed(workload.config["seed"])
         self.net = workload.net().to(self.device)
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.amp)

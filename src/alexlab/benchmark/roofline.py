@@ -54,13 +54,15 @@ def time_on_device(work: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start_s
 
 
-def set_tf32(allowed: bool) -> None:
-    """Allow or forbid TensorFloat-32 in convolutions and matrix products of float32 tensors.
+def set_tf32(allowed: bool | None) -> None:
+    """Allow or forbid TensorFloat-32 in convolutions and matrix products of float32 tensors; None allows it in convolutions only.
+
+    The latter is PyTorch's default.
 
     Not through the newer `fp32_precision`: after it has been set to `tf32`, Lightning's query of the matrix precision raises.
     """
     torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed is not False
 
 
 def synchronize(device: str) -> None:

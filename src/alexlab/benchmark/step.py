@@ -102,8 +102,8 @@ def build_step(workload: Workload, variant: StepVariant) -> Callable[[], object]
     device = workload.device
     if variant.keep_memory:
         keep_memory()
-    if variant.tf32 is not None:
-        set_tf32(variant.tf32)
+    set_tf32(variant.tf32)
+    torch.backends.cudnn.benchmark = True  # as in our training on a GPU
     torch.manual_seed(workload.config["seed"])
     layout = torch.channels_last if variant.channels_last else torch.contiguous_format
     net: Any = workload.net().to(device, memory_format=layout)  # type: ignore[call-overload]

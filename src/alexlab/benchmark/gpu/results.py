@@ -20,7 +20,7 @@ class Check:
     """A property that was checked, or a goal that was compared with a measurement.
 
     Args:
-        what: the property, in words.
+        what: the property.
         measured: what was found.
         required: what must hold.
         outcome: one of the constants of this module.

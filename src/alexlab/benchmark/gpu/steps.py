@@ -64,10 +64,9 @@ def repeat(work: Callable[[], Figures], num_rounds: int) -> list[float]:
 def measure_steps(context: GpuContext, net: str) -> Iterator[Row | Check]:
     """Measure a net at every batch size, one variant after the other, and the combination of the winners.
 
-    Each variant is compared with our default step in the same process; a GPU of one's own is steady enough not to interleave.
+    Each variant is compared with our default step in the same process; a GPU without other users is steady enough for that.
     """
     peaks = {name: statistics.median(peak(context, *arguments)) for name, arguments in PEAKS.items()}
-    torch.backends.cudnn.benchmark = True
     middle = context.settings.epoch_batch_size
     sizes = sorted(
         context.settings.batch_sizes, key=lambda size: size != middle
@@ -120,8 +119,7 @@ class StepMeter:
 
     def measure_reference(self) -> Measuring:
         """Yield the row of torchvision's reference loop on one batch of the device, and return its images/s."""
-        set_tf32(False)
-        torch.backends.cudnn.allow_tf32 = True  # PyTorch's defaults
+        set_tf32(None)
         return (yield from self._row(REFERENCE, "bfloat16", lambda: prepare_reference(self, self._steps)))
 
     @property
@@ -194,7 +192,7 @@ def prepare_reference(meter: StepMeter, num_steps: int) -> Callable[[], Figures]
 
 
 def describe(variant: StepVariant) -> str:
-    """Return the properties of a variant in words."""
+    """Return precision, layout, optimizer and execution of a variant as text."""
     execution = "CUDA graph" if variant.graph else "eager"
     if variant.compiled:
         execution = f"compiled{f', {variant.compile_mode}' if variant.compile_mode else ''}"
