@@ -4,7 +4,7 @@ import copy
 import itertools
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from alexlab.benchmark.gpu.config import GpuConfig
 from alexlab.config import build
 from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config
-from alexlab.data.sources.synthetic import write_synthetic_photos
+from alexlab.data.sources.synthetic import SMALL, write_synthetic_photos
 from alexlab.records.run import Run
 
 # Dropout draws other numbers on each device, so that no check uses it.
@@ -61,7 +61,7 @@ class GpuContext:
         """Generate photographs, and link them as often as the datasets of the suite need."""
         settings = self.settings
         counts = {"train": settings.photographs, "val": max(2, settings.photographs // 4)}
-        write_synthetic_photos(str(self.work_dir / "photographs"), counts)
+        write_synthetic_photos(str(self.work_dir / "photographs"), replace(SMALL, counts=counts))
         for name, num_train, num_val in (
             ("check", settings.check_images, settings.check_images // 4),
             ("jpeg", settings.jpeg_images, settings.val_images),
