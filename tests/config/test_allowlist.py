@@ -134,9 +134,10 @@ def test_every_option_is_allowed() -> None:
 
 @pytest.mark.scenario(name="targets")
 def test_only_the_command_line_can_trust_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "mypackage.py").write_text("class Mine:\n    pass\n")
+    code = "from lightning.pytorch.callbacks import Callback\nclass Mine(Callback):\n    pass\n"
+    (tmp_path / "mypackage.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"needs trusted_targets=\[mypackage\] on the command line"):
+    with pytest.raises(ConfigError, match=r"for an installed package add trusted_targets=\[mypackage\]"):
         instantiate.locate("mypackage.Mine", "callbacks.mine")
     assert pop_trusted_targets(["trusted_targets=[mypackage,other]", "seed=1"]) == ["seed=1"]
     assert instantiate.locate("mypackage.Mine", "callbacks.mine").__name__ == "Mine"

@@ -8,7 +8,7 @@ from hydra.core.singleton import Singleton
 from omegaconf import OmegaConf
 
 from alexlab.cli import composition
-from alexlab.config import allowlist
+from alexlab.config import allowlist, own_code
 from alexlab.config.grammar import raw_overrides
 from alexlab.records.layout import tag
 
@@ -25,22 +25,26 @@ class ProcessState:
 
     Args:
         hydra: state of Hydra's singletons and resolvers.
-        trusted: packages named by `trusted_targets=`.
+        trusted: packages that the command line trusts.
+        folders: folders of the user's code.
         program: name of the command.
     """
 
     hydra: Any
     trusted: tuple[str, ...]
+    folders: tuple[str, ...]
     program: str
 
     @classmethod
     def capture(cls) -> "ProcessState":
         """Return the state of this process."""
-        return cls(Singleton.get_state(), allowlist.trusted(), sys.argv[0])
+        return cls(Singleton.get_state(), allowlist.trusted(), own_code.folders(), sys.argv[0])
 
     def restore(self) -> None:
         """Give this process the captured state."""
         register()
         allowlist.trust(*self.trusted)
+        for folder in self.folders:
+            own_code.add_folder(folder)
         Singleton.set_state(self.hydra)
         sys.argv[:] = [self.program]

@@ -13,6 +13,7 @@ from alexlab.cli.arguments import (
     select_data,
 )
 from alexlab.config.allowlist import pop_trusted_targets
+from alexlab.config.own_code import pop_config_dir
 
 if TYPE_CHECKING:
     from alexlab.cli.rerun import Rerun
@@ -46,7 +47,8 @@ def parse_invocation(command: str, typed: Sequence[str]) -> Invocation:
         ConfigError: if an argument is malformed, or the run or sweep that it names cannot be resumed.
     """
     check_arguments(typed)
-    arguments = expand_run_dirs(pop_trusted_targets(typed))
+    arguments, config_dir = pop_config_dir(pop_trusted_targets(typed))
+    arguments = expand_run_dirs(arguments)
     if command == "train" and any(argument.startswith(("resume", "rerun=")) for argument in typed):
         from alexlab.cli.rerun import find_rerun
         from alexlab.cli.resume import find_resumption
@@ -55,14 +57,14 @@ def parse_invocation(command: str, typed: Sequence[str]) -> Invocation:
 
         sweep = find_resumed_sweep(arguments)
         if sweep is not None:
-            return Invocation(command, typed, _for_hydra(command, sweep.arguments), sweep=sweep)
+            return Invocation(command, typed, [*_for_hydra(command, sweep.arguments), *config_dir], sweep=sweep)
         resumption = find_resumption(arguments)
         if resumption is not None:
             check_free_space(resumption.run_dir)  # Hydra opens its log in this folder
         earlier = resumption or find_rerun(arguments)
         if earlier is not None:
             return Invocation(command, typed, earlier.arguments(), earlier=earlier)
-    return Invocation(command, typed, _for_hydra(command, arguments))
+    return Invocation(command, typed, [*_for_hydra(command, arguments), *config_dir])
 
 
 def _for_hydra(command: str, arguments: Sequence[str]) -> list[str]:

@@ -60,9 +60,7 @@ def find_resumed_sweep(arguments: Sequence[str]) -> ResumedSweep | None:
     ]
     confirmed = [override for override in others if _repeats(override, record.overrides)]
     others = [override for override in others if override not in confirmed]
-    refused = [
-        override for override in others if not override.startswith((*LAUNCHER_OVERRIDES, NUM_TRIALS, "--config-dir="))
-    ]
+    refused = [override for override in others if not override.startswith((*LAUNCHER_OVERRIDES, NUM_TRIALS))]
     if refused:
         raise ConfigError(
             f"a resumed sweep keeps its jobs, so {refused[0]} is refused; you can change launcher, launcher.* and, "

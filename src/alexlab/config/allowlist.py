@@ -2,7 +2,7 @@
 
 A config may come from somebody else, in a checkpoint or a run folder. Every `_target_` is checked before anything is imported:
 its key must take a class, its name must be in the packages allowed for that key, and the object must have the right type. Other
-classes need `trusted_targets=[mypackage]` on the command line, which no config can set.
+classes need `--config-dir=DIR` or `trusted_targets=[mypackage]` on the command line, which no config can set.
 """
 
 import importlib
@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -119,29 +119,41 @@ def check_target(target: Any, where: str) -> None:
             f"got {target}"
         )
     if not _is_in(target, ALLOWED[group]):
+        from alexlab.config.own_code import how_to_trust
+
         raise ConfigError(
-            f"{where}._target_ must be in {', '.join((*ALLOWED[group], *trusted()))}; got {target}. "
-            f"A package of your own needs {FLAG}[{target.split('.')[0]}] on the command line"
+            f"{where}._target_ must be in {', '.join((*ALLOWED[group], *trusted()))}; got {target}. {how_to_trust(target)}"
         )
 
 
 def check_resolved(found: Any, target: str, where: str) -> None:
     """Raise ConfigError unless the object of an allowed name belongs to its package and has the type that `where` takes."""
-    if _is_trusted(target):
+    if target in trusted():
         return
     group = where.split(".")[0]
-    base_name = BASES.get(where, BASES.get(group))
+    base_name = BASES.get(where, BASES.get(group)) if KEYS.fullmatch(where) else None
     if base_name is not None:
         module, _, name = base_name.rpartition(".")
         base = getattr(importlib.import_module(module), name)
-        created = found if inspect.isclass(found) else getattr(found, "__annotations__", {}).get("return")
+        created = found if inspect.isclass(found) else _returned(found)
         if not inspect.isclass(created) or not issubclass(created, base):
-            raise ConfigError(f"{where}._target_ must be a {base_name}; {target} is not")
+            raise ConfigError(
+                f"{where}._target_ must be a {base_name}, or a function annotated to return one; {target} is not"
+            )
     home = getattr(found, "__module__", None) or ""
-    if not callable(found) or not _is_in(f"{home}.", ALLOWED[group]):
+    packages = trusted() if _is_trusted(target) else ALLOWED[group]
+    if not callable(found) or not _is_in(f"{home}.", packages):
         raise ConfigError(
             f"{where}._target_ must name a class or function of its package; {target} is defined in {home or 'no package'}"
         )
+
+
+def _returned(function: Any) -> Any:
+    """Return the annotation of what a function returns, or None."""
+    try:
+        return get_type_hints(function).get("return")
+    except (TypeError, NameError):
+        return None
 
 
 def _is_trusted(target: str) -> bool:
