@@ -107,12 +107,16 @@ def test_without_the_folder_its_classes_are_refused_with_the_flag_to_add(folder:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_named_like_another_module_is_neither_imported_nor_trusted(folder: Path) -> None:
-    (folder / "subprocess.py").write_text(CALLBACKS)
+def test_a_file_named_like_another_module_is_refused(folder: Path) -> None:
+    (folder / "platform").mkdir()
+    (folder / "platform" / "x.py").touch()
     add_folder(str(folder))
+    assert set(allowlist.trusted()) == {"own_callbacks", "own_package"}
+    own_code._folders.set(())
+    (folder / "subprocess.py").write_text(CALLBACKS)
+    with pytest.raises(ConfigError, match=r"subprocess\.py has the name of another module, .* rename it"):
+        add_folder(str(folder))
     assert "subprocess" not in allowlist.trusted()
-    with pytest.raises(ConfigError, match="has the name of another module: rename it"):
-        locate("subprocess.Mine", "callbacks.mine")
 
 
 def test_the_processes_of_a_cluster_import_from_the_folder(folder: Path) -> None:

@@ -119,10 +119,10 @@ def check_target(target: Any, where: str) -> None:
             f"got {target}"
         )
     if not _is_in(target, ALLOWED[group]):
-        from alexlab.config.own_code import how_to_trust
-
+        package = target.split(".")[0]
         raise ConfigError(
-            f"{where}._target_ must be in {', '.join((*ALLOWED[group], *trusted()))}; got {target}. {how_to_trust(target)}"
+            f"{where}._target_ must be in {', '.join((*ALLOWED[group], *trusted()))}; got {target}. If it is your own code, add "
+            f"--config-dir=DIR, the folder that contains {package}.py; for an installed package add {FLAG}[{package}]"
         )
 
 

@@ -60,7 +60,7 @@ def add_folder(name: str) -> Path:
         importlib.invalidate_caches()
     if str(folder) not in _folders.get():
         _folders.set((*_folders.get(), str(folder)))
-        allowlist.trust(*(module for module in _modules(folder) if _is_found_in(module, folder)))
+        allowlist.trust(*_modules(folder))
     return folder / CONF if (folder / CONF).is_dir() else folder
 
 
@@ -69,22 +69,22 @@ def folders() -> tuple[str, ...]:
     return _folders.get()
 
 
-def how_to_trust(target: str) -> str:
-    """Return what to do so that a config may name a class."""
-    package = target.split(".")[0]
-    for folder in map(Path, _folders.get()):
-        if package in _modules(folder):
-            return f"{folder / package} has the name of another module: rename it"
-    return (
-        f"If it is your own code, add --config-dir=DIR, the folder that contains {package}.py; for an installed package "
-        f"add {allowlist.FLAG}[{package}]"
-    )
-
-
 def _modules(folder: Path) -> list[str]:
-    """Return the names of the Python files and packages of a folder."""
-    paths = [path for path in folder.iterdir() if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))]
-    return sorted({path.stem for path in paths if path.stem.isidentifier()})
+    """Return the names of the Python files and packages of a folder.
+
+    Raises:
+        ConfigError: if a file has the name of another module, which `import` would find instead.
+    """
+    found = []
+    for path in sorted(folder.iterdir()):
+        is_package = path.is_dir() and any(path.glob("*.py"))
+        if not (path.suffix == ".py" or is_package) or not path.stem.isidentifier():
+            continue
+        if _is_found_in(path.stem, folder):
+            found.append(path.stem)
+        elif not is_package:  # a folder such as tests/ may well have the name of an installed package
+            raise ConfigError(f"{path} has the name of another module, which Python would import instead: rename it")
+    return found
 
 
 def _is_found_in(module: str, folder: Path) -> bool:
