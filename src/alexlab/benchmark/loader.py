@@ -3,10 +3,12 @@
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from torchvision import transforms
 from torchvision.transforms import v2
 
 from alexlab.benchmark.baselines import PillowDataset, torchvision_transforms
@@ -22,7 +24,8 @@ from alexlab.data.transforms import CenterView, RandomCropView
 from alexlab.distributed.hardware import cores
 
 PACKED_FACTOR = 20  # packed images are read so much faster that a turn needs more of them
-BASELINE = "ImageFolder, Pillow, transforms v1, random resized crop and flip"
+RESIZED_CROP, CROP = "random resized crop and flip", "resize, crop and flip"
+BASELINES = {recipe: f"ImageFolder, Pillow, transforms v1: {recipe}" for recipe in (RESIZED_CROP, CROP)}
 
 
 def suite(context: BenchmarkContext) -> list[Row]:
@@ -31,34 +34,39 @@ def suite(context: BenchmarkContext) -> list[Row]:
     files, shards, packed = (source.workload("loader") for source in sources)
     size = context.config["data"]["image_size"]
     flip = v2.RandomHorizontalFlip()
-    resized_crop = v2.Compose([v2.RandomResizedCrop(size, antialias=True), flip])
-    crop = v2.Compose([RandomCropView(size, square=True), flip])
-    loaders: dict[str, Callable[[], Any]] = {
-        BASELINE: lambda: _baseline_batches(files),
-        "from JPEG: random resized crop and flip": lambda: _batches(files, resized_crop),
-        "from JPEG: crop and flip": lambda: _batches(files, crop),
-        "from shards: random resized crop and flip": lambda: _batches(shards, resized_crop),
-        "packed: random resized crop and flip": lambda: _batches(packed, resized_crop),
-        "packed: crop and flip": lambda: _batches(packed, crop),
+    recipes = {
+        RESIZED_CROP: v2.Compose([v2.RandomResizedCrop(size, antialias=True), flip]),
+        CROP: v2.Compose([RandomCropView(size, square=True), flip]),
     }
+    loaders: dict[str, Callable[[], Any]] = {
+        name: partial(_baseline_batches, files, recipe) for recipe, name in BASELINES.items()
+    }
+    for source, workload in (("from JPEG", files), ("from shards", shards), ("packed", packed)):
+        for recipe, transform in recipes.items():
+            loaders[f"{source}: {recipe}"] = partial(_batches, workload, transform)
     num_images = dict.fromkeys(loaders, context.settings.loader_images)
     num_images |= {name: PACKED_FACTOR * count for name, count in num_images.items() if "packed" in name}
     candidates = [
         Candidate(name, loop(_reader, batches, num_images[name]), cores()[:1]) for name, batches in loaders.items()
     ]
     results = context.interleave(candidates, "loader: one core")
-    baseline_values = per_round(results.pop(BASELINE))
+    values = {name: per_round(figures) for name, figures in results.items()}
+    baselines = {name: BASELINES[name.split(": ")[1]] for name in values if name not in BASELINES.values()}
     return [
-        Row("loader", name, per_round(figures), "images/s", BASELINE, baseline_values, "one core")
-        for name, figures in results.items()
+        Row("loader", name, values[name], "images/s", baseline, values[baseline], "one core")
+        for name, baseline in baselines.items()
     ]
 
 
-def _baseline_batches(workload: Workload) -> Any:
+def _baseline_batches(workload: Workload, recipe: str) -> Any:
     """Return an infinite iterator over batches of the usual loader."""
-    batch_size = data_config(workload.config).batch_size
-    dataset = PillowDataset(workload.splits.train, torchvision_transforms(workload)[0])
-    loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=True)
+    settings, transform = data_config(workload.config), torchvision_transforms(workload)[0]
+    if recipe == CROP:
+        size = settings.image_size
+        first = [transforms.Resize(round(size / 0.875)), transforms.RandomCrop(size)]
+        transform = transforms.Compose([*first, *transform.transforms[1:]])
+    dataset = PillowDataset(workload.splits.train, transform)
+    loader = DataLoader(dataset, batch_size=settings.batch_size, shuffle=True, drop_last=True)
     return itertools.chain.from_iterable(loader for _ in itertools.count())
 
 
