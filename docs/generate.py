@@ -1,7 +1,8 @@
 """Render docs/results.md, docs/benchmarks.md and the chart of the benchmarks from docs/data: `make results`.
 
-Each JSON file is one section, in the order of the file names. Three forms are understood: benchmark.json as `src/benchmark.py`
-writes it (rows that are objects), outputs/chaos.json as `make chaos` writes it (scenarios), and plain tables (columns and rows).
+Each JSON file of a page's folder is one section, in the order of the file names. Three forms are understood: benchmark.json as
+`src/benchmark.py` writes it (rows that are objects), outputs/chaos.json as `make chaos` writes it (scenarios), and plain tables
+(columns and rows). The benchmarks end with docs/data/gpu.json as `make gpu` writes it, if it exists.
 Title, text and notes are added by hand.
 """
 
@@ -20,8 +21,8 @@ a folder of images. Nothing was measured on a GPU or on ImageNet.
     "benchmarks": """# Benchmarks
 
 Speed, memory and reliability. Timings compare alexlab with a baseline in interleaved rounds, so that a machine that slows
-down affects both; ratios above 1 mean that alexlab is better, and are followed by their smallest and largest value. Nothing
-was measured on a GPU.
+down affects both; ratios above 1 mean that alexlab is better, and are followed by their smallest and largest value. What a
+GPU does is in the [last section](#on-a-gpu).
 
 ```sh
 make bench
@@ -39,6 +40,22 @@ faults and writes `outputs/chaos.json`.
 ![Every comparison below as a bar: how many times better than its baseline](images/benchmark.png)
 """,
 }
+GPU = """## On a GPU
+
+`make gpu` checks on a CUDA device that steps, crops, resumed runs and exported nets equal those of the CPU and that no step
+waits for the device, and measures steps and whole epochs, in at most 9 minutes. Each part has its own process and time limit,
+and `gpu.json` and `gpu.md` are written after each. For a machine with PyTorch and Lightning on Python 3.12, but without
+network, `make gpu-wheels` packs the other packages into the checkout.
+
+```sh
+make gpu-wheels
+make gpu OUT=FOLDER
+python src/benchmark.py suite=gpu 'gpu.parts=[photographs,crops]'
+```
+"""
+NOT_MEASURED = """
+Nothing has been measured on a GPU yet: `gpu.json` goes to `docs/data`, and `make results` renders it here.
+"""
 FOOTER = "\n*This page is generated from `docs/data/{page}/*.json` by `make results`.*\n"
 
 
@@ -50,7 +67,26 @@ def render(page: str) -> str:
     """
     paths = sorted((DOCS / "data" / page).glob("*.json"))
     sections = [section(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    if page == "benchmarks":
+        path = DOCS / "data/gpu.json"
+        sections.append(gpu_section(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None))
     return "\n".join([PAGES[page], *sections]) + FOOTER.format(page=page)
+
+
+def gpu_section(content: Mapping[str, Any] | None) -> str:
+    """Return the section of gpu.json, or a sentence if there is none: parts that did not finish, checks, measurements."""
+    if content is None:
+        return GPU + NOT_MEASURED
+    unfinished = [[part["name"], part["outcome"]] for part in content["parts"] if part["outcome"] != "finished"]
+    checks = [list(check.values()) for part in content["parts"] for check in part["checks"]]
+    rows = [row for part in content["parts"] for row in part["rows"]]
+    tables = [
+        table(["part", "outcome"], unfinished) if unfinished else "",
+        table(["check or goal", "measured", "required", "outcome"], checks) if checks else "",
+        table(*cells({"rows": rows})) if rows else "",
+        provenance(content),
+    ]
+    return "\n\n".join([GPU.rstrip(), *filter(None, tables)]) + "\n"
 
 
 def section(content: Mapping[str, Any]) -> str:
@@ -102,8 +138,8 @@ def provenance(content: Mapping[str, Any]) -> str:
     """Return date, hardware, versions and seeds in one line."""
     hardware, seeds = content["hardware"], content.get("seeds") or [content["seed"]]
     versions = [f"{name} {version}" for name, version in content["versions"].items()]
-    numbers = ", ".join(map(str, seeds))
-    parts = [content["date"], f"{hardware['cores']} cores ({hardware['cpu']}), no GPU", *versions]
+    numbers, gpu = ", ".join(map(str, seeds)), hardware.get("gpu") or "no GPU"
+    parts = [content["date"], f"{hardware['cores']} cores ({hardware['cpu']}), {gpu}", *versions]
     parts += [f"seed{'s' if len(seeds) > 1 else ''} {numbers}"]
     parts += [f"`{content['settings']}`"] if "settings" in content else []
     return f"*{', '.join(parts)}.*"

@@ -37,6 +37,7 @@ TOY = (
     *(f"gpu.nets.{net}.fc_widths=[16]" for net in ("alexnet", "alexnet_half")),
     "gpu.batch_sizes=[4,8]",
     "gpu.rounds=2",
+    "gpu.round_s=0.01",
     "gpu.steps=2",
     "gpu.photographs=12",
     "gpu.check_images=64",
@@ -49,8 +50,8 @@ CHOICES = {"model": "alexnet", "data": "photographs", "augmentation": "inception
 ABOUT = {"hardware": {"cores": 2}, "versions": {"torch": "2.15"}}
 # All but `commands`, which has its own test: it starts commands faster.
 PARTS = (
-    *("machine", "photographs", "one step", "crops", "resumed runs", "host synchronization", "stop at NaN"),
-    *("whole epochs", "steps of alexnet", "steps of alexnet_half", "compilation", "decoding"),
+    *("machine", "photographs", "one_step", "crops", "resume", "synchronization", "nan_stop"),
+    *("epochs", "steps_alexnet", "steps_alexnet_half", "compile", "decoding"),
 )
 
 
@@ -81,22 +82,22 @@ def test_every_part_finishes(toy: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_checks_pass_on_the_cpu_or_need_cuda(toy: dict[str, Any]) -> None:
     precision = "one step with trainer.precision={}: error of the gradients"
-    assert outcomes(toy["one step"]) == {
+    assert outcomes(toy["one_step"]) == {
         precision.format("32-true"): PASSED,
         precision.format("bf16-mixed"): PASSED,
         precision.format("16-mixed"): NEEDS_CUDA,
     }
-    (synchronization,) = toy["host synchronization"]["checks"]
+    (synchronization,) = toy["synchronization"]["checks"]
     assert synchronization["outcome"] == NEEDS_CUDA
     assert "0 in 9 steps" in synchronization["measured"]
-    for name, count in (("crops", 4), ("resumed runs", 2), ("stop at NaN", 2), ("compilation", 1)):
+    for name, count in (("crops", 4), ("resume", 2), ("nan_stop", 2), ("compile", 1)):
         assert list(outcomes(toy[name]).values()) == [PASSED] * count, toy[name]
 
 
 @pytest.mark.slow
 def test_steps_are_measured_in_every_variant(toy: dict[str, Any]) -> None:
     for net in ("alexnet", "alexnet_half"):
-        part = toy[f"steps of {net}"]
+        part = toy[f"steps_{net}"]
         whats = [row["what"] for row in part["rows"]]
         everywhere = ("bfloat16, channels last, fused, eager", "TF32", "NCHW", "torchvision's reference, --amp")
         once = ("float32", "float16 with gradient scaling", "optimizer foreach", "compiled, reduce-overhead")
@@ -114,7 +115,7 @@ def test_steps_are_measured_in_every_variant(toy: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_epochs_are_compared_with_other_loops_and_the_step(toy: dict[str, Any]) -> None:
-    part = toy["whole epochs"]
+    part = toy["epochs"]
     assert len(part["rows"]) == 1 + 3 * 5
     assert set(outcomes(part)) == {
         "training: ours, data.cache=device / the step on a fixed batch",
@@ -129,7 +130,7 @@ def test_epochs_are_compared_with_other_loops_and_the_step(toy: dict[str, Any]) 
 
 @pytest.mark.slow
 def test_the_page_lists_parts_checks_and_measurements(toy: dict[str, Any]) -> None:
-    assert "| stop at NaN | finished |" in toy["text"]
+    assert "| nan_stop | finished |" in toy["text"]
     assert "| the last checkpoint before NaN | step 4 | step 4, finite weights | passed |" in toy["text"]
     assert "torchvision.io.decode_jpeg on cpu" in toy["text"]
 

@@ -30,7 +30,7 @@ COMMANDS = {
     "README.md": 22,
     "CONTRIBUTING.md": 9,
     "docs/architecture.md": 1,
-    "docs/benchmarks.md": 24,
+    "docs/benchmarks.md": 30,
     "docs/configuration.md": 8,
     "docs/data.md": 15,
     "docs/distributed.md": 15,
@@ -255,6 +255,24 @@ def test_the_generator_reads_what_the_commands_write() -> None:
     page = generator().section({**about, "seed": 1, "command": "make chaos", "scenarios": [vars(result)]})
     assert "| killed, then resumed | 9 of 10 | 0/3 | one hung |" in page
     assert "*2026-11-26, 2 cores (CPU), no GPU, torch 2.15, seed 1.*" in page
+
+
+def test_the_gpu_section_shows_checks_measurements_and_what_is_missing() -> None:
+    about = {"date": "2026-11-27", "seed": 1, "versions": {"torch": "2.11"}}
+    hardware = {"cores": 16, "cpu": "CPU", "gpu": "H100"}
+    row = Row("step", "alexnet, batch 512: NCHW", (100, 200), "images/s", "ours", (300, 300)).as_dict()
+    check = {"what": "crops", "measured": "0", "required": "at most 0", "outcome": "passed"}
+    parts = [
+        {"name": "crops", "outcome": "finished", "checks": [check], "rows": [row]},
+        {"name": "commands", "outcome": "killed after 100 s", "checks": [], "rows": []},
+    ]
+    page = generator().gpu_section({**about, "hardware": hardware, "parts": parts})
+    assert "| commands | killed after 100 s |" in page
+    assert "| crops | 0 | at most 0 | passed |" in page
+    assert "| alexnet, batch 512: NCHW | 150 images/s | ours | 300 images/s | 0.50 (0.33 to 0.67) |" in page
+    assert "*2026-11-27, 16 cores (CPU), H100, torch 2.11, seed 1.*" in page
+    assert "Nothing has been measured" not in page
+    assert "Nothing has been measured on a GPU yet" in generator().gpu_section(None)
 
 
 def test_all_pages_are_in_the_index() -> None:

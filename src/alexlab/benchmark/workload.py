@@ -73,6 +73,13 @@ def on_one_device(datamodule: ImageDataModule, device: str = "cpu") -> ImageData
     return datamodule
 
 
+def device_time() -> float:
+    """Return the seconds of a clock, once a GPU has finished what this process has started there."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class EpochTimer:
     """Images/s of whole epochs, one epoch per turn.
 
@@ -89,15 +96,15 @@ class EpochTimer:
         if self.start_s is None:
             self.turn.next()
         else:
-            self.turn.next(self._figures(self.start_s, time.perf_counter()))
+            self.turn.next(self._figures(self.start_s, device_time()))
         self.start_s = time.perf_counter()
         self.train_images = self.val_images = 0
 
     def end_training(self, num_images: int) -> None:
-        self.train_end_s, self.train_images = time.perf_counter(), num_images
+        self.train_end_s, self.train_images = device_time(), num_images
 
     def end_validation(self, num_images: int) -> None:
-        self.val_end_s, self.val_images = time.perf_counter(), num_images
+        self.val_end_s, self.val_images = device_time(), num_images
 
     def _figures(self, start_s: float, end_s: float) -> Figures:
         return {

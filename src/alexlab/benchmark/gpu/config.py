@@ -17,8 +17,9 @@ class GpuConfig:
         parts: names of the parts to run; None for all. Those after `photographs` need it.
         nets: changes of the `model` node by name of a net; the first net trains whole epochs.
         batch_sizes: batch sizes of the measured steps; the middle one is also used for whole epochs.
-        rounds: recorded measurements of each kind.
-        steps: steps per measurement.
+        rounds: recorded rounds of each measurement.
+        round_s: least seconds of a round, except of whole epochs.
+        steps: steps that are timed together.
         photographs: number of generated JPEG files; larger datasets list them several times.
         check_images: number of training images of the checks, in batches of a quarter of them or less.
         digits_epochs: epochs of the training that is evaluated, predicted with and exported.
@@ -33,6 +34,7 @@ class GpuConfig:
     nets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"net": {}})
     batch_sizes: Sequence[int] = (128, 512, 1024)
     rounds: int = 3
+    round_s: float = 0.2
     steps: int = 20
     photographs: int = 512
     check_images: int = 256

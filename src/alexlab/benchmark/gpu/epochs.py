@@ -108,17 +108,17 @@ def measure_decoding(context: GpuContext) -> Iterator[Row | Check]:
     paths = sorted((context.work_dir / "photographs").rglob("*.jpg"))[:DECODED]
     contents = [path.read_bytes() for path in paths]
     encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
-    rounds = context.settings.rounds
-    one = repeat(_timer(lambda: [decode_bytes(content) for content in contents], len(contents), "cpu"), rounds)
+    settings = context.settings
+    one = repeat(_timer(lambda: [decode_bytes(content) for content in contents], len(contents), "cpu"), settings)
     yield Row("decoding", "JPEG files of 500 x 375: our decoder, one core", one, "images/s")
     with ThreadPoolExecutor(num_cores()) as pool:
         work = _timer(lambda: list(pool.map(decode_bytes, contents)), len(contents), "cpu")
-        threads = repeat(work, rounds)
+        threads = repeat(work, settings)
     what = f"JPEG files of 500 x 375: our decoder, {num_cores()} threads"
     yield Row("decoding", what, threads, "images/s", "one core", one)
     work = _timer(lambda: decode_jpeg(encoded, device=context.device), len(encoded), context.device)
     name = f"JPEG files of 500 x 375: torchvision.io.decode_jpeg on {context.device}"
-    yield Row("decoding", name, repeat(work, rounds), "images/s", "our decoder, all cores", threads)
+    yield Row("decoding", name, repeat(work, settings), "images/s", "our decoder, all cores", threads)
 
 
 def _timer(work: Callable[[], Any], num_images: int, device: str) -> Callable[[], Figures]:

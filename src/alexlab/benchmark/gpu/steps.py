@@ -2,6 +2,7 @@
 
 import gc
 import statistics
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 
 from alexlab.benchmark.baselines import TorchvisionReference
 from alexlab.benchmark.context import BenchmarkContext
+from alexlab.benchmark.gpu.config import GpuConfig
 from alexlab.benchmark.gpu.context import GpuContext
 from alexlab.benchmark.gpu.results import FAILED, NEEDS_CUDA, Check, goal
 from alexlab.benchmark.interleave import Figures
@@ -46,19 +48,26 @@ def measure_machine(context: GpuContext) -> Iterator[Row | dict[str, Any]]:
     yield {"gpu": torch.cuda.get_device_name() if context.on_gpu else None, "device": context.device}
     for name, (dtype, tf32) in PEAKS.items():
         yield Row("machine", f"matrix products, {name}", peak(context, dtype, tf32), "GFLOP/s")
-    yield Row("machine", "copies in memory", repeat(memory_copies(context.device), context.settings.rounds), "GB/s")
+    yield Row("machine", "copies in memory", repeat(memory_copies(context.device), context.settings), "GB/s")
 
 
 def peak(context: GpuContext, dtype: torch.dtype, tf32: bool) -> list[float]:
     """Return GFLOP/s of large matrix products."""
     set_tf32(tf32)
-    return repeat(matrix_products(dtype, context.device), context.settings.rounds)
+    return repeat(matrix_products(dtype, context.device), context.settings)
 
 
-def repeat(work: Callable[[], Figures], num_rounds: int) -> list[float]:
+def repeat(work: Callable[[], Figures], settings: GpuConfig) -> list[float]:
     """Return the rate of each round, after one round of warm-up."""
-    work()
-    return [work()["rate"] for _ in range(num_rounds)]
+
+    def measure_round() -> float:
+        rates, end_s = [work()["rate"]], time.perf_counter() + settings.round_s
+        while time.perf_counter() < end_s:
+            rates.append(work()["rate"])
+        return statistics.harmonic_mean(rates)  # the work is the same each time
+
+    measure_round()
+    return [measure_round() for _ in range(settings.rounds)]
 
 
 def measure_steps(context: GpuContext, net: str) -> Iterator[Row | Check]:
@@ -128,7 +137,7 @@ class StepMeter:
 
     def _row(self, name: str, precision: str, prepare: Callable[[], Callable[[], Figures]]) -> Measuring:
         try:
-            self.rates[name] = repeat(prepare(), self.context.settings.rounds)
+            self.rates[name] = repeat(prepare(), self.context.settings)
         except Exception as error:  # such as too little memory; the other variants are still measured
             traceback.print_exc()
             message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -31,15 +31,15 @@ def parts(context: GpuContext) -> list[Part]:
     known = [
         Part("machine", partial(steps.measure_machine, context), 60),
         Part("photographs", partial(write_photographs, context), 60),
-        Part("one step", partial(checks.check_steps, context), 60),
+        Part("one_step", partial(checks.check_steps, context), 60),
         Part("crops", partial(checks.check_crops, context), 40),
-        Part("resumed runs", partial(checks.check_resumed_runs, context), 60),
-        Part("host synchronization", partial(checks.check_synchronization, context), 40),
-        Part("stop at NaN", partial(checks.check_nan, context), 40),
+        Part("resume", partial(checks.check_resumed_runs, context), 60),
+        Part("synchronization", partial(checks.check_synchronization, context), 40),
+        Part("nan_stop", partial(checks.check_nan, context), 40),
         Part("commands", partial(commands.check_commands, context), 100),
-        Part("whole epochs", partial(epochs.measure_epochs, context), 170),
-        *(Part(f"steps of {net}", partial(steps.measure_steps, context, net), 110) for net in settings.nets),
-        Part("compilation", partial(checks.check_compilation, context), 90),
+        Part("epochs", partial(epochs.measure_epochs, context), 170),
+        *(Part(f"steps_{net}", partial(steps.measure_steps, context, net), 110) for net in settings.nets),
+        Part("compile", partial(checks.check_compilation, context), 90),
         Part("decoding", partial(epochs.measure_decoding, context), 40),
     ]
     names = [part.name for part in known]
@@ -107,7 +107,7 @@ def about(run: Run) -> dict[str, Any]:
         "versions": versions(),
         "code": code_state(CODE_DIR)[0],
         "seed": run.config["seed"],
-        "settings": run.config["gpu"],
+        "config": run.config["gpu"],
     }
 
 
