@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 WHEELS = ROOT / ".gpu/wheels"
 PYTHON = "3.12"
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "any")
-# The packages, and the dependencies of torch (jinja2, numpy), torchvision (pillow), lightning (pyyaml) and scikit-learn (scipy).
+# These and dependencies of torch (jinja2, markupsafe, numpy), torchvision (pillow), lightning (pyyaml) and scikit-learn (scipy).
 PRESENT = {
     *("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "scikit-learn", "rich", "matplotlib"),
-    *("jinja2", "numpy", "pillow", "pyyaml", "scipy"),
+    *("jinja2", "markupsafe", "numpy", "pillow", "pyyaml", "scipy"),
 }
 INDIRECT = ("antlr4-python3-runtime",)  # needed by hydra-core and omegaconf, published as source only
 MAX_MB = 20

@@ -37,6 +37,27 @@ def test_order_is_reversed_in_each_round_and_warmup_is_not_recorded(tmp_path: Pa
             os.kill(int(pid), 0)
 
 
+def test_failed_and_slow_candidates_cost_only_themselves_where_failures_are_collected(tmp_path: Path) -> None:
+    def fail(turn: Turn) -> None:
+        turn.next()
+        raise ValueError("no memory")
+
+    def stall() -> Callable[[], Figures]:
+        turns = iter((0.0, 30.0))
+        return lambda: time.sleep(next(turns)) or {"s": 1.0}
+
+    candidates = [
+        Candidate("works", loop(prepare_append, tmp_path / "order", "a")),
+        Candidate("fails", fail),
+        Candidate("stalls", loop(stall)),
+    ]
+    failures: dict[str, str] = {}
+    results = interleave(candidates, num_rounds=3, log_dir=tmp_path, title="test", turn_s=2.0, failures=failures)
+    assert {name: len(figures) for name, figures in results.items()} == {"works": 3, "fails": 0, "stalls": 0}
+    assert failures["fails"].startswith("fails failed: ValueError: no memory; its output is in")
+    assert failures["stalls"].startswith("stalls took more than 2 s for a turn; its output is in")
+
+
 def test_output_goes_to_a_log(tmp_path: Path) -> None:
     def run(turn: Turn) -> None:
         turn.next()
