@@ -1,5 +1,6 @@
 """LightningDataModule: data loaders over the splits of a dataset."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -194,6 +195,7 @@ def init_worker(parent: int, worker: int) -> None:
         worker: id of the worker, as DataLoader passes it.
     """
     die_with_parent(parent)
+    gc.freeze()  # a collection would write to all objects of the parent, and so copy 20 MB of its pages
     ignore_first_sigterm(worker)
     sys.excepthook = _log_unless_disconnected
 
