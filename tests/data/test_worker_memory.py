@@ -66,13 +66,15 @@ def many_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"{label}").mkdir()
         Image.fromarray(np.full((8, 8, 3), label, np.uint8)).save(root / f"{label}/00000.png")
         for index in range(1, NUM_FILES // 10):
-            os.link(root / f"{label}/00000.png", root / f"{label}/{index:05d}.png")
+            os.link(root / f"{label}/00000.png", root / f"{label}/{index:0100d}.png")
     return root
 
 
 def test_the_memory_of_a_loader_process_does_not_grow_with_the_files_it_reads(many_files: Path, tmp_path: Path) -> None:
     """With a list of strings it does: counting references copies the pages that the process shares with its parent."""
     found = memory_of_epochs(many_files, tmp_path, num_epochs=10)
-    assert found[-1] - found[1] < 1, found  # the first epoch allocates buffers
-    listed = memory_of_epochs(many_files, tmp_path, num_epochs=2, paths=list)
-    assert listed[-1] - found[-1] > 3, (found, listed)
+    assert found[-1] - found[0] < 3, (
+        found
+    )  # with 1.28 million files: 26.7 MB after one epoch, 27.3 MB after five and ten
+    listed = memory_of_epochs(many_files, tmp_path, num_epochs=4, paths=list)
+    assert listed[-1] - found[-1] > 4, (found, listed)

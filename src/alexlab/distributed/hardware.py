@@ -89,3 +89,10 @@ def describe_hardware() -> dict[str, Any]:
         pass
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"system": platform.platform(), "cpu": model, "cores": num_cores(), "memory_gb": round(memory / 1e9, 1)}
+
+
+def return_memory() -> None:
+    """Return the freed memory of this process to the kernel, so that processes forked from it do not share it. glibc only."""
+    library = ctypes.CDLL(None)
+    if sys.platform.startswith("linux") and hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

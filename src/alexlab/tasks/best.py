@@ -1,5 +1,6 @@
 """Final scores of a run: its best checkpoint in 32 bits."""
 
+import gc
 import logging
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch.plugins import Precision
 from alexlab.config import build
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.distributed import transfer
+from alexlab.distributed.hardware import return_memory
 from alexlab.records import layout
 from alexlab.records.run import Run
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
@@ -39,6 +41,7 @@ def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: I
             log.info("no checkpoint was saved, so no scores are computed in 32 bits after the training")
         return {}
     is_known = _validates_in_32_bits(trainer, module)
+    _free_training(trainer, module)
     trainer.strategy.precision_plugin = Precision()
     module.float()
     # Without ckpt_path: Lightning would also restore the callbacks, and that of the moving average replaces the average by the
@@ -65,6 +68,17 @@ def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: I
         else:
             scores |= {f"{prefix}/{name}": module.scored[name] for name in NAMES}
     return scores
+
+
+def _free_training(trainer: lightning.Trainer, module: Classifier) -> None:
+    """Free the gradients, the optimizer and the memory of the training steps.
+
+    The loader processes that follow are forked from this process, and each page that it writes to later exists twice.
+    """
+    module.zero_grad(set_to_none=True)
+    trainer.optimizers, trainer.strategy.lr_scheduler_configs = [], []
+    gc.collect()
+    return_memory()
 
 
 def _validates_in_32_bits(trainer: lightning.Trainer, module: Classifier) -> bool:
