@@ -44,7 +44,8 @@ GPU = """## On a GPU
 
 `make gpu` checks on a CUDA device that steps, crops, resumed runs and exported nets equal those of the CPU and that no step
 waits for the device, and measures steps and whole epochs, in at most 9 minutes. Each part has its own process and time limit,
-and `gpu.json` and `gpu.md` are written after each. For a machine with PyTorch and Lightning on Python 3.12, but without
+and `gpu.json` and `gpu.md` are written after each. It also measures torchvision's JPEG decoder on the device, which no option
+uses: torchvision 0.29 deprecates it. For a machine with PyTorch and Lightning on Python 3.12, but without
 network, `make gpu-wheels` packs the other packages into the checkout.
 
 ```sh

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from alexlab.benchmark.gpu.context import GpuContext
 from alexlab.benchmark.gpu.results import FAILED, MET, MISSED, NEEDS_CUDA, PASSED, Check, Results, equal, goal, within
 from alexlab.benchmark.gpu.runner import Part, run_parts
 from alexlab.benchmark.gpu.steps import OURS, StepMeter, describe
+from alexlab.benchmark.step import capture
 from alexlab.benchmark.table import Row
 from alexlab.errors import ConfigError
 from alexlab.records.run import Run
@@ -277,6 +279,42 @@ def test_the_winners_are_combined_from_variants_that_differ_in_one_respect() -> 
     assert describe(meter.combination()) == "bfloat16, channels last, fused, compiled"
     meter.rates["NCHW"] = [101.0]
     assert describe(meter.combination()) == "bfloat16, NCHW, fused, compiled"
+
+
+def test_a_step_is_captured_after_steps_on_another_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for the CUDA API: what a real device replays is measured there."""
+    events: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            events.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def replay(self) -> None:
+            events.append("replay")
+
+    @contextmanager
+    def scope(name: str) -> Iterator[None]:
+        events.append(f"begin {name}")
+        yield
+        events.append(f"end {name}")
+
+    main_stream = Stream("main")
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: main_stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: scope(stream.name))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: scope("capture"))
+    replay = capture(lambda: events.append("step"), num_warmup=2)
+    replay()
+    replay()
+    assert events == [
+        *("side waits for main", "begin side", "step", "step", "end side", "main waits for side"),
+        *("begin capture", "step", "end capture", "replay", "replay"),
+    ]
 
 
 def test_invalid_settings_are_refused() -> None:
