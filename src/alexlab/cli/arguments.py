@@ -20,7 +20,7 @@ PATH_KEYS = (
     "logger.mlflow.tracking_uri",
     *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"),
 )
-EMPTY_GROUPS = ("callbacks", "logger", "ablation")  # groups of which no option need be selected
+EMPTY_GROUPS = ("callbacks", "logger", "metrics", "ablation")  # groups of which no option need be selected
 REDUNDANT = ("experiment=null", "debug=null", "sweep=null")  # the defaults, which Hydra refuses on the command line
 
 

@@ -138,9 +138,12 @@ class _Files:
         self.loader, self.defaults, self.repo = loader, defaults, repo
         # conf/train.yaml and the files it extends. They define the known keys and the default options of each group.
         self.commands = [path for path in self.paths() if "/" not in path and self.found(path).provider == "main"]
+        self.keys = {str(key) for path in self.commands for key in cast(DictConfig, self.found(path).config)}
         self.group_defaults: dict[str, Any] = {}
         for entry in (entry for path in self.commands for entry in self.found(path).defaults_list or ()):
-            if isinstance(entry, GroupDefault) and not entry.override and entry.value:
+            if not isinstance(entry, GroupDefault) or entry.override or entry.optional:
+                continue
+            if entry.value or str(entry.group) in self.keys:  # else an overlay
                 self.group_defaults[str(entry.group)] = entry.value
 
     def paths(self) -> list[str]:
@@ -172,8 +175,7 @@ class _Files:
         """Raise CompositionError for the first unknown key or value of the wrong type."""
         known: Config = {}
         kept = [default for default in self.defaults if not str(default.config_path).startswith("hydra/")]
-        keys = [str(key) for path in self.commands for key in cast(DictConfig, self.found(path).config)]
-        top = {*self.group_defaults, *keys} - {"hydra"}
+        top = {*self.group_defaults, *self.keys} - {"hydra"}
         for number, default in enumerate(kept):
             path = str(default.config_path)
             loaded = compat.load_default(self.loader, default, self.repo)

@@ -53,7 +53,19 @@ CHANGEABLE = (
 )
 # Nodes that every config of a run has.
 GROUPS = (
-    *("model", "data", "augmentation", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger"),
+    *(
+        "model",
+        "module",
+        "data",
+        "augmentation",
+        "loss",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "callbacks",
+        "logger",
+        "metrics",
+    ),
     *("compile", "elastic", "param_groups", "test"),
 )
 

@@ -20,8 +20,9 @@ from alexlab.errors import ConfigError
 FLAG = "trusted_targets="
 ALLOWED = {
     "model": ("alexlab.models",),
+    "module": ("alexlab.training.module",),
     "optimizer": ("torch.optim",),
-    "scheduler": ("alexlab.training.schedules",),
+    "scheduler": ("alexlab.training.schedules", "torch.optim.lr_scheduler"),
     "loss": ("alexlab.training.losses",),
     "augmentation": ("torchvision.transforms.v2", "alexlab.data.transforms"),
     "callbacks": (
@@ -29,17 +30,21 @@ ALLOWED = {
         "alexlab.training.callbacks",
         "alexlab.sweeps.pruning",
     ),
+    "metrics": ("torchmetrics.classification",),
+    "data": (),
     "logger": ("lightning.pytorch.loggers", "alexlab.training.loggers"),
     "trainer": tuple(f"lightning.pytorch.{name}" for name in ("profilers", "strategies", "plugins")),
 }
 # Keys that take a class. Arguments of a class are plain values, except that a transform may contain other transforms.
 KEYS = re.compile(
-    r"model|optimizer|scheduler|loss|augmentation\.(train|eval|batch)\.[^.]+(\..+)?|callbacks\.[^.]+|logger\.[^.]+"
+    r"model|module|optimizer|scheduler|loss|data\.dataset|metrics\.[^.]+|augmentation\.(train|eval|batch)\.[^.]+(\..+)?|callbacks\.[^.]+|logger\.[^.]+"
     r"|trainer\.(profiler|strategy|plugins(\.\d+)?)"
 )
 # Base class of a class, or of what a function returns, by key or group.
 BASES = {
     "model": "torch.nn.Module",
+    "module": "alexlab.training.module.Classifier",
+    "metrics": "torchmetrics.Metric",
     "optimizer": "torch.optim.Optimizer",
     "loss": "torch.nn.Module",
     "augmentation": "torch.nn.Module",

@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 from torch.distributions import Distribution
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 from torchvision.transforms import v2
 
 from alexlab.config.data import data_config
@@ -31,6 +33,7 @@ from alexlab.training.loggers import logger_errors
 from alexlab.training.module import Classifier
 from alexlab.training.param_groups import parameter_groups
 from alexlab.training.preprocessing import Inference
+from alexlab.training.schedules import from_torch
 
 
 def net(config: Config, num_classes: int, *, num_outputs: int | None = None) -> nn.Module:
@@ -131,39 +134,70 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
     optimizer, options = parts(config["optimizer"], "optimizer")
     bind(parameter_groups, "param_groups", None, **config["param_groups"])
     head = _head(config, num_classes) if config["param_groups"]["head_lr"] is not None else ()
-    schedule, shape = parts(config["scheduler"], "scheduler")
+    schedule, shape = _schedule(config["scheduler"])
+    module, own = parts(config["module"], "module")
+    metrics = extra_metrics(config, num_classes)
     bind(compile_net, "compile", None, **config["compile"])
     bind(optimizer, "optimizer", [], **options)
     if "lr" not in options:
         raise ConfigError("optimizer.lr must be given: optimizer.lr=VALUE")
-    bind(schedule, "scheduler", None, num_epochs=1, steps_per_epoch=1, **shape)
     with torch.device(device):
-        built = net(config, num_classes, num_outputs=loss.num_outputs)
+        built = net(config, num_classes, num_outputs=num_outputs(loss, num_classes))
     if device != "meta":
         compile_net(built, **config["compile"])
-    return Classifier(
-        built.to(memory_format=torch.channels_last),
-        classes=splits.classes,
-        loss=loss,
-        optimizer=partial(optimizer, **options),
-        parameter_groups=partial(parameter_groups, head=head, **config["param_groups"]),
-        schedule=partial(schedule, **shape),
-        mean=settings.per_channel(settings.mean),
-        std=settings.per_channel(settings.std),
-        mix=_mix(config["augmentation"]["batch"], num_classes),
-        skip_unreadable=settings.on_error == "skip",
-        val_precision=str(config["trainer"]["val_precision"]),
-        seed=config["seed"],
-        record=record,
-    )
+    arguments: Config = {
+        "classes": splits.classes,
+        "loss": loss,
+        "optimizer": partial(optimizer, **options),
+        "parameter_groups": partial(parameter_groups, head=head, **config["param_groups"]),
+        "schedule": partial(schedule, **shape),
+        "mean": settings.per_channel(settings.mean),
+        "std": settings.per_channel(settings.std),
+        "mix": _mix(config["augmentation"]["batch"], num_classes),
+        "skip_unreadable": settings.on_error == "skip",
+        "val_precision": str(config["trainer"]["val_precision"]),
+        "seed": config["seed"],
+        "extra_metrics": metrics,
+        "record": record,
+    }
+    built = built.to(memory_format=torch.channels_last)
+    taken = sorted(arguments.keys() & own)
+    if taken:
+        raise ConfigError(f"module.{taken[0]} must not be set: the run sets it")
+    bind(module, "module", built, **arguments, **own)
+    made: Classifier = module(built, **arguments, **own)
+    return made
+
+
+def _schedule(node: Config) -> tuple[Callable[..., Any], Config]:
+    """Return the function of a `scheduler` node, or for a class the function that builds it, and its keyword arguments."""
+    schedule, shape = parts(node, "scheduler")
+    if not (isinstance(schedule, type) and issubclass(schedule, LRScheduler)):
+        bind(schedule, "scheduler", None, num_epochs=1, steps_per_epoch=1, **shape)
+        return schedule, shape
+    bind(schedule, "scheduler", None, **{name: shape[name] for name in shape if name not in ("interval", "monitor")})
+    return partial(from_torch, schedule), shape
+
+
+def num_outputs(loss: nn.Module, num_classes: int) -> int:
+    """Return the number of outputs of the net that a loss needs: `loss.num_outputs`, by default the number of classes."""
+    return int(getattr(loss, "num_outputs", num_classes))
+
+
+def extra_metrics(config: Config, num_classes: int) -> dict[str, Metric]:
+    """Return the metrics of the `metrics` node by name."""
+    return {
+        name: make(node, f"metrics.{name}", num_classes=num_classes)
+        for name, node in entries(config["metrics"]).items()
+    }
 
 
 def inference(config: Config, num_classes: int) -> Inference:
     """Return the net of a config with its pre- and postprocessing, on the meta device, to be filled with loaded weights."""
     settings = data_config(config)
-    num_outputs = make(config["loss"], "loss", [1] * num_classes).num_outputs
+    outputs = num_outputs(make(config["loss"], "loss", [1] * num_classes), num_classes)
     with torch.device("meta"):
-        built = net(config, num_classes, num_outputs=num_outputs)
+        built = net(config, num_classes, num_outputs=outputs)
     return Inference(built, mean=settings.per_channel(settings.mean), std=settings.per_channel(settings.std))
 
 

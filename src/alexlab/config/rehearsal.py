@@ -50,6 +50,7 @@ SHORT = {
     "limit_test_batches": 1.0,
     "overfit_batches": 0.0,
 }
+STOCK_MODULE = {"_target_": "alexlab.training.module.Classifier"}  # a user's may need more than the small net has
 HERE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "enable_model_summary": False}
 
 log = logging.getLogger(__name__)
@@ -170,8 +171,8 @@ def _perform(config: Config, splits: Splits, num_ranks: int, accelerator: str, f
         node["trainer"]["plugins"] = [*others, NoCheckpoints()]
         trainer = build_trainer(node, folder, num_ranks=1)
         data = StandInData(counts, channels=config["data"]["channels"], num_classes=len(splits.classes))
-        module = build.classifier(config, splits, device="meta")
-        module.net = StandIn(config["data"]["channels"], module.loss.num_outputs)  # type: ignore[arg-type]
+        module = build.classifier({**config, "module": STOCK_MODULE}, splits, device="meta")
+        module.net = StandIn(config["data"]["channels"], build.num_outputs(module.loss, len(splits.classes)))
         kept = [each for each in trainer.callbacks if not isinstance(each, NonFiniteReport)]  # type: ignore[attr-defined]
         trainer.callbacks = kept if changes else [*kept, StopAfterStart()]  # type: ignore[attr-defined]
         with contextlib.suppress(Started):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -11,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
 from alexlab.config import build
+from alexlab.config.culprits import sentence
 from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config, bind, entries, parts, value_of
 from alexlab.config.resolve import (
@@ -28,6 +30,7 @@ from alexlab.models.two_tower import check_towers
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.callbacks.finetune import Finetune
 from alexlab.training.loggers import check_wandb
+from alexlab.training.module import Classifier
 
 # Below these values Lightning misbehaves silently or fails in the middle of a run.
 MIN_VALUES = {
@@ -47,6 +50,7 @@ OTHER_WEIGHTS = (
     64,
     "64-true",
 )  # precisions of lightning.Trainer without weights of 32 bits
+SCORES = ("loss", "top1", "top5", "count", "skipped", "epoch")
 METRICS = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
 
@@ -66,6 +70,8 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
     check_batch_size(settings, splits, num_ranks=size, accumulation_steps=config["trainer"]["accumulate_grad_batches"])
     check_limits(config["trainer"], settings, splits)
     module = build.classifier(config, splits, device="meta")
+    _check_loss(module)
+    _check_metrics(config, len(splits.classes))
     _check_image_size(module.net, settings)
     if config["trainer"]["strategy"] == TWO_TOWERS:
         _check_towers(config, module.net, num_ranks)
@@ -87,14 +93,15 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
         f"callbacks.{name}": node
         for name, node in zip(entries(config["callbacks"]), build.callbacks(config), strict=True)
     }
+    extra = [f"val/{name}" for name in entries(config["metrics"])]
     for where, callback in monitors.items():
         if isinstance(callback, Finetune):
             callback.check(module.net)
         if isinstance(callback, CheckpointCallback | EarlyStopping):
-            _check_monitor(callback.monitor, where)
+            _check_monitor(callback.monitor, where, extra)
     for entry in schedule:
         if "monitor" in entry:
-            _check_monitor(entry["monitor"], "scheduler")
+            _check_monitor(entry["monitor"], "scheduler", extra)
 
 
 def _check_loggers(config: Config) -> None:
@@ -166,9 +173,43 @@ def _check_numbers(node: Any, where: str) -> None:
         _check_numbers(value, key)
 
 
-def _check_monitor(monitor: str | None, where: str) -> None:
-    if monitor not in METRICS:
-        raise ConfigError(f"{where}.monitor must be a logged metric: {', '.join(METRICS)}; got {monitor!r}")
+def _check_monitor(monitor: str | None, where: str, extra: Sequence[str]) -> None:
+    if monitor not in (*METRICS, *extra):
+        raise ConfigError(f"{where}.monitor must be a logged metric: {', '.join((*METRICS, *extra))}; got {monitor!r}")
+
+
+def _check_loss(module: Classifier) -> None:
+    """Check that a loss returns one value per image: the mean of a batch would depend on the number of devices."""
+    num_classes = len(module.record["classes"])
+    logits, labels = torch.zeros(2, num_classes), torch.tensor([0, num_classes - 1])
+    probs = nn.functional.one_hot(labels, num_classes).float()
+    for target in (labels, probs) if module.mix is not None else (labels,):
+        kind = "labels (N,)" if target is labels else "probabilities (N, K), which augmentation.batch makes,"
+        try:
+            losses = module.loss(logits, target)
+        except Exception as error:
+            raise ConfigError(f"loss must accept logits (N, K) and {kind}: {sentence(error)}") from error
+        if not isinstance(losses, torch.Tensor) or losses.shape != (2,):
+            found = (
+                f"a tensor of shape {tuple(losses.shape)}"
+                if isinstance(losses, torch.Tensor)
+                else type(losses).__name__
+            )
+            raise ConfigError(f"loss must return one value per image, shape (N,) such as (2,); got {found}")
+
+
+def _check_metrics(config: Config, num_classes: int) -> None:
+    """Check that each metric accepts logits and labels and computes one number."""
+    for name, metric in build.extra_metrics(config, num_classes).items():
+        if name in SCORES:
+            raise ConfigError(f"metrics.{name} must have another name: {', '.join(SCORES)} are always computed")
+        try:
+            metric.update(torch.zeros(2, num_classes), torch.tensor([0, num_classes - 1]))
+            value = metric.compute()
+        except Exception as error:
+            raise ConfigError(f"metrics.{name} must accept logits (N, K) and labels (N,): {sentence(error)}") from error
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            raise ConfigError(f"metrics.{name} must compute one number; got {sentence(ValueError(value))}")
 
 
 def _check_image_size(built: nn.Module, settings: DataConfig) -> None:

@@ -1,12 +1,13 @@
 """Top-1 and top-5 accuracy and mean loss, with every image counted exactly once."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from alexlab.data.labels import UNREADABLE
@@ -107,3 +108,34 @@ class ClassificationMetrics(Metric):
             "count": self.count,
             "skipped": self.skipped,
         }
+
+
+class ExtraMetrics(nn.Module):
+    """Further metrics by name, of the images that count.
+
+    Args:
+        metrics: metrics of torchmetrics or of your own, updated with logits (N, K) and labels (N,); each computes one number.
+    """
+
+    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+        super().__init__()
+        self.by_name = nn.ModuleDict({name: metric.clone() for name, metric in metrics.items()})
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch. The selection of the valid images waits for the device; without metrics nothing does."""
+        if not self.by_name:
+            return
+        valid = labels >= 0
+        logits, labels = logits[valid], labels[valid]
+        for metric in self.by_name.values() if len(labels) else ():
+            metric.update(logits, labels)  # type: ignore[operator]
+
+    def compute_and_reset(self) -> dict[str, float]:
+        """Return the value of each metric over all ranks. A collective call."""
+        found = {}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The ``compute`` method", UserWarning)  # a rank may have no image
+            for name, metric in self.by_name.items():
+                found[name] = float(metric.compute())  # type: ignore[operator]
+                metric.reset()  # type: ignore[operator]
+        return found

@@ -1,6 +1,6 @@
 """The LightningModule, shared by all nets, losses, optimizers and schedules."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import Metric
 
 from alexlab import compat
 from alexlab.data.labels import PADDING
@@ -17,10 +18,10 @@ from alexlab.errors import DataError
 from alexlab.records.layout import CHECKPOINT_KEY
 from alexlab.training import nonfinite
 from alexlab.training.checkpoint_io import rescale_progress
-from alexlab.training.metrics import ClassificationMetrics, evaluate_batch
+from alexlab.training.metrics import ClassificationMetrics, ExtraMetrics, evaluate_batch
 from alexlab.training.param_groups import ParamGroup
 from alexlab.training.preprocessing import expand_binary_logits, normalize
-from alexlab.training.schedules import Schedule
+from alexlab.training.schedules import NEVER, Schedule
 
 
 class Classifier(lightning.LightningModule):
@@ -38,6 +39,7 @@ class Classifier(lightning.LightningModule):
         schedule: maps optimizer, num_epochs and steps_per_epoch to Lightning's `lr_scheduler` entries.
         mean, std: one number per channel, for pixel values in [0, 1].
         mix: maps the images and labels of a training batch to mixed images and probabilities (MixUp, CutMix), or None.
+        extra_metrics: metrics of val and test besides loss, top1 and top5, by name.
         skip_unreadable: whether training batches may contain unreadable images, labelled UNREADABLE.
         val_precision: `auto` to validate in the training precision, as Lightning does; `32` in 32 bits, if the weights have
             them. Tests are always in the precision of the weights.
@@ -57,6 +59,7 @@ class Classifier(lightning.LightningModule):
         mean: Sequence[float],
         std: Sequence[float],
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        extra_metrics: Mapping[str, Metric] | None = None,
         skip_unreadable: bool = False,
         val_precision: str = "auto",
         seed: int = 0,
@@ -76,6 +79,7 @@ class Classifier(lightning.LightningModule):
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": ClassificationMetrics(len(classes)) for stage in ("train", "val", "test")}
         )
+        self.extra_metrics = nn.ModuleDict({stage: ExtraMetrics(extra_metrics or {}) for stage in ("val", "test")})
         self.best: dict[str, float] = {}
         self.validated_in_epoch = False  # a validation has finished since the last epoch ended
         self.nonfinite = nonfinite.NonFiniteDetector()
@@ -189,7 +193,12 @@ class Classifier(lightning.LightningModule):
         self._log_exact({"best/top1": self.best["top1"], "best/top5": self.best["top5"]})
 
     def on_train_epoch_end(self) -> None:
-        """Step ReduceLROnPlateau schedules, after each validation and before the checkpoint."""
+        """Step the schedulers with the interval `epoch`, ReduceLROnPlateau after each validation, before the checkpoint."""
+        for entry in self.trainer.lr_scheduler_configs:
+            # Not a second time in a run that is resumed from the checkpoint of this epoch's end.
+            is_due = entry.frequency == NEVER and entry.scheduler.last_epoch <= self.current_epoch
+            if is_due and not isinstance(entry.scheduler, ReduceLROnPlateau):
+                entry.scheduler.step()
         if not self.validated_in_epoch:
             return
         self.validated_in_epoch = False
@@ -246,6 +255,8 @@ class Classifier(lightning.LightningModule):
         images, labels = batch
         logits, losses = evaluate_batch(self, images, labels, autocast=autocast)
         self._count(stage, logits, labels, losses)
+        if data_ranks(self.trainer)[0] > self.trainer.global_rank:
+            self.extra_metrics[stage].update(logits, labels)  # type: ignore[operator]
 
     def _count(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         if self.trainer.global_rank >= data_ranks(self.trainer)[0]:  # another rank counts the same images
@@ -264,6 +275,7 @@ class Classifier(lightning.LightningModule):
 
     def _log_split(self, stage: str, num_batches: Sequence[int | float]) -> dict[str, float]:
         scores = {name: value.item() for name, value in self._compute_and_reset(stage).items()}
+        extra: dict[str, float] = self.extra_metrics[stage].compute_and_reset()  # type: ignore[operator]
         loader = self._loader(stage)
         expected = len(loader.dataset)
         complete = not self.trainer.sanity_checking and sum(num_batches) == len(loader)
@@ -275,8 +287,9 @@ class Classifier(lightning.LightningModule):
             raise DataError(f"no image of the {stage} split could be read")
         self.scored = scores
         prefix = self.test_metric_prefix if stage == "test" else stage
-        self._log_exact({f"{prefix}/{name}": scores[name] for name in ("loss", "top1", "top5")})
-        return scores
+        logged = {name: scores[name] for name in ("loss", "top1", "top5")} | extra
+        self._log_exact({f"{prefix}/{name}": value for name, value in logged.items()})
+        return scores | extra
 
     def _loader(self, stage: str) -> Any:
         loaders: Any = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders

@@ -229,6 +229,42 @@ def plateau(
     return schedule
 
 
+def from_torch(
+    scheduler: type[LRScheduler],
+    optimizer: Optimizer,
+    *,
+    num_epochs: float,
+    steps_per_epoch: int,
+    interval: Literal["epoch", "step"] = "epoch",
+    monitor: str | None = None,
+    **arguments: Any,
+) -> Schedule:
+    """Return a schedule that is a scheduler of PyTorch, or of the same base class.
+
+    Args:
+        scheduler: class of the scheduler.
+        interval: `step` to advance it after each optimizer step instead of each epoch.
+        monitor: metric of ReduceLROnPlateau.
+        arguments: arguments of the class besides the optimizer.
+    """
+    is_plateau = issubclass(scheduler, ReduceLROnPlateau)
+    _check(interval in ("epoch", "step"), "interval", "epoch or step", interval)
+    _check(is_plateau == (monitor is not None), "monitor", "a metric for ReduceLROnPlateau, null for others", monitor)
+    _check(not is_plateau or interval == "epoch", "interval", "epoch for ReduceLROnPlateau", interval)
+    try:
+        made = scheduler(optimizer, **arguments)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"scheduler: {error}") from error
+    if interval == "step":
+        return [{"scheduler": made, "interval": "step"}]
+    entry = {
+        "scheduler": made,
+        "interval": "epoch",
+        "frequency": NEVER,
+    }  # stepped by the LightningModule, as plateau is
+    return [entry | ({"monitor": monitor} if is_plateau else {})]
+
+
 def _per_step(
     optimizer: Optimizer,
     after: Callable[[float], float],
