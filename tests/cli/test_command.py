@@ -211,7 +211,7 @@ def test_ranks_of_torchrun_share_one_folder(images: Path, tmp_path: Path) -> Non
         ".hydra", "checkpoints", "curves.png", "layers.csv", "metrics.csv", "train.log"
     }  # fmt: skip
     assert len(scalars(folder)["val/top1"]) == 1
-    assert result.stdout.count("run folder: ") == 1
+    assert result.stdout.count("run folder: ") == 2
     assert (folder / "train.log").read_text().count("epoch 1/1") == 1
     assert (folder / ".hydra/overrides.yaml").read_text().count("trainer.devices=2") == 1
 
@@ -297,13 +297,13 @@ def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "signum", "to_all", "code", "hint"),
     [
-        (["trainer.devices=2"], signal.SIGINT, True, 130, "stopped by SIGINT; to resume: python src/train.py resume="),
+        (["trainer.devices=2"], signal.SIGINT, True, 130, "stopped by SIGINT; to resume:\npython "),
         (
             ["-m", "launcher=parallel", "launcher.jobs=2", "seed=1,2,3"],
             signal.SIGTERM,
             False,
             75,
-            "python src/train.py -m resume=",
+            "to resume this sweep:\npython ",
         ),
     ],
 )

@@ -51,6 +51,7 @@ from alexlab.sweeps.jobs import FAILED, Job
 from alexlab.sweeps.table import JobTable
 from alexlab.tasks import report
 from support.runs import ROOT, composed, rows
+from support.terminal import open_terminal
 
 pytestmark = pytest.mark.scenario(name="escaping")
 
@@ -203,7 +204,7 @@ def test_tables_of_jobs_print_names_literally(tmp_path: Path) -> None:
 
 
 def test_progress_bars_print_titles_literally(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    open_terminal(monkeypatch, width=200)
     bar, out = progress_bar(), io.StringIO()
     assert not bar.disable
     for name in NAMES:

@@ -255,7 +255,7 @@ def test_a_sweep_survives_a_killed_worker_and_resumes_after_sigterm(
     until(lambda: len(record(runs[0])["attempts"]) == 2 and record(runs[0])["status"] == RUNNING, head)
     os.killpg(head.pid, signal.SIGTERM)
     output = head.communicate(timeout=TIMEOUT_S)[0]
-    assert head.returncode == 75 and "resume this sweep with python src/train.py -m resume=sw" in output, output
+    assert head.returncode == 75 and "src/train.py -m resume=sw\n" in output, output
     assert "job 0: its Ray worker was lost (WorkerCrashedError); retrying" in output
     assert "job 1: its Ray worker" not in output
     assert record(runs[0])["status"] == "interrupted" and record(runs[0])["reason"] == "stopped by SIGINT"

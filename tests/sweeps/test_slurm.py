@@ -95,7 +95,7 @@ def test_a_job_requeues_itself_at_its_time_limit_and_a_cancelled_one_is_resumed(
     os.killpg(head.pid, signal.SIGINT)
     output = head.communicate(timeout=60)[0]
     assert head.returncode == 130, output
-    assert "resume this sweep with python src/train.py -m resume=sw" in output
+    assert "src/train.py -m resume=sw\n" in output
 
     head = train(queue, tmp_path, "-m", "resume=sw", "launcher=submitit", "launcher.cpus_per_task=1")
     output = head.communicate(timeout=TIMEOUT_S)[0]

@@ -49,7 +49,7 @@ def test_run_folder(
     pattern = r"epoch 1/2  train loss \d\.\d+ top1 \d\.\d+  val loss \d\.\d+ top1 \d\.\d+ top5 \d\.\d+  \d+ images/s  \d+\.\d s"
     assert re.fullmatch(pattern, lines[0])
     assert len(lines) == 2
-    assert re.search(r"conv1 +│ Conv2d +│ 11 x 11 +│ +4 │ .* 3 x 64 x 64", caplog.text), "the table of the layers"
+    assert re.search(r"conv1 +│ Conv2d +│ 11 x 11 +│ +4 │ .*4 x 15 x 15", caplog.text), "the table of the layers"
     assert len(rows(folder / "layers.csv")) > 10
     assert "top-5 equals top-3: there are only 3 classes" in caplog.text
     assert "images: train 24, val 11, test 7" in caplog.text
@@ -257,7 +257,7 @@ def test_the_table_of_a_deep_net_is_written_to_the_file_only(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    train("callbacks.layers.max_layers=3")
+    train("callbacks.layers.max_layers=2")
     assert "net: 18 layers, listed in layers.csv" in caplog.text
     assert "conv2" not in caplog.text
     assert len(rows(tmp_path / "run/layers.csv")) == 18

@@ -23,6 +23,7 @@ from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.signals import INTERRUPTED, Interrupted, signals
 from alexlab.distributed.socket_paths import ensure_short_socket_paths
 from alexlab.errors import ConfigError
+from alexlab.output.command_line import command_line, short_path
 from alexlab.output.escape import print_line
 from alexlab.records import layout
 from alexlab.sweeps.table import JobTable
@@ -92,4 +93,5 @@ def _print_how_to_resume(name: str, table: JobTable) -> None:
     if first is not None and first.standalone:
         print_line(f"the job keeps running as {first.place}; its output goes to {first.folder / layout.OUTPUT}")
     elif first is not None:
-        print_line(f"resume this sweep with python src/{name}.py -m resume={os.path.relpath(first.folder.parent)}")
+        print_line("to resume this sweep:")
+        print_line(command_line(name, "-m", f"resume={short_path(first.folder.parent)}"))

@@ -152,9 +152,9 @@ class CommandTask:
             restore=ProcessState.capture().restore,
         )
         if job.state == FINISHED:
-            from alexlab.training.console import print_scores
+            from alexlab.training.console import print_end
 
-            print_scores(RunRecord(run_dir).read()["scores"], run_dir)
+            print_end(RunRecord(run_dir).read()["scores"], run_dir)
             return job.score
         failure = AlexlabError(str(job.cause))
         failure.exit_code = RunRecord(run_dir).read().get("exit_code") or AlexlabError.exit_code

@@ -96,12 +96,12 @@ class PredictionWriter:
         if not self.num_read:
             failed = f"; {self.num_failed} files could not be read, see {self.out_dir / 'failed.csv'}"
             raise DataError(f"input={pattern} must match images; found none{failed if self.num_failed else ''}")
-        Terminal().print(self._first_table())
+        Terminal().print_table(self._first_table(), optional=[f"prediction {rank}" for rank in (5, 4, 3)])
         if self.num_read > MAX_ROWS:
             counts = Table("predicted class", "images")
             for name, count in self.class_counts.most_common(MAX_ROWS):
                 counts.add_row(name, f"{count:,}")
-            Terminal().print(counts)
+            Terminal().print_table(counts)
         if self.num_failed:
             print_line(f"{self.num_failed} files could not be read: {os.path.relpath(self.out_dir / 'failed.csv')}")
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from alexlab.output.csv_files import write_csv
+from alexlab.output.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,29 @@ def _row(name: str, layer: nn.Module, input: Tensor, output: Tensor) -> Layer:
     )
 
 
-def layer_table(rows: list[Layer], title: str) -> Table:
-    """Return a table for the terminal, with the totals in its last row."""
+def print_layers(terminal: Terminal, rows: list[Layer], title: str) -> None:
+    """Print a table of layers with the totals in its last row; a narrow terminal gets fewer columns."""
     table = Table(title=title)
-    for column in fields(Layer):
-        table.add_column(column.name.replace("_", " "), justify="left" if column.name in ("name", "kind") else "right")
+    columns = ("layer", "kind", "kernel", "padding", "stride", "input", "output", "parameters", "multiply-adds")
+    for column in (*columns, "output KiB"):
+        table.add_column(column, justify="left" if column in ("layer", "kind") else "right")
     for row in rows:
-        table.add_row(*(_shown(value) for value in asdict(row).values()))
-    sums = [sum(getattr(row, name) for row in rows) for name in ("parameters", "multiply_adds", "memory_mib")]
+        table.add_row(row.name, row.kind, row.kernel, row.padding, row.stride, row.input, row.output, *_sums([row]))
     table.add_section()
-    table.add_row("all", *[""] * 7, *(_shown(value) for value in sums))
-    return table
+    table.add_row("all", *[""] * 6, *_sums(rows))
+    terminal.print_table(
+        table, optional=("output KiB", "padding", "input", "multiply-adds", "stride", "kernel", "kind")
+    )
+
+
+def _sums(rows: list[Layer]) -> tuple[str, str, str]:
+    """Return parameters, multiply-adds and KiB of outputs."""
+    memory_kib = 1024 * sum(row.memory_mib for row in rows)
+    return (
+        f"{sum(row.parameters for row in rows):,}",
+        f"{sum(row.multiply_adds for row in rows):,}",
+        f"{memory_kib:,.0f}" if memory_kib >= 10 else f"{memory_kib:.1f}",
+    )
 
 
 def write_rows(rows: list[Layer], path: Path) -> None:
@@ -111,12 +124,6 @@ def _multiply_adds(layer: nn.Module, output: Tensor) -> int:
     if isinstance(layer, nn.Conv2d | nn.Linear):
         return output[0].numel() * layer.weight[0].numel()
     return 0
-
-
-def _shown(value: str | int | float) -> str:
-    if isinstance(value, float):
-        return f"{value:.2f}"
-    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _size(shape: tuple[int, ...] | torch.Size) -> str:

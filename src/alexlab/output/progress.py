@@ -10,16 +10,41 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+BAR_WIDTH = 40  # characters; in a terminal of less than 100 columns, what the texts leave
+
 
 def progress_bar() -> "Progress":
     """Return a progress display whose descriptions are plain text; it is removed when the work is done."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from alexlab.output.terminal import Terminal
+    from alexlab.output.log_handler import log_terminal
 
-    console = Terminal()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    terminal = log_terminal()
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=BAR_WIDTH if terminal.width >= 100 else None),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=terminal, transient=True, disable=not terminal.is_interactive)
+
+
+def line_progress() -> "Progress":
+    """Return a bar on one line for `fit`, drawn only by `refresh()`: forked loader processes need a process without threads.
+
+    Its tasks have the text fields `count`, `values` and `left`.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from alexlab.output.log_handler import log_terminal
+
+    terminal = log_terminal()
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=BAR_WIDTH if terminal.width >= 100 else None),
+        *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("count", "values", "left")),
+    )
+    return Progress(*columns, console=terminal, transient=True, auto_refresh=False)
 
 
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:

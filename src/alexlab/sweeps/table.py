@@ -101,10 +101,10 @@ class JobTable:
         """Show the table on a terminal; yield a function that refreshes it."""
         from rich.live import Live
 
-        from alexlab.output.terminal import Terminal
+        from alexlab.output.log_handler import log_terminal
 
-        console = Terminal()
-        if not console.is_terminal:
+        console = log_terminal()
+        if not console.is_interactive:
             yield lambda: None
             return
         # Refreshed by hand: jobs are forked from this process, which must have no other threads.
@@ -121,7 +121,7 @@ class JobTable:
 
         console = Terminal()
         if console.is_terminal and len(self.jobs) > 1:
-            console.print(self.render(max_rows=MAX_ROWS))
+            console.print_table(self.render(max_rows=MAX_ROWS))
 
     def print_results(self) -> None:
         """Print all jobs with their scores and causes, and write the report of the sweep if there are any runs."""
@@ -130,7 +130,7 @@ class JobTable:
 
         sweep_dir = self.sweep_dir
         assert sweep_dir is not None
-        Terminal().print(self.render())
+        Terminal().print_table(self.render())
         print_line(f"sweep folder: {sweep_dir}")
         if any((job.folder / RUN_JSON).is_file() for job in self.jobs):
             print_line(f"tensorboard --logdir {sweep_dir}")

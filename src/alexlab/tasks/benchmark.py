@@ -49,7 +49,7 @@ def main(run: Run) -> None:
             table.write(rows, about, run.dir)  # keep the finished suites if a later one fails
     finally:
         shutil.rmtree(context.config["data"]["cache_dir"], ignore_errors=True)
-    Terminal(width=None if Terminal().is_terminal else 200).print(table.table(rows, _title(about)))
+    Terminal().print_table(table.table(rows, _title(about)))
     print_line(os.path.relpath(run.dir / "benchmark.json"))
 
 

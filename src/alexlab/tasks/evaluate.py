@@ -30,7 +30,7 @@ def main(run: Run) -> float:
     evaluation = evaluate(model, run.config, skipped=run.dir / SKIPPED)
     write_evaluation(evaluation, run.dir)
     for table in summary_tables(evaluation):
-        Terminal().print(table)
+        Terminal().print_table(table)
     write_page(evaluation, run.dir / "evaluation.html", title(model, evaluation))
     folder = os.path.relpath(run.dir)
     if num_unreadable := len(evaluation.predictions.split) - len(evaluation.predictions.labels):

@@ -64,7 +64,7 @@ def check_images(config: dict[str, Any], run_dir: Path) -> None:
     decoding = _data_config(config).decoding
     result = audit_dataset(root, config["manifest"], folders=config["data"]["splits"], decoding=decoding)
     for table in report.summary_tables(result):
-        Terminal().print(table)
+        Terminal().print_table(table)
     for note in result.notes:
         print_line(note)
     write_manifest(result.rows, run_dir / "manifest.csv")
@@ -193,4 +193,4 @@ def _print_counts(counts: dict[str, int], out: Path) -> None:
     table = Table("split", "images", title=os.fspath(out))
     for name, count in counts.items():
         table.add_row(name, f"{count:,}")
-    Terminal().print(table)
+    Terminal().print_table(table)

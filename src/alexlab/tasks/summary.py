@@ -16,7 +16,7 @@ def main(run: Run) -> None:
 
     from alexlab.config import build
     from alexlab.errors import ConfigError
-    from alexlab.models.summary import layer_rows, layer_table, write_rows
+    from alexlab.models.summary import layer_rows, print_layers, write_rows
     from alexlab.output.terminal import Terminal
 
     config = run.config
@@ -29,5 +29,5 @@ def main(run: Run) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     title = f"model={run.choices['model']}: {channels} channels, {size} x {size}, {num_classes} outputs"
-    Terminal(width=None if Terminal().is_terminal else 160).print(layer_table(rows, title))
+    print_layers(Terminal(), rows, title)
     write_rows(rows, run.dir / "summary.csv")

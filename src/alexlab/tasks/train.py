@@ -1,7 +1,6 @@
 """Task of `python src/train.py`: check a config, then train on every requested device."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -16,6 +15,8 @@ from alexlab.distributed.hardware import describe_hardware
 from alexlab.distributed.imports import import_lightning
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError, DiskError, PrunedError
+from alexlab.output.command_line import command_line, short_path
+from alexlab.output.log_handler import WHOLE
 from alexlab.records.layout import LAST, RUN_JSON, STATISTICS
 from alexlab.records.lock import RunLock
 from alexlab.records.record import FAILED, FINISHED, INTERRUPTED, PRUNED, RunRecord, images_to_match
@@ -42,12 +43,14 @@ def main(run: Run) -> float | None:
     with signals.install(), RunLock(run.dir) if ranks.rank() == 0 else nullcontext():
         with _before_any_work():
             splits = find_splits(run.config)  # before torch is imported, so that a missing folder fails at once
+            if ranks.rank() == 0 and not run.isolated:
+                log.info("run folder: %s", short_path(run.dir), extra=WHOLE)
             import_lightning()
 
             from alexlab.config.preflight import check_run
             from alexlab.distributed.launch import Limits, launch
             from alexlab.tasks.rank import train
-            from alexlab.training.console import print_scores
+            from alexlab.training.console import print_end
 
             run, num_ranks, images = check_run(run, splits)
         with _recording(run, images) as scores:
@@ -59,8 +62,8 @@ def main(run: Run) -> float | None:
                 limits=Limits(**run.config["elastic"]),
                 on_restart=lambda causes: RunRecord(run.dir).update(restarts=causes),
             )
-            if scores and ranks.rank() == 0:
-                print_scores(scores, run.dir)
+            if ranks.rank() == 0:
+                print_end(scores, run.dir)
     ranks.forget_run_dir()
     return scores.get("best/top1")
 
@@ -111,7 +114,8 @@ def _recording(run: Run, images: dict[str, Any]) -> Iterator[dict[str, float]]:
     except Interrupted as error:
         _finish(record, INTERRUPTED, reason=str(error), exit_code=error.exit_code)
         if not run.isolated:
-            log.warning("%s; to resume: python src/train.py resume=%s", error, os.path.relpath(run.dir))
+            log.warning("%s; to resume:", error)
+            log.warning("%s", command_line("train", f"resume={short_path(run.dir)}"), extra=WHOLE)
         raise
     except PrunedError as error:
         _finish(record, PRUNED, reason=str(error))

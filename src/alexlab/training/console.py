@@ -1,7 +1,8 @@
 """Terminal output of a training run: the description of the run, the final scores, and less noise from Lightning."""
 
 import logging
-import os
+import re
+import shlex
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from alexlab.models.two_tower import Tower
+from alexlab.output.command_line import command_line, short_path
 from alexlab.output.escape import print_line
 from alexlab.output.terminal import Terminal
 from alexlab.records import layout
@@ -81,8 +83,24 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def print_scores(scores: Mapping[str, float], run_dir: Path) -> None:
-    """Print the final scores, the run folder and the command that shows its curves."""
+def print_end(scores: Mapping[str, float], run_dir: Path) -> None:
+    """Print the final scores, if any, the run folder, and commands that continue from it."""
+    folder = short_path(run_dir)
+    if scores:
+        Terminal().print_table(_score_table(scores, run_dir))
+    if scores.get("skipped"):
+        print_line(f"{scores['skipped']:.0f} unreadable images were skipped: {Path(folder) / layout.SKIPPED}")
+    print_line(f"run folder: {folder}")
+    if (run_dir / layout.BEST).is_file():
+        print_line("next:")
+        print_line(command_line("evaluate", f"ckpt={folder}"))
+        print_line(command_line("explain", f"ckpt={folder}"))
+    if any(run_dir.glob("events.*")):
+        day = re.fullmatch(r"\d{4}-\d\d-\d\d", run_dir.parent.name)  # the runs of this day, for comparison
+        print_line(f"tensorboard --logdir {shlex.quote(short_path(run_dir.parent) if day else folder)}")
+
+
+def _score_table(scores: Mapping[str, float], run_dir: Path) -> Table:
     table = Table(title=f"trained in {scores['train_s']:.0f} s")
     for column in ("split", "images", "top-1", "top-5", "loss", "checkpoint"):
         table.add_column(column, justify="left" if column in ("split", "checkpoint") else "right")
@@ -96,9 +114,4 @@ def print_scores(scores: Mapping[str, float], run_dir: Path) -> None:
     for split, prefix, checkpoint in rows:
         values = [f"{scores[f'{prefix}/{name}']:.4f}" for name in ("top1", "top5", "loss")]
         table.add_row(split, f"{scores.get(f'{prefix}/count', 0):.0f}", *values, checkpoint)
-    Terminal().print(table)
-    folder = os.path.relpath(run_dir)
-    if scores.get("skipped"):
-        print_line(f"{scores['skipped']:.0f} unreadable images were skipped: {Path(folder) / layout.SKIPPED}")
-    print_line(f"run folder: {folder}")
-    print_line(f"tensorboard --logdir {folder}")
+    return table

@@ -10,6 +10,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from alexlab.data.samplers import data_ranks
+from alexlab.output.log_handler import shorter
 from alexlab.records.atomic import write_atomic
 from alexlab.records.disk_errors import RunFileWriter
 from alexlab.records.layout import CURVES
@@ -63,8 +64,10 @@ class EpochLog(RunFileWriter, Callback):
         elapsed_s = time.perf_counter() - self.epoch_start_s
         row = {**scores, "epoch": trainer.current_epoch, **rate, "elapsed_s": elapsed_s}
         self.rows.append(row)
-        last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "-"
-        log.info("epoch %s/%s  %s", trainer.current_epoch + 1, last, epoch_line(row))
+        last = str(trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "-")
+        number = f"{trainer.current_epoch + 1:>{len(last)}}"
+        full, *narrow = (f"epoch {number}/{last}  {line}" for line in epoch_lines(row))
+        log.info("%s", full, extra=shorter(narrow))
 
     def on_train_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, ending: bool = False
@@ -86,8 +89,19 @@ def epoch_metrics(trainer: lightning.Trainer) -> dict[str, float]:
     return {name: value.item() for name, value in found if "/" in name and not name.endswith("_step")}
 
 
-def epoch_line(row: dict[str, float]) -> str:
-    """Return the metrics of an epoch as one line; missing metrics are left out."""
+# Values that an epoch's line loses in a narrow terminal, the first to go first.
+OPTIONAL = ("val/top5", "images_per_s", "train/top1", "elapsed_s", "train/loss")
+
+
+def epoch_lines(row: dict[str, float]) -> list[str]:
+    """Return the metrics of an epoch as one line, and shorter lines for narrow terminals; missing metrics are left out."""
+    return [
+        _epoch_line({name: row[name] for name in row if name not in OPTIONAL[:count]})
+        for count in range(len(OPTIONAL) + 1)
+    ]
+
+
+def _epoch_line(row: dict[str, float]) -> str:
     parts = []
     for split, names in (("train", ("loss", "top1")), ("val", ("loss", "top1", "top5"))):
         found = [f"{name} {row[f'{split}/{name}']:.4f}" for name in names if f"{split}/{name}" in row]
@@ -95,7 +109,9 @@ def epoch_line(row: dict[str, float]) -> str:
             parts.append(f"{split} {' '.join(found)}")
     if "images_per_s" in row:
         parts.append(f"{row['images_per_s']:.0f} images/s")
-    return "  ".join([*parts, f"{row['elapsed_s']:.1f} s"])
+    if "elapsed_s" in row:
+        parts.append(f"{row['elapsed_s']:.1f} s")
+    return "  ".join(parts)
 
 
 def draw_curves(rows: list[dict[str, float]], path: Path) -> None:

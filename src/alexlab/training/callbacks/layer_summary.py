@@ -12,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import Callback
 
-from alexlab.models.summary import layer_rows, layer_table, write_rows
+from alexlab.models.summary import layer_rows, print_layers, write_rows
+from alexlab.output.log_handler import log_terminal
 from alexlab.output.terminal import Terminal
 from alexlab.records.layout import LAYERS
 
@@ -20,10 +21,10 @@ log = logging.getLogger(__name__)
 
 
 class LayerSummary(Callback):
-    """Callback that logs a table of the net's layers and writes it to `layers.csv`. Jobs of a sweep only write the file.
+    """Callback that writes the net's layers to `layers.csv` and logs those with parameters; jobs of a sweep only write.
 
     Args:
-        max_layers: maximum number of layers to log; a deeper net is listed in the file only.
+        max_layers: maximum number of layers with parameters to log; a deeper net is listed in the file only.
     """
 
     def __init__(self, max_layers: int = 40) -> None:
@@ -41,11 +42,14 @@ class LayerSummary(Callback):
         write_rows(rows, Path(trainer.default_root_dir) / LAYERS)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             return  # one table per job would flood the log of a sweep
-        if len(rows) > self.max_layers:
+        shown = [row for row in rows if row.parameters]
+        if len(shown) > self.max_layers:
             log.info("net: %d layers, listed in %s", len(rows), LAYERS)
             return
         text = io.StringIO()
-        title = f"{settings.channels} channels, {settings.image_size} x {settings.image_size}"
-        Terminal(file=text, width=165).print(layer_table(rows, title))
+        title = (
+            f"layers with parameters, for {settings.channels} x {settings.image_size} x {settings.image_size} images"
+        )
+        print_layers(Terminal(file=text, width=min(100, log_terminal().width)), shown, title)
         for line in text.getvalue().rstrip().split("\n"):
             log.info("%s", line)

@@ -1,0 +1,24 @@
+"""Commands for the user to copy."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+
+def short_path(path: str | os.PathLike[str]) -> str:
+    """Return a path relative to the working directory, or the absolute path if it is outside."""
+    relative = os.path.relpath(path)
+    return os.path.abspath(path) if relative.startswith("..") else relative
+
+
+def command_line(command: str, *arguments: object) -> str:
+    """Return a command to paste into a shell, started as this process was: `python src/NAME.py ...` or `alexlab NAME ...`.
+
+    >>> command_line("train", "resume=my run")
+    "alexlab train 'resume=my run'"
+    """
+    script = Path(sys.argv[0]).with_name(f"{command}.py")
+    is_script = script.resolve() == Path(__file__).resolve().parents[2] / script.name and script.is_file()
+    program = f"python {shlex.quote(str(script))}" if is_script else f"alexlab {command}"
+    return " ".join([program, *(shlex.quote(str(argument)) for argument in arguments)])
