@@ -33,7 +33,7 @@ class Terminal(Console):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the output is a terminal now: a forked job redirects it, and FORCE_COLOR must not draw bars in a file."""
+        """True if the output is a terminal now: a forked job redirects it, and FORCE_COLOR must not draw bars in a file."""
         return self.file.isatty()
 
     def show_cursor(self, show: bool = True) -> bool:
