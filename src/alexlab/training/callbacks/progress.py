@@ -134,12 +134,12 @@ class ProgressBar(LightningProgressBar):
         self.line.add_task(label, total=total if total < float("inf") else None, count="", values="", left="")
         self._update(done)
 
-    def _update(self, done: int, metrics: dict[str, Any] | None = None) -> None:
+    def _update(self, done: float, metrics: dict[str, Any] | None = None) -> None:
         left_s = None if self.end_s is None else max(0.0, self.end_s - time.monotonic())
         left = f"{timedelta(seconds=round(left_s))} left" if left_s is not None and left_s >= 1 else ""
         values = " ".join(f"{name} {value:.4f}" for name, value in (metrics or {}).items())
         task = self.line.tasks[0]
-        count = f"{done}/{task.total}" if task.total is not None else str(done)
+        count = f"{done:.0f}" if task.total is None else f"{done:.0f}/{task.total:.0f}"
         self.line.update(task.id, completed=done, count=count, values=values, left=left)
         self.line.refresh()
         self.next_s = time.monotonic() + self.refresh_s
