@@ -85,6 +85,7 @@ def test_every_part_finishes(toy: dict[str, Any]) -> None:
 def test_checks_pass_on_the_cpu_or_need_cuda(toy: dict[str, Any]) -> None:
     precision = "one step with trainer.precision={}: error of the gradients"
     assert outcomes(toy["one_step"]) == {
+        f"{precision.format('32-true')}, tanh and no max pooling": PASSED,
         precision.format("32-true"): PASSED,
         precision.format("bf16-mixed"): PASSED,
         precision.format("16-mixed"): NEEDS_CUDA,
@@ -239,12 +240,17 @@ def test_verdicts() -> None:
     assert (goal("x", 0.95, 0.95).outcome, goal("x", 0.94, 0.95).outcome) == (MET, MISSED)
 
 
-def test_the_largest_relative_error_is_that_of_the_worst_tensor() -> None:
-    expected = {"a": torch.tensor([3.0, 4.0]), "b": torch.ones(2)}
-    assert largest_error({"a": torch.tensor([3.0, 4.5]), "b": torch.ones(2)}, expected) == pytest.approx(0.1)
+def test_the_largest_relative_error_is_that_of_the_worst_layer() -> None:
+    expected = {"a.weight": torch.tensor([3.0, 4.0]), "a.bias": torch.zeros(1), "b.weight": torch.ones(2)}
+    found = {**expected, "a.weight": torch.tensor([3.0, 4.4]), "a.bias": torch.tensor([0.3])}
+    assert largest_error(found, expected) == pytest.approx(0.1)
+    assert total_error(found, expected) == pytest.approx(0.5 / 27**0.5)
     assert largest_error(expected, expected) == total_error(expected, expected) == 0
-    assert total_error({"a": torch.tensor([3.0, 4.5]), "b": torch.ones(2)}, expected) == pytest.approx(0.5 / 27**0.5)
-    assert not largest_error({"a": expected["a"]}, expected) <= 1e9, "a missing tensor is no agreement"
+    missing = {name: value for name, value in expected.items() if name != "b.weight"}
+    assert not largest_error(missing, expected) <= 1e9, "a missing tensor is no agreement"
+    assert not total_error(missing, expected) <= 1e9
+    not_finite = {**expected, "a.bias": torch.tensor([float("nan")])}
+    assert not largest_error(not_finite, expected) <= 1e9
 
 
 def test_calls_are_counted_within_the_window_only() -> None:

@@ -31,7 +31,7 @@ def parts(context: GpuContext) -> list[Part]:
     known = [
         Part("machine", partial(steps.measure_machine, context), 60),
         Part("photographs", partial(write_photographs, context), 60),
-        Part("one_step", partial(checks.check_steps, context), 60),
+        Part("one_step", partial(checks.check_steps, context), 80),
         Part("crops", partial(checks.check_crops, context), 40),
         Part("resume", partial(checks.check_resumed_runs, context), 60),
         Part("synchronization", partial(checks.check_synchronization, context), 40),
