@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -80,15 +79,18 @@ def _from_pil(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def _to_uint8(images: np.ndarray | Tensor) -> np.ndarray:
-    array = images.detach().cpu() if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
-    if array.dtype == torch.uint8:
-        return array.numpy()
-    if not array.is_floating_point():
+    if isinstance(images, Tensor):
+        images = images.detach().cpu()
+        images = (images.float() if images.is_floating_point() else images).numpy()  # NumPy has no bfloat16
+    array: np.ndarray = images
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
         raise DataError(f"pixels must be uint8, or floats between 0 and 1; got {array.dtype}")
-    if not bool(((array >= 0) & (array <= 1)).all()):
-        low, high = array.min().item(), array.max().item()
+    if not ((array >= 0) & (array <= 1)).all():
+        low, high = array.min(), array.max()
         raise DataError(f"pixels that are floats must be between 0 and 1, not normalized; got {low:.3g} to {high:.3g}")
-    return (array.float() * 255).round().to(torch.uint8).numpy()
+    return (array * 255).round().astype(np.uint8)
 
 
 def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

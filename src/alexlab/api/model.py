@@ -3,7 +3,7 @@
 import io
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from alexlab.inference.export import FORMATS
 from alexlab.inference.report import Evaluation
 from alexlab.records.layout import SKIPPED
 from alexlab.tasks import evaluate, export
+
+MIN_SIDE = 256  # pixels of a displayed explanation
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,18 @@ class Explanation:
 
     label: str
     prob: float
-    image: np.ndarray
-    cam: np.ndarray
+    image: np.ndarray = field(repr=False)
+    cam: np.ndarray = field(repr=False)
 
     def overlay(self) -> Image.Image:
         """Return the image under its heat map."""
         return Image.fromarray(overlaid(to_tensor(self.image), torch.from_numpy(self.cam)).numpy())
 
     def _repr_png_(self) -> bytes:
-        """Return the overlay as a PNG file, which notebooks display."""
-        content = io.BytesIO()
-        self.overlay().save(content, "PNG")
+        """Return the overlay as a PNG file, which notebooks display, enlarged if it is small."""
+        content, image = io.BytesIO(), self.overlay()
+        scale = max(1, MIN_SIDE // max(image.size))
+        image.resize((scale * image.width, scale * image.height)).save(content, "PNG")
         return content.getvalue()
 
 
