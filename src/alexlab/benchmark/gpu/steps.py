@@ -23,7 +23,7 @@ from alexlab.benchmark.table import Row
 Measuring = Generator[Row | Check, None, list[float]]  # yields results and returns images/s
 
 OURS = StepVariant(bfloat16=True, tf32=True)
-# Precisions by the name of their matrix products: variant of the step, type of the matrices, TensorFloat-32.
+# Type of the matrices, and whether TensorFloat-32 is allowed.
 PEAKS = {"float32": (torch.float32, False), "TF32": (torch.float32, True), "bfloat16": (torch.bfloat16, True)}
 REFERENCE = "torchvision's reference, --amp"
 STEP_GOAL = 1.25  # times the images/s of the reference
@@ -77,10 +77,8 @@ def measure_steps(context: GpuContext, net: str) -> Iterator[Row | Check]:
     """
     peaks = {name: statistics.median(peak(context, *arguments)) for name, arguments in PEAKS.items()}
     middle = context.settings.epoch_batch_size
-    sizes = sorted(
-        context.settings.batch_sizes, key=lambda size: size != middle
-    )  # the winners are found at the middle one
-    best = OURS
+    best = OURS  # until the middle batch size, the first one, has shown the winners
+    sizes = sorted(context.settings.batch_sizes, key=lambda size: size != middle)
     for batch_size in sizes:
         changes = {"model": {**context.config["model"], **context.settings.nets[net]}, "data.batch_size": batch_size}
         meter = StepMeter(context, context.benchmark("check", changes), f"{net}, batch {batch_size}", peaks)
@@ -124,7 +122,10 @@ class StepMeter:
         half = variant.bfloat16 or variant.float16
         precision = "bfloat16" if half else "TF32" if variant.tf32 else "float32"
         self.variants[name] = variant
-        return (yield from self._row(name, precision, lambda: prepare_steps(self.workload, variant, self._steps)))
+        rates = yield from self._row(name, precision, lambda: prepare_steps(self.workload, variant, self._steps))
+        if variant.compiled:
+            torch.compiler.reset()
+        return rates
 
     def measure_reference(self) -> Measuring:
         """Yield the row of torchvision's reference loop on one batch of the device, and return its images/s."""
@@ -147,7 +148,6 @@ class StepMeter:
             gc.collect()
             if self.context.on_gpu:
                 torch.cuda.empty_cache()
-            torch.compiler.reset()
         self.ours = self.ours or name
         share = statistics.median(self.rates[name]) * self.flops / 1e9 / self.peaks[precision]
         baseline = () if name == self.ours else self.rates[self.ours]
