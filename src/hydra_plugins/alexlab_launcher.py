@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -12,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexlab.cli.exits import exit_on_error
 from alexlab.cli.hydra_state import ProcessState
+from alexlab.config.grammar import raw_overrides
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.records.layout import LAUNCHER_OVERRIDES, RUN_JSON
+from alexlab.records.layout import LAUNCHER_OVERRIDES, RUN_JSON, tag
 from alexlab.sweeps.jobs import Job, previous_attempt
 from alexlab.sweeps.runner import JobRunner
 from alexlab.sweeps.table import JobTable, SweepTask
@@ -92,11 +94,18 @@ class SweepLauncher(Launcher):
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
             config.hydra.mode = self.config.hydra.mode
+            config.hydra.job.override_dirname = tag(self._swept(overrides))
         OmegaConf.set_struct(config, False)
         with exit_on_error():
             folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
         shown = [override for override in filter_overrides(overrides) if not override.startswith(LAUNCHER_OVERRIDES)]
         return Job(number, shown, folder, config)
+
+    def _swept(self, overrides: list[str]) -> list[str]:
+        """Return the overrides of a job that are not the same in all jobs; all of them if none is swept."""
+        parsed = OverridesParser.create().parse_overrides(raw_overrides(self.config.hydra.overrides.task))
+        keys = {override.get_key_element() for override in parsed if override.is_sweep_override()}
+        return [override for override in overrides if override.partition("=")[0] in keys] or overrides
 
     def _check(self, jobs: Sequence[Job]) -> None:
         """Check the configs of all jobs; print all mistakes and exit before the first job starts."""

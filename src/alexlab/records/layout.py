@@ -2,10 +2,11 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-MAX_TAG = 80  # characters of the readable part of a folder's name
+MAX_TAG = 60  # characters of the readable part of a folder's name
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
 EARLIER_LASTS = "step_*.ckpt"  # older checkpoints next to them, see callbacks.checkpoint
 RUN_JSON, LOCK, CODE_DIFF = "run.json", ".lock", "code.diff"
@@ -22,23 +23,55 @@ NOT_FINITE = "not_finite_rank{rank}.csv"  # images of the step whose loss or gra
 
 
 def tag(overrides: Iterable[str]) -> str:
-    """Return a readable name for a list of overrides that needs no quoting: `[A-Za-z0-9._-]`.
+    """Return a readable name of at most MAX_TAG characters for overrides: letters and digits of any script, `.`, `_`, `-`.
 
-    >>> tag(["model=alexnet_half", "trainer.devices=2"])
-    'model-alexnet_half_devices-2'
+    Swept keys come first, accents are dropped, and overrides that do not fit are left out.
+
+    >>> tag(["model=alexnet_half", "optimizer.lr=0.1,0.01", "data.root=/data/étoiles"])
+    'lr-0.1-0.01_model-alexnet_half_root-etoiles'
     """
-    parts = []
-    for override in overrides:
-        if override.startswith(LAUNCHER_OVERRIDES):
-            continue
-        key, _, value = override.partition("=")
-        key = key.split("@")[0].rsplit(".", 1)[-1]
-        if os.sep in value:  # the end of a path is its most informative part
-            value = value.strip("'\"").rstrip(os.sep).rsplit(os.sep, 1)[-1]
-        parts.append(f"{key}-{value}" if value else key)
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))
-    readable = re.sub(r"-*_-*", "_", re.sub(r"-{2,}", "-", readable))
-    return readable.strip("-._")[:MAX_TAG].rstrip("-._") or "defaults"
+    pairs = [
+        override.lstrip("+~").partition("=")[::2]
+        for override in overrides
+        if not override.startswith(LAUNCHER_OVERRIDES)
+    ]
+    name = ""
+    for key, value in sorted(pairs, key=lambda pair: not _SWEPT.match(pair[1])):
+        part = _part(key, value)
+        if not name:
+            name = part if len(part) <= MAX_TAG else part[:MAX_TAG].rpartition("-")[0] or part[:MAX_TAG]
+        elif part and len(f"{name}_{part}") <= MAX_TAG:
+            name = f"{name}_{part}"
+    return name or "defaults"
+
+
+# A list of values outside quotes and brackets, or a function of Hydra's grammar.
+_SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(|(?![\[{'\"])[^,]*,")
+_LETTERS = str.maketrans({"ß": "ss", "ø": "o", "æ": "ae", "œ": "oe", "ł": "l", "đ": "d", "ð": "d", "þ": "th"})
+
+
+def _part(key: str, value: str) -> str:
+    """Return the part of a name for one override."""
+    group, _, name = key.split("@")[0].rpartition(".")
+    if name == "_target_":  # optimizer._target_=torch.optim.NAdam is optimizer-NAdam
+        name, value = group.rpartition(".")[2], value.rpartition(".")[2]
+    if os.sep in value:  # the end of a path is its most informative part
+        value = value.strip("'\"").rstrip(os.sep).rsplit(os.sep, 1)[-1]
+    if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value):
+        value = f"{float(value):.4g}"
+    value = re.sub(r"^-(?=[\d.])", "minus", value)
+    text = "".join(_plain(character) for character in unicodedata.normalize("NFC", f"{name}-{value}"))
+    return re.sub(r"-*_[-_]*", "_", re.sub(r"-{2,}", "-", text)).strip("-._")
+
+
+def _plain(character: str) -> str:
+    """Return a Latin letter without its accent, other letters, digits and marks as they are, and `-` for anything else."""
+    base = unicodedata.normalize("NFD", character)[0]
+    if base.isascii():
+        return base if base.isalnum() or base in "._-" else "-"
+    if character.lower() in "ßøæœłđðþ":
+        return character.lower().translate(_LETTERS)
+    return character if character.isalnum() or unicodedata.category(character).startswith("M") else "-"
 
 
 def create_folder(path: str | Path) -> Path:
