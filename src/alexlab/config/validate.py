@@ -70,8 +70,13 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
     check_batch_size(settings, splits, num_ranks=size, accumulation_steps=config["trainer"]["accumulate_grad_batches"])
     check_limits(config["trainer"], settings, splits)
     module = build.classifier(config, splits, device="meta")
-    _check_loss(module)
-    _check_metrics(config, len(splits.classes))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the ranks are forked from this process, which must not start OpenMP's threads
+    try:
+        _check_loss(module)
+        _check_metrics(config, len(splits.classes))
+    finally:
+        torch.set_num_threads(num_threads)
     _check_image_size(module.net, settings)
     if config["trainer"]["strategy"] == TWO_TOWERS:
         _check_towers(config, module.net, num_ranks)
