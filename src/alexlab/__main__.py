@@ -18,6 +18,7 @@ COMMANDS = {
     "benchmark": "measure speed and memory",
     "demo": "serve a page to try a trained network",
 }
+NEW = {"new": "write a folder for your own nets, datasets and experiments"}  # without a config, so it has no script
 
 
 def main() -> None:
@@ -28,15 +29,22 @@ def main() -> None:
 
         sys.argv = [f"{name}.py", *sys.argv[2:]]  # as in the records of runs
         run_command(name)
+    if name in NEW:
+        from alexlab.cli.exits import exit_on_error
+        from alexlab.cli.new import write_folder
+
+        with exit_on_error():
+            write_folder(sys.argv[2:])
+        sys.exit(0)
     if name in ("-h", "--help", "help"):
-        rows = (f"  {command:10}  {text}" for command, text in COMMANDS.items())
+        rows = (f"  {command:10}  {text}" for command, text in (COMMANDS | NEW).items())
         for line in ("usage: alexlab COMMAND [KEY=VALUE ...]", *rows, "`alexlab COMMAND --help` lists the options"):
             print_line(line)
         sys.exit(0)
     if name == "--version":
         print_line(f"alexlab {alexlab.__version__}")
         sys.exit(0)
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    near = difflib.get_close_matches(name, [*COMMANDS, *NEW], n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
     print_line(f"unknown command {name}; {hint}", file=sys.stderr)
     sys.exit(1)

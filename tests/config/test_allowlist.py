@@ -123,7 +123,13 @@ def test_every_option_is_allowed() -> None:
         for option in OPTIONS[group]:
             value = f"[default,{option}]" if group in ("callbacks", "logger") and option != "default" else option
             value = value.replace("default,", "tensorboard,") if group == "logger" else value
-            more = ["optimizer._target_=torch.optim.RMSprop"] if (group, option) == ("optimizer", "any") else []
+            more = (
+                ["optimizer._target_=torch.optim.RMSprop", "scheduler._target_=torch.optim.lr_scheduler.StepLR"][
+                    group == "scheduler" :
+                ][:1]
+                if option == "any"
+                else []
+            )
             check_targets(plain("data=folder", "data.root=x", f"{group}={value}", *more))
     assert (CONFIG_DIR / "model").is_dir()
     for where, target in (("optimizer", "torch.optim.lr_scheduler.LambdaLR"), ("optimizer", "torch.nn.Linear")):

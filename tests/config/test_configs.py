@@ -27,7 +27,7 @@ COUNTS = {
     "augmentation": 14,
     "augmentation/eval": 2,
     "callbacks": 5,
-    "data": 5,
+    "data": 6,
     "debug": 5,
     "experiment": 11,
     "hydra/hydra_logging": 1,
@@ -38,7 +38,7 @@ COUNTS = {
     "logger": 4,
     "loss": 2,
     "metrics": 2,
-    "model": 14,
+    "model": 15,
     "module": 1,
     "optimizer": 4,
     "scheduler": 8,
@@ -56,6 +56,7 @@ NEEDED = {
     "optimizer=any": ["optimizer._target_=torch.optim.NAdam"],
     "scheduler=any": ["scheduler._target_=torch.optim.lr_scheduler.ExponentialLR", "+scheduler.gamma=0.9"],
     "trainer=two_towers": ["model=alexnet_two_tower"],
+    "data=dataset": ["data.dataset._target_=shapes.Shapes"],
     "data=streaming": ["data.root=null", "data.url=shards"],
     "debug=limit": ["trainer.limit_train_batches=0.5"],  # a fifth of the 3 batches would be less than one
 }

@@ -59,6 +59,14 @@ def _outside_values(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "data.cache_dir", data.get("cache_dir")
     if not _generates_in_default_dir(data) and not os.path.exists(str(data["root"])):
         yield "data.root", data["root"]  # the dataset would be generated there
+    for key, value in _leaves(data.get("dataset"), "data.dataset"):
+        name = key.rpartition(".")[2]
+        if (
+            isinstance(value, str)
+            and (DESTINATION.search(name) or ELSEWHERE.search(value))
+            and not os.path.exists(value)
+        ):
+            yield key, value  # your class would create it
     if trainer.get("model_registry") is not None:
         yield "trainer.model_registry", trainer["model_registry"]
     nodes = {name: trainer.get(name) for name in ("profiler", "strategy", "plugins")}

@@ -1,7 +1,9 @@
 """The `data` node: its settings, and the images that they select. Kept free of torch, so that a missing folder fails at once."""
 
+from functools import partial
+
 from alexlab.config.allowlist import check_targets
-from alexlab.config.instantiate import Config, bind
+from alexlab.config.instantiate import Config, bind, parts
 from alexlab.data.config import DataConfig
 from alexlab.data.splits import Splits
 from alexlab.data.streaming.index import StreamConfig
@@ -11,7 +13,12 @@ def data_config(config: Config) -> DataConfig:
     """Return the settings of the `data` node."""
     bind(DataConfig, "data", **config["data"])
     bind(StreamConfig, "data.stream", **config["data"].get("stream", {}))
-    return DataConfig(**config["data"])
+    node = config["data"]
+    if node.get("dataset") is None:
+        return DataConfig(**node)
+    target, keywords = parts(node["dataset"], "data.dataset")
+    bind(target, "data.dataset", "train", **keywords)
+    return DataConfig(**{**node, "dataset": partial(target, **keywords)})
 
 
 def find_splits(config: Config) -> Splits:

@@ -57,6 +57,8 @@ class DataConfig:
         manifest: manifest with the required SHA-256 of every image, as `prepare.py action=check` writes it.
         generate: dataset to write if `root` does not exist: `digits`, `photographs` or `photographs_12mp` (synthetic, for
             benchmarks), or None.
+        dataset: config node of a dataset class, or the class with its arguments, see
+            `alexlab.data.own_dataset.dataset_splits`; None for files.
     """
 
     root: str | None
@@ -84,11 +86,16 @@ class DataConfig:
     preview: int = 0
     manifest: str | None = None
     generate: str | None = None
+    dataset: Mapping[str, Any] | Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        if not self.root and not self.url:
+        if not self.root and not self.url and self.dataset is None:
             raise ConfigError("data.root must be a folder of images; set data.root=DIR")
         self._check_url()
+        if self.dataset is not None:
+            for name in ("root", "url", "cache", "manifest", "generate"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"data.{name} must be null with data.dataset; got {getattr(self, name)!r}")
         self.decoding  # noqa: B018 - Decoding checks its values
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not (
@@ -144,7 +151,7 @@ class DataConfig:
     @property
     def location(self) -> str:
         """Folder or URL of the images, for messages."""
-        return str(self.url or self.root)
+        return str(self.url or self.root or "data.dataset")
 
     def find_splits(self) -> Splits:
         """Find the files of each split; write the dataset first if it is missing and can be generated.
@@ -159,6 +166,13 @@ class DataConfig:
                 decoding=self.decoding,
                 cache_dir=Path(self.cache_dir),
                 val_split=self.val_split,
+            )
+        if self.dataset is not None:
+            from alexlab.data.own_dataset import dataset_splits  # imports torch
+
+            assert callable(self.dataset), "alexlab.config.data.data_config has instantiated it"
+            return dataset_splits(
+                self.dataset, channels=self.channels, val_fraction=self.val_fraction, split_seed=self.split_seed
             )
         assert self.root is not None
         if self.generate is not None and not os.path.exists(self.root):

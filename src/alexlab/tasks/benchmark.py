@@ -117,8 +117,11 @@ def _on_subset(run: Run, settings: Any) -> dict[str, Any]:
     from alexlab.config.resolve import fill_statistics
     from alexlab.data.layout import SPLITS
 
-    if run.config["data"].get("url") is not None:
-        raise ConfigError(f"the benchmark needs image files, data.root=DIR; got data.url={run.config['data']['url']}")
+    for name in ("url", "dataset"):
+        if run.config["data"].get(name) is not None:
+            raise ConfigError(
+                f"the benchmark needs image files, data.root=DIR; got data.{name}={run.config['data'][name]}"
+            )
     splits = data_config(run.config).find_splits()
     manifest = write_subset(splits, settings.train_images, settings.val_images, run.dir / "images.csv")
     data = {

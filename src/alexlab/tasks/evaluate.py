@@ -84,15 +84,15 @@ def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, boo
     Returns:
         The settings, and whether they still refer to the data of the run.
     """
-    from alexlab.data.config import DataConfig
+    from alexlab.config.data import data_config
 
     changes = {key: value for key, value in node.items() if value is not None}
     if not any(changes.get("splits", {}).values()):
         changes.pop("splits", None)
     from_run = not changes.keys() & {"root", "url"}
     if not from_run:  # a folder may replace shards and shards a folder
-        changes = {"root": None, "url": None, "generate": None, "splits": {}} | changes
-    return DataConfig(**{**model.config["data"], "cache": None, "manifest": None, **changes}), from_run
+        changes = {"root": None, "url": None, "generate": None, "dataset": None, "splits": {}} | changes
+    return data_config({"data": {**model.config["data"], "cache": None, "manifest": None, **changes}}), from_run
 
 
 def check(config: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ def _neighbour_figures(
     config: dict[str, Any], model: "TrainedModel", predictions: "Predictions", view: "View"
 ) -> "Figures":
     """Return the figure of the nearest training images; none if the training data is missing."""
-    from alexlab.data.config import DataConfig
+    from alexlab.config.data import data_config
     from alexlab.data.layout import find_layout
     from alexlab.inference.explain import sections
     from alexlab.inference.predictions import select_split
@@ -116,9 +116,11 @@ def _neighbour_figures(
     changes = {key: config["data"][key] for key in ("batch_size", "num_workers") if config["data"][key] is not None}
     name, root = "train", options["root"]
     if root is not None:
-        changes |= {"root": root, "url": None, "splits": {}}
+        changes |= {"root": root, "url": None, "dataset": None, "splits": {}}
         name = "train" if os.path.isdir(root) and find_layout(root).folders else "all"
-    settings = DataConfig(**{**model.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes})
+    settings = data_config(
+        {"data": {**model.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes}}
+    )
     try:
         _, train = select_split(model, settings, name, from_run=root is None)
     except (DataError, ConfigError) as error:

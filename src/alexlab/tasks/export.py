@@ -77,7 +77,7 @@ def comparison_images(config: dict[str, Any], model: Any, view: Any) -> Any:
     """Return images of `input`, or of the run's data, as inputs of the network, uint8 (N, C, H, W)."""
     import torch
 
-    from alexlab.data.config import DataConfig
+    from alexlab.config.data import data_config
     from alexlab.data.dataset import ViewReader
     from alexlab.data.decode import decode
     from alexlab.errors import ImageError
@@ -92,7 +92,7 @@ def comparison_images(config: dict[str, Any], model: Any, view: Any) -> Any:
     else:
         try:
             _, split = select_split(
-                model, DataConfig(**{**model.config["data"], "manifest": None}), None, from_run=True
+                model, data_config({"data": {**model.config["data"], "manifest": None}}), None, from_run=True
             )
         except (DataError, ConfigError) as error:
             raise ConfigError(

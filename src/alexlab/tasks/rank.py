@@ -180,7 +180,7 @@ def _hparams(run: Run) -> dict[str, Any]:
 def _log_data(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer) -> None:
     """Log the dataset, its splits, and the share of them that is scored."""
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
-    location = config["data"]["root"] or config["data"]["url"]
+    location = data_config(config).location
     log.info("data: %s: %d classes, images: %s", location, len(splits.classes), sizes)
     for note in splits.notes:
         log.info("data: %s", note)

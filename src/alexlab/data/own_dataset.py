@@ -1,0 +1,132 @@
+"""Splits of a map-style dataset class, such as one of torchvision or of the user's own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from alexlab.data.crop import CropRule, part_of
+from alexlab.data.in_memory import from_pil, to_uint8, with_channels
+from alexlab.data.samplers import stratified_sample
+from alexlab.data.splits import Split, Splits
+from alexlab.errors import AlexlabError, DataError
+
+KEY = "data.dataset"
+CONTRACT = "must have len(), `classes` (names), `targets` (a label per image) and items (image, label)"
+
+
+class DatasetImages:
+    """Decoded images of a map-style dataset; an `alexlab.data.splits.ImageStore`.
+
+    Args:
+        dataset: its items are (image, label): PIL images, arrays (H, W) or (H, W, C), or tensors (C, H, W).
+        channels: 3 for RGB, 1 for grey.
+    """
+
+    def __init__(self, dataset: Any, channels: int) -> None:
+        self.dataset, self.channels = dataset, channels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def load(self, row: int, crop: CropRule | None = None) -> np.ndarray:
+        """Return an image as `alexlab.data.decode.decode` does.
+
+        Raises:
+            DataError: if the item is not an image.
+        """
+        try:
+            item = self.dataset[row]
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            raise DataError(f"item {row} of {KEY} cannot be read: {reason}") from error
+        image = item[0] if isinstance(item, tuple | list) and len(item) == 2 else None
+        if isinstance(image, Image.Image):
+            return part_of(from_pil(image, self.channels), crop)
+        if not isinstance(image, np.ndarray | Tensor):
+            found = type(item if image is None else image).__name__
+            raise DataError(f"item {row} of {KEY} must be an image (PIL, array or tensor) and a label; got {found}")
+        pixels = to_uint8(image)
+        if isinstance(image, Tensor) and pixels.ndim == 3:
+            pixels = np.moveaxis(pixels, 0, -1)
+        return part_of(with_channels(pixels, self.channels), crop)
+
+
+def dataset_splits(make: Callable[[str], Any], *, channels: int, val_fraction: float, split_seed: int) -> Splits:
+    """Return the splits of a dataset class.
+
+    Args:
+        make: called with train, val and test; returns the dataset of that split, or None if it does not exist. Without val, a
+            part of train becomes val.
+        channels: 3 for RGB, 1 for grey.
+        val_fraction: fraction of each class, 0..1, of that part.
+        split_seed: seed of that part.
+
+    Raises:
+        DataError: if a dataset cannot be built or does not have the required attributes.
+    """
+    train = _split(make, "train", channels)
+    if train is None:
+        raise DataError(f"{KEY} must return a dataset for the split train; got None")
+    val, test = (_split(make, name, channels) for name in ("val", "test"))
+    for name, split in (("val", val), ("test", test)):
+        if split is not None and split.classes != train.classes:
+            raise DataError(f"{KEY} must have the same classes in every split; those of {name} differ from train")
+    if val is not None:
+        return Splits(train, val, test)
+    count = round(val_fraction * len(train))
+    if not 0 < count < len(train):
+        raise DataError(
+            f"data.val_fraction must leave images in train and val; got {val_fraction} of {len(train)} images"
+        )
+    rows = stratified_sample(train.labels, count, seed=split_seed)
+    others = np.setdiff1d(np.arange(len(train)), rows)
+    note = f"no val split: {count} of {len(train)} training images became the validation split"
+    return Splits(_rows(train, others), _rows(train, rows), test, auto_split=True, notes=(note,))
+
+
+def _split(make: Callable[[str], Any], name: str, channels: int) -> Split | None:
+    try:
+        dataset = make(name)
+        if dataset is None:
+            return None
+        classes = [str(each) for each in dataset.classes]
+        labels = np.asarray(dataset.targets)
+    except AlexlabError:
+        raise
+    except Exception as error:
+        raise DataError(f"{KEY} {CONTRACT}; split {name}: {' '.join(str(error).split())}") from error
+    if labels.shape != (len(dataset),) or labels.dtype.kind not in "iu" or len(dataset) == 0:
+        raise DataError(
+            f"{KEY}.targets must be one whole number per image; the split {name} has {len(dataset)} images and targets of "
+            f"shape {labels.shape} and type {labels.dtype}"
+        )
+    if len(set(classes)) != len(classes) or labels.min() < 0 or labels.max() >= len(classes):
+        raise DataError(
+            f"{KEY} must have distinct classes and targets from 0 to {len(classes) - 1}; the split {name} has "
+            f"{len(classes)} classes and targets from {labels.min()} to {labels.max()}"
+        )
+    images = DatasetImages(dataset, channels)
+    images.load(0)  # an item that is no image fails before the run
+    return Split(
+        root=KEY,
+        classes=classes,
+        paths=[f"{name}/{row}" for row in range(len(labels))],
+        labels=labels.astype(np.int64),
+        images=images,
+        lengths=np.zeros(len(labels), np.int64),
+    )
+
+
+def _rows(split: Split, rows: np.ndarray) -> Split:
+    return Split(
+        root=split.root,
+        classes=split.classes,
+        paths=[split.paths[row] for row in rows.tolist()],
+        labels=split.labels[rows],
+        rows=rows,
+        images=split.images,
+        lengths=np.zeros(len(rows), np.int64),
+    )

@@ -1,0 +1,67 @@
+"""Parts of the user: the folder that `alexlab new` writes and every example of docs/extending.md train."""
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from alexlab.__main__ import main
+from alexlab.cli.new import write_folder
+from alexlab.errors import ConfigError
+from support.commands import run
+from support.pages import blocks
+
+pytestmark = pytest.mark.slow
+CPU = ("trainer.accelerator=cpu", "trainer.precision=32-true")
+
+
+def test_a_new_folder_trains_at_once_and_is_needed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["alexlab", "new", "my"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 0
+    assert "train it: alexlab train --config-dir my experiment=example" in capsys.readouterr().out
+    own = ("--config-dir", "my")
+    done = run("train", *own, "experiment=example", "trainer.max_epochs=1", "hydra.run.dir=run", *CPU, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run/run.json").read_text())["scores"]["test/count"] == 256
+    for command in (("evaluate", "ckpt=run"), ("train", "resume=run", "trainer.max_epochs=2", "trainer.devices=2")):
+        refused = run(*command, cwd=tmp_path)
+        assert refused.returncode == 1
+        assert "add --config-dir=DIR, the folder that contains tiny_net.py" in refused.stdout + refused.stderr
+        done = run(*command, *own, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_examples_of_the_page_train(tmp_path: Path) -> None:
+    examples = [code for language in ("python", "yaml") for code in blocks("docs/extending.md", language)]
+    examples = [code for code in examples if code.startswith("# my/")]
+    assert len(examples) == 17
+    for code in examples:
+        first, rest = code.split("\n", 1)
+        assert len([line for line in rest.splitlines() if line.strip()]) <= 16
+        path = tmp_path / first.removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(rest)
+    done = run("train", "--config-dir=my", "experiment=own", "hydra.run.dir=run", *CPU, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the run has ended after 4 steps" in done.stdout
+    with (tmp_path / "run/metrics.csv").open() as file:
+        assert len([row["val/worst_recall"] for row in csv.DictReader(file)]) == 2
+    assert re.search("worst_recall", (tmp_path / "run/run.json").read_text())
+
+
+@pytest.mark.parametrize(("arguments", "message"), [([], "takes one folder"), (["x"], "needs a new or empty folder")])
+def test_new_writes_into_no_other_folder(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").write_text("")
+    with pytest.raises(ConfigError, match=message):
+        write_folder(arguments)
