@@ -160,6 +160,7 @@ def test_config_keys_exist() -> None:
         plain("data=streaming", "data.url=shards", "data.root=null"),
         plain("augmentation=color"),
         plain("model=torchvision"),
+        plain("scheduler=any", "scheduler._target_=torch.optim.lr_scheduler.ExponentialLR"),
         *(plain(name=name) for name in ("prepare", "benchmark")),
         plain("ckpt=run", name="explain"),
     ]

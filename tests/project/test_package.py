@@ -41,6 +41,10 @@ def test_a_wheel_contains_every_config_and_template(installed: Path) -> None:
         }
         assert found == names
     assert (installed / "alexlab/py.typed").is_file()
+    starter = ROOT / "src/alexlab/cli/starter"
+    names = {path.relative_to(starter) for path in starter.rglob("*.*") if path.suffix in (".py", ".yaml")}
+    assert len(names) == 5
+    assert all((installed / "alexlab/cli/starter" / name).is_file() for name in names)
     (entry,) = installed.glob("*.dist-info/entry_points.txt")
     assert "alexlab = alexlab.__main__:main" in entry.read_text()
 
