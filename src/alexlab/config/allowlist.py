@@ -125,8 +125,9 @@ def check_target(target: Any, where: str) -> None:
         )
     if not _is_in(target, ALLOWED[group]):
         package = target.split(".")[0]
+        allowed = ", ".join((*ALLOWED[group], *trusted())) or "your own code"
         raise ConfigError(
-            f"{where}._target_ must be in {', '.join((*ALLOWED[group], *trusted())) or 'your own code'}; got {target}. If it is your own code, add "
+            f"{where}._target_ must be in {allowed}; got {target}. If it is your own code, add "
             f"--config-dir=DIR, the folder that contains {package}.py; for an installed package add {FLAG}[{package}]"
         )
 
