@@ -97,6 +97,8 @@ class Runs(Sequence[TrainedRun]):
                 "seed": run.seed,
                 **{f"val/{name}": run.score(name) for name in ("top1", "top5", "loss")},
                 **{name: value for name, value in run.scores.items() if name.startswith("test/")},
+                "tags": run.tags,
+                "note": run.note,
                 "status": run.status,
                 "folder": str(run.folder),
             }

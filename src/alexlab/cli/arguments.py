@@ -1,13 +1,20 @@
-"""Rewriting of the typed arguments before Hydra parses them: paths need no quotes, flags may come first."""
+"""Rewriting of the typed arguments before Hydra parses them.
 
+Paths need no quotes, flags may come first, and `--seed 2` and `seed = 2` are written `seed=2`.
+"""
+
+import glob
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from alexlab.cli.synonyms import replacement
 from alexlab.config import CONFIG_DIR
-from alexlab.config.grammar import expand_home, quote_path
+from alexlab.config.grammar import expand_home, quote, quote_path
 from alexlab.errors import ConfigError
 
 # Keys whose values are paths and are taken as typed, see `quote_path`.
@@ -20,12 +27,59 @@ PATH_KEYS = (
     "logger.mlflow.tracking_uri",
     *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"),
 )
+TEXT_KEY, LIST_KEY = "note", "tags"  # a text and a list of texts, taken as typed
 EMPTY_GROUPS = ("callbacks", "logger", "metrics", "ablation")  # groups of which no option need be selected
 REDUNDANT = ("experiment=null", "debug=null", "sweep=null")  # the defaults, which Hydra refuses on the command line
 
+# Flags of Hydra's parser; those of the second tuple take a value.
+FLAGS = (
+    *("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun"),
+    *("-sc", "--shell-completion"),
+)
+VALUE_FLAGS = (
+    *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
+    *("-i", "--info", "--experimental-rerun"),
+)
+
+
+def join_arguments(arguments: Sequence[str]) -> list[str]:
+    """Write `--seed 2`, `--seed=2` and `seed = 2` as `seed=2`, and leave the flags of Hydra unchanged."""
+    rest, joined = list(arguments), []
+    while rest:
+        argument = rest.pop(0)
+        value_follows = bool(rest) and _is_word(rest[0])
+        if argument.startswith("-") and not re.match(r"-[\d.]|-$", argument):
+            flag, equals, value = argument.partition("=")
+            if _is_of_hydra(flag):
+                joined.append(argument)
+                if _is_of_hydra(flag, VALUE_FLAGS) and not equals and value_follows:
+                    joined.append(rest.pop(0))
+                continue
+            value = value if equals else rest.pop(0) if value_follows else "true"
+            joined.append(f"{flag.lstrip('-').replace('-', '_')}={value}")
+            continue
+        if "=" not in argument and rest and rest[0].startswith("="):
+            argument += rest.pop(0)
+        if argument.endswith("=") and rest and _is_word(rest[0]):
+            argument += rest.pop(0)
+        joined.append(argument)
+    return joined
+
+
+def _is_word(argument: str) -> bool:
+    """Return whether an argument can be a value: it is neither KEY=VALUE nor a flag."""
+    return bool(re.match(r"-[\d.]", argument)) or ("=" not in argument and not argument.startswith(("-", "~")))
+
+
+def _is_of_hydra(flag: str, flags: Sequence[str] = (*FLAGS, *VALUE_FLAGS)) -> bool:
+    """Return whether Hydra's parser knows a flag, also if it is abbreviated or followed by its value: `--multi`, `-cjob`."""
+    if flag.startswith("--"):
+        return any(own.startswith(flag) for own in flags)
+    return flag in flags or flag in [f"-c{choice}" for choice in ("job", "hydra", "all")]
+
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
-    """Quote the values of path keys, so that Hydra takes them as typed: `data.root=/data/cats & dogs`.
+    """Quote the values of path keys, the note and the tags, so that Hydra takes them as typed: `data.root=/data/cats & dogs`.
 
     In a sweep a comma separates values, unless the whole value is an existing path.
     """
@@ -36,6 +90,10 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 def _quote_value(argument: str, is_sweep: bool) -> str:
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
+    if name == TEXT_KEY:
+        return f"{key}={quote_path(value)}"
+    if name == LIST_KEY and re.fullmatch(r"\[[^\[\]{}$'\"]+\]", value):
+        return f"{key}=[{','.join(quote(item.strip()) for item in value[1:-1].split(','))}]"
     if not equals or name not in PATH_KEYS:
         return argument
     is_swept = is_sweep and not name.startswith("hydra.")
@@ -64,29 +122,78 @@ def expand_paths(config: DictConfig) -> None:
             node[name] = expand_home(node[name])
 
 
-def select_data(arguments: Sequence[str]) -> list[str]:
-    """Add `data=folder`, or `data=streaming` for a URL, if a location but no dataset or experiment is given.
+def select_data(arguments: Sequence[str], *, config_dirs: Sequence[Path] = (CONFIG_DIR,)) -> list[str]:
+    """Write `data=DIR` as `data.root=DIR`. Then, if no dataset or experiment is given, select the one of a location.
 
-    The default dataset is the digits; photographs need another image size and mirrored views.
+    This is `data=folder`, or `data=streaming` for a URL: the default dataset is the digits, and photographs need another image
+    size and mirrored views.
+
+    Args:
+        arguments: arguments of the command.
+        config_dirs: folders whose options in `data/` are not folders of images.
     """
+    arguments = [
+        f"data.root={argument[5:]}" if argument.startswith("data=") and _are_folders(argument[5:], config_dirs) else argument
+        for argument in arguments
+    ]
     keys = {argument.partition("=")[0] for argument in arguments}
     selected = keys & {"data", "experiment", "resume", "rerun"}
     for key, option in (("data.root", "folder"), ("data.url", "streaming")):
         if key in keys and not selected:
             return [*arguments, f"data={option}"]
-    return list(arguments)
+    return arguments
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for arguments that make Hydra print a traceback: `--cfg` in a sweep, and `GROUP=null`."""
+def _are_folders(value: str, config_dirs: Sequence[Path]) -> bool:
+    """Return whether the value of `data=` names folders and no options."""
+    names = [value] if Path(value).is_dir() else value.split(",")
+    is_option = any((folder / "data" / f"{name}.yaml").is_file() for folder in config_dirs for name in names)
+    return not is_option and all(os.sep in name or (name and Path(name).is_dir()) for name in names)
+
+
+def check_arguments(command: str, arguments: Sequence[str]) -> None:
+    """Raise ConfigError for arguments for which Hydra has no helpful message.
+
+    These are `--cfg` in a sweep, options that are not text, such as `model=null` and `debug=true`, `resume=true`, and words
+    without a key.
+    """
     flags = [item for item in arguments if item in ("-c", "-i") or item.partition("=")[0] in ("--cfg", "--info")]
     if flags and any(argument in ("-m", "--multirun") for argument in arguments):
         raise ConfigError(f"{flags[0]} prints the config of one run, and -m starts a sweep: use one of them")
     for argument in order_arguments(arguments):
-        group = argument.removesuffix("=null")
-        if group != argument and (CONFIG_DIR / group).is_dir():
-            options = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
-            raise ConfigError(f"{group} must be one of {', '.join(options)}; got null")
+        key, _, value = argument.partition("=")
+        instead = replacement(command, key, value) if key == "resume" else None
+        if instead is not None:
+            raise ConfigError(f"resume must be a run folder or last; got {value}; {instead}")
+        if re.fullmatch(r"null|true|false|yes|no|-?[\d.]+", value.lower()) and (CONFIG_DIR / key).is_dir():
+            options = sorted(path.stem for path in (CONFIG_DIR / key).glob("*.yaml"))
+            hint = replacement(command, key, value)
+            raise ConfigError(
+                f"{key} must be one of {', '.join(options)}; got {value}{'; ' if hint else ''}{hint or ''}"
+            )
+    for word in _words(arguments) if command != "report" else ():
+        hint = _keyed(command, word)
+        if hint is not None:
+            raise ConfigError(f"{word} must be KEY=VALUE; {hint}")
+
+
+def _words(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that are neither KEY=VALUE nor a flag or its value."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [word for before, word in pairs if _is_word(word) and not _is_of_hydra(before, VALUE_FLAGS)]
+
+
+def _keyed(command: str, word: str) -> str | None:
+    """Return a hint on the key of a word: a config group that has such an option, or one that takes a path."""
+    groups = [path.parent.name for path in CONFIG_DIR.glob(f"*/{glob.escape(word)}.yaml")]
+    if groups:
+        return f"use {' or '.join(f'{group}={word}' for group in sorted(groups))}"
+    if not os.path.lexists(word):
+        return replacement(command, "model", word) if command == "train" else None
+    key = {"train": "data.root", "benchmark": "data.root", "prepare": "data.root", "predict": "input"}.get(
+        command, "ckpt"
+    )
+    return f"use {shlex.quote(f'{key}={word}')}"
 
 
 def order_arguments(arguments: Sequence[str]) -> list[str]:

@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alexlab import compat
 from alexlab.cli.arguments import expand_paths
-from alexlab.cli.overrides import CompositionError, Config, check_change, check_override, unknown_key
+from alexlab.cli.overrides import CompositionError, Config, Reader, check_change, check_override, unknown_key
+from alexlab.cli.synonyms import replacement
 from alexlab.config import CONFIG_DIR
 
 
@@ -51,11 +52,11 @@ def load_configuration(
     except CompositionError:
         raise
     except MissingConfigException as error:
-        raise CompositionError(_missing(error, overrides, loader.get_sources())) from None
+        raise CompositionError(_missing(error, overrides, loader.get_sources(), str(config_name))) from None
     except RecursionError as error:
         raise CompositionError(_cycle(error, loader.get_sources())) from None
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, ConfigCompositionException) as error:
-        raise CompositionError(_sentence(error, overrides, loader.get_sources())) from error
+        raise CompositionError(_sentence(error, overrides, loader.get_sources(), str(config_name))) from error
     expand_paths(config)
     return config
 
@@ -197,19 +198,20 @@ class _Files:
     def _check(
         self, known: Config, content: Config, top: set[str], *, group: str, packages: Sequence[str], extends: bool
     ) -> None:
+        reader = Reader(self.commands[-1], known)
         for name, value in content.items():
             if name not in top:
                 if name in packages:
                     raise CompositionError(
                         f"no command reads {name}.*, the package of this file; its first line must be `# @package _global_`"
                     )
-                raise unknown_key([], str(name), sorted(top))
+                raise unknown_key([], str(name), dict.fromkeys(sorted(top)), value, reader=reader)
             if name != group and name not in known:
                 raise CompositionError(f"a later file sets {name} again; set it in an experiment instead", [name])
             free = (
                 name == group and group in self.group_defaults and not extends
             )  # the first file of a group defines its keys
-            check_change(known, {name: value}, command=self.commands[-1], adds=True, free=free)
+            check_change(known, {name: value}, reader=reader, adds=True, free=free)
 
     def _location(self, default: ResultDefault, key: Sequence[str]) -> str:
         """Return the file and, if its text contains the key, the line."""
@@ -259,20 +261,33 @@ def _cycle(error: RecursionError, sources: Sequence[ConfigSource]) -> str:
     return f"defaults lists must not form a cycle; these do: {', '.join(_file(path, sources) for path in paths)}"
 
 
-def _missing(error: MissingConfigException, overrides: Sequence[str], sources: Sequence[ConfigSource]) -> str:
+def _missing(
+    error: MissingConfigException, overrides: Sequence[str], sources: Sequence[ConfigSource], command: str
+) -> str:
     """Return a sentence with the missing option or file, the file that requests it, and the available options."""
     group, _, name = str(error.missing_cfg_file).rpartition("/")
     groups = [source for source in sources if source.is_group(group)]
     options = sorted({option for source in groups for option in source.list(group, ObjectType.CONFIG)})
-    near = difflib.get_close_matches(name, options, n=1)
-    hint = f"did you mean {near[0]}? The options" if near else "the options"
-    choice = f"; {hint} of {group} are {', '.join(options)}" if group and options else ""
+    typed = any(override.startswith((f"{group}=", f"+{group}=")) for override in overrides)
     parent = re.match(r"In '([^']*)'", str(error))
-    requester = _requester(str(parent[1]) if parent else "", group, name, overrides, sources)
+    requester = None if typed else _requester(str(parent[1]) if parent else "", group, name, overrides, sources)
     if requester is None:
-        return f"unknown option {group}={name}{choice}"
-    slash = "; a group outside this folder begins with a slash, as in /optimizer: sgd"
-    return f"{requester}: {error.missing_cfg_file}.yaml does not exist{choice or slash}"
+        return f"unknown option {group}={name}; {which_option(command, group, name, options)}"
+    slash = "a group outside this folder begins with a slash, as in /optimizer: sgd"
+    hint = which_option(command, group, name, options) if group and options else slash
+    return f"{requester}: {error.missing_cfg_file}.yaml does not exist; {hint}"
+
+
+def which_option(command: str, group: str, name: str, options: Sequence[str]) -> str:
+    """Return the end of a message about an unknown option: what to write instead, or what was probably meant."""
+    folded = {re.sub(r"[^a-z0-9]", "", option.lower()): option for option in reversed(options)}
+    same = folded.get(re.sub(r"[^a-z0-9]", "", name.lower()))
+    instead = None if same else replacement(command, group, name)
+    if instead is not None:
+        return instead
+    near = [same] if same else difflib.get_close_matches(name.lower(), options, n=1)
+    hint = f"did you mean {near[0]}? The options" if near else "the options"
+    return f"{hint} of {group} are {', '.join(options)}"
 
 
 def _requester(
@@ -289,7 +304,7 @@ def _requester(
     return next((display_path(path) for path in files if entry.search(path.read_text(errors="replace"))), None)
 
 
-def _sentence(error: Exception, overrides: Sequence[str], sources: Sequence[ConfigSource]) -> str:
+def _sentence(error: Exception, overrides: Sequence[str], sources: Sequence[ConfigSource], command: str) -> str:
     """Return the message of Hydra or OmegaConf on one line, with file paths instead of config names."""
     text, cause = str(error), error.__cause__
     if text.startswith(("Config group override must be", "Could not delete '")):
@@ -308,8 +323,9 @@ def _sentence(error: Exception, overrides: Sequence[str], sources: Sequence[Conf
     unused = re.search(r"Could not override '([^']*)'\. No match in the defaults list", text)
     if unused:
         group = unused[1]
+        value = next((text.partition("=")[2] for text in overrides if text.startswith(f"{group}=")), "")
         groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
         near = difflib.get_close_matches(group, [name for name in groups if name != group], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        text = f"{text[: unused.start()]}this command has no config group {group}{hint}"
+        hint = replacement(command, group, value) or (f"did you mean {near[0]}?" if near else "")
+        text = f"{text[: unused.start()]}this command has no config group {group}{'; ' if hint else ''}{hint}"
     return text if "Ambiguous value" in text else " ".join(text.split())

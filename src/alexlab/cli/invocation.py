@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexlab.cli.arguments import (
     check_arguments,
     collect_runs,
     expand_run_dirs,
+    join_arguments,
     order_arguments,
     quote_paths,
     select_data,
 )
+from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import pop_trusted_targets
 from alexlab.config.own_code import pop_config_dir
 
@@ -46,10 +49,11 @@ def parse_invocation(command: str, typed: Sequence[str]) -> Invocation:
     Raises:
         ConfigError: if an argument is malformed, or the run or sweep that it names cannot be resumed.
     """
-    check_arguments(typed)
-    arguments, config_dir = pop_config_dir(pop_trusted_targets(typed))
+    joined = join_arguments(typed)
+    check_arguments(command, joined)
+    arguments, config_dir = pop_config_dir(pop_trusted_targets(joined))
     arguments = expand_run_dirs(arguments)
-    if command == "train" and any(argument.startswith(("resume", "rerun=")) for argument in typed):
+    if command == "train" and any(argument.startswith(("resume", "rerun=")) for argument in joined):
         from alexlab.cli.rerun import find_rerun
         from alexlab.cli.resume import find_resumption
         from alexlab.cli.resume_sweep import find_resumed_sweep
@@ -57,16 +61,20 @@ def parse_invocation(command: str, typed: Sequence[str]) -> Invocation:
 
         sweep = find_resumed_sweep(arguments)
         if sweep is not None:
-            return Invocation(command, typed, [*_for_hydra(command, sweep.arguments), *config_dir], sweep=sweep)
+            return Invocation(command, typed, _for_hydra(command, sweep.arguments, config_dir), sweep=sweep)
         resumption = find_resumption(arguments)
         if resumption is not None:
             check_free_space(resumption.run_dir)  # Hydra opens its log in this folder
         earlier = resumption or find_rerun(arguments)
         if earlier is not None:
             return Invocation(command, typed, earlier.arguments(), earlier=earlier)
-    return Invocation(command, typed, [*_for_hydra(command, arguments), *config_dir])
+    return Invocation(command, typed, _for_hydra(command, arguments, config_dir))
 
 
-def _for_hydra(command: str, arguments: Sequence[str]) -> list[str]:
-    arguments = quote_paths(collect_runs(arguments) if command == "report" else arguments)
-    return order_arguments(select_data(arguments) if command in ("train", "benchmark") else arguments)
+def _for_hydra(command: str, arguments: Sequence[str], config_dir: Sequence[str]) -> list[str]:
+    """Return the arguments for Hydra; `config_dir` is the flag `--config-dir=DIR`, if it was given."""
+    if command in ("train", "benchmark"):
+        own = [Path(flag.partition("=")[2]) for flag in config_dir]
+        arguments = select_data(arguments, config_dirs=[CONFIG_DIR, *own])
+    quoted = quote_paths(collect_runs(arguments) if command == "report" else arguments)
+    return [*order_arguments(quoted), *config_dir]

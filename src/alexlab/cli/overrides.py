@@ -2,12 +2,14 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
+from alexlab.cli.synonyms import replacement
 from alexlab.config import CONFIG_DIR
 from alexlab.config.grammar import is_interpolation
 from alexlab.errors import ConfigError
@@ -29,6 +31,19 @@ MISSING = "???"
 Config = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Reader:
+    """A command and the config that it reads.
+
+    Args:
+        command: name of the command.
+        config: plain config, without the `hydra` node.
+    """
+
+    command: str
+    config: Config
+
+
 class CompositionError(ConfigError, ConfigCompositionException):
     """An invalid config file or override, such as a key that no command reads.
 
@@ -47,6 +62,8 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
     if override.package is not None:
         return  # Hydra reports the unknown group
     known: Any = OmegaConf.to_container(config)
+    reader = Reader(command, {key: node for key, node in known.items() if key != "hydra"})
+    typed = (override.input_line or "").partition("=")[2]
     path = override.key_or_group.split(".")
     for depth, name in enumerate(path):
         if known is None or isinstance(known, list):
@@ -62,7 +79,7 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
         if rest[0] not in known and (
             not override.is_add() or OmegaConf.get_type(OmegaConf.select(config, ".".join(parents))) is not dict
         ):
-            raise unknown_key(parents, rest[0], list(known))
+            raise unknown_key(parents, rest[0], known, reader=reader)
         return
     if override.is_delete():
         if rest[0] in known and "_target_" not in known and ".".join(parents) not in NAMED_NODES:
@@ -72,11 +89,18 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
     value: Any = override.value()
     for name in reversed(rest[1:]):
         value = {name: value}
-    check_change(known, {rest[0]: value}, parents, command=command, adds=adds)
+    check_change(known, {rest[0]: value}, parents, reader=reader, adds=adds, typed=typed)
 
 
 def check_change(
-    known: Config, change: Config, parents: Sequence[str] = (), *, command: str, adds: bool, free: bool = False
+    known: Config,
+    change: Config,
+    parents: Sequence[str] = (),
+    *,
+    reader: Reader,
+    adds: bool,
+    free: bool = False,
+    typed: str | None = None,
 ) -> None:
     """Raise CompositionError unless a change sets known keys to values of the type that they replace.
 
@@ -84,9 +108,10 @@ def check_change(
         known: node of the config, plain and unresolved.
         change: values to merge into the node.
         parents: path of the node.
-        command: command that reads the node.
+        reader: what reads the node.
         adds: allow new keys where a later check covers them: arguments of a call, entries of a dict of named nodes.
         free: allow new keys everywhere.
+        typed: the change as typed on the command line.
     """
     for name, value in change.items():
         path = [*parents, str(name)]
@@ -96,20 +121,20 @@ def check_change(
                 f"{'.'.join(path)}: {value!r} is an incomplete interpolation; to write the text itself, use \\${{", path
             )
         if name not in known:
-            if not free and not (adds and _is_open(known, parents, command)):
-                raise unknown_key(parents, str(name), [str(key) for key in known])
+            if not free and not (adds and _is_open(known, parents, reader.command)):
+                raise unknown_key(parents, str(name), known, value, reader=reader, typed=typed)
             if (
                 tuple(parents) in MERGED_GROUPS
                 and isinstance(value, dict)
                 and "_target_" not in value
                 and _is_option(path)
             ):
-                raise unknown_key(parents, str(name), [str(key) for key in known])
+                raise unknown_key(parents, str(name), known, value, reader=reader, typed=typed)
         elif isinstance(default, dict) and isinstance(value, dict):
             inside = free or "_target_" in default
-            check_change(default, value, path, command=command, adds=adds, free=inside and adds)
+            check_change(default, value, path, reader=reader, adds=adds, free=inside and adds, typed=typed)
         elif not (value is None and ".".join(parents) in NAMED_NODES) and ".".join(path) not in UNTYPED_KEYS:
-            _check_kind(path, default, value)
+            _check_kind(path, default, value, reader=reader, typed=typed)
 
 
 def _is_open(node: Config, path: Sequence[str], command: str) -> bool:
@@ -122,27 +147,56 @@ def _is_option(path: Sequence[str]) -> bool:
     return (CONFIG_DIR / path[0] / f"{path[1]}.yaml").is_file()
 
 
-def unknown_key(parents: Sequence[str], name: str, known: Sequence[str]) -> CompositionError:
-    """Return the error for an unknown key, with the keys that were probably meant."""
+def unknown_key(
+    parents: Sequence[str],
+    name: str,
+    known: Config,
+    value: Any = None,
+    *,
+    reader: Reader,
+    typed: str | None = None,
+) -> CompositionError:
+    """Return the error for an unknown key, with what to write instead or the keys that were probably meant.
+
+    Args:
+        parents: path of the node that does not have the key.
+        name: the key.
+        known: the node.
+        value: value of the key; its typed text is `typed` if it is from the command line.
+        reader: what reads the node.
+    """
     key = ".".join([*parents, name])
+    keys = [str(known_key) for known_key in known]
     if tuple(parents) in MERGED_GROUPS and _is_option([*parents, name]):
-        text = f"{key} is not configured; this run has {', '.join(known)}; add it with {parents[0]}={name}"
+        text = f"{key} is not configured; this run has {', '.join(keys)}; add it with {parents[0]}={name}"
         return CompositionError(text, [*parents, name])
     if "." in name:
         text = f"unknown key {key}; in YAML, write `{name.split('.')[0]}:` with the rest indented below it"
         return CompositionError(text, [*parents, name])
+    longest = key
+    while isinstance(value, dict) and len(value) == 1:
+        ((below, value),) = value.items()
+        longest = f"{longest}.{below}"
+    instead = replacement(reader.command, longest, text_of(value) if typed is None else typed, reader.config)
+    if instead is not None:
+        return CompositionError(f"unknown key {longest}; {instead}", [*parents, name])
     # Overlays such as experiment= are groups but not keys of the config.
     groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()] if "trainer" in known else []
-    near = difflib.get_close_matches(name, sorted({*known, *groups}), n=3)
+    near = difflib.get_close_matches(name, sorted({*keys, *groups}), n=3)
     if near:
         text = f"unknown key {key}; did you mean {' or '.join('.'.join([*parents, match]) for match in near)}?"
         return CompositionError(text, [*parents, name])
     where = f"{'.'.join(parents)} has" if parents else "the keys and groups are"
-    listed = ", ".join(sorted(k for k in known if k != "hydra"))
+    listed = ", ".join(sorted(k for k in keys if k != "hydra"))
     return CompositionError(f"unknown key {key}; {where} {listed}", [*parents, name])
 
 
-def _check_kind(path: Sequence[str], default: Any, value: Any) -> None:
+def text_of(value: Any) -> str:
+    """Return a value as it is typed on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_kind(path: Sequence[str], default: Any, value: Any, *, reader: Reader, typed: str | None) -> None:
     if (
         default is None
         or default == MISSING
@@ -151,10 +205,11 @@ def _check_kind(path: Sequence[str], default: Any, value: Any) -> None:
         return
     if (value is None and not isinstance(default, dict)) or _fits(value, default):
         return
-    like = "" if isinstance(default, dict) else f", like its default {default!r}"
-    raise CompositionError(
-        f"{'.'.join(path)} must be {_kind(default)}{like}; got {_shown(value)}{_hint(default, value)}", path
-    )
+    like, hint = f", like its default {default!r}", _hint(default, value)
+    if isinstance(default, dict):
+        instead = replacement(reader.command, ".".join(path), text_of(value) if typed is None else typed)
+        like, hint = "", f"; {instead}" if instead else ""
+    raise CompositionError(f"{'.'.join(path)} must be {_kind(default)}{like}; got {_shown(value)}{hint}", path)
 
 
 def _shown(value: Any) -> str:
@@ -162,7 +217,9 @@ def _shown(value: Any) -> str:
 
 
 def _hint(default: Any, value: Any) -> str:
-    """Return a hint for a text that was meant as a number or a boolean."""
+    """Return a hint for a text that was meant as a number or a boolean, and for a single item of a list."""
+    if isinstance(default, list) and not isinstance(value, list | dict | None):
+        return f". Write [{text_of(value)}]"
     if not isinstance(value, str) or not isinstance(default, bool | int | float):
         return ""
     if _is_number(value) or value.lower() in ("true", "false"):

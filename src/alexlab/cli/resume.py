@@ -49,7 +49,7 @@ CHANGEABLE = (
     *("trainer.devices", "trainer.accelerator", "trainer.num_nodes"),
     *("data.root", "data.splits", "data.url", "data.num_workers", "data.cache", "data.cache_dir", "data.on_error"),
     *("data.stream.prefetch_shards", "data.stream.cache_gb"),
-    *("callbacks.", "logger.", "elastic.", "test."),
+    *("callbacks.", "logger.", "elastic.", "test.", "tags", "note"),
 )
 # Nodes that every config of a run has.
 GROUPS = (

@@ -21,6 +21,8 @@ IGNORED_KEYS = (
     "elastic.",
     "seed",
     "class_names",
+    "tags",
+    "note",
 )
 CONFIDENCE = 0.95
 

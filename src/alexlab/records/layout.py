@@ -14,6 +14,7 @@ EARLIER = ".earlier"  # files of failed attempts at a job
 CHECKPOINT_KEY = "alexlab"  # entry of a checkpoint with config, choices, versions, classes and best scores
 # Overrides that decide where jobs run, not what they compute.
 LAUNCHER_OVERRIDES = ("launcher=", "launcher.", "hydra.launcher", "+hydra.launcher")
+LABEL_OVERRIDES = ("tags=", "note=")  # are in the run record and not in the folder's name
 OUTPUT = "output.log"  # standard output of a job that runs in parallel with others
 SLURM_LOG = "slurm.log"  # of a job on a cluster, a link to SLURM's log
 LOG, METRICS, CURVES, MANIFEST = "train.log", "metrics.csv", "curves.png", "split.csv"
@@ -33,7 +34,7 @@ def tag(overrides: Iterable[str]) -> str:
     pairs = [
         override.lstrip("+~").partition("=")[::2]
         for override in overrides
-        if not override.startswith(LAUNCHER_OVERRIDES)
+        if not override.startswith((*LAUNCHER_OVERRIDES, *LABEL_OVERRIDES))
     ]
     name = ""
     for key, value in sorted(pairs, key=lambda pair: not _SWEPT.match(pair[1])):

@@ -22,21 +22,22 @@ from alexlab.records.compare import (
 from alexlab.records.layout import LOGS
 from alexlab.records.plots import curves_plot, effects_plot, scatter_plot
 from alexlab.records.record import FAILED, INTERRUPTED
-from alexlab.records.results import RunResult, find_runs, read_runs
+from alexlab.records.results import RunResult, find_runs, read_runs, with_tags
 
 METRIC_COLUMNS = ("top-5", "loss", "best epoch", "train s", "images/s")
 GROUP_COLUMNS = ("n", "top-1", "± sd", *METRIC_COLUMNS, "parameters", "status")
-RUN_COLUMNS = ("seed", "top-1", *METRIC_COLUMNS, "logs", "status")
+LABELS = ("tags", "note")  # columns of the runs, if any run has them
 CSV_METRICS = ("seed", "top1", "top5", "loss", "best_epoch", "train_s", "images_per_s")
-CSV_COLUMNS = (*CSV_METRICS, "status", "parameters", "reason")
+CSV_COLUMNS = (*CSV_METRICS, "status", "parameters", "reason", *LABELS)
 
 
-def write_report(patterns: Sequence[str], out_dir: Path) -> Path:
+def write_report(patterns: Sequence[str], out_dir: Path, *, tags: Sequence[str] = ()) -> Path:
     """Read runs and write `report.html`, `report.md`, `report.csv` and the plots.
 
     Args:
         patterns: run folders, folders that contain them, or globs.
         out_dir: folder to write to.
+        tags: only runs that have all of these tags.
 
     Returns:
         Path of the page.
@@ -44,7 +45,7 @@ def write_report(patterns: Sequence[str], out_dir: Path) -> Path:
     Raises:
         ConfigError: if no run is found.
     """
-    runs = read_runs(find_runs(patterns))
+    runs = with_tags(read_runs(find_runs(patterns)), tags)
     keys = differing_keys(runs)
     groups = group_seeds(runs, keys)
     ranked, clear = rank_groups(groups)
@@ -123,12 +124,20 @@ def _run_row(run: RunResult, keys: Sequence[str]) -> list[Any]:
 
 def _run_values(runs: Sequence[RunResult], keys: Sequence[str], out_dir: Path) -> dict[str, Any]:
     """Return the table of all runs, as variables of the template."""
-    rows = [[*_run_row(run, keys), _log_links(run, out_dir), run.status] for run in runs]
+    labels = [name for name in LABELS if any(getattr(run, name) for run in runs)]
+    rows = [
+        [*_run_row(run, keys), *(_label(run, name) for name in labels), _log_links(run, out_dir), run.status]
+        for run in runs
+    ]
     return {
-        "run_columns": ["run", *keys, *RUN_COLUMNS],
+        "run_columns": ["run", *keys, "seed", "top-1", *METRIC_COLUMNS, *labels, "logs", "status"],
         "run_rows": rows,
         "run_row_classes": _row_classes(rows, mark_best=False),
     }
+
+
+def _label(run: RunResult, name: str) -> str:
+    return ", ".join(run.tags) if name == "tags" else run.note
 
 
 def _failure_values(run: RunResult, out_dir: Path) -> dict[str, Any]:
@@ -155,7 +164,14 @@ def _log_links(run: RunResult, out_dir: Path) -> list[Link]:
 
 
 def _write_csv(runs: Sequence[RunResult], keys: Sequence[str], path: Path) -> None:
-    rows = [[*_run_row(run, keys), run.status, run.record.get("parameters"), run.record.get("reason")] for run in runs]
+    rows = [
+        [
+            *_run_row(run, keys),
+            *(run.status, run.record.get("parameters"), run.record.get("reason")),
+            *(_label(run, name) for name in LABELS),
+        ]
+        for run in runs
+    ]
     write_csv(path, [["run", *keys, *CSV_COLUMNS], *rows])
 
 

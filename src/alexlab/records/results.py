@@ -43,6 +43,17 @@ class RunResult:
         return {name: str(value) for name, value in self.record["choices"].items()}
 
     @property
+    def tags(self) -> list[str]:
+        """The words of `tags=[...]`."""
+        tags = self.record["config"].get("tags")
+        return [str(tag) for tag in tags] if isinstance(tags, list) else []
+
+    @property
+    def note(self) -> str:
+        """The sentence of `note=`; empty without one."""
+        return str(self.record["config"].get("note") or "")
+
+    @property
     def best_epoch(self) -> int | None:
         """The epoch of the best validation, counted from 1."""
         epoch = self.score("epoch")
@@ -79,6 +90,22 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
 
 def _natural_order(path: Path) -> list[int | str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def with_tags(runs: Sequence[RunResult], tags: Sequence[str]) -> list[RunResult]:
+    """Return the runs that have all of some tags.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    wanted = {str(tag) for tag in tags}
+    found = [run for run in runs if wanted <= {*run.tags}]
+    if not found:
+        known = ", ".join(sorted({tag for run in runs for tag in run.tags})) or "none"
+        raise ConfigError(
+            f"no run has the tags {', '.join(sorted(wanted))}; the tags of the {len(runs)} runs are {known}"
+        )
+    return found
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunResult]:

@@ -174,6 +174,8 @@ def _hparams(run: Run) -> dict[str, Any]:
         "batch_size": config["data"]["batch_size"],
         "devices": shown(config["trainer"]["devices"]),
         "seed": config["seed"],
+        "tags": shown(", ".join(map(str, config["tags"]))),
+        "note": shown(config["note"] or ""),
     }
 
 

@@ -15,7 +15,8 @@ def main(run: Run) -> None:
     from alexlab.records.compare import relative
     from alexlab.records.report import write_report
 
-    page = write_report([str(pattern) for pattern in run.config["runs"]], Path(run.config["out"] or run.dir))
+    patterns = [str(pattern) for pattern in run.config["runs"]]
+    page = write_report(patterns, Path(run.config["out"] or run.dir), tags=run.config["tags"])
     for line in page.with_name("report.md").read_text(encoding="utf-8").split("\n"):
         print_line(unescape_markdown(line))
     print_line(relative(page))
