@@ -210,7 +210,7 @@ def _alternatives() -> list[tuple[str, str]]:
                     words = re.findall(r"(?<![^\s'])[\w.]+=[^\s,;']+", part)
                     # An interpolation has no type, so it stands for any value; placeholders and `group={value}` do not compose.
                     kept = [
-                        word.replace("{value}", "${seed}")
+                        word.replace("{value}", "${seed}").replace("{lower}", "x")
                         for word in words
                         if not word.endswith(("NAME", "DIR", "RUN"))
                     ]

@@ -133,7 +133,9 @@ def select_data(arguments: Sequence[str], *, config_dirs: Sequence[Path] = (CONF
         config_dirs: folders whose options in `data/` are not folders of images.
     """
     arguments = [
-        f"data.root={argument[5:]}" if argument.startswith("data=") and _are_folders(argument[5:], config_dirs) else argument
+        f"data.root={argument[5:]}"
+        if argument.startswith("data=") and _are_folders(argument[5:], config_dirs)
+        else argument
         for argument in arguments
     ]
     keys = {argument.partition("=")[0] for argument in arguments}

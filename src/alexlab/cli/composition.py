@@ -268,7 +268,7 @@ def _missing(
     group, _, name = str(error.missing_cfg_file).rpartition("/")
     groups = [source for source in sources if source.is_group(group)]
     options = sorted({option for source in groups for option in source.list(group, ObjectType.CONFIG)})
-    typed = any(override.startswith((f"{group}=", f"+{group}=")) for override in overrides)
+    typed = any(override.startswith((f"{group}=", f"+{group}=")) and name in override for override in overrides)
     parent = re.match(r"In '([^']*)'", str(error))
     requester = None if typed else _requester(str(parent[1]) if parent else "", group, name, overrides, sources)
     if requester is None:

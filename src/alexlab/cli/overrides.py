@@ -63,7 +63,6 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
         return  # Hydra reports the unknown group
     known: Any = OmegaConf.to_container(config)
     reader = Reader(command, {key: node for key, node in known.items() if key != "hydra"})
-    typed = (override.input_line or "").partition("=")[2]
     path = override.key_or_group.split(".")
     for depth, name in enumerate(path):
         if known is None or isinstance(known, list):
@@ -89,6 +88,7 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
     value: Any = override.value()
     for name in reversed(rest[1:]):
         value = {name: value}
+    typed = None if isinstance(override.value(), dict) else (override.input_line or "").partition("=")[2]
     check_change(known, {rest[0]: value}, parents, reader=reader, adds=adds, typed=typed)
 
 
