@@ -288,16 +288,6 @@ def _wrap(owner: type, name: str, hook: Callable[..., Any], *, static: bool = Fa
     setattr(owner, name, staticmethod(call) if static else call)
 
 
-def hydra_flags() -> list[str]:
-    """Return the flags of Hydra's command line, such as `--multirun` and `-m`.
-
-    Works around: Hydra does not publish its parser. Checked with hydra 1.3.8.
-    """
-    from hydra._internal.utils import get_args_parser
-
-    return list(get_args_parser()._option_string_actions)
-
-
 def config_file(repository: Any, config_path: str) -> Path | None:
     """Return the file that a config repository reads a config from; None if it has none or it is no file.
 

@@ -65,7 +65,7 @@ def test_help_fits_a_page_and_does_not_import_torch(tmp_path: Path) -> None:
     ("arguments", "message", "code"),
     [
         (["--cfg", "job"], "max_epochs: 20", 0),
-        (["modle=x"], "unknown key modle; did you mean model?", 1),
+        (["modle=x"], "unknown key modle; did you mean module or model?", 1),
         (["seed=(1"], "seed=(1 must be KEY=VALUE in Hydra's grammar", 1),
         (["trainer.max_epochs=x"], "trainer.max_epochs must be a whole number", 1),
         (["data.root=/no where"], "got '/no where': no such folder", 3),

@@ -131,7 +131,7 @@ def test_custom_options_compose(tmp_path: Path) -> None:
     [
         ("model/mine", "defaults: [alexnet, _self_]\nwidths: 8\n", "line 2: model.widths must be a list"),
         ("data/mine", f"{GLOBAL}defaults: [folder@data]\ntrainer: {{devices: 2}}\n", "line 3: a later file sets trainer again"),
-        ("data/mine", f"{GLOBAL}defaults: [folder@data]\nmodle: {{x: 2}}\n", "unknown key modle; did you mean model?"),
+        ("data/mine", f"{GLOBAL}defaults: [folder@data]\nmodle: {{x: 2}}\n", "unknown key modle; did you mean module or model?"),
         ("augmentation/mine", "defaults: [crop, _self_]\ntrian: {}\n", "line 2: unknown key augmentation.trian"),
     ],
 )  # fmt: skip

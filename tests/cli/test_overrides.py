@@ -114,6 +114,16 @@ def test_other_path_keys_are_taken_as_typed(key: str, path: str) -> None:
     assert OmegaConf.select(config, key) == path
 
 
+def test_tags_and_notes_are_taken_as_typed() -> None:
+    typed = ["note=it's 50 % better, (really) = $5", "tags=[my tag,été,lr=1]"]
+    config = composed(*quote_paths(typed))
+    assert config.note == "it's 50 % better, (really) = $5"
+    assert config.tags == ["my tag", "été", "lr=1"]
+    assert quote_paths(["-m", *typed])[1:] == quote_paths(typed)  # a comma in a note does not start a sweep
+    with pytest.raises(ConfigError, match=r"tags must be a list, like its default \[\]; got 'a'. Write \[a\]"):
+        composed("tags=a")
+
+
 def test_a_dollar_and_braces_are_an_interpolation_unless_a_file_has_them(tmp_path: Path) -> None:
     def root(path: object) -> Any:
         (argument,) = quote_paths([f"data.cache_dir={path}"])
@@ -153,7 +163,7 @@ def test_a_data_root_selects_data_folder() -> None:
     ("override", "message"),
     [
         ("trainer.max_epoch=3", "unknown key trainer.max_epoch; use trainer.max_epochs=3"),
-        ("modle=alexnet", "unknown key modle; did you mean model?"),
+        ("modle=alexnet", "unknown key modle; did you mean module or model?"),
         ("loss.zzz=1", "unknown key loss.zzz; loss has _target_, class_weights, label_smoothing"),
         ("zzz=1", "unknown key zzz; the keys and groups are augmentation, callbacks, class_names, compile, data"),
         ("callbacks.ema.decay=0.9", "callbacks.ema is not configured; this run has checkpoint, lr, progress, epochs, layers; "

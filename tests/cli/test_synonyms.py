@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra._internal.utils import get_args_parser
 from torchvision import models
 
-from alexlab import compat
 from alexlab.cli.arguments import FLAGS, VALUE_FLAGS, join_arguments, select_data
 from alexlab.cli.invocation import parse_invocation
 from alexlab.cli.synonyms import read_table, replacement
@@ -151,7 +151,7 @@ def test_flags_and_spaces_are_understood(typed: str, arguments: str) -> None:
 
 
 def test_the_flags_of_hydra_are_known() -> None:
-    assert {*FLAGS, *VALUE_FLAGS} == set(compat.hydra_flags())
+    assert {*FLAGS, *VALUE_FLAGS} == set(get_args_parser()._option_string_actions)
 
 
 def test_a_folder_is_understood_as_the_location_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ COUNTS = {
     "augmentation/eval": 2,
     "callbacks": 5,
     "data": 6,
-    "debug": 5,
+    "debug": 6,
     "experiment": 11,
     "hydra/hydra_logging": 1,
     "hydra/job_logging": 1,
@@ -43,7 +43,7 @@ COUNTS = {
     "optimizer": 4,
     "scheduler": 8,
     "sweep": 1,
-    "trainer": 3,
+    "trainer": 6,
 }
 TWO_CLASSES = ("loss=binary_cross_entropy", *(f"experiment=catdog_tf_{number}" for number in (1, 2, 3)))
 # Arguments of lightning.Trainer that conf/trainer/default.yaml does not list.

@@ -189,6 +189,25 @@ def test_running_and_pruned_runs(sweep: Path, tmp_path: Path) -> None:
     assert (states["6.0"], states["7.0"]) == ("running", "pruned")
 
 
+def test_tags_and_notes_are_columns_and_tags_select_runs(tmp_path: Path) -> None:
+    for number, tags in enumerate((["paper", "a"], ["paper"], [])):
+        folder = write_run(tmp_path / f"runs/{number}", seed=number)
+        record = json.loads((folder / "run.json").read_text())
+        record["config"] |= {"tags": tags, "note": "50 % better" if tags else None}
+        (folder / "run.json").write_text(json.dumps(record))
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path / "runs")])]
+    assert differing_keys(runs) == []
+    page = write_report([str(tmp_path / "runs")], tmp_path / "all").read_text()
+    assert re.search(r"<th[^>]*>tags</th>", page)
+    assert "50 % better" in page
+    for tags, expected in (["paper"], ["paper, a", "paper"]), (["a", "paper"], ["paper, a"]):
+        write_report([str(tmp_path / "runs")], tmp_path / "some", tags=tags)
+        with (tmp_path / "some/report.csv").open() as file:
+            assert [row["tags"] for row in csv.DictReader(file)] == expected
+    with pytest.raises(ConfigError, match="no run has the tags b; the tags of the 3 runs are a, paper"):
+        write_report([str(tmp_path / "runs")], tmp_path / "none", tags=["b"])
+
+
 def test_many_numeric_values_get_a_continuous_axis() -> None:
     effects = {"optimizer.lr": {f"{10 ** -(1 + number / 3):.5f}": [0.5 + number / 100] for number in range(8)}}
     effects |= {"model.norm": {"none": [0.5], "batch": [0.6, 0.7]}}

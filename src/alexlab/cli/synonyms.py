@@ -1,4 +1,4 @@
-"""What to write instead of arguments of other frameworks that no command reads, from `synonyms.yaml`."""
+"""Answers to arguments of other frameworks that no command reads, from `synonyms.yaml`."""
 
 import re
 import shlex

@@ -44,7 +44,7 @@ class RunResult:
 
     @property
     def tags(self) -> list[str]:
-        """The words of `tags=[...]`."""
+        """The items of `tags=[...]`."""
         tags = self.record["config"].get("tags")
         return [str(tag) for tag in tags] if isinstance(tags, list) else []
 
