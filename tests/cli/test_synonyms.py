@@ -207,7 +207,7 @@ def _alternatives() -> list[tuple[str, str]]:
         for entry in [*section.get("keys", {}).values(), *section.get("arguments", {}).values()]:
             for text in entry.values() if isinstance(entry, dict) else [entry]:
                 for part in re.split(r",? or ", text.partition(" after ")[0].partition("python ")[0]):
-                    words = re.findall(r"(?<![^\s'])[\w.]+=[^\s,;']+", part)
+                    words = re.findall(r"(?<![^\s'])[\w.]+=[^\s,;'(]+(?![^\s]*\()", part)
                     # An interpolation has no type, so it stands for any value; placeholders and `group={value}` do not compose.
                     kept = [
                         word.replace("{value}", "${seed}").replace("{lower}", "x")

@@ -31,7 +31,7 @@ COMMANDS = {
     "CONTRIBUTING.md": 10,
     "docs/architecture.md": 1,
     "docs/benchmarks.md": 32,
-    "docs/configuration.md": 8,
+    "docs/configuration.md": 9,
     "docs/data.md": 15,
     "docs/distributed.md": 15,
     "docs/evaluation.md": 14,

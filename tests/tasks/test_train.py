@@ -64,7 +64,7 @@ def test_hparams_contain_the_compared_keys_and_best_scores(train: Train, tmp_pat
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    train("model.width=0.5", "seed=3")
+    train("model.width=0.5", "seed=3", "tags=[paper,a]", "note=hello")
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     contents = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
@@ -80,6 +80,8 @@ def test_hparams_contain_the_compared_keys_and_best_scores(train: Train, tmp_pat
         "batch_size": 8,
         "devices": "1",
         "seed": 3,
+        "tags": "paper, a",
+        "note": "hello",
     }
     experiment = HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/experiment").plugin_data.content
