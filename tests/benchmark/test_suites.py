@@ -168,7 +168,9 @@ def test_memory_of_one_process() -> None:
 def test_unknown_suites_are_refused() -> None:
     assert suites(None) == list(SUITES)
     assert suites(["epochs", "loader"]) == ["loader", "epochs"]
-    with pytest.raises(ConfigError, match=r"suite must be null, for all, or one or several of loader, .*; got fits"):
+    with pytest.raises(
+        ConfigError, match=r"suite must be null, for all, one or several of loader, .*, or gpu; got fits"
+    ):
         check({"suite": "fits"})
     with pytest.raises(ConfigError, match=r"benchmark\.pairs must be at least 1; got 0"):
         BenchmarkConfig(pairs=0)

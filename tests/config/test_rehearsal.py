@@ -232,7 +232,7 @@ def test_a_rehearsal_writes_nothing(changed: Changed, tmp_path: Path, monkeypatc
         "trainer.profiler": {"_target_": "lightning.pytorch.profilers.SimpleProfiler", "dirpath": str(tmp_path / "kept"), "filename": "x"},
     }  # fmt: skip
     check(changed(elsewhere))
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     assert not children.exists() or not children.read_text()
 
@@ -297,11 +297,13 @@ def test_errors_name_the_rejected_argument() -> None:
 
 def test_invalid_flags_are_rejected() -> None:
     with pytest.raises(ConfigError, match="--cfg prints the config of one run, and -m starts a sweep: use one of them"):
-        check_arguments(["-m", "seed=1,2", "--cfg", "job"])
-    check_arguments(["seed=1", "--cfg", "job"])
-    with pytest.raises(ConfigError, match=r"scheduler must be one of constant, cosine, .*; got null"):
-        check_arguments(["scheduler=null"])
-    check_arguments(["callbacks=null", "logger=null", "ablation=null", "debug=null"])
+        check_arguments("train", ["-m", "seed=1,2", "--cfg", "job"])
+    check_arguments("train", ["seed=1", "--cfg", "job"])
+    with pytest.raises(
+        ConfigError, match=r"scheduler must be one of any, constant, .*; got null; use scheduler=constant"
+    ):
+        check_arguments("train", ["scheduler=null"])
+    check_arguments("train", ["callbacks=null", "logger=null", "ablation=null", "debug=null"])
     overrides = [
         "callbacks=null",
         "debug=null",

@@ -15,7 +15,7 @@ from alexlab.models.nin import NiN
 from alexlab.models.vgg import VGG
 from support.runs import plain
 
-MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml") if path.stem != "torchvision")
+MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml") if path.stem not in ("timm", "torchvision"))
 
 
 def fans(layer: Any) -> tuple[int, int]:

@@ -40,7 +40,7 @@ def on_meta(*overrides: str, num_classes: int) -> nn.Module:
 
 
 def test_every_model_has_an_expected_count() -> None:
-    assert {*COUNTS, "torchvision"} == {path.stem for path in (CONFIG_DIR / "model").glob("*.yaml")}
+    assert {*COUNTS, "torchvision", "timm"} == {path.stem for path in (CONFIG_DIR / "model").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from alexlab.errors import ConfigError
-from alexlab.training.console import print_scores
+from alexlab.training.console import print_end
 from alexlab.training.loggers import EpochCSV, check_wandb, logger_errors, open_loggers
 from support.runs import names
 
@@ -102,10 +102,10 @@ def test_an_unreachable_mlflow_server_fails_fast() -> None:
 def test_the_table_shows_whether_the_best_checkpoint_was_saved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_scores(SCORES, tmp_path)
+    print_end(SCORES, tmp_path)
     printed = capsys.readouterr().out
     assert "best, not saved, epoch 1" in printed
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/best.ckpt").touch()
-    print_scores(SCORES, tmp_path)
+    print_end(SCORES, tmp_path)
     assert "best, epoch 1" in capsys.readouterr().out

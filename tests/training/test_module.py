@@ -106,12 +106,13 @@ def test_mixed_batches_have_probabilities_as_labels(
     forward = CrossEntropy.forward
 
     def recording(self: CrossEntropy, logits: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-        labels.append(given)
+        if len(given) == 12:  # not the check before the run
+            labels.append(given)
         return forward(self, logits, given)
 
     monkeypatch.setattr(CrossEntropy, "forward", recording)
     train(f"augmentation={augmentation}", "data.batch_size=12")
-    assert all(given.shape == (12, 3) for given in labels)
+    assert len(labels) == 2 and all(given.shape == (12, 3) for given in labels)
     torch.testing.assert_close(labels[0].sum(1), torch.ones(12))
     assert (labels[0].max(1).values < 1).any()
 

@@ -12,7 +12,7 @@ from alexlab.errors import ConfigError
 from alexlab.training import schedules
 
 STEPS = 10  # per epoch
-NAMES = sorted(path.stem for path in (CONFIG_DIR / "scheduler").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (CONFIG_DIR / "scheduler").glob("*.yaml") if path.stem != "any")
 
 
 def rates(
