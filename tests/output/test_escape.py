@@ -303,7 +303,7 @@ def test_reports_print_untrusted_runs_literally(tmp_path: Path, capsys: pytest.C
     for number, name in enumerate(NAMES):
         write_run(tmp_path / "runs" / f"{number} [b]\n\x1b", name, top1=number / 100)
         write_run(tmp_path / "runs" / f"{number} failed", name, top1=None)
-    report.main(Run(config={"runs": [tmp_path / "runs"], "out": None}, dir=tmp_path))
+    report.main(Run(config={"runs": [tmp_path / "runs"], "out": None, "tags": []}, dir=tmp_path))
     output = capsys.readouterr().out
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert not hidden(page) and not hidden(text) and not hidden(output)
