@@ -1,5 +1,6 @@
 """Fixtures shared by several rooms."""
 
+import gc
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +28,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not _is_slow_file(item))
 
 
+def pytest_unconfigure() -> None:
+    """Otherwise nanobind, which Triton uses, reports the frozen objects as leaks."""
+    gc.unfreeze()
+
+
 def _is_slow_file(item: pytest.Item) -> bool:
     module = item.getparent(pytest.Module)
     marks = getattr(module.obj, "pytestmark", []) if module is not None else []
     return any(mark.name == "slow" for mark in (marks if isinstance(marks, list) else [marks]))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """Exclude what exists from garbage collections: each run has one, and each process forked from a large one another."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

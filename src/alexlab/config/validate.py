@@ -43,13 +43,8 @@ MIN_VALUES = {
     "num_sanity_val_steps": -1,
 }
 VAL_PRECISIONS = ("auto", "32")
-OTHER_WEIGHTS = (
-    "16-true",
-    "bf16-true",
-    "64",
-    64,
-    "64-true",
-)  # precisions of lightning.Trainer without weights of 32 bits
+# Precisions of lightning.Trainer whose weights do not have 32 bits.
+OTHER_WEIGHTS = ("16-true", "bf16-true", "64", 64, "64-true")
 SCORES = ("loss", "top1", "top5", "count", "skipped", "epoch")
 METRICS = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
@@ -195,12 +190,9 @@ def _check_loss(module: Classifier) -> None:
         except Exception as error:
             raise ConfigError(f"loss must accept logits (N, K) and {kind}: {sentence(error)}") from error
         if not isinstance(losses, torch.Tensor) or losses.shape != (2,):
-            found = (
-                f"a tensor of shape {tuple(losses.shape)}"
-                if isinstance(losses, torch.Tensor)
-                else type(losses).__name__
+            raise ConfigError(
+                f"loss must return one value per image, shape (N,) such as (2,); got {_described(losses)}"
             )
-            raise ConfigError(f"loss must return one value per image, shape (N,) such as (2,); got {found}")
 
 
 def _check_metrics(config: Config, num_classes: int) -> None:
@@ -214,7 +206,12 @@ def _check_metrics(config: Config, num_classes: int) -> None:
         except Exception as error:
             raise ConfigError(f"metrics.{name} must accept logits (N, K) and labels (N,): {sentence(error)}") from error
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
-            raise ConfigError(f"metrics.{name} must compute one number; got {sentence(ValueError(value))}")
+            raise ConfigError(f"metrics.{name} must compute one number; got {_described(value)}")
+
+
+def _described(value: Any) -> str:
+    """Return the shape of a tensor, and the type of anything else."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _check_image_size(built: nn.Module, settings: DataConfig) -> None:
