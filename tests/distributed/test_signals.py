@@ -139,6 +139,7 @@ def test_a_second_signal_raises_immediately(monkeypatch: pytest.MonkeyPatch) -> 
             signal.raise_signal(signal.SIGINT)
     assert (stopped.value.exit_code, stopped.value.agreed) == (130, False)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert received.first is None, "a later run in this process would stop"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])

@@ -64,7 +64,7 @@ class Signals:
         if self.pid == os.getpid() or threading.current_thread() is not threading.main_thread():
             yield
             return
-        self.first = None
+        self.first = None  # a process forked from one that received a signal has a copy of it
         self.reset_after_fork()
         previous = {signum: signal.getsignal(signum) for signum in HANDLED}
         for signum in HANDLED:
@@ -75,7 +75,7 @@ class Signals:
         finally:
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
-            self.pid = 0
+            self.pid, self.first, self.agreed = 0, None, None
 
     def reset_after_fork(self) -> None:
         """Make a process forked from one with installed handlers respond to signals itself.
