@@ -30,7 +30,7 @@ COMMANDS = {
     "README.md": 22,
     "CONTRIBUTING.md": 10,
     "docs/architecture.md": 1,
-    "docs/benchmarks.md": 32,
+    "docs/benchmarks.md": 35,
     "docs/configuration.md": 9,
     "docs/data.md": 15,
     "docs/distributed.md": 15,
