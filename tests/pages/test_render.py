@@ -7,7 +7,7 @@ import pytest
 from jinja2 import ChoiceLoader, DictLoader, UndefinedError
 
 from alexlab.pages import render as module
-from alexlab.pages.render import Link, file_links, format_value, render
+from alexlab.pages.render import Interval, Link, column_digits, file_links, format_value, render
 
 TEMPLATES = Path(module.__file__).parent / "templates"
 
@@ -21,11 +21,11 @@ def page(monkeypatch, content: str, **values) -> str:
 
 
 def test_values_are_escaped_and_hidden_characters_are_visible(monkeypatch):
-    text = page(monkeypatch, '{{ name }}{{ image("data:,", name) }}', title="<b>", name="\"'<i>\n\u202e")
+    text = page(monkeypatch, '{{ name }}{{ image("data:,", name) }}', title="<b>", name="\"'<em>\n\u202e")
     assert "<title>&lt;b&gt;</title>" in text and "<h1>&lt;b&gt;</h1>" in text
-    escaped = "&#34;&#39;&lt;i&gt;\\n\\u202e"
+    escaped = "&#34;&#39;&lt;em&gt;\\n\\u202e"
     assert escaped in text and f'alt="{escaped}" title="{escaped}"' in text
-    assert "<i>" not in text and "\u202e" not in text
+    assert "<em>" not in text and "\u202e" not in text
 
 
 def test_a_missing_value_is_an_error(monkeypatch):
@@ -47,7 +47,7 @@ def test_cells_are_numbers_links_or_text(monkeypatch):
     )
     assert '<tr class="best"><td class="n" data-v="0.12345">0.1235</td><td class="n" data-v="12345">12,345</td>' in text
     assert '<td>-</td><td>&lt;</td><td><a href="a%26b">a&amp;b</a> <a href="c">c</a></td></tr>' in text
-    assert '<tr><td>True</td><td class="n" data-v="2.0">2</td><td></td><td>1</td><td></td></tr>' in text
+    assert '<td class="n">True</td><td class="n" data-v="2.0">2.0</td><td></td><td>1</td><td></td></tr>' in text
 
 
 def test_links_are_relative_and_keep_any_bytes(tmp_path):
@@ -57,7 +57,7 @@ def test_links_are_relative_and_keep_any_bytes(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (1.0, "1"), (0.5, "0.5"), (0.12345, "0.1235"), (1234, "1,234"), (True, "True"), ("a", "a")],
+    [(None, "-"), (1.0, "1.0000"), (0.12345, "0.1235"), (12.5, "12.5"), (1234, "1,234"), (True, "True"), ("a", "a")],
 )
 def test_values_in_tables(value, text):
     assert format_value(value) == text
@@ -68,3 +68,33 @@ def test_templates_load_nothing_from_elsewhere():
     assert len(texts) >= 6
     for text in texts:
         assert not re.search(r"https?:|//[a-z]+\.|@import|<link|\bsafe\b|autoescape", text)
+
+
+def test_floats_of_a_column_have_the_same_digits_and_text_columns_have_none():
+    rows = [[0.5, 12.0, 3, "a", None], [1.0, 1151.7, 1000, "b", None], [0.12345, None, 7, 1.0, None]]
+    digits = column_digits(rows, 5)
+    assert digits == [4, 1, 0, 4, None]
+    assert [format_value(row[1], digits[1]) for row in rows] == ["12.0", "1,151.7", "-"]
+    assert column_digits([], 2) == [None, None]
+
+
+def test_an_interval_is_drawn_on_the_scale_of_its_column(monkeypatch):
+    cells = [[Interval(0.1, 0.2, 0.3, (0.1, 0.5))], [Interval(0.4, 0.4, 0.4, (0.4, 0.4))]]
+    text = page(monkeypatch, "{{ table(['top-1'], rows) }}", title="t", rows=cells)
+    assert '<line x1="2.0" x2="50.0"' in text and 'aria-label="0.1000 to 0.3000"' in text
+    assert 'x1="50.0" x2="50.0"' in text, "an interval of no width lies in the middle"
+
+
+def test_the_parts_of_a_page_escape_their_values(monkeypatch):
+    evil = "<script>'\""
+    text = page(
+        monkeypatch,
+        """{% from "macros.html" import summary, command, legend %}{{ summary("97.4", "%", evil, evil, facts) }}
+        {{ command(evil) }}{{ legend([evil]) }}{{ plot("data:,", evil, evil) }}""",
+        title="t",
+        evil=evil,
+        facts={evil: evil, "runs": 3000, "folder": [Link(evil, "x")]},
+    )
+    assert text.count("&lt;script&gt;&#39;&#34;") == 10
+    assert text.count("<script>") == 1, "the page's own"
+    assert "<dd>3,000</dd>" in text and '<a href="x">' in text

@@ -129,7 +129,7 @@ def test_the_page_markdown_and_csv(sweep: Path, tmp_path: Path) -> None:
     assert "No clear winner. optimizer=sgd, model.width=1.0 is highest (val top-1 0.9133)" in page
     assert "the process was killed before it could record its status" in page
     text = (out / "report.md").read_text()
-    assert "| sgd | 1.0 | 3 | 0.9133 | 0.0076 | 1 | 0.0867 | 2 | 20 | 100 | 1,000,000 | 3 finished |" in text
+    assert "| sgd | 1.0 | 3 | 0.9133 | 0.0076 | 1.0000 | 0.0867 | 2.0 | 20.0 | 100.0 | 1,000,000 | 3 finished |" in text
     assert "failed: DataError: \\<b\\>no\\</b\\> image" in text
     with (out / "report.csv").open() as file:
         rows = list(csv.DictReader(file))

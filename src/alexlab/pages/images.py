@@ -15,14 +15,18 @@ def data_url(content: bytes, media_type: str = "image/png") -> str:
 
 
 def thumbnail_url(pixels: np.ndarray, height: int = THUMBNAIL_HEIGHT) -> str:
-    """Return a JPEG thumbnail as a data URL.
+    """Return a thumbnail as a data URL: a JPEG, or a PNG whose pixels show if the image has less than half the height.
 
     Args:
         pixels: uint8 (H, W, 1) or (H, W, 3).
-        height: maximum height in pixels; smaller images keep their size.
+        height: maximum height in pixels; a smaller image is enlarged by a whole number.
     """
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    image.thumbnail((2 * height, height))
+    factor = min(height // image.height, 2 * height // image.width)
     content = io.BytesIO()
+    if factor > 1:
+        image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST).save(content, "PNG")
+        return data_url(content.getvalue())
+    image.thumbnail((2 * height, height))
     image.save(content, "JPEG", quality=85)
     return data_url(content.getvalue(), "image/jpeg")

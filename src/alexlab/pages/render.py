@@ -24,6 +24,30 @@ class Link(NamedTuple):
     href: str
 
 
+class Interval(NamedTuple):
+    """A mean with its interval, drawn on a scale that the intervals of a column share.
+
+    Args:
+        low: lower end.
+        mean: the mean.
+        high: upper end.
+        scale: values at the left and right end of the drawing.
+    """
+
+    low: float
+    mean: float
+    high: float
+    scale: tuple[float, float]
+
+    def at(self, value: float) -> float:
+        """Return the position of a value in the drawing, in percent of its width without a margin of 2 %."""
+        left, right = self.scale
+        return round(2 + 96 * (value - left) / (right - left), 2) if right > left else 50.0
+
+    def __str__(self) -> str:
+        return f"{self.low:.4f} to {self.high:.4f}"
+
+
 def render(template: str, **values: Any) -> str:
     """Return a page from a template in `templates/`.
 
@@ -48,13 +72,36 @@ def file_links(files: Sequence[Path], page_dir: Path) -> list[Link]:
     return [Link(file.name, quote(path)) for file, path in zip(files, paths, strict=True)]
 
 
-def format_value(value: Any) -> str:
-    """Return a table cell as text: four decimals, thousands separators, and `-` for None."""
+def format_value(value: Any, digits: int | None = None) -> str:
+    """Return a table cell as text: floats with fixed decimals, thousands separators, and `-` for None.
+
+    Args:
+        value: the cell.
+        digits: decimals of a float; None: those that suit it alone, see `column_digits`.
+    """
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:g}" if value == round(value, 1) else f"{value:.4f}"
+        return f"{value:,.{_digits([value]) if digits is None else digits}f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def column_digits(rows: Sequence[Sequence[Any]], num_columns: int) -> list[int | None]:
+    """Return for each column the decimals that its numbers share, and None for a column without numbers."""
+    columns = [[row[number] for row in rows] for number in range(num_columns)]
+    numbers = [
+        [cell for cell in cells if isinstance(cell, int | float) and not isinstance(cell, bool)] for cells in columns
+    ]
+    return [_digits(found) if found else None for found in numbers]
+
+
+def _digits(values: Sequence[float]) -> int:
+    """Return 4 for fractions and anything finer than tenths, such as scores, 1 for tenths, such as durations, else 0."""
+    if all(isinstance(value, int) for value in values):
+        return 0
+    if any(abs(value - round(value, 1)) > 1e-9 for value in values) or all(0 <= value <= 1 for value in values):
+        return 4
+    return 1
 
 
 def _finalize(value: Any) -> Any:
@@ -70,4 +117,5 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_ENVIRONMENT.filters["value"] = format_value
+_ENVIRONMENT.filters |= {"value": format_value, "column_digits": column_digits}
+_ENVIRONMENT.tests["interval"] = lambda value: isinstance(value, Interval)
