@@ -52,7 +52,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run the trials; a failed one is reported to Optuna as failed, and the search continues."""
         if importlib.util.find_spec("optuna") is None:
-            raise ConfigCompositionException("sweep=optuna needs the package optuna: pip install -e '.[optuna]'")
+            raise ConfigCompositionException("sweep=optuna needs the package optuna: pip install 'alexlab[optuna]'")
         import optuna
         from optuna.trial import TrialState
 

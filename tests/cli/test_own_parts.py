@@ -42,7 +42,7 @@ def test_a_new_folder_trains_at_once_and_is_needed_again(
 def test_the_examples_of_the_page_train(tmp_path: Path) -> None:
     examples = [code for language in ("python", "yaml") for code in blocks("docs/extending.md", language)]
     examples = [code for code in examples if code.startswith("# my/")]
-    assert len(examples) == 17
+    assert len(examples) == 19
     for code in examples:
         first, rest = code.split("\n", 1)
         assert len([line for line in rest.splitlines() if line.strip()]) <= 16
@@ -55,6 +55,12 @@ def test_the_examples_of_the_page_train(tmp_path: Path) -> None:
     with (tmp_path / "run/metrics.csv").open() as file:
         assert len([row["val/worst_recall"] for row in csv.DictReader(file)]) == 2
     assert re.search("worst_recall", (tmp_path / "run/run.json").read_text())
+    own = ("--config-dir=my", "experiment=own", "data=stripes", "trainer.devices=2", "trainer.max_epochs=1")
+    done = run("train", *own, "hydra.run.dir=two", *CPU, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "data: data.dataset: 2 classes, images: train 16, val 11" in done.stdout
+    assert "data: only the datasets of the data module's loaders are used" in done.stdout
+    assert "evaluate.py --config-dir=my ckpt=two" in done.stdout  # the command to type next
 
 
 @pytest.mark.parametrize(("arguments", "message"), [([], "takes one folder"), (["x"], "needs a new or empty folder")])

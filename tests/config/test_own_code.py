@@ -12,6 +12,7 @@ from alexlab.config import allowlist, own_code
 from alexlab.config.instantiate import locate
 from alexlab.config.own_code import add_folder, pop_config_dir
 from alexlab.errors import ConfigError
+from alexlab.output import command_line
 
 CALLBACKS = """
 import os
@@ -33,8 +34,9 @@ def anything(command):
 def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", [*sys.path])
     before, trusted = set(sys.modules), allowlist._trusted.set(())
-    folders = own_code._folders.set(())
+    folders, repeated = own_code._folders.set(()), command_line._repeated.set(())
     yield
+    command_line._repeated.reset(repeated)
     allowlist._trusted.reset(trusted)
     own_code._folders.reset(folders)
     for name in set(sys.modules) - before:
@@ -62,6 +64,14 @@ def test_the_folder_is_found_however_it_is_given(
     assert list(arguments) == ["seed=1", "experiment=x", f"--config-dir={folder / 'conf'}"]
     assert locate("own_callbacks.Mine", "callbacks.mine").__name__ == "Mine"
     assert locate("own_package.made", "callbacks.mine")().__class__.__name__ == "Mine"
+
+
+def test_commands_to_copy_name_the_folder_and_the_trusted_packages(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    parse_invocation("train", ["--config-dir", str(folder), "trusted_targets=[a,b]"])
+    assert command_line.command_line("train", "resume=x").endswith("'trusted_targets=[a,b]' --config-dir=my resume=x")
 
 
 def test_a_folder_without_conf_holds_the_yaml_files_itself(folder: Path) -> None:

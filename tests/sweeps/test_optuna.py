@@ -41,7 +41,8 @@ def test_search_spaces(override: str, expected: object) -> None:
 def test_a_missing_optuna_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ConfigCompositionException, match=re.escape("sweep=optuna needs the package optuna: pip install -e '.[optuna]'")
+        ConfigCompositionException,
+        match=re.escape("sweep=optuna needs the package optuna: pip install 'alexlab[optuna]'"),
     ):
         OptunaSweeper(num_trials=1, seed=1).sweep(["x=a,b"])
 

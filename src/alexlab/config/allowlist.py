@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from alexlab.errors import ConfigError
+from alexlab.output.command_line import repeat_option
 
 FLAG = "trusted_targets="
 ALLOWED = {
@@ -86,6 +87,7 @@ def pop_trusted_targets(arguments: Sequence[str]) -> list[str]:
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ConfigError(f"trusted_targets must be a list of packages: {FLAG}[mypackage]; got {argument}")
             trust(*names)
+            repeat_option(*argument.split("=", 1))
     return [argument for argument in arguments if not argument.startswith(FLAG)]
 
 

@@ -7,6 +7,7 @@ from alexlab.config.instantiate import Config, bind, parts
 from alexlab.data.config import DataConfig
 from alexlab.data.splits import Splits
 from alexlab.data.streaming.index import StreamConfig
+from alexlab.distributed.imports import import_lightning
 
 
 def data_config(config: Config) -> DataConfig:
@@ -16,8 +17,12 @@ def data_config(config: Config) -> DataConfig:
     node = config["data"]
     if node.get("dataset") is None:
         return DataConfig(**node)
+    import_lightning()  # which your module imports more slowly
+
+    from alexlab.data.own_datamodule import is_datamodule
+
     target, keywords = parts(node["dataset"], "data.dataset")
-    bind(target, "data.dataset", "train", **keywords)
+    bind(target, "data.dataset", *(() if is_datamodule(target) else ("train",)), **keywords)
     return DataConfig(**{**node, "dataset": partial(target, **keywords)})
 
 

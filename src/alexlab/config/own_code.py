@@ -12,6 +12,7 @@ from pathlib import Path
 
 from alexlab.config import allowlist
 from alexlab.errors import ConfigError
+from alexlab.output.command_line import repeat_option
 
 FLAGS = ("--config-dir", "-cd")
 CONF = "conf"
@@ -61,6 +62,7 @@ def add_folder(name: str) -> Path:
     if str(folder) not in _folders.get():
         _folders.set((*_folders.get(), str(folder)))
         allowlist.trust(*_modules(folder))
+        repeat_option("--config-dir", str(folder))
     return folder / CONF if (folder / CONF).is_dir() else folder
 
 

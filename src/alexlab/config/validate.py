@@ -108,7 +108,7 @@ def _check_loggers(config: Config) -> None:
     """Check the loggers without building them, since some open a file or a connection at once."""
     for name, node in entries(config["logger"]).items():
         if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
-            raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install -e '.[{name}]'")
+            raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install 'alexlab[{name}]'")
         target, keywords = parts(node, f"logger.{name}")
         bind(target, f"logger.{name}", save_dir="", **keywords)
         if isinstance(target, type) and issubclass(target, WandbLogger):

@@ -86,7 +86,7 @@ class DataConfig:
     preview: int = 0
     manifest: str | None = None
     generate: str | None = None
-    dataset: Mapping[str, Any] | Callable[..., Any] | None = None
+    dataset: Mapping[str, Any] | partial[Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.root and not self.url and self.dataset is None:
@@ -170,7 +170,7 @@ class DataConfig:
         if self.dataset is not None:
             from alexlab.data.own_dataset import dataset_splits  # imports torch
 
-            assert callable(self.dataset), "alexlab.config.data.data_config has instantiated it"
+            assert isinstance(self.dataset, partial), "alexlab.config.data.data_config has located it"
             return dataset_splits(
                 self.dataset, channels=self.channels, val_fraction=self.val_fraction, split_seed=self.split_seed
             )

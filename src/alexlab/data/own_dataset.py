@@ -1,19 +1,22 @@
-"""Splits of a map-style dataset class, such as one of torchvision or of the user's own."""
+"""Splits of a dataset class or a LightningDataModule, such as the user's own."""
 
+import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from alexlab.data.crop import CropRule, part_of
 from alexlab.data.in_memory import from_pil, to_uint8, with_channels
+from alexlab.data.own_datamodule import KEY, NOTE, DataModuleDatasets, is_datamodule
 from alexlab.data.samplers import stratified_sample
 from alexlab.data.splits import Split, Splits
 from alexlab.errors import AlexlabError, DataError
 
-KEY = "data.dataset"
 CONTRACT = "must have len(), `classes` (names), `targets` (a label per image) and items (image, label)"
 
 
@@ -34,10 +37,13 @@ class DatasetImages:
     def load(self, row: int, crop: CropRule | None = None) -> np.ndarray:
         """Return an image as `alexlab.data.decode.decode` does.
 
+        Random draws of the item with torch, NumPy or `random` are those of the training image's seed, see `SeededDataset`.
+
         Raises:
             DataError: if the item is not an image.
         """
         try:
+            _seed_others(torch.initial_seed())
             item = self.dataset[row]
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
@@ -54,28 +60,29 @@ class DatasetImages:
         return part_of(with_channels(pixels, self.channels), crop)
 
 
-def dataset_splits(make: Callable[[str], Any], *, channels: int, val_fraction: float, split_seed: int) -> Splits:
-    """Return the splits of a dataset class.
+def dataset_splits(make: partial[Any], *, channels: int, val_fraction: float, split_seed: int) -> Splits:
+    """Return the splits of a dataset class, or of a class of LightningDataModules.
 
     Args:
-        make: called with train, val and test; returns the dataset of that split, or None if it does not exist. Without val, a
-            part of train becomes val.
+        make: class with its arguments. A dataset class is called with train, val and test; it may be a function that returns
+            None for a split that does not exist. Without val, a part of train becomes val.
         channels: 3 for RGB, 1 for grey.
         val_fraction: fraction of each class, 0..1, of that part.
-        split_seed: seed of that part.
+        split_seed: seed of that part, and of all random draws while the datasets are built.
 
     Raises:
         DataError: if a dataset cannot be built or does not have the required attributes.
     """
-    train = _split(make, "train", channels)
+    notes = (NOTE,) if is_datamodule(make.func) else ()
+    get: Callable[[str], Any] = DataModuleDatasets(make) if notes else make
+    train, val, test = (_split(get, name, channels, split_seed) for name in ("train", "val", "test"))
     if train is None:
-        raise DataError(f"{KEY} must return a dataset for the split train; got None")
-    val, test = (_split(make, name, channels) for name in ("val", "test"))
+        raise DataError(f"{KEY} must have a dataset for the split train; got None")
     for name, split in (("val", val), ("test", test)):
         if split is not None and split.classes != train.classes:
             raise DataError(f"{KEY} must have the same classes in every split; those of {name} differ from train")
     if val is not None:
-        return Splits(train, val, test)
+        return Splits(train, val, test, notes=notes)
     count = round(val_fraction * len(train))
     if not 0 < count < len(train):
         raise DataError(
@@ -84,12 +91,22 @@ def dataset_splits(make: Callable[[str], Any], *, channels: int, val_fraction: f
     rows = stratified_sample(train.labels, count, seed=split_seed)
     others = np.setdiff1d(np.arange(len(train)), rows)
     note = f"no val split: {count} of {len(train)} training images became the validation split"
-    return Splits(_rows(train, others), _rows(train, rows), test, auto_split=True, notes=(note,))
+    return Splits(_rows(train, others), _rows(train, rows), test, auto_split=True, notes=(*notes, note))
 
 
-def _split(make: Callable[[str], Any], name: str, channels: int) -> Split | None:
+def _seed_others(seed: int) -> None:
+    """Seed the global generators of NumPy and Python, which nothing in alexlab uses."""
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _split(make: Callable[[str], Any], name: str, channels: int, seed: int) -> Split | None:
     try:
-        dataset = make(name)
+        # The parts of a random_split without a generator must be the same whenever the run is resumed.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            _seed_others(seed)
+            dataset = make(name)
         if dataset is None:
             return None
         classes = [str(each) for each in dataset.classes]

@@ -115,7 +115,7 @@ def write_onnx(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Ten
         import onnxruntime
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
-        raise ConfigError("format=onnx needs onnx, onnxscript and onnxruntime: pip install -e '.[onnx]'") from error
+        raise ConfigError("format=onnx needs onnx, onnxscript and onnxruntime: pip install 'alexlab[onnx]'") from error
     proto = _onnx_proto(_contiguous_net(model), images[:2].contiguous())
     for name, value in metadata(model).items():
         entry = proto.metadata_props.add()

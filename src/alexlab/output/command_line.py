@@ -3,13 +3,26 @@
 import os
 import shlex
 import sys
+from contextvars import ContextVar
 from pathlib import Path
+
+_repeated: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("repeated", default=())  # options and their values
 
 
 def short_path(path: str | os.PathLike[str]) -> str:
     """Return a path relative to the working directory, or the absolute path if it is outside."""
     relative = os.path.relpath(path)
     return os.path.abspath(path) if relative.startswith("..") else relative
+
+
+def repeat_option(option: str, value: str) -> None:
+    """Add an option without which later commands refuse the run, such as --config-dir, to every command line.
+
+    Args:
+        option: the option.
+        value: its value; a folder is shortened, see `short_path`.
+    """
+    _repeated.set((*_repeated.get(), (option, value)))
 
 
 def command_line(command: str, *arguments: object) -> str:
@@ -21,4 +34,6 @@ def command_line(command: str, *arguments: object) -> str:
     script = Path(sys.argv[0]).with_name(f"{command}.py")
     is_script = script.resolve() == Path(__file__).resolve().parents[2] / script.name and script.is_file()
     program = f"python {shlex.quote(str(script))}" if is_script else f"alexlab {command}"
+    options = (f"{option}={short_path(value) if os.path.isdir(value) else value}" for option, value in _repeated.get())
+    arguments = (*options, *arguments)
     return " ".join([program, *(shlex.quote(str(argument)) for argument in arguments)])

@@ -44,7 +44,7 @@ class Ray(JobRunner):
 
     def prepare(self, sweep_dir: Path) -> None:
         if importlib.util.find_spec("ray") is None:
-            raise ConfigError("launcher=ray needs the package ray: pip install -e '.[ray]'")
+            raise ConfigError("launcher=ray needs the package ray: pip install 'alexlab[ray]'")
         if self.cpus_per_device <= 0:
             raise ConfigError(f"launcher.cpus_per_device must be positive; got {self.cpus_per_device}")
         if not 0 < self.gpus_per_device <= 1:

@@ -68,7 +68,7 @@ class Submitit(JobRunner):
 
     def _check(self) -> None:
         if importlib.util.find_spec("submitit") is None:
-            raise ConfigError("launcher=submitit needs the package submitit: pip install -e '.[submitit]'")
+            raise ConfigError("launcher=submitit needs the package submitit: pip install 'alexlab[submitit]'")
         if self.cluster not in ("slurm", "local"):
             raise ConfigError(f"launcher.cluster must be slurm, local or null; got {self.cluster}")
         if self.cluster == "slurm" and not shutil.which("sbatch"):
