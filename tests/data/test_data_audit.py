@@ -16,6 +16,7 @@ from PIL import Image
 from alexlab.data.audit import inspection
 from alexlab.data.audit.audit import AuditResult, audit_dataset
 from alexlab.data.audit.quarantine import quarantine, restore
+from alexlab.data.audit.report import TITLES
 from alexlab.data.discovery import find_splits
 from alexlab.data.manifest import read_manifest
 from alexlab.distributed.failures import translate_errors
@@ -73,8 +74,8 @@ def test_every_unusual_file_is_reported_with_its_code(clean: Path) -> None:
     readable = {Path(row.path).name for row in result.rows if row.width}
     assert set(READABLE) <= readable
     assert not readable & set(UNREADABLE)
-    assert "1 files hold several images; only the first is used" in result.notes
-    assert "left out in train: 1 .*, 1 ._*, 1 .xyz files, 1 __MACOSX" in result.notes
+    assert "1 file holds several images; only the first is used" in result.notes
+    assert "left out in train: 1 .*, 1 ._*, 1 .xyz file, 1 __MACOSX" in result.notes
     alike = {entry[1] for entry in entries_of(result) if "duplicate" in entry[0]}
     assert alike
     assert all(Path(path).name in READABLE or "not_utf8" in path for path in alike), (
@@ -99,7 +100,7 @@ def test_corrupt_images_after_the_first_one_are_ignored(clean: Path) -> None:
     (clean / "train/a/stack.tif").write_bytes(content[:position] + b"\xff\xff\xff\x7f")
     result = audit_dataset(str(clean))
     assert not entries_of(result)
-    assert "1 files hold several images; only the first is used" in result.notes
+    assert "1 file holds several images; only the first is used" in result.notes
 
 
 def test_irregular_folders_are_reported(clean: Path) -> None:
@@ -167,6 +168,14 @@ def test_a_folder_without_splits(clean: Path) -> None:
     result = audit_dataset(str(clean / "train"))
     assert result.counts == {"": {"a": 14, "b": 14}}
     assert entries_of(result) == []
+    photo(clean / "train/c/0.jpg", 100)
+    for name in ("a.txt", "b.TXT"):
+        (clean / "train" / name).touch()
+    result = audit_dataset(str(clean / "train"))
+    assert entries_of(result) == [("single_image", "c")]
+    assert result.findings[0].text == "is a class with one image; at least 2 are needed to split it into train and val"
+    assert result.notes == ["left out: 2 .txt files"]
+    assert ("single_image", "train/c") not in entries_of(audit_dataset(str(clean))), "val exists"
     codes = {code for code, _ in entries_of(audit_dataset(str(clean / "train/a")))}
     assert codes == {"no_images", "one_class", "outside_classes"}
 
@@ -216,6 +225,11 @@ def test_the_command_writes_a_page_and_a_manifest(
     printed = capsys.readouterr().out
     assert "unreadable_unknown_format" in printed
     assert "check.html" in printed
+
+
+def test_every_finding_has_a_heading_in_words() -> None:
+    sources = "".join(path.read_text() for path in Path(inspection.__file__).parents[1].rglob("*.py"))
+    assert set(re.findall(r'Finding\(\s*"(\w+)"', sources)) <= TITLES.keys()
 
 
 def test_the_command_reports_clean_data(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from alexlab.output.command_line import command_line, short_path
 from alexlab.output.log_handler import WHOLE, log_terminal, shorter
 from alexlab.output.progress import line_progress
-from alexlab.output.terminal import Terminal
+from alexlab.output.terminal import PathCell, Terminal
 from support.terminal import open_terminal, screen, widest
 
 log = logging.getLogger("tests.terminal")
@@ -92,7 +92,19 @@ def test_tables_lose_optional_columns_until_they_fit(width: int, headers: list[s
     file = io.StringIO()
     Terminal(file=file, width=width).print_table(table, optional=["note", "size"])
     assert [column.header for column in table.columns] == headers
-    assert widest(file.getvalue().splitlines()) <= width
+    lines = file.getvalue().splitlines()
+    assert any(line.endswith(PATH) for line in lines), "a path is not broken"
+    assert widest([line for line in lines if PATH not in line]) <= width
+
+
+@pytest.mark.parametrize(("width", "cell"), [(100, "文件夹/very/long/path.jpg"), (36, ".../long/path.jpg")])
+def test_the_start_of_a_long_path_is_left_out(width: int, cell: str) -> None:
+    table, file = Table("image", "prediction 1"), io.StringIO()
+    table.add_row(PathCell("文件夹/very/long/path.jpg"), "cat 0.9")
+    Terminal(file=file, width=width).print_table(table)
+    lines = file.getvalue().splitlines()
+    assert lines[3].split("│")[1].strip() == cell
+    assert widest(lines) <= width
 
 
 def test_commands_are_quoted_and_start_as_this_process_did(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.predict import Prediction
 from alexlab.output.csv_files import CellWriter
 from alexlab.output.escape import print_line, writable
-from alexlab.output.terminal import Terminal
+from alexlab.output.terminal import PathCell, Terminal
 from alexlab.pages.images import thumbnail_url
 from alexlab.pages.render import render
 
@@ -108,11 +108,11 @@ class PredictionWriter:
     def _first_table(self) -> Table:
         title = f"the first {len(self.first_rows)} of {self.num_read:,} images" if self.num_read > MAX_ROWS else None
         table = Table(title=title)
-        table.add_column("image", overflow="fold")
+        table.add_column("image")
         for rank in range(1, len(self.first_rows[0][1]) + 1):
             table.add_column(f"prediction {rank}", overflow="fold")
         for path, top in self.first_rows:
-            table.add_row(path, *(f"{entry['class']} {entry['prob']:.3f}" for entry in top))
+            table.add_row(PathCell(path), *(f"{entry['class']} {entry['prob']:.3f}" for entry in top))
         return table
 
     def _gallery_image(self, path: str, top: list[dict[str, Any]]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.control import Control
 from rich.measure import Measurement
 from rich.segment import ControlType
@@ -13,9 +13,33 @@ from rich.text import Text
 
 from alexlab.output.escape import shown
 
+MIN_PATH_WIDTH = 16  # characters of a path that a table does not leave out
 FILE_WIDTH = 160  # of tables in files and pipes
 _UNLIMITED = 10_000
 _CLEAR_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+
+
+class PathCell:
+    """A path in a table, without its start if it does not fit, because the ends tell files apart.
+
+    Args:
+        path: the path.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = shown(path)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        width = cell_len(self.path)
+        return Measurement(min(MIN_PATH_WIDTH, width), width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        path = self.path
+        if cell_len(path) > options.max_width:
+            while path and cell_len(path) > options.max_width - 3:
+                path = path[1:]
+            path = f"...{path}"
+        yield Text(path, no_wrap=True)
 
 
 class Terminal(Console):
@@ -83,5 +107,7 @@ class Terminal(Console):
                 break
             table.columns = [column for column in table.columns if column.header != header]
         for part in (title, table, caption):
-            if part:
+            if isinstance(part, str):
+                self.print_lines(shown(part))  # rich would break a path in the middle
+            elif part:
                 self.print(part)

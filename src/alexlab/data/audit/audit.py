@@ -111,7 +111,8 @@ def _add_statistics(inspections: Sequence[Inspection], result: AuditResult) -> N
     result.modes = Counter(row.mode for row, _ in readable)
     num_animated = sum(stats.animated for _, stats in readable)
     if num_animated:
-        result.notes.append(f"{num_animated} files hold several images; only the first is used")
+        files = "1 file holds" if num_animated == 1 else f"{num_animated} files hold"
+        result.notes.append(f"{files} several images; only the first is used")
     if readable:
         mean = np.mean([stats.mean for _, stats in readable], 0)
         mean_square = np.mean([stats.mean_square for _, stats in readable], 0)
@@ -133,6 +134,9 @@ def _list_splits(
         for label, count in zip(listing.classes, counts, strict=True):
             if not count:
                 result.findings.append(Finding("empty_class", os.path.join(name, label), "is a class without images"))
+            elif count == 1 and split in ("", "train") and "val" not in layout.folders:
+                text = "is a class with one image; at least 2 are needed to split it into train and val"
+                result.findings.append(Finding("single_image", os.path.join(name, label), text))
         result.findings += [
             Finding("special_file", path, f"is left out: it is {kind}, and only regular files are read")
             for path, kind in listing.special_files
@@ -145,6 +149,7 @@ def _check_other_files(root: str, split_folder: str, result: AuditResult) -> Non
     """Report images that are not used and count files and folders that do not belong to the dataset."""
     top = os.path.join(root, split_folder)
     left_out: Counter[str] = Counter()
+    suffixes: Counter[str] = Counter()
     for folder, subfolders, names in os.walk(top):
         relative = os.path.relpath(folder, root)
         for sub in [sub for sub in subfolders if is_hidden(sub)]:
@@ -160,12 +165,14 @@ def _check_other_files(root: str, split_folder: str, result: AuditResult) -> Non
                 text = f"is left out: {suffix} files are not supported{needed}"
                 result.findings.append(Finding("unsupported_format", path, text))
             elif suffix not in IMAGE_EXTENSIONS:
-                left_out[f"{suffix or 'extensionless'} files"] += 1
+                suffixes[suffix or "extensionless"] += 1
             elif folder == top:
                 text = "is left out: it is next to the class folders, not in one of them"
                 result.findings.append(Finding("outside_classes", path, text))
+    left_out.update({f"{name} {'file' if count == 1 else 'files'}": count for name, count in suffixes.items()})
     if left_out:
-        result.notes.append(f"left out in {split_folder or '.'}: {format_counts(left_out)}")
+        where = f" in {split_folder}" if split_folder else ""
+        result.notes.append(f"left out{where}: {format_counts(left_out)}")
 
 
 def _check_classes(listings: Sequence[tuple[str, Listing]], result: AuditResult) -> None:

@@ -33,6 +33,21 @@ TITLES = {
     "extension": "Files whose extension does not match their content",
     "unsupported_format": "Images in unsupported formats",
     "outside_classes": "Images outside of the class folders",
+    "empty_class": "Classes without images",
+    "single_image": "Classes with one image",
+    "one_class": "Fewer than two classes",
+    "similar_class": "Classes whose names look alike",
+    "class_name": "Class names that are not valid UTF-8",
+    "extra_class": "Classes that do not occur in train",
+    "missing_class": "Classes of train that are missing in another split",
+    "unclear_splits": "Ambiguous split folders",
+    "no_images": "No images",
+    "no_permission": "Folders without read permission",
+    "loop": "Links back to a folder that contains them",
+    "special_file": "Entries that are not regular files",
+    "manifest_gone": "Files of the manifest that are missing",
+    "manifest_new": "Files that the manifest does not list",
+    "manifest_changed": "Files whose content differs from the manifest",
 }
 
 
@@ -122,11 +137,7 @@ def write_page(result: AuditResult, path: Path) -> None:
         sections=_sections(result),
         count_columns=["class", *(split or "images" for split in result.counts)],
         count_rows=_count_rows(result),
-        statistics=[
-            [name, *(f"{value:.4f}" for value in values)]
-            for name, values in (("mean", result.mean), ("standard deviation", result.std))
-            if values
-        ],
+        statistics=[*zip(("red", "green", "blue"), result.mean, result.std, strict=False)],
         distributions=[
             (title, unit, counter.most_common(8), max(0, len(counter) - 8))
             for title, unit, counter in (("Sizes", "size", result.sizes), ("Modes", "mode", result.modes))
@@ -148,13 +159,12 @@ def _sections(result: AuditResult) -> list[Section]:
         by_kind["unreadable" if finding.code.startswith("unreadable_") else finding.code].append(finding)
     order = list(TITLES)
     sections = []
-    for kind in sorted(by_kind, key=lambda kind: order.index(kind) if kind in TITLES else len(TITLES)):
+    for kind in sorted(by_kind, key=order.index):
         pairs = [
             (_thumbnails(result, (pair.first, pair.second)), pair.first, pair.second)
             for pair in [pair for pair in result.pairs if pair.code == kind][:MAX_PAIRS]
         ]
-        title = TITLES.get(kind, kind.replace("_", " "))
-        sections.append(Section(title, len(by_kind[kind]), pairs, by_kind[kind][:MAX_LISTED]))
+        sections.append(Section(TITLES[kind], len(by_kind[kind]), pairs, by_kind[kind][:MAX_LISTED]))
     return sections
 
 
