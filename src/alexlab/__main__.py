@@ -18,7 +18,10 @@ COMMANDS = {
     "benchmark": "measure speed and memory",
     "demo": "serve a page to try a trained network",
 }
-NEW = {"new": "write a folder for your own nets, datasets and experiments"}  # without a config, so it has no script
+WITHOUT_CONFIG = {
+    "runs": "list all runs with status and score",
+    "new": "write a folder for your own nets, datasets and experiments",
+}
 
 
 def main() -> None:
@@ -29,7 +32,11 @@ def main() -> None:
 
         sys.argv = [f"{name}.py", *sys.argv[2:]]  # as in the records of runs
         run_command(name)
-    if name in NEW:
+    if name == "runs":
+        from alexlab.cli.runs import main as list_runs
+
+        list_runs(sys.argv[2:])
+    if name == "new":
         from alexlab.cli.exits import exit_on_error
         from alexlab.cli.new import write_folder
 
@@ -37,14 +44,14 @@ def main() -> None:
             write_folder(sys.argv[2:])
         sys.exit(0)
     if name in ("-h", "--help", "help"):
-        rows = (f"  {command:10}  {text}" for command, text in (COMMANDS | NEW).items())
+        rows = (f"  {command:10}  {text}" for command, text in (COMMANDS | WITHOUT_CONFIG).items())
         for line in ("usage: alexlab COMMAND [KEY=VALUE ...]", *rows, "`alexlab COMMAND --help` lists the options"):
             print_line(line)
         sys.exit(0)
     if name == "--version":
         print_line(f"alexlab {alexlab.__version__}")
         sys.exit(0)
-    near = difflib.get_close_matches(name, [*COMMANDS, *NEW], n=1)
+    near = difflib.get_close_matches(name, [*COMMANDS, *WITHOUT_CONFIG], n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
     print_line(f"unknown command {name}; {hint}", file=sys.stderr)
     sys.exit(1)

@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from alexlab.benchmark.table import Row
 from alexlab.cli import arguments as cli_arguments
+from alexlab.cli.runs import parse_options
 from chaos.harness import Result
 from support.pages import NAMES, PAGES, anchors, blocks, commands, inline_code, links, modules, text
 from support.runs import ROOT, plain
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 # Number of commands and links of each page: an extraction that matches nothing cannot pass.
 COMMANDS = {
-    "README.md": 22,
+    "README.md": 23,
     "CONTRIBUTING.md": 10,
     "docs/architecture.md": 1,
     "docs/benchmarks.md": 35,
@@ -41,6 +42,7 @@ COMMANDS = {
     "docs/python-api.md": 0,
     "docs/results.md": 17,
     "docs/resume.md": 7,
+    "docs/runs.md": 5,
     "docs/sweeps.md": 14,
 }
 SCRIPT = re.compile(r"\bsrc/(\w+)\.py\b(.*)")
@@ -60,6 +62,9 @@ def test_commands_compose(command: str) -> None:
     script, *arguments = shlex.split(command)
     name = script.removeprefix("src/").removesuffix(".py")
     assert (ROOT / script).exists()
+    if name == "runs":
+        assert parse_options(arguments)
+        return
     if any(argument.startswith(FROM_A_RUN) for argument in arguments):
         return
     sweep = "-m" in arguments

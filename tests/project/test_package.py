@@ -76,7 +76,7 @@ def test_importing_the_package_imports_no_library() -> None:
 
 
 def test_every_command_has_a_script_and_a_line() -> None:
-    assert sorted(COMMANDS) == sorted(path.stem for path in (ROOT / "src").glob("*.py"))
+    assert sorted([*COMMANDS, "runs"]) == sorted(path.stem for path in (ROOT / "src").glob("*.py"))
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,7 @@ def test_every_command_has_a_script_and_a_line() -> None:
         ([], 0, "usage: alexlab COMMAND"),
         (["--help"], 0, "train       train a network on a folder of images"),
         (["--version"], 0, f"alexlab {alexlab.__version__}"),
+        (["runs", "status=x"], 1, "status must be one of running, finished"),
         (["tran"], 1, "unknown command tran; did you mean train?"),
         (["x"], 1, "unknown command x; choose one of train, evaluate"),
     ],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import alexlab
 from alexlab.cli.arguments import PATH_KEYS
 from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
-from alexlab.records.compare import differing_keys, group_seeds, key_values, rank_groups
+from alexlab.records.compare import differing_keys, group_seeds, rank_groups, result_rows
 from alexlab.records.layout import RUN_JSON
 from alexlab.records.report import verdict, write_report
 from alexlab.records.results import RunResult, find_runs, read_run, read_runs
@@ -90,20 +90,7 @@ class Runs(Sequence[TrainedRun]):
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per run: the config keys that differ between the runs, the scores, status and folder."""
-        keys = differing_keys(self._runs)
-        return [
-            {
-                **key_values(run, keys),
-                "seed": run.seed,
-                **{f"val/{name}": run.score(name) for name in ("top1", "top5", "loss")},
-                **{name: value for name, value in run.scores.items() if name.startswith("test/")},
-                "tags": run.tags,
-                "note": run.note,
-                "status": run.status,
-                "folder": str(run.folder),
-            }
-            for run in self._runs
-        ]
+        return result_rows(self._runs)
 
     def to_pandas(self) -> Any:
         """Return `rows` as a pandas DataFrame.

@@ -88,7 +88,7 @@ def _overridden_keys(group: str, runs: Sequence[RunResult], configs: Sequence[di
     """Return the keys of a config group that differ between runs with the same option."""
     by_option: dict[str, list[dict[str, Any]]] = {}
     for run, config in zip(runs, configs, strict=True):
-        by_option.setdefault(run.choices[group], []).append(config)
+        by_option.setdefault(run.choices.get(group, ""), []).append(config)
     names = dict.fromkeys(name for config in configs for name in config if name.startswith(f"{group}."))
     return [
         name
@@ -110,6 +110,24 @@ def key_values(run: RunResult, keys: Sequence[str]) -> dict[str, Any]:
     """Return the run's values of the keys from `differing_keys`."""
     config = _flatten(run.record["config"])
     return {key: run.choices[key] if key in run.choices else config.get(key) for key in keys}
+
+
+def result_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
+    """Return one row per run: the config keys that differ between the runs, the scores, status and folder."""
+    keys = differing_keys(runs)
+    return [
+        {
+            **key_values(run, keys),
+            "seed": run.seed,
+            **{f"val/{name}": run.score(name) for name in ("top1", "top5", "loss")},
+            **{name: value for name, value in run.record["scores"].items() if name.startswith("test/")},
+            "tags": run.tags,
+            "note": run.note,
+            "status": run.status,
+            "folder": str(run.folder),
+        }
+        for run in runs
+    ]
 
 
 def group_seeds(runs: Sequence[RunResult], keys: Sequence[str]) -> list[RunGroup]:

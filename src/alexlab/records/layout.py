@@ -10,6 +10,7 @@ MAX_TAG = 60  # characters of the readable part of a folder's name
 BEST, LAST = Path("checkpoints/best.ckpt"), Path("checkpoints/last.ckpt")
 EARLIER_LASTS = "step_*.ckpt"  # older checkpoints next to them, see callbacks.checkpoint
 RUN_JSON, LOCK, CODE_DIFF = "run.json", ".lock", "code.diff"
+SWEEP_JSON = "sweep.json"  # in the folder of a sweep
 EARLIER = ".earlier"  # files of failed attempts at a job
 CHECKPOINT_KEY = "alexlab"  # entry of a checkpoint with config, choices, versions, classes and best scores
 # Overrides that decide where jobs run, not what they compute.

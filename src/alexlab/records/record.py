@@ -25,6 +25,7 @@ from alexlab.records.provenance import CODE_DIR, code_state, versions
 
 RUNNING, FINISHED, PRUNED, FAILED, INTERRUPTED = "running", "finished", "pruned", "failed", "interrupted"
 MAX_BYTES = 50_000_000  # of run.json
+MAX_TIME_S = 1e11  # the year 5138: no number that a date cannot hold, and not NaN
 MAX_DIFF_BYTES = 5_000_000  # of code.diff
 
 
@@ -40,9 +41,9 @@ def check_record(content: Any, path: Path) -> dict[str, Any]:
     """
     if not isinstance(content, dict):
         raise CorruptError(f"{path} is corrupt: it must hold an object; got {type(content).__name__}")
-    for name, default in DEFAULTS.items():
+    for name, default in default_record().items():
         if content.get(name) is None:
-            content[name] = copy.deepcopy(default)
+            content[name] = default
     for name, (is_valid, expected) in SCHEMA.items():
         if not is_valid(content.get(name)):
             raise CorruptError(f"{path} is corrupt: {name} must be {expected}; got {str(content.get(name))[:100]!r}")
@@ -53,13 +54,19 @@ def _is_mapping(*kinds: type) -> Callable[[Any], bool]:
     return lambda value: (
         isinstance(value, dict)
         and all(isinstance(item, kinds) and not isinstance(item, bool) for item in value.values())
+        and all(abs(item) < 2**63 for item in value.values() if isinstance(item, int))
     )
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < MAX_TIME_S
 
 
 def _are_attempts(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(attempt, dict)
-        and isinstance(attempt.get("start_s"), int | float)
+        and _is_time(attempt.get("start_s"))
+        and _is_time(attempt.get("elapsed_s", 0))
         and isinstance(attempt.get("command", []), list)
         for attempt in value
     )
@@ -106,6 +113,11 @@ SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
     "reason": (lambda value: value is None or isinstance(value, str), "a string"),
     "exit_code": (lambda value: value is None or isinstance(value, int), "an integer"),
 }
+
+
+def default_record() -> dict[str, Any]:
+    """Return the entries that a run which ended early leaves out."""
+    return copy.deepcopy(DEFAULTS)
 
 
 @dataclass
@@ -192,9 +204,18 @@ class RunRecord:
 
     def finish(self, status: str, *, reason: str | None = None, exit_code: int = 0, **values: Any) -> None:
         """Record the outcome of the run; `status` is one of STATES."""
+        *earlier, attempt = self._stored()["attempts"]
         end_s = time.time()
-        start_s = self._stored()["attempts"][-1]["start_s"]
-        self.update(status=status, reason=reason, exit_code=exit_code, end_s=end_s, elapsed_s=end_s - start_s, **values)
+        elapsed_s = end_s - attempt["start_s"]
+        self.update(
+            status=status,
+            reason=reason,
+            exit_code=exit_code,
+            end_s=end_s,
+            elapsed_s=elapsed_s,
+            attempts=[*earlier, {**attempt, "elapsed_s": elapsed_s}],
+            **values,
+        )
 
     def store_attempt(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
         """Write the changed config of a resumed run to `.hydra/resume_<n>/`, next to that of the first attempt."""

@@ -4,6 +4,7 @@ import csv
 import glob
 import logging
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 from alexlab.errors import ConfigError
 from alexlab.records.layout import EARLIER, METRICS, RUN_JSON
-from alexlab.records.record import RunRecord
+from alexlab.records.record import RUNNING, RunRecord
+
+MAX_EPOCHS = 10**9  # in a record from somebody else, which may have any number
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +59,33 @@ class RunResult:
     @property
     def best_epoch(self) -> int | None:
         """The epoch of the best validation, counted from 1."""
-        epoch = self.score("epoch")
-        return None if epoch is None else int(epoch) + 1
+        return _count(self.score("epoch"))
+
+    @property
+    def last_epoch(self) -> int | None:
+        """The last epoch that was trained, counted from 1."""
+        return _count(self.record["last"].get("epoch"))
+
+    @property
+    def max_epochs(self) -> int | None:
+        """`trainer.max_epochs`; None if the run has no such limit."""
+        trainer = self.record["config"].get("trainer")
+        value = trainer.get("max_epochs") if isinstance(trainer, dict) else None
+        return value if isinstance(value, int) and 0 < value < MAX_EPOCHS else None
+
+    @property
+    def start_s(self) -> float:
+        """Unix time of the start of the last attempt; 0 if it is not recorded."""
+        attempts = self.record["attempts"]
+        return float(attempts[-1]["start_s"]) if attempts else 0.0
+
+    @property
+    def elapsed_s(self) -> float | None:
+        """Seconds of all attempts whose end is recorded, and of a running one so far; None without any."""
+        attempts = self.record["attempts"]
+        ended = [float(attempt["elapsed_s"]) for attempt in attempts if "elapsed_s" in attempt]
+        now = [time.time() - self.start_s] if attempts and self.status == RUNNING else []
+        return sum([*ended, *now]) if ended or now else None
 
     @property
     def train_s(self) -> float | None:
@@ -67,6 +95,10 @@ class RunResult:
         """Return `top1`, `top5`, `loss` or `epoch` of the best validation; None before the first one."""
         value = (self.record.get("best") or {}).get(name)
         return None if value is None else float(value)
+
+
+def _count(epoch: float | None) -> int | None:
+    return int(epoch) + 1 if epoch is not None and abs(epoch) < MAX_EPOCHS else None
 
 
 def find_runs(patterns: Sequence[str]) -> list[Path]:
@@ -127,8 +159,12 @@ def read_runs(folders: Sequence[Path]) -> list[RunResult]:
     return runs
 
 
-def read_run(folder: Path) -> RunResult:
+def read_run(folder: Path, *, with_epochs: bool = True) -> RunResult:
     """Return the run of a folder.
+
+    Args:
+        folder: the run folder.
+        with_epochs: read its metrics.csv too.
 
     Raises:
         ConfigError: if one of its files is corrupt.
@@ -136,7 +172,7 @@ def read_run(folder: Path) -> RunResult:
     epochs: list[dict[str, float]] = []
     path = folder / METRICS
     try:
-        if path.is_file():
+        if with_epochs and path.is_file():
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
             epochs = [{str(name): float(value) for name, value in row.items() if value} for row in rows]

@@ -20,10 +20,10 @@ from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import check_target
 from alexlab.errors import ConfigError
 from alexlab.records.atomic import write_atomic
-from alexlab.records.layout import LAUNCHER_OVERRIDES
+from alexlab.records.layout import LAUNCHER_OVERRIDES, SWEEP_JSON
 from alexlab.sweeps.entries import to_entry, to_override, to_text
 
-RECORD = "sweep.json"
+RECORD = SWEEP_JSON
 VERSION = 1
 MAX_BYTES = 10_000_000
 LAUNCHERS = ("sequential", "parallel", "submitit", "ray")
