@@ -14,6 +14,7 @@ from alexlab.config import CONFIG_DIR, allowlist, instantiate
 from alexlab.config.allowlist import check_targets, pop_trusted_targets
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
+from alexlab.output import command_line
 from support.commands import run
 from support.runs import TINY, plain
 
@@ -145,7 +146,9 @@ def test_only_the_command_line_can_trust_packages(monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=r"for an installed package add trusted_targets=\[mypackage\]"):
         instantiate.locate("mypackage.Mine", "callbacks.mine")
+    repeated = command_line._repeated.set(())
     assert pop_trusted_targets(["trusted_targets=[mypackage,other]", "seed=1"]) == ["seed=1"]
+    command_line._repeated.reset(repeated)
     assert instantiate.locate("mypackage.Mine", "callbacks.mine").__name__ == "Mine"
     with pytest.raises(ConfigError, match="must be in"):
         instantiate.locate("mypackagetoo.Mine", "callbacks.mine")

@@ -13,7 +13,7 @@ import torch
 
 from alexlab.cli.arguments import check_arguments, order_arguments
 from alexlab.cli.exits import report_bug
-from alexlab.config import preflight, rehearsal
+from alexlab.config import allowlist, preflight, rehearsal
 from alexlab.config.instantiate import make
 from alexlab.distributed.devices import num_ranks
 from alexlab.errors import AlexlabError, ConfigError
@@ -222,6 +222,33 @@ def test_nets_of_other_precisions_return_float32(changed: Changed, tmp_path: Pat
     probs = found.inference.probs(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
     assert probs.dtype == torch.float32
     assert torch.allclose(probs.sum(1), torch.ones(2))
+
+
+def test_a_scheduler_whose_state_cannot_be_stored_is_refused(
+    changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+class Stored(LRScheduler):
+    def __init__(self, optimizer):
+        self.factor = lambda step: 0.9**step
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+
+def free(optimizer, *, num_epochs, steps_per_epoch):
+    return [{"scheduler": LambdaLR(optimizer, lambda step: 0.9**step), "interval": "step"}]
+"""
+    (tmp_path / "stored_lambda.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    trusted = allowlist._trusted.set(("stored_lambda",))
+    message = r"scheduler\.0\.factor must be a tensor or plain data, .*; got builtins\.function: leave it out of state_dict\(\)"
+    with pytest.raises(ConfigError, match=message):
+        check(changed({"scheduler": {"_target_": "stored_lambda.Stored", "interval": "step", "monitor": None}}))
+    check(changed({"scheduler": {"_target_": "stored_lambda.free"}}))
+    allowlist._trusted.reset(trusted)
 
 
 def test_a_rehearsal_writes_nothing(changed: Changed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

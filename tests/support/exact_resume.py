@@ -30,6 +30,21 @@ RECIPES = {
         "scheduler.warmup_epochs=1",
         "scheduler.factor=0.5",
     ),
+    "scheduler of PyTorch, by step": (
+        *("scheduler=any", "scheduler._target_=torch.optim.lr_scheduler.CyclicLR", "scheduler.interval=step"),
+        *("+scheduler.base_lr=0.001", "+scheduler.max_lr=0.1", "+scheduler.step_size_up=4", "optimizer=sgd"),
+    ),
+    "scheduler of PyTorch, by epoch": (
+        *(
+            "scheduler=any",
+            "scheduler._target_=torch.optim.lr_scheduler.CosineAnnealingWarmRestarts",
+            "+scheduler.T_0=2",
+        ),
+    ),
+    "scheduler of PyTorch, by metric": (
+        *("scheduler=any", "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "+scheduler.patience=0"),
+        "scheduler.monitor=val/loss",
+    ),
     "validation within an epoch": ("trainer.val_check_interval=0.5", "scheduler=plateau", "scheduler.patience=0"),
     "validation within an epoch, accumulated": ("trainer.val_check_interval=0.5", "trainer.accumulate_grad_batches=2"),
     "packed, two workers": ("data.cache=packed", "data.num_workers=2", "scheduler=one_cycle"),

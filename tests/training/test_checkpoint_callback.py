@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +64,16 @@ def test_invalid_arguments_are_rejected(train: Train) -> None:
 
 def raise_disk_full(descriptor: int) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_a_state_that_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": torch.ones(2), "b": (1, None, {"c": "d"})}, path)
+    for value in (tmp_path, np.float64(1)):
+        state = {"callbacks": {"Mine": {"kept": [1, value]}}}
+        with pytest.raises(ConfigError, match=r"callbacks\.Mine\.kept\.1 must be a tensor or plain data"):
+            AtomicCheckpointIO().save_checkpoint(state, path)
+    assert torch.load(path, weights_only=True)["b"] == (1, None, {"c": "d"})
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

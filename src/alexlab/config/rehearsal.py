@@ -32,6 +32,7 @@ from alexlab.distributed import hardware, ranks
 from alexlab.distributed.devices import requested_gpus
 from alexlab.errors import AlexlabError, ConfigError, NumericError
 from alexlab.models.compile import compile_net
+from alexlab.records.safe_load import check_plain
 from alexlab.training.nonfinite import NonFiniteReport
 
 TIMEOUT_S = 120.0  # a longer rehearsal is inconclusive
@@ -177,6 +178,8 @@ def _perform(config: Config, splits: Splits, num_ranks: int, accelerator: str, f
         trainer.callbacks = kept if changes else [*kept, StopAfterStart()]  # type: ignore[attr-defined]
         with contextlib.suppress(Started):
             trainer.fit(module, datamodule=data)
+        check_plain([optimizer.state_dict() for optimizer in trainer.optimizers], "optimizer")
+        check_plain([entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs], "scheduler")
         with contextlib.suppress(Started):
             trainer.test(module, datamodule=data, verbose=False)
     if module.dtype != torch.float32:

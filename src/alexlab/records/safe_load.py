@@ -18,6 +18,7 @@ from alexlab.records.file_kind import CONVERT, check_sums, is_safetensors, misfi
 
 DEFAULTDICT = "collections.defaultdict"
 FORCED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # makes torch.load run any code, even with weights_only=True
+PLAIN = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
 MAX_NAMES = 200  # classes that a file may reference; the unpickler searches all of them for each object
 # Names that torch.load allows by default.
 ALLOWED = re.compile(
@@ -49,6 +50,30 @@ class Placeholder(metaclass=_PlaceholderType):
 def _mapping(*args: Any) -> dict[Any, Any]:
     """Substitute for `collections.defaultdict`, which pickle calls before it sets entries."""
     return {}
+
+
+def check_plain(content: Any, where: str = "") -> None:
+    """Check that `load_file` can read what is to be saved, before a resume fails.
+
+    Args:
+        content: nested dicts and lists.
+        where: key of the content, for the message.
+
+    Raises:
+        ConfigError: naming the first value that is neither a tensor nor plain data.
+    """
+    kind = type(content)  # a subclass, such as a number of NumPy, is pickled as an object of its own class
+    if kind in (dict, OrderedDict):
+        for name, value in content.items():
+            check_plain(value, f"{where}.{name}" if where else str(name))
+    elif kind in (list, tuple, set):
+        for number, value in enumerate(content):
+            check_plain(value, f"{where}.{number}")
+    elif kind not in PLAIN and not isinstance(content, torch.Tensor):
+        raise ConfigError(
+            f"{where} must be a tensor or plain data, since a checkpoint stores it and is read without running code; "
+            f"got {kind.__module__}.{kind.__qualname__}: leave it out of state_dict()"
+        )
 
 
 def load_file(path: Path) -> Any:

@@ -11,7 +11,7 @@ from alexlab import compat
 from alexlab.records.atomic import write_atomic
 from alexlab.records.disk_errors import RunFileWriter
 from alexlab.records.layout import CHECKPOINT_KEY
-from alexlab.records.safe_load import load_file
+from alexlab.records.safe_load import check_plain, load_file
 from alexlab.training.nonfinite import check_finite
 
 
@@ -26,9 +26,11 @@ class AtomicCheckpointIO(RunFileWriter, TorchCheckpointIO):
         """Replace the file, serializing straight to disk so that the checkpoint is in memory only once.
 
         Raises:
+            ConfigError: if the state of a part cannot be stored.
             NumericError: if a weight is not finite; the existing file is kept.
             DiskError: if the file cannot be written.
         """
+        check_plain(checkpoint)
         check_finite(checkpoint, path)
         with self.writing(Path(path)):
             write_atomic(Path(path), partial(torch.save, checkpoint), size=_size(checkpoint))
