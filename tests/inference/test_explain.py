@@ -101,7 +101,8 @@ def test_heat_map_overlay() -> None:
     cam[:, 3:] = 1
     colors = overlaid(image, cam)
     assert colors.shape == (6, 6, 3) and colors.dtype == torch.uint8
-    assert colors[0, 0, 2] > colors[0, 0, 0] and colors[0, 5, 0] > colors[0, 5, 2], "blue for 0, red for 1"
+    assert colors[0, 0].tolist() == [75, 75, 75], "grey without evidence"
+    assert colors[0, 5, 0] > 2 * colors[0, 5, 2] and colors[0, 5, 1] > 2 * colors[0, 5, 2], "yellow for 1"
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from alexlab.config import build
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
-from alexlab.errors import ConfigError, DataError
+from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.input_files import find_files, read_list
-from alexlab.inference.predict import predict_files
+from alexlab.inference.predict import Prediction, predict_files
+from alexlab.inference.prediction_files import PredictionWriter
 from alexlab.records.run import Run
 from alexlab.tasks.predict import main
+from support.browser import evaluate_script
 from support.images import write_images
 from support.runs import plain, rows
 
@@ -189,9 +192,44 @@ def test_a_folder_is_walked_lazily(tmp_path: Path) -> None:
 def test_the_gallery(predict: Predict, images: Path) -> None:
     out = predict(f"input='{images / 'val'}'", "gallery=true", "gallery_limit=3")
     page = (out / "gallery.html").read_text()
-    assert page.count("<img loading") == page.count("<figcaption>") == 3
+    assert page.count('src="data:image/') == page.count("<figcaption>") == 3
     assert "8 more images are in predictions.csv" in page
+    assert f"<h1>Predictions for {images / 'val'}</h1>" in page
     assert page.rstrip().endswith("</html>")
+
+
+@pytest.mark.slow
+def test_the_gallery_sorts_and_filters(trained_run: Path, images: Path, tmp_path: Path) -> None:
+    model = load_checkpoint(str(trained_run))
+    model = replace(model, names=["constructor", "<script>", "class 10"])
+    probs = [(0, 0.5), (1, 1.0), (2, 0.9), (1, 0.25)]
+    with PredictionWriter(tmp_path, model, "-", gallery_limit=9) as writer:
+        for number, (label, prob) in enumerate(probs):
+            path = str(images / f"val/ant/{number % 4:03d}.png")
+            writer.write(Prediction(path, (label, (label + 1) % 3), (prob, 1 - prob)))
+        writer.write(Prediction("x.png", error=ImageError("it is empty", code="empty", reason="it is empty")))
+    page = tmp_path / "gallery.html"
+    assert "Predictions for a list of files" in page.read_text() and "1 file could not be read" in page.read_text()
+    found = evaluate_script(
+        page,
+        """
+        const shown = () => [...document.querySelectorAll('#gallery figure')].filter(each => each.getClientRects().length)
+          .map(each => each.dataset.prob), set = (id, value) => { const control = document.getElementById(id);
+          control[control.type === 'checkbox' ? 'checked' : 'value'] = value;
+          control.dispatchEvent(new Event('input')); return shown(); };
+        return {start: shown(), rising: set('sort', 'prob'), byClass: set('sort', 'class'), uncertain: set('uncertain', true),
+          one: set('class', '<script>'), classes: [...document.getElementById('class').options].map(each => each.text),
+          count: document.getElementById('count').textContent,
+          captions: [...document.querySelectorAll('figcaption')].map(each => each.querySelectorAll('br').length)};
+        """,
+    )
+    assert found["start"] == ["0.5", "1.0", "0.9", "0.25"]
+    assert found["rising"] == ["0.25", "0.5", "0.9", "1.0"]
+    assert found["byClass"] == ["1.0", "0.25", "0.9", "0.5"]
+    assert found["uncertain"] == ["0.25", "0.5"] and found["one"] == ["0.25"]
+    assert found["classes"] == ["all classes", "<script> (2)", "class 10 (1)", "constructor (1)"]
+    assert found["count"] == "1 of 4 images"
+    assert sorted(found["captions"]) == [1, 2, 2, 2], "a single class if its probability is 1"
 
 
 def test_display_names_and_views(predict: Predict, images: Path, tmp_path: Path) -> None:

@@ -350,7 +350,8 @@ def test_preview(train: Train, tmp_path: Path) -> None:
 
     train("data.preview=3", "augmentation=mixup")
     with Image.open(tmp_path / "run/preview.png") as sheet:
-        assert sheet.size == (10 * 66 + 2, 2 * 66 + 2)
+        width, height = sheet.size
+    assert 2.5 < width / height < 4, "two rows of two images, each with four augmented versions"
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     assert events.Tags()["images"] == ["augmentation"]

@@ -22,6 +22,8 @@ from alexlab.pages.render import render
 
 MAX_ROWS = 20  # in the terminal
 GALLERY_HEIGHT = 150  # pixels of an image
+NUM_CAPTIONS = 3  # classes below an image of the gallery
+MIN_PROB = 0.0005  # less is shown as 0.000, and is left out there
 
 
 class PredictionWriter:
@@ -33,11 +35,12 @@ class PredictionWriter:
     Args:
         out_dir: folder of the files.
         model: the model that makes the predictions.
+        source: `input` of the command, for the title of the gallery and for messages.
         gallery_limit: maximum number of images in the gallery.
     """
 
-    def __init__(self, out_dir: Path, model: TrainedModel, *, gallery_limit: int) -> None:
-        self.out_dir, self.model, self.gallery_limit = out_dir, model, gallery_limit
+    def __init__(self, out_dir: Path, model: TrainedModel, source: str, *, gallery_limit: int) -> None:
+        self.out_dir, self.model, self.source, self.gallery_limit = out_dir, model, source, gallery_limit
         self.first_rows: list[tuple[str, list[dict[str, Any]]]] = []
         self.class_counts: Counter[str] = Counter()
         self.num_failed = 0
@@ -49,13 +52,15 @@ class PredictionWriter:
         self.csv.writerow(["path", "class", "prob", "others"])
         self.gallery = self._open("gallery.html") if self.gallery_limit else None
         if self.gallery is not None:
-            self.gallery.write(render("gallery_head.html", title=self.model.description))
+            source = "a list of files" if self.source == "-" else self.source
+            about = {"checkpoint": str(self.model.path), "model": self.model.description}
+            self.gallery.write(render("gallery_head.html", title=f"Predictions for {source}", about=about))
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.gallery is not None:
             num_left = max(0, self.num_read - self.gallery_limit)
-            self.gallery.write(render("gallery_foot.html", num_left=num_left))
+            self.gallery.write(render("gallery_foot.html", num_left=num_left, num_failed=self.num_failed))
         self.open_files.close()
 
     @property
@@ -84,18 +89,15 @@ class PredictionWriter:
             self.gallery.write(self._gallery_image(prediction.path, top))
         self.class_counts[names[0]] += 1
 
-    def print_summary(self, pattern: str) -> None:
+    def print_summary(self) -> None:
         """Print the first predictions, the number of images per predicted class and the number of unreadable files.
-
-        Args:
-            pattern: `input` of the command, for the error message.
 
         Raises:
             DataError: if no image was predicted.
         """
         if not self.num_read:
             failed = f"; {self.num_failed} files could not be read, see {self.out_dir / 'failed.csv'}"
-            raise DataError(f"input={pattern} must match images; found none{failed if self.num_failed else ''}")
+            raise DataError(f"input={self.source} must match images; found none{failed if self.num_failed else ''}")
         Terminal().print_table(self._first_table(), optional=[f"prediction {rank}" for rank in (5, 4, 3)])
         if self.num_read > MAX_ROWS:
             counts = Table("predicted class", "images")
@@ -117,12 +119,14 @@ class PredictionWriter:
 
     def _gallery_image(self, path: str, top: list[dict[str, Any]]) -> str:
         pixels = decode(path, replace(self.model.decoding, channels=3))
+        likely = [entry for entry in top[:NUM_CAPTIONS] if entry["prob"] >= MIN_PROB]
         return render(
             "gallery_image.html",
             url=thumbnail_url(pixels, GALLERY_HEIGHT),
             path=path,
             name=os.path.basename(path),
-            captions=[f"{entry['class']} {entry['prob']:.3f}" for entry in top[:3]],
+            first=top[0],
+            others=likely[1:],
         )
 
     def _open(self, name: str) -> TextIO:

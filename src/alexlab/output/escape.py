@@ -30,6 +30,14 @@ def shown(value: object) -> str:
     return _HIDDEN.sub(_escape, str(value))
 
 
+def shortened(value: object, width: int) -> str:
+    """Return a value as `shown`, without its end if it is wider than `width` character cells: at least 4."""
+    from rich.cells import cell_len, set_cell_size
+
+    text = shown(value)
+    return text if cell_len(text) <= width else f"{set_cell_size(text, width - 3).rstrip()}..."
+
+
 def shown_lines(value: object) -> str:
     """Return a value as `shown`, but keep its line breaks."""
     return "\n".join(map(shown, str(value).split("\n")))

@@ -40,9 +40,9 @@ def main(run: Run) -> None:
         num_threads=config["num_workers"] or num_cores(),
     )
     gallery_limit = config["gallery_limit"] if config["gallery"] else 0
-    with PredictionWriter(run.dir, model, gallery_limit=gallery_limit) as writer:
+    with PredictionWriter(run.dir, model, config["input"], gallery_limit=gallery_limit) as writer:
         for prediction in track(predictions, "images"):
             writer.write(prediction)
-    writer.print_summary(config["input"])
+    writer.print_summary()
     names = [path.name for path in sorted(run.dir.iterdir()) if path.suffix in (".csv", ".jsonl", ".html")]
     print_line(f"{os.path.relpath(run.dir)}: {', '.join(names)}")

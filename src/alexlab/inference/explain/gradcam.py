@@ -42,9 +42,18 @@ def grad_cam(inference: Inference, images: Tensor, classes: Tensor, layer: str |
 
 
 def overlaid(image: Tensor, cam: Tensor) -> Tensor:
-    """Return an image, uint8 (C, H, W), blended with a heat map (H, W) of values in 0..1, as uint8 (H, W, 3)."""
+    """Return an image under a heat map: grey where nothing is evidence, then green and yellow.
+
+    Args:
+        image: uint8 (C, H, W).
+        cam: values in 0..1, (H, W).
+
+    Returns:
+        uint8 (H, W, 3).
+    """
     import matplotlib
 
-    colors = torch.from_numpy(matplotlib.colormaps["jet"](cam.numpy())[:, :, :3]).float()
-    pixels = image.float().permute(1, 2, 0).expand(-1, -1, 3) / 255
-    return (255 * (0.55 * pixels + 0.45 * colors)).round().clamp(0, 255).to(torch.uint8)
+    colors = torch.from_numpy(matplotlib.colormaps["viridis"](cam.numpy())[:, :, :3]).float()
+    grey = image.float().mean(0)[:, :, None] / 255
+    alpha = 0.6 * cam[:, :, None]
+    return (255 * ((1 - alpha) * 0.75 * grey + alpha * colors)).round().clamp(0, 255).to(torch.uint8)
