@@ -40,7 +40,7 @@ COUNTS = {
     "metrics": 2,
     "model": 15,
     "module": 1,
-    "optimizer": 4,
+    "optimizer": 5,
     "scheduler": 8,
     "sweep": 1,
     "trainer": 6,

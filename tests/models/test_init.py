@@ -10,7 +10,7 @@ from alexlab.config import CONFIG_DIR, build
 from alexlab.errors import ConfigError
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
-from alexlab.models.init import SCHEMES
+from alexlab.models.init import NEEDS_ALEXNET, SCHEMES
 from alexlab.models.nin import NiN
 from alexlab.models.vgg import VGG
 from support.runs import plain
@@ -44,6 +44,7 @@ STD: dict[str, Callable[[nn.Module], float]] = {
     "glorot": glorot,
     "kaiming": kaiming,
     "paper2012": lambda layer: 0.01,
+    "authors2012": lambda layer: 0.03 if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) else 0.01,
 }
 
 
@@ -61,8 +62,8 @@ def test_every_layer_of_every_net_follows_the_scheme(model: str, scheme: str) ->
     """Nets of a tenth of the width. The relative error of the standard deviation of n values is 1 / sqrt(2 n); allow five times it."""
     torch.manual_seed(0)
     config = plain(f"model={model}", f"model.init={scheme}", "model.width=0.1", "data=folder", "data.root=x")
-    if scheme == "paper2012" and not model.startswith("alexnet"):
-        with pytest.raises(ConfigError, match=r"model\.init=paper2012 needs the layers of an AlexNet; got "):
+    if scheme in NEEDS_ALEXNET and not model.startswith("alexnet"):
+        with pytest.raises(ConfigError, match=rf"model\.init={scheme} needs the layers of an AlexNet; got "):
             build.net(config, 10)
         return
     layers = layers_of(build.net(config, 10))
@@ -70,13 +71,14 @@ def test_every_layer_of_every_net_follows_the_scheme(model: str, scheme: str) ->
     for name, layer in layers.items():
         tolerance = 5 / math.sqrt(2 * layer.weight.numel())
         assert layer.weight.std(correction=0).item() == pytest.approx(STD[scheme](layer), rel=tolerance), name
-        if scheme not in ("torch", "paper2012"):
+        if scheme not in ("torch", *NEEDS_ALEXNET):
             assert (layer.bias == 0).all(), name
 
 
-def test_paper2012_sets_some_biases_to_one() -> None:
+@pytest.mark.parametrize("scheme", NEEDS_ALEXNET)
+def test_the_schemes_of_2012_set_some_biases_to_one(scheme: str) -> None:
     ones = {"features.conv2", "features.conv4", "features.conv5", "classifier.fc6", "classifier.fc7"}
-    for net in (AlexNet(10, width=0.1, init="paper2012"), AlexNet(10, width=0.1, init="paper2012", skip_convs=[1, 3])):
+    for net in (AlexNet(10, width=0.1, init=scheme), AlexNet(10, width=0.1, init=scheme, skip_convs=[1, 3])):
         for name, layer in layers_of(net).items():
             assert (layer.bias == float(name in ones)).all(), name
 
@@ -103,6 +105,22 @@ def test_torch_keeps_the_default_of_pytorch() -> None:
     assert torch.equal(net.features.conv1.weight, expected.weight)
 
 
+def test_the_authors_draw_conv3_to_conv5_three_times_as_wide() -> None:
+    torch.manual_seed(0)
+    layers = layers_of(AlexNet(10, widths=[96, 256, 384, 384, 256], groups=[1, 2, 1, 2, 2], init="authors2012"))
+    found = {name: round(layer.weight.std().item(), 3) for name, layer in layers.items()}
+    assert found == {
+        "features.conv1": 0.01,
+        "features.conv2": 0.01,
+        "features.conv3": 0.03,
+        "features.conv4": 0.03,
+        "features.conv5": 0.03,
+        "classifier.fc6": 0.01,
+        "classifier.fc7": 0.01,
+        "classifier.fc8": 0.01,
+    }
+
+
 @pytest.mark.parametrize(
     ("net", "options"),
     [(VGG, {"widths": [1] * 5, "fc_widths": [1]}), (NiN, {"width": 0.01}), (GoogLeNet, {"width": 0.01})],
@@ -114,7 +132,8 @@ def test_paper2012_is_rejected_for_other_nets(net: Any, options: dict[str, Any])
 
 def test_invalid_schemes_are_rejected() -> None:
     with pytest.raises(
-        ValueError, match=r"model\.init must be one of torch, he, xavier, glorot, kaiming, paper2012; got 'orthogonal'"
+        ValueError,
+        match=r"model\.init must be one of torch, he, xavier, glorot, kaiming, paper2012, authors2012; got 'orthogonal'",
     ):
         AlexNet(2, widths=[1] * 5, fc_widths=[1], init="orthogonal")
     config = plain("model=torchvision", "+model.init=he", "data=folder", "data.root=x")

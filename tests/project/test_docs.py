@@ -163,7 +163,7 @@ def test_config_keys_exist() -> None:
         plain("callbacks=[default,early_stopping,ema,finetune]", "sweep=optuna"),
         *(plain(f"launcher={launcher}") for launcher in ("parallel", "submitit", "ray")),
         plain("data=streaming", "data.url=shards", "data.root=null"),
-        plain("augmentation=color"),
+        plain("augmentation=color", "+param_groups.layer_lrs.conv1=[[68,1e-5]]"),
         plain("model=torchvision"),
         plain("scheduler=any", "scheduler._target_=torch.optim.lr_scheduler.ExponentialLR"),
         *(plain(name=name) for name in ("prepare", "benchmark")),

@@ -133,5 +133,6 @@ def compare(whole: Path, resumed: Path, begun: str) -> int:
     later = [path.name for path in sorted(whole.iterdir()) if path.name > begun]
     assert sorted(path.name for path in resumed.iterdir()) == later, f"from {begun}"
     for name in later:
-        assert difference(content(whole / name), content(resumed / name)) is None, f"{name}, resumed from {begun}"
+        found = difference(content(whole / name), content(resumed / name))
+        assert found is None, f"{name}, resumed from {begun}: {found}"
     return len(later)

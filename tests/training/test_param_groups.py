@@ -1,9 +1,13 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torchvision.models import resnet18
 
+from alexlab.errors import ConfigError
 from alexlab.models.alexnet import AlexNet
 from alexlab.training.param_groups import parameter_groups, parameters_by_kind
 
@@ -32,6 +36,49 @@ def test_the_head_has_its_own_groups() -> None:
     assert list(groups) == ["body conv", "body linear", "body bias", "body norm", "head linear", "head bias"]
     assert groups["head bias"]["lr"] == 0.5
     assert groups["body norm"]["weight_decay"] == 0.0
+
+
+def test_biases_and_layers_have_their_own_rates() -> None:
+    """The recipe of the authors of 2012: biases at twice the rate without decay, conv1 at fixed rates from epoch 68."""
+    net = AlexNet(2, widths=[4] * 5, fc_widths=[8])
+    layers = {"conv1": [[72, 0], [68, 1e-5]]}
+    groups = {g["name"]: g for g in parameter_groups(net, bias_lr=0.02, bias_weight_decay=0.0, layer_lrs=layers)}
+    assert list(groups) == ["body conv", "body linear", "body bias", "conv1 conv", "conv1 bias"]
+    assert [len(group.pop("params")) for group in groups.values()] == [4, 2, 6, 1, 1]
+    biases = {"lr": 0.02, "weight_decay": 0.0}
+    changes = {"lr_changes": [[68, 1e-5], [72, 0]]}
+    assert [{**group, "name": None} for group in groups.values()] == [
+        {"name": None},
+        {"name": None},
+        {"name": None, **biases},
+        {"name": None, **changes},
+        {"name": None, **biases, **changes},
+    ]
+    assert parameter_groups(net, layer_lrs={"features.conv1": [[1, 0.1]]})[1]["params"][0] is net.features.conv1.weight
+    head = {"classifier.fc7.weight", "classifier.fc7.bias"}
+    groups = {group["name"]: group for group in parameter_groups(net, head, head_lr=0.5, bias_lr=0.02)}
+    assert (groups["head bias"]["lr"], groups["body bias"]["lr"]) == (0.5, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bias_lr": -1}, "param_groups.bias_lr must be at least 0; got -1"),
+        (
+            {"layer_lrs": {"conv9": [[1, 0.1]]}},
+            "param_groups.layer_lrs must name one layer each of features, features.conv1, ",
+        ),
+        ({"layer_lrs": {"conv": [[1, 0.1]]}}, "classifier.fc7; got 'conv'"),
+        (
+            {"layer_lrs": {"conv1": [68, 0.1]}},
+            "layer_lrs.conv1 must be pairs of an epoch and a learning rate, such as ",
+        ),
+        ({"layer_lrs": {"conv1": [[68, -1]]}}, "[[68,1e-5],[72,0]]; got [[68, -1]]"),
+    ],
+)
+def test_invalid_rates_are_rejected(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parameter_groups(AlexNet(2, widths=[4] * 5, fc_widths=[8]), **options)
 
 
 def test_there_is_one_group_without_options() -> None:

@@ -1,6 +1,7 @@
 import math
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,56 @@ def test_plateau_reduces_when_the_metric_stops_improving() -> None:
     assert found[10::10] == pytest.approx([1.0, 1.0, 1.0, 0.1, 0.1])
 
 
+def test_plateau_does_not_count_validations_of_its_cooldown() -> None:
+    """With a patience of 0, every counted validation without improvement halves the rate. Keras' callback does the same."""
+    found = {}
+    for cooldown in (0, 2):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = schedules.plateau(
+            optimizer, num_epochs=8, steps_per_epoch=STEPS, patience=0, factor=0.5, cooldown=cooldown
+        )
+        found[cooldown] = rates(schedule, optimizer, 8, scores=[0.5] * 8)[::STEPS]
+    assert found[0] == [1, 1, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625]
+    assert found[2] == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", ["multistep", "cosine", "one_cycle"])
+def test_a_layer_has_its_own_rates_from_their_epochs_on(name: str) -> None:
+    """The authors of 2012: the rate is divided by 10 at epochs 23, 51 and 78; conv1 has 1e-5 from epoch 68 and 0 from 72."""
+    weights, conv1 = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    groups = [{"params": [weights]}, {"params": [conv1], "lr_changes": [[68, 1e-5], [72, 0.0]]}]
+    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+    shape = {"milestones": [23, 51, 78], "gamma": 0.1} if name == "multistep" else {}
+    (entry,) = getattr(schedules, name)(optimizer, num_epochs=93, steps_per_epoch=2, **shape)
+    found = []
+    for _ in range(2 * 93):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        entry["scheduler"].step()
+    for step, (rate, rate_of_conv1) in enumerate(found):
+        assert rate_of_conv1 == (rate if step < 136 else 1e-5 if step < 144 else 0)
+    if name == "multistep":
+        expected = [0.01] * 46 + [0.001] * 56 + [1e-4] * 54 + [1e-5] * 30
+        assert [rate for rate, _ in found] == pytest.approx(expected)
+    resumed = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+    (other,) = getattr(schedules, name)(resumed, num_epochs=93, steps_per_epoch=2, **shape)
+    other["scheduler"].load_state_dict({"last_epoch": 140})
+    assert [group["lr"] for group in resumed.param_groups] == found[140]
+
+
+def test_rates_of_layers_need_a_schedule_by_epoch() -> None:
+    optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr_changes": [[1, 0.1]]}], lr=1.0)
+    length = {"num_epochs": 1, "steps_per_epoch": STEPS}
+    for make, name in (
+        (partial(schedules.plateau, optimizer), "plateau"),
+        (partial(schedules.from_torch, torch.optim.lr_scheduler.ExponentialLR, optimizer, gamma=0.9), "ExponentialLR"),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"layer_lrs needs a schedule that is a function of the epoch, .*; got {name}"
+        ):
+            make(**length)
+
+
 class Run:
     """Optimizer and schedule that are stepped, saved and loaded like in Lightning."""
 
@@ -207,6 +258,7 @@ def test_a_final_factor_of_0_ends_at_0(name: str) -> None:
         ("plateau", {"mode": "most"}, "scheduler.mode must be min or max; got most"),
         ("plateau", {"threshold_mode": "x"}, "scheduler.threshold_mode must be rel or abs; got x"),
         ("plateau", {"threshold": -1}, "scheduler.threshold must be at least 0; got -1"),
+        ("plateau", {"cooldown": -1}, "scheduler.cooldown must be at least 0; got -1"),
         ("plateau", {"min_lr": -1}, "scheduler.min_lr must be at least 0; got -1"),
     ],
 )

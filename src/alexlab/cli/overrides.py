@@ -21,8 +21,11 @@ UNTYPED_KEYS = (
 )
 # Groups whose options are merged, so that a missing entry belongs to an option that was not selected.
 MERGED_GROUPS = (("callbacks",), ("logger",), ("metrics",))
-# Dicts of named nodes; null removes an entry.
-NAMED_NODES = ("callbacks", "logger", "metrics", "augmentation.train", "augmentation.eval", "augmentation.batch")
+# Dicts of named entries; null removes an entry.
+NAMED_NODES = (
+    *("callbacks", "logger", "metrics", "augmentation.train", "augmentation.eval", "augmentation.batch"),
+    "param_groups.layer_lrs",
+)
 # Nodes that do not list every argument, and the commands that check them against the signature.
 _DATA = ("data", "data.pack", "data.stream")
 SIGNATURE_NODES = {"train": _DATA, "benchmark": _DATA}

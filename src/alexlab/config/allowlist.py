@@ -22,7 +22,7 @@ FLAG = "trusted_targets="
 ALLOWED = {
     "model": ("alexlab.models",),
     "module": ("alexlab.training.module",),
-    "optimizer": ("torch.optim",),
+    "optimizer": ("torch.optim", "alexlab.training.optimizers"),
     "scheduler": ("alexlab.training.schedules", "torch.optim.lr_scheduler"),
     "loss": ("alexlab.training.losses",),
     "augmentation": ("torchvision.transforms.v2", "alexlab.data.transforms"),

@@ -8,6 +8,7 @@ from torch import nn
 GLOROT = nn.init.xavier_uniform_
 HE = partial(nn.init.kaiming_normal_, nonlinearity="relu")
 SMALL = partial(nn.init.normal_, mean=0.0, std=0.01)
+AUTHORS_CONVS = partial(nn.init.normal_, mean=0.0, std=0.03)
 # Initializers of the weights of convolutions and of linear layers; None keeps PyTorch's default.
 SCHEMES = {
     "torch": (None, None),
@@ -16,7 +17,9 @@ SCHEMES = {
     "glorot": (GLOROT, GLOROT),
     "kaiming": (partial(HE, mode="fan_out"), SMALL),
     "paper2012": (SMALL, SMALL),
+    "authors2012": (SMALL, SMALL),
 }
+NEEDS_ALEXNET = ("paper2012", "authors2012")
 PAPER_ONES = ("conv2", "conv4", "conv5")  # convolutions whose biases start at 1, like those of the hidden linear layers
 
 
@@ -24,7 +27,7 @@ def init_weights(net: nn.Module, scheme: str) -> None:
     """Initialize all convolutions and linear layers of a net. Norms always start as the identity.
 
     Args:
-        net: net to initialize; `paper2012` requires AlexNet's layer names.
+        net: net to initialize; `paper2012` and `authors2012` require AlexNet's layer names.
         scheme: one of
 
             - `torch`: PyTorch's default, uniform with He's bound for a = sqrt(5), as in torchvision's AlexNet;
@@ -34,10 +37,12 @@ def init_weights(net: nn.Module, scheme: str) -> None:
             - `kaiming`: torchvision's scheme for VGG: `he` by fan out for convolutions, N(0, 0.01) for linear layers, zero
               biases;
             - `paper2012`: N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden linear layers, 0 elsewhere (Krizhevsky et
-              al. 2012, section 5).
+              al. 2012, section 5);
+            - `authors2012`: the same, but N(0, 0.03) in conv3, conv4 and conv5, as in the layer file of the authors' code
+              (layers-145.cfg, released by the Computer History Museum in 2025).
 
     Raises:
-        ValueError: if the scheme is unknown, or `paper2012` is used with another net.
+        ValueError: if the scheme is unknown, or `paper2012` or `authors2012` is used with another net.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"model.init must be one of {', '.join(SCHEMES)}; got {scheme!r}")
@@ -45,17 +50,20 @@ def init_weights(net: nn.Module, scheme: str) -> None:
         return
     layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     hidden = [name for name, layer in layers if isinstance(layer, nn.Linear)][:-1]
-    if scheme == "paper2012" and not all(
+    if scheme in NEEDS_ALEXNET and not all(
         re.fullmatch(r"features\.conv[1-5]|classifier\.fc\d+", name) for name, _ in layers
     ):
         raise ValueError(
-            f"model.init=paper2012 needs the layers of an AlexNet; got {type(net).__name__}: use he or xavier"
+            f"model.init={scheme} needs the layers of an AlexNet; got {type(net).__name__}: use he or xavier"
         )
     for_convolutions, for_linear = SCHEMES[scheme]
     for name, layer in layers:
         draw = for_convolutions if isinstance(layer, nn.Conv2d) else for_linear
+        leaf = name.rpartition(".")[2]
+        if scheme == "authors2012" and leaf in ("conv3", "conv4", "conv5"):
+            draw = AUTHORS_CONVS
         assert draw is not None
         draw(layer.weight)
         if layer.bias is not None:
-            one = scheme == "paper2012" and (name.rpartition(".")[2] in PAPER_ONES or name in hidden)
+            one = scheme in NEEDS_ALEXNET and (leaf in PAPER_ONES or name in hidden)
             nn.init.constant_(layer.bias, float(one))

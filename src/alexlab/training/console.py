@@ -49,11 +49,13 @@ def log_model(config: Mapping[str, Any], module: Classifier) -> None:
     log.info("net: %s, %s parameters: %s", name, f"{_count(module.net.parameters()):,}", ", ".join(counts))
     for group in module.parameter_groups(module.net):
         values = {"lr": config["optimizer"]["lr"], "weight_decay": config["optimizer"].get("weight_decay", 0.0)} | group
+        changes = [f", lr {rate:g} from epoch {epoch + 1:g}" for epoch, rate in group.get("lr_changes", ())]
         log.info(
-            "optimizer: %s: %s parameters, lr %g, weight decay %g",
+            "optimizer: %s: %s parameters, lr %g%s, weight decay %g",
             group.get("name", "all"),
             f"{_count(group['params']):,}",
             values["lr"],
+            "".join(changes),
             values["weight_decay"],
         )
 

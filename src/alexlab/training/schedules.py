@@ -27,9 +27,12 @@ class ByStep(LRScheduler):
     Its state is only the step. PyTorch's own schedulers also store their settings, so a run resumed with another length
     would keep the schedule of the old one.
 
+    A group with the key `lr_changes`, pairs (epoch, rate) in ascending order, has these rates from these epochs on.
+
     Args:
         optimizer: optimizer whose learning rates are scaled.
         factor: maps the step to a factor of the learning rate.
+        steps_per_epoch: optimizer steps of an epoch.
         momentum: maps the step to the momentum, or to Adam's first beta; None leaves it unchanged.
     """
 
@@ -37,9 +40,10 @@ class ByStep(LRScheduler):
         self,
         optimizer: Optimizer,
         factor: Callable[[int], float],
+        steps_per_epoch: int,
         momentum: Callable[[int], float] | None = None,
     ) -> None:
-        self.factor, self.momentum = factor, momentum
+        self.factor, self.steps_per_epoch, self.momentum = factor, steps_per_epoch, momentum
         super().__init__(optimizer)
 
     def get_lr(self) -> list[Any]:
@@ -48,7 +52,15 @@ class ByStep(LRScheduler):
             assert self.momentum is not None
             momentum = self.momentum(self.last_epoch)
             group |= {"betas": (momentum, *group["betas"][1:])} if "betas" in group else {"momentum": momentum}
-        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+        return [self._rate(*pair) for pair in zip(self.optimizer.param_groups, self.base_lrs, strict=True)]
+
+    def _rate(self, group: dict[str, Any], base: Any) -> Any:
+        fixed = [
+            rate
+            for epoch, rate in group.get("lr_changes", ())
+            if self.last_epoch >= round(epoch * self.steps_per_epoch)
+        ]
+        return fixed[-1] if fixed else base * self.factor(self.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_epoch": self.last_epoch}
@@ -187,7 +199,7 @@ def one_cycle(
         return between(step, MAX_MOMENTUM, BASE_MOMENTUM, MAX_MOMENTUM)
 
     cycles = cycle_momentum and any(key in optimizer.defaults for key in ("momentum", "betas"))
-    return [{"scheduler": ByStep(optimizer, factor, momentum if cycles else None), "interval": "step"}]
+    return [{"scheduler": ByStep(optimizer, factor, steps_per_epoch, momentum if cycles else None), "interval": "step"}]
 
 
 def plateau(
@@ -201,23 +213,32 @@ def plateau(
     patience: int = 10,
     threshold: float = 1e-4,
     threshold_mode: Literal["rel", "abs"] = "abs",
+    cooldown: int = 0,
     min_lr: float = 0.0,
     warmup_epochs: float = 0,
     warmup_start: float = 0.01,
 ) -> Schedule:
     """Return a schedule that multiplies by `factor` after more than `patience` validations without a better `monitor`.
 
+    After each reduction, `cooldown` validations are not counted (PyTorch's ReduceLROnPlateau, and Keras' callback of that name).
+
     The AlexNet paper, section 5, divides the rate by 10 whenever the validation error stops improving.
     """
     _check_warmup(warmup_epochs, warmup_start)
     _check(0 < factor < 1, "factor", "between 0 and 1", factor)
+    _check_no_layer_lrs(optimizer, "plateau")
     _check(patience >= 0, "patience", "at least 0", patience)
+    _check(cooldown >= 0, "cooldown", "at least 0", cooldown)
     _check(mode in ("min", "max"), "mode", "min or max", mode)
     _check(threshold_mode in ("rel", "abs"), "threshold_mode", "rel or abs", threshold_mode)
     _check(threshold >= 0, "threshold", "at least 0", threshold)
     _check(min_lr >= 0, "min_lr", "at least 0", min_lr)
     reduce = ReduceLROnPlateau(
-        optimizer, mode, factor, patience, threshold=threshold, threshold_mode=threshold_mode, min_lr=min_lr
+        *(optimizer, mode, factor, patience),
+        threshold=threshold,
+        threshold_mode=threshold_mode,
+        cooldown=cooldown,
+        min_lr=min_lr,
     )
     # The LightningModule steps it before the checkpoint is written; Lightning would do so afterwards, and a resumed run
     # would lose that step.
@@ -247,6 +268,7 @@ def from_torch(
         monitor: metric of ReduceLROnPlateau.
         arguments: arguments of the class besides the optimizer.
     """
+    _check_no_layer_lrs(optimizer, scheduler.__name__)
     is_plateau = issubclass(scheduler, ReduceLROnPlateau)
     _check(interval in ("epoch", "step"), "interval", "epoch or step", interval)
     _check(is_plateau == (monitor is not None), "monitor", "a metric for ReduceLROnPlateau, null for others", monitor)
@@ -284,7 +306,7 @@ def _per_step(
             return warmup_start + (1 - warmup_start) * step / warmup_steps
         return after(step / steps_per_epoch)
 
-    return [{"scheduler": ByStep(optimizer, factor), "interval": "step"}]
+    return [{"scheduler": ByStep(optimizer, factor, steps_per_epoch), "interval": "step"}]
 
 
 def _progress(epoch: float, start: float, end: float) -> float:
@@ -293,6 +315,13 @@ def _progress(epoch: float, start: float, end: float) -> float:
 
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _check_no_layer_lrs(optimizer: Optimizer, name: str) -> None:
+    if any("lr_changes" in group for group in optimizer.param_groups):
+        raise ConfigError(
+            f"param_groups.layer_lrs needs a schedule that is a function of the epoch, such as multistep or cosine; got {name}"
+        )
 
 
 def _check_warmup(warmup_epochs: float, warmup_start: float) -> None:

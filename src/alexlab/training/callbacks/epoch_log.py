@@ -84,8 +84,11 @@ class EpochLog(RunFileWriter, Callback):
 
 
 def epoch_metrics(trainer: lightning.Trainer) -> dict[str, float]:
-    """Return the metrics of the current epoch, without those of single steps."""
-    found = trainer.callback_metrics.items()
+    """Return the metrics of the current epoch by name, without those of single steps.
+
+    Sorted, because a resumed run logs them in another order.
+    """
+    found = sorted(trainer.callback_metrics.items())
     return {name: value.item() for name, value in found if "/" in name and not name.endswith("_step")}
 
 
