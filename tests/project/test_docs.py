@@ -164,7 +164,7 @@ def test_config_keys_exist() -> None:
         *(plain(f"launcher={launcher}") for launcher in ("parallel", "submitit", "ray")),
         plain("data=streaming", "data.url=shards", "data.root=null"),
         plain("augmentation=color", "+param_groups.layer_lrs.conv1=[[68,1e-5]]"),
-        plain("model=torchvision"),
+        plain("model=torchvision", "scheduler=plateau"),
         plain("scheduler=any", "scheduler._target_=torch.optim.lr_scheduler.ExponentialLR"),
         *(plain(name=name) for name in ("prepare", "benchmark")),
         plain("ckpt=run", name="explain"),

@@ -58,8 +58,8 @@ def parameter_groups(
         norm_weight_decay: weight decay of the weights and biases of normalization layers.
         bias_lr: learning rate of the biases of convolutions and linear layers, which the schedule scales as the others.
         head_lr: learning rate of the head, including its biases.
-        layer_lrs: pairs (epoch, rate) by layer: from that epoch on the layer has that rate, regardless of the schedule. A layer is
-            named as in the net, or by the last parts of its name: `conv1` for `features.conv1`.
+        layer_lrs: pairs (epoch, rate) by layer: from that epoch on the layer has that rate, regardless of the schedule. A layer
+            is named as in the net, or by the last parts of its name: `conv1` for `features.conv1`.
 
     Raises:
         ConfigError: if a value is negative, or a layer does not exist.
