@@ -359,13 +359,13 @@ def test_predictions_print_names_literally_and_keep_them_in_files(
 ) -> None:
     classes = [*NAMES]
     paths = [os.path.join(strange_images, "@home", f"{name}.png") for name in FILES]
-    trained: Any = SimpleNamespace(names=classes, description="a net", decoding=Decoding())
-    with PredictionWriter(tmp_path, trained, gallery_limit=100) as writer:
+    trained: Any = SimpleNamespace(names=classes, description="a net", path="net\x1b.ckpt", decoding=Decoding())
+    with PredictionWriter(tmp_path, trained, "<script>alert\x1b", gallery_limit=100) as writer:
         for number, path in enumerate(paths):
             writer.write(Prediction(path=path, classes=(number, len(classes) - 1), probs=(0.6, 0.4), error=None))
         bad = ImageError("no", path="-bad\n\x1b", code="x", reason="=1\x1b")
         writer.write(Prediction(bad.path, error=bad))
-    writer.print_summary("x")
+    writer.print_summary()
     printed, page = capsys.readouterr().out, (tmp_path / "gallery.html").read_text(encoding="utf-8")
     assert not hidden(printed) and not hidden(page) and "<script>alert" not in page
     table = rows(tmp_path / "predictions.csv")
