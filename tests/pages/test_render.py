@@ -45,7 +45,9 @@ def test_cells_are_numbers_links_or_text(monkeypatch):
         rows=rows,
         classes=["best", ""],
     )
-    assert '<tr class="best"><td class="n" data-v="0.12345">0.1235</td><td class="n" data-v="12345">12,345</td>' in text
+    assert (
+        '<tr class="best"><td class="n" data-v="0.12345">0.1235</td><td class="n" data-v="12345">12,345.0</td>' in text
+    )
     assert '<td>-</td><td>&lt;</td><td><a href="a%26b">a&amp;b</a> <a href="c">c</a></td></tr>' in text
     assert '<td class="n">True</td><td class="n" data-v="2.0">2.0</td><td></td><td>1</td><td></td></tr>' in text
 
@@ -72,10 +74,11 @@ def test_templates_load_nothing_from_elsewhere():
 
 def test_floats_of_a_column_have_the_same_digits_and_text_columns_have_none():
     rows = [[0.5, 12.0, 3, "a", None], [1.0, 1151.7, 1000, "b", None], [0.12345, None, 7, 1.0, None]]
-    digits = column_digits(rows, 5)
+    digits = column_digits(rows, ["Top-1", "Size", "Runs", "Any", "None"])
     assert digits == [4, 1, 0, 4, None]
+    assert column_digits([[0.9, 0.5], [1.0, 1.0]], ["Training, s", "Images/s"]) == [1, 1]
     assert [format_value(row[1], digits[1]) for row in rows] == ["12.0", "1,151.7", "-"]
-    assert column_digits([], 2) == [None, None]
+    assert column_digits([], ["a", "b"]) == [None, None]
 
 
 def test_an_interval_is_drawn_on_the_scale_of_its_column(monkeypatch):

@@ -1,10 +1,12 @@
 """Reports of run folders written by the tests, so that every number is known."""
 
 import csv
+import html
 import json
 import re
 import statistics
 import urllib.parse
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,12 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from alexlab.cli.arguments import collect_runs
 from alexlab.errors import ConfigError
-from alexlab.records.compare import differing_keys, group_seeds, rank_groups
+from alexlab.records.compare import RunGroup, differing_keys, group_seeds, mean_interval, rank_groups, relative
 from alexlab.records.lock import RunLock
-from alexlab.records.plots import effects_plot
+from alexlab.records.plots import axis_scale, curve_panels, effect_panels, sheet, size_panels
 from alexlab.records.report import write_report
-from alexlab.records.results import find_runs, read_run
+from alexlab.records.report_page import repeat_command, title
+from alexlab.records.results import RunResult, find_runs, read_run
 from alexlab.records.run import Run
 from alexlab.tasks.report import main as report
 from support.browser import FITS, PHONE, evaluate_script
@@ -120,16 +123,18 @@ def test_the_page_markdown_and_csv(sweep: Path, tmp_path: Path) -> None:
         "report.html", "report.md", "report.csv", "curves.png", "effects.png", "scatter.png"
     }  # fmt: skip
     assert not re.search(r"(src|href)='?\"?https?:", page), "the page works offline"
-    assert page.count("data:image/png;base64,") == 3
-    # The failed run has two logs; its table row and its entry under Failures link to both.
-    links = [Path(urllib.parse.unquote(href)) for href in re.findall('<a href="([^"]+)"', page)]
-    assert links == 2 * [Path("../sweep/20_failed", name) for name in ("train.log", "slurm.log")]
-    assert all((out / link).read_text() == "a log" for link in links)
+    # Every run is linked by a short name. The failed run has two logs; its row and its entry under Failures link to both.
+    links = [(urllib.parse.unquote(href), name) for href, name in re.findall('<a href="([^"]+)">([^<]+)<', page)]
+    assert {("../sweep/0_x/", "0_x"), ("../sweep/20_failed/", "20_failed")} <= {*links} and links[0][0] == "../sweep/"
+    logs = [href for href, name in links if name.endswith(".log")]
+    assert logs == 2 * ["../sweep/20_failed/train.log", "../sweep/20_failed/slurm.log"]
+    assert all((out / log).read_text() == "a log" for log in logs)
     assert "&lt;b&gt;no&lt;/b&gt; image" in page
     assert "No clear winner. optimizer=sgd, model.width=1.0 is highest (val top-1 0.9133)" in page
     assert "the process was killed before it could record its status" in page
     text = (out / "report.md").read_text()
-    assert "| sgd | 1.0 | 3 | 0.9133 | 0.0076 | 1.0000 | 0.0867 | 2.0 | 20.0 | 100.0 | 1,000,000 | 3 finished |" in text
+    row = "| sgd | 1.0 | 3 | 0.9133 | 0.8944 to 0.9323 | 0.0076 | 0.0867 | 2 | 20.0 | 100.0 | 1,000,000 | 3 finished |"
+    assert row in text, "top-5 is 1 everywhere and left out"
     assert "failed: DataError: \\<b\\>no\\</b\\> image" in text
     with (out / "report.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -151,9 +156,9 @@ def test_the_clear_best_row_is_marked(sweep: Path, tmp_path: Path) -> None:
 def test_one_run_and_no_finished_run(tmp_path: Path) -> None:
     write_run(tmp_path / "one/a")
     page = write_report([str(tmp_path / "one")], tmp_path / "out1").read_text()
-    assert "all runs: val top-1 0.9000" in page
+    assert "all runs: val top-1 0.9000." in page
     write_run(tmp_path / "none/a", top1=None, status="failed", reason="x")
-    assert "no run has finished yet" in write_report([str(tmp_path / "none")], tmp_path / "out2").read_text()
+    assert "No run has finished yet." in write_report([str(tmp_path / "none")], tmp_path / "out2").read_text()
 
 
 def test_run_folders_and_globs(
@@ -169,7 +174,7 @@ def test_run_folders_and_globs(
     assert overrides == ["out=here", "--cfg", "runs=['sweep/0_x','sweep/1 x,y']"]
     config = plain(*collect_runs([str(sweep)]), f"out={tmp_path / 'here'}", name="report")
     report(Run(config=config, dir=tmp_path))
-    assert "| optimizer | model.width | n | top-1 |" in capsys.readouterr().out
+    assert "| optimizer | model.width | Runs | Top-1 |" in capsys.readouterr().out
     assert (tmp_path / "here/report.html").is_file()
     with pytest.raises(ConfigError, match="in or below nothing"):
         report(Run(config=plain(name="report"), dir=tmp_path))
@@ -198,7 +203,7 @@ def test_tags_and_notes_are_columns_and_tags_select_runs(tmp_path: Path) -> None
     runs = [read_run(folder) for folder in find_runs([str(tmp_path / "runs")])]
     assert differing_keys(runs) == ["model.width"]
     page = write_report([str(tmp_path / "runs")], tmp_path / "all").read_text()
-    assert re.search(r"<th[^>]*>tags</th>", page)
+    assert re.search(r"<th[^>]*>Tags</th>", page)
     assert "50 % better" in page
     for tags, expected in (["paper"], ["paper, a", "paper"]), (["a", "paper"], ["paper, a"]):
         write_report([str(tmp_path / "runs")], tmp_path / "some", tags=tags)
@@ -208,14 +213,97 @@ def test_tags_and_notes_are_columns_and_tags_select_runs(tmp_path: Path) -> None
         write_report([str(tmp_path / "runs")], tmp_path / "none", tags=["b"])
 
 
-def test_many_numeric_values_get_a_continuous_axis() -> None:
-    effects = {"optimizer.lr": {f"{10 ** -(1 + number / 3):.5f}": [0.5 + number / 100] for number in range(8)}}
-    effects |= {"model.norm": {"none": [0.5], "batch": [0.6, 0.7]}}
-    figure = effects_plot(effects)
-    assert figure is not None
-    lr, norm = figure.axes
-    assert lr.get_xscale() == "log"
-    assert [tick.get_text() for tick in norm.get_xticklabels()] == ["batch", "none"]
+def test_numbers_get_a_scale_and_categories_get_rows() -> None:
+    assert axis_scale(["0.0001", "0.1"]) == "log"
+    assert axis_scale(["1", "2", "8"]) == "linear"
+    assert axis_scale(["0", "0.0001", "0.1"]) is None, "a logarithmic axis has no zero"
+    assert axis_scale(["1", "none"]) is axis_scale(["1", "nan"]) is None
+    effects = {"optimizer.lr": {f"{10 ** -(1 + number / 3):.5f}": [0.5 + number / 100] for number in range(10)}}
+    effects |= {"few": {"0.001": [0.5, 0.6], "0.1": [0.7]}, "model.norm": {"none": [0.5], "batch": [0.6, 0.7]}}
+    many, few, norm = (panel.figure().axes[0] for panel in effect_panels(effects))
+    assert many.get_xscale() == few.get_xscale() == "log"
+    labels = [tick.get_text() for tick in many.get_xticklabels()]
+    assert labels and not any("10^" in label for label in labels), labels
+    assert [tick.get_text() for tick in few.get_xticklabels()] == ["0.001", "0.1"]
+    assert [tick.get_text() for tick in norm.get_yticklabels()] == ["none", "batch"], "the best is at the top"
+    lines = [line for line in norm.lines if line.get_linestyle() == "-"]
+    assert not lines, "no line connects categories"
+    bars = norm.collections[0].get_segments()
+    assert bars[0][:, 0] == pytest.approx([0.65 - statistics.stdev([0.6, 0.7]), 0.65 + statistics.stdev([0.6, 0.7])])
+    assert norm.get_xlim() == many.get_ylim(), "accuracies have one scale"
+
+
+def _group(*epochs: dict[str, float], folder: str = "x", parameters: int = 1, seconds: float = 1.0) -> RunGroup:
+    record = {"status": "finished", "best": {"top1": 0.5}, "parameters": parameters, "scores": {"train_s": seconds}}
+    return RunGroup({"lr": folder}, [RunResult(Path(folder), record, epochs)])
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 40])
+def test_curves_of_few_epochs_are_visible(num_epochs: int) -> None:
+    rows = [{"epoch": epoch, "train/loss": 2.0, "val/loss": 1.0, "val/top1": 0.5} for epoch in range(num_epochs)]
+    loss, top1 = curve_panels([_group(*rows)])
+    axes = loss.figure().axes[0]
+    assert len(axes.lines) == 2 and len(top1.figure().axes[0].lines) == 1
+    assert all((line.get_marker() == "o") == (num_epochs < 40) for line in axes.lines)
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+    assert ("dots" in loss.caption) == (num_epochs == 1)
+    assert curve_panels([_group()]) == []
+
+
+def test_an_outlier_in_the_first_epoch_does_not_rule_the_axis_of_the_loss() -> None:
+    losses = [17.5, 2.3, 2.1, 1.9]
+    rows = [{"epoch": epoch, "val/loss": loss} for epoch, loss in enumerate(losses)]
+    other = [{"epoch": epoch, "val/loss": loss} for epoch, loss in enumerate([2.3, 2.2, float("nan"), 9e9])]
+    (panel,) = curve_panels([_group(*rows), _group(*other, folder="y")])
+    assert panel.figure().axes[0].get_ylim()[1] == pytest.approx(1.15 * 2.3)
+    assert "Cut off at 2.6; the largest loss is 9e+09." in panel.caption
+    (usual,) = curve_panels([_group(*[{"epoch": epoch, "val/loss": 2.3 / (epoch + 1)} for epoch in range(5)])])
+    assert usual.figure().axes[0].get_ylim()[1] > 2.3 and "Cut off" not in usual.caption
+
+
+def test_equal_sizes_are_not_plotted_and_the_legend_is_never_empty() -> None:
+    equal = [_group(folder="x", seconds=1), _group(folder="y", seconds=30)]
+    assert [panel.name for panel in size_panels(equal)] == ["Accuracy against training time"]
+    both = size_panels([_group(folder="x"), _group(folder="y", parameters=60_000_000, seconds=9)])
+    assert [panel.figure().axes[0].get_xscale() for panel in both] == ["log", "linear"]
+    assert size_panels([_group(folder="x"), _group(folder="y")]) == size_panels([]) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = sheet(both, equal)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lr=x", "lr=y"]
+
+
+def test_the_command_repeats_the_best_run(sweep: Path, tmp_path: Path) -> None:
+    run = read_run(sweep / "8_x")
+    assert repeat_command(run) == f"python src/train.py rerun={relative(run.folder)}", "it has no overrides on disk"
+    (sweep / "8_x/.hydra").mkdir()
+    overrides = "- data.root='/data/a'\n- model=alexnet\n- launcher=slurm\n- 'note=\"a b\"'\n"
+    (sweep / "8_x/.hydra/overrides.yaml").write_text(overrides)
+    expected = "python src/train.py data.root=/data/a model=alexnet 'note=\"a b\"'"
+    assert repeat_command(run) == expected
+    page = write_report([str(sweep)], tmp_path / "out").read_text()
+    assert html.escape(expected).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in page
+    (sweep / "8_x/.hydra/resume_1").mkdir()
+    assert "rerun=" in repeat_command(run)
+    (sweep / "8_x/.hydra/overrides.yaml").write_text("{a: [")
+    assert "rerun=" in repeat_command(run)
+
+
+def test_the_title_says_what_is_compared(sweep: Path) -> None:
+    runs = [read_run(folder) for folder in find_runs([str(sweep)])]
+    assert title(runs, differing_keys(runs)) == "Comparison of optimizer and model.width on x: 9 runs"
+    assert title(runs, ["a", "b", "c", "d"]) == "Comparison of 4 settings on x: 9 runs"
+    assert title(runs, []) == "alexnet on x: 9 runs"
+    assert title(runs[:1], []) == "alexnet on x"
+
+
+def test_intervals_of_seeds_and_of_a_single_run() -> None:
+    groups = [_group(), _group()]
+    groups[0].runs[0].record["data"] = {"counts": {"val": 100}}
+    assert mean_interval(groups[0]) == pytest.approx((0.4038, 0.5962), abs=1e-4), "Wilson's, 50 of 100"
+    groups[1].runs.append(RunResult(Path("y"), {"status": "finished", "best": {"top1": 0.52}}, []))
+    assert mean_interval(groups[1]) == pytest.approx((0.51 - 12.7062 * 0.01, 0.51 + 12.7062 * 0.01), abs=1e-4), "t of 1"
+    assert mean_interval(RunGroup({}, [RunResult(Path("z"), {"status": "failed"}, [])])) is None
 
 
 def test_tensorboard_hparams_agree_with_the_report(train: Callable[..., float | None], tmp_path: Path) -> None:

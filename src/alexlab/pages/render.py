@@ -73,30 +73,34 @@ def file_links(files: Sequence[Path], page_dir: Path) -> list[Link]:
 
 
 def format_value(value: Any, digits: int | None = None) -> str:
-    """Return a table cell as text: floats with fixed decimals, thousands separators, and `-` for None.
+    """Return a table cell as text: numbers with fixed decimals, thousands separators, and `-` for None.
 
     Args:
         value: the cell.
-        digits: decimals of a float; None: those that suit it alone, see `column_digits`.
+        digits: decimals of a number; None: those that suit it alone, see `column_digits`.
     """
     if value is None:
         return "-"
-    if isinstance(value, float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:,.{_digits([value]) if digits is None else digits}f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return str(value)
 
 
-def column_digits(rows: Sequence[Sequence[Any]], num_columns: int) -> list[int | None]:
-    """Return for each column the decimals that its numbers share, and None for a column without numbers."""
-    columns = [[row[number] for row in rows] for number in range(num_columns)]
-    numbers = [
-        [cell for cell in cells if isinstance(cell, int | float) and not isinstance(cell, bool)] for cells in columns
-    ]
-    return [_digits(found) if found else None for found in numbers]
+def column_digits(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> list[int | None]:
+    """Return for each column the decimals that its numbers share, and None for a column without numbers.
+
+    Durations and rates, whose column head ends in `, s` or `/s`, have one decimal.
+    """
+    digits: list[int | None] = []
+    for number, name in enumerate(columns):
+        cells = [row[number] for row in rows]
+        numbers = [cell for cell in cells if isinstance(cell, int | float) and not isinstance(cell, bool)]
+        digits.append(None if not numbers else 1 if str(name).endswith((", s", "/s")) else _digits(numbers))
+    return digits
 
 
 def _digits(values: Sequence[float]) -> int:
-    """Return 4 for fractions and anything finer than tenths, such as scores, 1 for tenths, such as durations, else 0."""
+    """Return 0 for integers, 4 for fractions and anything finer than tenths, such as scores, and 1 for tenths."""
     if all(isinstance(value, int) for value in values):
         return 0
     if any(abs(value - round(value, 1)) > 1e-9 for value in values) or all(0 <= value <= 1 for value in values):

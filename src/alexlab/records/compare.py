@@ -71,6 +71,24 @@ class RunGroup:
         return mean, math.sqrt(mean * (1 - mean)), max(2, count)
 
 
+def mean_interval(group: RunGroup) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean top-1 of a group: over its seeds, or over the validation images of a single run.
+
+    The first is Student's, the second Wilson's. None if the group has no finished run.
+    """
+    values, mean = group.values(), group.mean()
+    if mean is None:
+        return None
+    from scipy.stats import binomtest, t
+
+    if len(values) == 1:
+        count = max(1, int(group.runs[0].record.get("data", {}).get("counts", {}).get("val") or 1))
+        interval = binomtest(round(min(1.0, max(0.0, mean)) * count), count).proportion_ci(CONFIDENCE, "wilson")
+        return float(interval.low), float(interval.high)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
 def differing_keys(runs: Sequence[RunResult]) -> list[str]:
     """Return the config groups and keys whose values differ between runs.
 
@@ -157,14 +175,13 @@ def rank_groups(groups: Sequence[RunGroup]) -> tuple[list[RunGroup], bool]:
 
 
 def main_effects(groups: Sequence[RunGroup], keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """Return for each key and each of its values the mean top-1 of the groups that have it."""
+    """Return for each key that differs and each of its values the scores of the finished runs that have it."""
     effects: dict[str, dict[str, list[float]]] = {}
     for key in keys:
         by_value: dict[str, list[float]] = {}
         for group in groups:
-            mean = group.mean()
-            if mean is not None:
-                by_value.setdefault(str(group.keys[key]), []).append(mean)
+            if scores := group.values():
+                by_value.setdefault(str(group.keys[key]), []).extend(scores)
         if len(by_value) > 1:
             effects[key] = by_value
     return effects

@@ -1,109 +1,304 @@
-"""Plots that compare runs."""
+"""Plots that compare runs. Each is a panel of its own, so that a page can arrange them by its width."""
 
-from collections.abc import Sequence
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alexlab.output.escape import plot_label
-from alexlab.pages.plots import new_figure
-from alexlab.records.compare import RunGroup, mean_or_none
+from alexlab.pages.plots import INK, MUTED, SERIES, integer_ticks, new_figure
+from alexlab.records.compare import RunGroup
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_CURVES = 12  # maximum number of groups in the plot of the curves, best first
-MAX_TICKS = 6  # with more values than this, a numeric key gets a continuous axis
+MAX_SERIES = len(SERIES)  # groups with a colour of their own, best first; curves are drawn of these only
+MAX_MARKERS = 15  # epochs up to which each has a marker
+MAX_TICKS = 8  # values of a key up to which each has a tick
+MAX_LABEL = 34  # characters of a value on an axis
+LOG_RATIO = 10  # largest by smallest value from which an axis is logarithmic
+MIN_RATIO = 1.02  # sizes that differ less are not drawn
+OUTLIER_RATIO = 3  # losses of first epochs that exceed the others by more than this are cut off
+SIZE = (5.2, 3.3)  # inches
+SCORE_LABEL = "Top-1 accuracy"
 
 
-def curves_plot(groups: Sequence[RunGroup]) -> "Figure | None":
-    """Plot loss and top-1 against the epoch: the mean of each group with the range of its seeds, training dashed.
+@dataclass(frozen=True)
+class Panel:
+    """One plot.
 
-    Returns:
-        The figure, or None if no run has a validated epoch.
+    Args:
+        name: heading.
+        caption: sentence that explains it.
+        draw: function that draws it.
+        height: height in inches.
     """
-    groups = groups[:MAX_CURVES]
-    if not any(run.epochs for group in groups for run in group.runs):
-        return None
-    figure, axes = _figure_with_axes(2, height=4.5)
-    for axis, metric in zip(axes, ("loss", "top1"), strict=True):
-        for number, group in enumerate(groups):
-            for split in ("train", "val"):
-                _plot_curve(axis, group, split, metric, color=f"C{number % 10}")
-        axis.set(xlabel="epoch", ylabel={"loss": "loss", "top1": "top-1 accuracy"}[metric])
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7, title="solid: val, dashed: train", title_fontsize=7)
+
+    name: str
+    caption: str
+    draw: "Callable[[Axes], None]"
+    height: float = SIZE[1]
+
+    def figure(self) -> "Figure":
+        """Return the plot as a figure of its own, without a title."""
+        figure = new_figure(figsize=(SIZE[0], self.height))
+        self.draw(figure.subplots())
+        return figure
+
+
+def sheet(panels: Sequence[Panel], groups: Sequence[RunGroup] = ()) -> "Figure":
+    """Return the panels next to each other, with their names and a legend of the groups below them."""
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    height = rows * max(panel.height for panel in panels)
+    figure = new_figure(figsize=(SIZE[0] * columns, height + 0.2 * len(groups)))
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for panel in panels:
+        axis = next(axes)
+        panel.draw(axis)
+        axis.set_title(plot_label(panel.name))
+    for axis in axes:
+        axis.set_axis_off()
+    if groups:
+        from matplotlib.lines import Line2D
+
+        lines = [Line2D([], [], color=SERIES[number]) for number in range(len(groups))]
+        names = [plot_label(group.name) for group in groups]
+        figure.legend(lines, names, loc="outside lower left", frameon=False, fontsize=8.5)
     return figure
 
 
-def effects_plot(effects: dict[str, dict[str, list[float]]]) -> "Figure | None":
-    """Plot for each key the mean top-1 of each of its values, with the groups as points.
+def curve_panels(groups: Sequence[RunGroup]) -> list[Panel]:
+    """Return loss and top-1 against the epoch: the mean of each group with the range of its seeds, training dashed."""
+    groups = groups[:MAX_SERIES]
+    epochs = {row["epoch"] for group in groups for run in group.runs for row in run.epochs}
+    lines = "Solid: validation, dashed: training."
+    if len(epochs) == 1:
+        lines = "Large dots: validation, small dots: training."
+    elif any(len(group.runs) > 1 for group in groups):
+        lines += " Lines are means over the seeds, and bands their range."
+    panels = []
+    for metric, name in (("loss", "Loss"), ("top1", SCORE_LABEL)):
+        curves = [
+            (number, split, points)
+            for number, group in enumerate(groups)
+            for split in ("train", "val")
+            if (points := _points(group, split, metric))
+        ]
+        if not curves:
+            continue
+        top = _ceiling([[sum(values) / len(values) for values in points.values()] for *_, points in curves])
+        largest = max(max(values) for *_, points in curves for values in points.values())
+        caption = lines if top is None else f"{lines} Cut off at {top:.2g}; the largest loss is {largest:.3g}."
+
+        def draw(axes: "Axes", curves: Any = curves, name: str = name, top: float | None = top) -> None:
+            for number, split, points in curves:
+                _draw_curve(axes, points, number=number, is_train=split == "train")
+            epochs = [epoch for *_, points in curves for epoch in points]
+            integer_ticks(axes, min(epochs), max(epochs))
+            if top is not None:
+                axes.set_ylim(top=top)
+            _finish(axes, "Epoch", name)
+
+        panels.append(Panel(name, caption, draw))
+    return panels
+
+
+def _points(group: RunGroup, split: str, metric: str) -> dict[int, list[float]]:
+    """Return the finite values of all runs of a group by epoch, counted from 1."""
+    points: dict[int, list[float]] = {}
+    for run in group.runs:
+        for row in run.epochs:
+            value = row.get(f"{split}/{metric}")
+            if value is not None and math.isfinite(value):
+                points.setdefault(int(row["epoch"]) + 1, []).append(value)
+    return dict(sorted(points.items()))
+
+
+def _ceiling(curves: Sequence[Sequence[float]]) -> float | None:
+    """Return an upper end for the axis if few values, such as those of first epochs, are far above all others, else None."""
+    later = [value for curve in curves for value in curve[1:]]
+    if not later:
+        return None
+    usual = max(value for value in later if value <= 10 * max(statistics.median(later), 1e-9))
+    return 1.15 * usual if max(map(max, curves)) > OUTLIER_RATIO * usual > 0 else None
+
+
+def _draw_curve(axes: "Axes", points: Mapping[int, Sequence[float]], *, number: int, is_train: bool) -> None:
+    means = [sum(values) / len(values) for values in points.values()]
+    marker = "o" if len(points) <= MAX_MARKERS else ""
+    style: dict[str, Any] = {"color": SERIES[number], "gid": f"s{number}"}
+    if is_train:
+        axes.plot(
+            list(points), means, linestyle="--", linewidth=1.0, alpha=0.75, marker=marker, markersize=2.5, **style
+        )
+        return
+    axes.plot(list(points), means, linewidth=1.7, marker=marker, markersize=4, **style)
+    if any(len(values) > 1 for values in points.values()):
+        low, high = ([bound(values) for values in points.values()] for bound in (min, max))
+        axes.fill_between(list(points), low, high, alpha=0.13, linewidth=0, **style)
+
+
+def effect_panels(effects: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Panel]:
+    """Return for each key the score of each of its values.
 
     Args:
         effects: from `alexlab.records.compare.main_effects`.
-
-    Returns:
-        The figure, or None without keys.
     """
-    if not effects:
-        return None
-    figure, axes = _figure_with_axes(min(4, len(effects)))
-    for axis, (key, scores) in zip(axes, effects.items(), strict=False):
-        names = sorted(scores, key=_numbers_first)
-        numbers = [_numbers_first(name) for name in names]
-        if len(names) > MAX_TICKS and all(kind == 0 for kind, _, _ in numbers):
-            points = [(number, score) for _, number, name in numbers for score in scores[name]]
-            axis.plot(*zip(*points, strict=True), "o", color="C0")
-            (_, low, _), (_, high, _) = numbers[0], numbers[-1]
-            axis.set_xscale("log" if low > 0 and high > 10 * low else "linear")
-        else:
-            for position, name in enumerate(names):
-                axis.plot([position] * len(scores[name]), scores[name], "o", color="C0", alpha=0.4, markersize=4)
-            axis.plot(range(len(names)), [mean_or_none(scores[name]) for name in names], "o-", color="C1")
-            axis.set_xticks(range(len(names)), [*map(plot_label, names)], rotation=20, fontsize=8)
-        axis.set(title=plot_label(key), ylabel="val/top1")
-        axis.grid(alpha=0.3)
-    return figure
+    ends = [end for by_value in effects.values() for scores in by_value.values() for end in _ends(scores)]
+    margin = 0.06 * (max(ends) - min(ends)) + 1e-3 if ends else 0.0
+    limits = (min(ends) - margin, max(ends) + margin) if ends else (0.0, 1.0)
+    return [_effect_panel(key, by_value, limits) for key, by_value in effects.items()]
 
 
-def scatter_plot(groups: Sequence[RunGroup]) -> "Figure | None":
-    """Plot accuracy against the number of parameters and against the training time; None without groups."""
-    if not groups:
-        return None
-    figure, axes = _figure_with_axes(2)
-    for axis, measure in zip(axes, ("parameters", "training time, s"), strict=True):
-        for group in groups:
-            x = group.runs[0].record.get("parameters") if measure == "parameters" else group.train_s
-            if x:
-                label = plot_label(group.name)
-                axis.errorbar(x, group.mean(), yerr=group.std() or 0, fmt="o", capsize=3, label=label)
-        axis.set(xlabel=measure, ylabel="val/top1", xscale="log" if measure == "parameters" else "linear")
-        axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=7)
-    return figure
+def _ends(scores: Sequence[float]) -> list[float]:
+    """Return the scores and the ends of the bar of one standard deviation around their mean."""
+    if len(scores) < 2:
+        return list(scores)
+    mean, std = statistics.mean(scores), statistics.stdev(scores)
+    return [*scores, mean - std, mean + std]
 
 
-def _figure_with_axes(columns: int, height: float = 4.0) -> tuple["Figure", Any]:
-    figure = new_figure(figsize=(5.2 * columns, height))
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+def _effect_panel(key: str, by_value: Mapping[str, Sequence[float]], limits: tuple[float, float]) -> Panel:
+    name, scale = f"Effect of {key}", axis_scale(list(by_value))
+    caption = "Small dots are runs, large dots their means, and bars ± one standard deviation."
+    if not any(len(scores) > 1 for scores in by_value.values()):
+        caption = "One run for each value."
+    if scale is not None:
+        by_number = sorted((float(value), value, scores) for value, scores in by_value.items())
+        return Panel(name, caption, lambda axes: _draw_numbers(axes, key, by_number, scale, limits))
+    ranked = sorted(by_value.items(), key=lambda item: statistics.mean(item[1]))
+    height = max(2.2, 0.9 + 0.28 * len(ranked))
+    return Panel(name, caption, lambda axes: _draw_categories(axes, ranked, limits), height)
 
 
-def _plot_curve(axis: Any, group: RunGroup, split: str, metric: str, *, color: str) -> None:
-    by_epoch: dict[int, list[float]] = {}
-    for run in group.runs:
-        for row in run.epochs:
-            if f"{split}/{metric}" in row:
-                by_epoch.setdefault(int(row["epoch"]) + 1, []).append(row[f"{split}/{metric}"])
-    epochs = sorted(by_epoch)
-    means = [sum(by_epoch[epoch]) / len(by_epoch[epoch]) for epoch in epochs]
-    label, style = (plot_label(group.name), "-") if split == "val" else (None, "--")
-    axis.plot(epochs, means, style, color=color, label=label, linewidth=1.2)
-    if split == "val" and len(group.runs) > 1:
-        low, high = ([bound(by_epoch[epoch]) for epoch in epochs] for bound in (min, max))
-        axis.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+def axis_scale(values: Sequence[str]) -> str | None:
+    """Return the scale of an axis for the values of a key: linear or log, or None if they are categories.
 
-
-def _numbers_first(text: str) -> tuple[int, float, str]:
-    """Return a sort key that orders numbers by value and puts other text after them."""
+    Numbers that span a factor of LOG_RATIO get a logarithmic axis, and are categories if zero or a negative number is among them.
+    """
     try:
-        return 0, float(text), text
+        numbers = [float(value) for value in values]
     except ValueError:
-        return 1, 0.0, text
+        return None
+    if not all(map(math.isfinite, numbers)):
+        return None
+    sizes = [abs(number) for number in numbers if number]
+    if not sizes or max(sizes) < LOG_RATIO * min(sizes):
+        return "linear"
+    return "log" if min(numbers) > 0 else None
+
+
+def _draw_numbers(
+    axes: "Axes",
+    key: str,
+    by_number: Sequence[tuple[float, str, Sequence[float]]],
+    scale: str,
+    limits: tuple[float, float],
+) -> None:
+    numbers = [number for number, *_ in by_number]
+    for number, _, scores in by_number:
+        _draw_scores(axes, number, scores)
+    if len(numbers) <= MAX_TICKS:
+        axes.plot(
+            numbers, [statistics.mean(scores) for *_, scores in by_number], color=SERIES[0], linewidth=1, alpha=0.5
+        )
+    axes.set_xscale(scale)
+    positions = [math.log(number) if scale == "log" else number for number in numbers]
+    gaps = [right - left for left, right in itertools.pairwise(positions)]
+    if len(numbers) <= MAX_TICKS and min(gaps) > 0.08 * (positions[-1] - positions[0]):
+        axes.minorticks_off()
+        names = [name for _, name, _ in by_number]
+        slanted: Any = {"rotation": 25, "ha": "right"} if sum(map(len, names)) > 45 else {}
+        axes.set_xticks(numbers, names, **slanted)
+    elif scale == "log":
+        _plain_log_ticks(axes)
+    axes.set_ylim(*limits)
+    _finish(axes, plot_label(key), SCORE_LABEL)
+
+
+def _draw_categories(axes: "Axes", ranked: Sequence[tuple[str, Sequence[float]]], limits: tuple[float, float]) -> None:
+    """Draw each value in a row of its own, best at the top; there is no order that a line could follow."""
+    for position, (_, scores) in enumerate(ranked):
+        _draw_scores(axes, position, scores, horizontal=True)
+    labels = [name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…" for name, _ in ranked]
+    axes.set_yticks(range(len(ranked)), [*map(plot_label, labels)])
+    axes.set_ylim(-0.6, len(ranked) - 0.4)
+    axes.set_xlim(*limits)
+    axes.tick_params(axis="y", labelcolor=INK)
+    _finish(axes, SCORE_LABEL, "")
+
+
+def _draw_scores(axes: "Axes", position: float, scores: Sequence[float], *, horizontal: bool = False) -> None:
+    """Draw single scores, their mean, and a bar of a standard deviation."""
+    across, along = ("y", "x") if horizontal else ("x", "y")
+    mean = statistics.mean(scores)
+    error = {f"{along}err": statistics.stdev(scores)} if len(scores) > 1 else {}
+    center = {across: position, along: mean}
+    axes.errorbar(**center, **error, fmt="o", color=INK, ecolor=MUTED, markersize=7, capsize=4, elinewidth=1.2)
+    if len(scores) > 1:
+        points = {across: [position] * len(scores), along: scores}
+        axes.plot(points["x"], points["y"], "o", color=SERIES[1], markersize=3.5, markeredgewidth=0, zorder=3)
+
+
+def size_panels(groups: Sequence[RunGroup]) -> list[Panel]:
+    """Return the score against the number of parameters and against the training time, each if the groups differ in it."""
+    measures = {
+        "parameters": ("Parameters", [group.runs[0].record.get("parameters") for group in groups]),
+        "time": ("Training time, s", [group.train_s for group in groups]),
+    }
+    caption = "Bars are ± one standard deviation over the seeds." if any(group.std() for group in groups) else ""
+    panels = []
+    for name, label in (("parameters", "Accuracy against size"), ("time", "Accuracy against training time")):
+        xlabel, values = measures[name]
+        points = [(number, float(x), group) for number, (x, group) in enumerate(zip(values, groups, strict=True)) if x]
+        sizes = [x for _, x, _ in points]
+        if sizes and max(sizes) > MIN_RATIO * min(sizes):
+            text = caption if len(groups) <= MAX_SERIES else f"{caption} Grey: settings without a colour.".strip()
+            panels.append(
+                Panel(label, text, lambda axes, points=points, xlabel=xlabel: _draw_points(axes, points, xlabel))
+            )  # type: ignore[misc]
+    return panels
+
+
+def _draw_points(axes: "Axes", points: Sequence[tuple[int, float, RunGroup]], xlabel: str) -> None:
+    for number, x, group in points:
+        mean, std = group.mean(), group.std()
+        color = SERIES[number] if number < MAX_SERIES else MUTED
+        bar = axes.errorbar(x, mean or 0, yerr=std, fmt="o", color=color, markersize=7, capsize=4, elinewidth=1.5)
+        for artist in bar.get_children():
+            artist.set_gid(f"s{number}")
+    sizes = [x for _, x, _ in points]
+    if max(sizes) >= LOG_RATIO * min(sizes):
+        axes.set_xscale("log")
+        _plain_log_ticks(axes)
+    else:
+        axes.xaxis.set_major_formatter(_compact)
+    axes.margins(x=0.1, y=0.12)
+    _finish(axes, xlabel, SCORE_LABEL)
+
+
+def _plain_log_ticks(axes: "Axes") -> None:
+    """Label 1, 2 and 5 of each decade, or the decades only if there are many, without powers of ten."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(_compact)
+
+
+def _compact(value: float, _position: int | None = None) -> str:
+    """Return a number with up to four digits: 0.0001, 250, 3.66 M."""
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= size:
+            return f"{value / min(size, 1e3 if letter == ' k' else size):.3g}{letter}"
+    return f"{value:.4g}"
+
+
+def _finish(axes: "Axes", xlabel: str, ylabel: str) -> None:
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid()
