@@ -19,11 +19,12 @@ from alexlab.cli.arguments import collect_runs
 from alexlab.errors import ConfigError
 from alexlab.records.compare import RunGroup, differing_keys, group_seeds, mean_interval, rank_groups, relative
 from alexlab.records.lock import RunLock
-from alexlab.records.plots import axis_scale, curve_panels, effect_panels, sheet, size_panels
+from alexlab.records.plots import curve_panels, sheet
 from alexlab.records.report import write_report
 from alexlab.records.report_page import repeat_command, title
 from alexlab.records.results import RunResult, find_runs, read_run
 from alexlab.records.run import Run
+from alexlab.records.setting_plots import axis_scale, effect_panels, size_panels
 from alexlab.tasks.report import main as report
 from support.browser import FITS, PHONE, evaluate_script
 from support.runs import plain

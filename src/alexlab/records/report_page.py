@@ -15,9 +15,10 @@ from alexlab.pages.plots import png, svg
 from alexlab.pages.render import Link, file_links, render
 from alexlab.records.compare import RunGroup, main_effects, relative
 from alexlab.records.layout import CURVES, LAUNCHER_OVERRIDES, LOGS
-from alexlab.records.plots import MAX_SERIES, Panel, curve_panels, effect_panels, sheet, size_panels
+from alexlab.records.plots import MAX_SERIES, Panel, curve_panels, sheet
 from alexlab.records.record import FAILED, INTERRUPTED, STATES
 from alexlab.records.results import RunResult
+from alexlab.records.setting_plots import effect_panels, size_panels
 
 MAX_TITLE_KEYS = 3
 
