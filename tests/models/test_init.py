@@ -1,5 +1,8 @@
+import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.models.init import NEEDS_ALEXNET, SCHEMES
 from alexlab.models.nin import NiN
+from alexlab.models.two_tower import Tower
 from alexlab.models.vgg import VGG
 from support.runs import plain
 
@@ -136,6 +140,73 @@ def test_invalid_schemes_are_rejected() -> None:
         match=r"model\.init must be one of torch, he, xavier, glorot, kaiming, paper2012, authors2012; got 'orthogonal'",
     ):
         AlexNet(2, widths=[1] * 5, fc_widths=[1], init="orthogonal")
-    config = plain("model=torchvision", "+model.init=he", "data=folder", "data.root=x")
-    with pytest.raises(ConfigError, match=r"model\.init is not an argument of .*torchvision_net"):
+    config = plain("model=torchvision", "model.init=orthogonal", "data=folder", "data.root=x")
+    with pytest.raises(ConfigError, match=r"model\.init must be one of torch, .*; got 'orthogonal'"):
         build.net(config, 2)
+
+
+class OwnNet(nn.Module):
+    """Net as in docs/extending.md, whose constructor has no `init`."""
+
+    def __init__(self, num_classes: int, in_channels: int = 3) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(in_channels, 64, 5, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+        self.head = nn.Linear(64, num_classes)
+
+
+# Nets that take no scheme, and their number of convolutions and linear layers.
+FOREIGN = {
+    ("model=torchvision", "model.name=resnet18"): 21,
+    ("model=torchvision", "model.name=squeezenet1_1"): 26,
+    ("model=torchvision", "model.name=mobilenet_v3_small"): 54,
+    ("model=timm", "model.name=resnet18"): 21,
+    ("model=timm", "model.name=convnext_atto"): 41,
+    ("own",): 2,
+}
+
+
+@pytest.mark.parametrize("overrides", FOREIGN, ids="-".join)
+def test_every_layer_of_a_net_of_other_code_follows_the_scheme(
+    overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The formulas are those of the nets of alexlab; `torch` leaves a net as its own code initialized it."""
+    if overrides == ("own",):
+        monkeypatch.setattr("alexlab.config.instantiate.locate", lambda path, where: OwnNet)
+        config: dict[str, Any] = {"model": {"_target_": "own_net.OwnNet", "weights": None}}
+    else:
+        config = plain(*overrides, "data=folder", "data.root=x")
+    for scheme in ("he", "xavier", "kaiming"):
+        config["model"]["init"] = scheme
+        torch.manual_seed(0)
+        layers = layers_of(build.net(config, 10))
+        assert len(layers) == FOREIGN[overrides]
+        for name, layer in layers.items():
+            tolerance = 5 / math.sqrt(2 * layer.weight.numel())
+            assert layer.weight.std(correction=0).item() == pytest.approx(STD[scheme](layer), rel=tolerance), name
+            assert layer.bias is None or (layer.bias == 0).all(), name
+    states = []
+    for scheme in ("torch", None):
+        config["model"].pop("init") if scheme is None else config["model"].update(init=scheme)
+        torch.manual_seed(0)
+        states.append(build.net(config, 10).state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_both_towers_get_their_half_of_the_initialized_net() -> None:
+    whole = AlexNet(10, width=0.1, groups=[1, 2, 1, 2, 2], norm="lrn", init="he")
+    expected = {name: value.clone() for name, value in whole.state_dict().items()}
+    halves = [Tower(copy.deepcopy(whole), tower).state_dict() for tower in (0, 1)]
+    for name, value in expected.items():
+        assert torch.equal(torch.cat([half[name] for half in halves]), value), name
+
+
+def test_loaded_weights_replace_the_initial_ones(tmp_path: Path) -> None:
+    config = plain("model=torchvision", "model.name=squeezenet1_1", "model.init=he", "data=folder", "data.root=x")
+    saved = build.net(config, 3)
+    torch.save(saved.state_dict(), tmp_path / "saved.pth")
+    config["model"]["weights"] = str(tmp_path / "saved.pth")
+    net = build.net(config, 3)
+    found = build.pretrained(config, net, SimpleNamespace(classes=("a", "b", "c")))
+    assert found is not None and not torch.equal(net.features[0].weight, saved.features[0].weight)
+    found.load_into(net)
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in net.state_dict().items())

@@ -1,5 +1,6 @@
 """Objects from config nodes. Each node holds the keyword arguments of one call."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,7 @@ from alexlab.data.transforms import Views
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ConfigError
 from alexlab.models.compile import compile_net
+from alexlab.models.init import init_weights
 from alexlab.models.weights.matching import MatchedWeights, match_weights
 from alexlab.models.weights.pretrained import read_source
 from alexlab.records.layout import SKIPPED
@@ -37,7 +39,9 @@ from alexlab.training.schedules import from_torch
 
 
 def net(config: Config, num_classes: int, *, num_outputs: int | None = None) -> nn.Module:
-    """Return the net of the `model` node; `model.num_classes=null` means the classes found in the data.
+    """Return the net of the `model` node, initialized by `model.init`, without `model.weights`.
+
+    `model.num_classes=null` means the classes found in the data.
 
     Args:
         config: composed config.
@@ -45,10 +49,18 @@ def net(config: Config, num_classes: int, *, num_outputs: int | None = None) -> 
         num_outputs: number of outputs of the net if it differs from `num_classes`.
     """
     node = {key: value for key, value in config["model"].items() if key != "weights"}
+    target = parts(node, "model")[0]
+    # Nets of torchvision, timm and the user's code are initialized here; those of alexlab take the scheme as an argument.
+    scheme = None if "init" in inspect.signature(target).parameters else node.pop("init", None)
     wanted = node.pop("num_classes", None)
     if wanted not in (None, num_classes):
         raise ConfigError(f"model.num_classes must be null or the {num_classes} classes of the data; got {wanted}")
     built: nn.Module = make(node, "model", num_outputs or num_classes)
+    if scheme is not None:
+        try:
+            init_weights(built, scheme)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     return built
 
 

@@ -30,7 +30,8 @@ def init_weights(net: nn.Module, scheme: str) -> None:
         net: net to initialize; `paper2012` and `authors2012` require AlexNet's layer names.
         scheme: one of
 
-            - `torch`: PyTorch's default, uniform with He's bound for a = sqrt(5), as in torchvision's AlexNet;
+            - `torch`: as the layers initialize themselves; PyTorch's default is uniform with He's bound for a = sqrt(5), as in
+              torchvision's AlexNet;
             - `he`: normal, variance 2 / fan in (He et al. 2015, equation 10), zero biases;
             - `xavier` or `glorot`: uniform, variance 2 / (fan in + fan out) (Glorot and Bengio 2010, equation 16), zero
               biases; the default of Keras;
