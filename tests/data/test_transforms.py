@@ -1,7 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
+from torchvision.transforms import v2
 
-from alexlab.data.transforms import CenterView, PCAColorNoise, RandomCropView, RandomGeometry, Views
+from alexlab.data.dataset import SeededDataset
+from alexlab.data.transforms import CenterView, PCAColorNoise, RandomCropView, RandomGeometry, Views, set_epoch
 
 
 def random_image(height: int = 30, width: int = 40) -> torch.Tensor:
@@ -72,11 +76,61 @@ def test_colour_noise_has_the_covariance_of_the_components() -> None:
     assert noise(torch.full((3, 2, 2), 255, dtype=torch.uint8)).dtype == torch.uint8
 
 
+AXES = [[0.6, 0.8, 0.0], [0.8, -0.6, 0.0], [0.0, 0.0, 1.0]]  # columns
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        # a = .1 x (1, -2, 3) and eigenvalues (.04, .01, .0025), so a * s = (.004, -.002, .00075) for eigenvalues and
+        # (.02, -.02, .015) for their roots (.2, .1, .05). P (a * s) = (.0008, .0044, .00075) and (-.004, .028, .015), in 255ths
+        # (.204, 1.122, .191) and (-1.02, 7.14, 3.825).
+        ("eigenvalue", [200, 101, 50]),  # 200.204, 101.122, 50.191
+        # x -> m + (x + shift - m) / 1.1 with m = (127.5, 102, 76.5): 192.482, 106.673, 55.886.
+        ("std", [192, 107, 56]),
+    ],
+)
+def test_colour_noise_by_hand(scale: str, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randn", lambda _: torch.tensor([1.0, -2.0, 3.0]))
+    noise = PCAColorNoise([0.04, 0.01, 0.0025], AXES, mean=[0.5, 0.4, 0.3], std=0.1, scale=scale)
+    image = torch.tensor([200, 100, 50], dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
+    assert noise(image)[:, 1, 0].tolist() == expected
+    assert noise(torch.full((3, 1, 1), 255, dtype=torch.uint8)).max() <= 255
+
+
+def test_colour_noise_ends_with_its_last_epoch() -> None:
+    """It depends on the epoch of each image only, in any order, so that resumed runs and loader processes agree."""
+    images = [(torch.full((3, 2, 2), 100 + index, dtype=torch.uint8), index) for index in range(3)]
+    recipe = v2.Compose([v2.Identity(), PCAColorNoise([0.5, 0.1, 0.1], AXES, [0.5] * 3, scale="std", end_epoch=2)])
+
+    class Noisy:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return recipe(images[index][0]), index
+
+    dataset = SeededDataset(Noisy(), seed=1, on_epoch=partial(set_epoch, recipe))
+    for epoch in (1, 2, 3):
+        for index in range(3):
+            assert torch.equal(dataset[epoch, index][0], images[index][0]) == (epoch >= 2)
+    keys = [(1, 0), (2, 0), (1, 1), (3, 2), (0, 2)]
+    assert all(
+        torch.equal(item[0], dataset[key][0]) for item, key in zip(dataset.__getitems__(keys), keys, strict=True)
+    )
+
+
 def test_colour_noise_without_valid_components_is_rejected() -> None:
     with pytest.raises(ValueError, match="or both be null for a run to measure them"):
         PCAColorNoise()
     with pytest.raises(ValueError, match="must be 3 x 3"):
         PCAColorNoise([0.1], [[1.0]])
+    with pytest.raises(ValueError, match="scale must be eigenvalue or std; got 'root'"):
+        PCAColorNoise([0.1] * 3, AXES, scale="root")
+    with pytest.raises(ValueError, match="mean must be given for scale=std"):
+        PCAColorNoise([0.1] * 3, AXES, scale="std")
+    with pytest.raises(ValueError, match="end_epoch must be null or at least 0; got -1"):
+        PCAColorNoise([0.1] * 3, AXES, end_epoch=-1)
 
 
 def test_square_crops_are_inside_the_central_square() -> None:

@@ -63,7 +63,7 @@ def fill_statistics(config: Config, splits: Splits, *, dummy: bool = False) -> t
         check_std(found)
     node["mean"] = found.mean if node["mean"] is None else node["mean"]
     node["std"] = found.std if node["std"] is None else node["std"]
-    axes = {"eigenvalues": found.eigenvalues, "eigenvectors": found.eigenvectors}
+    axes = {"eigenvalues": found.eigenvalues, "eigenvectors": found.eigenvectors, "mean": found.mean}
     train = (views["train"] or {}) | {name: {**transform, **axes} for name, transform in noises.items()}
     return {**config, "data": node, "augmentation": {**views, "train": train}}, found
 

@@ -24,6 +24,7 @@ from alexlab.data.prefetch import DevicePrefetcher, PostProcess, PrefetchLoader
 from alexlab.data.samplers import EvalBatchSampler, TrainBatchSampler, data_ranks, stratified_sample
 from alexlab.data.splits import Split, Splits
 from alexlab.data.streaming.reader import ShardedImages
+from alexlab.data.transforms import set_epoch
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.distributed.hardware import die_with_parent
 from alexlab.distributed.signals import ignore_first_sigterm
@@ -116,7 +117,7 @@ class ImageDataModule(lightning.LightningDataModule):
         )
         # Lightning sets the epoch of a resumed run only after the loader processes have begun to prefetch.
         sampler.set_epoch(max(self.resume_at[0], self.trainer.current_epoch))
-        on_epoch = None if sharded is None else partial(_set_shard_order, sharded, sampler)
+        on_epoch = partial(_begin_epoch, self.train_transform, sampler, sharded)
         return self._loader(SeededDataset(dataset, seed=self.seed, on_epoch=on_epoch), sampler, post_process)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -206,8 +207,12 @@ def _log_unless_disconnected(kind: type[BaseException], error: BaseException, tr
         sys.__excepthook__(kind, error, trace)
 
 
-def _set_shard_order(images: ShardedImages, sampler: TrainBatchSampler, epoch: int) -> None:
-    images.set_shard_order(sampler.shard_order(epoch))
+def _begin_epoch(
+    transform: Callable[[Tensor], Tensor], sampler: TrainBatchSampler, sharded: ShardedImages | None, epoch: int
+) -> None:
+    set_epoch(transform, epoch)
+    if sharded is not None:
+        sharded.set_shard_order(sampler.shard_order(epoch))
 
 
 def collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

@@ -118,36 +118,71 @@ class Views(torch.nn.Module):
 
 
 class PCAColorNoise(torch.nn.Module):
-    """Addition of one random colour, P (a * lambda), to all pixels of an image (2012 paper, section 4.1).
+    """Addition of one random colour to all pixels of an image (2012 paper, section 4.1).
 
-    P and lambda are the eigenvectors and eigenvalues of the covariance of the colours of the training split, as values in
-    [0, 1], and a ~ N(0, std) is drawn for each component. The sum is rounded to 8 bits, which the paper did not do.
+    The colour is P (a * s), where the columns of P are the principal axes of the colours of the training split and a ~ N(0, std)
+    is drawn for each axis. The paper's text and the authors' code differ in s and in what follows:
+
+    - `eigenvalue` (the text): s are the eigenvalues of the covariance of the colours, as values in [0, 1];
+    - `std` (the code): s are their roots, the standard deviations along the axes. The deviations from the mean are then divided
+      by 1 + std. The code divides them after subtracting the mean image; here the mean is that of the colours.
+
+    The result is rounded to 8 bits, which the authors did not do.
 
     Args:
-        eigenvalues: three numbers; null in a config measures them.
+        eigenvalues: three numbers; null in a config measures them, the axes and the mean on the training split.
         eigenvectors: 3 x 3, one column per eigenvalue.
+        mean: mean of each channel, as values in [0, 1]; for `std` only.
         std: standard deviation of a; 0.1 in the paper.
+        scale: `eigenvalue` or `std`.
+        end_epoch: number of epochs with noise; None for all of them. The authors' code had 68 of 93.
     """
 
     def __init__(
         self,
         eigenvalues: Sequence[float] | None = None,
         eigenvectors: Sequence[Sequence[float]] | None = None,
+        mean: Sequence[float] | None = None,
         std: float = 0.1,
+        scale: str = "eigenvalue",
+        end_epoch: int | None = None,
     ) -> None:
         super().__init__()
         if eigenvalues is None or eigenvectors is None:
             raise ValueError(
                 "eigenvalues and eigenvectors must both be given, or both be null for a run to measure them"
             )
-        self.axes = 255 * torch.tensor(eigenvectors) * torch.tensor(eigenvalues)
+        if scale not in ("eigenvalue", "std"):
+            raise ValueError(f"scale must be eigenvalue or std; got {scale!r}")
+        if scale == "std" and mean is None:
+            raise ValueError("mean must be given for scale=std")
+        if end_epoch is not None and end_epoch < 0:
+            raise ValueError(f"end_epoch must be null or at least 0; got {end_epoch}")
+        sizes = torch.tensor(eigenvalues)
+        self.axes = 255 * torch.tensor(eigenvectors) * (sizes if scale == "eigenvalue" else sizes.sqrt())
         if self.axes.shape != (3, 3):
             raise ValueError(f"eigenvectors must be 3 x 3 and eigenvalues 3 numbers; got {eigenvectors}, {eigenvalues}")
+        self.mean = None if scale == "eigenvalue" else 255 * torch.tensor(mean)
         self.std = std
+        self.end_epoch = end_epoch
+        self.epoch = 0  # of the image, see `set_epoch`
 
     def forward(self, image: Tensor) -> Tensor:
-        shift = (self.axes * (self.std * torch.randn(3))).sum(1)
-        return (image + shift[:, None, None]).round().clamp(0, 255).to(torch.uint8)
+        if self.end_epoch is not None and self.epoch >= self.end_epoch:
+            return image
+        shift, factor = (self.axes * (self.std * torch.randn(3))).sum(1), 1.0
+        if self.mean is not None:
+            factor = 1 / (1 + self.std)
+            shift = self.mean + factor * (shift - self.mean)
+        return (factor * image + shift[:, None, None]).round().clamp(0, 255).to(torch.uint8)
+
+
+def set_epoch(transform: Any, epoch: int) -> None:
+    """Set the epoch of the next images in the transforms of a recipe that depend on it."""
+    if isinstance(transform, PCAColorNoise):
+        transform.epoch = epoch
+    for step in getattr(transform, "transforms", ()):
+        set_epoch(step, epoch)
 
 
 class RandomGeometry(torch.nn.Module):

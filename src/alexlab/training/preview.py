@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.dataset import SeededDataset
+from alexlab.data.transforms import set_epoch
 from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 from alexlab.pages.plots import png
 
@@ -33,7 +35,9 @@ def preview_grid(
     split = data.splits.train
     plain = data.dataset(split, data.eval_transform)
     indices = [index for index in split.sample_indices(num_images) if plain[index][1] >= 0]
-    augmented = SeededDataset(data.dataset(split, data.train_transform), seed=data.seed)
+    augmented = SeededDataset(
+        data.dataset(split, data.train_transform), seed=data.seed, on_epoch=partial(set_epoch, data.train_transform)
+    )
     versions = [torch.stack([plain[index][0] for index in indices])]
     labels = torch.tensor([split.labels[index] for index in indices])
     for epoch in range(NUM_EPOCHS):
