@@ -11,7 +11,7 @@ COMMANDS = {
     "evaluate": "measure a trained network on labelled images",
     "predict": "predict unlabelled images",
     "explain": "show mistakes, kernels, neighbours and the evidence for a prediction",
-    "export": "write a network as safetensors, ONNX or torch.export",
+    "export": "write a network as safetensors, ONNX, torch.export or .pth",
     "prepare": "check, split, pack, shard or download a dataset",
     "report": "compare runs",
     "summary": "list the layers of a network",

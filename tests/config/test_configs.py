@@ -25,7 +25,7 @@ COUNTS = {
     ".": 11,
     "ablation": 12,
     "augmentation": 14,
-    "augmentation/eval": 2,
+    "augmentation/eval": 3,
     "callbacks": 5,
     "data": 6,
     "debug": 6,

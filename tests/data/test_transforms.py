@@ -1,11 +1,26 @@
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 
-from alexlab.data.dataset import SeededDataset
-from alexlab.data.transforms import CenterView, PCAColorNoise, RandomCropView, RandomGeometry, Views, set_epoch
+from alexlab.config import build
+from alexlab.data.dataset import SeededDataset, ViewReader
+from alexlab.data.decode import decode
+from alexlab.data.image_file import Decoding
+from alexlab.data.transforms import (
+    CenterView,
+    NearestResize,
+    PCAColorNoise,
+    RandomCropView,
+    RandomGeometry,
+    Views,
+    set_epoch,
+)
+from support.runs import plain
 
 
 def random_image(height: int = 30, width: int = 40) -> torch.Tensor:
@@ -131,6 +146,28 @@ def test_colour_noise_without_valid_components_is_rejected() -> None:
         PCAColorNoise([0.1] * 3, AXES, scale="std")
     with pytest.raises(ValueError, match="end_epoch must be null or at least 0; got -1"):
         PCAColorNoise([0.1] * 3, AXES, end_epoch=-1)
+
+
+@pytest.mark.parametrize("sides", [(375, 500), (500, 375), (281, 300), (30, 40), (224, 224), (1, 7), (1024, 3)])
+@pytest.mark.parametrize("size", [224, 150, 64, 299])
+def test_nearest_resize_equals_pillow(sides: tuple[int, int], size: int) -> None:
+    """Pillow's positions, some of which are whole numbers: 1.5 x 500 / 150 = 5, for example."""
+    image = random_image(*sides)
+    expected = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.NEAREST)
+    assert torch.equal(NearestResize(size)(image).permute(1, 2, 0), torch.from_numpy(np.array(expected)))
+
+
+def test_the_keras_recipe_reads_like_keras(images: Path) -> None:
+    """`load_img(path, target_size=(64, 64))`, with the default interpolation, is Pillow's resize with NEAREST."""
+    config = plain("experiment=catdog_tf_1", f"data.root={images}", "data.image_size=64")
+    view = build.eval_view(config)
+    path = images / "val/cat/001.png"
+    expected = Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.NEAREST)
+    read = ViewReader(view, Decoding())
+    assert read.crop is None, "a JPEG is decoded in full"
+    assert torch.equal(read(partial(decode, path)).permute(1, 2, 0), torch.from_numpy(np.array(expected)))
+    assert config["augmentation"]["train"]["squash"] == config["augmentation"]["eval"]["squash"]
+    assert plain("augmentation=keras", "augmentation/eval=squash")["augmentation"]["train"]["squash"]["antialias"]
 
 
 def test_square_crops_are_inside_the_central_square() -> None:

@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from alexlab.inference import export as exporting
 from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.export import FORMATS, largest_difference
 from alexlab.inference.sequential import sequential_layers
+from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.records.run import Run
 from alexlab.tasks.export import main
+from alexlab.training.preprocessing import Inference
 from support.images import write_images
 from support.runs import ROOT, names, plain
 
@@ -36,7 +39,7 @@ def export(trained_run: Path, tmp_path: Path) -> Callable[..., Path]:
     return call
 
 
-@pytest.mark.parametrize("form", list(FORMATS))
+@pytest.mark.parametrize("form", [form for form in FORMATS if form != "pth"])
 def test_the_example_of_the_readme_gives_the_predictions_of_the_checkpoint(
     form: str,
     export: Callable[..., Path],
@@ -85,7 +88,10 @@ def test_metadata(export: Callable[..., Path]) -> None:
         about = {name: json.loads(value) for name, value in file.metadata().items()}
         assert sorted(about["tensors"]) == sorted(file.keys())
     assert about["classes"] == ["ant", "bee", "cat"]
-    assert (about["image_size"], about["resize"]) == (64, {"shorter_side": 73, "crop": "center"})
+    assert (about["image_size"], about["resize"]) == (
+        64,
+        {"shorter_side": 73, "crop": "center", "interpolation": "bilinear"},
+    )
     assert about["mean"] == pytest.approx([0.485, 0.456, 0.406], abs=1e-6)
     assert about["layers"][0] == ["Conv2d", {"in_channels": 3, "out_channels": 4, "kernel_size": 11, "stride": 4, "padding": 2}]  # fmt: skip
     assert ["Flatten", {}] in about["layers"]
@@ -94,11 +100,40 @@ def test_metadata(export: Callable[..., Path]) -> None:
 def test_metadata_of_squashed_images(
     train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path
 ) -> None:
-    train("augmentation/eval=squash")
+    train("augmentation=keras")
     path = export("torch_export", ckpt=tmp_path / "run")
     extra = {"about.json": ""}
     torch.export.load(path, extra_files=extra)
-    assert json.loads(extra["about.json"])["resize"] == {"shorter_side": None, "crop": None}
+    expected = {"shorter_side": None, "crop": None, "interpolation": "nearest"}
+    assert json.loads(extra["about.json"])["resize"] == expected
+
+
+def test_a_pth_is_a_plain_state_dict(export: Callable[..., Path], trained_run: Path) -> None:
+    path = export("pth")
+    state = torch.load(path, weights_only=True)
+    net = load_checkpoint(str(trained_run)).inference.net
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert all(value.is_contiguous() for value in state.values())
+
+
+def test_the_pth_of_an_alexnet_loads_into_that_of_torchvision(trained_run: Path, tmp_path: Path) -> None:
+    """Only the architecture decides: tanh has the same tensors, but other logits."""
+    from torchvision.models import alexnet
+
+    model = load_checkpoint(str(trained_run), device="cpu")
+    images = torch.randn(2, 3, 224, 224)
+    for activation, expected in (("relu", True), ("tanh", False)):
+        net = AlexNet(3, init="he", activation=activation).eval()
+        written = replace(model, inference=Inference(net, mean=[0.5] * 3, std=[0.5] * 3))
+        exported = exporting.write_pth(written, tmp_path / "net.pth", images)
+        state = torch.load(tmp_path / "net.pth", weights_only=True)
+        theirs = alexnet(num_classes=3).eval()
+        assert (list(state) == list(theirs.state_dict())) == expected
+        with torch.inference_mode():
+            torch.testing.assert_close(exported(images), net(images))
+            if expected:
+                theirs.load_state_dict(state)
+                torch.testing.assert_close(theirs(images), net(images))
 
 
 def test_a_network_with_branches_has_no_list_of_layers() -> None:
@@ -145,7 +180,7 @@ def test_error_messages(
 ) -> None:
     import shutil
 
-    with pytest.raises(ConfigError, match="format must be one of safetensors, onnx, torch_export; got 'tflite'"):
+    with pytest.raises(ConfigError, match="format must be one of safetensors, onnx, torch_export, pth; got 'tflite'"):
         export("tflite")
     with pytest.raises(ConfigError, match="num_images must be at least 1; got 0"):
         export("safetensors", "num_images=0")

@@ -227,7 +227,7 @@ class Model:
         """Write the network for other programs and compare the file with the model on images.
 
         Args:
-            path: file to write; its suffix chooses the format: .safetensors, .onnx or .pt2.
+            path: file to write; its suffix chooses the format: .safetensors, .onnx, .pt2 or .pth.
             images: images of the comparison; None for images of the run's data.
             num_images: maximum number of these images.
 

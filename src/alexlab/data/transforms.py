@@ -90,6 +90,33 @@ def _is_square(image: Tensor, side: int) -> bool:
     return image.shape[-2:] == (side, side)
 
 
+class NearestResize(torch.nn.Module):
+    """Resize of both sides with nearest-neighbour interpolation, pixel by pixel equal to Pillow's.
+
+    Keras' `flow_from_directory` reads images so by default. torchvision's two nearest modes compute positions in 32 bits or
+    without the half pixel, and differ.
+
+    Args:
+        size: height and width, in pixels.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, image: Tensor) -> Tensor:
+        rows, columns = (_nearest(length, self.size) for length in image.shape[-2:])
+        return image[:, rows[:, None], columns]
+
+
+def _nearest(length: int, size: int) -> Tensor:
+    """Return the positions in a line of `length` pixels that Pillow copies to a line of `size`."""
+    scale = length / size
+    # A running sum in 64 bits, as in ImagingScaleAffine of Pillow 12: the product differs where it is a whole number.
+    positions = torch.tensor([0.5 * scale, *[scale] * (size - 1)], dtype=torch.float64).cumsum(0)
+    return positions.long()
+
+
 class Views(torch.nn.Module):
     """Several crops of an image, over which an evaluation averages the softmax (2012 paper, section 4.1).
 

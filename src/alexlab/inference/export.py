@@ -1,5 +1,6 @@
-"""Export of a trained network to a file that does not need this package: safetensors, ONNX or torch.export."""
+"""Export of a trained network to a file that does not need this package: safetensors, ONNX, torch.export or a state dict."""
 
+import copy
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.models import alexnet
 
 from alexlab.errors import ConfigError, NumericError
 from alexlab.inference.checkpoint import TrainedModel
@@ -18,6 +20,8 @@ from alexlab.inference.sequential import build_sequential, sequential_layers
 from alexlab.records.atomic import write_atomic
 from alexlab.records.layout import CHECKPOINT_KEY
 from alexlab.training.preprocessing import expand_binary_logits
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # maximum absolute difference of a logit
 OPSET = 20
@@ -53,10 +57,13 @@ def metadata(model: TrainedModel) -> dict[str, Any]:
 
 def _resize(views: dict[str, Any], size: int) -> dict[str, Any]:
     """Return the length that the shorter side is resized to before the center crop; None if images are squashed instead."""
+    interpolation = "bilinear"
     for node in views.values():
         if node is not None and node["_target_"].endswith(".CenterView"):
-            return {"shorter_side": round(size / node["ratio"]), "crop": "center"}
-    return {"shorter_side": None, "crop": None}
+            return {"shorter_side": round(size / node["ratio"]), "crop": "center", "interpolation": interpolation}
+        if node is not None and node["_target_"].endswith(".NearestResize"):
+            interpolation = "nearest"
+    return {"shorter_side": None, "crop": None, "interpolation": interpolation}
 
 
 def write_safetensors(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
@@ -167,10 +174,50 @@ def write_torch_export(model: TrainedModel, path: Path, images: Tensor) -> Calla
     return lambda images: reloaded(images)
 
 
+def write_pth(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """Write the state dict alone, for `torch.load(weights_only=True)` and `load_state_dict`.
+
+    The tensors have the names of torchvision's alexnet if that computes the same, and those of this package's net otherwise.
+
+    Returns:
+        Function from normalized images to the logits of the written file.
+    """
+    net = model.inference.net
+    state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    reloaded = _torchvision_equal(net, list(state.values()), images)
+    if reloaded is None:
+        reloaded = copy.deepcopy(net)
+        log.info("the tensors are named as in %s of alexlab", type(net).__name__)
+    else:
+        state = dict(zip(reloaded.state_dict(), state.values(), strict=True))
+        log.info(
+            "the tensors are named as in torchvision.models.alexnet(num_classes=%d)", len(list(state.values())[-1])
+        )
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_atomic(path, content.getbuffer())
+    reloaded.load_state_dict(torch.load(path, weights_only=True))
+    return lambda images: expand_binary_logits(reloaded(images))
+
+
+@torch.inference_mode()
+def _torchvision_equal(net: nn.Module, tensors: list[Tensor], images: Tensor) -> nn.Module | None:
+    """Return torchvision's alexnet with the tensors of a net, or None if it does not compute the same."""
+    with torch.device("meta"):
+        same = alexnet(num_classes=len(tensors[-1]) if tensors and tensors[-1].ndim else 1)
+    expected = same.state_dict()
+    if [value.shape for value in expected.values()] != [value.shape for value in tensors]:
+        return None
+    same.load_state_dict(dict(zip(expected, tensors, strict=True)), assign=True)
+    logits = same.eval()(images)
+    return same if torch.allclose(logits, net(images), rtol=0, atol=TOLERANCE) else None
+
+
 FORMATS: dict[str, tuple[str, Callable[[TrainedModel, Path, Tensor], Callable[[Tensor], Tensor]]]] = {
     "safetensors": (".safetensors", write_safetensors),
     "onnx": (".onnx", write_onnx),
     "torch_export": (".pt2", write_torch_export),
+    "pth": (".pth", write_pth),
 }
 
 
