@@ -387,3 +387,11 @@ def test_local_ray_options(tmp_path: Path) -> None:
     source = inspect.getsource(ray.init)
     for name in compat.local_ray_options(str(tmp_path)):
         assert f'kwargs.pop("{name}"' in source  # ray.init raises for any other name
+
+
+def test_offline_if_unreachable_lasts_for_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    with compat.offline_if_unreachable(1.0):
+        assert constants.is_offline_mode()
+    assert not constants.is_offline_mode()

@@ -1,7 +1,8 @@
 """Every private name of another library that alexlab uses, each behind one function.
 
-Checked with lightning 2.6.6, torch 2.11 and 2.15, torchvision 0.26 and 0.29, torchmetrics 1.9, hydra 1.3.8, optuna 5.0 and
-ray 2.60. A minor release may rename any of them: `tests/test_compat.py` then fails, and the fix belongs here.
+Checked with lightning 2.6.6, torch 2.11 and 2.15, torchvision 0.26 and 0.29, torchmetrics 1.9, hydra 1.3.8, optuna 5.0,
+ray 2.60 and huggingface_hub 2.4. A minor release may rename any of them: `tests/test_compat.py` then fails, and the fix
+belongs here.
 `tests/project/test_private_names.py` keeps private names out of all other modules. Libraries are imported inside the
 functions, since the command line reads this module before it imports torch.
 """
@@ -340,3 +341,34 @@ def local_ray_options(temp_dir: str) -> dict[str, str]:
     Works around: by default Ray listens on the machine's network address and leaves its logs in /tmp/ray. Checked with ray 2.60.
     """
     return {"_node_ip_address": "127.0.0.1", "_temp_dir": temp_dir}
+
+
+# Hugging Face
+
+
+@contextmanager
+def offline_if_unreachable(timeout_s: float) -> Iterator[None]:
+    """Let the client of the Hugging Face hub use only its cache if the hub does not answer.
+
+    Works around: the client retries for 46 s, and reads the variable HF_HUB_OFFLINE only when it is imported. Checked with
+    huggingface_hub 2.4.
+
+    Args:
+        timeout_s: time for an answer, in seconds.
+    """
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=timeout_s).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -165,6 +165,7 @@ def test_config_keys_exist() -> None:
         plain("data=streaming", "data.url=shards", "data.root=null"),
         plain("augmentation=color", "+param_groups.layer_lrs.conv1=[[68,1e-5]]"),
         plain("model=torchvision", "scheduler=plateau"),
+        plain("model=timm"),
         plain("scheduler=any", "scheduler._target_=torch.optim.lr_scheduler.ExponentialLR"),
         *(plain(name=name) for name in ("prepare", "benchmark")),
         plain("ckpt=run", name="explain"),

@@ -28,6 +28,7 @@ from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ConfigError
 from alexlab.models.compile import compile_net
 from alexlab.models.init import init_weights
+from alexlab.models.timm import TIMM
 from alexlab.models.weights.matching import MatchedWeights, match_weights
 from alexlab.models.weights.pretrained import read_source
 from alexlab.records.layout import SKIPPED
@@ -65,8 +66,16 @@ def net(config: Config, num_classes: int, *, num_outputs: int | None = None) -> 
 
 
 def pretrained(config: Config, net: nn.Module, splits: Splits) -> MatchedWeights | None:
-    """Return the weights of `model.weights` matched to a net, which may be on the meta device; None if it is null."""
+    """Return the weights of `model.weights` or `model.pretrained` matched to a net, which may be on the meta device, or None.
+
+    Raises:
+        ConfigError: if they cannot be read or do not match the net.
+    """
     name = config["model"].get("weights")
+    if config["model"].get("pretrained") is True:  # an argument of timm's nets only
+        if name is not None:
+            raise ConfigError(f"model.pretrained must be false with model.weights; got model.weights={name}")
+        name = TIMM
     if name is None:
         return None
     return match_weights(net, read_source(name, net), head=_head(config, len(splits.classes)), classes=splits.classes)

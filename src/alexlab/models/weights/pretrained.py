@@ -11,6 +11,7 @@ from torch import nn
 from torchvision import models
 
 from alexlab.errors import ConfigError
+from alexlab.models.timm import TIMM, timm_weights
 from alexlab.models.weights.downloads import download_torchvision, download_url
 from alexlab.models.weights.files import read_weights
 from alexlab.models.weights.state_dicts import State
@@ -41,9 +42,9 @@ def read_source(name: str, net: nn.Module) -> WeightSource:
     """Read weights without executing any code that the file refers to.
 
     Args:
-        name: a file (.ckpt, .pth, .pt, .safetensors), a run folder (for its best checkpoint), the URL of a file, or the name of
-            torchvision weights, such as IMAGENET1K_V1. Downloads are cached and verified at each use.
-        net: net whose type selects the torchvision weights.
+        name: a file (.ckpt, .pth, .pt, .safetensors), a run folder (for its best checkpoint), the URL of a file, the name of
+            torchvision weights, such as IMAGENET1K_V1, or `timm`. Downloads are cached and, except timm's, verified at each use.
+        net: net whose type selects the weights of torchvision and timm.
 
     Raises:
         ConfigError: if the file or name does not exist, cannot be downloaded, or contains no weights.
@@ -63,6 +64,9 @@ def read_source(name: str, net: nn.Module) -> WeightSource:
             raise ConfigError(f"model.weights={name} is a folder without {BEST}{hint_at_weights(Path(name))}")
     if path.is_file():
         return _source(name, path, own)
+    if name == TIMM and hasattr(net, "timm_source"):
+        state, note = timm_weights(*net.timm_source)  # type: ignore[misc]  # set by timm_net
+        return WeightSource(f"timm's {net.timm_source[0]}", state, notes=[note])  # type: ignore[index]
     if path.suffix in SUFFIXES or "/" in name:
         raise ConfigError(f"model.weights must be {FILES}, or a name such as IMAGENET1K_V1; {name} does not exist")
     return _of_torchvision(name, net)
