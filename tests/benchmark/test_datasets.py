@@ -28,7 +28,6 @@ pytestmark = pytest.mark.slow
 SMALL = (
     *(override for override in TINY if not override.startswith("scheduler")),
     "data.batch_size=4",
-    "callbacks.epochs.curves=false",
     "benchmark.pairs=1",
     "benchmark.train_images=16",
     "benchmark.val_images=8",

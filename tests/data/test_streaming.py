@@ -566,7 +566,6 @@ def test_training_from_a_store_equals_training_from_a_folder(
     """For any number of workers; and the evaluation equals that on the original images."""
     base = (
         "data.root=null",
-        "callbacks.epochs.curves=false",
         "+data.stream={shuffle_shards: 2, prefetch_shards: 1}",
         "trainer.max_epochs=2",
     )

@@ -88,7 +88,7 @@ def test_a_continued_run_writes_everything_once_the_disk_has_space(
     train: Train, tmp_path: Path, filled: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     filled(range(1, 4))
-    train(*CONTINUE)
+    train(*CONTINUE, "callbacks.epochs.curves=true")
     assert [row["epoch"] for row in rows(tmp_path / "run/metrics.csv")] == list("01234")
     assert len(scalars(tmp_path / "run")["val/top1"]) == 5
     record = RunRecord(tmp_path / "run").read()

@@ -18,7 +18,6 @@ BASE = (
     "data.batch_size=4",
     f"trainer.max_epochs={EPOCHS}",
     "callbacks.checkpoint.every_n_steps=1",
-    "callbacks.epochs.curves=false",
 )
 RECIPES = {
     "mixup": ("scheduler=cosine", "augmentation=mixup", "optimizer=sgd"),

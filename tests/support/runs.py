@@ -27,6 +27,7 @@ TINY = (
     "trainer.precision=32-true",  # so that a CPU with bfloat16 instructions gives the same numbers
     "trainer.max_epochs=1",
     "scheduler=constant",
+    "callbacks.epochs.curves=false",  # drawing takes longer than training
 )
 _plain: dict[Any, tuple[Any, dict[str, Any]]] = {}
 

@@ -20,7 +20,7 @@ def test_run_folder(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    best = train("trainer.max_epochs=2", "trainer.log_every_n_steps=1")
+    best = train("trainer.max_epochs=2", "trainer.log_every_n_steps=1", "callbacks.epochs.curves=true")
     folder = tmp_path / "run"
     files = {name for name in names(folder) if not name.startswith("events")}
     assert files == {"checkpoints", "curves.png", "layers.csv", "metrics.csv"}
@@ -143,7 +143,7 @@ def test_plateau_schedule_with_warmup(train: Train, tmp_path: Path) -> None:
 
 
 def test_debug_fast_writes_nothing(train: Train, tmp_path: Path) -> None:
-    train("debug=fast")
+    train("debug=fast", without=["callbacks.epochs.curves=false"])
     assert names(tmp_path / "run") == set()
 
 
@@ -170,7 +170,10 @@ def test_debug_limit(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 def test_debug_lr_find_suggests_a_rate(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    train("debug=lr_find", "trainer.max_epochs=1000", "callbacks.lr_find.num_steps=30", "callbacks.lr_find.max_lr=0.1")
+    train(
+        *("debug=lr_find", "trainer.max_epochs=1000", "callbacks.lr_find.num_steps=30", "callbacks.lr_find.max_lr=0.1"),
+        without=["callbacks.epochs.curves=false"],
+    )
     table = rows(tmp_path / "run/lr_find.csv")
     assert 10 < len(table) <= 30
     rates = [float(row["lr"]) for row in table]

@@ -89,7 +89,7 @@ def test_a_non_finite_loss_ends_the_run_and_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(Classifier, "training_step", diverging)
     with pytest.raises(NumericError, match=r"the loss must stay finite; it is nan at step 4 \(epoch 1, batch 1\)"):
-        train("trainer.max_epochs=3")
+        train("trainer.max_epochs=3", "callbacks.epochs.curves=true")
     checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
