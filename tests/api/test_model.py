@@ -108,8 +108,8 @@ def test_an_exported_file_is_loaded_again(
     assert model.export(path) <= 1e-4
     again = alexlab.load(path)
     assert again.predict(files) == model.predict(files)
-    with pytest.raises(ConfigError, match=r"path must end in .safetensors, .onnx, .pt2, .pth; got .*net.pth"):
-        model.export(tmp_path / "net.pth")
+    with pytest.raises(ConfigError, match=r"path must end in .safetensors, .onnx, .pt2, .pth; got .*net.tflite"):
+        model.export(tmp_path / "net.tflite")
     monkeypatch.setattr("alexlab.inference.export.TOLERANCE", -1)
     with pytest.raises(NumericError):
         model.export(tmp_path / "other.safetensors", images=files)
