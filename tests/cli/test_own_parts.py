@@ -1,13 +1,16 @@
 """Parts of the user: the folder that `alexlab new` writes and every example of docs/extending.md train."""
 
+import contextvars
 import csv
 import json
 import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import alexlab
 from alexlab.__main__ import main
 from alexlab.cli.new import write_folder
 from alexlab.errors import ConfigError
@@ -37,6 +40,28 @@ def test_a_new_folder_trains_at_once_and_is_needed_again(
         assert "add --config-dir=DIR, the folder that contains tiny_net.py" in refused.stdout + refused.stderr
         done = run(*command, *own, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_python_programs_name_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    write_folder(["my"])
+    given = alexlab.train("experiment=example", {"trainer.max_epochs": 1}, *CPU, config_dir="my")
+    assert given.scores["test/count"] == 256
+
+    def use() -> tuple[float, str]:
+        model = given.load(device="cpu")
+        return model.evaluate().top1, model.predict(np.zeros((40, 40, 3), np.uint8)).label
+
+    context = contextvars.Context()  # as in another thread, which inherits no trust
+    top1, label = context.run(use)
+    assert top1 == pytest.approx(given.scores["test/top1"]) and label in ("circle", "square")
+    (found,) = alexlab.runs(config_dir="my")
+    assert contextvars.Context().run(found.load).net.__class__.__name__ == "TinyNet"
+    with pytest.raises(ConfigError, match=r"add --config-dir=DIR, the folder that contains tiny_net\.py"):
+        contextvars.Context().run(alexlab.load, given.folder)
+    for name in ("tiny_net", "shapes"):
+        sys.modules.pop(name)
 
 
 def test_the_examples_of_the_page_train(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Trained models for Python programs: `alexlab.load`."""
 
 import io
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from alexlab.api.images import Images, is_single, load_images
 from alexlab.config import build
+from alexlab.config.own_code import add_folder
 from alexlab.data.dataset import ViewReader, to_tensor
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
@@ -90,10 +92,11 @@ class Model:
 
     Args:
         trained: model from `load_checkpoint`.
+        config_dir: folder of the code that it needs.
     """
 
-    def __init__(self, trained: TrainedModel) -> None:
-        self._trained = trained
+    def __init__(self, trained: TrainedModel, *, config_dir: str | Path | None = None) -> None:
+        self._trained, self._config_dir = trained, config_dir
 
     def __repr__(self) -> str:
         return f"<alexlab.Model {self._trained.description}, {self._trained.inference.device}, {self.path}>"
@@ -157,7 +160,7 @@ class Model:
 
     @torch.inference_mode()
     def _predict(self, images: Images, top_k: int, views: str, batch_size: int) -> Iterator[Prediction]:
-        read = ViewReader(build.eval_view(self.config, views), self._trained.decoding)
+        read = self._reader(views)
         loaded = load_images(images, self._trained.decoding, crop=read.crop)
         while batch := list(islice(loaded, batch_size)):
             inputs = torch.stack([read.finish(pixels) for _, pixels in batch])
@@ -185,6 +188,7 @@ class Model:
         Raises:
             DataError: if the folder or the split does not exist, or an image cannot be read.
         """
+        _trust(self._config_dir)
         data = {"root": None if root is None else str(root), "batch_size": batch_size, "num_workers": num_workers}
         with tempfile.TemporaryDirectory() as folder:
             selected = {"split": split, "views": views, "data": data}
@@ -241,6 +245,7 @@ class Model:
         formats = {suffix: name for name, (suffix, _) in FORMATS.items()}
         if Path(path).suffix not in formats:
             raise ConfigError(f"path must end in {', '.join(formats)}; got {path}")
+        _trust(self._config_dir)
         model = load_checkpoint(str(self.path), device="cpu")
         if images is None:
             views = export.comparison_images(
@@ -250,14 +255,30 @@ class Model:
             views = self._views(images)[:num_images]
         return export.export(model, formats[Path(path).suffix], Path(path), views)
 
+    def _reader(self, views: str = "center") -> ViewReader:
+        _trust(self._config_dir)
+        return ViewReader(build.eval_view(self.config, views), self._trained.decoding)
+
     def _views(self, images: Images) -> Tensor:
         """Return the centre view of each image, uint8 (N, C, H, W)."""
-        read = ViewReader(build.eval_view(self.config), self._trained.decoding)
+        read = self._reader()
         loaded = load_images(images, self._trained.decoding, crop=read.crop)
         return torch.stack([read.finish(pixels) for _, pixels in loaded])
 
 
-def load(path: "str | Path | Any", *, class_names: str | Path | None = None, device: str = "auto") -> Model:
+def _trust(config_dir: str | Path | None) -> None:
+    """Make a folder's code importable in this context, since each thread has its own."""
+    if config_dir is not None:
+        add_folder(os.fspath(config_dir))
+
+
+def load(
+    path: "str | Path | Any",
+    *,
+    class_names: str | Path | None = None,
+    device: str = "auto",
+    config_dir: str | Path | None = None,
+) -> Model:
     """Load a trained model; only tensors and plain data are unpickled.
 
     Args:
@@ -265,9 +286,11 @@ def load(path: "str | Path | Any", *, class_names: str | Path | None = None, dev
             alexnet.
         class_names: JSON file that maps folder names to display names; None uses those of the checkpoint.
         device: cpu, cuda, or auto: a GPU if there is one.
+        config_dir: folder of your own code that the model needs, as with `--config-dir`. Naming it trusts its code.
 
     Raises:
-        ConfigError: if the file is not a trained model, or the device is not available.
+        ConfigError: if the file is not a trained model, it needs code of yours, or the device is not available.
     """
+    _trust(config_dir)
     names = None if class_names is None else str(class_names)
-    return Model(load_checkpoint(str(path), class_names=names, device=device))
+    return Model(load_checkpoint(str(path), class_names=names, device=device), config_dir=config_dir)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,8 +28,15 @@ ERRORS = {error.exit_code: error for error in (ConfigError, DataError, NumericEr
 INTERRUPTED = 130  # 128 + SIGINT
 
 
+@dataclass(frozen=True, repr=False)
 class TrainedRun(RunResult):
-    """A run that `train.py`, `train` or `sweep` has written."""
+    """A run that `train.py`, `train` or `sweep` has written.
+
+    Args:
+        config_dir: folder of your own code that `load` needs.
+    """
+
+    config_dir: str | Path | None = None
 
     def __repr__(self) -> str:
         top1 = self.score("top1")
@@ -53,16 +60,21 @@ class TrainedRun(RunResult):
 
     def load(self, *, device: str = "auto") -> "Model":
         """Return the model of the best epoch, see `alexlab.load`."""
-        return alexlab.load(self.folder, device=device)
+        return alexlab.load(self.folder, device=device, config_dir=self.config_dir)
 
 
 class Runs(Sequence[TrainedRun]):
-    """Runs of a sweep, or those that `alexlab.runs` has found."""
+    """Runs of a sweep, or those that `alexlab.runs` has found.
 
-    def __init__(self, results: Sequence[RunResult]) -> None:
-        self._runs = [
-            TrainedRun(**{field.name: getattr(result, field.name) for field in fields(RunResult)}) for result in results
-        ]
+    Args:
+        results: the runs.
+        config_dir: folder of your own code that they need.
+    """
+
+    def __init__(self, results: Sequence[RunResult], *, config_dir: str | Path | None = None) -> None:
+        known = [{field.name: getattr(result, field.name) for field in fields(RunResult)} for result in results]
+        folder = None if config_dir is None else Path(config_dir).absolute()  # the program may change its folder
+        self._runs = [TrainedRun(**values, config_dir=folder) for values in known]
 
     def __getitem__(self, index: Any) -> Any:
         return self._runs[index]
@@ -113,7 +125,7 @@ class Runs(Sequence[TrainedRun]):
         return write_report([str(run.folder) for run in self._runs], Path(folder))
 
 
-def train(*overrides: Overrides) -> TrainedRun:
+def train(*overrides: Overrides, config_dir: str | Path | None = None) -> TrainedRun:
     """Train as `python src/train.py` does, on any number of devices, and return the run.
 
     The command runs in a process of its own, because it forks ranks, which is not safe in a program that has used PyTorch. Its
@@ -122,41 +134,48 @@ def train(*overrides: Overrides) -> TrainedRun:
     Args:
         overrides: `"KEY=VALUE"` as on the command line, or dicts, whose keys may be nested:
             `train("model=alexnet_half", {"data.root": folder, "optimizer": {"lr": 0.1}})`.
+        config_dir: folder of your own parts, as with `--config-dir`. Naming it trusts its code.
 
     Raises:
         AlexlabError: with the message of the command.
         KeyboardInterrupt: if the run was interrupted.
     """
-    folder = _run_command(_to_arguments(overrides))
-    return Runs([read_run(folder)])[0]
+    folder = _run_command([*_flag(config_dir), *_to_arguments(overrides)])
+    return Runs([read_run(folder)], config_dir=config_dir)[0]
 
 
-def sweep(*overrides: Overrides) -> Runs:
+def sweep(*overrides: Overrides, config_dir: str | Path | None = None) -> Runs:
     """Train one run per combination of values, as `python src/train.py -m` does. A failed run does not stop the others.
 
     Args:
         overrides: as for `train`, except that a list in a dict has the values of a key, one per run:
             `sweep({"optimizer.lr": [0.1, 0.01], "seed": [1, 2, 3]}, "model=alexnet_half")`. Strings may use Hydra's grammar,
             such as `"seed=range(3)"`.
+        config_dir: folder of your own parts, as with `--config-dir`. Naming it trusts its code.
 
     Raises:
         AlexlabError: with the message of the command, if no run was started.
         KeyboardInterrupt: if the sweep was interrupted.
     """
-    folder = _run_command(["-m", *_to_arguments(overrides, swept=True)])
-    return runs(folder)
+    folder = _run_command([*_flag(config_dir), "-m", *_to_arguments(overrides, swept=True)])
+    return runs(folder, config_dir=config_dir)
 
 
-def runs(*patterns: str | Path) -> Runs:
+def runs(*patterns: str | Path, config_dir: str | Path | None = None) -> Runs:
     """Return the runs in folders, sorted by name.
 
     Args:
         patterns: run folders, folders that contain them at any depth, or globs of either; `outputs` if none is given.
+        config_dir: folder of your own code, for the `load` of the runs that need it.
 
     Raises:
         ConfigError: if no run is found.
     """
-    return Runs(read_runs(find_runs([str(pattern) for pattern in patterns or ("outputs",)])))
+    return Runs(read_runs(find_runs([str(pattern) for pattern in patterns or ("outputs",)])), config_dir=config_dir)
+
+
+def _flag(config_dir: str | Path | None) -> list[str]:
+    return [] if config_dir is None else [f"--config-dir={os.fspath(config_dir)}"]
 
 
 def _to_arguments(overrides: Sequence[Overrides], *, swept: bool = False) -> list[str]:
