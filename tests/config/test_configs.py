@@ -38,7 +38,7 @@ COUNTS = {
     "logger": 4,
     "loss": 2,
     "metrics": 2,
-    "model": 15,
+    "model": 32,
     "module": 1,
     "optimizer": 5,
     "scheduler": 8,

@@ -25,17 +25,18 @@ def test_dropout_masks_match_torchvision() -> None:
     assert torch.equal(ours(images), expected)
 
 
-def test_lrn_matches_the_formula_of_the_paper() -> None:
+@pytest.mark.parametrize(("alpha", "factor"), [("5e-4", 1e-4), ("1e-4", 1e-4 / 5)])
+def test_lrn_matches_the_formula_of_the_paper_or_of_its_code(alpha: str, factor: float) -> None:
     """b = a / (k + alpha * sum over n neighbouring channels of a^2) ^ beta, section 3.3, in float64; neighbours
-    are channels of the same tower."""
-    net = on_meta("model=alexnet_two_tower", num_classes=2)
+    are channels of the same tower. The code of the authors divides alpha by n, the text does not."""
+    net = on_meta("model=alexnet_two_tower", f"model.lrn_alpha={alpha}", num_classes=2)
     layer = net.features.norm1
     a = torch.rand(2, 12, 3, 3, dtype=torch.float64) * 50
     expected = torch.empty_like(a)
     for channel in range(12):
         start = channel // 6 * 6
         neighbours = a[:, max(start, channel - 2) : min(start + 6, channel + 3)]
-        expected[:, channel] = a[:, channel] / (2 + 1e-4 * neighbours.square().sum(1)) ** 0.75
+        expected[:, channel] = a[:, channel] / (2 + factor * neighbours.square().sum(1)) ** 0.75
     torch.testing.assert_close(layer(a), expected, rtol=1e-12, atol=0)
     assert list(net.features)[2:4] == [net.features.norm1, net.features.pool1]
 
@@ -61,6 +62,25 @@ def test_lrn_follows_the_activation_and_batch_norm_may_precede_it() -> None:
     ]
     net = on_meta("model.norm=batch", "model.norm_eps=1e-3", "model.norm_momentum=0.01", num_classes=2)
     assert (net.features.norm3.eps, net.features.norm3.momentum) == (1e-3, 0.01)
+
+
+def test_each_convolution_can_have_its_own_place_of_the_norm() -> None:
+    assert feature_names("model=alexnet_authors")[:9] == [
+        *("conv1", "norm1", "act1", "pool1"),
+        *("conv2", "act2", "norm2", "spatial2", "pool2"),
+    ]
+    assert feature_names("model=caffenet")[:8] == ["conv1", "act1", "pool1", "norm1", "conv2", "act2", "pool2", "norm2"]
+    assert feature_names("model=convnet_full")[:4] == ["conv1", "act1", "pool1", "spatial1"]
+
+
+def test_batch_norm_of_hidden_linear_layers_has_the_place_of_that_of_the_last_convolution() -> None:
+    linear = "model.norm_layers=[5,6,7]"
+    net = on_meta("model.norm=batch", linear, "model.norm_eps=1e-3")
+    assert list(net.classifier._modules)[:4] == ["drop6", "fc6", "norm6", "act6"]
+    assert (type(net.classifier.norm7), net.classifier.norm7.eps) == (nn.BatchNorm1d, 1e-3)
+    net = on_meta("model.norm=batch", linear, "model.norm_side=after_pool", "model.dropout_side=output")
+    assert list(net.classifier._modules)[:4] == ["fc6", "act6", "norm6", "drop6"]
+    assert list(net.features._modules)[-3:] == ["act5", "pool5", "norm5"]
 
 
 def test_any_torch_activation_can_be_used() -> None:
@@ -128,17 +148,42 @@ def test_the_error_for_a_small_image_names_the_smallest_size() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widths": [1, 2, 3]}, "model.widths needs 5 numbers; got [1, 2, 3]"),
-        ({"groups": [1]}, "model.groups needs 5 numbers"),
-        ({"width": 0}, "every width must be positive"),
+        (
+            {"widths": [1, 2, 3]},
+            "model.widths, model.kernels, model.strides, model.paddings, model.groups and model.norm_side must have one "
+            "entry per convolution; got 3, 5, 5, 5, 5 and 3 entries",
+        ),
+        ({"norm_side": ["after"]}, "must have one entry per convolution; got 5, 5, 5, 5, 5 and 1 entries"),
+        ({"width": 0}, "model.width must be positive; got 0"),
+        ({"kernels": [11, 5, 3, 3, 0]}, "model.kernels must be at least 1; got 0"),
+        ({"paddings": [-1, 0, 0, 0, 0]}, "model.paddings must be at least 0; got -1"),
+        ({"fc_widths": [0]}, "model.fc_widths must be at least 1; got 0"),
         ({"norm": "layer"}, "model.norm must be one of none, lrn, batch; got 'layer'"),
         ({"dropout_side": "both"}, "model.dropout_side must be one of input, output; got 'both'"),
         ({"in_channels": 3, "groups": [2, 1, 1, 1, 1]}, "conv1 cannot be divided: 3 -> 64 channels in 2 groups"),
-        ({"pool_kernels": [3]}, "model.pool_kernels needs 3 numbers; got [3]"),
+        (
+            {"pool_kernels": [3]},
+            "model.pool_layers, model.pool_kinds, model.pool_kernels and model.pool_strides must have one entry per pooling; "
+            "got 3, 3, 1 and 3 entries",
+        ),
+        ({"pool_kinds": ["max", "max", "median"]}, "model.pool_kinds must be one of max, avg; got 'median'"),
+        (
+            {"pool_layers": [1, 1, 2]},
+            "model.pool_layers must contain distinct numbers of layers, 1 to 5; got [1, 1, 2]",
+        ),
         ({"activation": "step"}, "model.activation must be one of threshold, relu, "),
-        ({"norm_side": "above"}, "model.norm_side must be one of before, after; got 'above'"),
-        ({"skip_convs": [6]}, "model.skip_convs must contain numbers of convolutions, 1 to 5; got [6]"),
-        ({"norm_layers": [0]}, "model.norm_layers must contain numbers of convolutions, 1 to 5; got [0]"),
+        ({"norm_side": "above"}, "model.norm_side must be one of before, after, after_pool; got 'above'"),
+        ({"skip_convs": [6]}, "model.skip_convs must contain distinct numbers of layers, 1 to 5; got [6]"),
+        ({"norm_layers": [0]}, "model.norm_layers must contain distinct numbers of layers, 1 to 5; got [0]"),
+        (
+            {"norm_layers": [6], "norm": "lrn"},
+            "model.norm_layers must contain distinct numbers of layers, 1 to 5; got [6]",
+        ),
+        (
+            {"norm_layers": [8], "norm": "batch"},
+            "model.norm_layers must contain distinct numbers of layers, 1 to 7; got [8]",
+        ),
+        ({"spatial_layers": [1], "spatial_size": 4}, "model.spatial_size must be odd; got 4"),
         ({"linear_tail": 3}, "model.linear_tail must be in 0..2, the hidden layers; got 3"),
     ],
 )

@@ -19,7 +19,10 @@ from alexlab.models.two_tower import Tower
 from alexlab.models.vgg import VGG
 from support.runs import plain
 
-MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml") if path.stem not in ("timm", "torchvision"))
+MODELS = sorted(
+    path.stem for path in (CONFIG_DIR / "model").glob("*.yaml") if "width" in plain(f"model={path.stem}")["model"]
+)
+NUM_LAYERS = {"googlenet": 58, "nin": 12, "vgg11": 11, "vgg11_eighth": 11, "lenet5": 5, "convnet_quick": 5}
 
 
 def fans(layer: Any) -> tuple[int, int]:
@@ -48,8 +51,9 @@ STD: dict[str, Callable[[nn.Module], float]] = {
     "glorot": glorot,
     "kaiming": kaiming,
     "paper2012": lambda layer: 0.01,
-    "authors2012": lambda layer: 0.03 if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) else 0.01,
+    "authors2012": lambda layer: 0.01,
 }
+AUTHORS_CONVS = [f"features.conv{number}" for number in (3, 4, 5, 6)]  # N(0, .03) with authors2012
 
 
 def layers_of(net: nn.Module) -> dict[str, Any]:
@@ -66,23 +70,29 @@ def test_every_layer_of_every_net_follows_the_scheme(model: str, scheme: str) ->
     """Nets of a tenth of the width. The relative error of the standard deviation of n values is 1 / sqrt(2 n); allow five times it."""
     torch.manual_seed(0)
     config = plain(f"model={model}", f"model.init={scheme}", "model.width=0.1", "data=folder", "data.root=x")
-    if scheme in NEEDS_ALEXNET and not model.startswith("alexnet"):
+    if scheme in NEEDS_ALEXNET and model.startswith(("googlenet", "nin", "vgg")):
         with pytest.raises(ConfigError, match=rf"model\.init={scheme} needs the layers of an AlexNet; got "):
             build.net(config, 10)
         return
     layers = layers_of(build.net(config, 10))
-    assert len(layers) == {"googlenet": 58, "nin": 12, "vgg11": 11, "vgg11_eighth": 11}.get(model, len(layers)) >= 7
+    assert len(layers) == NUM_LAYERS.get(model, len(layers)) >= (4 if "convnet" in model else 5)
     for name, layer in layers.items():
         tolerance = 5 / math.sqrt(2 * layer.weight.numel())
-        assert layer.weight.std(correction=0).item() == pytest.approx(STD[scheme](layer), rel=tolerance), name
+        std = 0.03 if scheme == "authors2012" and name in AUTHORS_CONVS else STD[scheme](layer)
+        assert layer.weight.std(correction=0).item() == pytest.approx(std, rel=tolerance), name
         if scheme not in ("torch", *NEEDS_ALEXNET):
             assert (layer.bias == 0).all(), name
 
 
 @pytest.mark.parametrize("scheme", NEEDS_ALEXNET)
 def test_the_schemes_of_2012_set_some_biases_to_one(scheme: str) -> None:
-    ones = {"features.conv2", "features.conv4", "features.conv5", "classifier.fc6", "classifier.fc7"}
-    for net in (AlexNet(10, width=0.1, init=scheme), AlexNet(10, width=0.1, init=scheme, skip_convs=[1, 3])):
+    six = build.net(plain("model=alexnet_six_convs", "model.width=0.1", f"model.init={scheme}"), 10)
+    five = {"features.conv2", "features.conv4", "features.conv5", "classifier.fc6", "classifier.fc7"}
+    for net, ones in (
+        (AlexNet(10, width=0.1, init=scheme), five),
+        (AlexNet(10, width=0.1, init=scheme, skip_convs=[1, 3]), five),
+        (six, five - {"classifier.fc6"} | {"features.conv6", "classifier.fc8"}),
+    ):
         for name, layer in layers_of(net).items():
             assert (layer.bias == float(name in ones)).all(), name
 

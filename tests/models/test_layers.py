@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexlab.models.alexnet import AlexNet
-from alexlab.models.layers import AdaptiveAvgPool2d, ResponseNorm
+from alexlab.models.layers import AdaptiveAvgPool2d, CeilConv2d, MapNorm, ResponseNorm
 from alexlab.models.vgg import VGG
 
 # Operators whose CUDA kernels raise with deterministic algorithms (torch 2.11), among those that a net may use.
@@ -111,3 +111,49 @@ def test_deterministic_response_norm_equals_that_of_pytorch(groups: int) -> None
         torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_map_norm_equals_a_loop_over_all_cells() -> None:
+    """cnorm2 of the authors' code: b = a / (1 + .001 / 25 * sum over 5 x 5 cells of a^2) ^ .75; no cells outside count."""
+    a = torch.rand(1, 2, 6, 7, dtype=torch.float64) * 300
+    expected = torch.empty_like(a)
+    for channel in range(2):
+        for row in range(6):
+            for column in range(7):
+                total = 0.0
+                for y in range(max(0, row - 2), min(6, row + 3)):
+                    for x in range(max(0, column - 2), min(7, column + 3)):
+                        total += float(a[0, channel, y, x]) ** 2
+                expected[0, channel, row, column] = a[0, channel, row, column] / (1 + 0.001 / 25 * total) ** 0.75
+    torch.testing.assert_close(MapNorm(5, 1e-3)(a), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"), [(11, 4, 0, 14), (3, 2, 1, 6), (3, 1, 1, 5), (2, 3, 0, 9)]
+)
+def test_ceil_convolution_equals_a_loop_over_windows_that_may_leave_the_image(
+    kernel: int, stride: int, padding: int, size: int
+) -> None:
+    torch.manual_seed(0)
+    layer = CeilConv2d(1, 1, kernel, stride, padding).double()
+    image = torch.rand(1, 1, size, size, dtype=torch.float64)
+    count = -(-(size + 2 * padding - kernel) // stride) + 1
+    expected = torch.empty(1, 1, count, count, dtype=torch.float64)
+    for row in range(count):
+        for column in range(count):
+            total = layer.bias.item()
+            for y in range(kernel):
+                for x in range(kernel):
+                    i, j = row * stride - padding + y, column * stride - padding + x
+                    if 0 <= i < size and 0 <= j < size:
+                        total += float(image[0, 0, i, j]) * layer.weight[0, 0, y, x].item()
+            expected[0, 0, row, column] = total
+    torch.testing.assert_close(layer(image), expected)
+
+
+def test_average_pooling_that_rounds_up_divides_by_the_cells_inside_of_the_image() -> None:
+    """As Caffe and cuda-convnet do: the last window of 4 cells with kernel 3 and stride 2 has 2 x 2 cells."""
+    net = AlexNet(2, widths=[1], kernels=[1], strides=[1], paddings=[0], groups=[1], pool_layers=[1], pool_kinds=["avg"],
+                  pool_kernels=[3], pool_strides=[2], pool_ceil=True, pool_size=2, fc_widths=[])  # fmt: skip
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    assert net.features.pool1(image).flatten().tolist() == [5.0, 6.5, 11.0, 12.5]

@@ -13,25 +13,48 @@ from alexlab.config import CONFIG_DIR, build
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.models.nin import NiN
+from alexlab.models.summary import layer_rows
 from alexlab.models.vgg import VGG
+from support.layer_lists import LISTS, counts
 from support.runs import TINY, plain
 
-# model -> channels, outputs (1 for a single logit), trainable parameters, computed from the sources' lists of layers.
+# model -> channels, image size, outputs (1 for a single logit), trainable parameters.
 COUNTS = {
-    "alexnet": (3, 1000, 61_100_840),
-    "alexnet_two_tower": (3, 1000, 60_965_224),
-    "alexnet_half": (3, 1000, 16_630_440),
-    "alexnet_quarter": (3, 1000, 4_675_912),
-    "alexnet_catdog": (3, 2, 16_632_442),
-    "alexnet_narrow": (3, 1000, 28_868_968),
-    "alexnet_d2l": (1, 10, 29_983_434),
-    "alexnet_catdog_tf": (3, 1, 5_274_657),
-    "alexnet_catdog_tf_bn": (3, 1, 5_275_681),
-    "vgg11": (1, 10, 128_806_154),
-    "vgg11_eighth": (1, 10, 2_018_346),
-    "nin": (1, 10, 1_992_166),
-    "googlenet": (1, 10, 5_977_530),
+    "alexnet": (3, 224, 1000, 61_100_840),
+    "alexnet_two_tower": (3, 224, 1000, 60_965_224),
+    "alexnet_authors": (3, 224, 1000, 60_965_224),
+    "alexnet_six_convs": (3, 224, 1000, 61_555_304),
+    "alexnet_bn": (3, 227, 1000, 60_984_360),
+    "alexnet_half": (3, 224, 1000, 16_630_440),
+    "alexnet_quarter": (3, 224, 1000, 4_675_912),
+    "alexnet_catdog": (3, 224, 2, 16_632_442),
+    "alexnet_narrow": (3, 224, 1000, 28_868_968),
+    "alexnet_d2l": (1, 224, 10, 29_983_434),
+    "alexnet_catdog_tf": (3, 224, 1, 5_274_657),
+    "alexnet_catdog_tf_bn": (3, 224, 1, 5_275_681),
+    "alexnet_cifar": (3, 32, 10, 2_472_266),
+    "alexnet_cifar_small": (3, 28, 10, 1_387_786),
+    "lenet5": (1, 32, 10, 61_706),
+    "convnet_quick": (3, 32, 10, 145_578),
+    "convnet_full": (3, 32, 10, 89_578),
+    "convnet_figure1": (3, 32, 10, 89_578),
+    "caffenet": (3, 227, 1000, 60_965_224),
+    "zfnet": (3, 224, 1000, 62_357_608),
+    "overfeat_fast": (3, 231, 1000, 145_920_872),
+    "cnn_f": (3, 224, 1000, 60_834_536),
+    "cnn_m": (3, 224, 1000, 102_908_520),
+    "cnn_s": (3, 224, 1000, 102_908_520),
+    "vgg11": (1, 224, 10, 128_806_154),
+    "vgg11_eighth": (1, 224, 10, 2_018_346),
+    "nin": (1, 224, 10, 1_992_166),
+    "googlenet": (1, 224, 10, 5_977_530),
+    "squeezenet1_0": (3, 224, 1000, 1_248_424),
+    "squeezenet1_1": (3, 224, 1000, 1_235_496),
 }
+# Iandola et al., arXiv 1602.07360, table 1, and their SqueezeNet v1.1: first convolution (kernels, size), fire modules
+# (inputs, 1 x 1 kernels of the squeeze layer, kernels of either half of the expand layer).
+FIRES = [(16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256)]
+SQUEEZENETS = {"squeezenet1_0": (96, 7), "squeezenet1_1": (64, 3)}
 
 
 def on_meta(*overrides: str, num_classes: int) -> nn.Module:
@@ -44,11 +67,32 @@ def test_every_model_has_an_expected_count() -> None:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_parameter_counts_match_the_sources(name: str) -> None:
-    channels, classes, expected = COUNTS[name]
+def test_the_net_has_the_published_number_of_parameters(name: str) -> None:
+    channels, size, classes, expected = COUNTS[name]
     net = on_meta(f"model={name}", f"model.in_channels={channels}", num_classes=classes)
     assert sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad) == expected
-    assert net(torch.empty(2, channels, 224, 224, device="meta")).shape == (2, classes)
+    assert net(torch.empty(2, channels, size, size, device="meta")).shape == (2, classes)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_parameters_and_multiply_adds_follow_from_the_list_of_the_source(name: str) -> None:
+    """The arithmetic uses nothing but the list of layers."""
+    listed = LISTS[name]
+    parameters, multiply_adds = counts(listed)
+    assert (listed.channels, listed.size, listed.outputs, parameters) == COUNTS[name]
+    net = on_meta(f"model={name}", f"model.in_channels={listed.channels}", num_classes=listed.outputs)
+    rows = layer_rows(net, channels=listed.channels, size=listed.size)
+    assert sum(row.multiply_adds for row in rows) == multiply_adds
+
+
+@pytest.mark.parametrize("name", SQUEEZENETS)
+def test_parameters_of_squeezenet_follow_from_its_table(name: str) -> None:
+    width, kernel = SQUEEZENETS[name]
+    parameters = width * (3 * kernel**2 + 1)
+    for squeezed, expanded in FIRES:
+        parameters += squeezed * (width + 1) + expanded * (squeezed + 1) + expanded * (9 * squeezed + 1)
+        width = 2 * expanded
+    assert parameters + 1000 * (width + 1) == COUNTS[name][-1]
 
 
 def test_d2l_alexnet_with_two_hidden_layers_matches_its_source() -> None:
@@ -56,20 +100,12 @@ def test_d2l_alexnet_with_two_hidden_layers_matches_its_source() -> None:
     assert sum(parameter.numel() for parameter in net.parameters()) == 46_764_746
 
 
-@pytest.mark.parametrize(
-    ("name", "pool_size"),
-    [
-        ("alexnet", 6),
-        ("alexnet_two_tower", 6),
-        ("alexnet_catdog", 6),
-        ("alexnet_d2l", 5),
-        ("alexnet_catdog_tf", 5),
-        ("vgg11", 7),
-    ],
-)
-def test_average_pooling_is_the_identity_at_224(name: str, pool_size: int) -> None:
-    net = on_meta(f"model={name}", num_classes=2)
-    assert net.features(torch.empty(1, 3, 224, 224, device="meta")).shape[2:] == (pool_size, pool_size)
+@pytest.mark.parametrize("name", [name for name in COUNTS if name in LISTS and name != "nin"])
+def test_average_pooling_is_the_identity_at_the_published_size(name: str) -> None:
+    channels, size, *_ = COUNTS[name]
+    net = on_meta(f"model={name}", f"model.in_channels={channels}", num_classes=2)
+    found = net.features(torch.empty(1, channels, size, size, device="meta")).shape[2:]
+    assert found == (net.avgpool.output_size,) * 2
 
 
 @pytest.mark.parametrize("net_class", [AlexNet, VGG, NiN, GoogLeNet])
@@ -154,6 +190,23 @@ def test_googlenet_stem_of_d2l_has_no_relu_after_conv2_and_conv3() -> None:
 def test_invalid_arguments_are_rejected(net_class: Callable[..., nn.Module], options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         net_class(2, **options)
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTS if name not in SQUEEZENETS])
+def test_the_error_for_a_small_image_names_the_smallest_size_that_works(name: str) -> None:
+    net = on_meta(f"model={name}", "model.width=0.1", num_classes=2)
+
+    def works(size: int) -> bool:
+        try:
+            return net(torch.empty(2, 3, size, size, device="meta")).shape == (2, 2)
+        except RuntimeError:
+            return False
+
+    smallest = next(size for size in range(1, 100) if works(size))
+    net.check_image_size(smallest)
+    for size in range(1, smallest):
+        with pytest.raises(ValueError, match=f"data.image_size={size} is too small .*smallest size is {smallest}$"):
+            net.check_image_size(size)
 
 
 def test_the_error_for_a_small_image_names_the_layer() -> None:

@@ -135,7 +135,10 @@ def test_only_the_connections_of_the_figure_are_sent(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("model=alexnet_quarter",), "two towers need an AlexNet with model.groups=[1, 2, 1, 2, 2]"),
+        (
+            ("model=alexnet_quarter",),
+            "two towers need an AlexNet with model.groups of 1 and 2 that begin with 1, such as [1, 2, 1, 2, 2]",
+        ),
         (("trainer.devices=1",), "trainer=two_towers needs trainer.devices=2, on one node; got 1 processes"),
         (("trainer.gradient_clip_val=1.0",), "trainer.gradient_clip_val needs the whole net in one process"),
         (("callbacks=[default,ema]",), "callbacks.ema needs the whole net in one process"),

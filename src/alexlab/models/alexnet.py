@@ -4,25 +4,38 @@ Sources: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convo
 paper); Krizhevsky, "One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997 (torchvision's net).
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alexlab.models.init import init_weights
-from alexlab.models.layers import AdaptiveAvgPool2d, ResponseNorm, check_image_size
+from alexlab.models.layers import AdaptiveAvgPool2d, CeilConv2d, MapNorm, ResponseNorm, check_image_size
 
-KERNELS = (11, 5, 3, 3, 3)
-STRIDES = (4, 1, 1, 1, 1)
-PADDINGS = (2, 2, 1, 1, 1)
-POOLED = (1, 2, 5)  # convolutions followed by max pooling
-NORMS = ("none", "lrn", "batch")
+POOLS = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
+# Order of the layers of a convolution's block, of which all but the convolution and the activation are optional.
+ORDERS = {
+    "before": ("conv", "norm", "spatial", "act", "pool"),
+    "after": ("conv", "act", "norm", "spatial", "pool"),
+    "after_pool": ("conv", "act", "pool", "norm", "spatial"),
+}
 ACTIVATIONS = {name.lower(): name for name in nn.modules.activation.__all__ if name != "MultiheadAttention"}
+CHOICES = {
+    "norm": ("none", "lrn", "batch"),
+    "norm_side": tuple(ORDERS),
+    "pool_kinds": tuple(POOLS),
+    "activation": tuple(ACTIVATIONS),
+    "dropout_side": ("input", "output"),
+}
 
 
 class AlexNet(nn.Module):
-    """Five convolutions, three poolings and a classifier of linear layers.
+    """Convolutions, of which some are followed by a pooling, and a classifier of linear layers.
+
+    Each key of a convolution is a list with one entry per convolution, numbered from 1; each key of a pooling is a list with
+    one entry per pooling. The linear layers are numbered on from the convolutions.
 
     Shapes of the default net for images (N, 3, 224, 224) and 1000 classes:
 
@@ -44,20 +57,28 @@ class AlexNet(nn.Module):
         num_classes: number of classes K.
         in_channels: channels of an image, 3 for RGB, 1 for grey.
         width: multiplier of `widths` and `fc_widths`; products are rounded to a multiple of the adjacent layers' groups.
-        widths: output channels of the five convolutions.
-        fc_widths: output features of the hidden linear layers, of which there may be any number.
-        groups: channel groups of each convolution; (1, 2, 1, 2, 2) are the two towers of the paper.
-        skip_convs: convolutions to leave out, 1 to 5, with their norm and activation; poolings are kept.
-        conv1_padding: padding of conv1.
-        pool_kernels: kernel sizes of the three poolings; with `pool_stride=2`, windows of 3 overlap and windows of 2 do not.
-        pool_stride: stride of the three poolings.
+        widths: output channels of the convolutions.
+        kernels, strides, paddings: kernel sizes, strides and paddings of the convolutions.
+        groups: channel groups of the convolutions; (1, 2, 1, 2, 2) are the two towers of the paper.
+        conv_ceil: add zeros at the right and bottom so that the sizes of the outputs are rounded up, as in cuda-convnet.
+        skip_convs: convolutions to leave out, with their norm and activation; poolings are kept.
+        pool_layers: convolutions that are followed by a pooling.
+        pool_kinds: `max` or `avg` for each pooling.
+        pool_kernels, pool_strides: kernel sizes and strides of the poolings; windows of 3 with a stride of 2 overlap.
+        pool_ceil: round the sizes of the poolings' outputs up, as in Caffe and cuda-convnet.
         pool_size: the features are average-pooled to pool_size x pool_size before the classifier.
+        fc_widths: output features of the hidden linear layers, of which there may be any number.
         activation: `relu`, `tanh` or another activation of torch.nn, in lower case.
         norm: `none`, `lrn` (`ResponseNorm`) or `batch`.
-        norm_layers: convolutions to normalize; None selects conv1 and conv2 for `lrn`, all for `batch`.
-        norm_side: whether `batch` comes `before` or `after` the activation; `lrn` always comes after it.
+        norm_layers: layers to normalize, for `batch` also hidden linear layers; None selects conv1 and conv2 for `lrn`, all
+            convolutions for `batch`.
+        norm_side: place of the norms, `before` or `after` the activation or `after_pool`, for all convolutions or one for each;
+            None is `after` for `lrn`, `before` for `batch`. Hidden linear layers use that of the last convolution.
         norm_momentum: weight of the new batch in the running statistics, for `batch`.
         norm_eps: epsilon of `batch`.
+        lrn_size, lrn_alpha, lrn_k: constants of `ResponseNorm`; alpha is divided by the size.
+        spatial_layers: convolutions with a `MapNorm`, which follows their norm.
+        spatial_size, spatial_alpha: constants of `MapNorm`; alpha is divided by the number of cells of the window.
         dropout: dropout probability of the hidden linear layers.
         dropout_side: whether to drop the `input` of the hidden linear layers (torchvision) or their `output` (the paper).
         linear_tail: number of hidden linear layers, counted from the last, without activation and dropout.
@@ -76,61 +97,95 @@ class AlexNet(nn.Module):
         in_channels: int = 3,
         width: float = 1.0,
         widths: Sequence[int] = (64, 192, 384, 256, 256),
-        fc_widths: Sequence[int] = (4096, 4096),
+        kernels: Sequence[int] = (11, 5, 3, 3, 3),
+        strides: Sequence[int] = (4, 1, 1, 1, 1),
+        paddings: Sequence[int] = (2, 2, 1, 1, 1),
         groups: Sequence[int] = (1, 1, 1, 1, 1),
+        conv_ceil: bool = False,
         skip_convs: Sequence[int] = (),
-        conv1_padding: int = 2,
+        pool_layers: Sequence[int] = (1, 2, 5),
+        pool_kinds: Sequence[str] = ("max", "max", "max"),
         pool_kernels: Sequence[int] = (3, 3, 3),
-        pool_stride: int = 2,
+        pool_strides: Sequence[int] = (2, 2, 2),
+        pool_ceil: bool = False,
         pool_size: int = 6,
+        fc_widths: Sequence[int] = (4096, 4096),
         activation: str = "relu",
         norm: str = "none",
         norm_layers: Sequence[int] | None = None,
-        norm_side: str = "before",
+        norm_side: str | Sequence[str] | None = None,
         norm_momentum: float = 0.1,
         norm_eps: float = 1e-5,
+        lrn_size: int = 5,
+        lrn_alpha: float = 5e-4,
+        lrn_k: float = 2.0,
+        spatial_layers: Sequence[int] = (),
+        spatial_size: int = 5,
+        spatial_alpha: float = 1e-3,
         dropout: float = 0.5,
         dropout_side: str = "input",
         linear_tail: int = 0,
         init: str = "torch",
     ) -> None:
         super().__init__()
-        _check_lengths(widths=widths, groups=groups, pool_kernels=pool_kernels)
-        _check_choices(norm=norm, norm_side=norm_side, dropout_side=dropout_side, activation=activation)
-        _check_convs(skip_convs=skip_convs, norm_layers=norm_layers or ())
-        if width <= 0 or min(*widths, *fc_widths, 1) <= 0:
-            raise ValueError(f"every width must be positive; got {width} x {list(widths)} and {list(fc_widths)}")
+        sides = norm_side or ("after" if norm == "lrn" else "before")
+        sides = [sides] * len(widths) if isinstance(sides, str) else sides
+        convs = {"widths": widths, "kernels": kernels, "strides": strides, "paddings": paddings, "groups": groups}
+        pools = {"pool_kinds": pool_kinds, "pool_kernels": pool_kernels, "pool_strides": pool_strides}
+        _check_lengths("convolution", **convs, norm_side=sides)
+        _check_lengths("pooling", pool_layers=pool_layers, **pools)
+        _check_values(**convs, **pools, fc_widths=fc_widths, norm_side=sides, norm=[norm], activation=[activation])
+        _check_values(dropout_side=[dropout_side], lrn_size=[lrn_size], spatial_size=[spatial_size])
+        num_normed = len(widths) + (len(fc_widths) if norm == "batch" else 0)
+        _check_layers(len(widths), skip_convs=skip_convs, pool_layers=pool_layers, spatial_layers=spatial_layers)
+        _check_layers(num_normed, norm_layers=norm_layers or ())
+        if width <= 0:
+            raise ValueError(f"model.width must be positive; got {width}")
         if not 0 <= linear_tail <= len(fc_widths):
             raise ValueError(f"model.linear_tail must be in 0..{len(fc_widths)}, the hidden layers; got {linear_tail}")
 
-        convs = [number for number in range(1, 6) if number not in skip_convs]
+        skipped = set(skip_convs)
+        kept = [number for number in range(1, len(widths) + 1) if number not in skipped]
+        next_groups = dict(zip(kept, [*(groups[number - 1] for number in kept[1:]), 1], strict=False))
         if norm_layers is None:
-            norm_layers = (1, 2) if norm == "lrn" else convs
-        next_groups = dict(zip(convs, [*(groups[number - 1] for number in convs[1:]), 1], strict=False))
-        pools = dict(zip(POOLED, pool_kernels, strict=True))
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
+            norm_layers = (1, 2) if norm == "lrn" else kept
+        normed, spatial = set(norm_layers if norm != "none" else ()), set(spatial_layers)
+        batch_norm = {"eps": norm_eps, "momentum": norm_momentum}
+        pooling = dict(zip(pool_layers, zip(*pools.values(), strict=True), strict=True))
+        self.features = nn.Sequential()
         channels = in_channels
-        for number in range(1, 6):
-            if number in convs:
+        for number, (count, *window, num_groups) in enumerate(zip(*convs.values(), strict=True), start=1):
+            block: dict[str, nn.Module] = {}
+            if number not in skipped:
                 # Divisible by the groups of this convolution (outputs) and of the next one (inputs).
-                num_towers = max(groups[number - 1], next_groups[number])
-                out = _scaled(widths[number - 1], width, num_towers)
-                padding = conv1_padding if number == 1 else PADDINGS[number - 1]
-                layers[f"conv{number}"] = _conv(number, channels, out, groups=groups[number - 1], padding=padding)
-                block: list[tuple[str, nn.Module]] = [(f"act{number}", _activation(activation))]
-                if norm == "lrn" and number in norm_layers:
-                    block.append((f"norm{number}", ResponseNorm(num_towers)))
-                if norm == "batch" and number in norm_layers:
-                    batch_norm = nn.BatchNorm2d(out, eps=norm_eps, momentum=norm_momentum)
-                    block.insert(0 if norm_side == "before" else 1, (f"norm{number}", batch_norm))
-                layers.update(block)
+                towers = max(num_groups, next_groups[number])
+                out = _scaled(count, width, towers)
+                block["conv"] = _conv(number, channels, out, window, groups=num_groups, ceil=conv_ceil)
+                block["act"] = _activation(activation)
+                if number in normed and norm == "lrn":
+                    block["norm"] = ResponseNorm(towers, size=lrn_size, alpha=lrn_alpha, k=lrn_k)
+                elif number in normed:
+                    block["norm"] = nn.BatchNorm2d(out, **batch_norm)
+                if number in spatial:
+                    block["spatial"] = MapNorm(spatial_size, spatial_alpha)
                 channels = out
-            if number in pools:
-                layers[f"pool{number}"] = nn.MaxPool2d(pools[number], pool_stride)
-        self.features = nn.Sequential(layers)
+            if number in pooling:
+                kind, *pool_window = pooling[number]
+                block["pool"] = POOLS[kind](*pool_window, ceil_mode=pool_ceil)
+            _add(self.features, number, block, ORDERS[sides[number - 1]])
         self.avgpool = AdaptiveAvgPool2d(pool_size)
-        sizes = [channels * pool_size * pool_size, *(_scaled(count, width, 1) for count in fc_widths), num_classes]
-        self.classifier = _classifier(sizes, activation, dropout, dropout_side, linear_tail)
+
+        sizes = [channels * pool_size * pool_size, *(_scaled(count, width, 1) for count in fc_widths)]
+        self.classifier = nn.Sequential()
+        for number, (inputs, outputs) in enumerate(itertools.pairwise(sizes), start=len(widths) + 1):
+            block = {"fc": nn.Linear(inputs, outputs)}
+            if number in normed:
+                block["norm"] = nn.BatchNorm1d(outputs, **batch_norm)
+            if number <= len(widths) + len(fc_widths) - linear_tail:
+                block |= {"act": _activation(activation), "drop": nn.Dropout(dropout)}
+            order = ("fc", *ORDERS[sides[-1]])
+            _add(self.classifier, number, block, ("drop", *order) if dropout_side == "input" else (*order, "drop"))
+        self.classifier.add_module(f"fc{len(widths) + len(sizes)}", nn.Linear(sizes[-1], num_classes))
         init_weights(self, init)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -142,35 +197,37 @@ class AlexNet(nn.Module):
         check_image_size(self.features, size)
 
 
-def _check_lengths(**values: Sequence[int]) -> None:
-    for name, numbers in values.items():
-        expected = len(POOLED) if name == "pool_kernels" else len(KERNELS)
-        if len(numbers) != expected:
-            raise ValueError(f"model.{name} needs {expected} numbers; got {list(numbers)}")
+def _check_lengths(kind: str, **lists: Sequence[Any]) -> None:
+    lengths = [str(len(values)) for values in lists.values()]
+    if len(set(lengths)) > 1:
+        names = [f"model.{name}" for name in lists]
+        raise ValueError(f"{_joined(names)} must have one entry per {kind}; got {_joined(lengths)} entries")
 
 
-def _check_choices(**values: str) -> None:
-    choices = {
-        "norm": NORMS,
-        "norm_side": ("before", "after"),
-        "dropout_side": ("input", "output"),
-        "activation": tuple(ACTIVATIONS),
-    }
-    for name, value in values.items():
-        if value not in choices[name]:
-            raise ValueError(f"model.{name} must be one of {', '.join(choices[name])}; got {value!r}")
+def _joined(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _check_convs(**values: Sequence[int]) -> None:
-    for name, numbers in values.items():
-        if not set(numbers) <= set(range(1, 6)):
-            raise ValueError(f"model.{name} must contain numbers of convolutions, 1 to 5; got {list(numbers)}")
+def _check_values(**lists: Sequence[Any]) -> None:
+    for name, values in lists.items():
+        choices, least = CHOICES.get(name), 0 if name == "paddings" else 1
+        for value in values:
+            if choices and value not in choices:
+                raise ValueError(f"model.{name} must be one of {', '.join(choices)}; got {value!r}")
+            if not choices and value < least:
+                raise ValueError(f"model.{name} must be at least {least}; got {value}")
 
 
-def _conv(number: int, channels: int, out: int, *, groups: int, padding: int) -> nn.Conv2d:
+def _check_layers(last: int, **lists: Sequence[int]) -> None:
+    for name, numbers in lists.items():
+        if not set(numbers) <= set(range(1, last + 1)) or len(set(numbers)) < len(numbers):
+            raise ValueError(f"model.{name} must contain distinct numbers of layers, 1 to {last}; got {list(numbers)}")
+
+
+def _conv(number: int, channels: int, out: int, window: Sequence[int], *, groups: int, ceil: bool) -> nn.Conv2d:
     if channels % groups or out % groups:
         raise ValueError(f"conv{number} cannot be divided: {channels} -> {out} channels in {groups} groups")
-    return nn.Conv2d(channels, out, KERNELS[number - 1], STRIDES[number - 1], padding, groups=groups)
+    return (CeilConv2d if ceil else nn.Conv2d)(channels, out, *window, groups=groups)
 
 
 def _scaled(count: int, width: float, multiple: int) -> int:
@@ -184,17 +241,8 @@ def _activation(name: str) -> nn.Module:
     return layer
 
 
-def _classifier(sizes: Sequence[int], activation: str, dropout: float, side: str, plain: int) -> nn.Sequential:
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    hidden = len(sizes) - 2
-    for index in range(hidden):
-        number = len(KERNELS) + 1 + index
-        if side == "input" and index < hidden - plain:
-            layers[f"drop{number}"] = nn.Dropout(dropout)
-        layers[f"fc{number}"] = nn.Linear(sizes[index], sizes[index + 1])
-        if index < hidden - plain:
-            layers[f"act{number}"] = _activation(activation)
-            if side == "output":
-                layers[f"drop{number}"] = nn.Dropout(dropout)
-    layers[f"fc{len(KERNELS) + 1 + hidden}"] = nn.Linear(sizes[-2], sizes[-1])
-    return nn.Sequential(layers)
+def _add(net: nn.Sequential, number: int, block: Mapping[str, nn.Module], order: Sequence[str]) -> None:
+    """Add the layers of a block that exist, in an order of their kinds."""
+    for name in order:
+        if name in block:
+            net.add_module(f"{name}{number}", block[name])

@@ -20,7 +20,12 @@ SCHEMES = {
     "authors2012": (SMALL, SMALL),
 }
 NEEDS_ALEXNET = ("paper2012", "authors2012")
-PAPER_ONES = ("conv2", "conv4", "conv5")  # convolutions whose biases start at 1, like those of the hidden linear layers
+PAPER_ONES = (
+    "conv2",
+    "conv4",
+    "conv5",
+    "conv6",
+)  # convolutions whose biases start at 1, like those of the hidden linear layers
 
 
 def init_weights(net: nn.Module, scheme: str) -> None:
@@ -40,7 +45,8 @@ def init_weights(net: nn.Module, scheme: str) -> None:
             - `paper2012`: N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden linear layers, 0 elsewhere (Krizhevsky et
               al. 2012, section 5);
             - `authors2012`: the same, but N(0, 0.03) in conv3, conv4 and conv5, as in the layer file of the authors' code
-              (layers-145.cfg, released by the Computer History Museum in 2025).
+              (layers-145.cfg, released by the Computer History Museum in 2025). A sixth convolution is initialized as conv5,
+              as in layers-146.cfg.
 
     Raises:
         ValueError: if the scheme is unknown, or `paper2012` or `authors2012` is used with another net.
@@ -52,7 +58,7 @@ def init_weights(net: nn.Module, scheme: str) -> None:
     layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     hidden = [name for name, layer in layers if isinstance(layer, nn.Linear)][:-1]
     if scheme in NEEDS_ALEXNET and not all(
-        re.fullmatch(r"features\.conv[1-5]|classifier\.fc\d+", name) for name, _ in layers
+        re.fullmatch(r"features\.conv[1-6]|classifier\.fc\d+", name) for name, _ in layers
     ):
         raise ValueError(
             f"model.init={scheme} needs the layers of an AlexNet; got {type(net).__name__}: use he or xavier"
@@ -61,7 +67,7 @@ def init_weights(net: nn.Module, scheme: str) -> None:
     for name, layer in layers:
         draw = for_convolutions if isinstance(layer, nn.Conv2d) else for_linear
         leaf = name.rpartition(".")[2]
-        if scheme == "authors2012" and leaf in ("conv3", "conv4", "conv5"):
+        if scheme == "authors2012" and leaf in ("conv3", "conv4", "conv5", "conv6"):
             draw = AUTHORS_CONVS
         assert draw is not None
         draw(layer.weight)

@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from alexlab.models.layers import WINDOWED
 from alexlab.output.csv_files import write_csv
 from alexlab.output.terminal import Terminal
 
@@ -74,7 +75,7 @@ def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
 
 def _row(name: str, layer: nn.Module, input: Tensor, output: Tensor) -> Layer:
     shape = tuple(output.shape[1:])
-    window: Any = layer if isinstance(layer, nn.Conv2d | nn.MaxPool2d) else None
+    window: Any = layer if isinstance(layer, WINDOWED) else None
     return Layer(
         name=name,
         kind=type(layer).__name__,

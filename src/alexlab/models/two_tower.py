@@ -14,7 +14,6 @@ from alexlab.models.alexnet import AlexNet
 from alexlab.models.layers import ResponseNorm
 
 GROUPS = (1, 2, 1, 2, 2)  # groups of the five convolutions: only conv3 connects the towers
-GATHERED = "conv3"  # the convolution whose input comes from both towers
 
 
 class PeerExchange:
@@ -109,6 +108,8 @@ class Tower(nn.Module):
         self._whole = (copy.deepcopy(whole).to("meta"),)  # in a tuple, so that it is not registered as a submodule
         self.shapes = {name: value.shape for name, value in whole.state_dict().items()}  # shapes in the whole net
         self.num_outputs = self.shapes[[name for name in self.shapes if name.endswith(".weight")][-1]][0]
+        convs = [(name, layer) for name, layer in whole.features.named_children() if isinstance(layer, nn.Conv2d)]
+        self.gathered = [name for name, layer in convs[1:] if layer.groups == 1]  # their input comes from both towers
         self.features = nn.Sequential()
         for name, layer in whole.features.named_children():
             self.features.add_module(name, _half(layer, tower))
@@ -122,7 +123,7 @@ class Tower(nn.Module):
         """Map images (N, C, H, W), the same on both towers, to the logits (N, K) of the whole net."""
         values = images
         for name, layer in self.features.named_children():
-            values = layer(_GatherHalves.apply(values, self.peer) if name == GATHERED else values)
+            values = layer(_GatherHalves.apply(values, self.peer) if name in self.gathered else values)
         values = torch.flatten(self.avgpool(values), 1)
         for layer in self.classifier:
             if isinstance(layer, nn.Linear):
@@ -143,12 +144,17 @@ class Tower(nn.Module):
 
 def check_towers(net: nn.Module) -> None:
     """Raise ValueError unless a net is an AlexNet with two towers."""
-    groups = tuple(layer.groups for layer in net.modules() if isinstance(layer, nn.Conv2d))
+    convs = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    groups = tuple(layer.groups for layer in convs)
+    widths = [layer.out_channels for layer in convs]
     hidden = [layer.out_features for layer in net.modules() if isinstance(layer, nn.Linear)][:-1]
-    if not isinstance(net, AlexNet) or groups != GROUPS or any(width % 2 for width in hidden):
+    norms = all(layer.groups == 2 for layer in net.modules() if isinstance(layer, ResponseNorm))
+    towers = groups[:1] == (1,) and 2 in groups and set(groups) == {1, 2}
+    if not isinstance(net, AlexNet) or not towers or any(width % 2 for width in [*widths, *hidden]) or not norms:
         raise ValueError(
-            f"two towers need an AlexNet with model.groups={list(GROUPS)} and even model.fc_widths, such as "
-            f"model=alexnet_two_tower; got {type(net).__name__} with {list(groups)} and {hidden}"
+            f"two towers need an AlexNet with model.groups of 1 and 2 that begin with 1, such as {list(GROUPS)}, even widths "
+            f"and model.norm=lrn within towers only, such as model=alexnet_two_tower; got {type(net).__name__} with groups "
+            f"{list(groups)} and widths {[*widths, *hidden]}"
         )
 
 
@@ -178,7 +184,7 @@ def _half(layer: nn.Module, tower: int) -> nn.Module:
         layer.in_channels = layer.weight.shape[1]
     elif isinstance(layer, nn.Linear):
         layer.out_features = layer.weight.shape[0]
-    elif isinstance(layer, nn.BatchNorm2d):
+    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         layer.num_features = layer.weight.shape[0]
     elif isinstance(layer, ResponseNorm):  # normalizes within one tower
         layer.groups = 1
