@@ -5,7 +5,7 @@ paper); Krizhevsky, "One weird trick for parallelizing convolutional neural netw
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alexlab.models.init import init_weights
 from alexlab.models.layers import AdaptiveAvgPool2d, CeilConv2d, MapNorm, ResponseNorm, check_image_size
 
-POOLS = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
+POOLS: dict[str, Callable[..., nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 # Order of the layers of a convolution's block, of which all but the convolution and the activation are optional.
 ORDERS = {
     "before": ("conv", "norm", "spatial", "act", "pool"),
@@ -150,7 +150,6 @@ class AlexNet(nn.Module):
         if norm_layers is None:
             norm_layers = (1, 2) if norm == "lrn" else kept
         normed, spatial = set(norm_layers if norm != "none" else ()), set(spatial_layers)
-        batch_norm = {"eps": norm_eps, "momentum": norm_momentum}
         pooling = dict(zip(pool_layers, zip(*pools.values(), strict=True), strict=True))
         self.features = nn.Sequential()
         channels = in_channels
@@ -165,7 +164,7 @@ class AlexNet(nn.Module):
                 if number in normed and norm == "lrn":
                     block["norm"] = ResponseNorm(towers, size=lrn_size, alpha=lrn_alpha, k=lrn_k)
                 elif number in normed:
-                    block["norm"] = nn.BatchNorm2d(out, **batch_norm)
+                    block["norm"] = nn.BatchNorm2d(out, norm_eps, norm_momentum)
                 if number in spatial:
                     block["spatial"] = MapNorm(spatial_size, spatial_alpha)
                 channels = out
@@ -180,7 +179,7 @@ class AlexNet(nn.Module):
         for number, (inputs, outputs) in enumerate(itertools.pairwise(sizes), start=len(widths) + 1):
             block = {"fc": nn.Linear(inputs, outputs)}
             if number in normed:
-                block["norm"] = nn.BatchNorm1d(outputs, **batch_norm)
+                block["norm"] = nn.BatchNorm1d(outputs, norm_eps, norm_momentum)
             if number <= len(widths) + len(fc_widths) - linear_tail:
                 block |= {"act": _activation(activation), "drop": nn.Dropout(dropout)}
             order = ("fc", *ORDERS[sides[-1]])
@@ -227,7 +226,8 @@ def _check_layers(last: int, **lists: Sequence[int]) -> None:
 def _conv(number: int, channels: int, out: int, window: Sequence[int], *, groups: int, ceil: bool) -> nn.Conv2d:
     if channels % groups or out % groups:
         raise ValueError(f"conv{number} cannot be divided: {channels} -> {out} channels in {groups} groups")
-    return (CeilConv2d if ceil else nn.Conv2d)(channels, out, *window, groups=groups)
+    kernel, stride, padding = window
+    return (CeilConv2d if ceil else nn.Conv2d)(channels, out, kernel, stride, padding, groups=groups)
 
 
 def _scaled(count: int, width: float, multiple: int) -> int:
