@@ -50,7 +50,7 @@ MALICIOUS = [
     ("augmentation.train.crop", "torchvision.io.read_file"),
     ("augmentation.train.crop", "torchvision.transforms.v2.functional.resize"),
     ("augmentation.eval.center", "ctypes.CDLL"),
-    ("callbacks.checkpoint", "alexlab.training.callbacks.epoch_log.draw_curves"),
+    ("callbacks.checkpoint", "alexlab.training.callbacks.curves.draw_curves"),
     ("callbacks.checkpoint", "alexlab.training.callbacks.checkpoint.write_atomic"),
     ("callbacks.checkpoint", "lightning.pytorch.callbacks.__builtins__.eval"),
     ("callbacks.mine", "runpy.run_path"),

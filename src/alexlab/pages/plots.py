@@ -1,7 +1,10 @@
 """Matplotlib figures in the style of the pages: fonts for all scripts, inline SVG for light and dark pages, and PNG."""
 
 import io
+import math
 import re
+import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
@@ -32,6 +35,7 @@ SERIES = (
     "#2250d9", "#d4511c", "#0e8560", "#b3308f", "#967100", "#0a7f9b", "#7a4be0", "#c8283c", "#5a771c", "#646d79",
 )  # fmt: skip
 INK, MUTED, LINE = "#15181d", "#565f6b", "#dfe3e8"
+OUTLIER_RATIO = 3  # values that exceed the usual ones by more than this are cut off
 VARIABLES = {"#000000": "ink", "#ffffff": "surface", INK: "ink", MUTED: "muted", LINE: "line"} | {
     color: f"c{number}" for number, color in enumerate(SERIES)
 }
@@ -87,6 +91,15 @@ def integer_ticks(axes: "Axes", low: int, high: int) -> None:
     margin = max(0.4, 0.02 * (high - low))
     axes.set_xlim(low - margin, high + margin)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+
+
+def upper_limit(curves: Sequence[Sequence[float]]) -> float | None:
+    """Return an upper end for the axis if few values, such as those of first epochs, are far above all others, else None."""
+    later = [value for curve in curves for value in curve[1:] if math.isfinite(value)]
+    if not later:
+        return None
+    usual = max(value for value in later if value <= 10 * max(statistics.median(later), 1e-9))
+    return 1.15 * usual if max(map(max, filter(None, curves))) > OUTLIER_RATIO * usual > 0 else None
 
 
 def png(figure: "Figure") -> bytes:

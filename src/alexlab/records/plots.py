@@ -1,13 +1,12 @@
 """Panels, which a page can arrange by its width, and the learning curves of settings."""
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alexlab.output.escape import plot_label
-from alexlab.pages.plots import SERIES, integer_ticks, new_figure
+from alexlab.pages.plots import SERIES, integer_ticks, new_figure, upper_limit
 from alexlab.records.compare import RunGroup
 
 if TYPE_CHECKING:
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 MAX_SERIES = len(SERIES)  # groups with a colour of their own, best first; curves are drawn of these only
 MAX_MARKERS = 15  # epochs up to which each has a marker
-OUTLIER_RATIO = 3  # losses of first epochs that exceed the others by more than this are cut off
 SIZE = (5.2, 3.3)  # inches
 SCORE_LABEL = "Top-1 accuracy"
 
@@ -85,7 +83,7 @@ def curve_panels(groups: Sequence[RunGroup]) -> list[Panel]:
         ]
         if not curves:
             continue
-        top = _ceiling([[sum(values) / len(values) for values in points.values()] for *_, points in curves])
+        top = upper_limit([[sum(values) / len(values) for values in points.values()] for *_, points in curves])
         largest = max(max(values) for *_, points in curves for values in points.values())
         caption = lines if top is None else f"{lines} Cut off at {top:.2g}; the largest loss is {largest:.3g}."
 
@@ -111,15 +109,6 @@ def _points(group: RunGroup, split: str, metric: str) -> dict[int, list[float]]:
             if value is not None and math.isfinite(value):
                 points.setdefault(int(row["epoch"]) + 1, []).append(value)
     return dict(sorted(points.items()))
-
-
-def _ceiling(curves: Sequence[Sequence[float]]) -> float | None:
-    """Return an upper end for the axis if few values, such as those of first epochs, are far above all others, else None."""
-    later = [value for curve in curves for value in curve[1:]]
-    if not later:
-        return None
-    usual = max(value for value in later if value <= 10 * max(statistics.median(later), 1e-9))
-    return 1.15 * usual if max(map(max, curves)) > OUTLIER_RATIO * usual > 0 else None
 
 
 def _draw_curve(axes: "Axes", points: Mapping[int, Sequence[float]], *, number: int, is_train: bool) -> None:

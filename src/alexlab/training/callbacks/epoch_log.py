@@ -1,6 +1,5 @@
 """One log line per epoch, the training rate, and a plot of the learning curves."""
 
-import io
 import logging
 import time
 from pathlib import Path
@@ -11,9 +10,9 @@ from lightning.pytorch.callbacks import Callback
 
 from alexlab.data.samplers import data_ranks
 from alexlab.output.log_handler import shorter
-from alexlab.records.atomic import write_atomic
 from alexlab.records.disk_errors import RunFileWriter
 from alexlab.records.layout import CURVES
+from alexlab.training.callbacks.curves import draw_curves
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,7 @@ class EpochLog(RunFileWriter, Callback):
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.num_images, self.train_s = 0, 0.0
+        self.lr = float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else 0.0
         self.epoch_start_s = self.mark_s = time.perf_counter()
 
     def on_train_batch_end(
@@ -62,7 +62,7 @@ class EpochLog(RunFileWriter, Callback):
         pl_module.log_dict({f"train/{name}": value for name, value in rate.items()}, sync_dist=True, reduce_fx="max")
         scores = epoch_metrics(trainer)
         elapsed_s = time.perf_counter() - self.epoch_start_s
-        row = {**scores, "epoch": trainer.current_epoch, **rate, "elapsed_s": elapsed_s}
+        row = {**scores, "epoch": trainer.current_epoch, "lr": self.lr, **rate, "elapsed_s": elapsed_s}
         self.rows.append(row)
         last = str(trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "-")
         number = f"{trainer.current_epoch + 1:>{len(last)}}"
@@ -75,7 +75,7 @@ class EpochLog(RunFileWriter, Callback):
         if self.curves and self.rows and trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / CURVES
             with self.writing(path, ending=ending):
-                draw_curves(self.rows, path)
+                draw_curves(self.rows, path, title=path.parent.name)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -115,27 +115,3 @@ def _epoch_line(row: dict[str, float]) -> str:
     if "elapsed_s" in row:
         parts.append(f"{row['elapsed_s']:.1f} s")
     return "  ".join(parts)
-
-
-def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
-    """Plot loss and top-1 accuracy over the epochs, for training and validation."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, name, label in zip(figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 accuracy"), strict=True):
-        for split, style in (("train", "o-"), ("val", "s-")):
-            points = [(row["epoch"] + 1, row[f"{split}/{name}"]) for row in rows if f"{split}/{name}" in row]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, markersize=3, label=split)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.grid(alpha=0.3)
-        if axes.lines:  # empty if the run ended before its first validation
-            axes.legend()
-    save_figure(figure, path)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a Matplotlib figure as PNG."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    write_atomic(path, content.getbuffer())

@@ -8,8 +8,9 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from alexlab.pages.plots import new_figure, png
+from alexlab.records.atomic import write_atomic
 from alexlab.records.disk_errors import RunFileWriter
-from alexlab.training.callbacks.epoch_log import save_figure
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +89,11 @@ class LearningRateFinder(RunFileWriter, Callback):
             return
         rate, loss = rows[slopes.index(min(slopes))]
         log.info("the loss falls most steeply at optimizer.lr=%.2g; see %s", rate, run_dir / "lr_find.png")
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = new_figure(figsize=(6, 4))
         axes = figure.subplots()
         axes.semilogx(*zip(*rows, strict=True))
         axes.plot(rate, loss, "o", label=f"steepest descent: {rate:.2g}")
-        axes.set(xlabel="learning rate", ylabel="smoothed training loss")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        save_figure(figure, run_dir / "lr_find.png")
+        axes.set(xlabel="Learning rate", ylabel="Smoothed training loss")
+        axes.grid()
+        axes.legend(frameon=False)
+        write_atomic(run_dir / "lr_find.png", png(figure))
