@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alexlab.output.escape import plot_label
 from alexlab.pages.plots import INK, SERIES, integer_ticks, new_figure, png, upper_limit
@@ -70,8 +70,5 @@ def _mark_best(axes: "Axes", rows: Sequence[Row], key: str, mode: str) -> None:
     best = min(found, key=lambda row: (sign * row[key], row.get("val/loss", 0.0)))
     x, y = best["epoch"] + 1, best[key]
     axes.axvline(x, color=INK, linewidth=0.8, linestyle=":")
-    style: dict[str, Any] = {"xytext": (6, -16), "textcoords": "offset points", "fontsize": 9, "fontweight": "bold"}
-    if x > (rows[0]["epoch"] + rows[-1]["epoch"]) / 2 + 1:
-        style |= {"xytext": (-6, -16), "ha": "right"}
     axes.plot(x, y, "o", color=VAL, markersize=8, markeredgecolor="#ffffff", markeredgewidth=1.5, zorder=4)
-    axes.annotate(f"best: epoch {x:.0f}, {y:.4f}", (x, y), color=INK, **style)
+    axes.set_title(f"best: epoch {x:.0f}, {y:.4f}", loc="right", fontsize=9)  # above the curves, so that it hides none
