@@ -1,5 +1,6 @@
 """Figures and computations of explain.py."""
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +19,9 @@ from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.explain import neighbours
 from alexlab.inference.explain.activations import head_layer, last_feature_layer
+from alexlab.inference.explain.drawings import draw_feature_maps, draw_filters, first_filters
 from alexlab.inference.explain.gradcam import grad_cam, overlaid
 from alexlab.inference.explain.neighbours import feature_matrix, features, matrix_path, nearest
-from alexlab.inference.explain.plots import feature_maps_plot, filters_plot, first_filters
 from alexlab.inference.predictions import select_split, split_loader
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
@@ -162,19 +163,23 @@ def test_the_kernels_of_two_towers_are_two_blocks() -> None:
     blocks = first_filters(two)
     assert [block.shape for block in blocks] == [(48, 3, 11, 11)] * 2
     assert torch.equal(torch.cat(blocks), two.features.conv1.weight)  # type: ignore[union-attr]
-    titles = [axes.get_title() for axes in filters_plot(blocks).axes]
-    assert titles == ["tower 1: 48 kernels of 3 x 11 x 11", "tower 2: 48 kernels of 3 x 11 x 11"]
+    lines = [line for image in draw_filters(blocks) for line in image.lines]
+    assert lines == ["tower 1: 48 kernels of 3 x 11 x 11", "tower 2: 48 kernels of 3 x 11 x 11"]
     assert len(first_filters(AlexNet(5, fc_widths=[8]))) == 1
-    grey = filters_plot(first_filters(AlexNet(5, in_channels=1, fc_widths=[8])))
-    assert grey.axes[0].get_title() == "64 kernels of 1 x 11 x 11"
+    (grey,) = draw_filters(first_filters(AlexNet(5, in_channels=1, fc_widths=[8])))
+    assert grey.lines == ["64 kernels of 1 x 11 x 11"]
+    assert grey.pixels.shape == (4 * 12 + 1, 16 * 12 + 1, 4) and grey.pixels[0, 0, 3] == 0, (
+        "transparent between kernels"
+    )
 
 
 def test_the_strongest_feature_maps_come_first() -> None:
     maps = torch.rand(100, 4, 4)
     maps[70] = 5
-    figure = feature_maps_plot(maps, "conv")
-    assert figure.axes[0].get_title() == "conv: the strongest 48 of 100 maps, 4 x 4"
-    assert figure.axes[0].images[0].get_array()[1:5, 1:5].min() == 5
+    image = draw_feature_maps(maps, "conv")
+    assert image.lines == ["conv: the strongest 48 of 100 maps, 4 x 4"]
+    yellow = image.pixels[1:5, 1:5, :3].reshape(-1, 3)
+    assert (yellow == yellow[0]).all() and yellow[0, 0] > 240 > 50 > yellow[0, 2]
 
 
 def explain(trained_run: Path, out: Path, *overrides: str) -> Path:
@@ -183,12 +188,7 @@ def explain(trained_run: Path, out: Path, *overrides: str) -> Path:
     return out
 
 
-PLOTS = {
-    "filters.png",
-    "neighbours.png",
-    "grad_cam.png",
-    *(f"maps_features_conv{number}.png" for number in range(1, 6)),
-}
+PLOTS = {"filters.png", "neighbours.png", "grad_cam.png", "feature_maps.png"}
 EVALUATION = {
     "scores.json",
     "classes.csv",
@@ -196,7 +196,7 @@ EVALUATION = {
     "predictions.csv",
     "confusion.png",
     "calibration.png",
-    "evaluation.html",
+    "explain.html",
 }
 
 
@@ -219,16 +219,19 @@ def test_the_page_has_all_sections(
         "tensorboard=true",
     )
     assert names(out) - {"worst_mistakes.png"} == PLOTS | EVALUATION | {"confident_mistakes.png"}
-    page = (out / "evaluation.html").read_text()
+    page = (out / "explain.html").read_text()
     for title in (
         "Confusion",
         "Calibration",
         "Most confident mistakes",
         "First-layer kernels",
         "Nearest training images",
+        "Evidence in one image",
+        "Feature maps of this image",
     ):
         assert f"<h2>{title}</h2>" in page
-    assert page.count("data:image/png;base64,") == len(list(out.glob("*.png")))
+    assert page.count('src="data:image/') >= 2 * 3 + 1 + 2 * 7 + 4 + 5
+    assert re.search(r"true (ant|bee|cat) \(p \d\.\d\d\)", page) and "distance " in page
     events = max((tmp_path / "run").glob("events*"), key=lambda path: path.stat().st_mtime_ns)
     board = EventAccumulator(str(events))
     board.Reload()

@@ -37,6 +37,7 @@ from alexlab.output.escape import (
     escape_markdown,
     plot_label,
     print_line,
+    shortened,
     shown,
     shown_lines,
     unescape_markdown,
@@ -44,6 +45,7 @@ from alexlab.output.escape import (
 )
 from alexlab.output.progress import progress_bar
 from alexlab.output.terminal import Terminal
+from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 from alexlab.pages.plots import png
 from alexlab.records.report import write_report
 from alexlab.records.run import Run
@@ -262,17 +264,18 @@ def test_evaluations_keep_names_in_csv_files(evaluation: tuple[Path, str, str]) 
 def test_plots_print_names_literally() -> None:
     from matplotlib.figure import Figure
 
-    from alexlab.inference.explain.plots import image_grid
-    from alexlab.inference.plots import confusion_plot
+    from alexlab.inference.plots import MAX_NAME, confusion_plot
 
     names = [*NAMES]
     figure = confusion_plot(np.eye(len(names), dtype=np.int64), names)
     png(figure)  # raises on an invalid formula
-    drawn = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert [text.strip().replace(r"\$", "$") for text in drawn] == [*NAMES.values()]
-    cells = [(np.zeros((2, 2, 3), np.uint8), (name, "0.5")) for name in names]
-    titles = [axes.get_title() for axes in image_grid([cells]).axes]
-    assert [title.split("\n") for title in titles] == [[plot_label(name), "0.5"] for name in names]
+    drawn = [label.get_text().strip().replace(r"\$", "$") for label in figure.axes[0].get_yticklabels()]
+    assert drawn == [shortened(text, MAX_NAME).strip() for text in NAMES.values()]
+    image = CaptionedImage(np.zeros((70, 900, 3), np.uint8), names)
+    figure = ImageGrid("".join(names), names[0], [[image]]).figure()
+    png(figure)
+    drawn = [text.get_text() for text in figure.axes[0].texts[-len(names) :]]
+    assert drawn == [plot_label(name) for name in names]
     axes = Figure().subplots()
     for name in names:
         axes.plot([0, 1], [0, 1], label=plot_label(name))

@@ -1,7 +1,8 @@
 """Report of an evaluation: files, tables for the terminal, and a page."""
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,18 +21,20 @@ from alexlab.inference.metrics import (
     write_predictions,
     write_rows,
 )
-from alexlab.inference.plots import calibration_plot, confusion_plot
-from alexlab.pages.images import data_url
-from alexlab.pages.plots import png
-from alexlab.pages.render import format_value, render
+from alexlab.inference.plots import MIN_IMAGES, calibration_plot, confused_classes, confusion_plot
+from alexlab.pages.image_grid import ImageGrid
+from alexlab.pages.plots import png, svg
+from alexlab.pages.render import column_digits, format_value, render
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from alexlab.inference.predictions import Predictions
 
 MAX_CLASSES = 30  # rows of the terminal's table; classes.csv has all
 MAX_PAIRS = 10
-METRIC_COLUMNS = ("metric", "accuracy", "error", "95 % interval of the accuracy")
-PAIR_COLUMNS = ("class", "predicted as", "images", "fraction of the class")
+METRIC_COLUMNS = ("metric", "value", "error", "95 % interval")
+PAIR_COLUMNS = ("class", "predicted as", "images", "share of the class")
 
 
 @dataclass(frozen=True)
@@ -79,22 +82,35 @@ class Evaluation:
         return confused_pairs(self.confusion, self.names)
 
     @cached_property
-    def plots(self) -> dict[str, bytes]:
-        """PNG files of the confusion matrix and of the calibration, by name."""
-        return {
-            "confusion": png(confusion_plot(self.confusion, self.names)),
-            "calibration": png(calibration_plot(*calibration(self.predictions))),
-        }
+    def plots(self) -> dict[str, "Figure"]:
+        """Plots of the confusion matrix and of the calibration, by name."""
+        plots = {"calibration": calibration_plot(calibration(self.predictions)[1])}
+        if len(confused_classes(self.confusion)):  # none of many classes is confused
+            plots["confusion"] = confusion_plot(self.confusion, self.names)
+        return plots
 
     @property
-    def metric_rows(self) -> list[tuple[str, str, str, str]]:
-        """Rows of a table with the columns `METRIC_COLUMNS`."""
-        rows = []
-        for name, title in (("top1", "top-1"), ("top5", f"top-{min(5, len(self.names))}")):
-            low, high = self.metrics[f"{name}_interval"]
-            accuracy, error = self.metrics[name], self.metrics[f"{name}_error"]
-            rows.append((title, f"{accuracy:.4f}", f"{error:.4f}", f"{low:.4f} to {high:.4f}"))
-        return rows
+    def metric_rows(self) -> list[tuple[str, float, float | str, str]]:
+        """Rows of a table with the columns `METRIC_COLUMNS`; top-5 only if there are more than 5 classes."""
+        rows: list[tuple[str, float, float | str, str]] = []
+        for name, title in (("top1", "top-1 accuracy"), ("top5", "top-5 accuracy")):
+            if name == "top1" or len(self.names) > 5:
+                low, high = self.metrics[f"{name}_interval"]
+                rows.append((title, self.metrics[name], self.metrics[f"{name}_error"], f"{low:.4f} to {high:.4f}"))
+        return [
+            *rows,
+            ("loss (cross-entropy)", self.metrics["loss"], "", ""),
+            ("expected calibration error", self.metrics["calibration_error"], "", ""),
+        ]
+
+    @property
+    def sentence(self) -> str:
+        """The top-1 accuracy and its interval as sentences."""
+        count, correct = self.metrics["images"], int(self.predictions.correct.sum())
+        low, high = self.metrics["top1_interval"]
+        images = "the only image" if count == 1 else f"{correct:,} of {count:,} images"
+        found = f"{images} {'is' if count == 1 else 'are'} {'not ' if count == 1 > correct else ''}classified correctly"
+        return f"{found[0].upper()}{found[1:]}. The 95 % interval is {100 * low:.1f} % to {100 * high:.1f} %."
 
 
 def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:
@@ -104,17 +120,12 @@ def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:
     write_rows(evaluation.classes, out_dir / "classes.csv")
     write_confusion_matrix(evaluation.confusion, evaluation.names, out_dir / "confusion.csv")
     write_predictions(evaluation.predictions, evaluation.names, out_dir / "predictions.csv")
-    for name, content in evaluation.plots.items():
-        (out_dir / f"{name}.png").write_bytes(content)
+    for name, figure in evaluation.plots.items():
+        (out_dir / f"{name}.png").write_bytes(png(figure))
 
 
 def write_page(
-    evaluation: Evaluation,
-    path: Path,
-    title: str,
-    *,
-    figures: Mapping[str, bytes] | None = None,
-    headings: Mapping[str, str] | None = None,
+    evaluation: Evaluation, path: Path, title: str, *, kind: str = "Evaluation", grids: Sequence[ImageGrid] = ()
 ) -> None:
     """Write the page of an evaluation.
 
@@ -122,48 +133,47 @@ def write_page(
         evaluation: the results.
         path: HTML file.
         title: title of the page.
-        figures: further PNG files by name.
-        headings: headings by the name of the figure that they precede.
+        kind: what the page is.
+        grids: images, each with a heading.
     """
+    num_classes, num_drawn = len(evaluation.names), len(confused_classes(evaluation.confusion))
     text = render(
         "evaluation.html",
         title=title,
-        details=evaluation.details,
+        kind=kind,
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        score=(f"{100 * evaluation.top1:.2f}", "%", f"Top-1 accuracy, {evaluation.details['split']}"),
+        sentence=evaluation.sentence,
+        facts={
+            **{name.capitalize(): value for name, value in evaluation.details.items()},
+            "Images": evaluation.metrics["images"],
+            "Classes": num_classes,
+        },
         metric_columns=METRIC_COLUMNS,
         metric_rows=evaluation.metric_rows,
+        grids=grids,
+        plots={name: svg(figure, name) for name, figure in evaluation.plots.items()},
+        num_classes=num_classes,
+        num_drawn=num_drawn,
+        min_images=MIN_IMAGES,
         pair_columns=PAIR_COLUMNS,
-        pairs=evaluation.pairs,
-        class_columns=list(evaluation.classes[0]),
+        pairs=evaluation.pairs if num_classes > 2 else [],
+        class_columns=list(map(_column_title, evaluation.classes[0])),
         class_rows=[list(row.values()) for row in evaluation.classes],
-        plots={name: data_url(content) for name, content in evaluation.plots.items()},
-        figures={name: data_url(content) for name, content in (figures or {}).items()},
-        headings=headings or {},
     )
     path.write_text(text, encoding="utf-8")
 
 
 def summary_tables(evaluation: Evaluation) -> list[Table]:
     """Return tables for the terminal: metrics, classes and most frequent confusions."""
-    tables = [_metric_table(evaluation), _class_table(evaluation.classes)]
+    metrics = Table(title=f"{evaluation.metrics['images']:,} images")
+    _add_rows(metrics, METRIC_COLUMNS, evaluation.metric_rows)
+    tables = [metrics, _class_table(evaluation.classes)]
     if evaluation.pairs and len(evaluation.classes) > 2:
-        pairs = Table(*PAIR_COLUMNS, title="most frequent confusions")
-        for pair in evaluation.pairs[:MAX_PAIRS]:
-            pairs.add_row(*map(format_value, pair))
+        pairs = Table(title="most frequent confusions")
+        _add_rows(pairs, PAIR_COLUMNS, evaluation.pairs[:MAX_PAIRS])
         tables.append(pairs)
     return tables
-
-
-def _metric_table(evaluation: Evaluation) -> Table:
-    metrics = evaluation.metrics
-    table = Table(
-        title=f"{metrics['images']:,} images",
-        caption=f"loss {metrics['loss']:.4f}, expected calibration error {metrics['calibration_error']:.4f}",
-    )
-    for column in METRIC_COLUMNS:
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    for row in evaluation.metric_rows:
-        table.add_row(*row)
-    return table
 
 
 def _class_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -172,9 +182,19 @@ def _class_table(rows: Sequence[dict[str, Any]]) -> Table:
         title = f"the {MAX_CLASSES} classes with the lowest recall, of {len(rows)}"
         rows = sorted((row for row in rows if row["images"]), key=lambda row: row["recall"])[:MAX_CLASSES]
     table = Table(title=title)
-    for column in rows[0]:
-        justify: Any = "left" if column in ("class", "confused with") else "right"
-        table.add_column(column, justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*map(format_value, row.values()))
+    _add_rows(table, list(map(_column_title, rows[0])), [list(row.values()) for row in rows])
     return table
+
+
+def _add_rows(table: Table, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Add columns and rows to a table of the terminal; numbers are right-aligned and have the same digits in a column."""
+    digits = column_digits(rows, columns)
+    for column, places in zip(columns, digits, strict=True):
+        table.add_column(column, justify="left" if places is None else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(format_value, row, digits))
+
+
+def _column_title(name: str) -> str:
+    """Return the head of a column of `class_report`."""
+    return name.upper() if name == "f1" else name

@@ -20,7 +20,7 @@ _CLEAR_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2
 
 
 class PathCell:
-    """A path in a table, without its start if it does not fit, because the ends tell files apart.
+    """A path in a table, without its start if it does not fit, because files of a folder differ only at the end.
 
     Args:
         path: the path.

@@ -85,8 +85,7 @@ class ImageGrid:
         figure.set_layout_engine("none")
         axes = figure.add_axes((0, 0, 1, 1))
         for number, line in enumerate(title):
-            weight = "normal" if number else "bold"
-            axes.text(GAP, GAP + LINE * (number + 1), plot_label(line), fontsize=8, weight=weight)
+            axes.text(GAP, GAP + LINE * (number + 1) - 2, plot_label(line), fontsize=8 if number else 10)
         for number, group in enumerate(self.groups):
             row, column = divmod(number, self.groups_per_row)
             for place, image in enumerate(group):

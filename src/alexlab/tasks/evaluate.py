@@ -22,6 +22,7 @@ def main(run: Run) -> float:
     """
     import_lightning()
 
+    from alexlab.inference.mistakes import mistake_grid
     from alexlab.inference.report import summary_tables, write_evaluation, write_page
     from alexlab.output.terminal import Terminal
     from alexlab.records.layout import SKIPPED
@@ -31,7 +32,8 @@ def main(run: Run) -> float:
     write_evaluation(evaluation, run.dir)
     for table in summary_tables(evaluation):
         Terminal().print_table(table)
-    write_page(evaluation, run.dir / "evaluation.html", title(model, evaluation))
+    mistakes = mistake_grid(model, evaluation.predictions, run.config["num_mistakes"])
+    write_page(evaluation, run.dir / "evaluation.html", title(model, evaluation), grids=mistakes)
     folder = os.path.relpath(run.dir)
     if num_unreadable := len(evaluation.predictions.split) - len(evaluation.predictions.labels):
         print_line(f"{num_unreadable} images could not be read and were left out: {Path(folder) / SKIPPED}")
@@ -48,8 +50,10 @@ def load_model(config: dict[str, Any]) -> "TrainedModel":
 
 
 def title(model: "TrainedModel", evaluation: "Evaluation") -> str:
-    """Return the title of an evaluation's page."""
-    return f"{model.description}: {evaluation.details['split']}"
+    """Return the title of an evaluation's page: model, data and split."""
+    data, split = evaluation.details["data"], evaluation.details["split"]
+    images = "all images" if split == "all" else f"{split} split"
+    return f"{model.description} on {Path(data).name or data}: {images}"
 
 
 def evaluate(model: "TrainedModel", config: dict[str, Any], *, skipped: Path) -> "Evaluation":

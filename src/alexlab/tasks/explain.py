@@ -16,22 +16,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from alexlab.inference.checkpoint import TrainedModel
-    from alexlab.inference.explain.sections import Figures, View
+    from alexlab.inference.explain.sections import Grids, View
     from alexlab.inference.predictions import Predictions
 
 log = logging.getLogger(__name__)
 
-HEADINGS = {
-    "confident_mistakes": "Most confident mistakes",
-    "worst_mistakes": "Images with the least probable labels",
-    "filters": "First-layer kernels",
-    "neighbours": "Nearest training images",
-    "grad_cam": "One image",
-}
-
 
 def main(run: Run) -> None:
-    """Evaluate, then write mistakes, kernels, neighbours, feature maps and Grad-CAM as PNG files and `evaluation.html`.
+    """Evaluate, then write mistakes, kernels, neighbours, feature maps and Grad-CAM as PNG files and `explain.html`.
 
     Raises:
         AlexlabError: if the checkpoint, the data or an option is invalid.
@@ -52,22 +44,25 @@ def main(run: Run) -> None:
     write_evaluation(evaluation, run.dir)
     view = build.eval_view(model.config)
     image, name = _image(config, model, predictions, view)
-    figures = {
-        **sections.mistake_figures(model, predictions, view, config["num_mistakes"]),
-        **sections.filter_figures(model),
-        **_neighbour_figures(config, model, predictions, view),
-        **sections.image_figures(model, image, name),
+    grids = {
+        **sections.mistake_grids(model, predictions, view, config["num_mistakes"]),
+        **sections.image_grids(model, image, name),
+        **sections.filter_grids(model),
+        **_neighbour_grids(config, model, predictions, view),
     }
-    pngs = {name: png(figure) for name, figure in figures.items()}
-    for name, content in pngs.items():
-        (run.dir / f"{name}.png").write_bytes(content)
+    for name, grid in grids.items():
+        (run.dir / f"{name}.png").write_bytes(png(grid.figure()))
     write_page(
-        evaluation, run.dir / "evaluation.html", evaluate.title(model, evaluation), figures=pngs, headings=HEADINGS
+        evaluation,
+        run.dir / "explain.html",
+        evaluate.title(model, evaluation),
+        kind="Explanation",
+        grids=list(grids.values()),
     )
     if config["tensorboard"]:
         _write_to_tensorboard(model, run.dir)
     print_line(f"{int((~predictions.correct).sum())} of {len(predictions.labels):,} images are misclassified")
-    print_line(f"{os.path.relpath(run.dir)}/evaluation.html, {', '.join(f'{name}.png' for name in pngs)}")
+    print_line(f"{os.path.relpath(run.dir)}/explain.html, {', '.join(f'{name}.png' for name in grids)}")
 
 
 def check(config: dict[str, Any]) -> None:
@@ -100,10 +95,10 @@ def _image(
     return sections.load_view(model, predictions.split, predictions.indices[row], view), predictions.paths[row]
 
 
-def _neighbour_figures(
+def _neighbour_grids(
     config: dict[str, Any], model: "TrainedModel", predictions: "Predictions", view: "View"
-) -> "Figures":
-    """Return the figure of the nearest training images; none if the training data is missing."""
+) -> "Grids":
+    """Return the nearest training images; nothing if the training data is missing."""
     from alexlab.config.data import data_config
     from alexlab.data.layout import find_layout
     from alexlab.inference.explain import sections
@@ -126,7 +121,7 @@ def _neighbour_figures(
     except (DataError, ConfigError) as error:
         log.warning("no neighbours: %s; set neighbours.root=DIR to the folder of the training images", error)
         return {}
-    return sections.neighbour_figures(
+    return sections.neighbour_grids(
         model,
         predictions,
         view,

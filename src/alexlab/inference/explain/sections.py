@@ -1,10 +1,10 @@
-"""Figures of `explain.py`: one function per section of the page, which returns figures by file name."""
+"""Sections of the page of `explain.py`: images by file name."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,21 +15,18 @@ from alexlab.data.dataset import ViewReader
 from alexlab.data.splits import Split
 from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.explain.activations import call_on_layers, convolutions, head_layer
+from alexlab.inference.explain.drawings import draw_feature_maps, draw_filters, first_filters
 from alexlab.inference.explain.gradcam import grad_cam, overlaid
 from alexlab.inference.explain.neighbours import feature_matrix, features, matrix_path, nearest
-from alexlab.inference.explain.plots import feature_maps_plot, filters_plot, first_filters, image_grid
+from alexlab.inference.mistakes import confident_mistakes, improbable_labels, label_and_prediction
 from alexlab.inference.predictions import Predictions, split_loader
+from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Figures = dict[str, "Figure"]
+Grids = dict[str, ImageGrid]
 View = Callable[[Tensor], Tensor]
 
-MISTAKE_TITLES = {
-    "confident_mistakes": "mistakes, most confident first, with the evidence for the predicted class",
-    "worst_mistakes": "images with the least probable labels, with the evidence for the predicted class",
-}
+NUM_REFERENCES = 1000  # training images, evenly spaced, for the typical distance
+HEAT_MAP = "The heat map shows the evidence for the prediction (Grad-CAM): yellow is the most, grey is none."
 
 
 def load_view(model: TrainedModel, split: Split, index: int, view: View) -> Tensor:
@@ -38,82 +35,90 @@ def load_view(model: TrainedModel, split: Split, index: int, view: View) -> Tens
     return image
 
 
-def filter_figures(model: TrainedModel) -> Figures:
-    """Return a figure of the kernels of the first convolution; none for a network without convolutions."""
+def filter_grids(model: TrainedModel) -> Grids:
+    """Return the kernels of the first convolution; nothing for a network without convolutions."""
     if not convolutions(model.inference.net):
         return {}
-    return {"filters": filters_plot(first_filters(model.inference.net))}
+    caption = "The weights of each kernel, scaled to its own range."
+    images = draw_filters(first_filters(model.inference.net))
+    return {"filters": ImageGrid("First-layer kernels", caption, [[image] for image in images])}
 
 
-def mistake_figures(model: TrainedModel, predictions: Predictions, view: View, limit: int) -> Figures:
+def mistake_grids(model: TrainedModel, predictions: Predictions, view: View, limit: int) -> Grids:
     """Return the most confident mistakes and the mistakes whose labels are least probable, each image with its Grad-CAM.
 
     Args:
         model: trained model.
         predictions: its predictions.
         view: evaluation transform with one view.
-        limit: maximum number of images per figure.
+        limit: maximum number of images per grid.
     """
-    wrong = np.flatnonzero(~predictions.correct)
-    rows = {
-        "confident_mistakes": wrong[np.argsort(-predictions.top_probs[wrong, 0], kind="stable")][:limit],
-        "worst_mistakes": wrong[np.argsort(predictions.label_prob[wrong], kind="stable")][:limit],
-    }
-    if len(wrong) <= limit or list(rows["worst_mistakes"]) == list(rows["confident_mistakes"]):
-        del rows["worst_mistakes"]  # the same images, as always with two classes
-    return {
-        name: _grad_cam_figure(model, predictions, view, chosen.tolist(), MISTAKE_TITLES[name])
-        for name, chosen in rows.items()
-        if len(chosen)
-    }
+    rows = confident_mistakes(predictions, limit).tolist()
+    worst = improbable_labels(predictions, limit).tolist()
+    if not rows:
+        return {}
+    caption = f"Misclassified images, the highest probability of the predicted class first. {HEAT_MAP}"
+    grids = {"confident_mistakes": _heat_maps(model, predictions, view, rows, "Most confident mistakes", caption)}
+    if set(worst) != set(rows):  # with two classes they are always the same
+        caption = f"Misclassified images, the lowest probability of the label first. {HEAT_MAP}"
+        heading = "Mistakes with the least probable labels"
+        grids["worst_mistakes"] = _heat_maps(model, predictions, view, worst, heading, caption)
+    return grids
 
 
-def _grad_cam_figure(
-    model: TrainedModel, predictions: Predictions, view: View, rows: Sequence[int], title: str
-) -> "Figure":
+def _heat_maps(
+    model: TrainedModel, predictions: Predictions, view: View, rows: Sequence[int], heading: str, caption: str
+) -> ImageGrid:
     images = torch.stack([load_view(model, predictions.split, predictions.indices[row], view) for row in rows])
-    top_classes, top_probs = predictions.top_classes[rows, 0], predictions.top_probs[rows, 0]
-    cams = grad_cam(model.inference, images, torch.from_numpy(top_classes))
-    cells: list[tuple[np.ndarray, Sequence[str]]] = []
-    for image, cam, row, top_class, top_prob in zip(images, cams, rows, top_classes, top_probs, strict=True):
-        label = f"{model.names[predictions.labels[row]]} {predictions.label_prob[row]:.2f}"
-        cells.append((_pixels(image), (label, os.path.basename(predictions.paths[row]))))
-        cells.append((overlaid(image, cam).numpy(), (f"{model.names[top_class]} {top_prob:.2f}",)))
-    return image_grid([cells[start : start + 6] for start in range(0, len(cells), 6)], title)
+    cams = grad_cam(model.inference, images, torch.from_numpy(predictions.top_classes[rows, 0]))
+    groups = []
+    for image, cam, row in zip(images, cams, rows, strict=True):
+        label, predicted = label_and_prediction(model, predictions, row)
+        name = os.path.basename(predictions.paths[row])
+        groups.append([CaptionedImage(_pixels(image), (label, name)), _heat_map(image, cam, predicted)])
+    return ImageGrid(heading, caption, groups, groups_per_row=3)
 
 
-def image_figures(model: TrainedModel, image: Tensor, path: str, num_classes: int = 3) -> Figures:
+def _heat_map(image: Tensor, cam: Tensor, line: str) -> CaptionedImage:
+    return CaptionedImage(overlaid(image, cam).numpy(), (line,) if cam.any() else (line, "no evidence found"))
+
+
+def image_grids(model: TrainedModel, image: Tensor, path: str, num_classes: int = 3) -> Grids:
     """Return Grad-CAM of the top classes of an image, and its feature maps in each convolution.
 
     Args:
         model: trained model.
         image: input of the network, uint8 (C, H, W).
-        path: path of the image, for the title.
+        path: path of the image, for the captions.
         num_classes: number of top classes.
     """
-    images = image[None]
+    images, name = image[None], os.path.basename(path)
     with torch.inference_mode():
         probs = model.inference.probs(images)[0].cpu()
     top = probs.topk(min(num_classes, len(probs)))
     cams = grad_cam(model.inference, images.expand(len(top.indices), -1, -1, -1), top.indices)
-    cells: list[tuple[np.ndarray, Sequence[str]]] = [(_pixels(image), (os.path.basename(path),))]
+    group = [CaptionedImage(_pixels(image), (name,))]
     for cam, number, prob in zip(cams, top.indices.tolist(), top.values.tolist(), strict=True):
-        cells.append((overlaid(image, cam).numpy(), (f"{model.names[number]} {prob:.3f}",)))
-    figures = {"grad_cam": image_grid([cells], "evidence for the top classes (Grad-CAM)")}
+        group.append(_heat_map(image, cam, f"{model.names[number]} (p {prob:.3f})"))
+    caption = "Evidence for each of the most probable classes (Grad-CAM): yellow is the most, grey is none."
     names = {name for name, _ in convolutions(model.inference.net)}
     maps: dict[str, Tensor] = {}
 
-    def keep(name: str, _: Tensor, output: Tensor) -> None:
-        if name in names:
-            maps[name] = output[0].detach().clone()
+    def keep(layer: str, _: Tensor, output: Tensor) -> None:
+        if layer in names:
+            maps[layer] = output[0].detach().clone()
 
     with torch.inference_mode(), call_on_layers(model.inference.net, keep):
         model.inference(images)
-    plots = {f"maps_{name.replace('.', '_')}": feature_maps_plot(found.relu(), name) for name, found in maps.items()}
-    return figures | plots
+    drawings = [[draw_feature_maps(found, layer)] for layer, found in maps.items()]
+    about = f"What each convolution finds in {name}, the strongest map first. Each layer has its own scale."
+    return {
+        "grad_cam": ImageGrid("Evidence in one image", caption, [group]),
+        "feature_maps": ImageGrid("Feature maps of this image", about, drawings),
+    }
 
 
-def neighbour_figures(
+def neighbour_grids(
     model: TrainedModel,
     predictions: Predictions,
     view: View,
@@ -124,8 +129,8 @@ def neighbour_figures(
     k: int,
     metric: str,
     progress: Callable[[Any], Iterator[Any]],
-) -> Figures:
-    """Return a figure of evenly spaced images with their nearest training images by the last hidden layer.
+) -> Grids:
+    """Return evenly spaced images with their nearest training images by the last hidden layer.
 
     Args:
         model, predictions, view: trained model, its predictions and its evaluation transform.
@@ -145,18 +150,20 @@ def neighbour_figures(
     layer = head_layer(model.inference.net, model.inference.normalize(images[:1]))
     queries = features(model.inference, images, layer).numpy()
     neighbours, distances = nearest(queries, matrix, k, metric)
-    cells: list[list[tuple[np.ndarray, Sequence[str]]]] = []
+    groups = []
     for row, image, indices, far in zip(rows, images, neighbours.tolist(), distances.tolist(), strict=True):
         label, top_class = (model.names[n] for n in (predictions.labels[row], predictions.top_classes[row, 0]))
-        cells.append([(_pixels(image), (label, f"predicted {top_class}"))])
+        groups.append([CaptionedImage(_pixels(image), (f"true {label}", f"predicted {top_class}"))])
         for index, distance in zip(indices, far, strict=True):
             pixels = _pixels(load_view(model, train, index, view))
-            cells[-1].append((pixels, (model.names[train.labels[index]], f"{distance:.3g}")))
-    title = (
-        f"left: images of the split; right: the nearest training images by {metric} distance of the "
-        f"{matrix.shape[1]} activations of the last hidden layer"
+            groups[-1].append(CaptionedImage(pixels, (model.names[train.labels[index]], f"distance {distance:.3g}")))
+    references = matrix[:: max(1, len(matrix) // NUM_REFERENCES)]
+    typical = np.median(nearest(queries, references, len(references), metric)[1])
+    caption = (
+        f"On the left an image of the split, then the training images whose last hidden layer, {matrix.shape[1]} activations, "
+        f"has the smallest {metric} distance: 0 is an identical layer, and the median of all training images is {typical:.3g}."
     )
-    return {"neighbours": image_grid(cells, title)}
+    return {"neighbours": ImageGrid("Nearest training images", caption, groups)}
 
 
 def _pixels(image: Tensor) -> np.ndarray:
