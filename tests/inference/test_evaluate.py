@@ -25,6 +25,7 @@ from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.metrics import (
+    CalibrationBin,
     calibration,
     class_report,
     compute_metrics,
@@ -32,7 +33,9 @@ from alexlab.inference.metrics import (
     confusion_matrix,
     wilson_interval,
 )
+from alexlab.inference.plots import calibration_plot, confused_classes
 from alexlab.inference.predictions import Predictions, predict_split, select_split, split_loader
+from alexlab.inference.report import Evaluation, summary_tables, write_evaluation, write_page
 from alexlab.records.record import RunRecord
 from alexlab.records.run import Run
 from alexlab.tasks.evaluate import main
@@ -84,7 +87,7 @@ def test_metrics_equal_those_of_the_training(
             assert int(count) == sum(row["label"] == name and row["class1"] == predicted for row in predictions)
     page = (out / "evaluation.html").read_text()
     num_mistakes = sum(row["class1"] != row["label"] for row in predictions)
-    assert page.count('src="data:image/') == page.count("<figcaption>true ") == num_mistakes
+    assert page.count('src="data:image/') == page.count("<figcaption><span>true ") == num_mistakes
     assert "loss (cross-entropy)" in page and f"<h1>alexnet, 3 classes on {images.name}: val split</h1>" in page
     assert page.count("<svg") == 2
     assert "http:" not in page.replace("http://www.w3.org/", "") and "https:" not in page
@@ -335,8 +338,6 @@ def test_many_classes_have_a_table_of_the_lowest_recalls(
 ) -> None:
     from rich.console import Console
 
-    from alexlab.inference.report import Evaluation, summary_tables, write_evaluation
-
     generator = np.random.default_rng(0)
     labels = np.arange(200) % 50
     classes = np.where(generator.random(200) < 0.7, labels, (labels + 1) % 50)
@@ -351,6 +352,46 @@ def test_many_classes_have_a_table_of_the_lowest_recalls(
     printed = capsys.readouterr().out
     assert "the 30 classes with the lowest recall, of 50" in printed and "most frequent confusions" in printed
     assert len(rows(tmp_path / "classes.csv")) == 50
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "num_classes", "sentence", "num_drawn"),
+    [
+        ([0, 1, 1], [0, 1, 0], 2, "2 of 3 images are classified correctly", 2),
+        ([1], [1], 3, "The only image is classified correctly", 3),
+        ([1], [2], 3, "The only image is not classified correctly", 3),
+        ([2, 2, 2], [2, 2, 0], 5, "2 of 3 images", 5),
+        ([0, 1, 2], [0, 1, 2], 5, "3 of 3 images", 5),
+        (range(1000), range(1000), 1000, "1,000 of 1,000 images", 0),
+        (range(1000), [n + n % 2 for n in range(999)] + [0], 1000, "500 of 1,000 images", 30),
+    ],
+)
+def test_pages_of_small_and_large_cases(
+    labels: Sequence[int], classes: Sequence[int], num_classes: int, sentence: str, num_drawn: int, tmp_path: Path
+) -> None:
+    top = np.stack([np.array(classes), (np.array(classes) + 1) % num_classes], 1)
+    probs = np.tile(np.array([[0.75, 0.25]], np.float32), (len(top), 1))
+    names = [f"class {number}" for number in range(num_classes)]
+    details = {"data": "a/b", "split": "val"}
+    evaluation = Evaluation(from_arrays(np.array(labels), top, probs), names, details)
+    write_evaluation(evaluation, tmp_path)
+    write_page(evaluation, tmp_path / "page.html", "title")
+    page = (tmp_path / "page.html").read_text()
+    assert sentence in page and f">{100 * evaluation.top1:.2f}<" in page
+    assert ("top-5" in page) == (num_classes > 5)
+    assert len(confused_classes(evaluation.confusion)) == num_drawn
+    assert (tmp_path / "confusion.png").exists() == ('aria-label="confusion"' in page) == (num_drawn > 0)
+    assert ("No image is misclassified" in page) == (num_drawn == 0)
+    assert ("the most frequent confusions, of 1,000" in page) == (num_drawn == 30)
+
+
+def test_points_of_few_images_are_hollow() -> None:
+    axes = calibration_plot(
+        [CalibrationBin(0.3, 0.4, 9), CalibrationBin(0.6, 0.5, 10), CalibrationBin(0.9, 1, 90)]
+    ).axes[0]
+    faces = [len(points.get_facecolor()) for points in axes.collections]
+    sizes = [points.get_sizes()[0] for points in axes.collections]
+    assert faces == [0, 1, 1] and sizes[1] < sizes[2]
 
 
 def check(config: dict[str, Any]) -> None:

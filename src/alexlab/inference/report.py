@@ -166,7 +166,8 @@ def write_page(
 
 def summary_tables(evaluation: Evaluation) -> list[Table]:
     """Return tables for the terminal: metrics, classes and most frequent confusions."""
-    metrics = Table(title=f"{evaluation.metrics['images']:,} images")
+    count = evaluation.metrics["images"]
+    metrics = Table(title=f"{count:,} {'image' if count == 1 else 'images'}")
     _add_rows(metrics, METRIC_COLUMNS, evaluation.metric_rows)
     tables = [metrics, _class_table(evaluation.classes)]
     if evaluation.pairs and len(evaluation.classes) > 2:
