@@ -368,7 +368,7 @@ def test_error_messages_of_resumed_sweeps(
     assert find_resumed_sweep(["seed=1"]) is None
     with pytest.raises(ConfigError, match=message):
         find_resumed_sweep(arguments)
-    with pytest.raises(ConfigError, match=r"is a sweep folder; use python src/train.py -m resume=swept"):
+    with pytest.raises(ConfigError, match=r"is a sweep folder; use alexlab train -m resume=swept"):
         find_resumption(["resume=swept"])
 
 

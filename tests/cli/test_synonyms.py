@@ -54,7 +54,7 @@ def message(command: str, typed: str) -> str:
         ("scheduler=OneCycleLR", "use scheduler=one_cycle"),
         ("scheduler=onecycle", "did you mean one_cycle?"),
         ("scheduler=reduce_on_plateau", "use scheduler=plateau"),
-        ("data=cifar10", "unknown option data=cifar10; use data.root=data/cifar10 after python src/prepare.py dataset=cifar10"),
+        ("data=cifar10", "unknown option data=cifar10; use data.root=data/cifar10 after alexlab prepare dataset=cifar10"),
         ("launcher=slurm", "unknown option launcher=slurm; use -m launcher=submitit"),
         ("hydra/launcher=joblib", "use -m launcher=parallel"),
         ("logger=tb", "leave it out, since tensorboard and csv are the default loggers"),
@@ -75,10 +75,10 @@ def message(command: str, typed: str) -> str:
         ("compile=true", "compile must be a mapping; got True; use compile.enabled=true"),
         ("data.data_dir=/x", "use data.root=/x"),
         ("paths.data_dir='/my pics'", "unknown key paths.data_dir; use 'data.root=/my pics'"),
-        ("paths.log_dir=/x", "use hydra.run.dir=DIR"),
+        ("paths.log_dir=/x", "use hydra.run.dir=DIR for the folder of a run, or outputs=DIR for that of all runs"),
         ("datamodule=mnist", "unknown key datamodule; use data=mnist"),
         ("datamodule.batch_size=3", "use data.batch_size=3"),
-        ("train=False", "unknown key train; use python src/evaluate.py ckpt=RUN"),
+        ("train=False", "unknown key train; use alexlab evaluate ckpt=RUN"),
         ("test=False", "test must be a mapping; got False; use trainer.limit_test_batches=0"),
         ("test=True", "leave it out, since a run scores its best checkpoint on the test split at the end"),
         ("task_name=x", "use 'tags=[x]', or hydra.run.dir=DIR for another folder"),
@@ -196,7 +196,7 @@ def test_the_optimizers_of_torch_are_recognised() -> None:
 
 def test_the_datasets_to_download_are_recognised() -> None:
     for name in DATASETS:
-        instead = f"use data.root=data/{name} after python src/prepare.py dataset={name}"
+        instead = f"use data.root=data/{name} after alexlab prepare dataset={name}"
         assert replacement("train", "data", name) == instead
 
 

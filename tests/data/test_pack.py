@@ -181,7 +181,7 @@ def test_a_changed_folder_is_rejected_or_packed_again(
     change(photos)
     with pytest.raises(
         DataError,
-        match=rf"has changed since it was packed: {message}. To pack it again: python src/prepare.py action=pack",
+        match=rf"has changed since it was packed: {message}. To pack it again: alexlab prepare action=pack",
     ):
         build(photos, tmp_path / "cache")
     packed_images = build(photos, tmp_path / "cache", replace=True)

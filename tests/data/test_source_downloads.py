@@ -231,6 +231,6 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setitem(downloads.DATASETS, "oxford_pets", replace(source, counts=counts))
     config = plain("dataset=oxford_pets", f"downloads={tmp_path / 'd'}", f"out={tmp_path / 'out'}", name="prepare")
     main(Run(config=config, dir=tmp_path))
-    assert f"python src/train.py data.root={tmp_path / 'out'}" in capsys.readouterr().out
+    assert f"alexlab train data.root={tmp_path / 'out'}" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"dataset must be one of mnist, fashion_mnist, .*; got 'imagenet'"):
         main(Run(config={**config, "dataset": "imagenet"}, dir=tmp_path))

@@ -56,7 +56,7 @@ def test_files_are_copied_or_linked(tmp_path: Path, link: str, capsys: pytest.Ca
     assert one.read_bytes() == original.read_bytes()
     assert os.path.islink(one) == (link == "symlink")
     assert (os.stat(one).st_ino == os.stat(original).st_ino) == (link != "copy")
-    assert f"python src/train.py data.root={out}" in capsys.readouterr().out
+    assert f"alexlab train data.root={out}" in capsys.readouterr().out
 
 
 def test_manifest_lists_the_files_in_place(tmp_path: Path) -> None:

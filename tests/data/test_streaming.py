@@ -237,9 +237,7 @@ def test_missing_and_corrupt_files_are_named(
     with pytest.raises(DataError, match=rf"^cannot read .*val\.npz: {reason}$"):
         open_splits(location, tmp_path / "other")
     replace_file(client, location, "index.json", lambda content: None)
-    with pytest.raises(
-        DataError, match=r"data.url must be a location written by python src/prepare.py action=shard; got"
-    ):
+    with pytest.raises(DataError, match=r"data.url must be a location written by alexlab prepare action=shard; got"):
         open_splits(location, tmp_path / "third")
 
 
@@ -345,7 +343,7 @@ def test_the_command(client: Any, images: Path, tmp_path: Path, capsys: pytest.C
     prepare.main(Run(config=plain(*overrides, "out=s3://bucket/command", name="prepare"), dir=tmp_path))
     output = capsys.readouterr().out
     assert f"train: 24 images of {images} in " in output
-    assert output.endswith("python src/train.py data=streaming data.url=s3://bucket/command\n")
+    assert output.endswith("alexlab train data=streaming data.url=s3://bucket/command\n")
     for more, reason in (
         (("out=null",), "out must be given"),
         (("out=a", "shard_mb=0"), "shard_mb must be positive; got 0"),

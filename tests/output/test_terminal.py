@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from alexlab.output.command_line import command_line, short_path
+from alexlab.output.command_line import command_line, own_commands, short_path
 from alexlab.output.log_handler import WHOLE, log_terminal, shorter
 from alexlab.output.progress import line_progress
 from alexlab.output.terminal import PathCell, Terminal
@@ -114,4 +114,7 @@ def test_commands_are_quoted_and_start_as_this_process_did(monkeypatch: pytest.M
     monkeypatch.chdir(Path(__file__).parents[2])
     monkeypatch.setattr(sys, "argv", ["src/train.py"])
     assert command_line("evaluate", "ckpt=a") == "python src/evaluate.py ckpt=a"
+    assert own_commands("after python src/prepare.py x") == "after python src/prepare.py x"
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert own_commands("after python src/prepare.py x") == "after alexlab prepare x"
     assert (short_path("src/x"), short_path(tmp_path)) == ("src/x", str(tmp_path))

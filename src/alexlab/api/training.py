@@ -14,7 +14,7 @@ import alexlab
 from alexlab.cli.arguments import PATH_KEYS
 from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
 from alexlab.records.compare import differing_keys, group_seeds, rank_groups, result_rows
-from alexlab.records.layout import RUN_JSON
+from alexlab.records.layout import RUN_JSON, outputs_dir
 from alexlab.records.report import verdict, write_report
 from alexlab.records.results import RunResult, find_runs, read_run, read_runs
 from alexlab.sweeps.entries import to_override, to_text
@@ -165,13 +165,14 @@ def runs(*patterns: str | Path, config_dir: str | Path | None = None) -> Runs:
     """Return the runs in folders, sorted by name.
 
     Args:
-        patterns: run folders, folders that contain them at any depth, or globs of either; `outputs` if none is given.
+        patterns: run folders, folders that contain them at any depth, or globs of either; if none is given, `outputs`, the
+            folder of all runs.
         config_dir: folder of your own code, for the `load` of the runs that need it.
 
     Raises:
         ConfigError: if no run is found.
     """
-    return Runs(read_runs(find_runs([str(pattern) for pattern in patterns or ("outputs",)])), config_dir=config_dir)
+    return Runs(read_runs(find_runs([str(pattern) for pattern in patterns or (outputs_dir(),)])), config_dir=config_dir)
 
 
 def _flag(config_dir: str | Path | None) -> list[str]:

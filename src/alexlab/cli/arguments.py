@@ -16,6 +16,7 @@ from alexlab.cli.synonyms import replacement
 from alexlab.config import CONFIG_DIR
 from alexlab.config.grammar import expand_home, quote, quote_path
 from alexlab.errors import ConfigError
+from alexlab.records.layout import OUTPUTS
 
 # Keys whose values are paths and are taken as typed, see `quote_path`.
 PATH_KEYS = (
@@ -109,6 +110,21 @@ def expand_run_dirs(arguments: Sequence[str]) -> list[str]:
     return [
         f"{key}{equals}{expand_home(value) if key in ('resume', 'rerun') else value}" for key, equals, value in pairs
     ]
+
+
+def pop_outputs(arguments: Sequence[str]) -> list[str]:
+    """Make the folder of `outputs=DIR`, or of the variable ALEXLAB_OUTPUTS, that of all runs; return the other arguments.
+
+    Raises:
+        ConfigError: if no folder is named.
+    """
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("outputs=")]
+    if given and not given[-1].strip("'\""):
+        raise ConfigError("outputs must be a folder: outputs=DIR")
+    folder = given[-1].strip("'\"") if given else os.environ.pop(OUTPUTS, "")
+    if folder:
+        os.environ[OUTPUTS] = expand_home(folder)
+    return [argument for argument in arguments if not argument.startswith("outputs=")]
 
 
 def expand_paths(config: DictConfig) -> None:

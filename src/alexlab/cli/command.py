@@ -12,6 +12,7 @@ from pathlib import Path
 import hydra
 from hydra.errors import HydraException, OverrideParseException
 
+from alexlab.cli.env_file import load_env_file
 from alexlab.cli.exits import exit_on_error
 from alexlab.cli.hydra_state import register
 from alexlab.cli.invocation import parse_invocation
@@ -39,6 +40,7 @@ def run_command(name: str, on_end: Callable[[Path], object] = lambda folder: Non
     restart_in_utf8()
     open_streams()
     with exit_on_error():
+        load_env_file()
         ensure_short_socket_paths()
         invocation = parse_invocation(name, sys.argv[1:])
     sys.argv[1:] = invocation.arguments

@@ -26,6 +26,7 @@ from alexlab.cli.arguments import expand_paths
 from alexlab.cli.overrides import CompositionError, Config, Reader, check_change, check_override, unknown_key
 from alexlab.cli.synonyms import replacement
 from alexlab.config import CONFIG_DIR
+from alexlab.output.command_line import own_commands
 
 
 def install() -> None:
@@ -58,6 +59,7 @@ def load_configuration(
     except (ValueError, yaml.YAMLError, OmegaConfBaseException, ConfigCompositionException) as error:
         raise CompositionError(_sentence(error, overrides, loader.get_sources(), str(config_name))) from error
     expand_paths(config)
+    config.hydra.help.template = own_commands(config.hydra.help.template)
     return config
 
 

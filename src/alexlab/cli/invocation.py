@@ -11,6 +11,7 @@ from alexlab.cli.arguments import (
     expand_run_dirs,
     join_arguments,
     order_arguments,
+    pop_outputs,
     quote_paths,
     select_data,
 )
@@ -49,7 +50,7 @@ def parse_invocation(command: str, typed: Sequence[str]) -> Invocation:
     Raises:
         ConfigError: if an argument is malformed, or the run or sweep that it names cannot be resumed.
     """
-    joined = join_arguments(typed)
+    joined = pop_outputs(join_arguments(typed))
     check_arguments(command, joined)
     arguments, config_dir = pop_config_dir(pop_trusted_targets(joined))
     arguments = expand_run_dirs(arguments)

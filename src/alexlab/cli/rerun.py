@@ -13,6 +13,7 @@ from alexlab.cli.arguments import quote_paths
 from alexlab.cli.resume import check_foreign, is_unchanged, override_keys
 from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError
+from alexlab.records.layout import outputs_dir
 from alexlab.records.record import RunRecord
 from alexlab.records.run import Run
 
@@ -37,8 +38,8 @@ class Rerun:
 
     def arguments(self) -> list[str]:
         """Return the arguments for Hydra, with a new run folder named after that of the first run."""
-        name = quote_path(f"outputs/train/${{now:%Y-%m-%d}}/${{now:%H-%M-%S}}_rerun_{self.first.resolve().name}")
-        return [f"hydra.run.dir={name}", "hydra.output_subdir=null"]
+        name = f"${{now:%Y-%m-%d}}/${{now:%H-%M-%S}}_rerun_{self.first.resolve().name}"
+        return [f"hydra.run.dir={quote_path(f'{outputs_dir()}/train/{name}')}", "hydra.output_subdir=null"]
 
     def to_run(self, run_dir: Path) -> Run:
         """Return the run for the task."""

@@ -24,7 +24,8 @@ from alexlab.config.grammar import quote_path
 from alexlab.distributed import rendezvous
 from alexlab.distributed.ranks import broadcast_run_dir, rank
 from alexlab.errors import ConfigError
-from alexlab.records.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_OVERRIDES, RUN_JSON
+from alexlab.output.command_line import command_line
+from alexlab.records.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_OVERRIDES, RUN_JSON, outputs_dir
 from alexlab.records.lock import lock_holder
 from alexlab.records.record import (
     FINISHED,
@@ -40,7 +41,7 @@ from alexlab.sweeps.record import RECORD
 
 log = logging.getLogger(__name__)
 
-RUNS = "outputs/train/*/*"
+RUNS = "train/*/*"  # below the folder of all runs
 ON_CHANGED_DATA = "resume_on_changed_data="
 LENGTHS = ("max_epochs", "max_steps")
 # Keys that a resumed run may change: its length, where it runs and how it is monitored.
@@ -121,7 +122,7 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
         return None
     run_dir = _last_run() if wanted[-1] == "last" else _run_folder(wanted[-1])
     if (run_dir / RECORD).is_file():
-        raise ConfigError(f"{run_dir} is a sweep folder; use python src/train.py -m resume={run_dir}")
+        raise ConfigError(f"{run_dir} is a sweep folder; use {command_line('train', '-m', f'resume={run_dir}')}")
     record = _read(run_dir)
     launcher = [argument for argument in arguments if argument.startswith(LAUNCHER_OVERRIDES)]
     own = ("resume=", ON_CHANGED_DATA, *LAUNCHER_OVERRIDES)
@@ -267,11 +268,11 @@ def _check_changeable(override: Override, run_dir: Path) -> None:
 def _last_run() -> Path:
     """Return the run that was started last."""
     started: dict[Path, float] = {}
-    for folder in Path().glob(RUNS):
+    for folder in outputs_dir().glob(RUNS):
         try:
             started[folder] = json.loads((folder / RUN_JSON).read_text())["attempts"][-1]["start_s"]
         except (OSError, ValueError, KeyError):
             continue
     if not started:
-        raise ConfigError(f"resume=last needs a run in {RUNS}; none found")
+        raise ConfigError(f"resume=last needs a run in {outputs_dir() / RUNS}; none found")
     return max(started, key=lambda folder: started[folder])

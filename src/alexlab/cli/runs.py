@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alexlab.cli.arguments import join_arguments
+from alexlab.cli.arguments import join_arguments, pop_outputs
+from alexlab.cli.env_file import load_env_file
 from alexlab.cli.exits import exit_on_error
 from alexlab.cli.run_table import print_runs
 from alexlab.cli.streams import check_output, open_streams, restart_in_utf8
@@ -18,6 +19,7 @@ from alexlab.output.csv_files import csv_bytes
 from alexlab.output.escape import print_line, shown
 from alexlab.output.terminal import Terminal
 from alexlab.records.compare import result_rows
+from alexlab.records.layout import outputs_dir
 from alexlab.records.listing import STATUSES, UNREADABLE, group_sweeps, list_runs
 from alexlab.records.results import RunResult
 
@@ -37,7 +39,7 @@ Examples:
   {program} 'outputs/train/2026-11-*' format=csv > runs.csv"""
 FORMATS = ("table", "csv", "json")
 KEYS = ("status", "tags", "limit", "format")
-LIMIT, FOLDER = 30, "outputs"
+LIMIT = 30
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     restart_in_utf8()
     open_streams()
     with exit_on_error():
+        load_env_file()
         if {"-h", "--help"} & {*arguments}:
             text = HELP.format(program=command_line("runs"), statuses=", ".join(STATUSES))
             for line in text.split("\n"):
@@ -79,7 +82,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     """
     values: dict[str, str] = {}
     folders = []
-    for argument in join_arguments(arguments):
+    for argument in pop_outputs(join_arguments(arguments)):
         key, equals, value = argument.partition("=")
         if not equals or Path(argument).exists():
             folders.append(expand_home(argument))
@@ -101,12 +104,14 @@ def parse_options(arguments: Sequence[str]) -> Options:
         raise ConfigError(f"limit must be a positive integer or all; got {limit}")
     if file_format not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}; got {file_format}")
-    return Options(folders or [FOLDER], statuses, tags, int(limit) if limit.isdecimal() else None, file_format)
+    return Options(
+        folders or [str(outputs_dir())], statuses, tags, int(limit) if limit.isdecimal() else None, file_format
+    )
 
 
 def _all_runs(options: Options) -> str:
     """Return the command that lists the same runs without a limit."""
-    folders = [] if options.folders == [FOLDER] else options.folders
+    folders = [] if options.folders == [str(outputs_dir())] else options.folders
     filters = {"status": options.statuses, "tags": options.tags}
     typed = [f"{key}={','.join(words)}" for key, words in filters.items() if words]
     return command_line("runs", *folders, *typed, "limit=all")

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from alexlab.output.command_line import own_commands
+
 TABLE = Path(__file__).with_name("synonyms.yaml")
 
 
@@ -68,7 +70,7 @@ def _use(text: str, value: str) -> str:
     """Fill in the value, quoted for the shell, and put "use" before an argument or a command."""
     words = [_filled(word, value) for word in text.split(" ")]
     is_argument = "=" in words[0] or words[0].startswith(("-", "python"))
-    return f"{'use ' if is_argument else ''}{' '.join(words)}"
+    return own_commands(f"{'use ' if is_argument else ''}{' '.join(words)}")
 
 
 def _filled(word: str, value: str) -> str:

@@ -1,6 +1,7 @@
 """Commands for the user to copy."""
 
 import os
+import re
 import shlex
 import sys
 from contextvars import ContextVar
@@ -37,3 +38,8 @@ def command_line(command: str, *arguments: object) -> str:
     options = (f"{option}={short_path(value) if os.path.isdir(value) else value}" for option, value in _repeated.get())
     arguments = (*options, *arguments)
     return " ".join([program, *(shlex.quote(str(argument)) for argument in arguments)])
+
+
+def own_commands(text: str) -> str:
+    """Write every `python src/NAME.py` in a text as `command_line` does."""
+    return re.sub(r"python src/(\w+)\.py", lambda match: command_line(match[1]), text)

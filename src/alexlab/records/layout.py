@@ -15,6 +15,7 @@ EARLIER = ".earlier"  # files of failed attempts at a job
 CHECKPOINT_KEY = "alexlab"  # entry of a checkpoint with config, choices, versions, classes and best scores
 # Overrides that decide where jobs run, not what they compute.
 LAUNCHER_OVERRIDES = ("launcher=", "launcher.", "hydra.launcher", "+hydra.launcher")
+OUTPUTS = "ALEXLAB_OUTPUTS"  # environment variable, which the configs read too
 LABEL_OVERRIDES = ("tags=", "note=")  # are in the run record and not in the folder's name
 OUTPUT = "output.log"  # standard output of a job that runs in parallel with others
 SLURM_LOG = "slurm.log"  # of a job on a cluster, a link to SLURM's log
@@ -22,6 +23,11 @@ LOG, METRICS, CURVES, MANIFEST = "train.log", "metrics.csv", "curves.png", "spli
 LOGS = (LOG, OUTPUT, SLURM_LOG)
 STATISTICS, PREVIEW, LAYERS, SKIPPED = "statistics.json", "preview.png", "layers.csv", "skipped.csv"
 NOT_FINITE = "not_finite_rank{rank}.csv"  # images of the step whose loss or gradient was not finite
+
+
+def outputs_dir() -> Path:
+    """Return the folder of all runs: `outputs`, or what `outputs=DIR` or the variable ALEXLAB_OUTPUTS names."""
+    return Path(os.environ.get(OUTPUTS) or "outputs")
 
 
 def tag(overrides: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from alexlab.data.config import DataConfig
 from alexlab.data.manifest import write_manifest
 from alexlab.data.streaming.writer import write_shards
 from alexlab.errors import ConfigError, FindingsError
+from alexlab.output.command_line import command_line
 from alexlab.output.escape import print_line
 from alexlab.output.terminal import Terminal
 from alexlab.records.run import Run
@@ -49,7 +50,7 @@ def download(config: dict[str, Any], run_dir: Path) -> None:
     name = str(config["dataset"])
     out = Path(config["out"] or f"data/{name}")
     _print_counts(download_dataset(name, out, Path(config["downloads"])), out)
-    print_line(f"python src/train.py data.root={out}")
+    print_line(command_line("train", f"data.root={out}"))
 
 
 def check_images(config: dict[str, Any], run_dir: Path) -> None:
@@ -74,10 +75,8 @@ def check_images(config: dict[str, Any], run_dir: Path) -> None:
     if config["fix"] and result.unreadable:
         folder = Path(config["quarantine"] or _sibling(root, ".quarantine"))
         count = quarantine.quarantine(root, result.unreadable, folder)
-        print_line(
-            f"moved {count} files to {folder}; to move them back: python src/prepare.py action=restore data.root={root} "
-            f"quarantine={folder}"
-        )
+        back = command_line("prepare", "action=restore", f"data.root={root}", f"quarantine={folder}")
+        print_line(f"moved {count} files to {folder}; to move them back: {back}")
     if result.findings:
         raise FindingsError(report.headline(result))
     print_line(report.headline(result))
@@ -104,7 +103,7 @@ def split(config: dict[str, Any], run_dir: Path) -> None:
         print_line("dry run: nothing was written")
         return
     write_split(dataset, splits, out, config["link"])
-    print_line(f"python src/train.py data.root={out / 'split.csv' if config['link'] == 'manifest' else out}")
+    print_line(command_line("train", f"data.root={out / 'split.csv' if config['link'] == 'manifest' else out}"))
 
 
 def pack(config: dict[str, Any], run_dir: Path) -> None:
@@ -134,7 +133,8 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
         )
         size = (images.path / "images.npy").stat().st_size
         print_line(f"{part.listing.folder or name}: {len(images):,} images, {size / 1e9:.2f} GB: {images.path}")
-    print_line(f"python src/train.py data.root={data.root} data.cache=packed data.image_size={data.image_size}")
+    size = f"data.image_size={data.image_size}"
+    print_line(command_line("train", f"data.root={data.root}", "data.cache=packed", size))
 
 
 def shard(config: dict[str, Any], run_dir: Path) -> None:
@@ -156,7 +156,7 @@ def shard(config: dict[str, Any], run_dir: Path) -> None:
     for name, entry in index["splits"].items():
         count, size = sum(images for *_, images in entry["shards"]), sum(size for _, size, _, _ in entry["shards"])
         print_line(f"{name}: {count:,} images of {data.root} in {len(entry['shards'])} shards, {size / 1e9:.3g} GB")
-    print_line(f"python src/train.py data=streaming data.url={out}")
+    print_line(command_line("train", "data=streaming", f"data.url={out}"))
 
 
 ACTIONS: dict[str, Callable[[dict[str, Any], Path], None]] = {

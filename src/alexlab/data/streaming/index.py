@@ -22,6 +22,7 @@ from alexlab.data.splits import Split, Splits
 from alexlab.data.streaming.reader import Shard, ShardedImages
 from alexlab.data.streaming.store import Store, check_location, is_url
 from alexlab.errors import ConfigError, DataError
+from alexlab.output.command_line import command_line
 
 INDEX, VERSION = "index.json", 1
 KIND = "alexlab shards"
@@ -127,7 +128,7 @@ def _read_index(store: Store, key: str) -> dict[str, Any]:
     except (DataError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"{key} must be a location written by python src/prepare.py action=shard; got {store.url}: {reason}"
+            f"{key} must be a location written by {command_line('prepare', 'action=shard')}; got {store.url}: {reason}"
         ) from error
     if index["version"] != VERSION:
         raise DataError(f"the shards of {store.url} were written by another version of alexlab; write them again")
