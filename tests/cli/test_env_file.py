@@ -71,7 +71,9 @@ def test_commands_read_all_of_them_before_the_config_is_composed(tmp_path):
     (tmp_path / ".env").write_text("ALEXLAB_OUTPUTS=runs of me\nFIRST=7\n")
     local = tmp_path / "my/conf/local/default.yaml"
     local.parent.mkdir(parents=True)
-    local.write_text("# @package _global_\nseed: ${oc.decode:${oc.env:FIRST}}\ntrainer:\n  devices: 2\n  max_epochs: 3\n")
+    local.write_text(
+        "# @package _global_\nseed: ${oc.decode:${oc.env:FIRST}}\ntrainer:\n  devices: 2\n  max_epochs: 3\n"
+    )
     own = ("--config-dir=my", "experiment=torchvision_alexnet", "trainer.max_epochs=4")
     composed = run("train", "--cfg=job", "--resolve", *own, cwd=tmp_path).stdout
     assert "\nseed: 7\n" in composed and "  devices: 2\n" in composed and "  max_epochs: 4\n" in composed

@@ -20,6 +20,7 @@ from alexlab.cli.run_dirs import created_folders, remove_unused
 from alexlab.cli.streams import check_output, open_streams, restart_in_utf8
 from alexlab.cli.task import CommandTask
 from alexlab.config import CONFIG_DIR
+from alexlab.distributed import ranks
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.signals import INTERRUPTED, Interrupted, signals
 from alexlab.distributed.socket_paths import ensure_short_socket_paths
@@ -72,6 +73,10 @@ def run_command(name: str, on_end: Callable[[Path], object] = lambda folder: Non
             codes.append(1)
         if any(codes):
             remove_unused(created)
+        if folder is not None and ranks.rank() == 0:
+            from alexlab.records.index import refresh_index  # needs a quarter of a second
+
+            refresh_index(folder)
     with exit_on_error():
         check_output()
     sys.exit(max(codes, default=0))

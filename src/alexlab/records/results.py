@@ -3,9 +3,10 @@
 import csv
 import glob
 import logging
+import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from alexlab.errors import ConfigError
 from alexlab.records.layout import EARLIER, METRICS, RUN_JSON
 from alexlab.records.record import RUNNING, RunRecord
 
+SKIPPED_FOLDERS = (EARLIER, ".hydra", "checkpoints")
 MAX_EPOCHS = 10**9  # in a record from somebody else, which may have any number
 
 log = logging.getLogger(__name__)
@@ -113,11 +115,19 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
     found: set[Path] = set()
     for pattern in patterns:
         for name in glob.glob(pattern) or [pattern]:
-            below = [path.parent for path in Path(name).rglob(RUN_JSON) if EARLIER not in path.parts]
-            found.update([Path(name)] if (Path(name) / RUN_JSON).is_file() else below)
+            found.update(_run_folders(Path(name)))
     if not found:
         raise ConfigError(f"no run found: there is no {RUN_JSON} in or below {', '.join(patterns) or 'nothing'}")
     return sorted(found, key=_natural_order)
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Yield a folder if it is that of a run, else the run folders below it. Those inside a run folder belong to that run."""
+    for parent, folders, files in os.walk(folder):
+        if RUN_JSON in files:
+            yield Path(parent)
+            folders.clear()
+        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
 
 
 def _natural_order(path: Path) -> list[int | str]:

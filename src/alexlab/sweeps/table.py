@@ -17,6 +17,7 @@ from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job
 if TYPE_CHECKING:
     from rich.table import Table
 
+INDEX_AGE_S = 60  # of the index while a sweep runs: writing it for 500 runs takes 0.4 s
 MAX_ROWS = 30  # while the sweep runs
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,10 @@ class JobTable:
         score = f", {job.score:.4f}" if job.score is not None else ""
         cause = f": {job.cause}" if job.cause else ""
         self.log_unless_live(f"job {job.number}: {job.state}{' before' * before}{score}{cause}")
+        if not before:
+            from alexlab.records.index import refresh_index  # takes a tenth of a second
+
+            refresh_index(job.folder, min_age_s=INDEX_AGE_S)
 
     @contextmanager
     def live(self) -> Iterator[Callable[[], None]]:
