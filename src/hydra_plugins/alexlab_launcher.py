@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,9 +66,13 @@ class SweepLauncher(Launcher):
             on_end: called for each job that ended.
         """
         self._prepare()
+        rest = iter(proposals)
+        first = list(islice(rest, 1))
+        if not self.table.jobs:  # a new search
+            self._check([self.make_job(overrides, number) for number, overrides in first])
 
         def proposed() -> Iterator[Job]:
-            for number, overrides in proposals:
+            for number, overrides in chain(first, rest):
                 self.table.jobs.append(self.make_job(overrides, number))
                 yield self.table.jobs[-1]
 

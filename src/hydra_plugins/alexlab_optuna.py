@@ -17,7 +17,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from alexlab.sweeps.jobs import FAILED, FINISHED, MULTIRUN, PRUNED, Job
+from alexlab.sweeps.jobs import FAILED, FINISHED, MULTIRUN, PRUNED, STORAGE, Job
 
 if TYPE_CHECKING:
     import optuna
@@ -124,7 +124,7 @@ def _checked_study(folder: Path, spaces: dict[str, BaseDistribution]) -> optuna.
     Raises:
         ConfigCompositionException: unless the values of each trial are in the search spaces.
     """
-    from alexlab.sweeps.pruning import STORAGE, open_study
+    from alexlab.sweeps.pruning import open_study
 
     path = folder / STORAGE
     try:

@@ -52,7 +52,8 @@ def run_command(name: str, on_end: Callable[[Path], object] = lambda folder: Non
         try:
             with signals.install() if name == "train" else nullcontext():
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
-                hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(task)()
+                with exit_on_error():  # of a launcher
+                    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)(task)()
                 if task.table.sweep_dir is not None:
                     with exit_on_error(), translate_errors(task.table.sweep_dir):
                         task.table.print_results()

@@ -18,14 +18,14 @@ from alexlab.distributed import ranks, rendezvous
 from alexlab.errors import ConfigError
 from alexlab.records import layout
 from alexlab.records.disk_errors import check_free_space
-from alexlab.sweeps.jobs import MULTIRUN
+from alexlab.sweeps.jobs import MULTIRUN, STORAGE
 from alexlab.sweeps.record import RECORD, make_record, read_record
 
 if TYPE_CHECKING:
     from alexlab.records.lock import RunLock
 
 # Files in a folder in which no work was started.
-UNUSED = {".hydra", layout.LOCK, ranks.NODE_MARKER, RECORD, MULTIRUN}
+UNUSED = {".hydra", layout.LOCK, ranks.NODE_MARKER, RECORD, MULTIRUN, STORAGE}
 
 # Folders created by the current command, parents first. Hydra builds the callback below, so they cannot be passed to it.
 _created: ContextVar[list[Path] | None] = ContextVar("created", default=None)

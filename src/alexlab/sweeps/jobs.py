@@ -11,6 +11,7 @@ from alexlab.records.lock import lock_holder
 
 WAITING, RUNNING, FINISHED, PRUNED, FAILED = "waiting", "running", "finished", "pruned", "failed"  # states of a job
 MULTIRUN = "multirun.yaml"  # Hydra writes it into the folder of a sweep; nothing reads it
+STORAGE = "optuna.journal"  # of a search, in the folder of the sweep
 
 
 @dataclass

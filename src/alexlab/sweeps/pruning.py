@@ -10,12 +10,12 @@ from lightning.pytorch.callbacks import Callback
 
 from alexlab import compat
 from alexlab.errors import PrunedError
+from alexlab.sweeps.jobs import STORAGE
 
 if TYPE_CHECKING:
     import optuna
 
 STUDY = "sweep"
-STORAGE = "optuna.journal"  # in the folder of the sweep
 
 
 def open_study(sweep_dir: Path, **options: Any) -> "optuna.Study":

@@ -140,14 +140,20 @@ class Submitit(JobRunner):
         import submitit
 
         fresh = sorted((job for job in batch if not self.is_queued(job)), key=_tasks)
-        handles = []
+        handles, is_accepted, before = [], False, {*self.submitit_dir.glob("*")}
         try:
             for (nodes, tasks_per_node), group in itertools.groupby(fresh, _tasks):
                 self.executor.update_parameters(nodes=nodes, tasks_per_node=tasks_per_node)
                 with self.executor.batch():  # an array, on SLURM
                     handles += [self.executor.submit(job_main, work, job, restore) for job in group]
+                is_accepted = True
         except Exception as error:
             if type(error).__module__.startswith("submitit"):
+                if not is_accepted:  # leave nothing of jobs that are not queued
+                    for path in {*self.submitit_dir.glob("*")} - before:
+                        path.unlink()
+                    if not before:
+                        shutil.rmtree(self.submitit_dir, ignore_errors=True)
                 reason = str(error).strip().splitlines()[-1]
                 raise ConfigError(f"{self.cluster} refused the jobs: {reason}") from error
             raise

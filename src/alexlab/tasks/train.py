@@ -43,8 +43,9 @@ def main(run: Run) -> float | None:
     with signals.install(), RunLock(run.dir) if ranks.rank() == 0 else nullcontext():
         with _before_any_work():
             splits = find_splits(run.config)  # before torch is imported, so that a missing folder fails at once
-            if ranks.rank() == 0 and not run.isolated:
-                log.info("run folder: %s", short_path(run.dir), extra=WHOLE)
+            is_reported = ranks.rank() == 0 and not run.isolated
+            if is_reported:
+                log.info("checking the config")  # at once: importing torch takes seconds
             import_lightning()
 
             from alexlab.config.preflight import check_run
@@ -53,6 +54,8 @@ def main(run: Run) -> float | None:
             from alexlab.training.console import print_end
 
             run, num_ranks, images = check_run(run, splits)
+        if is_reported:
+            log.info("run folder: %s", short_path(run.dir), extra=WHOLE)
         with _recording(run, images) as scores:
             run, splits = _prepare(run, splits)
             scores |= launch(
