@@ -20,6 +20,7 @@ COMMANDS = {
 }
 WITHOUT_CONFIG = {
     "runs": "list all runs with status and score",
+    "completion": "print shell code that completes commands and keys",
     "new": "write a folder for your own nets, datasets and experiments",
 }
 
@@ -36,6 +37,11 @@ def main() -> None:
         from alexlab.cli.runs import main as list_runs
 
         list_runs(sys.argv[2:])
+    if name == "completion":
+        from alexlab.cli.completion import completion_script
+
+        sys.stdout.write(completion_script([*COMMANDS, *WITHOUT_CONFIG]))
+        sys.exit(0)
     if name == "new":
         from alexlab.cli.exits import exit_on_error
         from alexlab.cli.new import write_folder

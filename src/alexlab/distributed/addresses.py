@@ -3,6 +3,7 @@
 import fcntl
 import socket
 import struct
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
@@ -11,7 +12,7 @@ from typing import Any
 from alexlab.distributed.environment import LOOPBACK, RankEnvironment
 from alexlab.errors import ConfigError, RankError
 
-SIOCGIFADDR = 0x8915  # <linux/sockios.h>
+SIOCGIFADDR = 0x8915 if sys.platform.startswith("linux") else 0xC0206921  # <linux/sockios.h>; <sys/sockio.h> of macOS
 CONNECT_S = 10.0
 
 
@@ -70,7 +71,7 @@ def source_address(target: str) -> str:
 
 
 def interface(address: str) -> str:
-    """Return the name of the network interface with an IPv4 address, such as `lo` or `eth0`; Linux only.
+    """Return the name of the network interface with an IPv4 address, such as `lo` or `eth0`.
 
     Raises:
         RankError: if no interface has it.

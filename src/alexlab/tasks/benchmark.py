@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexlab.config.instantiate import bind
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SUITES = ("loader", "step", "epochs", "startup", "scaling", "memory")
 GROUPS = ("model", "data", "augmentation", "loss", "optimizer", "scheduler", "trainer")
 OWN_KEYS = ("suite", "peer", "benchmark", "gpu")
+SMAPS = Path("/proc/self/smaps_rollup")  # Linux
 GPU = "gpu"  # a suite of its own, which runs only alone
 
 
@@ -153,11 +155,14 @@ def _about(run: Run, context: "BenchmarkContext") -> dict[str, Any]:
 
 def suites(names: str | list[str] | None) -> list[str]:
     """Return the suites that `suite=` names, in the order in which they run."""
-    wanted = list(SUITES) if names is None else [names] if isinstance(names, str) else list(names)
+    measured = [name for name in SUITES if name != "memory" or SMAPS.exists()]
+    wanted = measured if names is None else [names] if isinstance(names, str) else list(names)
     if wanted == [GPU]:
         return wanted
     if not wanted or not set(wanted) <= set(SUITES):
         raise ConfigError(f"suite must be null, for all, one or several of {', '.join(SUITES)}, or {GPU}; got {names}")
+    if not set(wanted) <= set(measured):
+        raise ConfigError("suite=memory needs Linux, where /proc lists the memory of processes")
     return [name for name in SUITES if name in wanted]
 
 
