@@ -133,8 +133,8 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
         )
         size = (images.path / "images.npy").stat().st_size
         print_line(f"{part.listing.folder or name}: {len(images):,} images, {size / 1e9:.2f} GB: {images.path}")
-    size = f"data.image_size={data.image_size}"
-    print_line(command_line("train", f"data.root={data.root}", "data.cache=packed", size))
+    image_size = f"data.image_size={data.image_size}"
+    print_line(command_line("train", f"data.root={data.root}", "data.cache=packed", image_size))
 
 
 def shard(config: dict[str, Any], run_dir: Path) -> None:
