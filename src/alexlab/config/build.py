@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
@@ -21,6 +21,7 @@ from alexlab.config.instantiate import Config, bind, entries, make, parts
 from alexlab.data.cache.build_pack import open_pack
 from alexlab.data.cache.on_device import check_crops
 from alexlab.data.cache.pack import PackConfig, PackedImages, pack_mismatch, required_size
+from alexlab.data.config import DataConfig
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.splits import Split, Splits
 from alexlab.data.transforms import Views
@@ -147,8 +148,18 @@ def packed_splits(config: Config, splits: Splits) -> Splits:
     return replace(splits, train=parts["train"], val=parts["val"], test=parts.get("test"))
 
 
-def classifier(config: Config, splits: Splits, *, record: Config | None = None, device: str = "cpu") -> Classifier:
-    """Return the LightningModule for the classes of a dataset; on the meta device the net takes no memory."""
+def classifier(
+    config: Config,
+    splits: Splits,
+    *,
+    record: Config | None = None,
+    mean_image: Tensor | None = None,
+    device: str = "cpu",
+) -> Classifier:
+    """Return the LightningModule for the classes of a dataset; on the meta device the net takes no memory.
+
+    Without the image of `data.mean_image`, as in checks before it is measured, it subtracts zeros.
+    """
     settings = data_config(config)
     num_classes = len(splits.classes)
     loss = make(config["loss"], "loss", splits.train.class_counts())
@@ -174,6 +185,7 @@ def classifier(config: Config, splits: Splits, *, record: Config | None = None, 
         "schedule": partial(schedule, **shape),
         "mean": settings.per_channel(settings.mean),
         "std": settings.per_channel(settings.std),
+        "mean_image": mean_image if mean_image is not None else _no_mean_image(settings),
         "mix": _mix(config["augmentation"]["batch"], num_classes),
         "skip_unreadable": settings.on_error == "skip",
         "val_precision": str(config["trainer"]["val_precision"]),
@@ -213,13 +225,28 @@ def extra_metrics(config: Config, num_classes: int) -> dict[str, Metric]:
     }
 
 
-def inference(config: Config, num_classes: int) -> Inference:
-    """Return the net of a config with its pre- and postprocessing, on the meta device, to be filled with loaded weights."""
+def _no_mean_image(settings: DataConfig) -> Tensor | None:
+    size = settings.image_size
+    return torch.zeros(settings.channels, size, size) if settings.mean_image else None
+
+
+def inference(config: Config, num_classes: int, *, mean_image: Tensor | None = None) -> Inference:
+    """Return the net of a config with its pre- and postprocessing, on the meta device, to be filled with loaded weights.
+
+    Raises:
+        ValueError: if the config asks for a mean image of another shape than the given one.
+    """
     settings = data_config(config)
     outputs = num_outputs(make(config["loss"], "loss", [1] * num_classes), num_classes)
     with torch.device("meta"):
         built = net(config, num_classes, num_outputs=outputs)
-    return Inference(built, mean=settings.per_channel(settings.mean), std=settings.per_channel(settings.std))
+    expected = _no_mean_image(settings)
+    if expected is None:
+        return Inference(built, mean=settings.per_channel(settings.mean), std=settings.per_channel(settings.std))
+    if not isinstance(mean_image, Tensor) or mean_image.shape != expected.shape:
+        given = tuple(mean_image.shape) if isinstance(mean_image, Tensor) else type(mean_image).__name__
+        raise ValueError(f"its mean image must be a tensor of shape {tuple(expected.shape)}; got {given}")
+    return Inference(built, mean=mean_image, std=settings.per_channel(settings.std))
 
 
 def eval_view(config: Config, views: str = "center") -> Callable[..., Any]:

@@ -173,7 +173,9 @@ def _perform(config: Config, splits: Splits, num_ranks: int, accelerator: str, f
         trainer = build_trainer(node, folder, num_ranks=1)
         data = StandInData(counts, channels=config["data"]["channels"], num_classes=len(splits.classes))
         groups = {**config["param_groups"], "layer_lrs": {}}  # the stand-in has other layers
-        module = build.classifier({**config, "module": STOCK_MODULE, "param_groups": groups}, splits, device="meta")
+        data_node = {**config["data"], "mean_image": False}  # its batches have another size
+        changed = {**config, "module": STOCK_MODULE, "param_groups": groups, "data": data_node}
+        module = build.classifier(changed, splits, device="meta")
         module.net = StandIn(config["data"]["channels"], build.num_outputs(module.loss, len(splits.classes)))
         kept = [each for each in trainer.callbacks if not isinstance(each, NonFiniteReport)]  # type: ignore[attr-defined]
         trainer.callbacks = kept if changes else [*kept, StopAfterStart()]  # type: ignore[attr-defined]

@@ -41,6 +41,8 @@ def fill_statistics(config: Config, splits: Splits, *, dummy: bool = False) -> t
         dummy: fill in numbers of the right shape without measuring, for a check.
     """
     node, views = dict(config["data"]), config["augmentation"]
+    if node.get("mean_image") and node["mean"] is None:
+        node["mean"] = [0.0] * node["channels"]
     if set(views) != {"train", "eval", "batch"}:
         raise ConfigError(f"augmentation must have train, eval and batch; got {', '.join(views)}")
     noises = {
@@ -51,7 +53,7 @@ def fill_statistics(config: Config, splits: Splits, *, dummy: bool = False) -> t
     if noises and node["channels"] != 3:
         raise ConfigError(f"augmentation.train.{next(iter(noises))} needs colour images; got model.in_channels=1")
     if node["mean"] is not None and node["std"] is not None and not noises:
-        return config, None
+        return {**config, "data": node}, None
     found = (
         DUMMY_STATISTICS
         if dummy

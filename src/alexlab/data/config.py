@@ -40,6 +40,8 @@ class DataConfig:
         channels: 3 for RGB, 1 for grey.
         mean, std: per-channel statistics of values in [0, 1]; three numbers are averaged for one channel. None measures them on
             the training split.
+        mean_image: subtract the mean image of the training split instead of `mean`, which must be None or 0: the mean of each
+            pixel of the evaluation's view, as in the 2012 paper. Runs measure it once and store it in their checkpoints.
         batch_size: images of one optimizer step, over all devices and accumulated batches.
         num_workers: loader processes per rank; None for one per core of the rank, at most 8.
         val_fraction, test_fraction: fraction of each class, 0..1, that becomes val and test if the dataset lacks them.
@@ -67,6 +69,7 @@ class DataConfig:
     mean: Sequence[float] | None
     std: Sequence[float] | None
     batch_size: int
+    mean_image: bool = False
     num_workers: int | None = None
     url: str | None = None
     stream: Mapping[str, Any] = field(default_factory=dict)
@@ -103,6 +106,8 @@ class DataConfig:
             ):
                 kind = "positive numbers" if name == "std" else "numbers"
                 raise ConfigError(f"data.{name} must be one or three {kind}, or null to measure; got {list(values)}")
+        if self.mean_image and any(self.mean or ()):
+            raise ConfigError(f"data.mean must be null with data.mean_image=true; got {list(self.mean or ())}")
         if self.preview < 0:
             raise ConfigError(f"data.preview must be a number of images; got {self.preview}")
         if self.sampler not in ("shuffle", "balanced"):

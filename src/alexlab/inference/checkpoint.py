@@ -25,7 +25,7 @@ from alexlab.models.weights.files import WeightFile, read_weights
 from alexlab.models.weights.matching import match_weights
 from alexlab.models.weights.pretrained import WeightSource, hint_at_weights
 from alexlab.models.weights.state_dicts import ParameterLimit, State, load_state
-from alexlab.records.layout import BEST, LAST
+from alexlab.records.layout import BEST, LAST, MEAN_IMAGE
 from alexlab.training.preprocessing import Inference
 
 log = logging.getLogger(__name__)
@@ -126,12 +126,12 @@ def _build_inference(path: Path, record: dict[str, Any], state: State) -> Infere
         check_sizes(config)
         check_types(DataConfig, "data", config["data"])
         with ParameterLimit(len(state) + SPARE_PARAMETERS):
-            inference = build.inference(config, len(classes))
+            inference = build.inference(config, len(classes), mean_image=record.get(MEAN_IMAGE))
         build.eval_view(config)
         size, channels = config["data"]["image_size"], config["data"]["channels"]
         inference.net.eval()(torch.empty(1, channels, size, size, device="meta"))
-        if not torch.isfinite(torch.stack([inference.mean, inference.std])).all():
-            raise ValueError("data.mean and data.std must be finite")
+        if not all(torch.isfinite(values).all() for values in (inference.mean, inference.std)):
+            raise ValueError("its mean and std must be finite")
     except Exception as error:  # an untrusted config can fail in any way
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         reason = " ".join(str(error).split())[:400]

@@ -18,8 +18,8 @@ from alexlab.errors import ConfigError, NumericError
 from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.sequential import build_sequential, sequential_layers
 from alexlab.records.atomic import write_atomic
-from alexlab.records.layout import CHECKPOINT_KEY
-from alexlab.training.preprocessing import expand_binary_logits
+from alexlab.records.layout import CHECKPOINT_KEY, MEAN_IMAGE
+from alexlab.training.preprocessing import Inference, expand_binary_logits, normalize
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +28,32 @@ OPSET = 20
 
 
 class LogitNet(nn.Module):
-    """Network from normalized images (N, C, H, W) to logits (N, K)."""
+    """Network from images (N, C, H, W), normalized by `metadata`, to logits (N, K).
 
-    def __init__(self, net: nn.Module) -> None:
+    Args:
+        net: the network.
+        mean_image: normalized mean image (1, C, H, W) to subtract, or None.
+    """
+
+    def __init__(self, net: nn.Module, mean_image: Tensor | None = None) -> None:
         super().__init__()
         self.net = net
+        self.register_buffer("mean_image", mean_image)
 
     def forward(self, images: Tensor) -> Tensor:
-        return expand_binary_logits(self.net(images))
+        centered = images if self.mean_image is None else images - self.mean_image
+        return expand_binary_logits(self.net(centered))
+
+
+def has_mean_image(inference: Inference) -> bool:
+    """Return whether a network subtracts a mean image rather than one number per channel."""
+    return inference.mean.shape[2:] != (1, 1)
+
+
+def normalize_for_file(inference: Inference, images: Tensor) -> Tensor:
+    """Normalize uint8 images (N, C, H, W) as `metadata` describes: without the mean image, which is in the file."""
+    mean = torch.zeros_like(inference.std) if has_mean_image(inference) else inference.mean
+    return normalize(images, mean, inference.std)
 
 
 def metadata(model: TrainedModel) -> dict[str, Any]:
@@ -48,7 +66,7 @@ def metadata(model: TrainedModel) -> dict[str, Any]:
         "image_size": data["image_size"],
         "channels": data["channels"],
         "resize": _resize(views, data["image_size"]),
-        "mean": (inference.mean.flatten() / 255).tolist(),
+        "mean": [0.0] * data["channels"] if has_mean_image(inference) else (inference.mean.flatten() / 255).tolist(),
         "std": (inference.std.flatten() / 255).tolist(),
         "input": "float32 (N, channels, image_size, image_size): values in [0, 1], minus mean, divided by std",
         "output": "logits (N, classes)",
@@ -91,7 +109,12 @@ def write_safetensors(model: TrainedModel, path: Path, images: Tensor) -> Callab
         "layers": json.dumps(layers),
         CHECKPOINT_KEY: json.dumps(record),
     }
-    write_atomic(path, save(state, header))
+    extra = {}
+    if has_mean_image(model.inference):
+        extra[MEAN_IMAGE] = (model.inference.mean[0] / 255).contiguous()
+        text = "values in [0, 1], minus the tensor mean_image, divided by std"
+        header["input"] = header["input"].replace("values in [0, 1], minus mean, divided by std", text)
+    write_atomic(path, save({**state, **extra}, header))
     if layers is None:
         from alexlab.inference.checkpoint import load_checkpoint
 
@@ -99,12 +122,21 @@ def write_safetensors(model: TrainedModel, path: Path, images: Tensor) -> Callab
     else:
         tensors = load_file(path)
         reloaded = build_sequential(layers, [tensors[name] for name in state])
-    return lambda images: expand_binary_logits(reloaded(images))
+    return _after_mean_image(model, reloaded)
+
+
+def _after_mean_image(model: TrainedModel, net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the function from normalized images to logits of a network whose file does not subtract the mean image."""
+    return LogitNet(net, _normalized_mean_image(model.inference))
+
+
+def _normalized_mean_image(inference: Inference) -> Tensor | None:
+    return inference.mean / inference.std if has_mean_image(inference) else None
 
 
 def _contiguous_net(model: TrainedModel) -> nn.Module:
     """Return the network on the CPU with contiguous weights: the exporters fail on channels-last weights."""
-    net: nn.Module = LogitNet(model.inference.net).cpu().eval()
+    net: nn.Module = LogitNet(model.inference.net, _normalized_mean_image(model.inference)).cpu().eval()
     return net.to(memory_format=torch.contiguous_format)
 
 
@@ -197,7 +229,7 @@ def write_pth(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tens
     torch.save(state, content)
     write_atomic(path, content.getbuffer())
     reloaded.load_state_dict(torch.load(path, weights_only=True))
-    return lambda images: expand_binary_logits(reloaded(images))
+    return _after_mean_image(model, reloaded)
 
 
 @torch.inference_mode()
@@ -239,7 +271,7 @@ def largest_difference(
     differences = []
     for part in [images[:1], *images.split(batch_size)]:
         expected = model.inference(part)
-        logits = exported(model.inference.normalize(part).contiguous())
+        logits = exported(normalize_for_file(model.inference, part).contiguous())
         differences.append((logits - expected).abs().max())
     largest = torch.stack(differences).max().item()  # NaN if any of them is
     if not largest <= TOLERANCE:

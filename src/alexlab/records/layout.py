@@ -13,6 +13,7 @@ RUN_JSON, LOCK, CODE_DIFF = "run.json", ".lock", "code.diff"
 SWEEP_JSON = "sweep.json"  # in the folder of a sweep
 EARLIER = ".earlier"  # files of failed attempts at a job
 CHECKPOINT_KEY = "alexlab"  # entry of a checkpoint with config, choices, versions, classes and best scores
+MEAN_IMAGE = "mean_image"  # tensor in that entry, and in exported files
 # Overrides that decide where jobs run, not what they compute.
 LAUNCHER_OVERRIDES = ("launcher=", "launcher.", "hydra.launcher", "+hydra.launcher")
 OUTPUTS = "ALEXLAB_OUTPUTS"  # environment variable, which the configs read too
@@ -22,6 +23,7 @@ SLURM_LOG = "slurm.log"  # of a job on a cluster, a link to SLURM's log
 LOG, METRICS, CURVES, MANIFEST = "train.log", "metrics.csv", "curves.png", "split.csv"
 LOGS = (LOG, OUTPUT, SLURM_LOG)
 STATISTICS, PREVIEW, LAYERS, SKIPPED = "statistics.json", "preview.png", "layers.csv", "skipped.csv"
+MEAN_IMAGE_FILE = "mean_image.npy"
 NOT_FINITE = "not_finite_rank{rank}.csv"  # images of the step whose loss or gradient was not finite
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
+import torch
 
 from alexlab.config import build
 from alexlab.config.data import data_config
@@ -88,7 +90,10 @@ def _build_trainer(run: Run) -> lightning.Trainer:
 def _build_module(run: Run, trainer: lightning.Trainer, data: ImageDataModule, *, with_weights: bool) -> Classifier:
     """Return the LightningModule, with the weights of `model.weights` unless a checkpoint replaces them."""
     config, splits = run.config, data.splits
-    module = build.classifier(config, splits, record=checkpoint_record(run))
+    mean_image = None
+    if data_config(config).mean_image:
+        mean_image = torch.from_numpy(np.load(run.dir / layout.MEAN_IMAGE_FILE))
+    module = build.classifier(config, splits, record=checkpoint_record(run), mean_image=mean_image)
     weights = build.pretrained(config, module.net, splits) if with_weights else None
     if weights is not None:
         weights.load_into(module.net)

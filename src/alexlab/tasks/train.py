@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from alexlab.config.data import find_splits
+from alexlab.config.data import data_config, find_splits
 from alexlab.data.splits import Splits
 from alexlab.distributed import ranks
 from alexlab.distributed.failures import translate_errors
@@ -17,7 +18,7 @@ from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import AlexlabError, DiskError, PrunedError
 from alexlab.output.command_line import command_line, short_path
 from alexlab.output.log_handler import WHOLE
-from alexlab.records.layout import LAST, RUN_JSON, STATISTICS
+from alexlab.records.layout import LAST, MEAN_IMAGE_FILE, RUN_JSON, STATISTICS
 from alexlab.records.lock import RunLock
 from alexlab.records.record import FAILED, FINISHED, INTERRUPTED, PRUNED, RunRecord, images_to_match
 from alexlab.records.run import Run
@@ -149,4 +150,33 @@ def _prepare(run: Run, splits: Splits) -> tuple[Run, Splits]:
         RunRecord(run.dir).update(config=config)
         if statistics is not None:
             statistics.write(run.dir / STATISTICS)
-    return replace(run, config=config), packed_splits(config, splits)
+    splits = packed_splits(config, splits)
+    if data_config(config).mean_image:
+        _measure_mean_image(run, config, splits)
+    return replace(run, config=config), splits
+
+
+def _measure_mean_image(run: Run, config: dict[str, Any], splits: Splits) -> None:
+    """Write the mean image of the training split to the run folder of every node, unless an earlier attempt has."""
+    from alexlab.config.build import eval_view
+    from alexlab.data.mean_image import measure_mean_image, write_image
+    from alexlab.distributed.transfer import broadcast_file
+
+    path, settings = run.dir / MEAN_IMAGE_FILE, data_config(config)
+
+    def measure() -> bool:
+        if not path.is_file():
+            image = measure_mean_image(
+                splits.train,
+                eval_view(config),
+                decoding=settings.decoding,
+                cache_dir=Path(settings.cache_dir),
+                view_name=repr(config["augmentation"]["eval"]),
+                skip_unreadable=settings.on_error == "skip",
+            )
+            write_image(image, path)
+        return True
+
+    ranks.broadcast("mean image", measure)
+    if ranks.num_nodes() > 1:
+        broadcast_file(path, "mean image file")

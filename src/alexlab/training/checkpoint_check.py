@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from alexlab.models.weights.state_dicts import check_state
-from alexlab.records.layout import CHECKPOINT_KEY
+from alexlab.records.layout import CHECKPOINT_KEY, MEAN_IMAGE
 from alexlab.training.module import Classifier
 
 
@@ -31,6 +31,8 @@ def check_checkpoint(content: Any, module: Classifier, trainer: lightning.Traine
         "lr_schedulers": [],
         CHECKPOINT_KEY: {"config": {}, "classes": [], "best": {}, "mid_epoch": inside},
     }
+    if module.mean_image is not None:
+        expected[CHECKPOINT_KEY] |= {MEAN_IMAGE: module.mean_image}  # type: ignore[operator]
     compare(content, expected)
     states = {name: content[name] for name in ("state_dict", "current_model_state") if name in content}
     for name, found in states.items():  # with averaging, the latter has the raw weights

@@ -15,12 +15,12 @@ from alexlab.data.labels import PADDING
 from alexlab.data.samplers import data_ranks, derived_seed
 from alexlab.distributed.ddp import HookedDDP
 from alexlab.errors import DataError
-from alexlab.records.layout import CHECKPOINT_KEY
+from alexlab.records.layout import CHECKPOINT_KEY, MEAN_IMAGE
 from alexlab.training import nonfinite
 from alexlab.training.checkpoint_io import rescale_progress
 from alexlab.training.metrics import ClassificationMetrics, ExtraMetrics, evaluate_batch
 from alexlab.training.param_groups import ParamGroup
-from alexlab.training.preprocessing import expand_binary_logits, normalize
+from alexlab.training.preprocessing import expand_binary_logits, normalize, pixel_levels
 from alexlab.training.schedules import NEVER, Schedule
 
 
@@ -38,6 +38,8 @@ class Classifier(lightning.LightningModule):
         parameter_groups: maps the net to parameter groups.
         schedule: maps optimizer, num_epochs and steps_per_epoch to Lightning's `lr_scheduler` entries.
         mean, std: one number per channel, for pixel values in [0, 1].
+        mean_image: image (C, H, W) to subtract instead of `mean`; stored in each checkpoint, and replaced by that of a checkpoint
+            from which a run is resumed.
         mix: maps the images and labels of a training batch to mixed images and probabilities (MixUp, CutMix), or None.
         extra_metrics: metrics of val and test besides loss, top1 and top5, by name.
         skip_unreadable: whether training batches may contain unreadable images, labelled UNREADABLE.
@@ -58,6 +60,7 @@ class Classifier(lightning.LightningModule):
         schedule: Callable[..., Schedule],
         mean: Sequence[float],
         std: Sequence[float],
+        mean_image: Tensor | None = None,
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         extra_metrics: Mapping[str, Metric] | None = None,
         skip_unreadable: bool = False,
@@ -73,8 +76,9 @@ class Classifier(lightning.LightningModule):
         self.val_precision = val_precision
         self.seed = seed
         self.record = {**(record or {}), "classes": list(classes)}
+        self.mean_image = mean_image
         # Not buffers: EMA would average them with the weights and add a rounding error at each step.
-        constants = (255 * torch.tensor(mean).view(1, -1, 1, 1), 255 * torch.tensor(std).view(1, -1, 1, 1))
+        constants = pixel_levels(mean if mean_image is None else mean_image), pixel_levels(std)
         self.constants = {torch.device("cpu"): constants}  # mean and std by device
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": ClassificationMetrics(len(classes)) for stage in ("train", "val", "test")}
@@ -228,10 +232,16 @@ class Classifier(lightning.LightningModule):
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
         }
         checkpoint[CHECKPOINT_KEY] = {**self.record, "best": self.best, "mid_epoch": inside}
+        if self.mean_image is not None:
+            checkpoint[CHECKPOINT_KEY][MEAN_IMAGE] = self.mean_image
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
         known = checkpoint[CHECKPOINT_KEY]
+        if self.mean_image is not None:
+            self.mean_image = known[MEAN_IMAGE]
+            cpu = torch.device("cpu")
+            self.constants = {cpu: (pixel_levels(self.mean_image), self.constants[cpu][1])}
         self.best = dict(known["best"])
         mid_epoch = known["mid_epoch"]
         self.validated_in_epoch, self.train_metrics = mid_epoch["validated_in_epoch"], mid_epoch["train_metrics"]

@@ -10,7 +10,7 @@ from typing import Any
 from alexlab.errors import ConfigError
 from alexlab.models.weights.state_dicts import State, check_state, find_state
 from alexlab.records.file_kind import check_sums, is_safetensors
-from alexlab.records.layout import CHECKPOINT_KEY
+from alexlab.records.layout import CHECKPOINT_KEY, MEAN_IMAGE
 from alexlab.records.safe_load import conversion, load_foreign
 
 NET = "net."  # prefix of the net's tensors in an alexlab checkpoint
@@ -23,7 +23,8 @@ class WeightFile:
 
     Args:
         state: finite, dense tensors by name.
-        record: record of the run in a file written by alexlab: `config`, `choices`, `classes` and `best`; otherwise None.
+        record: record of the run in a file written by alexlab: `config`, `choices`, `classes`, `best`, and `mean_image` if the
+            run subtracts one; otherwise None.
         notes: remarks for the user on how the file was read.
     """
 
@@ -51,7 +52,9 @@ def read_weights(path: Path, *, own: Any = ()) -> WeightFile:
             if place:
                 notes.append(f"read from its entry {place}")
         elif is_safetensors(path):
-            state = content
+            state = dict(content)
+            if MEAN_IMAGE in state:
+                record[MEAN_IMAGE] = state.pop(MEAN_IMAGE)
         else:
             check_sums(path)
             whole = content.get("state_dict")
