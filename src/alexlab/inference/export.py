@@ -35,6 +35,8 @@ class LogitNet(nn.Module):
         mean_image: normalized mean image (1, C, H, W) to subtract, or None.
     """
 
+    mean_image: Tensor | None
+
     def __init__(self, net: nn.Module, mean_image: Tensor | None = None) -> None:
         super().__init__()
         self.net = net
