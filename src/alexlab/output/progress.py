@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BAR_WIDTH = 40  # characters; in a terminal of less than 100 columns, what the texts leave
+TEXT_WIDTH = 52  # characters, for the texts beside the bar of `fit`
 
 
 def progress_bar() -> "Progress":
@@ -32,7 +33,8 @@ def progress_bar() -> "Progress":
 def line_progress() -> "Progress":
     """Return a bar on one line for `fit`, drawn only by `refresh()`: forked loader processes need a process without threads.
 
-    Its tasks have the text fields `count`, `values` and `left`.
+    Its tasks have the text fields `count`, `values` and `left`. It leaves columns free: the `^C` of an interruption would move to
+    the next line from a full one, and the bar would not be erased.
     """
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -41,7 +43,7 @@ def line_progress() -> "Progress":
     terminal = log_terminal()
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=BAR_WIDTH if terminal.width >= 100 else None),
+        BarColumn(bar_width=max(8, min(BAR_WIDTH, terminal.width - TEXT_WIDTH))),
         *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("count", "values", "left")),
     )
     return Progress(*columns, console=terminal, transient=True, auto_refresh=False)
