@@ -26,6 +26,15 @@ def test_letters_without_a_font_are_drawn_as_boxes() -> None:
     assert Image.open(io.BytesIO(content)).size == (200, 200)
 
 
+def test_a_weight_that_a_font_lacks_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    figure = new_figure()
+    figure.suptitle(
+        "title", fontweight="heavy"
+    )  # another weight than in other tests, since it is logged once per process
+    png(figure)
+    assert not caplog.messages
+
+
 def test_glyphs_come_from_the_installed_fonts_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matplotlib.font_manager.get_font_names", lambda: ["Noto Sans CJK SC", "DejaVu Sans", "Other"])
     new_figure()

@@ -1,6 +1,7 @@
 """Matplotlib figures in the style of the pages: fonts for all scripts, inline SVG for light and dark pages, and PNG."""
 
 import io
+import logging
 import math
 import re
 import statistics
@@ -81,6 +82,9 @@ def new_figure(**kwargs: Any) -> "Figure":
 
     installed = set(font_manager.get_font_names())  # a missing font would be logged for each text
     matplotlib.rcParams["font.family"] = [name for name in FONTS if name in installed]
+    logging.getLogger("matplotlib.font_manager").setLevel(
+        logging.ERROR
+    )  # fonts without bold would be logged in each run
     return StyledFigure(layout="constrained", **kwargs)
 
 
