@@ -74,9 +74,20 @@ class SweepLauncher(Launcher):
         def proposed() -> Iterator[Job]:
             for number, overrides in chain(first, rest):
                 self.table.jobs.append(self.make_job(overrides, number))
+                self._check_metric(self.table.jobs[-1])
                 yield self.table.jobs[-1]
 
         self._run(proposed(), on_end)
+
+    def _check_metric(self, job: Job) -> None:
+        """Exit unless a trial has the optimized metric of the search."""
+        wanted = self.config.get("optimized_metric")
+        with exit_on_error():
+            if job.metric != wanted:
+                raise ConfigError(
+                    f"the trials of a search must have one optimized_metric, {wanted}; job {job.number} has {job.metric}: "
+                    f"{' '.join(job.overrides)}"
+                )
 
     def add_ended(self, overrides: list[str], number: int, state: str) -> None:
         """Add a job of a search that ended in an earlier attempt to the table."""

@@ -17,6 +17,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from alexlab.errors import ConfigError
+from alexlab.records.optimized import OptimizedMetric
 from alexlab.sweeps.jobs import FAILED, FINISHED, MULTIRUN, PRUNED, STORAGE, Job
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ log = logging.getLogger(__name__)
 
 
 class OptunaSweeper(Sweeper):
-    """Sweeper that maximises the return value of the task, the best val/top1, with the tree-structured Parzen estimator.
+    """Sweeper that optimizes the return value of the task with the tree-structured Parzen estimator.
+
+    A training returns the best value of its optimized metric, which is maximised or, as a loss, minimised.
 
     A list of choices is a categorical value, `range(a,b)` an integer, `interval(a,b)` a float, and `tag(log,interval(a,b))` a
     float on a logarithmic scale. The study is stored in the sweep folder, so that a resumed search proposes what an
@@ -58,7 +62,8 @@ class OptunaSweeper(Sweeper):
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         fixed, spaces = self._parse(arguments)
-        study = self._open_study(spaces)
+        metric = self._metric()
+        study = self._open_study(spaces, metric.mode)
 
         def overrides(values: dict[str, Any]) -> list[str]:
             return [*fixed, *(f"{key}={_text(value)}" for key, value in values.items())]
@@ -76,7 +81,7 @@ class OptunaSweeper(Sweeper):
         self.launcher.search(((number, overrides(values)) for number, values in self.propose(study, spaces)), on_end)
         if any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
             best = " ".join(f"{key}={_text(value)}" for key, value in study.best_params.items())
-            log.info("best val/top1 %.4f, job %d: %s", study.best_value, study.best_trial.number, best)
+            log.info("best %s %.4f, job %d: %s", metric.name, study.best_value, study.best_trial.number, best)
 
     def _parse(self, arguments: list[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
         """Return the fixed overrides, and the search space of each key that is searched."""
@@ -91,7 +96,20 @@ class OptunaSweeper(Sweeper):
             )
         return [override.input_line or "" for override in parsed if not override.is_sweep_override()], spaces
 
-    def _open_study(self, spaces: dict[str, BaseDistribution]) -> optuna.Study:
+    def _metric(self) -> OptimizedMetric:
+        """Return the optimized metric of all trials; the result of another command than train is maximised."""
+        if "optimized_metric" not in self.sweep_config:
+            return OptimizedMetric("result")
+        from alexlab.cli.task import to_plain
+        from alexlab.config.monitors import optimized_metric
+
+        config = OmegaConf.masked_copy(self.sweep_config, ["optimized_metric", "metrics"])
+        try:
+            return optimized_metric(to_plain(config))
+        except ConfigError as error:
+            raise ConfigCompositionException(str(error)) from error
+
+    def _open_study(self, spaces: dict[str, BaseDistribution], mode: str) -> optuna.Study:
         sweep_dir = Path(self.sweep_config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.sweep_config, sweep_dir / MULTIRUN)
@@ -99,7 +117,7 @@ class OptunaSweeper(Sweeper):
             raise ConfigCompositionException(
                 "launcher.retry_failed is for a grid; a resumed search tries other values instead"
             )
-        return _checked_study(sweep_dir, spaces)
+        return _checked_study(sweep_dir, spaces, mode)
 
     def propose(self, study: optuna.Study, spaces: dict[str, BaseDistribution]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield number and values of each trial to run: unfinished ones of an earlier attempt, then new ones."""
@@ -118,23 +136,25 @@ class OptunaSweeper(Sweeper):
             yield proposal.number, proposal.params
 
 
-def _checked_study(folder: Path, spaces: dict[str, BaseDistribution]) -> optuna.Study:
+def _checked_study(folder: Path, spaces: dict[str, BaseDistribution], mode: str) -> optuna.Study:
     """Open the study of a sweep folder. Its journal may be corrupt or come from someone else, and its values become overrides.
 
     Raises:
-        ConfigCompositionException: unless the values of each trial are in the search spaces.
+        ConfigCompositionException: unless the direction is that of the search and the values of each trial are in its spaces.
     """
     from alexlab.sweeps.pruning import open_study
 
     path = folder / STORAGE
     try:
-        study = open_study(folder)
+        study = open_study(folder, minimize=mode == "min")
         trials = study.get_trials()
     except Exception as error:  # a corrupt journal raises many kinds of errors
         if not path.is_file():
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigCompositionException(f"{path} is not the journal of this search: {reason}") from error
+    if study.direction.name.lower() != f"{mode}imize":
+        raise ConfigCompositionException(f"{path} is not the journal of this search, which {mode}imizes its metric")
     for trial in trials:
         for name, value in trial.params.items():
             if name not in spaces or not _is_in(value, spaces[name]):

@@ -262,7 +262,7 @@ def test_resume_last_resumes_a_killed_command(images: Path, tmp_path: Path) -> N
     assert list(tmp_path.glob("outputs/train/*/*")) == [folder]
     assert (folder / ".hydra/config.yaml").read_bytes() == before
     assert OmegaConf.load(folder / ".hydra/resume_1/config.yaml").trainer.max_epochs == epochs + 3
-    assert [int(row["epoch"]) for row in rows(folder / "metrics.csv")] == list(range(epochs + 3))
+    assert [int(row["epoch"]) for row in rows(folder / "metrics.csv")] == list(range(1, epochs + 4))
     record = RunRecord(folder).read()
     assert (record["status"], record["command"][0], record["command"][1]) == ("finished", "train.py", "resume=last")
     log = (folder / "train.log").read_text()
@@ -311,7 +311,7 @@ def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
     assert "before; launcher.retry_failed=true runs it again" in printed
     record = RunRecord(jobs[3]).read()
     assert (record["status"], len(record["attempts"])) == ("finished", 2)
-    assert [int(row["epoch"]) for row in rows(jobs[3] / "metrics.csv")] == list(range(60))
+    assert [int(row["epoch"]) for row in rows(jobs[3] / "metrics.csv")] == list(range(1, 61))
     assert "4 jobs, 2 failed" in printed
     report = (tmp_path / "swept/report.md").read_text()
     assert "2 finished" in report

@@ -55,12 +55,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_runs_are_listed_newest_first_and_those_of_a_sweep_together(outputs, capsys):
     lines = listed(capsys)
     header, failed, reason, sweep, *jobs, last, total = lines
-    assert header.split() == ["status", "val", "top-1", "epochs", "time", "started", "tags", "folder"]
+    assert header.split() == ["status", "score", "epochs", "time", "started", "tags", "folder"]
     assert re.match(r"failed +0:01:30 +2065-01-24 \d\d:20 .*outputs/train/2026-11-27/10-00-00_b$", failed)
     assert reason == r"  DataError: no\x1b[31m image"
-    assert re.match(r"sweep 2/3 +0\.7500 .*outputs/sweeps/day/s$", sweep)
+    assert re.match(r"sweep 2/3 +top-1 0\.7500 .*outputs/sweeps/day/s$", sweep)
     assert [re.split(r" {2,}", job)[-1] for job in jobs] == ["0_lr", "1_lr", "2_lr"]
-    assert re.match(r"finished +0\.5000 +20/20 +0:01:30 +2033-05-18 .*  paper +0_lr$", jobs[0])
+    assert re.match(r"finished +top-1 0\.5000 +20/20 +0:01:30 +2033-05-18 .*  paper +0_lr$", jobs[0])
     assert last.split()[-3:] == ["paper,", "x", "outputs/train/2026-11-26/10-00-00_a"]
     assert total == "5 runs: 3 finished, 1 failed, 1 interrupted"
 
@@ -80,7 +80,7 @@ def test_filters_and_the_limit(outputs, capsys):
 def test_a_run_in_progress_has_its_time_so_far(outputs, capsys):
     folder = write_record(outputs / "train/c", status="running", attempts=[{"start_s": time.time() - 3600}])
     with RunLock(folder):
-        assert re.match(r"running +0\.5000 +20/20 +1:00:0\d ", listed(capsys, "outputs/train/c")[1])
+        assert re.match(r"running +top-1 0\.5000 +20/20 +1:00:0\d ", listed(capsys, "outputs/train/c")[1])
     assert listed(capsys, "outputs/train/c")[1].startswith("interrupted ")
 
 

@@ -285,7 +285,7 @@ def test_plots_print_names_literally() -> None:
 def write_run(folder: Path, name: str, *, top1: float | None) -> None:
     """Write a run folder with an untrusted name in its record."""
     folder.mkdir(parents=True)
-    best = None if top1 is None else {"top1": top1, "top5": 1.0, "loss": 0.5, "epoch": 0}
+    best = None if top1 is None else {"top1": top1, "top5": 1.0, "loss": 0.5, "epoch": 1}
     record = {
         "status": "failed" if top1 is None else "finished",
         "reason": f"because of {name}",
@@ -299,7 +299,7 @@ def write_run(folder: Path, name: str, *, top1: float | None) -> None:
     }
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "train.log").write_text("")
-    (folder / "metrics.csv").write_text("epoch,val/top1,val/loss\n0,0.5,0.5\n")
+    (folder / "metrics.csv").write_text("epoch,val/top1,val/loss\n1,0.5,0.5\n")
 
 
 def test_reports_print_untrusted_runs_literally(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,10 +89,10 @@ def test_a_continued_run_writes_everything_once_the_disk_has_space(
 ) -> None:
     filled(range(1, 4))
     train(*CONTINUE, "callbacks.epochs.curves=true")
-    assert [row["epoch"] for row in rows(tmp_path / "run/metrics.csv")] == list("01234")
+    assert [row["epoch"] for row in rows(tmp_path / "run/metrics.csv")] == list("12345")
     assert len(scalars(tmp_path / "run")["val/top1"]) == 5
     record = RunRecord(tmp_path / "run").read()
-    assert record["status"] == "finished" and record["last"]["epoch"] == 4 and record["parameters"]
+    assert record["status"] == "finished" and record["last"]["epoch"] == 5 and record["parameters"]
     for name in ("run.json", "metrics.csv", "events.out", "last.ckpt"):
         assert any(name in line and "; the run continues" in line for line in caplog.messages), name
     assert (tmp_path / "run/curves.png").is_file()
@@ -115,7 +115,7 @@ def test_a_stopped_run_is_recorded_as_interrupted(train: Train, tmp_path: Path, 
     with pytest.raises(DiskError, match=r"cannot write /.*No space left on device; [\d.]+ MB are free in /"):
         train("trainer.max_epochs=3")
     assert RunRecord(tmp_path / "run").read()["status"] == "interrupted"
-    assert [row["epoch"] for row in rows(tmp_path / "run/metrics.csv")] == ["0"], "the first epoch is kept"
+    assert [row["epoch"] for row in rows(tmp_path / "run/metrics.csv")] == ["1"], "the first epoch is kept"
     assert not list((tmp_path / "run").rglob(".*.json.*"))
 
 

@@ -37,10 +37,11 @@ def test_the_record_of_a_finished_run(train: Train, images: Path, tmp_path: Path
     assert (found["status"], found["reason"], found["exit_code"], found["seed"]) == ("finished", None, 0, 3)
     assert found["best"]["top1"] == best
     table = rows(tmp_path / "run/metrics.csv")
-    assert found["last"]["epoch"] == 1
+    assert found["last"]["epoch"] == 2
     assert found["last"]["step"] == 6
     assert found["last"]["val/loss"] == float(table[-1]["val/loss"])
-    assert found["best"]["epoch"] in (0, 1)
+    assert found["best"]["epoch"] in (1, 2)
+    assert found["optimized"] == {"name": "val/top1", "mode": "max"}
     assert found["scores"]["test/count"] == 7
     assert found["data"]["counts"] == {"train": 24, "val": 11, "test": 7}
     assert found["config"]["data"]["root"] == str(images)

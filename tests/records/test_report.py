@@ -19,10 +19,11 @@ from alexlab.cli.arguments import collect_runs
 from alexlab.errors import ConfigError
 from alexlab.records.compare import RunGroup, differing_keys, group_seeds, mean_interval, rank_groups, relative
 from alexlab.records.lock import RunLock
+from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.plots import curve_panels, sheet
-from alexlab.records.report import write_report
+from alexlab.records.report import verdict, write_report
 from alexlab.records.report_page import repeat_command, title
-from alexlab.records.results import RunResult, find_runs, read_run
+from alexlab.records.results import RunResult, best_run, find_runs, read_run
 from alexlab.records.run import Run
 from alexlab.records.setting_plots import axis_scale, effect_panels, size_panels
 from alexlab.tasks.report import main as report
@@ -41,7 +42,7 @@ def write_run(folder: Path, *, width: float = 1.0, optimizer: str = "sgd", seed:
         "callbacks": {"a": seed},
         "seed": seed,
     }
-    best = None if top1 is None else {"top1": top1, "top5": 1.0, "loss": 1 - top1, "epoch": 1, "count": 1000}
+    best = None if top1 is None else {"top1": top1, "top5": 1.0, "loss": 1 - top1, "epoch": 2, "count": 1000}
     content = {
         "status": "finished",
         "reason": None,
@@ -57,7 +58,7 @@ def write_run(folder: Path, *, width: float = 1.0, optimizer: str = "sgd", seed:
     }
     (folder / "run.json").write_text(json.dumps(content))
     if top1 is not None:
-        rows = [f"{epoch},{1 - top1 / 2},{top1 / 2},{1 - top1},{top1}" for epoch in range(2)]
+        rows = [f"{epoch},{1 - top1 / 2},{top1 / 2},{1 - top1},{top1}" for epoch in (1, 2)]
         (folder / "metrics.csv").write_text("epoch,train/loss,train/top1,val/loss,val/top1\n" + "\n".join(rows) + "\n")
     return folder
 
@@ -221,7 +222,7 @@ def test_numbers_get_a_scale_and_categories_get_rows() -> None:
     assert axis_scale(["1", "none"]) is axis_scale(["1", "nan"]) is None
     effects = {"optimizer.lr": {f"{10 ** -(1 + number / 3):.5f}": [0.5 + number / 100] for number in range(10)}}
     effects |= {"few": {"0.001": [0.5, 0.6], "0.1": [0.7]}, "model.norm": {"none": [0.5], "batch": [0.6, 0.7]}}
-    many, few, norm = (panel.figure().axes[0] for panel in effect_panels(effects))
+    many, few, norm = (panel.figure().axes[0] for panel in effect_panels(effects, OptimizedMetric()))
     assert many.get_xscale() == few.get_xscale() == "log"
     labels = [tick.get_text() for tick in many.get_xticklabels()]
     assert labels and not any("10^" in label for label in labels), labels
@@ -241,7 +242,7 @@ def _group(*epochs: dict[str, float], folder: str = "x", parameters: int = 1, se
 
 @pytest.mark.parametrize("num_epochs", [1, 2, 40])
 def test_curves_of_few_epochs_are_visible(num_epochs: int) -> None:
-    rows = [{"epoch": epoch, "train/loss": 2.0, "val/loss": 1.0, "val/top1": 0.5} for epoch in range(num_epochs)]
+    rows = [{"epoch": epoch, "train/loss": 2.0, "val/loss": 1.0, "val/top1": 0.5} for epoch in range(1, num_epochs + 1)]
     loss, top1 = curve_panels([_group(*rows)])
     axes = loss.figure().axes[0]
     assert len(axes.lines) == 2 and len(top1.figure().axes[0].lines) == 1
@@ -253,12 +254,12 @@ def test_curves_of_few_epochs_are_visible(num_epochs: int) -> None:
 
 def test_an_outlier_in_the_first_epoch_does_not_rule_the_axis_of_the_loss() -> None:
     losses = [17.5, 2.3, 2.1, 1.9]
-    rows = [{"epoch": epoch, "val/loss": loss} for epoch, loss in enumerate(losses)]
-    other = [{"epoch": epoch, "val/loss": loss} for epoch, loss in enumerate([2.3, 2.2, float("nan"), 9e9])]
+    rows = [{"epoch": epoch, "val/loss": loss} for epoch, loss in enumerate(losses, start=1)]
+    other = [{"epoch": epoch, "val/loss": loss} for epoch, loss in enumerate([2.3, 2.2, float("nan"), 9e9], start=1)]
     (panel,) = curve_panels([_group(*rows), _group(*other, folder="y")])
     assert panel.figure().axes[0].get_ylim()[1] == pytest.approx(1.15 * 2.3)
     assert "Cut off at 2.6; the largest loss is 9e+09." in panel.caption
-    (usual,) = curve_panels([_group(*[{"epoch": epoch, "val/loss": 2.3 / (epoch + 1)} for epoch in range(5)])])
+    (usual,) = curve_panels([_group(*[{"epoch": epoch, "val/loss": 2.3 / epoch} for epoch in range(1, 6)])])
     assert usual.figure().axes[0].get_ylim()[1] > 2.3 and "Cut off" not in usual.caption
 
 
@@ -272,6 +273,44 @@ def test_equal_sizes_are_not_plotted_and_the_legend_is_never_empty() -> None:
         warnings.simplefilter("error")
         figure = sheet(both, equal)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lr=x", "lr=y"]
+
+
+def test_the_optimized_metric_ranks_the_runs_and_different_ones_are_not_ranked(tmp_path: Path) -> None:
+    """The loss prefers the run with the lower accuracy. A single run has no interval of its loss; three seeds have one."""
+    scores = {1.0: (0.9, 0.5), 2.0: (0.8, 0.3)}
+    optimized = {"name": "val/loss", "mode": "min"}
+    for width, (top1, loss) in scores.items():
+        for seed in (1, 2, 3):
+            best = {"top1": top1, "top5": 1.0, "loss": loss + seed / 1000, "epoch": 2, "f1": 0.1}
+            name = "one" if seed == 1 else "more"
+            write_run(tmp_path / f"{name}/{width}_{seed}", width=width, seed=seed, best=best, optimized=optimized)
+    page = write_report([str(tmp_path / "one")], tmp_path / "out").read_text()
+    assert "model.width=2.0 is lowest (val loss 0.3010), then model.width=1.0 (0.5010); a test of their" in page
+    lines = (tmp_path / "out/report.md").read_text().splitlines()
+    assert "| model.width | Runs | Loss | Top-1 | Best epoch |" in lines[4] and lines[6].startswith(
+        "| 2.0 | 1 | 0.3010 | 0.8000 | 2 |"
+    )
+    assert "Loss against size" in page and "Top-1 accuracy" not in page.split("Loss against size")[1].split("<table")[0]
+    more = [read_run(folder) for folder in find_runs([str(tmp_path / "one"), str(tmp_path / "more")])]
+    ranked, clear = rank_groups(group_seeds(more, differing_keys(more)))
+    assert clear and ranked[0].keys == {"model.width": 2.0} and mean_interval(ranked[0]) is not None
+    assert "Best: model.width=2.0: val loss 0.3020" in verdict(ranked, clear)
+    assert (best_run(more) or more[0]).score("loss") == 0.301
+    write_run(tmp_path / "one/f1", width=3.0, best=best, optimized={"name": "val/f1", "mode": "max"})
+    page = write_report([str(tmp_path / "one")], tmp_path / "mixed").read_text()
+    assert (
+        "Not ranked: these runs have different optimized metrics, val/f1, val/loss; compare runs with the same" in page
+    )
+    assert '<tr class="best' not in page and '<tr class="first' not in page and "Effect of" not in page
+    with (tmp_path / "mixed/report.csv").open() as file:
+        assert [row["f1"] for row in csv.DictReader(file)] == ["0.1"] * 3
+    (tmp_path / "one/f1/run.json").write_text(
+        json.dumps({"status": "finished", "config": {}, "optimized": {"name": "a"}})
+    )
+    with pytest.raises(
+        ConfigError, match="optimized must be a metric of the validation split with its mode, max or min"
+    ):
+        read_run(tmp_path / "one/f1")
 
 
 def test_the_command_repeats_the_best_run(sweep: Path, tmp_path: Path) -> None:
@@ -325,8 +364,8 @@ def test_tensorboard_hparams_agree_with_the_report(train: Callable[..., float | 
         assert settings["seed"].number_value == float(row["seed"])
         experiment = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
         tags = [info.name.tag for info in HParamsPluginData.FromString(experiment).experiment.metric_infos]
-        assert tags == ["best/top1", "best/top5"]
-        for tag in tags:
+        assert tags == [f"{split}/{name}" for split in ("best", "test") for name in ("top1", "top5", "loss")]
+        for tag in tags[:3]:
             assert events.Scalars(tag)[-1].value == pytest.approx(float(row[tag.removeprefix("best/")]), abs=1e-7)
 
 

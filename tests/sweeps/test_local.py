@@ -224,7 +224,7 @@ def test_the_table_shows_running_jobs(tmp_path: Path) -> None:
     first.end(PRUNED, cause="it fell behind")
     second.state, second.place = RUNNING, "GPU 1"
     second.folder.mkdir()
-    RunRecord(second.folder).update(last={"epoch": 1}, best={"top1": 0.25})
+    RunRecord(second.folder).update(last={"epoch": 2}, best={"top1": 0.25})
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(table.render())
     lines = console.export_text().splitlines()

@@ -102,10 +102,10 @@ def test_a_trial_below_the_median_is_pruned(
         "trainer.devices=2",
         "optimizer.lr=1e-6",
     )
-    with pytest.raises(PrunedError, match="after epoch 2 its best val/top1 was below the median"):
+    with pytest.raises(PrunedError, match="after epoch 2 its best val/top1 was worse than the median"):
         train(*overrides, isolated=True)
     record = RunRecord(tmp_path / "run").read()
-    assert (record["status"], record["exit_code"], record["last"]["epoch"]) == ("pruned", 0, 1)
+    assert (record["status"], record["exit_code"], record["last"]["epoch"]) == ("pruned", 0, 2)
     assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
     assert len(rows(tmp_path / "run/metrics.csv")) == 2
     reported = open_study(tmp_path).trials[2].intermediate_values

@@ -54,7 +54,7 @@ def test_final_scores_are_those_of_evaluate(
     record, saved = RunRecord(run_dir).read(), load_file(run_dir / BEST)
     scores, best = record["scores"], record["best"]
     assert best == {name.removeprefix("best/"): value for name, value in scores.items() if name.startswith("best/")}
-    assert (best["epoch"], best["step"]) == (saved["epoch"], saved["global_step"])
+    assert (best["epoch"], best["step"]) == (saved["epoch"] + 1, saved["global_step"])
     assert found == best["top1"]
     splits = {"test": {name.removeprefix("test/"): value for name, value in scores.items()}, "val": best}
     for split, expected in splits.items():
@@ -92,8 +92,8 @@ def test_validations_are_in_the_training_precision_and_the_best_is_scored_in_32_
 
     best = RunRecord(tmp_path / "run").read()["best"]
     epochs = rows(tmp_path / "run/metrics.csv")
-    assert [row["epoch"] for row in epochs] == ["0", "1"]
-    measured = float(epochs[int(best["epoch"])]["val/loss"])
+    assert [row["epoch"] for row in epochs] == ["1", "2"]
+    measured = float(epochs[int(best["epoch"]) - 1]["val/loss"])
     assert measured == pytest.approx(best["loss"], rel=0.02)
     assert (measured == pytest.approx(best["loss"], rel=1e-6)) == (val_precision == "32")
     curves = scalars(tmp_path / "run")

@@ -27,7 +27,7 @@ def test_run_folder(
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
     table = rows(folder / "metrics.csv")
-    assert [row["epoch"] for row in table] == ["0", "1"]
+    assert [row["epoch"] for row in table] == ["1", "2"]
     expected = {
         "train/loss",
         "train/top1",
@@ -37,6 +37,7 @@ def test_run_folder(
         "val/top5",
         "best/top1",
         "best/top5",
+        "best/loss",
     }
     assert expected <= set(table[0])
     assert max(float(row["val/top1"]) for row in table) == pytest.approx(best)
@@ -86,7 +87,9 @@ def test_hparams_contain_the_compared_keys_and_best_scores(train: Train, tmp_pat
     experiment = HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     ).experiment
-    assert [metric.name.tag for metric in experiment.metric_infos] == ["best/top1", "best/top5"]
+    assert [metric.name.tag for metric in experiment.metric_infos] == [
+        *("best/top1", "best/top5", "best/loss", "test/top1", "test/top5", "test/loss")
+    ]
     end = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_end_info").plugin_data.content)
     assert end.session_end_info.status == 1  # success
     assert "hp_metric" not in scalars(tmp_path / "run")

@@ -32,7 +32,7 @@ def draw(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def row(epoch: int, **values: float) -> dict[str, float]:
     return {
-        "epoch": epoch,
+        "epoch": epoch + 1,
         "lr": 0.1 / (epoch + 1),
         **{name.replace("_", "/"): value for name, value in values.items()},
     }

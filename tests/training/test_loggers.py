@@ -10,12 +10,13 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from alexlab.errors import ConfigError
+from alexlab.records.optimized import OptimizedMetric
 from alexlab.training.console import print_end
 from alexlab.training.loggers import EpochCSV, check_wandb, logger_errors, open_loggers
 from support.runs import names
 
 KEY = "0123456789" * 4
-SCORES = {"train_s": 1.0, "best/epoch": 0.0, "best/top1": 0.5, "best/top5": 1.0, "best/loss": 0.7, "best/count": 4.0}
+SCORES = {"train_s": 1.0, "best/epoch": 1.0, "best/top1": 0.5, "best/top5": 1.0, "best/loss": 0.7, "best/count": 4.0}
 
 
 @pytest.fixture(autouse=True)
@@ -102,10 +103,10 @@ def test_an_unreachable_mlflow_server_fails_fast() -> None:
 def test_the_table_shows_whether_the_best_checkpoint_was_saved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_end(SCORES, tmp_path)
+    print_end(SCORES, tmp_path, OptimizedMetric())
     printed = capsys.readouterr().out
     assert "best, not saved, epoch 1" in printed
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/best.ckpt").touch()
-    print_end(SCORES, tmp_path)
+    print_end(SCORES, tmp_path, OptimizedMetric())
     assert "best, epoch 1" in capsys.readouterr().out

@@ -88,7 +88,7 @@ def test_a_non_finite_loss_ends_the_run_and_keeps_the_last_checkpoint(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(Classifier, "training_step", diverging)
-    with pytest.raises(NumericError, match=r"the loss must stay finite; it is nan at step 4 \(epoch 1, batch 1\)"):
+    with pytest.raises(NumericError, match=r"the loss must stay finite; it is nan at step 4 \(epoch 2, batch 1\)"):
         train("trainer.max_epochs=3", "callbacks.epochs.curves=true")
     checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3

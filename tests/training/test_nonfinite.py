@@ -27,7 +27,7 @@ def test_the_error_names_the_step_and_lists_its_images(
 ) -> None:
     inject(monkeypatch, what, value, step=4, rank=0)
     name = r"the loss" if what == "loss" else r"the gradient of features\.conv2\.weight"
-    message = rf"{name} must stay finite; it is \S+ at step 4 \(epoch 1, batch 1\); its images are listed in not_finite_rank0\.csv"
+    message = rf"{name} must stay finite; it is \S+ at step 4 \(epoch 2, batch 1\); its images are listed in not_finite_rank0\.csv"
     with pytest.raises(NumericError, match=message):
         train(*OVERRIDES)
     run = tmp_path / "run"
@@ -36,7 +36,7 @@ def test_the_error_names_the_step_and_lists_its_images(
     for name in (LAST, BEST):
         assert all(tensor.isfinite().all() for tensor in content(run / name)["state_dict"].values())
     listed = rows(run / "not_finite_rank0.csv")
-    assert len(listed) == 8 and {(row["epoch"], row["batch"]) for row in listed} == {("1", "1")}
+    assert len(listed) == 8 and {(row["epoch"], row["batch"]) for row in listed} == {("2", "1")}
     assert all(row["path"].startswith(f"train/{row['class']}/") for row in listed)
 
 
@@ -63,7 +63,7 @@ def test_the_listed_images_are_those_of_the_batch(
 
 def test_all_accumulated_batches_are_listed(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inject(monkeypatch, "gradient", math.nan, step=4, rank=0)
-    with pytest.raises(NumericError, match=r"at step 4 \(epoch 1, batch 3\)"):
+    with pytest.raises(NumericError, match=r"at step 4 \(epoch 2, batch 3\)"):
         train(*OVERRIDES, "trainer.accumulate_grad_batches=2")
     assert {row["batch"] for row in rows(tmp_path / "run/not_finite_rank0.csv")} == {"2", "3"}
 

@@ -55,12 +55,12 @@ def test_a_device_is_polled_at_the_logging_interval(
     inject(monkeypatch, what, math.nan, step=3, rank=0)
     overrides = [override for override in OVERRIDES if "every_n_steps" not in override]
     name = r"the loss" if what == "loss" else r"the gradient of features\.conv2\.weight"
-    with pytest.raises(NumericError, match=rf"{name} must stay finite; it is nan at step 3 \(epoch 1, batch 0\)"):
+    with pytest.raises(NumericError, match=rf"{name} must stay finite; it is nan at step 3 \(epoch 2, batch 0\)"):
         train(*overrides, "trainer.log_every_n_steps=5")
     assert seen[-1] == 4, "one step after the non-finite one, at the logging interval"
     assert content(tmp_path / "run" / LAST)["global_step"] == 3
     listed = rows(tmp_path / "run/not_finite_rank0.csv")
-    assert {(row["epoch"], row["batch"]) for row in listed} == {("1", "0")}
+    assert {(row["epoch"], row["batch"]) for row in listed} == {("2", "0")}
 
 
 def test_the_device_is_polled_before_a_checkpoint(
@@ -68,7 +68,7 @@ def test_the_device_is_polled_before_a_checkpoint(
 ) -> None:
     monkeypatch.setattr(nonfinite, "poll_is_free", lambda device: False)
     inject(monkeypatch, "gradient", math.nan, step=3, rank=0)
-    with pytest.raises(NumericError, match=r"at step 3 \(epoch 1, batch 0\)"):
+    with pytest.raises(NumericError, match=r"at step 3 \(epoch 2, batch 0\)"):
         train(*OVERRIDES, "trainer.log_every_n_steps=50")
     assert content(tmp_path / "run" / LAST)["global_step"] == 3
 

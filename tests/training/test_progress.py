@@ -44,7 +44,8 @@ def test_a_run_draws_whole_lines_that_fit(
 
 
 def test_the_line_of_an_epoch_loses_values_in_a_narrow_terminal() -> None:
-    full, *shorter = epoch_lines(ROW)
+    full, *shorter = epoch_lines(ROW, "top1")
     assert full == "train loss 12.3456 top1 0.5000  val loss 2.0000 top1 0.5000 top5 0.7500  12346 images/s  123.4 s"
     assert shorter[-1] == "val loss 2.0000 top1 0.5000"
+    assert epoch_lines(ROW | {"val/f1": 0.25}, "f1")[-1] == "val loss 2.0000 top1 0.5000 f1 0.2500"
     assert [len(line) for line in (full, *shorter)] == sorted(map(len, (full, *shorter)), reverse=True)

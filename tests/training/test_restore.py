@@ -255,6 +255,6 @@ def test_a_run_does_not_finish_with_a_corrupt_best_checkpoint(
         in caplog.text
     )
     content = torch.load(best, weights_only=True)
-    assert content["epoch"] == 2 and content["alexlab"]["best"]["epoch"] == 2
+    assert content["epoch"] == 2 and content["alexlab"]["best"]["epoch"] == 3
     assert RunRecord(tmp_path / "run").read()["status"] == "finished"
     assert len(rows(tmp_path / "run/metrics.csv")) == 3

@@ -16,7 +16,7 @@ from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, R
 from alexlab.records.compare import differing_keys, group_seeds, rank_groups, result_rows
 from alexlab.records.layout import RUN_JSON, outputs_dir
 from alexlab.records.report import verdict, write_report
-from alexlab.records.results import RunResult, find_runs, read_run, read_runs
+from alexlab.records.results import RunResult, best_run, find_runs, read_run, read_runs
 from alexlab.sweeps.entries import to_override, to_text
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class TrainedRun(RunResult):
     config_dir: str | Path | None = None
 
     def __repr__(self) -> str:
-        top1 = self.score("top1")
-        return f"<alexlab.TrainedRun {self.folder}, {self.status}{'' if top1 is None else f', val/top1 {top1:.4f}'}>"
+        text = "" if self.best_score is None else f", {self.optimized.name} {self.best_score:.4f}"
+        return f"<alexlab.TrainedRun {self.folder}, {self.status}{text}>"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class TrainedRun(RunResult):
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """One row per epoch: the columns of `metrics.csv`."""
+        """One row per epoch, counted from 1: the columns of `metrics.csv`."""
         return list(self.epochs)
 
     def load(self, *, device: str = "auto") -> "Model":
@@ -90,15 +90,18 @@ class Runs(Sequence[TrainedRun]):
 
     @property
     def best(self) -> TrainedRun:
-        """The run with the highest val/top1.
+        """The run with the best value of the optimized metric; of equal ones that with the lower loss.
 
         Raises:
-            DataError: if no run has been validated.
+            DataError: if no run has been validated, or the runs have different optimized metrics.
         """
-        scored = [run for run in self._runs if run.score("top1") is not None]
-        if not scored:
-            raise DataError("the best run needs a validated run; none of these has scores")
-        return max(scored, key=lambda run: run.score("top1") or 0)
+        found = best_run(self._runs)
+        if found is not None:
+            return found
+        names = sorted({run.optimized.name for run in self._runs})
+        if len(names) > 1:
+            raise DataError(f"the best run needs runs with the same optimized_metric; these have {', '.join(names)}")
+        raise DataError("the best run needs a validated run; none of these has scores")
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per run: the config keys that differ between the runs, the scores, status and folder."""

@@ -19,7 +19,7 @@ from alexlab.records.run import Run
 
 log = logging.getLogger(__name__)
 
-EQUAL_SCORES = ("best/top1", "best/top5", "best/loss", "best/epoch", "test/top1", "test/top5", "test/loss")
+EQUAL_SCORES = ("best/", "test/")
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Rerun:
         else:
             unequal = [
                 f"{name} {before['scores'][name]:.6g}, now {now['scores'].get(name, float('nan')):.6g}"
-                for name in EQUAL_SCORES
-                if name in before["scores"] and before["scores"][name] != now["scores"].get(name)
+                for name in before["scores"]
+                if name.startswith(EQUAL_SCORES) and before["scores"][name] != now["scores"].get(name)
             ]
             lines.append("the scores are equal" if not unequal else f"the scores differ: {'; '.join(unequal)}")
         return lines + [f"difference: {line}" for line in differences(before, now)]

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,7 @@ CHANGEABLE = (
     *("data.stream.prefetch_shards", "data.stream.cache_gb"),
     *("callbacks.", "logger.", "elastic.", "test.", "tags", "note"),
 )
+DECIDING = re.compile(r"optimized_metric|callbacks\..+\.(monitor|mode)")
 # Nodes that every config of a run has.
 GROUPS = (
     *(
@@ -254,6 +256,11 @@ def is_unchanged(override: Override, config: Any) -> bool:
 
 def _check_changeable(override: Override, run_dir: Path) -> None:
     key = override.key_or_group
+    if DECIDING.fullmatch(key):
+        raise ConfigError(
+            f"a resumed run keeps the metrics by which epochs are compared, so {override.input_line} is refused; start a new "
+            "run for another metric"
+        )
     if (CONFIG_DIR / key).is_dir():
         raise ConfigError(
             f"a resumed run keeps its {key}, so {override.input_line} is refused; start a new run for another {key}"

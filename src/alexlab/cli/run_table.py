@@ -11,12 +11,13 @@ from alexlab.output.command_line import short_path
 from alexlab.output.escape import shown
 from alexlab.output.terminal import Terminal
 from alexlab.records.listing import UNREADABLE, ListEntry, count_statuses, group_sweeps
+from alexlab.records.optimized import metric_label
 from alexlab.records.record import FAILED, FINISHED, RUNNING
 from alexlab.records.results import RunResult
 
 JOBS = 10  # of a sweep, if other runs are listed too
 STYLES = {FINISHED: "green", RUNNING: "cyan", FAILED: "red", UNREADABLE: "red"}
-HEADERS = ("status", "val top-1", "epochs", "time", "started", "tags")
+HEADERS = ("status", "score", "epochs", "time", "started", "tags")
 OPTIONAL = (4, 5)  # columns that a narrow terminal leaves out, in this order
 NUMBERS = (1, 2, 3)
 INDENT = 2
@@ -70,9 +71,8 @@ def _entry_lines(entry: ListEntry, num_runs: int) -> list[Line]:
     if not entry.is_sweep:
         (run,) = entry.runs
         return [_run_line(run, short_path(run.folder))]
-    best = None if entry.best is None else entry.best.score("top1")
     status = f"sweep {entry.num_finished}/{len(entry.runs)}"
-    lines = [Line((status, _number(best), "", "", _date(entry.start_s), ""), short_path(entry.folder))]
+    lines = [Line((status, _score(entry.best), "", "", _date(entry.start_s), ""), short_path(entry.folder))]
     lines += [_run_line(run, f"  {run.folder.name}") for run in entry.runs[:num_runs]]
     num_left = len(entry.runs) - num_runs
     return [*lines, Line([""] * len(HEADERS), f"  {num_left} more")] if num_left > 0 else lines
@@ -81,13 +81,16 @@ def _entry_lines(entry: ListEntry, num_runs: int) -> list[Line]:
 def _run_line(run: RunResult, path: str) -> Line:
     epochs = "/".join(str(count) for count in (run.last_epoch, run.max_epochs) if count) if run.last_epoch else ""
     elapsed = "" if run.elapsed_s is None else str(timedelta(seconds=round(run.elapsed_s)))
-    cells = (run.status, _number(run.score("top1")), epochs, elapsed, _date(run.start_s), ", ".join(run.tags))
+    cells = (run.status, _score(run), epochs, elapsed, _date(run.start_s), ", ".join(run.tags))
     reason = str(run.record.get("reason") or "") if run.status in (FAILED, UNREADABLE) else ""
     return Line(cells, path, STYLES.get(run.status, ""), reason)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _score(run: RunResult | None) -> str:
+    """Return the best score of a run, with its metric."""
+    if run is None or run.best_score is None:
+        return ""
+    return f"{metric_label(run.optimized.key)} {run.best_score:.4f}"
 
 
 def _date(time_s: float) -> str:

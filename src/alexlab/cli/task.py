@@ -24,6 +24,7 @@ from alexlab.config.confinement import check_confined
 from alexlab.config.grammar import raw_overrides
 from alexlab.distributed import ranks, rendezvous
 from alexlab.errors import AlexlabError, ConfigError
+from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.run import Run
 from alexlab.sweeps.jobs import FAILED, FINISHED, Job, previous_attempt
 from alexlab.sweeps.table import JobTable
@@ -50,7 +51,7 @@ class CommandTask:
     rehearsed: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, config: DictConfig) -> float | None:
-        """Run the task and return the value that a sweeper maximises; None if it failed."""
+        """Run the task and return the value that a sweeper optimizes; None if it failed."""
         hydra_config = HydraConfig.get()
         # Relative paths refer to the working directory of the command, also with hydra.job.chdir=true.
         os.chdir(hydra_config.runtime.cwd)
@@ -154,7 +155,8 @@ class CommandTask:
         if job.state == FINISHED:
             from alexlab.training.console import print_end
 
-            print_end(RunRecord(run_dir).read()["scores"], run_dir)
+            record = RunRecord(run_dir).read()
+            print_end(record["scores"], run_dir, OptimizedMetric(**record["optimized"]))
             return job.score
         failure = AlexlabError(str(job.cause))
         failure.exit_code = RunRecord(run_dir).read().get("exit_code") or AlexlabError.exit_code

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config, bind, entries, make, parts
+from alexlab.config.monitors import optimized_metric, with_mode
 from alexlab.data.cache.build_pack import open_pack
 from alexlab.data.cache.on_device import check_crops
 from alexlab.data.cache.pack import PackConfig, PackedImages, pack_mismatch, required_size
@@ -166,7 +167,7 @@ def classifier(
     optimizer, options = parts(config["optimizer"], "optimizer")
     bind(parameter_groups, "param_groups", None, **config["param_groups"])
     head = _head(config, num_classes) if config["param_groups"]["head_lr"] is not None else ()
-    schedule, shape = _schedule(config["scheduler"])
+    schedule, shape = _schedule(with_mode(config["scheduler"], config, "scheduler"))
     module, own = parts(config["module"], "module")
     metrics = extra_metrics(config, num_classes)
     bind(compile_net, "compile", None, **config["compile"])
@@ -191,6 +192,7 @@ def classifier(
         "val_precision": str(config["trainer"]["val_precision"]),
         "seed": config["seed"],
         "extra_metrics": metrics,
+        "optimized_metric": optimized_metric(config),
         "record": record,
     }
     built = built.to(memory_format=torch.channels_last)
@@ -306,7 +308,8 @@ def _mix(nodes: Config, num_classes: int) -> Callable[..., Any] | None:
 
 def callbacks(config: Config) -> list[Callback]:
     """Return the callbacks in config order."""
-    return [make(node, f"callbacks.{name}") for name, node in entries(config["callbacks"]).items()]
+    nodes = {f"callbacks.{name}": node for name, node in entries(config["callbacks"]).items()}
+    return [make(with_mode(node, config, where), where) for where, node in nodes.items()]
 
 
 def loggers(config: Config, run_dir: Path) -> list[Logger]:

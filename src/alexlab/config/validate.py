@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -15,6 +14,7 @@ from alexlab.config import build
 from alexlab.config.culprits import sentence
 from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config, bind, entries, parts, value_of
+from alexlab.config.monitors import check_monitor
 from alexlab.config.resolve import (
     TWO_TOWERS,
     data_world_size,
@@ -45,8 +45,7 @@ MIN_VALUES = {
 VAL_PRECISIONS = ("auto", "32")
 # Precisions of lightning.Trainer whose weights do not have 32 bits.
 OTHER_WEIGHTS = ("16-true", "bf16-true", "64", 64, "64-true")
-SCORES = ("loss", "top1", "top5", "count", "skipped", "epoch")
-METRICS = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5")
+SCORES = ("loss", "top1", "top5", "count", "skipped", "epoch", "step")
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -93,15 +92,14 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
         f"callbacks.{name}": node
         for name, node in zip(entries(config["callbacks"]), build.callbacks(config), strict=True)
     }
-    extra = [f"val/{name}" for name in entries(config["metrics"])]
     for where, callback in monitors.items():
         if isinstance(callback, Finetune):
             callback.check(module.net)
         if isinstance(callback, CheckpointCallback | EarlyStopping):
-            _check_monitor(callback.monitor, where, extra)
+            check_monitor(callback.monitor, where, config)
     for entry in schedule:
         if "monitor" in entry:
-            _check_monitor(entry["monitor"], "scheduler", extra)
+            check_monitor(entry["monitor"], "scheduler", config)
 
 
 def _check_loggers(config: Config) -> None:
@@ -171,11 +169,6 @@ def _check_numbers(node: Any, where: str) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key} must be a finite number; got {value}")
         _check_numbers(value, key)
-
-
-def _check_monitor(monitor: str | None, where: str, extra: Sequence[str]) -> None:
-    if monitor not in (*METRICS, *extra):
-        raise ConfigError(f"{where}.monitor must be a logged metric: {', '.join((*METRICS, *extra))}; got {monitor!r}")
 
 
 def _check_loss(module: Classifier) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alexlab.records.optimized import MODES, OptimizedMetric
 from alexlab.records.record import FINISHED
-from alexlab.records.results import RunResult
+from alexlab.records.results import RunResult, common_metric
 
 # Prefixes of keys that do not affect the result.
 IGNORED_KEYS = (
@@ -47,37 +48,48 @@ class RunGroup:
     def train_s(self) -> float | None:
         return mean_or_none([run.train_s for run in self.runs], digits=1)
 
-    def values(self, name: str = "top1") -> list[float]:
-        """Return the scores of the finished runs."""
+    @property
+    def optimized(self) -> OptimizedMetric:
+        return self.runs[0].optimized
+
+    def values(self, name: str | None = None) -> list[float]:
+        """Return the scores of the finished runs, by default of the optimized metric."""
+        name = name or self.optimized.key
         scores = [run.score(name) for run in self.runs if run.status == FINISHED]
         return [score for score in scores if score is not None]
 
-    def mean(self, name: str = "top1") -> float | None:
+    def mean(self, name: str | None = None) -> float | None:
         values = self.values(name)
         return statistics.mean(values) if values else None
 
-    def std(self, name: str = "top1") -> float | None:
+    def std(self, name: str | None = None) -> float | None:
         """Return the standard deviation over the seeds; None for fewer than two."""
         values = self.values(name)
         return statistics.stdev(values) if len(values) > 1 else None
 
-    def sample_statistics(self) -> tuple[float, float, int]:
-        """Return mean, standard deviation and size of the sample of top-1: the seeds, or one run's validation images."""
+    def sample_statistics(self) -> tuple[float, float, int] | None:
+        """Return mean, standard deviation and size of the sample: the seeds, or the validation images of a single run.
+
+        None for a single run with another metric than an accuracy, whose spread over the images is not known.
+        """
         values, std = self.values(), self.std()
         mean = statistics.mean(values)
         if std is not None:
             return mean, std, len(values)
+        if not self.optimized.is_accuracy:
+            return None
         count = int(self.runs[0].record.get("data", {}).get("counts", {}).get("val", 1))
         return mean, math.sqrt(mean * (1 - mean)), max(2, count)
 
 
 def mean_interval(group: RunGroup) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean top-1 of a group: over its seeds, or over the validation images of a single run.
+    """Return the 95 % interval of the mean score of a group: over its seeds, or over the validation images of a single run.
 
-    The first is Student's, the second Wilson's. None if the group has no finished run.
+    The first is Student's, the second Wilson's. None if the group has no finished run, or a single one whose metric is not an
+    accuracy.
     """
-    values, mean = group.values(), group.mean()
-    if mean is None:
+    values, mean, is_accuracy = group.values(), group.mean(), group.optimized.is_accuracy
+    if mean is None or (len(values) == 1 and not is_accuracy):
         return None
     from scipy.stats import binomtest, t
 
@@ -86,7 +98,7 @@ def mean_interval(group: RunGroup) -> tuple[float, float] | None:
         interval = binomtest(round(min(1.0, max(0.0, mean)) * count), count).proportion_ci(CONFIDENCE, "wilson")
         return float(interval.low), float(interval.high)
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return max(0.0, mean - half), min(1.0, mean + half)
+    return (max(0.0, mean - half), min(1.0, mean + half)) if is_accuracy else (mean - half, mean + half)
 
 
 def differing_keys(runs: Sequence[RunResult]) -> list[str]:
@@ -132,12 +144,12 @@ def key_values(run: RunResult, keys: Sequence[str]) -> dict[str, Any]:
 
 def result_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
     """Return one row per run: the config keys that differ between the runs, the scores, status and folder."""
-    keys = differing_keys(runs)
+    keys, names = differing_keys(runs), score_names(runs)
     return [
         {
             **key_values(run, keys),
             "seed": run.seed,
-            **{f"val/{name}": run.score(name) for name in ("top1", "top5", "loss")},
+            **{f"val/{name}": run.score(name) for name in names},
             **{name: value for name, value in run.record["scores"].items() if name.startswith("test/")},
             "tags": run.tags,
             "note": run.note,
@@ -146,6 +158,11 @@ def result_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
         }
         for run in runs
     ]
+
+
+def score_names(runs: Sequence[RunResult]) -> list[str]:
+    """Return the names of the scores of runs: loss, accuracies, and those that a run optimized."""
+    return list(dict.fromkeys([*MODES, *(run.optimized.key for run in runs)]))
 
 
 def group_seeds(runs: Sequence[RunResult], keys: Sequence[str]) -> list[RunGroup]:
@@ -157,20 +174,27 @@ def group_seeds(runs: Sequence[RunResult], keys: Sequence[str]) -> list[RunGroup
     return list(groups.values())
 
 
-def rank_groups(groups: Sequence[RunGroup]) -> tuple[list[RunGroup], bool]:
+def rank_groups(groups: Sequence[RunGroup]) -> tuple[list[RunGroup], bool | None]:
     """Return the groups with scores, best first, and whether the best is significantly better than the second.
 
-    The test is Welch's t-test of the mean top-1 at 95 % confidence. The sample of a group with one finished run is that
-    run's validation images.
+    The test is Welch's t-test of the mean of the optimized metric at 95 % confidence. The sample of a group with one finished
+    run is that run's validation images. Groups with different optimized metrics keep their order.
+
+    Returns:
+        The groups, and the result of the test; None if there is nothing to test.
     """
-    ranked = sorted((group for group in groups if group.values()), key=lambda group: -(group.mean() or 0))
-    if len(ranked) < 2:
-        return ranked, False
+    scored = [group for group in groups if group.values()]
+    if common_metric([run for group in scored for run in group.runs]) is None:
+        return scored, None
+    ranked = sorted(scored, key=lambda group: group.optimized.rank(group.mean(), group.mean("loss")), reverse=True)
+    samples = [sample for group in ranked[:2] if (sample := group.sample_statistics()) is not None]
+    if len(samples) < 2:
+        return ranked, None
     import numpy as np
     from scipy.stats import ttest_ind_from_stats
 
     with np.errstate(divide="ignore", invalid="ignore"):  # two samples without variance
-        test = ttest_ind_from_stats(*ranked[0].sample_statistics(), *ranked[1].sample_statistics(), equal_var=False)
+        test = ttest_ind_from_stats(*samples[0], *samples[1], equal_var=False)
     return ranked, bool(test.pvalue < 1 - CONFIDENCE)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from alexlab.errors import ConfigError
 from alexlab.records.layout import SWEEP_JSON
 from alexlab.records.record import FINISHED, STATES, default_record
-from alexlab.records.results import RunResult, find_runs, read_run, with_tags
+from alexlab.records.results import RunResult, best_run, find_runs, read_run, with_tags
 
 UNREADABLE = "unreadable"  # status of a run whose run.json no run can have written; `reason` says what is wrong
 STATUSES = (*STATES, UNREADABLE)
@@ -34,9 +34,8 @@ class ListEntry:
 
     @property
     def best(self) -> RunResult | None:
-        """The run with the highest val/top1; None before the first validation."""
-        scored = [run for run in self.runs if run.score("top1") is not None]
-        return max(scored, key=lambda run: run.score("top1") or 0, default=None)
+        """The run with the best optimized metric; None before the first validation, and if they have different metrics."""
+        return best_run(self.runs)
 
     @property
     def num_finished(self) -> int:

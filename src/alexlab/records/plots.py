@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from alexlab.output.escape import plot_label
 from alexlab.pages.plots import SERIES, integer_ticks, new_figure, upper_limit
 from alexlab.records.compare import RunGroup
+from alexlab.records.optimized import OptimizedMetric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 MAX_SERIES = len(SERIES)  # groups with a colour of their own, best first; curves are drawn of these only
 MAX_MARKERS = 15  # epochs up to which each has a marker
 SIZE = (5.2, 3.3)  # inches
-SCORE_LABEL = "Top-1 accuracy"
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,12 @@ def sheet(panels: Sequence[Panel], groups: Sequence[RunGroup] = ()) -> "Figure":
 
 
 def curve_panels(groups: Sequence[RunGroup]) -> list[Panel]:
-    """Return loss and top-1 against the epoch: the mean of each group with the range of its seeds, training dashed."""
+    """Return the loss and the optimized metric, or else top-1, against the epoch.
+
+    Lines are the mean of each group, bands the range of its seeds; training is dashed.
+    """
     groups = groups[:MAX_SERIES]
+    score = next((group.optimized for group in groups if group.optimized.key != "loss"), OptimizedMetric())
     epochs = {row["epoch"] for group in groups for run in group.runs for row in run.epochs}
     lines = "Solid: validation, dashed: training."
     if len(epochs) == 1:
@@ -74,7 +78,7 @@ def curve_panels(groups: Sequence[RunGroup]) -> list[Panel]:
     elif any(len(group.runs) > 1 for group in groups):
         lines += " Lines are means over the seeds, and bands their range."
     panels = []
-    for metric, name in (("loss", "Loss"), ("top1", SCORE_LABEL)):
+    for metric, name in (("loss", "Loss"), (score.key, score.title)):
         curves = [
             (number, split, points)
             for number, group in enumerate(groups)
@@ -94,7 +98,7 @@ def curve_panels(groups: Sequence[RunGroup]) -> list[Panel]:
             integer_ticks(axes, min(epochs), max(epochs))
             if top is not None:
                 axes.set_ylim(top=top)
-            finish(axes, "Epoch", name)
+            finish(axes, "Epoch", plot_label(name))
 
         panels.append(Panel(name, caption, draw))
     return panels
@@ -107,7 +111,7 @@ def _points(group: RunGroup, split: str, metric: str) -> dict[int, list[float]]:
         for row in run.epochs:
             value = row.get(f"{split}/{metric}")
             if value is not None and math.isfinite(value):
-                points.setdefault(int(row["epoch"]) + 1, []).append(value)
+                points.setdefault(int(row["epoch"]), []).append(value)
     return dict(sorted(points.items()))
 
 

@@ -21,6 +21,7 @@ from alexlab.errors import ConfigError
 from alexlab.records.atomic import write_atomic
 from alexlab.records.layout import CODE_DIFF, RUN_JSON
 from alexlab.records.lock import lock_holder
+from alexlab.records.optimized import is_optimized_metric
 from alexlab.records.provenance import CODE_DIR, code_state, versions
 
 RUNNING, FINISHED, PRUNED, FAILED, INTERRUPTED = "running", "finished", "pruned", "failed", "interrupted"
@@ -81,6 +82,7 @@ DEFAULTS: dict[str, Any] = {
     "best": {},
     "last": {},
     "data": {"counts": {}},
+    "optimized": {"name": "val/top1", "mode": "max"},
     "versions": {},
     "code": {"commit": None, "dirty": False},
     "hardware": {"cpu": "unknown", "cores": "unknown"},
@@ -100,6 +102,7 @@ SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best": (_numbers, "an object of numbers"),
     "last": (_numbers, "an object of numbers"),
     "data": (lambda value: isinstance(value, dict) and _numbers(value.get("counts", {})), "an object with counts"),
+    "optimized": (is_optimized_metric, "a metric of the validation split with its mode, max or min"),
     "versions": (_is_mapping(str), "an object of strings"),
     "code": (
         lambda value: isinstance(value, dict) and {"commit", "dirty"} <= value.keys(),

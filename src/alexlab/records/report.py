@@ -16,17 +16,16 @@ from alexlab.records.compare import (
     mean_or_none,
     rank_groups,
     relative,
+    score_names,
 )
+from alexlab.records.optimized import OptimizedMetric, metric_label, metric_title
 from alexlab.records.record import FAILED, INTERRUPTED
 from alexlab.records.report_page import Table, render_page, title
-from alexlab.records.results import RunResult, find_runs, read_runs, with_tags
+from alexlab.records.results import RunResult, common_metric, find_runs, read_runs, with_tags
 
-METRIC_COLUMNS = ("Top-5", "Loss", "Best epoch", "Training, s", "Images/s")
-GROUP_COLUMNS = ("Runs", "Top-1", "95 % interval", "± SD", *METRIC_COLUMNS, "Parameters", "Status")
-RUN_COLUMNS = ("Seed", "Top-1", *METRIC_COLUMNS)
+MEASURES = ("Best epoch", "Training, s", "Images/s")
 LABELS = ("tags", "note")  # columns of the runs, if any run has them
-CSV_METRICS = ("seed", "top1", "top5", "loss", "best_epoch", "train_s", "images_per_s")
-CSV_COLUMNS = (*CSV_METRICS, "status", "parameters", "reason", *LABELS)
+CSV_MEASURES = ("best_epoch", "train_s", "images_per_s", "status", "parameters", "reason", *LABELS)
 
 
 def write_report(patterns: Sequence[str], out_dir: Path, *, tags: Sequence[str] = ()) -> Path:
@@ -48,44 +47,68 @@ def write_report(patterns: Sequence[str], out_dir: Path, *, tags: Sequence[str] 
     groups = group_seeds(runs, keys)
     ranked, clear = rank_groups(groups)
     sentence = verdict(ranked, clear)
-    table = _group_table([*ranked, *(group for group in groups if not group.values())], keys)
+    scores = _scores(runs)
+    table = _group_table([*ranked, *(group for group in groups if not group.values())], keys, scores)
     out_dir.mkdir(parents=True, exist_ok=True)
-    _write_csv(runs, keys, out_dir / "report.csv")
+    _write_csv(runs, keys, scores, out_dir / "report.csv")
     text = _markdown_report(title(runs, keys), sentence, table, runs)
     (out_dir / "report.md").write_text(text, encoding="utf-8")
     page = render_page(
-        runs, ranked, keys, out_dir, clear=clear, verdict=sentence, settings=table, run_table=_run_table(runs, keys)
+        runs,
+        ranked,
+        keys,
+        out_dir,
+        clear=clear,
+        verdict=sentence,
+        settings=table,
+        run_table=_run_table(runs, keys, scores),
     )
     path = out_dir / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def verdict(ranked: Sequence[RunGroup], clear: bool) -> str:
+def _scores(runs: Sequence[RunResult]) -> list[str]:
+    """Return the names of the scores of runs, first the optimized metric, or of different ones top-1."""
+    first = (common_metric(runs) or OptimizedMetric()).key
+    return [first, *(name for name in score_names(runs) if name != first)]
+
+
+def verdict(ranked: Sequence[RunGroup], clear: bool | None) -> str:
     """Return a sentence about the result of `rank_groups`: whether one setting is the best."""
     if not ranked:
         return "No run has finished yet."
+    metric = common_metric([run for group in ranked for run in group.runs])
+    if metric is None:
+        names = sorted({run.optimized.name for group in ranked for run in group.runs})
+        return f"Not ranked: these runs have different optimized metrics, {', '.join(names)}; compare runs with the same one."
     best, *others = ranked
+    score = f"val {metric_label(metric.key)} {best.mean():.4f}"
     if not others:
-        return f"{best.name}: val top-1 {best.mean():.4f}."
+        return f"{best.name}: {score}."
     second = others[0]
+    if clear is None:
+        return (
+            f"{best.name} is {metric.superlative} ({score}), then {second.name} ({second.mean():.4f}); a test of their "
+            "difference needs several seeds of each."
+        )
     if clear:
         return (
-            f"Best: {best.name}: val top-1 {best.mean():.4f}; the 95 % interval of the difference to {second.name} "
+            f"Best: {best.name}: {score}; the 95 % interval of the difference to {second.name} "
             f"({second.mean():.4f}) excludes zero."
         )
     return (
-        f"No clear winner. {best.name} is highest (val top-1 {best.mean():.4f}), but the 95 % interval of the difference "
+        f"No clear winner. {best.name} is {metric.superlative} ({score}), but the 95 % interval of the difference "
         f"to {second.name} ({second.mean():.4f}) includes zero."
     )
 
 
-def _group_table(groups: Sequence[RunGroup], keys: Sequence[str]) -> Table:
-    intervals = [mean_interval(group) for group in groups]
+def _group_table(groups: Sequence[RunGroup], keys: Sequence[str], scores: Sequence[str]) -> Table:
+    intervals = [mean_interval(group) if group.optimized.key == scores[0] else None for group in groups]
     ends = [end for interval in intervals if interval for end in interval]
     rows = []
     for group, interval in zip(groups, intervals, strict=True):
-        mean, statuses = group.mean(), [run.status for run in group.runs]
+        mean, statuses = group.mean(scores[0]), [run.status for run in group.runs]
         row = [
             *(str(group.keys[key]) for key in keys),
             len(group.values()),
@@ -93,9 +116,8 @@ def _group_table(groups: Sequence[RunGroup], keys: Sequence[str]) -> Table:
             None
             if mean is None or interval is None
             else Interval(interval[0], mean, interval[1], (min(ends), max(ends))),
-            group.std(),
-            group.mean("top5"),
-            group.mean("loss"),
+            group.std(scores[0]),
+            *(group.mean(name) for name in scores[1:]),
             _whole(mean_or_none([run.best_epoch for run in group.runs], digits=1)),
             group.train_s,
             mean_or_none([run.record.get("images_per_s") for run in group.runs], digits=1),
@@ -103,17 +125,24 @@ def _group_table(groups: Sequence[RunGroup], keys: Sequence[str]) -> Table:
             ", ".join(f"{statuses.count(status)} {status}" for status in sorted({*statuses})),
         ]
         rows.append(row)
-    return _without_trivial(Table([*keys, *GROUP_COLUMNS], rows))
+    first, *others = map(metric_title, scores)
+    columns = [*keys, "Runs", first, "95 % interval", "± SD", *others, *MEASURES, "Parameters", "Status"]
+    return _without_trivial(Table(columns, rows), first)
 
 
-def _without_trivial(table: Table) -> Table:
-    """Leave out standard deviations if no setting has several runs, top-5 if it is always 1, and equal numbers of parameters."""
+def _without_trivial(table: Table, first: str) -> Table:
+    """Leave out standard deviations if no setting has several runs, top-5 if it is always 1, and equal numbers of parameters.
+
+    Args:
+        table: the table.
+        first: column of the score that ranks the rows, which stays.
+    """
     dropped = []
     for number, name in enumerate(table.columns):
         values = {row[number] for row in table.rows if not isinstance(row[number], list)}
         if (
-            (name == "± SD" and values == {None})
-            or (name == "Top-5" and values <= {None, 1.0})
+            (name in ("± SD", "95 % interval") and values == {None})
+            or (name == "Top-5" != first and values <= {None, 1.0})
             or (name == "Parameters" and len(values) == 1 and len(table.rows) > 1)
         ):
             dropped.append(number)
@@ -127,38 +156,39 @@ def _whole(value: float | None) -> float | None:
     return int(value) if value is not None and value == int(value) else value
 
 
-def _run_values(run: RunResult, keys: Sequence[str]) -> list[Any]:
+def _run_values(run: RunResult, keys: Sequence[str], scores: Sequence[str]) -> list[Any]:
     return [
         *map(str, key_values(run, keys).values()),
         run.seed,
-        *(run.score(name) for name in ("top1", "top5", "loss")),
+        *(run.score(name) for name in scores),
         run.best_epoch,
         mean_or_none([run.train_s], digits=1),
         mean_or_none([run.record.get("images_per_s")], digits=1),
     ]
 
 
-def _run_table(runs: Sequence[RunResult], keys: Sequence[str]) -> Table:
+def _run_table(runs: Sequence[RunResult], keys: Sequence[str], scores: Sequence[str]) -> Table:
     labels = [name for name in LABELS if any(getattr(run, name) for run in runs)]
-    rows = [[*_run_values(run, keys), *(_label(run, name) for name in labels), run.status] for run in runs]
-    return _without_trivial(Table([*keys, *RUN_COLUMNS, *map(str.capitalize, labels), "Status"], rows))
+    rows = [[*_run_values(run, keys, scores), *(_label(run, name) for name in labels), run.status] for run in runs]
+    columns = [*keys, "Seed", *map(metric_title, scores), *MEASURES, *map(str.capitalize, labels), "Status"]
+    return _without_trivial(Table(columns, rows), metric_title(scores[0]))
 
 
 def _label(run: RunResult, name: str) -> str:
     return ", ".join(run.tags) if name == "tags" else run.note
 
 
-def _write_csv(runs: Sequence[RunResult], keys: Sequence[str], path: Path) -> None:
+def _write_csv(runs: Sequence[RunResult], keys: Sequence[str], scores: Sequence[str], path: Path) -> None:
     rows = [
         [
             relative(run.folder),
-            *_run_values(run, keys),
+            *_run_values(run, keys, scores),
             *(run.status, run.record.get("parameters"), run.record.get("reason")),
             *(_label(run, name) for name in LABELS),
         ]
         for run in runs
     ]
-    write_csv(path, [["run", *keys, *CSV_COLUMNS], *rows])
+    write_csv(path, [["run", *keys, "seed", *scores, *CSV_MEASURES], *rows])
 
 
 def _markdown_report(title: str, verdict: str, table: Table, runs: Sequence[RunResult]) -> str:

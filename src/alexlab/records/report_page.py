@@ -15,9 +15,10 @@ from alexlab.pages.plots import png, svg
 from alexlab.pages.render import Link, file_links, render
 from alexlab.records.compare import RunGroup, main_effects, relative
 from alexlab.records.layout import CURVES, LAUNCHER_OVERRIDES, LOGS
+from alexlab.records.optimized import OptimizedMetric, metric_label
 from alexlab.records.plots import MAX_SERIES, Panel, curve_panels, sheet
 from alexlab.records.record import FAILED, INTERRUPTED, STATES
-from alexlab.records.results import RunResult
+from alexlab.records.results import RunResult, best_run, common_metric
 from alexlab.records.setting_plots import effect_panels, size_panels
 
 MAX_TITLE_KEYS = 3
@@ -36,7 +37,7 @@ def render_page(
     keys: Sequence[str],
     out_dir: Path,
     *,
-    clear: bool,
+    clear: bool | None,
     verdict: str,
     settings: Table,
     run_table: Table,
@@ -48,7 +49,7 @@ def render_page(
         ranked: groups with scores, best first.
         keys: keys that differ between the groups.
         out_dir: folder of the page.
-        clear: the first group is significantly better than the second.
+        clear: the first group is significantly better than the second; None if there is nothing to test.
         verdict: sentence about the result.
         settings: a row for each group, those of `ranked` first.
         run_table: a row for each run.
@@ -56,22 +57,24 @@ def render_page(
     root = common_folder(runs)
     names = [_names_of(run, root, out_dir) for run in runs]
     failed = [number for number, run in enumerate(runs) if run.status in (FAILED, INTERRUPTED)]
-    best = [] if not ranked else ["best"] if clear else ["first"]
+    metric = common_metric(runs)
+    best = [] if not ranked or metric is None else ["best"] if clear else ["first"]
+    first = best_run(ranked[0].runs) if best else None
     return render(
         "report.html",
         title=title(runs, keys),
         kind="Report",
         date=time.strftime("%Y-%m-%d %H:%M"),
-        score=_score(ranked),
+        score=_score(ranked[0]) if best else None,
         verdict=verdict,
         facts=_facts(runs, root, out_dir),
         settings=settings,
         setting_classes=_row_classes(settings, best),
         colors=[number if number < min(len(ranked), MAX_SERIES) else None for number in range(len(settings.rows))],
-        command=repeat_command(max(ranked[0].runs, key=lambda run: run.score("top1") or 0)) if ranked else None,
+        command=None if first is None else repeat_command(first),
         series=[group.name for group in ranked[:MAX_SERIES]],
         num_settings=len(ranked),
-        plots=_write_plots(ranked, keys, out_dir),
+        plots=_write_plots(ranked, keys, metric, out_dir),
         run_columns=["Run", *run_table.columns[:-1], "Files", "Status"],
         run_rows=[[links[:1], *row[:-1], links[1:], row[-1]] for links, row in zip(names, run_table.rows, strict=True)],
         run_classes=_row_classes(run_table, []),
@@ -119,15 +122,13 @@ def _names_of(run: RunResult, root: Path, out_dir: Path) -> list[Link]:
     return [Link(os.path.relpath(run.folder.absolute(), root), f"{folder.href}/"), *files]
 
 
-def _score(ranked: Sequence[RunGroup]) -> tuple[str, str, str] | None:
-    """Return the score of the first group as digits, unit and description."""
-    if not ranked:
-        return None
-    best, spread = ranked[0], ranked[0].std()
-    count = len(best.values())
-    unit = "%" if spread is None else f"± {100 * spread:.2f} %"
+def _score(best: RunGroup) -> tuple[str, str, str]:
+    """Return the score of a group as digits, unit and description: accuracies in percent."""
+    mean, spread, count = best.mean() or 0, best.std(), len(best.values())
+    scale, places, percent = (100, 2, " %") if best.optimized.is_accuracy else (1, 4, "")
+    unit = percent.strip() if spread is None else f"± {scale * spread:.{places}f}{percent}"
     runs = "" if count == 1 else f", mean ± standard deviation of {count} runs"
-    return f"{100 * (best.mean() or 0):.2f}", unit, f"Validation top-1{runs}"
+    return f"{scale * mean:.{places}f}", unit, f"Validation {metric_label(best.optimized.key)}{runs}"
 
 
 def _facts(runs: Sequence[RunResult], root: Path, out_dir: Path) -> dict[str, Any]:
@@ -188,14 +189,17 @@ def _row_classes(table: Table, first: Sequence[str]) -> list[str]:
     return classes
 
 
-def _write_plots(ranked: Sequence[RunGroup], keys: Sequence[str], out_dir: Path) -> list[tuple[str, str, Markup]]:
-    """Write the plots as PNG files and return each as its name, its caption and SVG."""
+def _write_plots(
+    ranked: Sequence[RunGroup], keys: Sequence[str], metric: OptimizedMetric | None, out_dir: Path
+) -> list[tuple[str, str, Markup]]:
+    """Write the plots as PNG files and return each as its name, its caption and SVG; only curves without a common metric."""
     shown = ranked[:MAX_SERIES]
     files: dict[str, tuple[Sequence[Panel], Sequence[RunGroup]]] = {
         "curves.png": (curve_panels(ranked), shown),
-        "effects.png": (effect_panels(main_effects(ranked, keys)), ()),
-        "scatter.png": (size_panels(ranked), shown),
     }
+    if metric is not None:
+        files["effects.png"] = effect_panels(main_effects(ranked, keys), metric), ()
+        files["scatter.png"] = size_panels(ranked), shown
     for name, (panels, groups) in files.items():
         if panels:
             (out_dir / name).write_bytes(png(sheet(panels, groups)))

@@ -9,14 +9,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alexlab.errors import ConfigError
 from alexlab.records.layout import EARLIER, METRICS, RUN_JSON
+from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.record import RUNNING, RunRecord
 
 SKIPPED_FOLDERS = (EARLIER, ".hydra", "checkpoints")
 MAX_EPOCHS = 10**9  # in a record from somebody else, which may have any number
+
+Result = TypeVar("Result", bound="RunResult")
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ class RunResult:
     Args:
         folder: the run folder.
         record: content of its run.json.
-        epochs: rows of its metrics.csv, as numbers.
+        epochs: rows of its metrics.csv, as numbers; `epoch` counts from 1.
     """
 
     folder: Path
@@ -93,14 +96,40 @@ class RunResult:
     def train_s(self) -> float | None:
         return (self.record.get("scores") or {}).get("train_s")
 
+    @property
+    def optimized(self) -> OptimizedMetric:
+        """The metric that decided which epoch is the best."""
+        return OptimizedMetric(**self.record.get("optimized", {}))
+
+    @property
+    def best_score(self) -> float | None:
+        """The best value of the optimized metric; None before the first validation."""
+        return self.score(self.optimized.key)
+
     def score(self, name: str) -> float | None:
-        """Return `top1`, `top5`, `loss` or `epoch` of the best validation; None before the first one."""
+        """Return `top1`, `top5`, `loss`, an extra metric or `epoch` of the best validation; None before the first one."""
         value = (self.record.get("best") or {}).get(name)
         return None if value is None else float(value)
 
 
 def _count(epoch: float | None) -> int | None:
-    return int(epoch) + 1 if epoch is not None and abs(epoch) < MAX_EPOCHS else None
+    return int(epoch) if epoch is not None and abs(epoch) < MAX_EPOCHS else None
+
+
+def common_metric(runs: Sequence[RunResult]) -> OptimizedMetric | None:
+    """Return the optimized metric of some runs; None if they have different ones, so that they cannot be ranked."""
+    found = {run.optimized for run in runs}
+    return found.pop() if len(found) == 1 else None
+
+
+def best_run(runs: Sequence[Result]) -> Result | None:
+    """Return the run with the best value of the optimized metric, of equal ones that with the lower loss.
+
+    None if no run has been validated, or if the runs cannot be ranked.
+    """
+    scored = [run for run in runs if run.best_score is not None]
+    metric = common_metric(scored)
+    return None if metric is None else max(scored, key=lambda run: metric.rank(run.best_score, run.score("loss")))
 
 
 def find_runs(patterns: Sequence[str]) -> list[Path]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from alexlab.output.escape import plot_label
 from alexlab.pages.plots import INK, MUTED, SERIES
 from alexlab.records.compare import RunGroup
-from alexlab.records.plots import MAX_SERIES, SCORE_LABEL, Panel, finish
+from alexlab.records.optimized import OptimizedMetric, metric_title
+from alexlab.records.plots import MAX_SERIES, Panel, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,16 +22,17 @@ LOG_RATIO = 10  # largest by smallest value from which an axis is logarithmic
 MIN_RATIO = 1.02  # sizes that differ less are not drawn
 
 
-def effect_panels(effects: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Panel]:
+def effect_panels(effects: Mapping[str, Mapping[str, Sequence[float]]], metric: OptimizedMetric) -> list[Panel]:
     """Return for each key the score of each of its values.
 
     Args:
         effects: from `alexlab.records.compare.main_effects`.
+        metric: what the scores are.
     """
     ends = [end for by_value in effects.values() for scores in by_value.values() for end in _ends(scores)]
     margin = 0.06 * (max(ends) - min(ends)) + 1e-3 if ends else 0.0
     limits = (min(ends) - margin, max(ends) + margin) if ends else (0.0, 1.0)
-    return [_effect_panel(key, by_value, limits) for key, by_value in effects.items()]
+    return [_effect_panel(key, by_value, metric, limits) for key, by_value in effects.items()]
 
 
 def _ends(scores: Sequence[float]) -> list[float]:
@@ -41,17 +43,23 @@ def _ends(scores: Sequence[float]) -> list[float]:
     return [*scores, mean - std, mean + std]
 
 
-def _effect_panel(key: str, by_value: Mapping[str, Sequence[float]], limits: tuple[float, float]) -> Panel:
+def _effect_panel(
+    key: str, by_value: Mapping[str, Sequence[float]], metric: OptimizedMetric, limits: tuple[float, float]
+) -> Panel:
     name, scale = f"Effect of {key}", axis_scale(list(by_value))
     caption = "Small dots are runs, large dots their means, and bars ± one standard deviation."
     if not any(len(scores) > 1 for scores in by_value.values()):
         caption = "One run for each value."
     if scale is not None:
         by_number = sorted((float(value), value, scores) for value, scores in by_value.items())
-        return Panel(name, caption, lambda axes: _draw_numbers(axes, key, by_number, scale, limits))
-    ranked = sorted(by_value.items(), key=lambda item: statistics.mean(item[1]))
+        return Panel(
+            name,
+            caption,
+            lambda axes: _draw_numbers(axes, by_number, scale, limits, (plot_label(key), plot_label(metric.title))),
+        )
+    ranked = sorted(by_value.items(), key=lambda item: statistics.mean(item[1]), reverse=metric.mode == "min")
     height = max(2.2, 0.9 + 0.28 * len(ranked))
-    return Panel(name, caption, lambda axes: _draw_categories(axes, ranked, limits), height)
+    return Panel(name, caption, lambda axes: _draw_categories(axes, ranked, limits, plot_label(metric.title)), height)
 
 
 def axis_scale(values: Sequence[str]) -> str | None:
@@ -73,10 +81,10 @@ def axis_scale(values: Sequence[str]) -> str | None:
 
 def _draw_numbers(
     axes: "Axes",
-    key: str,
     by_number: Sequence[tuple[float, str, Sequence[float]]],
     scale: str,
     limits: tuple[float, float],
+    labels: tuple[str, str],
 ) -> None:
     numbers = [number for number, *_ in by_number]
     for number, _, scores in by_number:
@@ -96,10 +104,12 @@ def _draw_numbers(
     elif scale == "log":
         _plain_log_ticks(axes)
     axes.set_ylim(*limits)
-    finish(axes, plot_label(key), SCORE_LABEL)
+    finish(axes, *labels)
 
 
-def _draw_categories(axes: "Axes", ranked: Sequence[tuple[str, Sequence[float]]], limits: tuple[float, float]) -> None:
+def _draw_categories(
+    axes: "Axes", ranked: Sequence[tuple[str, Sequence[float]]], limits: tuple[float, float], label: str
+) -> None:
     """Draw each value in a row of its own, best at the top; there is no order that a line could follow."""
     for position, (_, scores) in enumerate(ranked):
         _draw_scores(axes, position, scores, horizontal=True)
@@ -108,7 +118,7 @@ def _draw_categories(axes: "Axes", ranked: Sequence[tuple[str, Sequence[float]]]
     axes.set_ylim(-0.6, len(ranked) - 0.4)
     axes.set_xlim(*limits)
     axes.tick_params(axis="y", labelcolor=INK)
-    finish(axes, SCORE_LABEL, "")
+    finish(axes, label, "")
 
 
 def _draw_scores(axes: "Axes", position: float, scores: Sequence[float], *, horizontal: bool = False) -> None:
@@ -129,9 +139,10 @@ def size_panels(groups: Sequence[RunGroup]) -> list[Panel]:
     if len(groups) > MAX_SERIES:
         caption = f"{caption} Grey: settings without a colour.".strip()
     panels = []
+    score = "Accuracy" if not groups or groups[0].optimized.is_accuracy else metric_title(groups[0].optimized.key)
     for name, xlabel, values in (
-        ("Accuracy against size", "Parameters", [group.runs[0].record.get("parameters") for group in groups]),
-        ("Accuracy against training time", "Training time, s", [group.train_s for group in groups]),
+        (f"{score} against size", "Parameters", [group.runs[0].record.get("parameters") for group in groups]),
+        (f"{score} against training time", "Training time, s", [group.train_s for group in groups]),
     ):
         points = [(number, float(x), group) for number, (x, group) in enumerate(zip(values, groups, strict=True)) if x]
         sizes = [x for _, x, _ in points]
@@ -154,7 +165,7 @@ def _draw_points(axes: "Axes", points: Sequence[tuple[int, float, RunGroup]], xl
     else:
         axes.xaxis.set_major_formatter(_compact)
     axes.margins(x=0.1, y=0.12)
-    finish(axes, xlabel, SCORE_LABEL)
+    finish(axes, xlabel, plot_label(points[0][2].optimized.title))
 
 
 def _plain_log_ticks(axes: "Axes") -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from alexlab.distributed.signals import Interrupted
 from alexlab.records.layout import EARLIER, RUN_JSON
 from alexlab.records.lock import lock_holder
+from alexlab.records.optimized import OptimizedMetric
 
 WAITING, RUNNING, FINISHED, PRUNED, FAILED = "waiting", "running", "finished", "pruned", "failed"  # states of a job
 MULTIRUN = "multirun.yaml"  # Hydra writes it into the folder of a sweep; nothing reads it
@@ -24,7 +25,7 @@ class Job:
         folder: run folder.
         config: composed config, with the `hydra` node.
         state: waiting, running, finished, pruned or failed.
-        score: best val/top1 of a finished job.
+        score: best value of the optimized metric of a finished job.
         cause: why the job failed or was pruned.
         place: GPUs, cores or cluster job that it runs on.
         standalone: whether this is a single run for a cluster rather than a job of a sweep.
@@ -39,6 +40,12 @@ class Job:
     cause: str | None = None
     place: str = ""
     standalone: bool = False
+
+    @property
+    def metric(self) -> str | None:
+        """The optimized metric of a training."""
+        name: str | None = self.config.get("optimized_metric")
+        return name
 
     def end(self, state: str, *, score: float | None = None, cause: str | None = None) -> None:
         """Record how the job ended."""
@@ -59,8 +66,8 @@ class PreviousAttempt:
 
     Args:
         state: finished, pruned or failed if the job is not to be run again, else None.
-        score: best val/top1, see `Job`.
-        cause: reason for a failure or for pruning, see `Job`.
+        score: see `Job`.
+        cause: reason for a failure or for pruning.
         resumed: whether the job was interrupted and is to be resumed.
         held: whether a process is writing its folder.
     """
@@ -90,7 +97,8 @@ def previous_attempt(folder: Path, *, retry_failed: bool = False) -> PreviousAtt
             return PreviousAttempt(FAILED, cause=f"{error}; launcher.retry_failed=true runs the job again")
         found = {"status": record.FAILED}
     if found["status"] == record.FINISHED:
-        return PreviousAttempt(FINISHED, score=float(found["scores"].get("best/top1", "nan")))
+        optimized = OptimizedMetric(**found["optimized"])
+        return PreviousAttempt(FINISHED, score=float(found["scores"].get(f"best/{optimized.key}", "nan")))
     if found["status"] == record.PRUNED:
         return PreviousAttempt(PRUNED, cause=found["reason"])
     if found["status"] == record.INTERRUPTED:

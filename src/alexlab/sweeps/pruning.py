@@ -18,18 +18,27 @@ if TYPE_CHECKING:
 STUDY = "sweep"
 
 
-def open_study(sweep_dir: Path, **options: Any) -> "optuna.Study":
-    """Open or create the study of a sweep; several processes may have it open."""
+def open_study(sweep_dir: Path, *, minimize: bool = False, **options: Any) -> "optuna.Study":
+    """Open or create the study of a sweep; several processes may have it open.
+
+    Args:
+        sweep_dir: folder of the sweep.
+        minimize: lower values are better, in a new study.
+        options: of `optuna.create_study`.
+    """
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     storage = JournalStorage(JournalFileBackend(str(sweep_dir / STORAGE)))
-    return optuna.create_study(study_name=STUDY, storage=storage, direction="maximize", load_if_exists=True, **options)
+    direction = optuna.study.StudyDirection.MINIMIZE if minimize else optuna.study.StudyDirection.MAXIMIZE
+    return optuna.create_study(study_name=STUDY, storage=storage, direction=direction, load_if_exists=True, **options)
 
 
 class Pruning(Callback):
-    """Callback that stops a trial whose best val/top1 is below the median of the other trials at the same epoch.
+    """Callback that stops a trial whose best score is worse than the median of the other trials at the same epoch.
+
+    The score is the optimized metric.
 
     It has no effect outside the jobs of a search.
 
@@ -68,7 +77,8 @@ class Pruning(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Report the score of this epoch to the study, and ask whether to prune."""
-        score = trainer.callback_metrics.get("val/top1")
+        metric: Any = pl_module.optimized
+        score = trainer.callback_metrics.get(metric.name)
         if self.trial is None or score is None or trainer.sanity_checking:
             return
         epoch = trainer.current_epoch + 1
@@ -76,7 +86,7 @@ class Pruning(Callback):
         if epoch not in reported:  # a resumed job may have reported it before
             self.trial.report(score.item(), step=epoch)
         if self.trial.should_prune():
-            self.reason = f"after epoch {epoch} its best val/top1 was below the median of the other trials"
+            self.reason = f"after epoch {epoch} its best {metric.name} was worse than the median of the other trials"
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stop the run on all ranks, after the deciding epoch has been logged, recorded and saved in a checkpoint."""

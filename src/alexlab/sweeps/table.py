@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
 from alexlab.records.layout import RUN_JSON
+from alexlab.records.optimized import VAL
 from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class JobTable:
         title = ", ".join([f"{len(self.jobs)} jobs", *(f"{count} {state}" for state, count in counts.items() if count)])
         common = self._common_overrides()
         result = Table(title=title, caption=f"all with {' '.join(common)}" if common else None)
-        score_header = "best val/top1" if self.jobs and "trainer" in self.jobs[0].config else "score"
+        metrics = {job.metric for job in self.jobs}
+        score_header = f"best {self.jobs[0].metric}" if len(metrics) == 1 and None not in metrics else "score"
         for column in ("job", "overrides", "state", score_header, "cause"):
             result.add_column(column, justify="right" if column in ("job", score_header) else "left", overflow="fold")
         for job in self._shown(max_rows):
@@ -61,7 +63,7 @@ class JobTable:
                 str(job.number),
                 " ".join(override for override in job.overrides if override not in common),
                 state,
-                "-" if score is None else f"{score:.4f}",
+                "-" if score is None else f"{score:.4f}" if len(metrics) == 1 else f"{job.metric} {score:.4f}",
                 job.cause or "",
                 end_section=True,
             )
@@ -155,10 +157,10 @@ def _progress(job: "Job") -> tuple[str, float | None]:
         found = {}
     parts = [RUNNING]
     if found.get("last"):
-        parts.append(f"epoch {found['last']['epoch'] + 1}/{job.config.trainer.max_epochs}")
+        parts.append(f"epoch {found['last']['epoch']}/{job.config.trainer.max_epochs}")
     if job.place:
         parts.append(job.place)
-    return ", ".join(parts), (found.get("best") or {}).get("top1")
+    return ", ".join(parts), (found.get("best") or {}).get((job.metric or "").removeprefix(VAL))
 
 
 class SweepTask(Protocol):

@@ -19,8 +19,6 @@ from alexlab.training.restore import load_best
 
 log = logging.getLogger(__name__)
 
-NAMES = ("loss", "top1", "top5", "count")
-
 
 def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: ImageDataModule) -> dict[str, float]:
     """Score the best checkpoint in 32 bits, as `evaluate.py` does, and store its validation in `module.best`.
@@ -49,7 +47,7 @@ def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: I
     saved = load_best(module, best)
     limits = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
     loaders: dict[str, tuple[Any, float]] = {}
-    if not is_known or saved["step"] != module.best["step"]:  # other steps if the checkpoint is not chosen by val/top1
+    if not is_known or saved["step"] != module.best["step"]:  # other steps if it was chosen by another metric
         loaders["best"] = data.eval_loader(splits.val, limit=limits["val"]), limits["val"]
     if splits.test is not None:
         loaders["test"] = data.eval_loader(splits.test, limit=limits["test"]), limits["test"]
@@ -61,12 +59,12 @@ def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: I
         module.test_metric_prefix = prefix
         trainer.limit_test_batches = limit
         trainer.test(module, dataloaders=loader, verbose=False)
-        values = " ".join(f"{name} {module.scored[name]:.4f}" for name in ("loss", "top1", "top5"))
+        values = " ".join(f"{name} {module.scored[name]:.4f}" for name in module.scored_names)
         log.info("%s, best checkpoint: %s", "val in 32 bits" if prefix == "best" else prefix, values)
         if prefix == "best":
             module.best = {**module.scored, **saved}
         else:
-            scores |= {f"{prefix}/{name}": module.scored[name] for name in NAMES}
+            scores |= {f"{prefix}/{name}": module.scored[name] for name in (*module.scored_names, "count")}
     return scores
 
 

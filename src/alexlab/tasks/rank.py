@@ -119,8 +119,10 @@ def _start_logging(
     if run.config["data"]["preview"] and trainer.is_global_zero:
         grid = preview_grid(data, num_images=run.config["data"]["preview"], mix=module.mix)
         write_preview(grid, run.dir / layout.PREVIEW, boards)
+    splits = ("best",) if data.splits.test is None else ("best", "test")
+    hparam_metrics = [f"{split}/{name}" for split in splits for name in module.scored_names]
     for board in boards:
-        board.start_hparams(_hparams(run), ["best/top1", "best/top5"])
+        board.start_hparams(_hparams(run), hparam_metrics)
     return boards
 
 
@@ -154,7 +156,7 @@ def _resume(config: dict[str, Any], trainer: lightning.Trainer, data: ImageDataM
     log.info("resuming after %d epochs%s, step %d", num_epochs, position, checkpoint["global_step"])
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard | EpochCSV):
-            logger.resume(epoch=num_epochs - 1, step=checkpoint["global_step"])
+            logger.resume(num_epochs=num_epochs, step=checkpoint["global_step"])
     return path
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def main(run: Run) -> float | None:
-    """Train, print the scores and return the best val/top1.
+    """Train, print the scores and return the best value of the optimized metric.
 
     An error before the training leaves nothing in the run folder. From then on `run.json` records the outcome.
 
@@ -49,15 +49,17 @@ def main(run: Run) -> float | None:
                 log.info("checking the config")  # at once: importing torch takes seconds
             import_lightning()
 
+            from alexlab.config.monitors import optimized_metric
             from alexlab.config.preflight import check_run
             from alexlab.distributed.launch import Limits, launch
             from alexlab.tasks.rank import train
             from alexlab.training.console import print_end
 
             run, num_ranks, images = check_run(run, splits)
+            optimized = optimized_metric(run.config)
         if is_reported:
             log.info("run folder: %s", short_path(run.dir), extra=WHOLE)
-        with _recording(run, images) as scores:
+        with _recording(run, data=images, optimized=asdict(optimized)) as scores:
             run, splits = _prepare(run, splits)
             scores |= launch(
                 partial(train, run, splits),
@@ -67,9 +69,9 @@ def main(run: Run) -> float | None:
                 on_restart=lambda causes: RunRecord(run.dir).update(restarts=causes),
             )
             if ranks.rank() == 0:
-                print_end(scores, run.dir)
+                print_end(scores, run.dir, optimized)
     ranks.forget_run_dir()
-    return scores.get("best/top1")
+    return scores.get(f"best/{optimized.key}")
 
 
 def check(config: dict[str, Any], *, remote: bool = False) -> None:
@@ -101,8 +103,13 @@ def _before_any_work() -> Iterator[None]:
 
 
 @contextmanager
-def _recording(run: Run, images: dict[str, Any]) -> Iterator[dict[str, float]]:
-    """Record the start and the outcome of a run on rank 0; the block fills the yielded dict with the scores."""
+def _recording(run: Run, **entries: Any) -> Iterator[dict[str, float]]:
+    """Record the start and the outcome of a run on rank 0; the block fills the yielded dict with the scores.
+
+    Args:
+        run: the run.
+        entries: further entries of its record.
+    """
     scores: dict[str, float] = {}
     if ranks.rank() > 0:
         yield scores
@@ -111,7 +118,7 @@ def _recording(run: Run, images: dict[str, Any]) -> Iterator[dict[str, float]]:
     if run.changes:
         record.store_attempt(run.config, run.changes)
     record.start(run.config, dict(run.choices), hardware=describe_hardware())
-    record.update(data=images)
+    record.update(**entries)
     try:
         with translate_errors(run.dir):
             yield scores

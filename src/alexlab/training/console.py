@@ -1,6 +1,7 @@
 """Terminal output of a training run: the description of the run, the final scores, and less noise from Lightning."""
 
 import logging
+import math
 import re
 import shlex
 import warnings
@@ -18,6 +19,7 @@ from alexlab.output.command_line import command_line, short_path
 from alexlab.output.escape import print_line
 from alexlab.output.terminal import Terminal
 from alexlab.records import layout
+from alexlab.records.optimized import MODES, OptimizedMetric, metric_label
 from alexlab.training.module import Classifier
 from alexlab.training.param_groups import parameters_by_kind
 
@@ -85,11 +87,11 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def print_end(scores: Mapping[str, float], run_dir: Path) -> None:
+def print_end(scores: Mapping[str, float], run_dir: Path, optimized: OptimizedMetric) -> None:
     """Print the final scores, if any, the run folder, and commands that continue from it."""
     folder = short_path(run_dir)
     if scores:
-        Terminal().print_table(_score_table(scores, run_dir))
+        Terminal().print_table(_score_table(scores, run_dir, optimized))
     if scores.get("skipped"):
         print_line(f"{scores['skipped']:.0f} unreadable images were skipped: {Path(folder) / layout.SKIPPED}")
     print_line(f"run folder: {folder}")
@@ -102,18 +104,21 @@ def print_end(scores: Mapping[str, float], run_dir: Path) -> None:
         print_line(f"tensorboard --logdir {shlex.quote(short_path(run_dir.parent) if day else folder)}")
 
 
-def _score_table(scores: Mapping[str, float], run_dir: Path) -> Table:
-    table = Table(title=f"trained in {scores['train_s']:.0f} s")
-    for column in ("split", "images", "top-1", "top-5", "loss", "checkpoint"):
+def _score_table(scores: Mapping[str, float], run_dir: Path, optimized: OptimizedMetric) -> Table:
+    table = Table(
+        title=f"trained in {scores['train_s']:.0f} s; the best epoch has the {optimized.superlative} {optimized.name}"
+    )
+    shown = [*MODES, *([] if optimized.key in MODES else [optimized.key])]
+    for column in ("split", "images", *map(metric_label, shown), "checkpoint"):
         table.add_column(column, justify="left" if column in ("split", "checkpoint") else "right")
     saved = "best" if (run_dir / layout.BEST).is_file() else "best, not saved"
-    rows = [("val", "best", f"{saved}, epoch {scores['best/epoch'] + 1:.0f}")]
+    rows = [("val", "best", f"{saved}, epoch {scores['best/epoch']:.0f}")]
     if "test/top1" in scores:
         rows.append(("test", "test", "same"))
     for views in ("five", "ten_crop"):
         if f"{views}/top1" in scores:
             rows.append(("test" if "test/top1" in scores else "val", views, f"same, {views}"))
     for split, prefix, checkpoint in rows:
-        values = [f"{scores[f'{prefix}/{name}']:.4f}" for name in ("top1", "top5", "loss")]
+        values = [f"{scores.get(f'{prefix}/{name}', math.nan):.4f}" for name in shown]
         table.add_row(split, f"{scores.get(f'{prefix}/count', 0):.0f}", *values, checkpoint)
     return table

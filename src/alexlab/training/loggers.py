@@ -115,7 +115,7 @@ class TensorBoard(RunFileWriter, TensorBoardLogger):
             self.board = compat.summary_writer(self.log_dir, EventFile, purge_step=self.purge_step)
         return self.board
 
-    def resume(self, *, epoch: int, step: int) -> None:
+    def resume(self, *, num_epochs: int, step: int) -> None:
         """Resume at a step: TensorBoard then hides later events of earlier files."""
         self.purge_step = step
 
@@ -152,7 +152,7 @@ class TensorBoard(RunFileWriter, TensorBoardLogger):
 
 
 class EpochCSV(RunFileWriter, Logger):
-    """Logger that writes `metrics.csv`, with a row per epoch and a column per metric.
+    """Logger that writes `metrics.csv`, with a row per epoch, counted from 1, and a column per metric.
 
     Every update rewrites the whole file atomically: readers never see a partial row, and rows that could not be written to
     a full disk are included in the next write.
@@ -166,11 +166,11 @@ class EpochCSV(RunFileWriter, Logger):
         self.path = Path(save_dir) / "metrics.csv"
         self.rows: dict[int, dict[str, Any]] = {}
 
-    def resume(self, *, epoch: int, step: int) -> None:
-        """Resume after an epoch: keep its row and those before it."""
+    def resume(self, *, num_epochs: int, step: int) -> None:
+        """Resume after some epochs: keep their rows."""
         if self.path.is_file():
             with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
+                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= num_epochs]
             self.rows = {int(row["epoch"]): {name: value for name, value in row.items() if value} for row in rows}
 
     @property
@@ -193,8 +193,8 @@ class EpochCSV(RunFileWriter, Logger):
         }
         if all(name.startswith("best/") for name in values):  # the best checkpoint, scored again after the training
             return
-        row = self.rows.setdefault(int(metrics["epoch"]), {})
-        row |= values | {"epoch": int(metrics["epoch"]), "step": step}
+        epoch = int(metrics["epoch"]) + 1  # Lightning counts from 0
+        self.rows.setdefault(epoch, {}).update(values, epoch=epoch, step=step)
         self._write()
 
     def _write(self) -> None:

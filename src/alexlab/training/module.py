@@ -1,5 +1,6 @@
 """The LightningModule, shared by all nets, losses, optimizers and schedules."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from alexlab.data.samplers import data_ranks, derived_seed
 from alexlab.distributed.ddp import HookedDDP
 from alexlab.errors import DataError
 from alexlab.records.layout import CHECKPOINT_KEY, MEAN_IMAGE
+from alexlab.records.optimized import MODES, OptimizedMetric
 from alexlab.training import nonfinite
 from alexlab.training.checkpoint_io import rescale_progress
 from alexlab.training.metrics import ClassificationMetrics, ExtraMetrics, evaluate_batch
@@ -42,6 +44,7 @@ class Classifier(lightning.LightningModule):
             from which a run is resumed.
         mix: maps the images and labels of a training batch to mixed images and probabilities (MixUp, CutMix), or None.
         extra_metrics: metrics of val and test besides loss, top1 and top5, by name.
+        optimized_metric: the metric of the validation split that decides which epoch is the best; None for val/top1.
         skip_unreadable: whether training batches may contain unreadable images, labelled UNREADABLE.
         val_precision: `auto` to validate in the training precision, as Lightning does; `32` in 32 bits, if the weights have
             them. Tests are always in the precision of the weights.
@@ -63,6 +66,7 @@ class Classifier(lightning.LightningModule):
         mean_image: Tensor | None = None,
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         extra_metrics: Mapping[str, Metric] | None = None,
+        optimized_metric: OptimizedMetric | None = None,
         skip_unreadable: bool = False,
         val_precision: str = "auto",
         seed: int = 0,
@@ -84,7 +88,8 @@ class Classifier(lightning.LightningModule):
             {f"{stage}_metrics": ClassificationMetrics(len(classes)) for stage in ("train", "val", "test")}
         )
         self.extra_metrics = nn.ModuleDict({stage: ExtraMetrics(extra_metrics or {}) for stage in ("val", "test")})
-        self.best: dict[str, float] = {}
+        self.optimized = optimized_metric or OptimizedMetric()
+        self.best: dict[str, float] = {}  # scores of the best validation, with its `epoch`, from 1, and `step`
         self.validated_in_epoch = False  # a validation has finished since the last epoch ended
         self.nonfinite = nonfinite.NonFiniteDetector()
         self.step_loss: Tensor | None = None  # loss of the last training step
@@ -160,7 +165,7 @@ class Classifier(lightning.LightningModule):
         strategy = self.trainer.strategy
         is_fp16 = isinstance(strategy, HookedDDP) and strategy.options.comm_hook == "fp16"
         hint = ", or trainer.comm_hook=bf16: gradients above 65504 overflow in fp16" if is_fp16 else ""
-        raise found.error(epoch=self.current_epoch, rank=self.global_rank, hint=hint)
+        raise found.error(epoch=self.current_epoch + 1, rank=self.global_rank, hint=hint)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the training metrics after the last batch of an epoch, before the validation."""
@@ -192,9 +197,18 @@ class Classifier(lightning.LightningModule):
         if self.trainer.sanity_checking:
             return
         self.validated_in_epoch = True
-        if not self.best or scores["top1"] > self.best["top1"]:
-            self.best = {**scores, "epoch": self.current_epoch, "step": self.global_step}
-        self._log_exact({"best/top1": self.best["top1"], "best/top5": self.best["top5"]})
+        if not self.best or self._rank(scores) > self._rank(self.best):
+            best = {**scores, "epoch": self.current_epoch + 1, "step": self.global_step}
+            self.best = {name: value for name, value in best.items() if not math.isnan(value)}
+        self._log_exact({f"best/{name}": self.best[name] for name in self.scored_names if name in self.best})
+
+    def _rank(self, scores: Mapping[str, float]) -> tuple[float, float]:
+        return self.optimized.rank(scores.get(self.optimized.key), scores.get("loss"))
+
+    @property
+    def scored_names(self) -> list[str]:
+        """The names of the metrics of a split."""
+        return [*MODES, *self.extra_metrics["val"].by_name]  # type: ignore[misc]
 
     def on_train_epoch_end(self) -> None:
         """Step the schedulers with the interval `epoch`, ReduceLROnPlateau after each validation, before the checkpoint."""
@@ -295,11 +309,10 @@ class Classifier(lightning.LightningModule):
             )
         if not scores["count"]:
             raise DataError(f"no image of the {stage} split could be read")
-        self.scored = scores
+        self.scored = scores | extra
         prefix = self.test_metric_prefix if stage == "test" else stage
-        logged = {name: scores[name] for name in ("loss", "top1", "top5")} | extra
-        self._log_exact({f"{prefix}/{name}": value for name, value in logged.items()})
-        return scores | extra
+        self._log_exact({f"{prefix}/{name}": self.scored[name] for name in self.scored_names})
+        return self.scored
 
     def _loader(self, stage: str) -> Any:
         loaders: Any = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders

@@ -38,7 +38,7 @@ class NonFiniteValue:
         """Return the error that ends the run.
 
         Args:
-            epoch: index of the epoch.
+            epoch: number of the epoch, from 1.
             rank: global rank.
             hint: further advice, appended to the message.
         """
@@ -110,7 +110,7 @@ class NonFiniteReport(RunFileWriter, Callback):
         for number, batch in zip(exception.batches, sampler.batches(exception.batches), strict=True):
             for _, index in batch:
                 label = trainer.datamodule.splits.classes[split.labels[index]]  # type: ignore[attr-defined]
-                rows.append((trainer.current_epoch, number, split.paths[index], label))
+                rows.append((trainer.current_epoch + 1, number, split.paths[index], label))
         path = Path(trainer.default_root_dir) / NOT_FINITE.format(rank=trainer.global_rank)
         with self.writing(path, ending=True):
             write_csv(path, rows)

@@ -91,7 +91,7 @@ def _best_is_lost(
 
 
 def load_best(module: Classifier, best: Path) -> dict[str, int]:
-    """Load the weights of the best checkpoint into a module, and return its epoch and its optimizer step.
+    """Load the weights of the best checkpoint into a module, and return its epoch, from 1, and its optimizer step.
 
     Raises:
         DiskError: if the checkpoint cannot be read back.
@@ -103,7 +103,7 @@ def load_best(module: Classifier, best: Path) -> dict[str, int]:
             raise ValueError("it has no state_dict")
         check_state(state)
         module.load_state_dict(state)
-        return {"epoch": int(content["epoch"]), "step": int(content["global_step"])}
+        return {"epoch": int(content["epoch"]) + 1, "step": int(content["global_step"])}
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DiskError(

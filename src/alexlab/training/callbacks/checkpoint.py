@@ -1,5 +1,6 @@
 """The best and the latest checkpoint of a run."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -13,11 +14,14 @@ from alexlab.distributed.signals import Interrupted, signals
 from alexlab.records.atomic import atomic_path, write_atomic
 from alexlab.records.disk_errors import RunFileWriter
 from alexlab.records.layout import BEST, EARLIER_LASTS, LAST
+from alexlab.records.optimized import OptimizedMetric
 from alexlab.training.checkpoint_io import remove_partial_checkpoints
 
 
 class CheckpointCallback(RunFileWriter, Checkpoint):
-    """Callback that saves `checkpoints/best.ckpt` and `checkpoints/last.ckpt`; on a tie the earlier epoch stays the best.
+    """Callback that saves `checkpoints/best.ckpt` and `checkpoints/last.ckpt`.
+
+    Of equally good validations the one with the lower `val/loss` is the best, then the earlier one.
 
     `last.ckpt` is written regardless of its score; Lightning's ModelCheckpoint (2.6) writes it only along with the best one.
     If a validation is due at the same step, both are written after it, so that a resumed run does not lose its result. Must
@@ -61,16 +65,17 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
         self.every_n_steps, self.every_s, self.on_error, self.keep_last = every_n_steps, every_s, on_error, keep_last
         self.saved_s = time.monotonic()  # time of the last write of `last.ckpt`
         self.due = False  # write `last.ckpt` after the validation that follows
-        self.best_score: float | None = None
+        self.best_score: float | None = None  # of the metric that is monitored
+        self.best_loss: float | None = None  # the validation loss at that score
         self.last_step = 0  # optimizer step of `last.ckpt`
         self.best_is_lost = False  # the resumed run had a best checkpoint, which is missing or corrupt
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "last_step": self.last_step, "due": self.due}
+        return {name: getattr(self, name) for name in ("best_score", "best_loss", "last_step", "due")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_score, self.last_step = state_dict["best_score"], state_dict["last_step"]
-        self.due = state_dict["due"]
+        self.best_score, self.best_loss = state_dict["best_score"], state_dict["best_loss"]
+        self.last_step, self.due = state_dict["last_step"], state_dict["due"]
         if self.best_is_lost:
             self.best_score = None  # so that the next validation writes a new one
 
@@ -133,18 +138,19 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
             self._save_last(trainer, equals_best=False)
 
     def _save_best(self, trainer: lightning.Trainer) -> bool:
-        score = trainer.callback_metrics.get(self.monitor)
-        if score is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        found = trainer.callback_metrics
+        if self.monitor not in found or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return False
-        value = float(score)
-        sign = 1 if self.mode == "max" else -1
-        if self.best_score is not None and sign * value <= sign * self.best_score:
+        score, loss = float(found[self.monitor]), float(found.get("val/loss", math.nan))
+        rank = OptimizedMetric(self.monitor, self.mode).rank
+        if self.best_score is not None and rank(score, loss) <= rank(self.best_score, self.best_loss):
             return False
-        before = self.best_score, self.last_step
-        self.best_score, self.last_step = value, trainer.global_step
+        before = self.best_score, self.best_loss, self.last_step
+        self.best_score, self.best_loss = (None if math.isnan(value) else value for value in (score, loss))
+        self.last_step = trainer.global_step
         trainer.save_checkpoint(Path(trainer.default_root_dir) / BEST)
         if self._failed(trainer):
-            self.best_score, self.last_step = before  # the earlier `best.ckpt` is still there
+            self.best_score, self.best_loss, self.last_step = before  # the earlier `best.ckpt` is still there
             return False
         return True
 

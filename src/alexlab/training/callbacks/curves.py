@@ -20,7 +20,7 @@ def draw_curves(rows: Sequence[Row], path: Path, *, title: str, metric: str = "t
     """Plot loss, accuracy and learning rate over the epochs as PNG, with the best epoch marked.
 
     Args:
-        rows: metrics by name, and `epoch` counted from 0 and `lr`, of each epoch.
+        rows: metrics by name, and `epoch` counted from 1 and `lr`, of each epoch.
         path: file to write.
         title: name of the run.
         metric: validation metric that decides which epoch is the best; drawn with the accuracies unless it is the loss.
@@ -51,14 +51,14 @@ def draw_curves(rows: Sequence[Row], path: Path, *, title: str, metric: str = "t
 
 def _draw(axes: "Axes", rows: Sequence[Row], lines: dict[str, tuple[str, str, str]], name: str) -> None:
     for key, (label, color, style) in lines.items():
-        points = [(row["epoch"] + 1, row[key]) for row in rows if key in row]
+        points = [(row["epoch"], row[key]) for row in rows if key in row]
         if points:
             marker = "o" if len(points) <= MAX_MARKERS else ""
             axes.plot(*zip(*points, strict=True), style, color=color, marker=marker, markersize=3.5, label=label)
     axes.set(xlabel="Epoch", ylabel=name)
     axes.grid()
     if rows:
-        integer_ticks(axes, int(rows[0]["epoch"]) + 1, int(rows[-1]["epoch"]) + 1)
+        integer_ticks(axes, int(rows[0]["epoch"]), int(rows[-1]["epoch"]))
 
 
 def _mark_best(axes: "Axes", rows: Sequence[Row], key: str, mode: str) -> None:
@@ -68,7 +68,7 @@ def _mark_best(axes: "Axes", rows: Sequence[Row], key: str, mode: str) -> None:
         return
     sign = -1 if mode == "max" else 1
     best = min(found, key=lambda row: (sign * row[key], row.get("val/loss", 0.0)))
-    x, y = best["epoch"] + 1, best[key]
+    x, y = best["epoch"], best[key]
     axes.axvline(x, color=INK, linewidth=0.8, linestyle=":")
     axes.plot(x, y, "o", color=VAL, markersize=8, markeredgecolor="#ffffff", markeredgewidth=1.5, zorder=4)
     axes.set_title(f"best: epoch {x:.0f}, {y:.4f}", loc="right", fontsize=9)  # above the curves, so that it hides none

@@ -62,11 +62,12 @@ class EpochLog(RunFileWriter, Callback):
         pl_module.log_dict({f"train/{name}": value for name, value in rate.items()}, sync_dist=True, reduce_fx="max")
         scores = epoch_metrics(trainer)
         elapsed_s = time.perf_counter() - self.epoch_start_s
-        row = {**scores, "epoch": trainer.current_epoch, "lr": self.lr, **rate, "elapsed_s": elapsed_s}
+        row = {**scores, "epoch": trainer.current_epoch + 1, "lr": self.lr, **rate, "elapsed_s": elapsed_s}
         self.rows.append(row)
         last = str(trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "-")
         number = f"{trainer.current_epoch + 1:>{len(last)}}"
-        full, *narrow = (f"epoch {number}/{last}  {line}" for line in epoch_lines(row))
+        metric: Any = pl_module.optimized
+        full, *narrow = (f"epoch {number}/{last}  {line}" for line in epoch_lines(row, metric.key))
         log.info("%s", full, extra=shorter(narrow))
 
     def on_train_end(
@@ -74,8 +75,9 @@ class EpochLog(RunFileWriter, Callback):
     ) -> None:
         if self.curves and self.rows and trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / CURVES
+            metric: Any = pl_module.optimized
             with self.writing(path, ending=ending):
-                draw_curves(self.rows, path, title=path.parent.name)
+                draw_curves(self.rows, path, title=path.parent.name, metric=metric.key, mode=metric.mode)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -96,17 +98,22 @@ def epoch_metrics(trainer: lightning.Trainer) -> dict[str, float]:
 OPTIONAL = ("val/top5", "images_per_s", "train/top1", "elapsed_s", "train/loss")
 
 
-def epoch_lines(row: dict[str, float]) -> list[str]:
-    """Return the metrics of an epoch as one line, and shorter lines for narrow terminals; missing metrics are left out."""
+def epoch_lines(row: dict[str, float], optimized: str) -> list[str]:
+    """Return the metrics of an epoch as one line, and shorter lines for narrow terminals; missing metrics are left out.
+
+    Args:
+        row: metrics by name.
+        optimized: key of the optimized metric, which every line has.
+    """
     return [
-        _epoch_line({name: row[name] for name in row if name not in OPTIONAL[:count]})
+        _epoch_line({name: row[name] for name in row if name not in OPTIONAL[:count]}, optimized)
         for count in range(len(OPTIONAL) + 1)
     ]
 
 
-def _epoch_line(row: dict[str, float]) -> str:
+def _epoch_line(row: dict[str, float], optimized: str) -> str:
     parts = []
-    for split, names in (("train", ("loss", "top1")), ("val", ("loss", "top1", "top5"))):
+    for split, names in (("train", ("loss", "top1")), ("val", dict.fromkeys(("loss", "top1", "top5", optimized)))):
         found = [f"{name} {row[f'{split}/{name}']:.4f}" for name in names if f"{split}/{name}" in row]
         if found:
             parts.append(f"{split} {' '.join(found)}")

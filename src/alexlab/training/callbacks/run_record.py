@@ -46,7 +46,7 @@ class RunRecordUpdates(RunFileWriter, Callback):
         best: Any = pl_module.best
         self._update(
             trainer,
-            last={**scores, "epoch": trainer.current_epoch, "step": trainer.global_step},
+            last={**scores, "epoch": trainer.current_epoch + 1, "step": trainer.global_step},
             best=dict(best),
             images_per_s=statistics.median(rates) if rates else None,
             peak_memory_mb=peak_memory_mb(),
