@@ -53,7 +53,7 @@ def test_help_fits_a_page_and_does_not_import_torch(tmp_path: Path) -> None:
         "alexnet_half",
         "trainer.devices",
         "data.root",
-        "python src/train.py -m",
+        "src/train.py -m",
         "callbacks=ema",
     ):
         assert message in result.stdout

@@ -95,7 +95,7 @@ def both(net: Network, folder: Path, *overrides: str, shared: bool = False, **op
 
 
 def run_folder(disk: Path) -> Path:
-    (found,) = (disk / "outputs").iterdir()
+    (found,) = (path for path in (disk / "outputs").iterdir() if path.is_dir())
     return found
 
 
