@@ -208,6 +208,11 @@ def test_the_command_writes_a_page_and_a_manifest(
     assert (folder / "headline").read_text() == "2 findings"
     page = (folder / "check.html").read_text()
     assert "http" not in page.replace("http-equiv", ""), "the page works offline"
+    assert (
+        f"<h1>Check of {clean}</h1>" in page
+        and "2<small> findings</small>" in page
+        and "1 file cannot be read." in page
+    )
     assert "train/a/&lt;b&gt;&amp;.jpg" in page
     assert "<b>&" not in page
     assert page.count("data:image/jpeg;base64,") == 2 + 41, "a pair of duplicates, and samples of both classes"

@@ -53,7 +53,7 @@ class PredictionWriter:
         self.gallery = self._open("gallery.html") if self.gallery_limit else None
         if self.gallery is not None:
             source = "a list of files" if self.source == "-" else self.source
-            about = {"checkpoint": str(self.model.path), "model": self.model.description}
+            about = {"Model": self.model.description, "Checkpoint": str(self.model.path)}
             self.gallery.write(render("gallery_head.html", title=f"Predictions for {source}", about=about))
         return self
 

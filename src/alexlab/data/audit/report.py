@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -132,8 +133,17 @@ def write_page(result: AuditResult, path: Path) -> None:
     """Write a self-contained page: findings with their images, counts and statistics, samples of each class."""
     page = render(
         "check.html",
-        title=result.root,
-        headline=headline(result),
+        title=f"Check of {result.root}",
+        kind="Dataset check",
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        num_findings=f"{len(result.findings):,}",
+        verdict=_verdict(result),
+        facts={
+            "Folder": os.path.abspath(result.root),
+            "Images": len(result.rows),
+            "Classes": len(result.classes),
+            "Splits": ", ".join(filter(None, result.counts)) or "none",
+        },
         sections=_sections(result),
         count_columns=["class", *(split or "images" for split in result.counts)],
         count_rows=_count_rows(result),
@@ -146,6 +156,13 @@ def write_page(result: AuditResult, path: Path) -> None:
         samples=_samples(result),
     )
     path.write_text(page, encoding="utf-8")
+
+
+def _verdict(result: AuditResult) -> str:
+    num_unreadable = len(result.unreadable)
+    if not num_unreadable:
+        return "All files can be read."
+    return f"{num_unreadable:,} {'file' if num_unreadable == 1 else 'files'} cannot be read."
 
 
 def _count_rows(result: AuditResult) -> list[list[Any]]:
