@@ -14,6 +14,7 @@ from alexlab.config.resolve import fill_statistics
 from alexlab.config.trainer import build_trainer
 from alexlab.config.validate import check_objects
 from alexlab.data.discovery import find_splits
+from alexlab.distributed.consistency import flatten
 from alexlab.distributed.ddp import KEYS
 from support.configs import OPTIONS
 from support.images import write_images
@@ -29,7 +30,7 @@ COUNTS = {
     "callbacks": 5,
     "data": 6,
     "debug": 6,
-    "experiment": 11,
+    "experiment": 12,
     "hydra/hydra_logging": 1,
     "hydra/job_logging": 1,
     "hydra/launcher": 4,
@@ -63,6 +64,38 @@ NEEDED = {
 
 def test_the_number_of_options_in_each_group() -> None:
     assert {group: len(options) for group, options in OPTIONS.items()} == COUNTS
+
+
+def test_the_authors_recipe_differs_from_the_text_of_the_paper_as_published() -> None:
+    """The rows of the table in docs/models.md, in their order; everything else is equal."""
+    text, code = (
+        dict(flatten(plain(f"experiment={name}", "data.root=x"))) for name in ("alexnet_2012", "alexnet_2012_authors")
+    )
+    common = {
+        "optimizer._target_": "alexlab.training.optimizers.VelocitySGD",
+        "data.mean_image": True,
+        "data.mean": None,
+    }
+    assert {key: text[key] for key in common} == common
+    differences = {key: (text.get(key), code.get(key)) for key in {**text, **code} if text.get(key) != code.get(key)}
+    scheduler = {key: differences.pop(key) for key in list(differences) if key.startswith("scheduler.")}
+    assert scheduler["scheduler.milestones"] == (None, [23, 51, 78])
+    assert differences == {
+        "model.init": ("paper2012", "authors2012"),
+        "model.lrn_alpha": (5e-4, 1e-4),  # divided by 5
+        "model.norm_side": (None, ["before", "after", "after", "after", "after"]),
+        "model.spatial_layers": ([], [2]),
+        "augmentation.train.pca.scale": ("eigenvalue", "std"),
+        "augmentation.train.pca.end_epoch": (None, 68),
+        "param_groups.bias_lr": (None, 0.02),
+        "param_groups.bias_weight_decay": (None, 0.0),
+        "param_groups.layer_lrs": ({}, None),
+        "param_groups.layer_lrs.conv1": (None, [[68, 1e-5], [72, 0.0]]),
+        "trainer.max_epochs": (90, 93),
+        "model.paddings": ([2, 2, 1, 1, 1], [0, 2, 1, 1, 1]),
+        "model.conv_ceil": (False, True),
+        "model.pool_ceil": (False, True),
+    }
 
 
 @pytest.mark.parametrize(
