@@ -43,7 +43,7 @@ def measure_mean_image(
         view: transform from a decoded image to a uint8 image (C, H, W).
         decoding: decoding settings.
         cache_dir: folder of the cache.
-        view_name: description of the view that tells it from others, part of the cache's key.
+        view_name: description of the view, part of the cache's key.
         skip_unreadable: skip unreadable images instead of raising.
 
     Raises:
