@@ -64,6 +64,7 @@ def test_run_folder(
 
 def test_hparams_contain_the_compared_keys_and_best_scores(train: Train, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     train("model.width=0.5", "seed=3", "tags=[paper,a]", "note=hello")
@@ -93,7 +94,11 @@ def test_hparams_contain_the_compared_keys_and_best_scores(train: Train, tmp_pat
     ]
     end = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_end_info").plugin_data.content)
     assert end.session_end_info.status == 1  # success
-    assert "hp_metric" not in scalars(tmp_path / "run")
+    curves = scalars(tmp_path / "run")
+    assert "hp_metric" not in curves and set(curves["epoch"]) == {1.0}
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert charts["loss"] == ["train/loss$", "val/loss$"] and set(charts) == {"top1", "top5", "loss"}
 
 
 def test_the_same_seed_gives_the_same_run(train: Train, tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def _start_logging(
     splits = ("best",) if data.splits.test is None else ("best", "test")
     hparam_metrics = [f"{split}/{name}" for split in splits for name in module.scored_names]
     for board in boards:
+        board.start_charts(module.scored_names)
         board.start_hparams(_hparams(run), hparam_metrics)
     return boards
 

@@ -120,6 +120,21 @@ class TensorBoard(RunFileWriter, TensorBoardLogger):
         self.purge_step = step
 
     @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Log metrics; `epoch` counts from 1 here, from 0 in Lightning, and is left out of those after the training."""
+        found = dict(metrics)
+        epoch = found.pop("epoch", None)
+        if epoch is not None and any(name.startswith(("train/", "val/")) for name in found):
+            found["epoch"] = epoch + 1
+        super().log_metrics(found, step)
+
+    @rank_zero_only
+    def start_charts(self, names: Iterable[str]) -> None:
+        """Put the training and the validation of each metric into one chart of the tab Custom Scalars."""
+        charts = {name: ["Multiline", [f"{split}/{name}$" for split in ("train", "val")]] for name in names}
+        self.experiment.add_custom_scalars({"training and validation": charts})
+
+    @rank_zero_only
     def start_hparams(self, params: dict[str, Any], metrics: list[str]) -> None:
         """Start a row of the HParams tab, whose metrics TensorBoard reads from the scalars of these names."""
         from torch.utils.tensorboard.summary import hparams
