@@ -1,23 +1,27 @@
 """The two-tower AlexNet on two devices takes the same steps and saves the same checkpoints as on one."""
 
+import copy
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
 import torch
 
+from alexlab.config import build
 from alexlab.config.resolve import TWO_TOWERS, data_world_size
 from alexlab.errors import ConfigError
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.layers import ResponseNorm
-from alexlab.models.two_tower import Tower, merged
+from alexlab.models.two_tower import PeerExchange, Tower, merged
 from alexlab.records.layout import LAST
 from alexlab.records.safe_load import load_file
 from alexlab.tasks import rank
 from alexlab.training.module import Classifier
-from support.runs import rows
+from support.runs import plain, rows
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +108,44 @@ def test_both_towers_merge_to_the_whole_net() -> None:
         assert torch.equal(found[name], value), name
 
 
+class _Threads(PeerExchange):
+    """Exchange between towers in two threads of one process."""
+
+    def __init__(self, tower: int, queues: list[Queue[torch.Tensor]]) -> None:
+        super().__init__(tower)
+        self.queues = queues
+
+    def exchange(self, own: torch.Tensor) -> torch.Tensor:
+        self.queues[1 - self.tower].put(own.detach().clone())
+        return self.queues[self.tower].get(timeout=60)
+
+
+@pytest.mark.parametrize("model", ["alexnet_two_tower", "alexnet_authors", "alexnet_six_convs", "alexnet_bn"])
+def test_both_towers_compute_the_logits_and_gradients_of_the_whole_net(model: str) -> None:
+    torch.manual_seed(0)
+    whole = build.net(plain(f"model={model}", "model.width=0.0625", "model.dropout=0", "model.init=he"), 7).double()
+    images, labels = torch.randn(3, 3, 96, 96).double(), torch.tensor([0, 3, 6])
+    logits = whole(images)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    expected = {name: parameter.grad for name, parameter in whole.named_parameters()}
+    queues: list[Queue[torch.Tensor]] = [Queue(), Queue()]
+    towers = [Tower(copy.deepcopy(whole), number) for number in (0, 1)]
+
+    def step(tower: Tower) -> torch.Tensor:
+        tower.peer = _Threads(tower.peer.tower, queues)
+        found = tower(images)
+        torch.nn.functional.cross_entropy(found, labels).backward()
+        return found.detach()
+
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(step, towers):
+            torch.testing.assert_close(found, logits, rtol=1e-9, atol=1e-9)
+    gradients = [{name: parameter.grad for name, parameter in tower.named_parameters()} for tower in towers]
+    shapes = {name: value.shape for name, value in expected.items()}
+    for name, value in merged((gradients[0], gradients[1]), shapes).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-8, msg=name)
+
+
 def test_response_norm_is_separate_for_each_tower() -> None:
     images = torch.rand(2, 8, 3, 3) * 50
     both = ResponseNorm(2)(images)
@@ -139,6 +181,8 @@ def test_only_the_connections_of_the_figure_are_sent(
             ("model=alexnet_quarter",),
             "two towers need an AlexNet with model.groups of 1 and 2 that begin with 1, such as [1, 2, 1, 2, 2]",
         ),
+        (("model.widths=[8,16,16,16,15]", "model.groups=[1,2,1,2,1]"), "even widths"),
+        (("model.norm_layers=[1,3]", "model.groups=[1,2,1,1,2]"), "model.norm=lrn within towers only"),
         (("trainer.devices=1",), "trainer=two_towers needs trainer.devices=2, on one node; got 1 processes"),
         (("trainer.gradient_clip_val=1.0",), "trainer.gradient_clip_val needs the whole net in one process"),
         (("callbacks=[default,ema]",), "callbacks.ema needs the whole net in one process"),
