@@ -48,8 +48,9 @@ gpu-wheels: $(DEV) ## pack what a GPU machine without network lacks into .gpu/wh
 chaos: $(DEV) ## inject faults (kills, signals, full disks, lost ranks): 15 minutes on 2 cores
 	PYTHONPATH=src:tests $(BIN)/python -m chaos $(SCENARIOS)
 
-results: $(DEV) ## render docs/results.md and docs/benchmarks.md from docs/data
+results: $(DEV) ## render docs/results.md, docs/benchmarks.md and the nets of docs/models.md from docs/data
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/lineage.py
 
 docs: $(DEV) ## build the searchable documentation in build/docs
 	rm -rf docs/api # pages of modules that no longer exist would be warnings

@@ -7,6 +7,7 @@ import pkgutil
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from torchvision import models as torchvision_models
 
 from alexlab.benchmark.table import Row
 from alexlab.cli import arguments as cli_arguments
@@ -240,10 +242,11 @@ def test_the_accuracies_of_the_readme_are_measured() -> None:
     assert set(rows) <= {(row[0].strip("`"), row[-1]) for row in measured}
 
 
-def generator() -> Any:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+def generator(name: str = "generate") -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -253,6 +256,27 @@ def test_generated_pages_are_up_to_date() -> None:
     assert set(generate.PAGES) == {"results", "benchmarks"}
     for page in generate.PAGES:
         assert generate.render(page) == text(f"docs/{page}.md"), "run make results"
+
+
+def test_the_table_of_nets_is_up_to_date() -> None:
+    lineage = generator("lineage")
+    assert lineage.page(text("docs/models.md")) == text("docs/models.md"), "run make results"
+    entries = {entry["model"]: entry for entry in json.loads(text("docs/data/nets.json"))}
+    assert set(entries) == {path.stem for path in (ROOT / "conf/model").glob("*.yaml")} - {"torchvision", "timm"}
+    assert {entry["parent"] for entry in entries.values() if "parent" in entry} <= set(entries)
+    assert [(net.entry["model"], net.depth) for net in lineage.nets() if net.depth > 12] == [
+        ("googlenet", 22),  # as the papers count
+        ("squeezenet1_0", 18),
+        ("squeezenet1_1", 18),
+    ]
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "squeezenet1_0", "squeezenet1_1"])
+def test_published_errors_of_torchvision_are_those_of_its_weights(name: str) -> None:
+    (entry,) = [entry for entry in json.loads(text("docs/data/nets.json")) if entry["model"] == name]
+    metrics = torchvision_models.get_model_weights(name)["IMAGENET1K_V1"].meta["_metrics"]["ImageNet-1K"]
+    errors = [f"{100 - metrics[f'acc@{k}']:.5g}" for k in (1, 5)]
+    assert entry["error"] == f"{' / '.join(errors)} %, centre crop"
 
 
 def test_the_generator_reads_what_the_commands_write() -> None:
