@@ -104,3 +104,10 @@ def test_epochs_have_ticks_at_whole_numbers(epochs: int) -> None:
     ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
     assert ticks and all(tick == round(tick) for tick in ticks)
     assert low < 1 and high > epochs and 1 - low < epochs
+
+
+def test_no_text_needs_a_weight_that_a_font_lacks(caplog: pytest.LogCaptureFixture) -> None:
+    axes = new_figure().subplots()
+    axes.set(title="Hund 犬", xlabel="Epoch")
+    png(axes.figure)
+    assert caplog.text == "", "a missing weight would be logged in every run"

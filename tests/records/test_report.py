@@ -152,7 +152,7 @@ def test_the_clear_best_row_is_marked(sweep: Path, tmp_path: Path) -> None:
         write_run(sweep / f"{90 + seed}", width=2.0, seed=seed, top1=0.95 + seed / 1000)
     page = write_report([str(sweep)], tmp_path / "clear").read_text()
     assert page.count('<tr class="best') == 1
-    assert "Best: optimizer=sgd, model.width=2.0: val top-1 0.9520; the 95 % interval" in page
+    assert "optimizer=sgd, model.width=2.0 is best (val top-1 0.9520): the 95 % interval" in page
 
 
 def test_one_run_and_no_finished_run(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def verdict(ranked: Sequence[RunGroup], clear: bool | None) -> str:
         )
     if clear:
         return (
-            f"Best: {best.name}: {score}; the 95 % interval of the difference to {second.name} "
+            f"{best.name} is best ({score}): the 95 % interval of the difference to {second.name} "
             f"({second.mean():.4f}) excludes zero."
         )
     return (

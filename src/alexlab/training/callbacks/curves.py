@@ -30,7 +30,7 @@ def draw_curves(rows: Sequence[Row], path: Path, *, title: str, metric: str = "t
     name = {"top1": "Top-1"}.get(score, score)
     figure = new_figure(figsize=(13, 3.9))
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3))
-    figure.suptitle(plot_label(title), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
+    figure.suptitle(plot_label(title), x=0.01, ha="left", fontsize=11, color=INK)
     _draw(loss, rows, {"train/loss": ("Training", TRAIN, "--"), "val/loss": ("Validation", VAL, "-")}, "Loss")
     lines = {f"train/{score}": (f"{name}, training", TRAIN, "--"), f"val/{score}": (f"{name}, validation", VAL, "-")}
     if score == "top1" and any(row.get("val/top5", 1.0) < 1 for row in rows):  # with few classes it is always 1
