@@ -294,7 +294,7 @@ def test_the_optimized_metric_ranks_the_runs_and_different_ones_are_not_ranked(t
     more = [read_run(folder) for folder in find_runs([str(tmp_path / "one"), str(tmp_path / "more")])]
     ranked, clear = rank_groups(group_seeds(more, differing_keys(more)))
     assert clear and ranked[0].keys == {"model.width": 2.0} and mean_interval(ranked[0]) is not None
-    assert "Best: model.width=2.0: val loss 0.3020" in verdict(ranked, clear)
+    assert "model.width=2.0 is best (val loss 0.3020)" in verdict(ranked, clear)
     assert (best_run(more) or more[0]).score("loss") == 0.301
     write_run(tmp_path / "one/f1", width=3.0, best=best, optimized={"name": "val/f1", "mode": "max"})
     page = write_report([str(tmp_path / "one")], tmp_path / "mixed").read_text()
