@@ -29,7 +29,7 @@ COUNTS = {
     "augmentation/eval": 3,
     "callbacks": 5,
     "data": 6,
-    "debug": 6,
+    "debug": 7,
     "experiment": 12,
     "hydra/hydra_logging": 1,
     "hydra/job_logging": 1,
@@ -165,7 +165,7 @@ def test_the_command_line_changes_and_removes_named_nodes() -> None:
     )
     assert list(config["augmentation"]["train"]) == ["crop", "color"]
     assert config["augmentation"]["train"]["color"]["hue"] == 0.0
-    assert list(config["callbacks"]) == ["checkpoint", "progress", "epochs", "layers"]
+    assert list(config["callbacks"]) == ["checkpoint", "progress", "epochs", "layers", "diagnosis"]
 
 
 def test_no_script_shadows_an_imported_module() -> None:

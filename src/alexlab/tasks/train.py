@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def main(run: Run) -> float | None:
-    """Train, print the scores and return the best value of the optimized metric.
+    """Train, print the scores and return the best value of the optimized metric; `debug=doctor` compares remedies instead.
 
     An error before the training leaves nothing in the run folder. From then on `run.json` records the outcome.
 
@@ -35,6 +35,9 @@ def main(run: Run) -> float | None:
         AlexlabError: if the config cannot be used or the training fails.
         Interrupted: if a signal ended the run.
     """
+    if run.config.get("doctor") is not None:
+        _compare_remedies(run)
+        return None
     if ranks.is_distributed() and not run.resumed and (run.dir / RUN_JSON).is_file():  # restarted by torchrun
         run = replace(
             run, resumed=True, recorded_images=images_to_match(RunRecord(run.dir).read()["data"], classes_only=False)
@@ -72,6 +75,16 @@ def main(run: Run) -> float | None:
                 print_end(scores, run.dir, optimized)
     ranks.forget_run_dir()
     return scores.get(f"best/{optimized.key}")
+
+
+def _compare_remedies(run: Run) -> None:
+    """Let `debug=doctor` examine the config instead of training it."""
+    import_lightning()
+
+    from alexlab.tasks.doctor import compare_remedies
+
+    with _before_any_work():
+        compare_remedies(run, **run.config["doctor"])
 
 
 def check(config: dict[str, Any], *, remote: bool = False) -> None:

@@ -100,7 +100,7 @@ class Classifier(lightning.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W) to logits (N, K)."""
-        return self._logits(self._normalize(images))
+        return self._logits(self.normalize(images))
 
     def on_train_start(self) -> None:
         """Copy the optimizer's state to the memory format of the weights.
@@ -120,7 +120,7 @@ class Classifier(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
-        images, labels = self._normalize(batch[0]), batch[1]
+        images, labels = self.normalize(batch[0]), batch[1]
         num_images = len(labels)
         if self.skip_unreadable:
             images, labels = self._drop_unreadable(images, labels)
@@ -261,7 +261,8 @@ class Classifier(lightning.LightningModule):
         self.validated_in_epoch, self.train_metrics = mid_epoch["validated_in_epoch"], mid_epoch["train_metrics"]
         self._stage_metrics("train").restore_state(mid_epoch["train_counts"])
 
-    def _normalize(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalize uint8 images (N, C, H, W), on any device."""
         if images.device not in self.constants:
             mean, std = self.constants[torch.device("cpu")]
             self.constants[images.device] = mean.to(images.device), std.to(images.device)

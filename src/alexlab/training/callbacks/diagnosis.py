@@ -1,0 +1,109 @@
+"""Diagnosis of a loss that does not fall within the first steps of a training."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from alexlab.models.two_tower import Tower
+from alexlab.records.disk_errors import RunFileWriter
+from alexlab.records.record import RunRecord
+from alexlab.training.diagnosis import State, describe, guessing_loss
+from alexlab.training.measurement import Signal, WeightSamples, measure_signal
+from alexlab.training.module import Classifier
+
+MIN_STEPS = 20  # a shorter training is not diagnosed
+WINDOW = 0.2  # fraction of the steps, the last ones, whose mean loss is compared with that of guessing
+MAX_IMAGES = 16  # images whose activations are measured: two passes of 2 s for VGG11 at 224 px on 2 cores
+
+log = logging.getLogger(__name__)
+
+
+class Diagnosis(RunFileWriter, Callback):
+    """Callback that warns once if the loss is still that of guessing, with the measured cause and a remedy.
+
+    Rank 0 compares the activations of some training images, and the weights, before the first step and after `after_steps`.
+    Neither communicates with other ranks nor changes the training. A resumed run and a net divided into two towers are not
+    diagnosed.
+
+    Args:
+        after_steps: optimizer steps before the diagnosis; a shorter run is diagnosed after its last step.
+    """
+
+    def __init__(self, after_steps: int = 100) -> None:
+        if after_steps < MIN_STEPS:
+            raise ValueError(f"after_steps must be at least {MIN_STEPS}; got {after_steps}")
+        self.after_steps = after_steps
+        self.last_step = 0  # step of the diagnosis; 0 for none
+        self.images: Tensor | None = None  # of the first batch
+        self.losses: list[Tensor] = []
+        self.num_images = 0
+        self.state: State | None = None  # of the diagnosed training
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        steps = min(self.after_steps, trainer.estimated_stepping_batches)
+        is_whole = isinstance(pl_module, Classifier) and not isinstance(pl_module.net, Tower)
+        if trainer.is_global_zero and trainer.global_step == 0 and is_whole and steps >= MIN_STEPS:
+            self.last_step = int(steps)
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.last_step or self.images is not None:
+            return
+        images = batch[0][batch[1] >= 0][:MAX_IMAGES].clone()  # without unreadable ones
+        if len(images) < 2:
+            self.last_step = 0
+            return
+        assert isinstance(pl_module, Classifier)
+        self.images, self.weights = images, WeightSamples(pl_module.net)
+        self.start: Signal = measure_signal(pl_module, images)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.last_step:
+            return
+        assert isinstance(pl_module, Classifier)
+        self.num_images += len(batch[1]) * trainer.world_size
+        if pl_module.step_loss is not None:
+            self.losses.append(pl_module.step_loss)
+        if trainer.global_step >= self.last_step:
+            self.state = self._measure(trainer, pl_module)
+            self.last_step, self.losses = 0, []
+            self.report(trainer, describe(self.state, pl_module.record.get("config", {}).get("model", {})))
+
+    def report(self, trainer: lightning.Trainer, found: tuple[bool, str] | None) -> None:
+        """Log what was found, and add it to the run record."""
+        if found is None:
+            return
+        has_cause, text = found
+        log.log(logging.WARNING if has_cause else logging.INFO, "%s", text)
+        record = RunRecord(Path(trainer.default_root_dir))
+        with self.writing(record.path):
+            record.update(diagnosis=text)
+
+    def _measure(self, trainer: lightning.Trainer, module: Classifier) -> State:
+        assert self.images is not None
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        counts = data.splits.train.class_counts()
+        used = [min(count, 1) for count in counts]
+        groups = trainer.optimizers[0].param_groups
+        last = self.losses[-max(1, round(WINDOW * len(self.losses))) :]
+        return State(
+            loss=sum(loss.item() for loss in last) / len(last),
+            guessing=guessing_loss(module.loss, used if data.config.sampler == "balanced" else counts, module.device),
+            num_classes=len(counts),
+            images_per_class=self.num_images / len(counts),
+            classes_seen=sum(used),
+            num_steps=self.last_step,
+            start=self.start,
+            now=measure_signal(module, self.images),
+            change=self.weights.change_per_step(self.last_step),
+            growth=self.weights.growth(),
+            lr=max(group["lr"] for group in groups),
+            warming_up=any(group["lr"] < group.get("initial_lr", 0) / 2 for group in groups),
+        )

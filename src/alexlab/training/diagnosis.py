@@ -1,0 +1,183 @@
+"""Causes of a loss that does not fall, from measurements of the net at the start of a training and some steps later."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alexlab.training.measurement import Signal
+
+# Thresholds, with what was measured on 2 cores on 2026-11-27 (digits, Fashion-MNIST, cats and dogs).
+AT_GUESSING = 0.995  # of the loss of guessing: stalled nets reach 0.998 to 1.001 after 100 steps
+FLAT_LOGITS = (
+    1e-4  # spread of the logits: VGG11/8, NiN and GoogLeNet start at 4e-5, 2e-6 and 3e-7, AlexNets at 2e-4 to 2
+)
+FLAT_LAYER = 0.01  # spread of a layer relative to its output, to name the first layer that loses the signal
+FLAT_IMAGES = 1e-3  # spread of the normalized images; of photographs it is about 0.7
+BLOWN_UP = 10.0  # growth of a weight
+WORSE_THAN_GUESSING = 1.5  # of the loss of guessing
+FROZEN_STEP = 1e-6  # change of the weights per step, relative to their size
+GOOD_STEP = 1e-3  # the change that a proposed learning rate aims at
+MIN_IMAGES_PER_CLASS = 100  # with fewer, a loss at that of guessing is no news
+MAX_CLASSES = 256  # classes for which the loss of guessing is averaged
+
+
+@dataclass(frozen=True)
+class State:
+    """State of a training after some steps.
+
+    Args:
+        loss: mean loss of the last steps.
+        guessing: loss of the best prediction that is the same for all images.
+        num_classes: number of classes K.
+        images_per_class: mean number of training images of a class seen so far.
+        classes_seen: number of classes with training images.
+        num_steps: optimizer steps so far.
+        start, now: signal before the first step and now.
+        change: change of the weights per step, see `WeightSamples.change_per_step`.
+        growth: growth of a weight and its name, see `WeightSamples.growth`.
+        lr: largest learning rate now.
+        warming_up: the learning rate is still rising.
+    """
+
+    loss: float
+    guessing: float
+    num_classes: int
+    images_per_class: float
+    classes_seen: int
+    num_steps: int
+    start: Signal
+    now: Signal
+    change: float
+    growth: tuple[float, str]
+    lr: float
+    warming_up: bool = False
+
+    @property
+    def stands(self) -> bool:
+        """The loss is not below that of guessing."""
+        return self.loss >= AT_GUESSING * self.guessing
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Measured cause of a loss that does not fall.
+
+    Args:
+        cause: the cause in a few words.
+        measured: what was measured.
+        remedy: instruction, if no key of the config is the remedy.
+        lr: learning rate to try, if it is the remedy. Without both, other initial weights or norms are.
+    """
+
+    cause: str
+    measured: str
+    remedy: str | None = None
+    lr: float | None = None
+
+    def advice(self, model: Mapping[str, Any]) -> str:
+        """Return what to try.
+
+        Args:
+            model: the config node of the net.
+        """
+        if self.remedy is not None:
+            return self.remedy
+        if self.lr is not None:
+            return f"try optimizer.lr={self.lr:.2g}, or debug=lr_find"
+        keys = []
+        if model.get("weights") is None and model.get("init", "he") != "he":
+            keys.append("model.init=he")
+        if model.get("norm") in ("none", "lrn"):
+            keys.append("model.norm=batch")
+        return f"try {' or '.join(keys)}" if keys else "try a net with batch norms"
+
+
+def find_cause(state: State) -> Finding | None:
+    """Return the first measured cause in the order data, signal, weights; None if there is none or the loss falls."""
+    start, now = state.start, state.now
+    if state.classes_seen < 2:
+        return Finding("one class", "all training images are of one class", "check the labels")
+    if not state.stands:
+        return None
+    if start.images < FLAT_IMAGES:
+        measured = f"after normalization the images of a batch differ by {start.images:.0e} of their size"
+        return Finding("equal images", measured, "check preview.png, data.mean and data.std")
+    lower = state.lr / 10
+    divergence = _divergence(state)
+    if divergence is not None:
+        return Finding("learning rate too high", divergence, lr=lower)
+    dead, dead_at_start = now.first_dead(), start.first_dead()
+    if dead_at_start is not None or dead is not None:
+        lr = lower if dead_at_start is None else None
+        return Finding("dead units", f"the units of {dead_at_start or dead} are 0 for all images", lr=lr)
+    if state.change < FROZEN_STEP and not state.warming_up:
+        factor = 10.0 ** round(math.log10(GOOD_STEP / state.change)) if state.change else 1e4
+        measured = (
+            f"a step changes the weights by {state.change:.0e} of their size, at a learning rate of {state.lr:.2g}"
+        )
+        return Finding("learning rate too low", measured, lr=state.lr * factor)
+    if start.logits < FLAT_LOGITS:
+        layer = start.first_without_spread(FLAT_LAYER)
+        where = "" if layer is None else f", and from {layer} on the activations by under {FLAT_LAYER:.0%}"
+        measured = f"at the start the logits differed between images by {start.logits:.0e}{where}"
+        return Finding("vanishing signal", f"{measured}; now the logits differ by {now.logits:.0e}")
+    if now.logits < FLAT_LOGITS:
+        measured = f"the logits differ between images by {now.logits:.0e}, at the start by {start.logits:.0e}"
+        return Finding("lost signal", measured, lr=lower)
+    return None
+
+
+def _divergence(state: State) -> str | None:
+    """Return how the weights or the logits have blown up, or None."""
+    growth, name = state.growth
+    if growth > BLOWN_UP:
+        return f"{name} is {growth:.0f} times as large as at the start"
+    if state.loss > WORSE_THAN_GUESSING * state.guessing and state.now.size > state.start.size:
+        return f"the logits have grown from {state.start.size:.2g} to {state.now.size:.2g}"
+    return None
+
+
+def describe(state: State, model: Mapping[str, Any]) -> tuple[bool, str] | None:
+    """Return whether a cause was measured, and a sentence about a loss that does not fall; None if there is nothing to say.
+
+    Args:
+        state: state of the training.
+        model: the config node of the net.
+    """
+    finding = find_cause(state)
+    loss = f"after {state.num_steps} steps the loss is "
+    if state.loss > WORSE_THAN_GUESSING * state.guessing:
+        loss += f"{state.loss:.3f}, above {state.guessing:.3f}, that of guessing among {state.num_classes} classes"
+    else:
+        loss += f"still {state.loss:.3f}, that of guessing among {state.num_classes} classes"
+    if finding is not None:
+        return True, f"{loss}: {finding.measured}; {finding.advice(model)}. debug=doctor compares the remedies"
+    if state.stands and state.images_per_class >= MIN_IMAGES_PER_CLASS:
+        return (
+            False,
+            f"{loss}, with no cause in activations and weights; if it stays there, debug=doctor tries remedies",
+        )
+    return None
+
+
+def guessing_loss(
+    loss: Callable[[Tensor, Tensor], Tensor], class_counts: Sequence[int], device: torch.device | str = "cpu"
+) -> float:
+    """Return the mean loss of the better of two constant predictions: all classes alike, and the class frequencies.
+
+    Args:
+        loss: maps logits (N, K) and labels (N,) to losses (N,).
+        class_counts: number of training images of each class, or their weights in a sampler.
+        device: device of the loss.
+    """
+    counts = torch.tensor(class_counts, dtype=torch.float, device=device)
+    probs = counts / counts.sum()
+    used = probs.nonzero()[:, 0]
+    labels = used[torch.linspace(0, len(used) - 1, min(len(used), MAX_CLASSES), device=device).round().long()]
+    weights = probs[labels] / probs[labels].sum()
+    logits = [torch.zeros_like(probs), probs.clamp(min=1e-9).log()]
+    return min((loss(each.expand(len(labels), -1), labels).float() * weights).sum().item() for each in logits)
