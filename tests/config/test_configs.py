@@ -27,7 +27,7 @@ COUNTS = {
     "ablation": 12,
     "augmentation": 14,
     "augmentation/eval": 3,
-    "callbacks": 5,
+    "callbacks": 6,
     "data": 6,
     "debug": 7,
     "experiment": 12,

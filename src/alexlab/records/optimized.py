@@ -28,7 +28,7 @@ class OptimizedMetric:
 
     @property
     def is_accuracy(self) -> bool:
-        """Whether the metric is a fraction of the images."""
+        """True for a fraction of the images."""
         return self.key in ("top1", "top5")
 
     @property

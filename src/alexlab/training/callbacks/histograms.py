@@ -1,0 +1,58 @@
+"""Histograms of weights and gradients in TensorBoard."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+
+from alexlab.errors import ConfigError
+from alexlab.training.loggers import TensorBoard
+
+
+class Histograms(Callback):
+    """Callback that logs a histogram of each weight and of its gradient after an epoch.
+
+    The gradient is that of the last optimizer step, over the global batch, before clipping. Values that are not finite,
+    as of a step that 16-mixed precision skips, are left out.
+
+    Args:
+        every_n_epochs: epochs between two histograms.
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs must be at least 1; got {every_n_epochs}")
+        self.every_n_epochs = every_n_epochs
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if trainer.loggers and not any(isinstance(logger, TensorBoard) for logger in trainer.loggers):
+            raise ConfigError("callbacks=histograms needs logger=tensorboard, which stores the histograms")
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if trainer.is_last_batch and self._is_due(trainer):
+            net: Any = pl_module.net
+            grads = {f"gradients/{name}": parameter.grad for name, parameter in net.named_parameters()}
+            _log(trainer, {tag: grad for tag, grad in grads.items() if grad is not None}, trainer.global_step + 1)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._is_due(trainer):
+            net: Any = pl_module.net
+            weights = {f"weights/{name}": parameter.detach() for name, parameter in net.named_parameters()}
+            _log(trainer, weights, trainer.global_step)
+
+    def _is_due(self, trainer: lightning.Trainer) -> bool:
+        return trainer.is_global_zero and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+
+def _log(trainer: lightning.Trainer, values: Mapping[str, Tensor], step: int) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard):
+            for tag, value in values.items():
+                finite = value[value.isfinite()].float().cpu()
+                if finite.numel():
+                    logger.experiment.add_histogram(tag, finite, step)
