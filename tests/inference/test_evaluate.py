@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_calibration_error
 from torchvision.transforms import v2
@@ -24,6 +25,7 @@ from alexlab.data.labels import UNREADABLE
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import load_checkpoint
+from alexlab.inference.chosen_images import choose_images
 from alexlab.inference.metrics import (
     CalibrationBin,
     calibration,
@@ -109,6 +111,46 @@ def test_metrics_of_a_run_on_two_devices(
     best = RunRecord(tmp_path / "two").read()["best"]
     assert (metrics["top1"], metrics["images"]) == (best["top1"], 11)
     assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-5)
+
+
+def test_chosen_images_are_shown_with_their_true_and_predicted_classes(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = evaluate("split=val", "show=[cat/001.png,ant/002.png]")
+    printed = capsys.readouterr().out
+    by_path = {row["path"]: row for row in rows(out / "predictions.csv")}
+    for name in ("cat/001.png", "ant/002.png"):
+        (row,) = [found for path, found in by_path.items() if path.endswith(name)]
+        (line,) = [line for line in printed.splitlines() if name in line]
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        mark = "" if row["label"] == row["class1"] else "wrong"
+        assert cells[1:] == [row["label"], row["class1"], f"{float(row['prob1']):.4f}", mark]
+    page = (out / "evaluation.html").read_text()
+    assert "Chosen images" in page and page.count("<figcaption>") >= 2 and "001.png" in page
+    with Image.open(out / "images.png") as image:
+        assert image.width > image.height / 2 > 50
+    assert not (evaluate("split=val", folder="without") / "images.png").exists()
+
+
+def test_a_number_of_images_is_evenly_spaced(trained_run: Path) -> None:
+    model = load_checkpoint(str(trained_run))
+    settings = DataConfig(**{**model.config["data"], "num_workers": 0})
+    _, split = select_split(model, settings, "val", from_run=True)
+    predictions = predict_split(model.inference, split_loader(split, build.eval_view(model.config), settings), split)
+    count = len(predictions.labels)
+    assert choose_images(predictions, 3) == [0, round((count - 1) / 2), count - 1]
+    assert choose_images(predictions, 1000) == list(range(count))
+    assert choose_images(predictions, None) == []
+    assert choose_images(predictions, predictions.paths[4]) == [4]
+    for value, message in (
+        (0, "show must be null, a number of images or a list of their paths; got 0"),
+        ([3], r"list of their paths; got \[3\]"),
+        (True, "list of their paths; got True"),
+        ("nothing.png", "by the end of their paths; got nothing.png: the split has no such image"),
+        ("001.png", r"got 001.png: 3 images end in it, such as .*ant/001.png, .*bee/001.png, .*cat/001.png"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            choose_images(predictions, value)
 
 
 def test_ten_crops_are_ten_single_crops(trained_run: Path, images: Path) -> None:

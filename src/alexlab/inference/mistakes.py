@@ -34,6 +34,14 @@ def label_and_prediction(model: TrainedModel, predictions: Predictions, row: int
     )
 
 
+def captioned_image(model: TrainedModel, predictions: Predictions, row: int) -> CaptionedImage:
+    """Return an image as it is on disk, with its label, its prediction and the name of its file."""
+    decoding: Any = replace(model.decoding, channels=3)
+    pixels = predictions.split.load(int(predictions.indices[row]), decoding)
+    lines = (*label_and_prediction(model, predictions, row), os.path.basename(predictions.paths[row]))
+    return CaptionedImage(pixels, lines)
+
+
 def mistake_grid(model: TrainedModel, predictions: Predictions, limit: int) -> list[ImageGrid]:
     """Return the most confident mistakes as they are on disk; nothing if there are none.
 
@@ -42,11 +50,6 @@ def mistake_grid(model: TrainedModel, predictions: Predictions, limit: int) -> l
         predictions: the predictions.
         limit: maximum number of images.
     """
-    decoding: Any = replace(model.decoding, channels=3)
-    groups = []
-    for row in confident_mistakes(predictions, limit).tolist():
-        pixels = predictions.split.load(int(predictions.indices[row]), decoding)
-        lines = (*label_and_prediction(model, predictions, row), os.path.basename(predictions.paths[row]))
-        groups.append([CaptionedImage(pixels, lines)])
+    groups = [[captioned_image(model, predictions, row)] for row in confident_mistakes(predictions, limit).tolist()]
     caption = "Misclassified images, the highest probability of the predicted class first."
     return [ImageGrid("Most confident mistakes", caption, groups, groups_per_row=6)] if groups else []

@@ -11,7 +11,9 @@ from alexlab.records.run import Run
 
 if TYPE_CHECKING:
     from alexlab.inference.checkpoint import TrainedModel
+    from alexlab.inference.predictions import Predictions
     from alexlab.inference.report import Evaluation
+    from alexlab.pages.image_grid import ImageGrid
 
 
 def main(run: Run) -> float:
@@ -25,6 +27,7 @@ def main(run: Run) -> float:
     from alexlab.inference.mistakes import mistake_grid
     from alexlab.inference.report import summary_tables, write_evaluation, write_page
     from alexlab.output.terminal import Terminal
+    from alexlab.pages.plots import png
     from alexlab.records.layout import SKIPPED
 
     model = load_model(run.config)
@@ -32,13 +35,29 @@ def main(run: Run) -> float:
     write_evaluation(evaluation, run.dir)
     for table in summary_tables(evaluation):
         Terminal().print_table(table)
+    chosen = show_chosen(model, evaluation.predictions, run.config["show"])
+    for name, grid in chosen.items():
+        (run.dir / f"{name}.png").write_bytes(png(grid.figure()))
     mistakes = mistake_grid(model, evaluation.predictions, run.config["num_mistakes"])
-    write_page(evaluation, run.dir / "evaluation.html", title(model, evaluation), grids=mistakes)
+    grids = [*chosen.values(), *mistakes]
+    write_page(evaluation, run.dir / "evaluation.html", title(model, evaluation), grids=grids)
     folder = os.path.relpath(run.dir)
     if num_unreadable := len(evaluation.predictions.split) - len(evaluation.predictions.labels):
         print_line(f"{num_unreadable} images could not be read and were left out: {Path(folder) / SKIPPED}")
-    print_line(f"{folder}/evaluation.html, scores.json, classes.csv, confusion.csv, predictions.csv")
+    names = ["scores.json", "classes.csv", "confusion.csv", "predictions.csv", *(f"{name}.png" for name in chosen)]
+    print_line(f"{folder}/evaluation.html, {', '.join(names)}")
     return evaluation.top1
+
+
+def show_chosen(model: "TrainedModel", predictions: "Predictions", show: Any) -> "dict[str, ImageGrid]":
+    """Print the labels and predictions of the images that `show` asks for, and return the images by file name."""
+    from alexlab.inference.chosen_images import choose_images, chosen_grid, chosen_table
+    from alexlab.output.terminal import Terminal
+
+    rows = choose_images(predictions, show)
+    if rows:
+        Terminal().print_table(chosen_table(model, predictions, rows))
+    return chosen_grid(model, predictions, rows)
 
 
 def load_model(config: dict[str, Any]) -> "TrainedModel":

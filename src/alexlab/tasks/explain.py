@@ -45,6 +45,7 @@ def main(run: Run) -> None:
     view = build.eval_view(model.config)
     image, name = _image(config, model, predictions, view)
     grids = {
+        **evaluate.show_chosen(model, predictions, config["show"]),
         **sections.mistake_grids(model, predictions, view, config["num_mistakes"]),
         **sections.image_grids(model, image, name),
         **sections.filter_grids(model),
