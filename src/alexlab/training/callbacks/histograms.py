@@ -8,7 +8,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
-from alexlab.errors import ConfigError
 from alexlab.training.loggers import TensorBoard
 
 
@@ -18,6 +17,8 @@ class Histograms(Callback):
     The gradient is that of the last optimizer step, over the global batch, before clipping. Values that are not finite,
     as of a step that 16-mixed precision skips, are left out.
 
+    Loggers other than TensorBoard get none.
+
     Args:
         every_n_epochs: epochs between two histograms.
     """
@@ -26,10 +27,6 @@ class Histograms(Callback):
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be at least 1; got {every_n_epochs}")
         self.every_n_epochs = every_n_epochs
-
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if trainer.loggers and not any(isinstance(logger, TensorBoard) for logger in trainer.loggers):
-            raise ConfigError("callbacks=histograms needs logger=tensorboard, which stores the histograms")
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer
