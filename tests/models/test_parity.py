@@ -32,7 +32,7 @@ def test_the_net_matches_the_list_of_its_source(name: str) -> None:
             for one in (net.train(training), expected.train(training)):
                 torch.manual_seed(1)
                 outputs.append(one(images))
-            torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-6 * max(1.0, float(outputs[1].abs().max())))
+            torch.testing.assert_close(*outputs, rtol=1e-4, atol=3e-6 * max(1.0, float(outputs[1].abs().max())))
 
 
 # Output channels: 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection (arXiv 1409.4842, table 1).
