@@ -50,7 +50,8 @@ def operators(net: torch.nn.Module, size: int) -> set[str]:
 @pytest.mark.usefixtures("_deterministic")
 @pytest.mark.parametrize("norm", ["none", "lrn", "batch"])
 def test_alexnet_has_no_operator_that_adds_in_random_order(norm: str) -> None:
-    net = AlexNet(2, widths=(4, 8, 8, 8, 8), fc_widths=(8,), groups=(1, 2, 1, 2, 2), norm=norm)
+    places = {"spatial_layers": (2,), "pool_kinds": ("max", "max", "avg"), "pool_ceil": True, "conv_ceil": True}
+    net = AlexNet(2, widths=(4, 8, 8, 8, 8), fc_widths=(8,), groups=(1, 2, 1, 2, 2), norm=norm, **places)
     names = operators(net, 96)
     assert "aten.convolution_backward.default" in names
     assert not names & RANDOM_ORDER
@@ -157,3 +158,9 @@ def test_average_pooling_that_rounds_up_divides_by_the_cells_inside_of_the_image
                   pool_kernels=[3], pool_strides=[2], pool_ceil=True, pool_size=2, fc_widths=[])  # fmt: skip
     image = torch.arange(16.0).view(1, 1, 4, 4)
     assert net.features.pool1(image).flatten().tolist() == [5.0, 6.5, 11.0, 12.5]
+
+
+@pytest.mark.parametrize("layer", [ResponseNorm(2), MapNorm(5, 1e-3)])
+def test_norms_of_float16_do_not_overflow(layer: torch.nn.Module) -> None:
+    images = torch.rand(1, 8, 5, 5) * 2000
+    torch.testing.assert_close(layer(images.half()).float(), layer(images), rtol=2e-3, atol=0)

@@ -166,7 +166,10 @@ def test_width_scales_all_convolutions(name: str) -> None:
     assert convolutions(0.5) == [count // 2 for count in convolutions(1.0)]
 
 
-@pytest.mark.parametrize("name", ["alexnet_catdog", "alexnet_catdog_tf_bn", "vgg11", "nin", "googlenet"])
+@pytest.mark.parametrize(
+    "name",
+    ["alexnet_catdog", "alexnet_catdog_tf_bn", "alexnet_authors", "convnet_full", "vgg11", "nin", "googlenet"],
+)
 def test_training_reaches_every_parameter(train: Callable[..., float | None], tmp_path: Path, name: str) -> None:
     """Every parameter has a gradient, and that of the first layer is not zero."""
     widths = [override for override in TINY if override.startswith("model.")]

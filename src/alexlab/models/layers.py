@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 # AlexNet paper, section 3.3. Its text does not divide alpha by the window size; PyTorch and the authors' code do.
 LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 1e-4, 0.75, 2.0
-
-
 WINDOWED = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d  # layers that shrink an image
 
 
@@ -48,6 +46,8 @@ class ResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize (N, C, H, W)."""
+        if input.dtype == torch.float16:  # its squares overflow from 256 on
+            return self.forward(input.float()).half()
         if torch.are_deterministic_algorithms_enabled():  # with one spatial dimension PyTorch pools in two dimensions
             return self._normalize(input.flatten(2)).unflatten(2, input.shape[2:])
         return self._normalize(input)
@@ -79,6 +79,8 @@ class MapNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize (N, C, H, W)."""
+        if input.dtype == torch.float16:
+            return self.forward(input.float()).half()
         means = nn.functional.avg_pool2d(input.square(), self.size, 1, self.size // 2)
         return input / means.mul(self.alpha).add(1).pow(LRN_BETA)
 
