@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.data.discovery import find_splits
+from alexlab.data.folds import select_fold, select_fraction
 from alexlab.data.image_file import MAX_MEGAPIXELS, Decoding
 from alexlab.data.manifest_splits import add_manifest_hashes
 from alexlab.data.sources.digits import write_digits
@@ -18,6 +19,7 @@ from alexlab.data.streaming.index import StreamConfig, find_sharded_splits
 from alexlab.data.streaming.store import is_url
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError
+from alexlab.output.escape import shown
 
 MAX_WORKERS = 1024  # per rank; more loader processes than cores only wait for one another
 GENERATORS: dict[str, Callable[[str], Any]] = {
@@ -46,7 +48,12 @@ class DataConfig:
         num_workers: loader processes per rank; None for one per core of the rank, at most 8.
         val_fraction, test_fraction: fraction of each class, 0..1, that becomes val and test if the dataset lacks them.
         val_split: `val`, or `test` to validate on the test split.
-        split_seed: seed for splitting a dataset that lacks splits.
+        split_seed: seed for splitting a dataset that lacks splits, and for `folds` and `fraction`.
+        group: regular expression that finds a group, such as a person, in each path; a group is not divided between splits or
+            folds. See `alexlab.data.hash_split.find_groups`.
+        folds: number of folds of a cross-validation over the training and validation images; None for no folds.
+        fold: number of the fold that validates, from 0.
+        fraction: fraction of the training images of each class to train on, 0..1.
         splits: folder of each split inside `root`, where `.` is `root` itself; all null to recognise them by their names.
         sampler: `shuffle` for every image once per epoch; `balanced` to draw with replacement, every class equally often.
         cache: `packed` to decode every image once, to `pack.size`; `device` to keep these images in the memory of each device
@@ -77,6 +84,10 @@ class DataConfig:
     test_fraction: float = 0.0
     val_split: str = "val"
     split_seed: int = 0
+    group: str | None = None
+    folds: int | None = None
+    fold: int | None = None
+    fraction: float = 1.0
     splits: Mapping[str, str | None] = field(default_factory=dict)
     sampler: str = "shuffle"
     cache: str | None = None
@@ -95,8 +106,9 @@ class DataConfig:
         if not self.root and not self.url and self.dataset is None:
             raise ConfigError("data.root must be a folder of images; set data.root=DIR")
         self._check_url()
+        self._check_folds()
         if self.dataset is not None:
-            for name in ("root", "url", "cache", "manifest", "generate"):
+            for name in ("root", "url", "cache", "manifest", "generate", "group"):
                 if getattr(self, name) is not None:
                     raise ConfigError(f"data.{name} must be null with data.dataset; got {getattr(self, name)!r}")
         self.decoding  # noqa: B018 - Decoding checks its values
@@ -126,17 +138,35 @@ class DataConfig:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} must be a whole number of at least 1; got {getattr(self, name)}")
 
+    def _check_folds(self) -> None:
+        if self.folds is None and self.fold is not None:
+            raise ConfigError(f"data.folds must be the number of folds with data.fold={self.fold}; got null")
+        if self.folds is not None:
+            if self.folds < 2:
+                raise ConfigError(f"data.folds must be null or at least 2; got {self.folds}")
+            if self.fold is None or not 0 <= self.fold < self.folds:
+                given = "null" if self.fold is None else self.fold
+                raise ConfigError(
+                    f"data.fold must be the fold that validates, 0 to {self.folds - 1}; got {given} "
+                    f"(all of them: -m 'data.fold=range({self.folds})')"
+                )
+            if self.val_split != "val":
+                raise ConfigError(f"data.val_split must be val with data.folds; got {self.val_split!r}")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"data.fraction must be above 0 and at most 1; got {self.fraction}")
+
     def _check_url(self) -> None:
         if self.root and is_url(self.root):
             raise ConfigError(f"data.root must be a folder; shards are read with data=streaming data.url={self.root}")
         if self.url is None:
             return
         required = {"cache": None, "sampler": "shuffle", "manifest": None, "root": None}
+        required |= {"folds": None, "fraction": 1.0, "group": None}
         for name, value in required.items():
             if getattr(self, name) != value:
                 raise ConfigError(
-                    f"data.{name} must be {value or 'null'} with data.url, whose images are read shard by shard; "
-                    f"got {getattr(self, name)!r}"
+                    f"data.{name} must be {'null' if value is None else value} with data.url, whose images are read shard "
+                    f"by shard; got {getattr(self, name)!r}"
                 )
         if any(self.splits.values()):
             raise ConfigError(
@@ -164,6 +194,21 @@ class DataConfig:
         Raises:
             DataError: if the dataset is missing or invalid.
         """
+        splits = self._found_splits()
+        options: dict[str, Any] = {"seed": self.split_seed, "group": self.group}
+        if self.folds is not None:
+            assert self.fold is not None
+            splits = select_fold(splits, self.fold, self.folds, **options)
+        elif self.group is not None and self.fraction == 1 and not splits.auto_split:
+            raise ConfigError(
+                f"data.group needs data.folds, data.fraction or a dataset without a val split; {shown(self.location)} has one"
+            )
+        if self.fraction < 1:
+            splits = select_fraction(splits, self.fraction, **options)
+        return splits if self.manifest is None else add_manifest_hashes(splits, self.manifest)
+
+    def _found_splits(self) -> Splits:
+        """Return the splits of the dataset, before folds and fractions."""
         if self.url is not None:
             return find_sharded_splits(
                 self.url,
@@ -182,16 +227,16 @@ class DataConfig:
         assert self.root is not None
         if self.generate is not None and not os.path.exists(self.root):
             GENERATORS[self.generate](self.root)
-        splits = find_splits(
+        return find_splits(
             self.root,
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
             val_split=self.val_split,
             split_seed=self.split_seed,
+            group=self.group,
             folders=self.splits,
             cache_dir=Path(self.cache_dir),
         )
-        return splits if self.manifest is None else add_manifest_hashes(splits, self.manifest)
 
     def per_channel(self, values: Sequence[float] | None) -> list[float]:
         """Return one number per channel: three are averaged for one channel, one is repeated for three."""

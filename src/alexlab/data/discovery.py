@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alexlab.data.hash_split import split_by_hash
+from alexlab.data.hash_split import find_groups, split_by_hash
 from alexlab.data.layout import SPLITS, Layout, find_layout
 from alexlab.data.manifest_splits import read_manifest_splits
 from alexlab.data.scan import check_root, scan_folder
@@ -28,6 +28,7 @@ class SplitOptions:
         val_fraction, test_fraction: fraction of each class, 0..1, that becomes val and test.
         val_split: `val`, or `test` to validate on the test split.
         split_seed: seed of the split.
+        group: regular expression, see `find_groups`; None for no groups.
         cache_dir: folder for cached listings; None for no cache.
     """
 
@@ -35,6 +36,7 @@ class SplitOptions:
     test_fraction: float
     val_split: str
     split_seed: int
+    group: str | None
     cache_dir: Path | None
 
     def __post_init__(self) -> None:
@@ -53,6 +55,7 @@ def find_splits(
     test_fraction: float,
     val_split: str = "val",
     split_seed: int = 0,
+    group: str | None = None,
     folders: Mapping[str, str | None] | None = None,
     cache_dir: Path | None = None,
 ) -> Splits:
@@ -63,6 +66,7 @@ def find_splits(
         val_fraction, test_fraction: fraction of each class, 0..1, that becomes val and test if the dataset lacks them.
         val_split: `val`, or `test` to validate on the test split.
         split_seed: seed of the split.
+        group: regular expression that finds a group in each path, see `find_groups`; a split made here has whole groups.
         folders: folder of each split, see `find_layout`; None, or only nulls, to recognise them by their names.
         cache_dir: folder for cached listings; None for no cache.
 
@@ -76,7 +80,7 @@ def find_splits(
             )
         return read_manifest_splits(root)
     check_root(root)
-    options = SplitOptions(val_fraction, test_fraction, val_split, split_seed, cache_dir)
+    options = SplitOptions(val_fraction, test_fraction, val_split, split_seed, group, cache_dir)
     layout = find_layout(root, folders)
     layout.check()
     return _from_split_folders(root, layout, options) if layout.folders else _from_class_folders(root, options)
@@ -111,7 +115,7 @@ def _from_split_folders(root: str, layout: Layout, options: SplitOptions) -> Spl
         val = scan_folder(root, val_folder, train.classes, options.cache_dir, notes)
         missing = (*val.missing_class_notes("val"), *(test.missing_class_notes("test") if test else ()))
         return Splits(train, val, test, notes=(*notes, *missing))
-    parts = _split_by_hash(train, {"val": options.val_fraction}, options.split_seed)
+    parts = _split_by_hash(train, {"val": options.val_fraction}, options)
     notes.append(f"no val folder: {len(parts['val'])} of {len(train)} training images became the validation split")
     return Splits(parts["train"], parts["val"], test, auto_split=True, notes=tuple(notes))
 
@@ -122,7 +126,7 @@ def _from_class_folders(root: str, options: SplitOptions) -> Splits:
     if options.val_split == "test":
         raise _no_test_split(root)
     fractions = {"val": options.val_fraction} | ({"test": options.test_fraction} if options.test_fraction else {})
-    parts = _split_by_hash(whole, fractions, options.split_seed)
+    parts = _split_by_hash(whole, fractions, options)
     sizes = ", ".join(f"{name} {len(split)}" for name, split in parts.items())
     notes.append(f"{len(whole)} images split by a hash of their paths: {sizes}")
     repeated = _repeated_subfolders(whole)
@@ -134,9 +138,10 @@ def _from_class_folders(root: str, options: SplitOptions) -> Splits:
     return Splits(parts["train"], parts["val"], parts.get("test"), auto_split=True, notes=tuple(notes))
 
 
-def _split_by_hash(whole: Split, fractions: dict[str, float], seed: int) -> dict[str, Split]:
-    rows = split_by_hash(whole.paths, whole.labels, whole.classes, fractions, seed)
-    return {name: whole.subset(part) for name, part in rows.items()}
+def _split_by_hash(whole: Split, fractions: dict[str, float], options: SplitOptions) -> dict[str, Split]:
+    groups = None if options.group is None else find_groups(whole.paths, options.group, "data.group")
+    rows = split_by_hash(whole.paths, whole.labels, whole.classes, fractions, options.split_seed, groups)
+    return {name: whole.take(part) for name, part in rows.items()}
 
 
 def _repeated_subfolders(whole: Split) -> list[str]:

@@ -1,13 +1,15 @@
-"""Split by a hash of the path, for runs on a folder without splits and for `prepare.py action=split`."""
+"""Splits, folds and fractions by a hash of each path: the same on every machine, regardless of the order of the files."""
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from alexlab.errors import DataError
+from alexlab.errors import ConfigError, DataError
+from alexlab.output.escape import shown
 
 
 def split_by_hash(
@@ -18,7 +20,7 @@ def split_by_hash(
     seed: int,
     groups: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Split each class by a hash of the relative paths: the same on every machine, regardless of the order of the files.
+    """Split each class by a hash of the relative paths.
 
     Args:
         paths: relative paths of the images.
@@ -35,23 +37,123 @@ def split_by_hash(
     Raises:
         DataError: if a class has too few images or groups, or none of its groups is in train.
     """
-    units: dict[str, list[int]] = {}  # units that are not divided: the rows of a group, or one row
-    for row, name in enumerate(groups if groups is not None else paths):
-        units.setdefault(name, []).append(row)
+    units = _units(paths, groups)
     splits: dict[str, list[int]] = {name: [] for name in ("train", *fractions)}
     for stratum, names in _strata(units, labels, classes).items():
         if len(names) < len(splits):
-            kind = "images" if groups is None else "groups"
             raise DataError(
-                f"{stratum} must have at least {len(splits)} {kind} to be split into {' and '.join(splits)}; "
+                f"{stratum} must have at least {len(splits)} {_kind(groups)} to be split into {' and '.join(splits)}; "
                 f"it has {len(names)}"
             )
-        names.sort(key=lambda name: _path_hash(name, seed))
-        _assign(names, units, fractions, splits)
+        _assign(_by_hash(names, seed), units, fractions, splits)
     missing = set(range(len(classes))) - set(labels[splits["train"]].tolist())
     if missing:
         raise DataError(f"every class must be in train; all groups of {classes[min(missing)]} are in another split")
     return {name: np.sort(np.array(rows, np.int64)) for name, rows in splits.items()}
+
+
+def assign_folds(
+    paths: Sequence[str],
+    labels: np.ndarray,
+    classes: Sequence[str],
+    num_folds: int,
+    seed: int,
+    groups: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Return the fold of each image, int64 (N,), from 0; arguments as for `split_by_hash`.
+
+    In the order of the hash, each image or group joins the fold that has the fewest images of its class, then the fewest of all.
+
+    Raises:
+        DataError: if a class has fewer than two images or groups.
+    """
+    units = _units(paths, groups)
+    folds, sizes = np.zeros(len(paths), np.int64), [0] * num_folds
+    for stratum, names in _strata(units, labels, classes).items():
+        if len(names) < 2:
+            raise DataError(f"{stratum} must have at least 2 {_kind(groups)} to be in two folds; it has {len(names)}")
+        counts = [0] * num_folds
+        for name in _by_hash(names, seed):
+            fold = min(range(num_folds), key=lambda number: (counts[number], sizes[number], number))
+            folds[units[name]] = fold
+            counts[fold] += len(units[name])
+            sizes[fold] += len(units[name])
+    return folds
+
+
+def first_by_hash(
+    paths: Sequence[str],
+    labels: np.ndarray,
+    classes: Sequence[str],
+    fraction: float,
+    seed: int,
+    groups: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Return the sorted indices of a fraction of each class, the first in the order of the hash and at least one.
+
+    A smaller fraction is a part of each larger one. Arguments as for `split_by_hash`.
+    """
+    units = _units(paths, groups)
+    kept: list[int] = []
+    for names in _strata(units, labels, classes).values():
+        wanted, count = max(1, round(fraction * sum(len(units[name]) for name in names))), 0
+        for name in _by_hash(names, seed):
+            if count >= wanted:
+                break
+            kept += units[name]
+            count += len(units[name])
+    return np.sort(np.array(kept, np.int64))
+
+
+def find_groups(paths: Sequence[str], pattern: str, key: str) -> list[str]:
+    """Return the group of each path: the first group of a regular expression, or its whole match.
+
+    Args:
+        paths: relative paths of the images.
+        pattern: regular expression, searched for in each path.
+        key: config key of the pattern, for messages.
+
+    Raises:
+        ConfigError: if the pattern is not a valid regular expression.
+        DataError: if it does not match a path.
+    """
+    expression = compile_pattern(pattern, key)
+    groups = []
+    for path in paths:
+        match = expression.search(path)
+        name = None if match is None else match[1] if expression.groups else match[0]
+        if name is None:
+            raise DataError(f"{key}={pattern!r} must find the group in every path; it does not in {shown(path)}")
+        groups.append(name)
+    return groups
+
+
+def compile_pattern(pattern: str, key: str) -> re.Pattern[str]:
+    """Compile a regular expression.
+
+    Raises:
+        ConfigError: if it is invalid.
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{key} must be a regular expression; got {pattern!r}: {error}") from error
+
+
+def _units(paths: Sequence[str], groups: Sequence[str] | None) -> dict[str, list[int]]:
+    """Return the rows of what is not divided: a group, or one image."""
+    units: dict[str, list[int]] = {}
+    for row, name in enumerate(paths if groups is None else groups):
+        units.setdefault(name, []).append(row)
+    return units
+
+
+def _kind(groups: Sequence[str] | None) -> str:
+    return "images" if groups is None else "groups"
+
+
+def _by_hash(names: Sequence[str], seed: int) -> list[str]:
+    return sorted(names, key=lambda name: _path_hash(name, seed))
 
 
 def _strata(units: Mapping[str, Sequence[int]], labels: np.ndarray, classes: Sequence[str]) -> dict[str, list[str]]:

@@ -32,12 +32,11 @@ def read_manifest_splits(manifest: str) -> Splits:
     labels = np.array([label_of[row.label] for row in rows], np.int64)
     paths = PathArray.from_list([row.path for row in rows])
     listing = Listing(root, os.path.basename(manifest), classes, paths, labels, {}, {})
-    whole = Split(root, classes, paths, labels, listing)
     hashes = _hashes([row.sha256 for row in rows]) if all(row.sha256 for row in rows) else None
+    whole = Split(root, classes, paths, labels, listing, hashes=hashes)
 
     def part(name: str) -> Split:
-        indices = np.array(by_split[name], np.int64)
-        return replace(whole.subset(indices), hashes=None if hashes is None else hashes[indices])
+        return whole.take(np.array(by_split[name], np.int64))
 
     verified = "" if hashes is None else ", and each file must have its SHA-256"
     notes = [f"the splits are those of {manifest}{verified}"]

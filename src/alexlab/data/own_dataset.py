@@ -91,7 +91,7 @@ def dataset_splits(make: partial[Any], *, channels: int, val_fraction: float, sp
     rows = stratified_sample(train.labels, count, seed=split_seed)
     others = np.setdiff1d(np.arange(len(train)), rows)
     note = f"no val split: {count} of {len(train)} training images became the validation split"
-    return Splits(_rows(train, others), _rows(train, rows), test, auto_split=True, notes=(*notes, note))
+    return Splits(train.take(others), train.take(rows), test, auto_split=True, notes=(*notes, note))
 
 
 def _seed_others(seed: int) -> None:
@@ -134,16 +134,4 @@ def _split(make: Callable[[str], Any], name: str, channels: int, seed: int) -> S
         labels=labels.astype(np.int64),
         images=images,
         lengths=np.zeros(len(labels), np.int64),
-    )
-
-
-def _rows(split: Split, rows: np.ndarray) -> Split:
-    return Split(
-        root=split.root,
-        classes=split.classes,
-        paths=[split.paths[row] for row in rows.tolist()],
-        labels=split.labels[rows],
-        rows=rows,
-        images=split.images,
-        lengths=np.zeros(len(rows), np.int64),
     )

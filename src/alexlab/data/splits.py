@@ -107,10 +107,17 @@ class Split:
         missing = [self.classes[label] for label, count in enumerate(self.class_counts()) if not count]
         return (f"the {name} split has no image of {', '.join(missing)}",) if missing else ()
 
-    def subset(self, rows: np.ndarray) -> "Split":
-        """Return the images at some rows of a whole listing."""
-        assert isinstance(self.paths, PathArray) and self.rows is None
-        return Split(self.root, self.classes, self.paths.take(rows), self.labels[rows], self.listing, rows)
+    def take(self, indices: np.ndarray) -> "Split":
+        """Return the images at some indices, in that order."""
+        paths = self.paths
+        return replace(
+            self,
+            paths=paths.take(indices) if isinstance(paths, PathArray) else [paths[index] for index in indices.tolist()],
+            labels=self.labels[indices],
+            rows=indices if self.rows is None else self.rows[indices],
+            hashes=None if self.hashes is None else self.hashes[indices],
+            lengths=None if self.lengths is None else self.lengths[indices],
+        )
 
     def relabel(self, classes: Sequence[str], owner: str) -> "Split":
         """Return the split with the labels of another vocabulary.

@@ -1,13 +1,13 @@
 """Labelled images that are not yet split: class folders, one folder of files with the class in their names, or a CSV table."""
 
 import os
-import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alexlab.data.class_names import check_class_names, folder_name_problem
 from alexlab.data.file_types import IMAGE_EXTENSIONS, class_folders, file_type
+from alexlab.data.hash_split import compile_pattern, find_groups
 from alexlab.data.hidden_names import is_hidden
 from alexlab.data.layout import find_layout
 from alexlab.data.listing import list_images
@@ -70,11 +70,11 @@ def find_unsplit(
     if not paths:
         raise DataError(f"{root} holds no images: looked for {', '.join(IMAGE_EXTENSIONS)}")
     check_class_names(sorted(set(classes)), labels or root)
-    return UnsplitDataset(root, paths, classes, None if group is None else _groups(paths, group))
+    return UnsplitDataset(root, paths, classes, None if group is None else find_groups(paths, group, "group"))
 
 
 def _from_file_names(root: str, pattern: str) -> tuple[list[str], list[str]]:
-    expression = _compile(pattern, "pattern")
+    expression = compile_pattern(pattern, "pattern")
     if "class" not in expression.groupindex:
         raise ConfigError(f"pattern must have a group for the class, (?P<class>...); got {pattern!r}")
     with os.scandir(root) as entries:
@@ -125,22 +125,3 @@ def _check_class(name: str, where: str) -> None:
     reason = folder_name_problem(name)
     if reason is not None:
         raise DataError(f"{where}: a class must be a plain folder name; got {name!r}: {reason}")
-
-
-def _groups(paths: Sequence[str], pattern: str) -> list[str]:
-    expression = _compile(pattern, "group")
-    groups = []
-    for path in paths:
-        match = expression.search(path)
-        name = None if match is None else match[1] if expression.groups else match[0]
-        if name is None:
-            raise DataError(f"group={pattern!r} must find the group in every path; it does not in {shown(path)}")
-        groups.append(name)
-    return groups
-
-
-def _compile(pattern: str, key: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{key} must be a regular expression; got {pattern!r}: {error}") from error
