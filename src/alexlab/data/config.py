@@ -160,8 +160,8 @@ class DataConfig:
             raise ConfigError(f"data.root must be a folder; shards are read with data=streaming data.url={self.root}")
         if self.url is None:
             return
-        required = {"cache": None, "sampler": "shuffle", "manifest": None, "root": None}
-        required |= {"folds": None, "fraction": 1.0, "group": None}
+        required: dict[str, Any] = {"cache": None, "sampler": "shuffle", "manifest": None, "root": None}
+        required |= {"group": None, "folds": None, "fraction": 1.0}
         for name, value in required.items():
             if getattr(self, name) != value:
                 raise ConfigError(
