@@ -134,7 +134,7 @@ def test_no_class_overrides_private_names_of_a_base_class() -> None:
 
 def test_number_of_private_uses() -> None:
     """Each one makes the next upgrade harder: look for a public way before you raise the number."""
-    assert len([*private_uses(tree_of(COMPAT))]) <= 21
+    assert len([*private_uses(tree_of(COMPAT))]) <= 23
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BAR_WIDTH = 40  # characters; in a terminal of less than 100 columns, what the texts leave
-TEXT_WIDTH = 52  # characters, for the texts beside the bar of `fit`
+TEXT_WIDTH = 52  # characters, for the texts next to the bar of `fit`
 
 
 def progress_bar() -> "Progress":
