@@ -32,6 +32,8 @@ def message(command: str, typed: str) -> str:
     [
         ("lr=0.1", "unknown key lr; use optimizer.lr=0.1"),
         ("epochs=5", "unknown key epochs; use trainer.max_epochs=5"),
+        ("parameters.biases_lr=0.02", "use param_groups.bias_lr=0.02"),
+        ("scheduler.cooldown=2", "use scheduler=plateau scheduler.cooldown=2"),
         ("batch_size=32", "unknown key batch_size; use data.batch_size=32"),
         ("max_epochs=5", "unknown key max_epochs; use trainer.max_epochs=5"),
         ("image_size=64", "use data.image_size=64"),

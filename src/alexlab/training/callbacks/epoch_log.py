@@ -29,21 +29,22 @@ class EpochLog(RunFileWriter, Callback):
         self.rows: list[dict[str, float]] = []
         self.num_images = 0
         self.train_s = 0.0
+        self.lr = 0.0  # at the start of the epoch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "lr": self.lr}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
+        self.rows, self.lr = list(state_dict["rows"]), state_dict["lr"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock here too: `on_train_epoch_start` is not called for an epoch that is resumed in the middle."""
-        self.on_train_epoch_start(trainer, pl_module)
+        self.num_images, self.train_s = 0, 0.0
+        self.epoch_start_s = self.mark_s = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.num_images, self.train_s = 0, 0.0
+        self.on_train_start(trainer, pl_module)
         self.lr = float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else 0.0
-        self.epoch_start_s = self.mark_s = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
