@@ -52,6 +52,7 @@ def state(loss: float, **changes: Any) -> State:
         "start": SIGNAL,
         "now": SIGNAL,
         "change": 1e-3,
+        "first_change": 0.1,
         "growth": (1.0, "fc6"),
         "lr": 0.1,
     }

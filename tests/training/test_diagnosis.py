@@ -28,6 +28,7 @@ NO_DIFFERENCE = Signal(
     0.7, 3e-6, 0.1, (LayerSignal("features.conv1", 0.7, 0), LayerSignal("features.conv4", 0.004, 0.0))
 )
 DEAD = Signal(0.7, 0.0, 0.0, (LayerSignal("features.conv1", 0.7, 0.1), LayerSignal("features.act5", 0.0, 1.0)))
+ONE_DEAD_BRANCH = Signal(0.7, 0.2, 0.4, (LayerSignal("features.5a.branch5", 0.0, 1.0), LayerSignal("fc", 0.3, 0.0)))
 
 
 def state(**changes: Any) -> State:
@@ -43,6 +44,7 @@ def state(**changes: Any) -> State:
         "now": HEALTHY,
         "change": 1e-3,
         "growth": (1.2, "fc6"),
+        "first_change": 0.1,
         "lr": 0.1,
     }
     return State(**values | changes)
@@ -62,7 +64,7 @@ def state(**changes: Any) -> State:
         (
             {"start": DEAD, "now": DEAD},
             {"init": "torch"},
-            "the units of features.act5 are 0 for all images; try model.init=he.",
+            "the units of features.act5 are 0 for all images since the start; try model.init=he.",
         ),
         (
             {"start": NO_DIFFERENCE},
@@ -109,6 +111,8 @@ def test_each_cause_has_its_remedy(changes: dict[str, Any], model: dict[str, Any
     "changes",
     [
         {"loss": 2.2},  # falls
+        {"start": Signal(0.7, 6e-4, 0.1, ()), "now": Signal(0.7, 9e-5, 0.1, ()), "images_per_class": 12.8},
+        {"now": ONE_DEAD_BRANCH, "images_per_class": 12.8},
         {"loss": 2.2, "start": NO_DIFFERENCE, "now": NO_DIFFERENCE},
         {"loss": 2.2, "growth": (50.0, "fc6.weight")},
         {"loss": 6.9, "guessing": 6.9078, "num_classes": 1000, "images_per_class": 12.8, "classes_seen": 1000},
@@ -123,7 +127,9 @@ def test_healthy_and_slow_trainings_raise_no_alarm(changes: dict[str, Any]) -> N
 def test_without_a_measured_cause_it_is_no_warning() -> None:
     found = describe(state(), {})
     assert found is not None and not found[0]
-    assert "still 2.303, that of guessing among 10 classes, with no cause in activations and weights" in found[1]
+    assert (
+        "still 2.303, that of guessing among 10 classes; activations and weights show no cause: it may need" in found[1]
+    )
 
 
 def test_the_loss_of_guessing_is_that_of_the_best_constant_prediction() -> None:

@@ -11,16 +11,20 @@ from torch import Tensor
 from alexlab.training.measurement import Signal
 
 # Thresholds, with what was measured on 2 cores on 2026-11-27 (digits, Fashion-MNIST, cats and dogs).
-AT_GUESSING = 0.995  # of the loss of guessing: stalled nets reach 0.998 to 1.001 after 100 steps
+AT_GUESSING = 0.98  # of the loss of guessing: stalled nets have 0.99 to 1.01 of it after 100 steps
 FLAT_LOGITS = (
     1e-4  # spread of the logits: VGG11/8, NiN and GoogLeNet start at 4e-5, 2e-6 and 3e-7, AlexNets at 2e-4 to 2
 )
+LOST = 0.01  # of the spread of the logits at the start
 FLAT_LAYER = 0.01  # spread of a layer relative to its output, to name the first layer that loses the signal
 FLAT_IMAGES = 1e-3  # spread of the normalized images; of photographs it is about 0.7
 BLOWN_UP = 10.0  # growth of a weight
 WORSE_THAN_GUESSING = 1.5  # of the loss of guessing
 FROZEN_STEP = 1e-6  # change of the weights per step, relative to their size
-GOOD_STEP = 1e-3  # the change that a proposed learning rate aims at
+GOOD_STEP = 1e-3  # the mean change per step that a higher learning rate aims at
+GOOD_FIRST_STEP = (
+    0.1  # the change in the first step that a lower learning rate aims at; AdamW with lr 1e-3 makes 0.08 to 0.2
+)
 MIN_IMAGES_PER_CLASS = 100  # with fewer, a loss at that of guessing is no news
 MAX_CLASSES = 256  # classes for which the loss of guessing is averaged
 
@@ -39,7 +43,8 @@ class State:
         start, now: signal before the first step and now.
         change: change of the weights per step, see `WeightSamples.change_per_step`.
         growth: growth of a weight and its name, see `WeightSamples.growth`.
-        lr: largest learning rate now.
+        first_change: change of the weights in the first step, scaled to the learning rate `lr`.
+        lr: largest learning rate, apart from its schedule.
         warming_up: the learning rate is still rising.
     """
 
@@ -53,6 +58,7 @@ class State:
     now: Signal
     change: float
     growth: tuple[float, str]
+    first_change: float
     lr: float
     warming_up: bool = False
 
@@ -106,16 +112,15 @@ def find_cause(state: State) -> Finding | None:
     if start.images < FLAT_IMAGES:
         measured = f"after normalization the images of a batch differ by {start.images:.0e} of their size"
         return Finding("equal images", measured, "check preview.png, data.mean and data.std")
-    lower = state.lr / 10
+    lower = state.lr * min(0.1, _power_of_ten(GOOD_FIRST_STEP / max(state.first_change, 1e-12)))
     divergence = _divergence(state)
     if divergence is not None:
         return Finding("learning rate too high", divergence, lr=lower)
-    dead, dead_at_start = now.first_dead(), start.first_dead()
-    if dead_at_start is not None or dead is not None:
-        lr = lower if dead_at_start is None else None
-        return Finding("dead units", f"the units of {dead_at_start or dead} are 0 for all images", lr=lr)
+    dead = start.first_dead()
+    if dead is not None and start.logits < FLAT_LOGITS:
+        return Finding("dead units", f"the units of {dead} are 0 for all images since the start")
     if state.change < FROZEN_STEP and not state.warming_up:
-        factor = 10.0 ** round(math.log10(GOOD_STEP / state.change)) if state.change else 1e4
+        factor = _power_of_ten(GOOD_STEP / state.change) if state.change else 1e4
         measured = (
             f"a step changes the weights by {state.change:.0e} of their size, at a learning rate of {state.lr:.2g}"
         )
@@ -125,10 +130,17 @@ def find_cause(state: State) -> Finding | None:
         where = "" if layer is None else f", and from {layer} on the activations by under {FLAT_LAYER:.0%}"
         measured = f"at the start the logits differed between images by {start.logits:.0e}{where}"
         return Finding("vanishing signal", f"{measured}; now the logits differ by {now.logits:.0e}")
-    if now.logits < FLAT_LOGITS:
+    dead = now.first_dead()
+    if dead is not None and now.logits < FLAT_LOGITS:
+        return Finding("dead units", f"the units of {dead} are 0 for all images", lr=lower)
+    if now.logits < min(FLAT_LOGITS, LOST * start.logits):
         measured = f"the logits differ between images by {now.logits:.0e}, at the start by {start.logits:.0e}"
         return Finding("lost signal", measured, lr=lower)
     return None
+
+
+def _power_of_ten(value: float) -> float:
+    return 10.0 ** round(math.log10(value))
 
 
 def _divergence(state: State) -> str | None:
@@ -159,7 +171,7 @@ def describe(state: State, model: Mapping[str, Any]) -> tuple[bool, str] | None:
     if state.stands and state.images_per_class >= MIN_IMAGES_PER_CLASS:
         return (
             False,
-            f"{loss}, with no cause in activations and weights; if it stays there, debug=doctor tries remedies",
+            f"{loss}; activations and weights show no cause: it may need more steps, and debug=doctor tries remedies",
         )
     return None
 

@@ -41,6 +41,10 @@ class Diagnosis(RunFileWriter, Callback):
         self.images: Tensor | None = None  # of the first batch
         self.losses: list[Tensor] = []
         self.num_images = 0
+        self.first_lr, self.first_change = (
+            0.0,
+            0.0,
+        )  # rate of the first step, and its change of the weights at the base rate
         self.state: State | None = None  # of the diagnosed training
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -61,6 +65,7 @@ class Diagnosis(RunFileWriter, Callback):
         assert isinstance(pl_module, Classifier)
         self.images, self.weights = images, WeightSamples(pl_module.net)
         self.start: Signal = measure_signal(pl_module, images)
+        self.first_lr = _lr(trainer)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -71,6 +76,8 @@ class Diagnosis(RunFileWriter, Callback):
         self.num_images += len(batch[1]) * trainer.world_size
         if pl_module.step_loss is not None:
             self.losses.append(pl_module.step_loss)
+        if trainer.global_step == 1 and self.first_change == 0 and self.first_lr:
+            self.first_change = self.weights.change_per_step(1) * _base_lr(trainer) / self.first_lr
         if trainer.global_step >= self.last_step:
             self.state = self._measure(trainer, pl_module)
             self.last_step, self.losses = 0, []
@@ -91,7 +98,6 @@ class Diagnosis(RunFileWriter, Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         counts = data.splits.train.class_counts()
         used = [min(count, 1) for count in counts]
-        groups = trainer.optimizers[0].param_groups
         last = self.losses[-max(1, round(WINDOW * len(self.losses))) :]
         return State(
             loss=sum(loss.item() for loss in last) / len(last),
@@ -104,6 +110,17 @@ class Diagnosis(RunFileWriter, Callback):
             now=measure_signal(module, self.images),
             change=self.weights.change_per_step(self.last_step),
             growth=self.weights.growth(),
-            lr=max(group["lr"] for group in groups),
-            warming_up=any(group["lr"] < group.get("initial_lr", 0) / 2 for group in groups),
+            first_change=self.first_change,
+            lr=_base_lr(trainer),
+            warming_up=self.first_lr < _lr(trainer) < _base_lr(trainer) / 2,
         )
+
+
+def _lr(trainer: lightning.Trainer) -> float:
+    """Return the largest learning rate of the next step."""
+    return max(group["lr"] for group in trainer.optimizers[0].param_groups)
+
+
+def _base_lr(trainer: lightning.Trainer) -> float:
+    """Return the largest learning rate now and apart from the schedule."""
+    return max(max(group["lr"], group.get("initial_lr", 0.0)) for group in trainer.optimizers[0].param_groups)
