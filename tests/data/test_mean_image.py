@@ -130,11 +130,17 @@ def test_a_resumed_run_subtracts_the_image_of_its_checkpoint(train: Callable[...
     )
 
 
-def test_two_devices_subtract_the_same_image(train: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_devices_train_the_recipe_of_one(train: Callable[..., Any], tmp_path: Path) -> None:
+    """The mean image, the colour noise until its last epoch, and the rates, with loader processes that persist over epochs."""
+    recipe = (
+        *("augmentation=paper2012", "augmentation.train.pca.scale=std", "augmentation.train.pca.end_epoch=1"),
+        *("optimizer=velocity_sgd", "param_groups.bias_lr=0.02", "trainer.max_epochs=2", "data.num_workers=1"),
+        *("+param_groups.layer_lrs.conv1=[[1,1e-5]]", "model.dropout=0", "data.cache=packed"),
+    )
     found = []
     for devices in (1, 2):
-        overrides = (f"trainer.devices={devices}", "model.dropout=0", f"data.cache_dir={tmp_path / str(devices)}")
-        train(*RECIPE, *overrides, "data.cache=packed", run_dir=tmp_path / f"run{devices}")
+        overrides = (f"trainer.devices={devices}", f"data.cache_dir={tmp_path / str(devices)}")
+        train(*RECIPE, *recipe, *overrides, run_dir=tmp_path / f"run{devices}")
         found.append(torch.load(tmp_path / f"run{devices}/checkpoints/last.ckpt", weights_only=True))
     assert torch.equal(found[0]["alexlab"]["mean_image"], found[1]["alexlab"]["mean_image"])
     for name, value in found[0]["state_dict"].items():

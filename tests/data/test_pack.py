@@ -56,7 +56,9 @@ def build(root: Path, cache: Path, **options: Any) -> PackedImages:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("resize", "crop"), [("shorter", "center"), ("shorter", "full"), ("squash", "full")])
+@pytest.mark.parametrize(
+    ("resize", "crop"), [("shorter", "center"), ("shorter", "full"), ("squash", "full"), ("nearest", "full")]
+)
 def test_a_pack_holds_the_output_of_its_view(
     photos: Path, tmp_path: Path, resize: str, crop: str, channels: int
 ) -> None:
@@ -106,10 +108,13 @@ def test_training_from_a_pack_equals_training_from_files(train: Train, photos: P
     assert scalars(tmp_path / "two")["val/loss"] == pytest.approx(files["val/loss"], rel=1e-4)
 
 
-def test_squashed_images_come_from_a_squashed_pack(train: Train, photos: Path, tmp_path: Path) -> None:
-    options = [f"data.root={photos}", "augmentation=vertical_flip"]
+@pytest.mark.parametrize(("augmentation", "resize"), [("vertical_flip", "squash"), ("keras", "nearest")])
+def test_squashed_images_come_from_a_squashed_pack(
+    train: Train, photos: Path, tmp_path: Path, augmentation: str, resize: str
+) -> None:
+    options = [f"data.root={photos}", f"augmentation={augmentation}"]
     train(*options, run_dir=tmp_path / "files")
-    train(*options, PACKED, "data.pack.resize=squash", run_dir=tmp_path / "packed")
+    train(*options, PACKED, f"data.pack.resize={resize}", run_dir=tmp_path / "packed")
     assert scalars(tmp_path / "files")["val/loss"] == scalars(tmp_path / "packed")["val/loss"]
 
 
@@ -128,12 +133,13 @@ def test_a_pack_is_built_once_and_reused(
     ("options", "message"),
     [
         (["augmentation=squash"], "augmentation.eval cannot read the pack of data.cache=packed: it resizes both sides: use data.pack.resize=squash data.pack.size=64"),
+        (["augmentation=keras", "data.pack.resize=squash"], "it resizes both sides: use data.pack.resize=nearest data.pack.size=64"),
         (["augmentation.train.crop.square=false"], "augmentation.train cannot read the pack .*: it crops from the whole image: use data.pack.crop=full, or square=true for the crop"),
         (["data.pack.size=256"], "augmentation.eval cannot .*: it resizes the shorter side to 73: use data.pack.resize=shorter data.pack.size=73"),
         (["augmentation=inception", "data.pack.resize=squash"], "augmentation.eval cannot"),
         (["augmentation=squash", "data.pack.resize=squash", "test.views=five"], "test.views cannot"),
         (["data.pack.crop=middle"], "data.pack.crop must be center or full; got 'middle'"),
-        (["data.pack.resize=longer"], "data.pack.resize must be shorter or squash; got 'longer'"),
+        (["data.pack.resize=longer"], "data.pack.resize must be shorter, squash or nearest; got 'longer'"),
         (["data.pack.size=0"], "data.pack.size must be a positive number of pixels; got 0"),
         (["data.cache=ram"], "data.cache must be null, packed or device; got 'ram'"),
         (["+data.pack.quality=9"], "data.pack.quality is not an argument of"),

@@ -115,8 +115,8 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
     bind(PackConfig, "data.pack", **data.pack)
     settings = dict(data.pack)
     if settings["size"] is None:
-        squash = settings["resize"] == "squash"
-        settings["size"] = data.image_size if squash else round(data.image_size / config["data"]["ratio"])
+        shorter = settings["resize"] == "shorter"
+        settings["size"] = round(data.image_size / config["data"]["ratio"]) if shorter else data.image_size
     done = set()
     for name, part in data.find_splits().items():
         assert part.listing is not None

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from alexlab.data.crop import CropRule, part_of, shorter_side_resized
 from alexlab.data.image_file import unreadable
 from alexlab.data.listing_cache import folder_id, folder_suffix
-from alexlab.data.transforms import CenterView, RandomCropView, Views
+from alexlab.data.transforms import CenterView, NearestResize, RandomCropView, Views
 from alexlab.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ class PackConfig:
 
     Args:
         size: length of the shorter side, or of both, in pixels; None for the size that the evaluation view needs.
-        resize: `shorter` resizes the shorter side to `size`, `squash` both sides.
+        resize: `shorter` resizes the shorter side to `size`, `squash` both sides, `nearest` both by copying the nearest pixels.
         crop: `center` keeps the central square, `full` the whole resized image.
     """
 
@@ -41,22 +41,24 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         for name, value, choices in (
-            ("resize", self.resize, ("shorter", "squash")),
+            ("resize", self.resize, ("shorter", "squash", "nearest")),
             ("crop", self.crop, ("center", "full")),
         ):
             if value not in choices:
-                raise ConfigError(f"data.pack.{name} must be {' or '.join(choices)}; got {value!r}")
+                raise ConfigError(f"data.pack.{name} must be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}")
         if self.size is not None and self.size < 1:
             raise ConfigError(f"data.pack.size must be a positive number of pixels; got {self.size}")
 
     @property
     def square(self) -> bool:
         """True if all images are `size` x `size`."""
-        return self.crop == "center" or self.resize == "squash"
+        return self.crop == "center" or self.resize != "shorter"
 
     def view(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the transform from a decoded image (C, H, W) to the packed one."""
         assert self.size is not None
+        if self.resize == "nearest":
+            return NearestResize(self.size)
         if self.resize == "squash":
             return v2.Resize([self.size, self.size], antialias=True)
         return CenterView(self.size, 1.0) if self.crop == "center" else v2.Resize(self.size, antialias=True)
@@ -127,6 +129,8 @@ def required_size(view: Any) -> int | None:
     """Return the pack size for the first transform of an evaluation, or None if no pack can replace it."""
     if isinstance(view, CenterView):
         return view.resized
+    if isinstance(view, NearestResize):
+        return view.size
     if isinstance(view, v2.Resize) and len(view.size) == 2 and view.size[0] == view.size[1]:
         return int(view.size[0])
     return None
@@ -143,12 +147,13 @@ def pack_mismatch(view: Any, pack: PackConfig) -> str | None:
         if pack.resize == "shorter" and pack.size is not None and pack.size >= largest:
             return None
         return f"it needs data.pack.resize=shorter and a data.pack.size of at least {largest}"
-    if isinstance(view, v2.Resize):
+    if isinstance(view, v2.Resize | NearestResize):
         size = required_size(view)
         if size is None:
             return "its size is not a square"
-        fits = pack.resize == "squash" and pack.size == size
-        return None if fits else f"it resizes both sides: use data.pack.resize=squash data.pack.size={size}"
+        resize = "squash" if isinstance(view, v2.Resize) else "nearest"
+        fits = pack.resize == resize and pack.size == size
+        return None if fits else f"it resizes both sides: use data.pack.resize={resize} data.pack.size={size}"
     if not isinstance(view, CenterView | RandomCropView | Views):
         return f"the first transform must crop or resize; got {type(view).__name__}"
     if pack.resize != "shorter" or pack.size != view.resized:
