@@ -150,11 +150,12 @@ def test_the_error_for_a_small_image_names_the_smallest_size() -> None:
     [
         (
             {"widths": [1, 2, 3]},
-            "model.widths, model.kernels, model.strides, model.paddings, model.groups and model.norm_side must have one "
-            "entry per convolution; got 3, 5, 5, 5, 5 and 3 entries",
+            "model.widths, model.kernels, model.strides, model.paddings and model.groups must have one entry per "
+            "convolution; got 3, 5, 5, 5 and 5 entries",
         ),
         ({"norm_side": ["after"]}, "must have one entry per convolution; got 5, 5, 5, 5, 5 and 1 entries"),
         ({"width": 0}, "model.width must be positive; got 0"),
+        ({"lrn_k": 0.0}, "model.lrn_k must be positive; got 0.0"),
         ({"kernels": [11, 5, 3, 3, 0]}, "model.kernels must be at least 1; got 0"),
         ({"paddings": [-1, 0, 0, 0, 0]}, "model.paddings must be at least 0; got -1"),
         ({"fc_widths": [0]}, "model.fc_widths must be at least 1; got 0"),

@@ -128,19 +128,21 @@ class AlexNet(nn.Module):
         init: str = "torch",
     ) -> None:
         super().__init__()
-        sides = norm_side or ("after" if norm == "lrn" else "before")
-        sides = [sides] * len(widths) if isinstance(sides, str) else sides
         convs = {"widths": widths, "kernels": kernels, "strides": strides, "paddings": paddings, "groups": groups}
         pools = {"pool_kinds": pool_kinds, "pool_kernels": pool_kernels, "pool_strides": pool_strides}
-        _check_lengths("convolution", **convs, norm_side=sides)
+        if norm_side is None:
+            norm_side = "after" if norm == "lrn" else "before"
+        sides = [norm_side] * len(widths) if isinstance(norm_side, str) else norm_side
+        _check_lengths("convolution", **convs, **({} if isinstance(norm_side, str) else {"norm_side": sides}))
         _check_lengths("pooling", pool_layers=pool_layers, **pools)
         _check_values(**convs, **pools, fc_widths=fc_widths, norm_side=sides, norm=[norm], activation=[activation])
         _check_values(dropout_side=[dropout_side], lrn_size=[lrn_size], spatial_size=[spatial_size])
         num_normed = len(widths) + (len(fc_widths) if norm == "batch" else 0)
         _check_layers(len(widths), skip_convs=skip_convs, pool_layers=pool_layers, spatial_layers=spatial_layers)
         _check_layers(num_normed, norm_layers=norm_layers or ())
-        if width <= 0:
-            raise ValueError(f"model.width must be positive; got {width}")
+        for name, value in {"width": width, "lrn_k": lrn_k}.items():
+            if value <= 0:
+                raise ValueError(f"model.{name} must be positive; got {value}")
         if not 0 <= linear_tail <= len(fc_widths):
             raise ValueError(f"model.linear_tail must be in 0..{len(fc_widths)}, the hidden layers; got {linear_tail}")
 
