@@ -211,7 +211,7 @@ def test_ranks_of_torchrun_share_one_folder(images: Path, tmp_path: Path) -> Non
         ".hydra", "checkpoints", "curves.png", "layers.csv", "metrics.csv", "train.log"
     }  # fmt: skip
     assert len(scalars(folder)["val/top1"]) == 1
-    assert result.stdout.count("run folder: ") == 2
+    assert result.stdout.count("run folder") == 2
     assert (folder / "train.log").read_text().count("epoch 1/1") == 1
     assert (folder / ".hydra/overrides.yaml").read_text().count("trainer.devices=2") == 1
 

@@ -70,7 +70,7 @@ def test_predictions_and_errors(server: Any, images: Path) -> None:
 
 def test_an_image_is_dropped_in_a_browser(server: Any, images: Path, tmp_path: Path) -> None:
     photo = base64.b64encode((images / "val/cat/000.png").read_bytes()).decode()
-    script = """<iframe src='/' width=390 height=900></iframe><pre id=result></pre><script>
+    script = """<iframe src='/' width=390 height=900></iframe><pre id=found></pre><script>
     const frame = document.querySelector('iframe'), wait = ms => new Promise(done => setTimeout(done, ms));
     frame.onload = async () => {
       const page = frame.contentDocument, bytes = Uint8Array.from(atob('PHOTO'), c => c.charCodeAt(0));

@@ -45,8 +45,9 @@ def run_in_browser(address: str, work_dir: Path) -> Any:
     """
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={work_dir / '.chromium'}"]
-    command = [CHROMIUM, *options, "--virtual-time-budget=20000", "--dump-dom", address]
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    profile = f"--user-data-dir={work_dir / '.chromium'}"
+    command = [CHROMIUM, *options, profile, "--virtual-time-budget=20000", "--dump-dom", address]
     completed = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(work_dir)}
     )

@@ -47,9 +47,8 @@ def main(run: Run) -> float | None:
     with signals.install(), RunLock(run.dir) if ranks.rank() == 0 else nullcontext():
         with _before_any_work():
             splits = find_splits(run.config)  # before torch is imported, so that a missing folder fails at once
-            is_reported = ranks.rank() == 0 and not run.isolated
-            if is_reported:
-                log.info("checking the config")  # at once: importing torch takes seconds
+            if ranks.rank() == 0 and not run.isolated:  # at once: importing torch takes seconds
+                log.info("checking the config; the run folder will be %s", short_path(run.dir), extra=WHOLE)
             import_lightning()
 
             from alexlab.config.monitors import optimized_metric
@@ -60,8 +59,6 @@ def main(run: Run) -> float | None:
 
             run, num_ranks, images = check_run(run, splits)
             optimized = optimized_metric(run.config)
-        if is_reported:
-            log.info("run folder: %s", short_path(run.dir), extra=WHOLE)
         with _recording(run, data=images, optimized=asdict(optimized)) as scores:
             run, splits = _prepare(run, splits)
             scores |= launch(
