@@ -206,6 +206,8 @@ def test_a_data_root_selects_data_folder() -> None:
         ("~data.batch_size", "data.batch_size is required and cannot be removed"),
         ("~model", "model must have an option, such as model=alexnet_quarter; got none"),
         ("model=null", "model=null must name an option"),
+        ("seed=1,2", "seed=1,2 has several values: add -m to run each; a list needs brackets, [1,2]"),
+        ("model=alexnet,nin", "model=alexnet,nin has several values: add -m to run each"),
         ("callbacks=null", "callbacks=null must name an option; to select none, use callbacks=[]"),
         ("~callbacks", "~callbacks must name an option; to select none, use callbacks=[]"),
     ],

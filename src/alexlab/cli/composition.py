@@ -315,6 +315,10 @@ def _sentence(error: Exception, overrides: Sequence[str], sources: Sequence[Conf
         return (
             f"{override} must name an option; to select none, use {group}=[] if the group takes several, else ~{group}"
         )
+    ambiguous = re.search(r"Ambiguous value for argument '([^=]*)=(.*?)'\n1\.", text)
+    if ambiguous:
+        key, value = ambiguous.groups()
+        return f"{key}={value} has several values: add -m to run each; a list needs brackets, [{value}]"
     if isinstance(cause, OmegaConfBaseException):
         where = f"{cause.full_key}: " if cause.full_key else ""
         text = f"{text}{': ' if text else ''}{where}{str(cause).splitlines()[0]}"
@@ -330,4 +334,4 @@ def _sentence(error: Exception, overrides: Sequence[str], sources: Sequence[Conf
         near = difflib.get_close_matches(group, [name for name in groups if name != group], n=1)
         hint = replacement(command, group, value) or (f"did you mean {near[0]}?" if near else "")
         text = f"{text[: unused.start()]}this command has no config group {group}{'; ' if hint else ''}{hint}"
-    return text if "Ambiguous value" in text else " ".join(text.split())
+    return " ".join(text.split())
