@@ -163,7 +163,7 @@ def test_paths_of_the_repository_exist() -> None:
 def test_config_keys_exist() -> None:
     """A key in inline code, such as `data.cache_dir`, exists in the config of some command."""
     configs = [
-        plain("callbacks=[default,early_stopping,ema,finetune]", "sweep=optuna"),
+        plain("callbacks=[default,early_stopping,ema,finetune,histograms]", "sweep=optuna"),
         *(plain(f"launcher={launcher}") for launcher in ("parallel", "submitit", "ray")),
         plain("data=streaming", "data.url=shards", "data.root=null"),
         plain("augmentation=color", "+param_groups.layer_lrs.conv1=[[68,1e-5]]"),
