@@ -16,7 +16,8 @@ from support.runs import TINY, plain, rows
 
 SIGNAL = Signal(0.7, 0.3, 0.5, ())
 REMEDIES = [
-    *("as given", "model.init=he", "model.init=xavier", "model.init=kaiming", "model.norm=batch"),
+    *("as given", "model.init=he", "model.init=xavier", "model.init=kaiming"),
+    *("model.init=he optimizer.lr=1e-10", "model.norm=batch"),
     *("optimizer.lr=1e-11", "optimizer.lr=1e-10", "optimizer.lr=1e-08", "optimizer.lr=1e-07"),
 ]
 
@@ -35,7 +36,7 @@ def test_each_remedy_takes_the_same_steps(images: Path, tmp_path: Path, caplog: 
     assert [row["remedy"] for row in table] == REMEDIES
     assert table[0]["verdict"] == "learning rate too low"
     assert len({row["loss"] for row in table[:5]}) > 1
-    assert table[5]["loss"] == table[6]["loss"]  # from the same seed on the same images
+    assert table[6]["loss"] == table[7]["loss"]  # from the same seed on the same images
     assert "after 20 steps the loss is still " in caplog.text
     assert "debug=doctor compares" not in caplog.text
     assert {path.name for path in tmp_path.iterdir()} <= {"doctor.csv", "cache"}
@@ -76,7 +77,14 @@ def test_verdicts(found: State | None, verdict: str) -> None:
 @pytest.mark.parametrize(
     ("given", "other", "expected"),
     [
-        (2.3, 1.5, ["the loss falls most with model.init=he:", "train data.root=DIR model.init=he"]),
+        (
+            2.3,
+            1.5,
+            [
+                "the loss falls most with model.init=he optimizer.lr=0.1:",
+                "train data.root=DIR model.init=he optimizer.lr=0.1",
+            ],
+        ),
         (1.2, 1.5, ["the config as given learns"]),
         (2.3, 2.29, ["no remedy learns within these steps"]),
     ],
@@ -84,7 +92,7 @@ def test_verdicts(found: State | None, verdict: str) -> None:
 def test_the_command_of_the_best_remedy_is_logged(
     given: float, other: float, expected: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = [doctor.Row("as given", state(given)), doctor.Row("model.init=he", state(other))]
+    found = [doctor.Row("as given", state(given)), doctor.Row("model.init=he optimizer.lr=0.1", state(other))]
     with caplog.at_level(logging.INFO):
         doctor.report(
             found, Run(config={}, dir=tmp_path, overrides=("debug=doctor", "data.root=DIR", "doctor.max_s=5"))

@@ -84,7 +84,7 @@ class Row:
     """Outcome of a trial.
 
     Args:
-        remedy: override, or `as given`.
+        remedy: overrides, or `as given`.
         state: state after the steps; None if the loss was not finite.
     """
 
@@ -150,20 +150,23 @@ def compare_remedies(run: Run, *, num_steps: int, max_s: float) -> None:
 
 
 def remedies(config: Config) -> Iterator[tuple[str, Config]]:
-    """Yield the config as given, then each override that may help, with the changed config."""
+    """Yield the config as given, then overrides that may help, with the changed config."""
     yield "as given", config
     model, lr = config["model"], config["optimizer"]["lr"]
-    values: list[tuple[str, Any]] = []
+    changes: list[dict[str, Any]] = []
     if "init" in model and model.get("weights") is None:
-        values += [("model.init", scheme) for scheme in ("he", "xavier", "kaiming") if scheme != model["init"]]
+        changes += [{"model.init": scheme} for scheme in ("he", "xavier", "kaiming") if scheme != model["init"]]
+        changes.append({"model.init": "he", "optimizer.lr": lr * 0.1})
     if model.get("norm") in ("none", "lrn"):
-        values.append(("model.norm", "batch"))
-    values += [("optimizer.lr", lr * factor) for factor in (0.01, 0.1, 10.0, 100.0)]
-    for key, value in values:
+        changes.append({"model.norm": "batch"})
+    changes += [{"optimizer.lr": lr * factor} for factor in (0.01, 0.1, 10.0, 100.0)]
+    for change in changes:
         changed = copy.deepcopy(config)
-        group, _, name = key.partition(".")
-        changed[group][name] = value
-        yield f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}", changed
+        for key, value in change.items():
+            group, _, name = key.partition(".")
+            changed[group][name] = value
+        texts = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in change.items()}
+        yield " ".join(f"{key}={text}" for key, text in texts.items()), changed
 
 
 def _train(config: Config, splits: Splits, trial: Trial) -> State | None:
@@ -206,7 +209,7 @@ def report(rows: list[Row], run: Run) -> None:
         log.info("the config as given learns")
     if best.learns and best is not rows[0]:
         log.info("the loss falls most with %s:", best.remedy)
-        log.info("%s", command_line("train", *given, best.remedy), extra=WHOLE)
+        log.info("%s", command_line("train", *given, *best.remedy.split()), extra=WHOLE)
     if not best.learns:
         log.warning("no remedy learns within these steps: check the labels and preview.png, or raise doctor.num_steps")
     log.info("table: %s", short_path(run.dir / CSV))
