@@ -80,7 +80,7 @@ def state(**changes: Any) -> State:
         (
             {"loss": 14.2, "now": Signal(0.7, 9.0, 30.0, ())},
             {},
-            "the loss is 14.200, above 2.303, that of guessing among 10 classes: the logits have grown from 0.5 to 30; try",
+            "the loss is 14.2, above 2.303, that of guessing among 10 classes: the logits have grown from 0.5 to 30; try",
         ),
         (
             {"change": 5e-8, "lr": 1e-8},

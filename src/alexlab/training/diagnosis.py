@@ -165,7 +165,7 @@ def describe(state: State, model: Mapping[str, Any]) -> tuple[bool, str] | None:
     finding = find_cause(state)
     loss = f"after {state.num_steps} steps the loss is "
     if state.loss > WORSE_THAN_GUESSING * state.guessing:
-        loss += f"{state.loss:.3f}, above {state.guessing:.3f}, that of guessing among {state.num_classes} classes"
+        loss += f"{state.loss:.4g}, above {state.guessing:.3f}, that of guessing among {state.num_classes} classes"
     else:
         loss += f"still {state.loss:.3f}, that of guessing among {state.num_classes} classes"
     if finding is not None:
