@@ -159,7 +159,7 @@ def test_unknown_keys_are_rejected_in_every_node(tmp_path: Path, name: str) -> N
                 check_override(override, config, command=name)
 
 
-DEFAULT = ["checkpoint", "lr", "progress", "epochs", "layers"]
+DEFAULT = ["checkpoint", "lr", "progress", "epochs", "layers", "diagnosis"]
 
 
 @pytest.mark.parametrize(

@@ -380,3 +380,34 @@ def test_tables_sort_and_the_page_fits_a_phone(sweep: Path, tmp_path: Path) -> N
     down = ["0.9133", "0.9100", "0.8200"]
     assert orders == [down, down[::-1], down]
     assert evaluate_script(page, FITS, width=PHONE) is True
+
+
+def test_folds_are_pooled_and_nested_with_seeds(tmp_path: Path) -> None:
+    """The score of a cross-validation counts each image once per seed; its interval is over all images."""
+    counts, top1 = [400, 300, 300], {1: [0.9, 0.8, 0.7], 2: [0.92, 0.8, 0.7]}
+    for seed, scores in top1.items():
+        for fold, (count, score) in enumerate(zip(counts, scores, strict=True)):
+            folder = write_run(tmp_path / f"folds/{seed}_{fold}", seed=seed, top1=score)
+            record = json.loads((folder / "run.json").read_text())
+            record["config"]["data"] |= {"folds": 3, "fold": fold}
+            record["data"]["counts"]["val"] = count
+            (folder / "run.json").write_text(json.dumps(record))
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path / "folds")])]
+    assert differing_keys(runs) == []
+    (group,) = group_seeds(runs, [])
+    pooled = sum(count * score for scores in top1.values() for count, score in zip(counts, scores, strict=True)) / 2000
+    assert group.mean() == pytest.approx(pooled)
+    assert group.std() == pytest.approx(statistics.stdev([score for scores in top1.values() for score in scores]))
+    assert group.num_images == 1000
+    z, n, correct = 1.959964, 1000, round(1000 * pooled)  # Wilson's interval, written out
+    center, half = (correct + z**2 / 2) / (n + z**2), z / (n + z**2) * (correct * (n - correct) / n + z**2 / 4) ** 0.5
+    assert mean_interval(group) == pytest.approx((center - half, center + half), abs=1e-5)
+    page = write_report([str(tmp_path / "folds")], tmp_path / "report").read_text()
+    assert "6 of 6 folds" in page
+    with (tmp_path / "report/report.csv").open() as file:
+        table = [*csv.DictReader(file)]
+    assert [(row["data.fold"], row["seed"]) for row in table] == [
+        (str(fold), seed) for seed in "12" for fold in range(3)
+    ]
+    (tmp_path / "folds/2_1/run.json").unlink()
+    assert "5 of 6 folds" in write_report([str(tmp_path / "folds")], tmp_path / "report").read_text()

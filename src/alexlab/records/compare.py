@@ -25,16 +25,17 @@ IGNORED_KEYS = (
     "tags",
     "note",
 )
+FOLD = "data.fold"  # its runs are put together as those of different seeds are
 CONFIDENCE = 0.95
 
 
 @dataclass
 class RunGroup:
-    """Runs that differ only in their seed.
+    """Runs that differ only in their seed and, in a cross-validation, their fold.
 
     Args:
         keys: values of the keys that differ between groups.
-        runs: runs of the group, by seed.
+        runs: runs of the group.
     """
 
     keys: dict[str, Any]
@@ -58,32 +59,45 @@ class RunGroup:
         scores = [run.score(name) for run in self.runs if run.status == FINISHED]
         return [score for score in scores if score is not None]
 
+    @property
+    def num_folds(self) -> int | None:
+        """Number of folds of a cross-validation; None without one."""
+        return self.runs[0].num_folds
+
+    @property
+    def num_images(self) -> int:
+        """Number of different validation images of the finished runs: of all folds, or of one run."""
+        finished = [run for run in self.runs if run.status == FINISHED] or self.runs
+        return sum({run.fold: run.num_val for run in finished}.values())
+
     def mean(self, name: str | None = None) -> float | None:
-        values = self.values(name)
-        return statistics.mean(values) if values else None
+        """Return the mean over the runs; of folds the pooled score, in which each validation image counts once per seed."""
+        name = name or self.optimized.key
+        finished = [run for run in self.runs if run.status == FINISHED]
+        scores = [(score, run.num_val or 1) for run in finished if (score := run.score(name)) is not None]
+        if not scores:
+            return None
+        values, weights = zip(*scores, strict=True)
+        return statistics.fmean(values, weights if self.num_folds else None)
 
     def std(self, name: str | None = None) -> float | None:
-        """Return the standard deviation over the seeds; None for fewer than two."""
+        """Return the standard deviation over the runs; None for fewer than two."""
         values = self.values(name)
         return statistics.stdev(values) if len(values) > 1 else None
 
     def sample_statistics(self) -> tuple[float, float, int] | None:
-        """Return mean, standard deviation and size of the sample: the seeds, or the validation images of a single run.
+        """Return mean, standard deviation and size of the sample: the seeds, or the validation images of folds or a single run.
 
         None for a single run with another metric than an accuracy, whose spread over the images is not known.
         """
-        values, std = self.values(), self.std()
-        mean = statistics.mean(values)
-        if std is not None:
-            return mean, std, len(values)
-        if not self.optimized.is_accuracy:
-            return None
-        count = int(self.runs[0].record.get("data", {}).get("counts", {}).get("val", 1))
-        return mean, math.sqrt(mean * (1 - mean)), max(2, count)
+        values, mean, std = self.values(), self.mean() or 0, self.std()
+        if self.optimized.is_accuracy and (self.num_folds or std is None):
+            return mean, math.sqrt(mean * (1 - mean)), max(2, self.num_images)
+        return None if std is None else (mean, std, len(values))
 
 
 def mean_interval(group: RunGroup) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean score of a group: over its seeds, or over the validation images of a single run.
+    """Return the 95 % interval of the mean score of a group: over its seeds, or over the images of its folds or single run.
 
     The first is Student's, the second Wilson's. None if the group has no finished run, or a single one whose metric is not an
     accuracy.
@@ -93,8 +107,8 @@ def mean_interval(group: RunGroup) -> tuple[float, float] | None:
         return None
     from scipy.stats import binomtest, t
 
-    if len(values) == 1:
-        count = max(1, int(group.runs[0].record.get("data", {}).get("counts", {}).get("val") or 1))
+    if is_accuracy and (group.num_folds or len(values) == 1):
+        count = max(1, group.num_images)
         interval = binomtest(round(min(1.0, max(0.0, mean)) * count), count).proportion_ci(CONFIDENCE, "wilson")
         return float(interval.low), float(interval.high)
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
@@ -110,7 +124,8 @@ def differing_keys(runs: Sequence[RunResult]) -> list[str]:
     groups = [name for name in runs[0].choices if len({run.choices.get(name) for run in runs}) > 1]
     names = dict.fromkeys(name for config in configs for name in config)
     keys = [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
-    keys = [name for name in keys if not name.startswith(IGNORED_KEYS) and name.split(".")[0] not in groups]
+    ignored = [name for name in keys if name == FOLD or name.startswith(IGNORED_KEYS)]
+    keys = [name for name in keys if name not in ignored and name.split(".")[0] not in groups]
     return [*groups, *keys, *(key for group in groups for key in _overridden_keys(group, runs, configs))]
 
 
@@ -136,6 +151,11 @@ def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def run_keys(runs: Sequence[RunResult], keys: Sequence[str]) -> list[str]:
+    """Return the keys that tell runs from one another besides their seed: those of the groups, and the fold if any has one."""
+    return [*keys, *([FOLD] if any(run.fold is not None for run in runs) else [])]
+
+
 def key_values(run: RunResult, keys: Sequence[str]) -> dict[str, Any]:
     """Return the run's values of the keys from `differing_keys`."""
     config = _flatten(run.record["config"])
@@ -144,7 +164,7 @@ def key_values(run: RunResult, keys: Sequence[str]) -> dict[str, Any]:
 
 def result_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
     """Return one row per run: the config keys that differ between the runs, the scores, status and folder."""
-    keys, names = differing_keys(runs), score_names(runs)
+    keys, names = run_keys(runs, differing_keys(runs)), score_names(runs)
     return [
         {
             **key_values(run, keys),
@@ -166,7 +186,7 @@ def score_names(runs: Sequence[RunResult]) -> list[str]:
 
 
 def group_seeds(runs: Sequence[RunResult], keys: Sequence[str]) -> list[RunGroup]:
-    """Return the runs grouped by the values of the keys, so that the runs of a group differ only in their seed."""
+    """Return the runs grouped by the values of the keys, so that the runs of a group differ only in seed and fold."""
     groups: dict[str, RunGroup] = {}
     for run in runs:
         values = key_values(run, keys)

@@ -67,7 +67,7 @@ def sheet(panels: Sequence[Panel], groups: Sequence[RunGroup] = ()) -> "Figure":
 def curve_panels(groups: Sequence[RunGroup]) -> list[Panel]:
     """Return the loss and the optimized metric, or else top-1, against the epoch.
 
-    Lines are the mean of each group, bands the range of its seeds; training is dashed.
+    Lines are the mean of each group, bands the range of its runs; training is dashed.
     """
     groups = groups[:MAX_SERIES]
     score = next((group.optimized for group in groups if group.optimized.key != "loss"), OptimizedMetric())
@@ -76,7 +76,7 @@ def curve_panels(groups: Sequence[RunGroup]) -> list[Panel]:
     if len(epochs) == 1:
         lines = "Large dots: validation, small dots: training."
     elif any(len(group.runs) > 1 for group in groups):
-        lines += " Lines are means over the seeds, and bands their range."
+        lines += " Lines are means over the runs of a setting, and bands their range."
     panels = []
     for metric, name in (("loss", "Loss"), (score.key, score.title)):
         curves = [

@@ -16,6 +16,7 @@ from alexlab.records.compare import (
     mean_or_none,
     rank_groups,
     relative,
+    run_keys,
     score_names,
 )
 from alexlab.records.optimized import OptimizedMetric, metric_label, metric_title
@@ -111,7 +112,7 @@ def _group_table(groups: Sequence[RunGroup], keys: Sequence[str], scores: Sequen
         mean, statuses = group.mean(scores[0]), [run.status for run in group.runs]
         row = [
             *(str(group.keys[key]) for key in keys),
-            len(group.values()),
+            _num_runs(group),
             mean,
             None
             if mean is None or interval is None
@@ -152,6 +153,14 @@ def _without_trivial(table: Table, first: str) -> Table:
     return Table(columns, rows)
 
 
+def _num_runs(group: RunGroup) -> int | str:
+    """Return the number of finished runs, and how many of the folds of each seed they cover."""
+    if group.num_folds is None:
+        return len(group.values())
+    seeds = len({run.seed for run in group.runs})
+    return f"{len(group.values())} of {seeds * group.num_folds} folds"
+
+
 def _whole(value: float | None) -> float | None:
     return int(value) if value is not None and value == int(value) else value
 
@@ -168,6 +177,7 @@ def _run_values(run: RunResult, keys: Sequence[str], scores: Sequence[str]) -> l
 
 
 def _run_table(runs: Sequence[RunResult], keys: Sequence[str], scores: Sequence[str]) -> Table:
+    keys = run_keys(runs, keys)
     labels = [name for name in LABELS if any(getattr(run, name) for run in runs)]
     rows = [[*_run_values(run, keys, scores), *(_label(run, name) for name in labels), run.status] for run in runs]
     columns = [*keys, "Seed", *map(metric_title, scores), *MEASURES, *map(str.capitalize, labels), "Status"]
@@ -179,6 +189,7 @@ def _label(run: RunResult, name: str) -> str:
 
 
 def _write_csv(runs: Sequence[RunResult], keys: Sequence[str], scores: Sequence[str], path: Path) -> None:
+    keys = run_keys(runs, keys)
     rows = [
         [
             relative(run.folder),

@@ -47,6 +47,21 @@ class RunResult:
         return int(self.record["seed"])
 
     @property
+    def num_folds(self) -> int | None:
+        """`data.folds`; None without a cross-validation."""
+        return self._data("folds")
+
+    @property
+    def fold(self) -> int | None:
+        """`data.fold`, from 0; None without a cross-validation."""
+        return self._data("fold")
+
+    @property
+    def num_val(self) -> int:
+        """Number of validation images; 0 if it is not recorded."""
+        return int(self.record.get("data", {}).get("counts", {}).get("val") or 0)
+
+    @property
     def choices(self) -> dict[str, str]:
         return {name: str(value) for name, value in self.record["choices"].items()}
 
@@ -110,6 +125,11 @@ class RunResult:
         """Return `top1`, `top5`, `loss`, an extra metric or `epoch` of the best validation; None before the first one."""
         value = (self.record.get("best") or {}).get(name)
         return None if value is None else float(value)
+
+    def _data(self, key: str) -> int | None:
+        node = self.record.get("config", {}).get("data")
+        value = node.get(key) if isinstance(node, dict) else None
+        return value if isinstance(value, int) else None
 
 
 def _count(epoch: float | None) -> int | None:
