@@ -207,9 +207,12 @@ def report(rows: list[Row], run: Run) -> None:
     given = [override for override in run.overrides if not override.startswith(("debug=", "doctor."))]
     if rows[0].learns:
         log.info("the config as given learns")
-    if best.learns and best is not rows[0]:
+    falls = best.state is not None and not best.state.stands
+    if falls and best is not rows[0]:
         log.info("the loss falls most with %s:", best.remedy)
         log.info("%s", command_line("train", *given, *best.remedy.split()), extra=WHOLE)
-    if not best.learns:
-        log.warning("no remedy learns within these steps: check the labels and preview.png, or raise doctor.num_steps")
+    if not falls:
+        log.warning(
+            "the loss falls with no remedy within these steps: check the labels and preview.png, or raise doctor.num_steps"
+        )
     log.info("table: %s", short_path(run.dir / CSV))
