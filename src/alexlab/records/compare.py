@@ -152,7 +152,7 @@ def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def run_keys(runs: Sequence[RunResult], keys: Sequence[str]) -> list[str]:
-    """Return the keys that tell runs from one another besides their seed: those of the groups, and the fold if any has one."""
+    """Return the keys in which runs differ besides their seed: those of the groups, and the fold if any run has one."""
     return [*keys, *([FOLD] if any(run.fold is not None for run in runs) else [])]
 
 
