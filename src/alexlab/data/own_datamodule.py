@@ -26,13 +26,11 @@ NOTE = (
 )
 # Hooks that the run would not call.
 UNUSED = (
-    *(
-        "transfer_batch_to_device",
-        "on_before_batch_transfer",
-        "on_after_batch_transfer",
-        "state_dict",
-        "load_state_dict",
-    ),
+    "transfer_batch_to_device",
+    "on_before_batch_transfer",
+    "on_after_batch_transfer",
+    "state_dict",
+    "load_state_dict",
 )
 
 

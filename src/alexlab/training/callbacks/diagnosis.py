@@ -41,10 +41,8 @@ class Diagnosis(RunFileWriter, Callback):
         self.images: Tensor | None = None  # of the first batch
         self.losses: list[Tensor] = []
         self.num_images = 0
-        self.first_lr, self.first_change = (
-            0.0,
-            0.0,
-        )  # rate of the first step, and its change of the weights at the base rate
+        self.first_lr = 0.0  # rate of the first step
+        self.first_change = 0.0  # change of the weights in the first step, at the base rate
         self.state: State | None = None  # of the diagnosed training
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
