@@ -257,10 +257,10 @@ def test_trials_of_another_search_are_rejected(name: str, value: Any, tmp_path: 
     with pytest.raises(
         ConfigCompositionException, match=r"is not the journal of this search: trial 0 has .*, outside the search space"
     ):
-        _checked_study(tmp_path, spaces)
+        _checked_study(tmp_path, spaces, "max")
     (tmp_path / "optuna.journal").write_text("garbage\n")
     with pytest.raises(ConfigCompositionException, match=r"optuna\.journal is not the journal of this search"):
-        _checked_study(tmp_path, spaces)
+        _checked_study(tmp_path, spaces, "max")
 
 
 NESTED = [

@@ -256,7 +256,7 @@ def test_errors_of_all_jobs_are_reported_before_the_first_starts(images: Path, t
     assert re.search(
         r"job 1 \(.*data.batch_size=99.*\): data.batch_size must not exceed the 24 training images", result.stderr
     )
-    assert re.search(r"job 2 \(.*model.width=-1.*\): .*every width must be positive", result.stderr)
+    assert re.search(r"job 2 \(.*model.width=-1.*\): .*model\.width must be positive", result.stderr)
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.glob("outputs/sweeps/*/*/*/"))
 

@@ -80,7 +80,7 @@ def test_quoted_values_and_other_keys_are_unchanged() -> None:
 OF_A_PATH = re.compile(
     r"\b(file|folder|DIR|list with the SHA-256|lists of files|manifest\.csv|checkpoint|to where|URL|address)\b"
 )
-NO_PATHS = {"split"}
+NO_PATHS = {"split", "optimized_metric"}
 
 
 def test_all_path_keys_are_listed() -> None:
@@ -166,8 +166,8 @@ def test_a_data_root_selects_data_folder() -> None:
         ("modle=alexnet", "unknown key modle; did you mean module or model?"),
         ("loss.zzz=1", "unknown key loss.zzz; loss has _target_, class_weights, label_smoothing"),
         ("zzz=1", "unknown key zzz; the keys and groups are augmentation, callbacks, class_names, compile, data"),
-        ("callbacks.ema.decay=0.9", "callbacks.ema is not configured; this run has checkpoint, lr, progress, epochs, layers; "
-         "add it with callbacks=ema"),
+        ("callbacks.ema.decay=0.9", "callbacks.ema is not configured; this run has checkpoint, lr, progress, epochs, layers, "
+         "diagnosis; add it with callbacks=ema"),
         ("callbacks.early_stopping.patience=5", "add it with callbacks=early_stopping"),
         ("logger.wandb.project=x", "add it with logger=wandb"),
         ("trainer.max_epochs=many", "trainer.max_epochs must be a whole number, like its default 20; got 'many'"),
@@ -177,7 +177,7 @@ def test_a_data_root_selects_data_folder() -> None:
         ("model.widths=64", "model.widths must be a list, each item a whole number"),
         ("model.widths=[a,b]", "model.widths must be a list, each item a whole number"),
         ("model.norm=[lrn]", "model.norm must be text, like its default 'none'; got ['lrn']"),
-        ("model=resnot", "unknown option model=resnot; the options of model are alexnet, alexnet_catdog"),
+        ("model=resnot", "unknown option model=resnot; the options of model are alexnet, alexnet_authors, alexnet_bn"),
         ("model=alexnet_hlaf", "unknown option model=alexnet_hlaf; did you mean alexnet_half?"),
         ("model={widht: 2}", "unknown key model.widht; did you mean model.width"),
         ("optimizer={lr: fast}", "optimizer.lr must be a number, like its default 0.001; got 'fast'"),

@@ -65,7 +65,7 @@ def message(command: str, typed: str) -> str:
         ("trainer=ddp_sim", "use trainer=ddp trainer.accelerator=cpu"),
         ("debug=fdr", "unknown option debug=fdr; use debug=fast"),
         ("debug=profiler", "use debug=profile"),
-        ("debug=true", "debug must be one of default, fast, limit, lr_find, overfit, profile; got true; use debug=fast"),
+        ("debug=true", "debug must be one of default, doctor, fast, limit, lr_find, overfit, profile; got true; use debug=fast"),
         ("ckpt_path=x.ckpt", "use resume=RUN to continue a run, or model.weights=x.ckpt to start from its weights"),
         ("hparams_search=optuna", "use -m sweep=optuna 'optimizer.lr=tag(log,interval(1e-4,1e-2))'"),
         ("trainer.gpus=2", "unknown key trainer.gpus; use trainer.accelerator=gpu trainer.devices=2"),

@@ -28,7 +28,8 @@ from support.runs import composed
 
 
 def job(number: int, folder: Path, devices: object = 1) -> Job:
-    config = OmegaConf.create({"trainer": {"accelerator": "auto", "devices": devices, "max_epochs": 4}})
+    trainer = {"accelerator": "auto", "devices": devices, "max_epochs": 4}
+    config = OmegaConf.create({"trainer": trainer, "optimized_metric": "val/top1"})
     return Job(number, [f"seed={number}"], folder / str(number), config)
 
 
