@@ -15,9 +15,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
+from alexlab.cli.invocation import parse_invocation
 from alexlab.cli.resume import find_resumption, is_longer
 from alexlab.cli.resume_sweep import find_resumed_sweep
 from alexlab.errors import ConfigError, DataError, RankError
+from alexlab.records.layout import LAST
 from alexlab.records.record import RunRecord
 from alexlab.sweeps.record import SweepRecord
 from alexlab.tasks import rank
@@ -233,6 +235,13 @@ def test_finding_the_run_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = find_resumption(["resume=last"])
     assert found is not None
     assert found.run_dir == Path("outputs/train/day/2")
+    with pytest.raises(
+        ConfigError, match=r"ckpt=last needs a run in outputs/train/\*/\* that has checkpoints/best\.ckpt"
+    ):
+        parse_invocation("evaluate", ["ckpt=last"])
+    (tmp_path / "outputs/train/day/1/checkpoints").mkdir()
+    (tmp_path / "outputs/train/day/1" / LAST).touch()
+    assert "ckpt=outputs/train/day/1" in parse_invocation("evaluate", ["ckpt=last"]).arguments
 
 
 def test_resume_last_resumes_a_killed_command(images: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from alexlab.cli.synonyms import replacement
 from alexlab.config import CONFIG_DIR
 from alexlab.config.grammar import expand_home, quote, quote_path
 from alexlab.errors import ConfigError
-from alexlab.records.layout import OUTPUTS
+from alexlab.records.layout import BEST, LAST, OUTPUTS
+from alexlab.records.results import last_run
 
 # Keys whose values are paths and are taken as typed, see `quote_path`.
 PATH_KEYS = (
@@ -110,6 +111,15 @@ def expand_run_dirs(arguments: Sequence[str]) -> list[str]:
     return [
         f"{key}{equals}{expand_home(value) if key in ('resume', 'rerun') else value}" for key, equals, value in pairs
     ]
+
+
+def name_last_run(arguments: Sequence[str]) -> list[str]:
+    """Replace `ckpt=last` by the folder of the run that was started last and has a checkpoint.
+
+    Raises:
+        ConfigError: if there is no such run.
+    """
+    return [f"ckpt={last_run('ckpt', [BEST, LAST])}" if each == "ckpt=last" else each for each in arguments]
 
 
 def pop_outputs(arguments: Sequence[str]) -> list[str]:

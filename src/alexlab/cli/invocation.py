@@ -10,6 +10,7 @@ from alexlab.cli.arguments import (
     collect_runs,
     expand_run_dirs,
     join_arguments,
+    name_last_run,
     order_arguments,
     pop_outputs,
     quote_paths,
@@ -53,7 +54,7 @@ def parse_invocation(command: str, typed: Sequence[str]) -> Invocation:
     joined = pop_outputs(join_arguments(typed))
     check_arguments(command, joined)
     arguments, config_dir = pop_config_dir(pop_trusted_targets(joined))
-    arguments = expand_run_dirs(arguments)
+    arguments = name_last_run(expand_run_dirs(arguments))
     if command == "train" and any(argument.startswith(("resume", "rerun=")) for argument in joined):
         from alexlab.cli.rerun import find_rerun
         from alexlab.cli.resume import find_resumption

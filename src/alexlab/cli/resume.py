@@ -1,6 +1,5 @@
 """Resuming a run: from its own record, in its own folder."""
 
-import json
 import logging
 import math
 import os
@@ -26,7 +25,7 @@ from alexlab.distributed import rendezvous
 from alexlab.distributed.ranks import broadcast_run_dir, rank
 from alexlab.errors import ConfigError
 from alexlab.output.command_line import command_line
-from alexlab.records.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_OVERRIDES, RUN_JSON, outputs_dir
+from alexlab.records.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_OVERRIDES, RUN_JSON
 from alexlab.records.lock import lock_holder
 from alexlab.records.record import (
     FINISHED,
@@ -37,12 +36,12 @@ from alexlab.records.record import (
     check_record,
     images_to_match,
 )
+from alexlab.records.results import last_run
 from alexlab.records.run import Run
 from alexlab.sweeps.record import RECORD
 
 log = logging.getLogger(__name__)
 
-RUNS = "train/*/*"  # below the folder of all runs
 ON_CHANGED_DATA = "resume_on_changed_data="
 LENGTHS = ("max_epochs", "max_steps")
 # Keys that a resumed run may change: its length, where it runs and how it is monitored.
@@ -122,7 +121,7 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
         if any(argument.startswith(ON_CHANGED_DATA) for argument in arguments):
             raise ConfigError(f"{ON_CHANGED_DATA}true needs resume=RUN_DIR")
         return None
-    run_dir = _last_run() if wanted[-1] == "last" else _run_folder(wanted[-1])
+    run_dir = last_run("resume", [RUN_JSON]) if wanted[-1] == "last" else _run_folder(wanted[-1])
     if (run_dir / RECORD).is_file():
         raise ConfigError(f"{run_dir} is a sweep folder; use {command_line('train', '-m', f'resume={run_dir}')}")
     record = _read(run_dir)
@@ -270,16 +269,3 @@ def _check_changeable(override: Override, run_dir: Path) -> None:
             f"a resumed run keeps its config, so {override.input_line} is refused; of {run_dir} you can change "
             f"{', '.join(f'{name}*' if name.endswith('.') else name for name in CHANGEABLE)}"
         )
-
-
-def _last_run() -> Path:
-    """Return the run that was started last."""
-    started: dict[Path, float] = {}
-    for folder in outputs_dir().glob(RUNS):
-        try:
-            started[folder] = json.loads((folder / RUN_JSON).read_text())["attempts"][-1]["start_s"]
-        except (OSError, ValueError, KeyError):
-            continue
-    if not started:
-        raise ConfigError(f"resume=last needs a run in {outputs_dir() / RUNS}; none found")
-    return max(started, key=lambda folder: started[folder])

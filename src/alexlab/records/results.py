@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import json
 import logging
 import os
 import re
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alexlab.errors import ConfigError
-from alexlab.records.layout import EARLIER, METRICS, RUN_JSON
+from alexlab.records.layout import EARLIER, METRICS, RUN_JSON, outputs_dir
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.record import RUNNING, RunRecord
 
+RUNS = "train/*/*"  # runs below the folder of all runs, without those of sweeps
 SKIPPED_FOLDERS = (EARLIER, ".hydra", "checkpoints")
 MAX_EPOCHS = 10**9  # in a record from somebody else, which may have any number
 
@@ -150,6 +152,28 @@ def best_run(runs: Sequence[Result]) -> Result | None:
     scored = [run for run in runs if run.best_score is not None]
     metric = common_metric(scored)
     return None if metric is None else max(scored, key=lambda run: metric.rank(run.best_score, run.score("loss")))
+
+
+def last_run(key: str, files: Sequence[Path | str]) -> Path:
+    """Return the run that was started last, among those of this outputs folder that have one of the files.
+
+    Args:
+        key: config key whose value is `last`, for the message.
+        files: paths relative to a run folder.
+
+    Raises:
+        ConfigError: if there is no such run.
+    """
+    started: dict[Path, float] = {}
+    for folder in outputs_dir().glob(RUNS):
+        try:
+            if any((folder / file).is_file() for file in files):
+                started[folder] = json.loads((folder / RUN_JSON).read_text())["attempts"][-1]["start_s"]
+        except (OSError, ValueError, LookupError):
+            continue
+    if not started:
+        raise ConfigError(f"{key}=last needs a run in {outputs_dir() / RUNS} that has {' or '.join(map(str, files))}")
+    return max(started, key=lambda folder: started[folder])
 
 
 def find_runs(patterns: Sequence[str]) -> list[Path]:
