@@ -178,6 +178,18 @@ def test_the_queue_is_queried(queue: Cluster, tmp_path: Path, monkeypatch: pytes
     assert squeue.states([number]) is None
 
 
+def test_a_requeue_that_ends_scontrol_too_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM ends all processes of a job that it requeues; scontrol may be one of them."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\nkill -TERM $$\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    squeue.requeue("1")
+    scontrol.write_text("#!/bin/sh\necho no such job >&2\nexit 1\n")
+    with pytest.raises(ConfigError, match="SLURM did not requeue job 1: no such job"):
+        squeue.requeue("1")
+
+
 def test_a_job_without_a_new_checkpoint_made_no_progress(tmp_path: Path) -> None:
     assert not squeue.made_progress(tmp_path), "before the run record is written"
     last = tmp_path / LAST

@@ -55,6 +55,8 @@ def requeue(job_id: str) -> None:
     try:
         subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
     except subprocess.CalledProcessError as error:
+        if error.returncode < 0:  # SLURM has requeued the job and ends its processes, scontrol among them
+            return
         raise ConfigError(f"SLURM did not requeue job {job_id}: {error.stderr.strip()}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"SLURM did not requeue job {job_id}: {error}") from error
