@@ -33,7 +33,7 @@ train: $(RUNTIME) ## train an AlexNet on handwritten digits: about a minute on 2
 test: lint ## lint, then run all tests in three processes: 14 minutes on 2 cores
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-test-fast: $(DEV) ## run the tests that neither train nor start other programs: 75 seconds on 2 cores
+test-fast: $(DEV) ## run the tests that neither train nor start other programs: 2.5 minutes on 2 cores
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 bench: $(RUNTIME) ## measure speed and memory against baselines: 40 minutes on 2 cores
