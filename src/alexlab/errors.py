@@ -64,6 +64,10 @@ class ImageError(DataError):
         super().__init__(text)
         self.path, self.code, self.reason, self.detail = path, code, shown(reason), shown(detail)
 
+    def with_hint(self, hint: str) -> "ImageError":
+        """Return the error with a hint after its sentence."""
+        return ImageError(f"{self}; {hint}", path=self.path, code=self.code, reason=self.reason, detail=self.detail)
+
 
 class NumericError(AlexlabError, ArithmeticError):
     """Loss, gradient or weight that is not finite.

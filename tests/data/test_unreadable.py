@@ -10,6 +10,7 @@ import torch
 from alexlab.data.image_file import unreadable
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import DataError, ImageError
+from alexlab.records.record import RunRecord
 from support.runs import rows, scalars
 
 Train = Callable[..., float | None]
@@ -27,12 +28,17 @@ def corrupt(images: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_error_names_the_file_in_one_line(train: Train, corrupt: Path, workers: int) -> None:
+def test_the_error_names_the_file_and_the_remedies_in_one_line(
+    train: Train, corrupt: Path, tmp_path: Path, workers: int
+) -> None:
     with pytest.raises(DataError) as caught:
         train(f"data.root={corrupt}", f"data.num_workers={workers}")
     text = str(caught.value)
     assert text.startswith(f"cannot read the image {corrupt}/train/")
+    remedies = f"data.on_error=skip leaves unreadable images out, and alexlab prepare action=check data.root={corrupt} lists them"
+    assert text.endswith(f"; {remedies}")
     assert "\n" not in text
+    assert RunRecord(tmp_path / "run").read()["reason"] == f"ImageError: {text}"
 
 
 def test_the_error_of_a_rank_is_raised_unchanged(train: Train, corrupt: Path) -> None:

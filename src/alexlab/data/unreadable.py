@@ -2,9 +2,13 @@
 
 import csv
 import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from alexlab.errors import ImageError
+from alexlab.output.command_line import command_line
 from alexlab.output.csv_files import CellWriter, csv_bytes, unescape_formula
 from alexlab.records.atomic import write_atomic
 from alexlab.records.disk_errors import RunFileWriter
@@ -54,3 +58,22 @@ class UnreadableLog(RunFileWriter):
         with self.writing(self.path):
             write_atomic(self.path, csv_bytes([COLUMNS, *(row for _, row in sorted(rows.items()))]))
         return len(rows)
+
+
+@contextmanager
+def suggest_skipping(data: Mapping[str, Any]) -> Iterator[None]:
+    """Add to an ImageError how to continue without unreadable images, and how to list them.
+
+    Args:
+        data: the `data` node of the config.
+    """
+    try:
+        yield
+    except ImageError as error:
+        if data.get("on_error") != "raise":
+            raise
+        hint = "data.on_error=skip leaves unreadable images out"
+        root = data.get("root")
+        if root is not None:
+            hint += f", and {command_line('prepare', 'action=check', f'data.root={root}')} lists them"
+        raise error.with_hint(hint) from error

@@ -84,7 +84,7 @@ def evaluate(model: "TrainedModel", config: dict[str, Any], *, skipped: Path) ->
         skipped: list of unreadable images, written if the data settings skip them.
     """
     from alexlab.config import build
-    from alexlab.data.unreadable import UnreadableLog
+    from alexlab.data.unreadable import UnreadableLog, suggest_skipping
     from alexlab.inference.predictions import predict_split, select_split, split_loader
     from alexlab.inference.report import Evaluation
     from alexlab.output.progress import track
@@ -94,7 +94,8 @@ def evaluate(model: "TrainedModel", config: dict[str, Any], *, skipped: Path) ->
     unreadable = UnreadableLog(skipped) if settings.on_error == "skip" else None
     loader = split_loader(split, build.eval_view(model.config, config["views"]), settings, unreadable=unreadable)
     label = f"{name}: {len(split):,} images"
-    predictions = predict_split(model.inference, loader, split, progress=lambda batches: track(batches, label))
+    with suggest_skipping({"on_error": settings.on_error, "root": settings.root}):
+        predictions = predict_split(model.inference, loader, split, progress=lambda batches: track(batches, label))
     if unreadable is not None:
         unreadable.finish()
     details = {"checkpoint": str(model.path), "data": settings.location, "split": name, "views": config["views"]}

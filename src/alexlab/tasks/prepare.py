@@ -15,6 +15,7 @@ from alexlab.data.audit.unsplit import find_unsplit
 from alexlab.data.config import DataConfig
 from alexlab.data.manifest import write_manifest
 from alexlab.data.streaming.writer import write_shards
+from alexlab.data.unreadable import suggest_skipping
 from alexlab.errors import ConfigError, FindingsError
 from alexlab.output.command_line import command_line
 from alexlab.output.escape import print_line
@@ -28,7 +29,8 @@ def main(run: Run) -> None:
     Raises:
         AlexlabError: if the action fails.
     """
-    ACTIONS[_action(run.config)](run.config, run.dir)
+    with suggest_skipping(run.config["data"]):
+        ACTIONS[_action(run.config)](run.config, run.dir)
 
 
 def check(config: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from alexlab.config.data import data_config, find_splits
 from alexlab.data.splits import Splits
+from alexlab.data.unreadable import suggest_skipping
 from alexlab.distributed import ranks
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.hardware import describe_hardware
@@ -80,7 +81,7 @@ def _compare_remedies(run: Run) -> None:
 
     from alexlab.tasks.doctor import compare_remedies
 
-    with _before_any_work():
+    with _before_any_work(), suggest_skipping(run.config["data"]):
         compare_remedies(run, **run.config["doctor"])
 
 
@@ -130,7 +131,7 @@ def _recording(run: Run, **entries: Any) -> Iterator[dict[str, float]]:
     record.start(run.config, dict(run.choices), hardware=describe_hardware())
     record.update(**entries)
     try:
-        with translate_errors(run.dir):
+        with translate_errors(run.dir), suggest_skipping(run.config["data"]):
             yield scores
     except Interrupted as error:
         _finish(record, INTERRUPTED, reason=str(error), exit_code=error.exit_code)
