@@ -208,7 +208,7 @@ def test_ranks_of_torchrun_share_one_folder(images: Path, tmp_path: Path) -> Non
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "outputs/train").glob("*/*")
     assert {name for name in names(folder) if "tfevents" not in name} == {
-        ".hydra", "checkpoints", "curves.png", "layers.csv", "metrics.csv", "train.log"
+        ".hydra", "checkpoints", "curves.png", "layers.csv", "metrics.csv", "predictions", "train.log"
     }  # fmt: skip
     assert len(scalars(folder)["val/top1"]) == 1
     assert result.stdout.count("run folder") == 2

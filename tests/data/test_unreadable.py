@@ -10,6 +10,7 @@ import torch
 from alexlab.data.image_file import unreadable
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import DataError, ImageError
+from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.record import RunRecord
 from support.runs import rows, scalars
 
@@ -60,6 +61,8 @@ def test_skipped_images_are_logged_and_the_rest_is_evaluated(
     }
     for name in ("one", "workers", "two"):
         assert {row["path"]: row["code"] for row in rows(tmp_path / name / "skipped.csv")} == expected
+        kept = read_predictions(tmp_path / name, "val")
+        assert kept is not None and len(kept) == 10 and "val/bee/001.png" not in kept.paths
     one, two = scalars(tmp_path / "one"), scalars(tmp_path / "two")
     for score in ("train/loss", "val/loss", "val/top1"):
         assert one[score] == pytest.approx(two[score], rel=1e-4), score

@@ -31,7 +31,7 @@ def test_one_and_two_devices_train_and_score_equally(train: Callable[..., float 
         best[devices] = train(f"trainer.devices={devices}", *options, run_dir=folder)
         found[devices] = rows(folder / "metrics.csv")
         assert sorted(names(folder)) == sorted(
-            ["checkpoints", "layers.csv", "metrics.csv", next(folder.glob("events*")).name]
+            ["checkpoints", "layers.csv", "metrics.csv", "predictions", next(folder.glob("events*")).name]
         )
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
         assert len(scalars(folder)["val/top1"]) == 2

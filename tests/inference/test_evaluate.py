@@ -38,6 +38,7 @@ from alexlab.inference.metrics import (
 from alexlab.inference.plots import calibration_plot, confused_classes
 from alexlab.inference.predictions import Predictions, predict_split, select_split, split_loader
 from alexlab.inference.report import Evaluation, summary_tables, write_evaluation, write_page
+from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.record import RunRecord
 from alexlab.records.run import Run
 from alexlab.tasks.evaluate import main
@@ -111,6 +112,11 @@ def test_metrics_of_a_run_on_two_devices(
     best = RunRecord(tmp_path / "two").read()["best"]
     assert (metrics["top1"], metrics["images"]) == (best["top1"], 11)
     assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-5)
+    kept, predictions = read_predictions(tmp_path / "two", "val"), rows(tmp_path / "out/predictions.csv")
+    assert kept is not None and len(kept) == 11, "one row per image, although each device has 6 items"
+    assert [row["path"].partition("/val/")[2] for row in predictions] == [path[4:] for path in kept.paths]
+    assert [row["class1"] for row in predictions] == kept.classes[kept.predicted].tolist()
+    assert [float(row["prob1"]) for row in predictions] == pytest.approx(kept.top_probs[:, 0].tolist(), abs=2e-4)
 
 
 def test_chosen_images_are_shown_with_their_true_and_predicted_classes(

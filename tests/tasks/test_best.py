@@ -1,16 +1,19 @@
 """Final scores: the best checkpoint in 32 bits, regardless of the precision of the training and of its validations."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from alexlab.config.data import data_config
 from alexlab.config.validate import check_objects
 from alexlab.errors import ConfigError
+from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.layout import BEST
 from alexlab.records.record import RunRecord
 from alexlab.records.run import Run
@@ -58,6 +61,10 @@ def test_final_scores_are_those_of_evaluate(
     assert found == best["top1"]
     splits = {"test": {name.removeprefix("test/"): value for name, value in scores.items()}, "val": best}
     for split, expected in splits.items():
+        kept = read_predictions(run_dir, split)
+        assert kept is not None and kept.probs is not None and len(kept) == len({*kept.paths}) == expected["count"]
+        assert kept.correct.mean() == expected["top1"]
+        assert -np.log(kept.label_prob).mean() == pytest.approx(expected["loss"], rel=1e-5)
         if "trainer.limit_val_batches=1" in overrides and split == "val":
             assert expected["count"] == 8  # of 11
             continue
@@ -65,15 +72,21 @@ def test_final_scores_are_those_of_evaluate(
         assert [again[name] for name in ("top1", "top5", "images")] == [
             expected[name] for name in ("top1", "top5", "count")
         ]
+        found_rows = rows(run_dir / split / "predictions.csv")
+        assert [row["path"] for row in found_rows] == [
+            os.path.join(record["config"]["data"]["root"], path) for path in kept.paths
+        ]
+        assert [row["class1"] for row in found_rows] == kept.classes[kept.predicted].tolist()
+        assert [float(row["prob1"]) for row in found_rows] == pytest.approx(kept.top_probs[:, 0].tolist(), abs=2e-4)
         # Weights that were bfloat16 in the training differ in the last bit of the loss.
         assert again["loss"] == pytest.approx(expected["loss"], rel=1e-6 if precision == "bf16-true" else 0, abs=0)
 
 
-@pytest.mark.parametrize(("val_precision", "num_test_batches"), [("auto", 3), ("32", 1)])
+@pytest.mark.parametrize("val_precision", ["auto", "32"])
 def test_validations_are_in_the_training_precision_and_the_best_is_scored_in_32_bits(
-    val_precision: str, num_test_batches: int, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    val_precision: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The validation split has 2 batches: it is scored after each of 2 epochs, and with `auto` once more; test has one batch."""
+    """The validation split has 2 batches: it is scored after each of 2 epochs, and once more at the end; test has one batch."""
     seen: list[tuple[bool, torch.dtype]] = []
     plain_logits = Classifier._logits
 
@@ -88,7 +101,7 @@ def test_validations_are_in_the_training_precision_and_the_best_is_scored_in_32_
     train(*options, "logger=[csv,tensorboard]", without=[PRECISION])
     in_training = torch.bfloat16 if val_precision == "auto" else torch.float32
     assert seen[:4] == [(False, in_training)] * 4
-    assert seen[4:] == [(True, torch.float32)] * num_test_batches
+    assert seen[4:] == [(True, torch.float32)] * 3
 
     best = RunRecord(tmp_path / "run").read()["best"]
     epochs = rows(tmp_path / "run/metrics.csv")

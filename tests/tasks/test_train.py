@@ -24,7 +24,7 @@ def test_run_folder(
     best = train("trainer.max_epochs=2", "trainer.log_every_n_steps=1", "callbacks.epochs.curves=true")
     folder = tmp_path / "run"
     files = {name for name in names(folder) if not name.startswith("events")}
-    assert files == {"checkpoints", "curves.png", "layers.csv", "metrics.csv"}
+    assert files == {"checkpoints", "curves.png", "layers.csv", "metrics.csv", "predictions"}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
     table = rows(folder / "metrics.csv")

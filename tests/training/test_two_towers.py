@@ -17,6 +17,7 @@ from alexlab.errors import ConfigError
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.layers import ResponseNorm
 from alexlab.models.two_tower import PeerExchange, Tower, merged
+from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.layout import LAST
 from alexlab.records.safe_load import load_file
 from alexlab.tasks import rank
@@ -66,6 +67,9 @@ def test_two_devices_take_the_same_steps_as_one(
     for row1, row2 in zip(rows(tmp_path / "one/metrics.csv"), rows(tmp_path / "two/metrics.csv"), strict=True):
         assert (row1["val/top1"], row1["train/top1"]) == (row2["val/top1"], row2["train/top1"])
         assert float(row2["val/loss"]) == pytest.approx(float(row1["val/loss"]), rel=1e-5)
+    kept1, kept2 = (read_predictions(tmp_path / name, "val") for name in ("one", "two"))
+    assert kept1 is not None and kept2 is not None and kept1.paths.tolist() == kept2.paths.tolist()
+    assert kept2.label_prob == pytest.approx(kept1.label_prob, rel=1e-3)
     wholes = [load_file(tmp_path / name / LAST) for name in ("one", "two")]
     assert list(wholes[0]["state_dict"]) == list(wholes[1]["state_dict"])
     for name, value in wholes[0]["state_dict"].items():

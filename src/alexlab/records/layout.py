@@ -22,6 +22,7 @@ OUTPUT = "output.log"  # standard output of a job that runs in parallel with oth
 SLURM_LOG = "slurm.log"  # of a job on a cluster, a link to SLURM's log
 LOG, METRICS, CURVES, MANIFEST = "train.log", "metrics.csv", "curves.png", "split.csv"
 LOGS = (LOG, OUTPUT, SLURM_LOG)
+PREDICTIONS = "predictions"  # folder of val.npz and test.npz, see alexlab.records.kept_predictions
 STATISTICS, PREVIEW, LAYERS, SKIPPED = "statistics.json", "preview.png", "layers.csv", "skipped.csv"
 MEAN_IMAGE_FILE = "mean_image.npy"
 NOT_FINITE = "not_finite_rank{rank}.csv"  # images of the step whose loss or gradient was not finite

@@ -1,7 +1,8 @@
-"""Final scores of a run: its best checkpoint in 32 bits."""
+"""Final scores and predictions of a run: those of its best checkpoint, in 32 bits."""
 
 import gc
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import lightning
@@ -9,11 +10,14 @@ from lightning.pytorch.plugins import Precision
 
 from alexlab.config import build
 from alexlab.data.datamodule import ImageDataModule
+from alexlab.data.samplers import data_ranks
+from alexlab.data.splits import Split
 from alexlab.distributed import transfer
 from alexlab.distributed.hardware import return_memory
 from alexlab.records import layout
 from alexlab.records.run import Run
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
+from alexlab.training.collector import PredictionCollector
 from alexlab.training.module import Classifier
 from alexlab.training.restore import load_best
 
@@ -21,9 +25,9 @@ log = logging.getLogger(__name__)
 
 
 def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: ImageDataModule) -> dict[str, float]:
-    """Score the best checkpoint in 32 bits, as `evaluate.py` does, and store its validation in `module.best`.
+    """Score the best checkpoint in 32 bits, as `evaluate.py` does, and keep its predictions in `predictions/`.
 
-    The splits are the validation split, unless its score is known from the training; the test split, if there is one; and for
+    The splits are the validation split, whose scores replace `module.best`; the test split, if there is one; and for
     `test.views` the test split, or the validation split if there is no test split.
 
     Returns:
@@ -33,31 +37,21 @@ def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: I
     if trainer.num_nodes > 1:
         transfer.broadcast_file(best, "best")
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, CheckpointCallback)]
-    views, splits = build.extra_views(run.config), data.splits
     if not best.is_file() and all(callback.best_score is None for callback in callbacks):
-        if splits.test is not None or views is not None or not _validates_in_32_bits(trainer, module):
-            log.info("no checkpoint was saved, so no scores are computed in 32 bits after the training")
+        log.info("no checkpoint was saved, so it is not scored in 32 bits and no predictions are kept")
         return {}
-    is_known = _validates_in_32_bits(trainer, module)
     _free_training(trainer, module)
     trainer.strategy.precision_plugin = Precision()
     module.float()
     # Without ckpt_path: Lightning would also restore the callbacks, and that of the moving average replaces the average by the
     # raw weights.
     saved = load_best(module, best)
-    limits = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
-    loaders: dict[str, tuple[Any, float]] = {}
-    if not is_known or saved["step"] != module.best["step"]:  # other steps if it was chosen by another metric
-        loaders["best"] = data.eval_loader(splits.val, limit=limits["val"]), limits["val"]
-    if splits.test is not None:
-        loaders["test"] = data.eval_loader(splits.test, limit=limits["test"]), limits["test"]
-    if views is not None:
-        loader = data.eval_loader(splits.test or splits.val, views, limit=limits["test"])
-        loaders[run.config["test"]["views"]] = loader, limits["test"]
     scores: dict[str, float] = {}
-    for prefix, (loader, limit) in loaders.items():
+    for prefix, split, transform, limit in list(_evaluations(run, trainer, data)):
+        module.collector = PredictionCollector(split) if transform is None else None
         module.test_metric_prefix = prefix
         trainer.limit_test_batches = limit
+        loader = data.eval_loader(split, transform, limit=limit)
         trainer.test(module, dataloaders=loader, verbose=False)
         values = " ".join(f"{name} {module.scored[name]:.4f}" for name in module.scored_names)
         log.info("%s, best checkpoint: %s", "val in 32 bits" if prefix == "best" else prefix, values)
@@ -65,7 +59,25 @@ def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: I
             module.best = {**module.scored, **saved}
         else:
             scores |= {f"{prefix}/{name}": module.scored[name] for name in (*module.scored_names, "count")}
+        if module.collector is not None:
+            num_ranks, rank = data_ranks(trainer)
+            kept = module.collector.gather(loader.batch_sampler, num_ranks=num_ranks, rank=rank)
+            if kept is not None and trainer.is_global_zero:
+                kept.write(run.dir, "val" if prefix == "best" else prefix)
+    module.collector = None
     return scores
+
+
+def _evaluations(
+    run: Run, trainer: lightning.Trainer, data: ImageDataModule
+) -> Iterator[tuple[str, Split, Any, int | float]]:
+    """Yield the prefix of the scores, split, transform and limit of each evaluation; the transform is None for the usual one."""
+    views, splits, test_limit = build.extra_views(run.config), data.splits, trainer.limit_test_batches
+    yield "best", splits.val, None, trainer.limit_val_batches
+    if splits.test is not None and test_limit:
+        yield "test", splits.test, None, test_limit
+    if views is not None and test_limit:
+        yield run.config["test"]["views"], splits.test or splits.val, views, test_limit
 
 
 def _free_training(trainer: lightning.Trainer, module: Classifier) -> None:
@@ -77,8 +89,3 @@ def _free_training(trainer: lightning.Trainer, module: Classifier) -> None:
     trainer.optimizers, trainer.strategy.lr_scheduler_configs = [], []
     gc.collect()
     return_memory()
-
-
-def _validates_in_32_bits(trainer: lightning.Trainer, module: Classifier) -> bool:
-    """Return whether the validations of a training compute in 32 bits."""
-    return trainer.precision == "32-true" or module.val_precision == "32"

@@ -20,6 +20,7 @@ from alexlab.records.layout import CHECKPOINT_KEY, MEAN_IMAGE
 from alexlab.records.optimized import MODES, OptimizedMetric
 from alexlab.training import nonfinite
 from alexlab.training.checkpoint_io import rescale_progress
+from alexlab.training.collector import PredictionCollector
 from alexlab.training.metrics import ClassificationMetrics, ExtraMetrics, evaluate_batch
 from alexlab.training.param_groups import ParamGroup
 from alexlab.training.preprocessing import expand_binary_logits, normalize, pixel_levels
@@ -97,6 +98,7 @@ class Classifier(lightning.LightningModule):
         self.train_metrics: dict[str, float] = {}  # training metrics of the last finished epoch
         self.test_metric_prefix = "test"  # prefix of the metrics that `trainer.test` logs
         self.scored: dict[str, float] = {}  # metrics of the last evaluated split
+        self.collector: PredictionCollector | None = None  # of the predictions of `trainer.test`
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W) to logits (N, K)."""
@@ -187,7 +189,9 @@ class Classifier(lightning.LightningModule):
         self._score("val", batch, autocast=self.val_precision == "auto")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._score("test", batch)
+        logits = self._score("test", batch)
+        if self.collector is not None:
+            self.collector.add(logits, batch[1])
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation split and of the best validation so far."""
@@ -276,12 +280,13 @@ class Classifier(lightning.LightningModule):
         assert isinstance(scores, ClassificationMetrics)
         return scores
 
-    def _score(self, stage: str, batch: tuple[Tensor, Tensor], *, autocast: bool = False) -> None:
+    def _score(self, stage: str, batch: tuple[Tensor, Tensor], *, autocast: bool = False) -> Tensor:
         images, labels = batch
         logits, losses = evaluate_batch(self, images, labels, autocast=autocast)
         self._count(stage, logits, labels, losses)
         if data_ranks(self.trainer)[0] > self.trainer.global_rank:
             self.extra_metrics[stage].update(logits, labels)  # type: ignore[operator]
+        return logits
 
     def _count(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         if self.trainer.global_rank >= data_ranks(self.trainer)[0]:  # another rank counts the same images
