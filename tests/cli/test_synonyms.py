@@ -103,6 +103,17 @@ def message(command: str, typed: str) -> str:
         ("'+paths={data_dir: x}'", "unknown key paths.data_dir; use data.root=x"),
         ("resume=true", "resume must be a run folder or last; got true; use resume=last"),
         ("alexnet_half", "alexnet_half must be KEY=VALUE; use model=alexnet_half"),
+        ("optimizer=0.1", "got 0.1; use optimizer.lr=0.1"),
+        ("optimizer=1e-3", "got 1e-3; use optimizer.lr=1e-3"),
+        ("trainer=30", "use trainer.max_epochs=30 for the number of epochs, or trainer.devices=30 for that of devices"),
+        ("launcher=2", "use -m launcher=parallel launcher.jobs=2"),
+        ("model=runs/best.ckpt", "unknown option model=runs/best.ckpt; use model.weights=runs/best.ckpt"),
+        ("model=/runs/../best", "unknown option model=/runs/../best; use model.weights=/runs/../best"),
+        ("model=net.PTH", "use model.weights=net.PTH"),
+        ("data=train.csv", "use data.root=train.csv"),
+        ("experiment=runs/1", "use resume=RUN to continue a run, or rerun=RUN to repeat it"),
+        ("experiment=conf/experiment/d2l_nin.yaml", "did you mean d2l_nin? The options of experiment are"),
+        ("optimizer=a/b", "unknown option optimizer=a/b; the options of optimizer are adam, "),
         ("resnet18", "resnet18 must be KEY=VALUE; use model=torchvision model.name=resnet18"),
         ("-m none seed=1,2", "none must be KEY=VALUE; use ablation=none or augmentation=none"),
     ],
@@ -164,11 +175,22 @@ def test_a_folder_is_understood_as_the_location_of_the_data(tmp_path: Path, monk
     assert select_data(["data=/no/where", "seed=1"]) == ["data.root=/no/where", "seed=1", "data=folder"]
     assert select_data(["data=a,b"]) == ["data.root=a,b", "data=folder"]
     assert select_data(["-m", "data=pics,./x"]) == ["-m", "data.root=pics,./x", "data=folder"]
+    (tmp_path / "split.csv").touch()
+    assert select_data(["data=split.csv"]) == ["data.root=split.csv", "data=folder"]
+    assert select_data(["data=s3://bucket/prefix"]) == ["data.url=s3://bucket/prefix", "data=streaming"]
     (tmp_path / "own/data").mkdir(parents=True)
     (tmp_path / "own/data/pics.yaml").touch()
     assert select_data(["data=pics"], config_dirs=[tmp_path / "own"]) == ["data=pics"]
     for option in ("digits", "streaming", "nowhere", "pics,nowhere"):  # an option, or no folder
         assert select_data([f"data={option}"]) == [f"data={option}"]
+
+
+def test_an_existing_path_as_an_option_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "run_seed=1"):
+        (tmp_path / name).mkdir()
+        assert f"use model.weights={name}" in message("train", f"model={name}")
+    assert "the options of model are" in message("train", "model=no_run")
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu", "mps"])

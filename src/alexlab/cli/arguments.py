@@ -32,6 +32,7 @@ PATH_KEYS = (
 TEXT_KEY, LIST_KEY = "note", "tags"  # a text and a list of texts, taken as typed
 EMPTY_GROUPS = ("callbacks", "logger", "metrics", "ablation")  # groups of which no option need be selected
 REDUNDANT = ("experiment=null", "debug=null", "sweep=null")  # the defaults, which Hydra refuses on the command line
+SCALAR = r"null|true|false|yes|no|[-+]?[\d.]+(e[-+]?\d+)?"  # what Hydra does not read as the name of an option
 
 # Flags of Hydra's parser; those of the second tuple take a value.
 FLAGS = (
@@ -149,7 +150,8 @@ def expand_paths(config: DictConfig) -> None:
 
 
 def select_data(arguments: Sequence[str], *, config_dirs: Sequence[Path] = (CONFIG_DIR,)) -> list[str]:
-    """Write `data=DIR` as `data.root=DIR`. Then, if no dataset or experiment is given, select the one of a location.
+    """Write `data=DIR` as `data.root=DIR`, or `data.url=URL`. Then, if no dataset or experiment is given, select the one of
+    a location.
 
     This is `data=folder`, or `data=streaming` for a URL: the default dataset is the digits, and photographs need another image
     size and mirrored views.
@@ -159,8 +161,8 @@ def select_data(arguments: Sequence[str], *, config_dirs: Sequence[Path] = (CONF
         config_dirs: folders whose options in `data/` are not folders of images.
     """
     arguments = [
-        f"data.root={argument[5:]}"
-        if argument.startswith("data=") and _are_folders(argument[5:], config_dirs)
+        f"{'data.url' if '://' in argument else 'data.root'}={argument[5:]}"
+        if argument.startswith("data=") and _are_locations(argument[5:], config_dirs)
         else argument
         for argument in arguments
     ]
@@ -172,18 +174,18 @@ def select_data(arguments: Sequence[str], *, config_dirs: Sequence[Path] = (CONF
     return arguments
 
 
-def _are_folders(value: str, config_dirs: Sequence[Path]) -> bool:
-    """Return whether the value of `data=` names folders and no options."""
-    names = [value] if Path(value).is_dir() else value.split(",")
+def _are_locations(value: str, config_dirs: Sequence[Path]) -> bool:
+    """Return whether the value of `data=` names folders, manifests or URLs and no options."""
+    names = [value] if Path(value).exists() else value.split(",")
     is_option = any((folder / "data" / f"{name}.yaml").is_file() for folder in config_dirs for name in names)
-    return not is_option and all(os.sep in name or (name and Path(name).is_dir()) for name in names)
+    return not is_option and all(os.sep in name or (name and Path(name).exists()) for name in names)
 
 
 def check_arguments(command: str, arguments: Sequence[str]) -> None:
     """Raise ConfigError for arguments for which Hydra has no helpful message.
 
-    These are `--cfg` in a sweep, options that are not text, such as `model=null` and `debug=true`, `resume=true`, and words
-    without a key.
+    These are `--cfg` in a sweep, options that are not text, such as `model=null` and `debug=true`, or are paths that Hydra
+    cannot parse, `resume=true`, and words without a key.
     """
     flags = [item for item in arguments if item in ("-c", "-i") or item.partition("=")[0] in ("--cfg", "--info")]
     if flags and any(argument in ("-m", "--multirun") for argument in arguments):
@@ -193,7 +195,7 @@ def check_arguments(command: str, arguments: Sequence[str]) -> None:
         instead = replacement(command, key, value) if key == "resume" else None
         if instead is not None:
             raise ConfigError(f"resume must be a run folder or last; got {value}; {instead}")
-        if re.fullmatch(r"null|true|false|yes|no|-?[\d.]+", value.lower()) and (CONFIG_DIR / key).is_dir():
+        if key and (CONFIG_DIR / key).is_dir() and (re.fullmatch(SCALAR, value.lower()) or _is_quoted_path(value)):
             options = sorted(path.stem for path in (CONFIG_DIR / key).glob("*.yaml"))
             hint = replacement(command, key, value)
             raise ConfigError(
@@ -203,6 +205,11 @@ def check_arguments(command: str, arguments: Sequence[str]) -> None:
         hint = _keyed(command, word)
         if hint is not None:
             raise ConfigError(f"{word} must be KEY=VALUE; {hint}")
+
+
+def _is_quoted_path(value: str) -> bool:
+    """Return whether a value is an existing path that Hydra's grammar takes only in quotes, such as `12-00_seed=1/best.ckpt`."""
+    return re.search(r"[^\w./-]", value) is not None and os.path.lexists(value)
 
 
 def _words(arguments: Sequence[str]) -> list[str]:

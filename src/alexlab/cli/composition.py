@@ -5,6 +5,7 @@ type of those that they replace. Each error is one sentence with the file and th
 """
 
 import difflib
+import posixpath
 import re
 import traceback
 from collections.abc import Callable, Sequence
@@ -267,10 +268,12 @@ def _missing(
     error: MissingConfigException, overrides: Sequence[str], sources: Sequence[ConfigSource], command: str
 ) -> str:
     """Return a sentence with the missing option or file, the file that requests it, and the available options."""
-    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    group, name = _split_group(str(error.missing_cfg_file), sources)
+    typed = any(override.startswith((f"{group}=", f"+{group}=")) and name in override for override in overrides)
+    if not typed:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
     groups = [source for source in sources if source.is_group(group)]
     options = sorted({option for source in groups for option in source.list(group, ObjectType.CONFIG)})
-    typed = any(override.startswith((f"{group}=", f"+{group}=")) and name in override for override in overrides)
     parent = re.match(r"In '([^']*)'", str(error))
     requester = None if typed else _requester(str(parent[1]) if parent else "", group, name, overrides, sources)
     if requester is None:
@@ -280,10 +283,19 @@ def _missing(
     return f"{requester}: {error.missing_cfg_file}.yaml does not exist; {hint}"
 
 
+def _split_group(config_path: str, sources: Sequence[ConfigSource]) -> tuple[str, str]:
+    """Return group and option of a config path whose option may contain slashes, as in `model=runs/best.ckpt`."""
+    slashes = [match.start() for match in re.finditer("/", config_path)]
+    groups = [config_path[:end] for end in slashes if posixpath.normpath(config_path[:end]) == config_path[:end]]
+    group = next((path for path in reversed(groups) if any(source.is_group(path) for source in sources)), None)
+    return (group, config_path[len(group) + 1 :]) if group else ("", config_path)
+
+
 def which_option(command: str, group: str, name: str, options: Sequence[str]) -> str:
     """Return the end of a message about an unknown option: what to write instead, or what was probably meant."""
     folded = {re.sub(r"[^a-z0-9]", "", option.lower()): option for option in reversed(options)}
-    same = folded.get(re.sub(r"[^a-z0-9]", "", name.lower()))
+    stem = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+    same = folded.get(re.sub(r"[^a-z0-9]", "", stem.lower()))
     instead = None if same else replacement(command, group, name)
     if instead is not None:
         return instead
@@ -310,11 +322,16 @@ def _sentence(error: Exception, overrides: Sequence[str], sources: Sequence[Conf
     """Return the message of Hydra or OmegaConf on one line, with file paths instead of config names."""
     text, cause = str(error), error.__cause__
     if text.startswith(("Config group override must be", "Could not delete '")):
-        override = next((item for item in overrides if item.endswith("=null") or item.startswith("~")), "an override")
+        override = next((item for item in overrides if item.endswith("=null") or item.startswith("~")), None)
+        if override is None:
+            return "a config group must be set to the name of an option"
         group = override.strip("~+").partition("=")[0]
         return (
             f"{override} must name an option; to select none, use {group}=[] if the group takes several, else ~{group}"
         )
+    present = re.match(r"Could not append to config. An item is already at '(.*?)'", text)
+    if present:
+        return f"{present[1]} is already set; leave out the + to change it"
     ambiguous = re.search(r"Ambiguous value for argument '([^=]*)=(.*?)'\n1\.", text)
     if ambiguous:
         key, value = ambiguous.groups()

@@ -68,8 +68,11 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
     reader = Reader(command, {key: node for key, node in known.items() if key != "hydra"})
     path = override.key_or_group.split(".")
     for depth, name in enumerate(path):
+        if known is None and not (override.is_add() or override.is_force_add()):
+            parent = ".".join(path[:depth])
+            raise CompositionError(f"{'.'.join(path)} cannot be set, because {parent} is null in this config", path)
         if known is None or isinstance(known, list):
-            return  # below a null or inside a list, where Hydra reports the error
+            return  # added below a null, or inside a list, where Hydra reports the error
         if not isinstance(known, dict):
             raise CompositionError(f"{'.'.join(path[:depth])} is a value and has no key {name}", path)
         if depth == len(path) - 1 or name not in known:
@@ -84,7 +87,9 @@ def check_override(override: Override, config: DictConfig, *, command: str = "tr
             raise unknown_key(parents, rest[0], known, reader=reader)
         return
     if override.is_delete():
-        if rest[0] in known and "_target_" not in known and ".".join(parents) not in NAMED_NODES:
+        if rest[0] not in known:
+            raise unknown_key(parents, rest[0], known, reader=reader)
+        if "_target_" not in known and ".".join(parents) not in NAMED_NODES:
             raise CompositionError(f"{'.'.join(path)} is required and cannot be removed; set another value", path)
         return
     adds = override.is_add() or override.is_force_add()
@@ -185,6 +190,8 @@ def unknown_key(
         return CompositionError(f"unknown key {longest}; {instead}", [*parents, name])
     # Overlays such as experiment= are groups but not keys of the config.
     groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()] if "trainer" in known else []
+    if name in groups:
+        return CompositionError(f"{key} takes an option and has no keys: {key}=NAME", [*parents, name])
     near = difflib.get_close_matches(name, sorted({*keys, *groups}), n=3)
     if near:
         text = f"unknown key {key}; did you mean {' or '.join('.'.join([*parents, match]) for match in near)}?"

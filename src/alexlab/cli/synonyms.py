@@ -1,5 +1,6 @@
 """Answers to arguments of other frameworks that no command reads, from `synonyms.yaml`."""
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ import yaml
 
 from alexlab.output.command_line import own_commands
 
+FILE_SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors", ".bin", ".csv")  # of checkpoints and manifests
 TABLE = Path(__file__).with_name("synonyms.yaml")
 
 
@@ -53,9 +55,15 @@ def _text(words: Mapping[str, Any], key: str, value: str) -> str | None:
         if key in names.split():
             if isinstance(entry, str):
                 return entry
-            plain = value.strip("'\"").lower()
-            return next((text for pattern, text in entry.items() if re.fullmatch(str(pattern), plain)), None)
+            plain = value.strip("'\"")
+            return next((text for pattern, text in entry.items() if _matches(str(pattern), plain)), None)
     return None
+
+
+def _matches(pattern: str, value: str) -> bool:
+    if pattern == "PATH":
+        return "/" in value or value.lower().endswith(FILE_SUFFIXES) or os.path.exists(value)
+    return re.fullmatch(pattern, value.lower()) is not None
 
 
 def _without_group(text: str | None, own: Sequence[str]) -> str | None:
