@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from alexlab.records.index import INDEX, LOCK, PENDING, refresh_index, update_index
-from support.browser import FITS, evaluate_script
 from support.runs import write_record
 
 NAME = "a <b>\x1b[31m é"
@@ -118,13 +117,6 @@ def test_an_error_is_logged_and_not_raised(outputs, caplog):
 
 def _pid() -> int:
     return multiprocessing.current_process().pid or 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [400, 1150, 1600])
-def test_the_page_fits_a_window(outputs, width):
-    update_index(outputs)
-    assert evaluate_script((outputs / INDEX).absolute(), FITS, width=width) is True
 
 
 @pytest.mark.slow

@@ -1,0 +1,154 @@
+"""One page of each kind, with long names and values and without a training."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from alexlab.data.audit import report as check
+from alexlab.data.audit.audit import AuditResult
+from alexlab.data.audit.duplicates import Pair
+from alexlab.data.image_file import DEFAULT_DECODING
+from alexlab.data.listing import Finding
+from alexlab.data.manifest import ManifestRow
+from alexlab.data.splits import Split
+from alexlab.inference.predict import Prediction
+from alexlab.inference.prediction_files import PredictionWriter
+from alexlab.inference.predictions import Predictions
+from alexlab.inference.report import Evaluation, write_page
+from alexlab.pages.image_grid import CaptionedImage, ImageGrid
+from alexlab.pages.plots import new_figure, svg
+from alexlab.pages.render import Interval, Link, render
+
+LONG = "augmentation=random_resized_crop_with_color_jitter, model.norm=local_response_normalization, data.root=/a/very/long/path"
+LINK = Link("12_model-alexnet_quarter_optimizer-adamw_seed-1_augmentation-none", "x/")
+WORD = "z" * 150  # nothing to break it at
+
+
+def report_page(num_settings: int) -> str:
+    """Return a report with long names and values, and `num_settings` settings."""
+    figure = new_figure(figsize=(5.2, 3.3))
+    axes = figure.subplots()
+    axes.plot([1, 2, 3], [0.1, 0.7, 0.9], "o-", gid="s0")
+    axes.set(xlabel="Epoch", ylabel="Top-1 accuracy")
+    plots = [(f"Effect of {LONG[:40]}", LONG, svg(figure, "effect")) for _ in range(5)]
+    columns = ["model", "Runs", "Top-1", "95 % interval", "Loss", "Training, s", "Parameters", "Status"]
+    rows = [[LONG, 3, 0.5, Interval(0.4, 0.5, 0.6, (0, 1)), 2.3, 11_000.5, 57_000_000, "3 finished"]] * num_settings
+    return render(
+        "report.html",
+        title=f"Comparison of {LONG}: 300 runs",
+        kind="Report",
+        date="2026-11-27 08:00",
+        score=("97.31", "± 0.25 %", "Validation top-1, mean ± standard deviation of 3 runs"),
+        verdict=f"No clear winner. {LONG} is highest (val top-1 0.9731), but the 95 % interval includes zero.",
+        facts={"Command": f"train.py -m {LONG}", "Folder": [LINK], "Parameters": 57_000_000, "Path": WORD},
+        settings={"columns": columns, "rows": rows},
+        setting_classes=["best", *[""] * (num_settings - 1)],
+        colors=[0, *[None] * (num_settings - 1)],
+        command=f"python src/train.py {LONG} {WORD}",
+        series=[LONG] * min(10, num_settings),
+        num_settings=num_settings,
+        plots=plots,
+        run_columns=["Run", *columns, "Files"],
+        run_rows=[[[LINK], *row, [LINK, LINK]] for row in rows],
+        run_classes=[""] * num_settings,
+        failures=[([LINK, LINK], "failed", f"DataError: {WORD}")],
+    )
+
+
+def index_page() -> str:
+    """Return the page of all runs."""
+    run = [[LINK], "failed", 0.5, 0.4, 90, 11_000.5, "2026-11-27 08:00", LONG, f"DataError: {WORD}", [LINK, LINK]]
+    columns = ["run", "status", "val top-1", "test top-1", "epochs", "time s", "started", "tags", "note", "files"]
+    figure = new_figure(figsize=(5.2, 3.3))
+    return render(
+        "index.html",
+        title=f"All runs in {WORD}",
+        kind="runs, sweeps and pages",
+        date="2026-11-27 08:00",
+        details={"runs": "123 finished, 4 failed", "sweeps": 12, "pages": 34},
+        list_command=f"python src/train.py runs {WORD}",
+        curves=[(WORD, svg(figure, "curves"), "finished, val top-1 0.9")] * 2,
+        tables=[("Runs", columns, [run] * 3, ["failed", "running", ""])],
+    )
+
+
+def evaluation_page(folder: Path, *, kind: str, num_classes: int) -> str:
+    """Return the page of an evaluation, with photographs and with drawings as wide as those of `explain.py`."""
+    random = np.random.default_rng(0)
+    names = [f"{number} {WORD if number % 2 else LONG}"[:60] for number in range(num_classes)]
+    labels = np.arange(400) % num_classes
+    probs = random.dirichlet(np.full(num_classes, 0.3), 400).astype(np.float32)
+    top = np.argsort(-probs)[:, :5]
+    predictions = Predictions(
+        split=Split("/data", names, [f"{WORD}/{number}.jpg" for number in range(400)], labels),
+        indices=np.arange(400),
+        labels=labels,
+        top_classes=top,
+        top_probs=np.take_along_axis(probs, top, 1),
+        label_prob=probs[np.arange(400), labels],
+        metrics={"loss": 1.2, "top1": float((top[:, 0] == labels).mean()), "top5": 0.9, "count": 400},
+    )
+    details = {"checkpoint": WORD, "data": LONG, "split": "test", "views": "center"}
+    photograph = CaptionedImage(random.integers(0, 255, (100, 180, 3), dtype=np.uint8), [WORD, LONG])
+    drawing = CaptionedImage(random.integers(0, 255, (90, 900, 3), dtype=np.uint8), [LONG], scale=2)
+    grids = [
+        ImageGrid("Most confident mistakes", LONG, [[photograph, photograph]] * 4),
+        ImageGrid("Feature maps", LONG, [[drawing]]),
+    ]
+    path = folder / "evaluation.html"
+    write_page(Evaluation(predictions, names, details), path, f"alexnet on {WORD}", kind=kind, grids=grids)
+    return path.read_text(encoding="utf-8")
+
+
+def gallery_page(folder: Path) -> str:
+    """Return the gallery of predictions."""
+    path = write_photograph(folder / f"{WORD}.png")
+    model: Any = SimpleNamespace(description=LONG, path=WORD, names=[WORD, LONG, "cat"], decoding=DEFAULT_DECODING)
+    with PredictionWriter(folder, model, WORD, gallery_limit=6) as writer:
+        for number in range(8):
+            writer.write(Prediction(str(path), (number % 3, 2, 1), (0.7, 0.2, 0.1)))
+    return (folder / "gallery.html").read_text(encoding="utf-8")
+
+
+def check_page(folder: Path) -> str:
+    """Return the page of `prepare.py action=check`."""
+    names = [write_photograph(folder / f"{number}{WORD}.png").name for number in range(4)]
+    result = AuditResult(
+        str(folder),
+        classes=[WORD, LONG],
+        counts={split: {WORD: 1000, LONG: 2000} for split in ("train", "val", "test")},
+        findings=[
+            Finding("unreadable_empty", WORD, "is empty"),
+            Pair("duplicate", names[0], names[1]).finding(),
+        ],
+        notes=[f"3 files were left out: {WORD}"],
+        rows=[ManifestRow(name, label=WORD) for name in names],
+        sizes=Counter({"12000 x 9000": 3, "500 x 375": 20}),
+        modes=Counter({"RGB": 20}),
+        mean=[0.1, 0.2, 0.3],
+        std=[0.1, 0.2, 0.3],
+        pairs=[Pair("duplicate", names[0], names[1])],
+    )
+    path = folder / "check.html"
+    check.write_page(result, path)
+    return path.read_text(encoding="utf-8")
+
+
+def demo_page() -> str:
+    """Return the page of the demo after a prediction."""
+    predictions = [{"class": name, "prob": 0.3} for name in (WORD, LONG, "cat")]
+    image = CaptionedImage(np.zeros((320, 320, 3), np.uint8), [], scale=1).url
+    answer = {"predictions": predictions, "input": image, "cam": image}
+    page = render("demo.html", title=f"{LONG}, 1,000 classes", max_mb="10", max_bytes=10_000_000)
+    return f"{page}<script>fetch = async () => ({{ok: true, json: async () => ({json.dumps(answer)})}}); predict({{size: 1}});</script>"
+
+
+def write_photograph(path: Path) -> Path:
+    """Write an image of the format of a photograph."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)).save(path)
+    return path
