@@ -19,6 +19,10 @@ TENSOR = torch.from_numpy(PIXELS).permute(2, 0, 1)
 IMAGE = Image.fromarray(PIXELS)
 
 
+def read_images(images: Any, decoding: Decoding) -> list[tuple[str, np.ndarray]]:
+    return [(path, load(decoding)) for path, load in load_images(images)]
+
+
 @pytest.mark.parametrize(
     "images",
     [
@@ -38,7 +42,7 @@ IMAGE = Image.fromarray(PIXELS)
     ],
 )
 def test_every_form_has_the_same_pixels(images: Any) -> None:
-    ((path, pixels),) = load_images(images, COLOR)
+    ((path, pixels),) = read_images(images, COLOR)
     assert (path, pixels.dtype) == ("", np.uint8)
     assert (pixels == PIXELS).all()
     assert pixels.flags.writeable
@@ -49,7 +53,7 @@ def test_every_form_has_the_same_pixels(images: Any) -> None:
 def test_a_pil_image_has_the_pixels_of_its_file(tmp_path: Path, mode: str, decoding: Decoding) -> None:
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     IMAGE.convert(mode).save(path)
-    ((_, pixels),) = load_images(Image.open(path), decoding)
+    ((_, pixels),) = read_images(Image.open(path), decoding)
     assert (pixels == decode(path, decoding)).all()
 
 
@@ -57,7 +61,7 @@ def test_the_orientation_of_a_pil_image_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     IMAGE.save(tmp_path / "image.png", exif=exif)
-    ((_, pixels),) = load_images(Image.open(tmp_path / "image.png"), COLOR)
+    ((_, pixels),) = read_images(Image.open(tmp_path / "image.png"), COLOR)
     assert pixels.shape == (5, 7, 3)
     assert (pixels == decode(tmp_path / "image.png", COLOR)).all()
 
@@ -66,9 +70,9 @@ def test_channels_are_converted_as_in_files(tmp_path: Path) -> None:
     IMAGE.save(tmp_path / "image.png")
     expected = decode(tmp_path / "image.png", GREY)
     for images in (PIXELS, TENSOR, IMAGE):
-        ((_, pixels),) = load_images(images, GREY)
+        ((_, pixels),) = read_images(images, GREY)
         assert (pixels == expected).all()
-    ((_, grey),) = load_images(PIXELS[:, :, 0], COLOR)
+    ((_, grey),) = read_images(PIXELS[:, :, 0], COLOR)
     assert (grey == PIXELS[:, :, :1]).all() and grey.shape == (7, 5, 3)
 
 
@@ -76,9 +80,9 @@ def test_lists_folders_and_globs_hold_several_images(tmp_path: Path) -> None:
     for name in ("b.png", "a.png"):
         IMAGE.save(tmp_path / name)
     for images in (tmp_path, str(tmp_path / "*.png"), [tmp_path / "a.png", str(tmp_path / "b.png")]):
-        assert [Path(path).name for path, _ in load_images(images, COLOR)] == ["a.png", "b.png"]
+        assert [Path(path).name for path, _ in read_images(images, COLOR)] == ["a.png", "b.png"]
         assert not is_single(images)
-    assert len(list(load_images([PIXELS, [TENSOR, IMAGE], TENSOR[None].repeat(3, 1, 1, 1)], COLOR))) == 6
+    assert len(list(read_images([PIXELS, [TENSOR, IMAGE], TENSOR[None].repeat(3, 1, 1, 1)], COLOR))) == 6
     assert all(map(is_single, (IMAGE, PIXELS, TENSOR, tmp_path / "a.png", str(tmp_path / "a.png"))))
     assert not any(map(is_single, ([IMAGE], PIXELS[None], TENSOR[None])))
 
@@ -102,10 +106,10 @@ def test_lists_folders_and_globs_hold_several_images(tmp_path: Path) -> None:
 )
 def test_error_messages(images: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        list(load_images(images, COLOR))
+        list(read_images(images, COLOR))
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("text")
     with pytest.raises(ImageError, match=r"bad\.png"):
-        list(load_images(tmp_path / "bad.png", COLOR))
+        list(read_images(tmp_path / "bad.png", COLOR))

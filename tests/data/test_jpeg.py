@@ -56,7 +56,7 @@ def oriented_exif(orientation: int) -> Image.Exif:
 def read(content: bytes, view: Any, decoding: Decoding, seed: int = 0) -> np.ndarray:
     """Return the view of a file."""
     torch.manual_seed(seed)
-    image = ViewReader(view, decoding)(partial(decode_bytes, content, decoding))
+    image = ViewReader(view, decoding)(partial(decode_bytes, content))
     return np.asarray(image).astype(int)
 
 
@@ -278,7 +278,7 @@ def test_unreadable_files_have_the_same_reason_at_any_scale(name: str, tmp_path:
     errors = []
     for decoding in (SCALED, FULL):
         with pytest.raises(ImageError) as caught:
-            ViewReader(CenterView(16), decoding)(partial(decode, path, decoding))
+            ViewReader(CenterView(16), decoding)(partial(decode, path))
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
 

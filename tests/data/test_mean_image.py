@@ -19,7 +19,8 @@ from alexlab.data.splits import Split
 from alexlab.data.transforms import CenterView
 from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.inference.checkpoint import load_checkpoint
-from alexlab.inference.export import FORMATS, largest_difference, metadata, normalize_for_file
+from alexlab.inference.export import FORMATS, largest_difference
+from alexlab.inference.file_content import file_input, metadata
 from alexlab.training.preprocessing import Inference
 from support.exact_resume import RecordedRun, compare
 from support.runs import plain
@@ -91,19 +92,19 @@ def test_a_checkpoint_has_all_that_its_users_need(
     shutil.move(tmp_path / "run/checkpoints/best.ckpt", alone)
     shutil.rmtree(tmp_path / "run")
     model = load_checkpoint(str(alone), device="cpu")
-    normalized = model.inference.normalize(train_images[0][None])[0]
+    normalized = model.single.normalize(train_images[0][None])[0]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     torch.testing.assert_close(normalized.double(), (train_images[0] - levels) / 255 / std, rtol=1e-4, atol=1e-5)
     assert metadata(model)["mean"] == [0, 0, 0]
     batch = torch.stack(train_images[:5])
     for name, (suffix, write) in FORMATS.items():
-        exported = write(model, tmp_path / f"net{suffix}", model.inference.normalize(batch[:2]))
+        exported = write(model, tmp_path / f"net{suffix}", batch)
         assert largest_difference(model, exported, batch) < 1e-5, name
     again = load_checkpoint(str(tmp_path / "net.safetensors"), device="cpu")
     torch.testing.assert_close(again.inference.mean, model.inference.mean, rtol=1e-6, atol=0)
     import onnxruntime
 
-    inputs = {"images": normalize_for_file(model.inference, batch).contiguous().numpy()}
+    inputs = {"images": file_input(model.inference, batch).numpy()}
     (logits,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, inputs)
     with torch.inference_mode():
         torch.testing.assert_close(torch.from_numpy(logits), model.inference(batch), rtol=1e-4, atol=1e-5)

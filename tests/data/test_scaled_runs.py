@@ -111,7 +111,7 @@ def test_packs_hold_the_pixels_that_the_files_give(
     images = open_pack(listing, pack, decoding=SCALED, cache_dir=tmp_path)
     read = ViewReader(pack.view(), SCALED)
     for row, path in enumerate(listing.paths):
-        expected = read(partial(decode, photos / "train" / path, SCALED))
+        expected = read(partial(decode, photos / "train" / path))
         assert np.array_equal(images[row], expected.permute(1, 2, 0))
     assert 8 not in scales
 

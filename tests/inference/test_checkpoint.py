@@ -98,7 +98,7 @@ def test_error_messages_for_files_that_are_not_trained_models(
     other["alexlab"]["config"]["model"]["fc_widths"] = [17]
     torch.save(other, tmp_path / "other.ckpt")
     for name, message in {
-        "nothing.ckpt": "ckpt must be a run folder, a checkpoint, an exported .safetensors file, or",
+        "nothing.ckpt": "ckpt must be a run folder, the folder of a sweep, a checkpoint, an exported .safetensors file, or",
         "empty": r"the folder .*/empty has no checkpoints/best.ckpt",
         "corrupt.ckpt": r"cannot read the weights in .*/corrupt.ckpt: ",
         "evil.ckpt": r"cannot read the weights in .*/evil.ckpt: ",

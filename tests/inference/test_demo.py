@@ -53,7 +53,7 @@ def test_predictions_and_errors(server: Any, images: Path) -> None:
     assert status == 200
     assert {entry["class"] for entry in result["predictions"]} == {"ant", "bee", "cat"}
     assert sum(entry["prob"] for entry in result["predictions"]) == pytest.approx(1)
-    assert all(base64.b64decode(result[name].split(",")[1])[:4] == b"\x89PNG" for name in ("input", "cam"))
+    assert all(base64.b64decode(url.split(",")[1])[:4] == b"\x89PNG" for _, url in result["images"])
     status, content, _ = request(f"{server.address}/predict", b"not an image")
     assert (status, json.loads(content)["error"]) == (
         400,

@@ -142,7 +142,7 @@ def test_a_number_of_images_is_evenly_spaced(trained_run: Path) -> None:
     model = load_checkpoint(str(trained_run))
     settings = DataConfig(**{**model.config["data"], "num_workers": 0})
     _, split = select_split(model, settings, "val", from_run=True)
-    predictions = predict_split(model.inference, split_loader(split, build.eval_view(model.config), settings), split)
+    predictions = predict_split(model.inference, split_loader(split, model.reader(), settings), split)
     count = len(predictions.labels)
     assert choose_images(predictions, 3) == [0, round((count - 1) / 2), count - 1]
     assert choose_images(predictions, 1000) == list(range(count))
@@ -286,7 +286,7 @@ def test_every_image_must_be_predicted_exactly_once(trained_run: Path) -> None:
     model = load_checkpoint(str(trained_run))
     settings = DataConfig(**{**model.config["data"], "batch_size": 4})
     _, split = select_split(model, settings, "val", from_run=True)
-    loader = split_loader(split, build.eval_view(model.config), settings)
+    loader = split_loader(split, model.reader(), settings)
     assert len(predict_split(model.inference, loader, split).paths) == 11
     for broken in (list(loader)[:-1], [*loader, next(iter(loader))]):
         with pytest.raises(DataError, match="every image must be predicted exactly once"):

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexlab.config import build
 from alexlab.data.config import DataConfig
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import load_checkpoint
@@ -134,11 +133,11 @@ def test_the_last_hidden_layer_is_computed_once_and_cached(trained_run: Path, tm
     model = load_checkpoint(str(trained_run))
     settings = DataConfig(**{**model.config["data"], "batch_size": 5})
     _, train = select_split(model, settings, "train", from_run=True)
-    view = build.eval_view(model.config)
+    assert model.path is not None
     path = matrix_path(tmp_path, model.path, train)
-    matrix = feature_matrix(model.inference, split_loader(train, view, settings), train, path)
+    matrix = feature_matrix(model.inference, split_loader(train, model.reader(), settings), train, path)
     assert matrix.shape == (24, 16)
-    images = torch.stack([image for image, _, _ in split_loader(train, view, settings).dataset])
+    images = torch.stack([image for image, _, _ in split_loader(train, model.reader(), settings).dataset])
     net: Any = model.inference.net
     with torch.inference_mode():
         inputs = model.inference.normalize(images)

@@ -13,7 +13,6 @@ import torch
 from alexlab.config import build
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
-from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.input_files import find_files, read_list
@@ -170,8 +169,7 @@ def test_memory_does_not_grow_with_the_number_of_files(trained_run: Path, images
     found = predict_files(
         model.inference,
         endless(),
-        build.eval_view(model.config),
-        decoding=Decoding(),
+        model.reader(),
         top_k=1,
         batch_size=8,
         num_threads=2,

@@ -23,6 +23,7 @@ from alexlab.cli import command
 from alexlab.cli.exits import exit_on_error
 from alexlab.data.audit import report as audit_report
 from alexlab.data.audit.audit import audit_dataset
+from alexlab.data.dataset import ViewReader
 from alexlab.data.image_file import Decoding
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError, ImageError
@@ -362,7 +363,7 @@ def test_predictions_print_names_literally_and_keep_them_in_files(
 ) -> None:
     classes = [*NAMES]
     paths = [os.path.join(strange_images, "@home", f"{name}.png") for name in FILES]
-    trained: Any = SimpleNamespace(names=classes, description="a net", path="net\x1b.ckpt", decoding=Decoding())
+    trained: Any = SimpleNamespace(names=classes, description="a net", label="net\x1b.ckpt", decoding=Decoding())
     with PredictionWriter(tmp_path, trained, "<script>alert\x1b", gallery_limit=100) as writer:
         for number, path in enumerate(paths):
             writer.write(Prediction(path=path, classes=(number, len(classes) - 1), probs=(0.6, 0.4), error=None))
@@ -389,13 +390,17 @@ def test_the_demo_returns_printable_names(monkeypatch: pytest.MonkeyPatch) -> No
     classes = [*NAMES]
     probs = torch.linspace(0, 1, len(classes))[None]
     trained: Any = SimpleNamespace(
-        names=classes, decoding=Decoding(), inference=SimpleNamespace(probs=lambda images: probs)
+        names=classes,
+        members=(),
+        inference=SimpleNamespace(probs=lambda images: probs),
+        single=None,
+        reader=lambda: ViewReader(None, Decoding()),
     )
     monkeypatch.setattr(demo, "grad_cam", lambda *_: torch.zeros(1, 8, 8))
     monkeypatch.setattr(demo, "TOP_K", len(classes))
     content = io.BytesIO()
     Image.new("RGB", (8, 8)).save(content, "PNG")
-    result = demo.predict_image(trained, lambda image: image, content.getvalue())
+    result = demo.predict_image(trained, content.getvalue())
     assert [each["class"] for each in result["predictions"]] == [*NAMES.values()][::-1]
 
 

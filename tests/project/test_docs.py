@@ -37,7 +37,7 @@ COMMANDS = {
     "docs/configuration.md": 9,
     "docs/data.md": 17,
     "docs/distributed.md": 15,
-    "docs/evaluation.md": 17,
+    "docs/evaluation.md": 21,
     "docs/extending.md": 4,
     "docs/index.md": 5,
     "docs/models.md": 12,

@@ -1,7 +1,8 @@
 """Images in the forms that Python programs hold them, as uint8 arrays."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from alexlab.data.crop import CropRule, part_of
+from alexlab.data.dataset import Load
 from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
 from alexlab.data.in_memory import from_pil, to_uint8, with_channels
@@ -33,26 +35,21 @@ def is_single(images: Images) -> bool:
     return isinstance(images, Image.Image)
 
 
-def load_images(
-    images: Images, decoding: Decoding, *, crop: CropRule | None = None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the path of each image, empty for images in memory, and its pixels, uint8 (H, W, channels).
+def load_images(images: Images) -> Iterator[tuple[str, Load]]:
+    """Yield the path of each image, empty for images in memory, and the function that decodes it like `decode`.
 
     Args:
         images: a path of an image or of a folder, which is searched; a PIL image; an array (H, W), (H, W, C) or (N, H, W, C);
             a tensor (C, H, W) or (N, C, H, W); or an iterable of these. Values are 0 to 255 if they are uint8, else 0 to 1.
-        decoding: decoding settings; images in memory get the same number of channels.
-        crop: rule for the part to return, see `alexlab.data.decode.decode`.
 
     Raises:
-        ImageError: if a file cannot be read.
         DataError: if the images have another type, shape or range.
     """
     if isinstance(images, str | os.PathLike):
         for path in find_files(os.fspath(images)):
-            yield path, decode(path, decoding, crop=crop)
+            yield path, partial(decode, path)
     elif isinstance(images, Image.Image):
-        yield "", part_of(from_pil(images, decoding.channels), crop)
+        yield "", partial(_convert, from_pil, images)
     elif isinstance(images, np.ndarray | Tensor):
         pixels = to_uint8(images)
         if isinstance(images, Tensor):
@@ -60,9 +57,16 @@ def load_images(
         if pixels.ndim not in (2, 3, 4):
             raise DataError(f"{KINDS}; got {type(images).__name__} of shape {tuple(images.shape)}")
         for each in pixels if pixels.ndim == 4 else [pixels]:
-            yield "", part_of(with_channels(each, decoding.channels), crop)
+            yield "", partial(_convert, with_channels, each)
     elif isinstance(images, Iterable) and not isinstance(images, bytes | dict):
         for image in images:
-            yield from load_images(image, decoding, crop=crop)
+            yield from load_images(image)
     else:
         raise DataError(f"{KINDS}; got {type(images).__name__}")
+
+
+def _convert(
+    convert: Callable[[Any, int], np.ndarray], image: Any, decoding: Decoding, /, *, crop: CropRule | None = None
+) -> np.ndarray:
+    """Return the part that `crop` selects of an image in memory, with the number of channels of `decoding`."""
+    return part_of(convert(image, decoding.channels), crop)

@@ -3,7 +3,7 @@
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from alexlab.api.images import Images, is_single, load_images
-from alexlab.config import build
 from alexlab.config.own_code import add_folder
-from alexlab.data.dataset import ViewReader, to_tensor
+from alexlab.data.dataset import Load, Reader, to_tensor
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.explain.activations import head_layer
@@ -99,11 +99,11 @@ class Model:
         self._trained, self._config_dir = trained, config_dir
 
     def __repr__(self) -> str:
-        return f"<alexlab.Model {self._trained.description}, {self._trained.inference.device}, {self.path}>"
+        return f"<alexlab.Model {self._trained.description}, {self._trained.inference.device}, {self._trained.label}>"
 
     @property
-    def path(self) -> Path:
-        """The file that the model was loaded from."""
+    def path(self) -> Path | None:
+        """The file that the model was loaded from; None for an ensemble of several files."""
         return self._trained.path
 
     @property
@@ -124,7 +124,7 @@ class Model:
     @property
     def net(self) -> nn.Module:
         """The network, which maps images from `preprocess` to logits (N, K); (N, 1) if it was trained with one output."""
-        return self._trained.inference.net
+        return self._trained.single.net
 
     def preprocess(self, images: Images) -> Tensor:
         """Return images as the input of `net`, float32 (N, C, H, W), normalized, on its device.
@@ -132,7 +132,7 @@ class Model:
         Args:
             images: see `alexlab.api.images.load_images`.
         """
-        return self._trained.inference.normalize(self._views(images))
+        return self._trained.single.normalize(self._views(images))
 
     def predict(
         self, images: Images, *, top_k: int = 5, views: str = "center", batch_size: int = 64
@@ -161,9 +161,9 @@ class Model:
     @torch.inference_mode()
     def _predict(self, images: Images, top_k: int, views: str, batch_size: int) -> Iterator[Prediction]:
         read = self._reader(views)
-        loaded = load_images(images, self._trained.decoding, crop=read.crop)
+        loaded = load_images(images)
         while batch := list(islice(loaded, batch_size)):
-            inputs = torch.stack([read.finish(pixels) for _, pixels in batch])
+            inputs = default_collate([read(load) for _, load in batch])
             top = self._trained.inference.probs(inputs).cpu().topk(min(top_k, len(self.classes)))
             for (path, _), numbers, probs in zip(batch, top.indices.tolist(), top.values.tolist(), strict=True):
                 yield Prediction(tuple(self.classes[number] for number in numbers), tuple(probs), path)
@@ -202,7 +202,7 @@ class Model:
             images: see `alexlab.api.images.load_images`.
             batch_size: images per forward pass.
         """
-        inference, rows, layer = self._trained.inference, [], ""
+        inference, rows, layer = self._trained.single, [], ""
         for batch in self._views(images).split(batch_size):
             layer = layer or head_layer(inference.net, inference.normalize(batch[:1]))
             rows.append(features(inference, batch, layer))
@@ -215,15 +215,15 @@ class Model:
             image: see `alexlab.api.images.load_images`.
             label: display name of the class to explain; None for the most probable one.
         """
-        views = self._views(image)
+        inference, views = self._trained.single, self._views(image)
         if len(views) != 1:
             raise DataError(f"explain takes one image; got {len(views)}")
         if label is not None and label not in self.classes:
             raise ConfigError(f"label must be one of {', '.join(self.classes)}; got {label!r}")
         with torch.inference_mode():
-            probs = self._trained.inference.probs(views)[0].cpu()
+            probs = inference.probs(views)[0].cpu()
         number = int(probs.argmax()) if label is None else self.classes.index(label)
-        cam = grad_cam(self._trained.inference, views, torch.tensor([number]))[0]
+        cam = grad_cam(inference, views, torch.tensor([number]))[0]
         pixels = views[0].permute(1, 2, 0).contiguous().numpy()
         return Explanation(self.classes[number], float(probs[number]), pixels, cam.numpy())
 
@@ -246,24 +246,26 @@ class Model:
         if Path(path).suffix not in formats:
             raise ConfigError(f"path must end in {', '.join(formats)}; got {path}")
         _trust(self._config_dir)
-        model = load_checkpoint(str(self.path), device="cpu")
+        model = self._trained.on_cpu()
         if images is None:
-            views = export.comparison_images(
-                {"num_images": num_images, "input": None}, model, build.eval_view(model.config)
-            )
+            views = export.comparison_images({"num_images": num_images, "input": None}, model)
         else:
-            views = self._views(images)[:num_images]
+            views = self._inputs(islice(load_images(images), num_images))
         return export.export(model, formats[Path(path).suffix], Path(path), views)
 
-    def _reader(self, views: str = "center") -> ViewReader:
+    def _reader(self, views: str = "center") -> Reader:
         _trust(self._config_dir)
-        return ViewReader(build.eval_view(self.config, views), self._trained.decoding)
+        return self._trained.reader(views)
+
+    def _inputs(self, loaded: Iterable[tuple[str, Load]]) -> Any:
+        """Return the centre view of each image, uint8 (N, C, H, W); a list of them for an ensemble."""
+        read = self._reader()
+        return default_collate([read(load) for _, load in loaded])
 
     def _views(self, images: Images) -> Tensor:
-        """Return the centre view of each image, uint8 (N, C, H, W)."""
-        read = self._reader()
-        loaded = load_images(images, self._trained.decoding, crop=read.crop)
-        return torch.stack([read.finish(pixels) for _, pixels in loaded])
+        """Return the centre view of each image, uint8 (N, C, H, W), for a single network."""
+        views: Tensor = self._inputs(load_images(images))
+        return views
 
 
 def _trust(config_dir: str | Path | None) -> None:
@@ -273,17 +275,19 @@ def _trust(config_dir: str | Path | None) -> None:
 
 
 def load(
-    path: "str | Path | Any",
+    path: "str | Path | Sequence[str | Path]",
     *,
+    weights: Sequence[float] | None = None,
     class_names: str | Path | None = None,
     device: str = "auto",
     config_dir: str | Path | None = None,
 ) -> Model:
-    """Load a trained model; only tensors and plain data are unpickled.
+    """Load a trained model, or the average of several; only tensors and plain data are unpickled.
 
     Args:
-        path: a run folder (its best checkpoint), a checkpoint, an exported .safetensors file, or a state dict of torchvision's
-            alexnet.
+        path: a run folder (its best checkpoint), the folder of a sweep (its finished runs), a checkpoint, an exported
+            .safetensors file, or a state dict of torchvision's alexnet; or a list of these, whose softmax is averaged.
+        weights: weight of each of several checkpoints in the average; None for equal weights.
         class_names: JSON file that maps folder names to display names; None uses those of the checkpoint.
         device: cpu, cuda, or auto: a GPU if there is one.
         config_dir: folder of your own code that the model needs, as with `--config-dir`. Naming it trusts its code.
@@ -293,4 +297,6 @@ def load(
     """
     _trust(config_dir)
     names = None if class_names is None else str(class_names)
-    return Model(load_checkpoint(str(path), class_names=names, device=device), config_dir=config_dir)
+    paths = str(path) if isinstance(path, str | os.PathLike) else [str(each) for each in path]
+    trained = load_checkpoint(paths, weights=weights, class_names=names, device=device)
+    return Model(trained, config_dir=config_dir)

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from alexlab.cli.synonyms import replacement
 from alexlab.config import CONFIG_DIR
@@ -29,6 +29,7 @@ PATH_KEYS = (
     "logger.mlflow.tracking_uri",
     *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"),
 )
+PATH_LISTS = ("ckpt",)  # of these, keys that also take a list of paths
 TEXT_KEY, LIST_KEY = "note", "tags"  # a text and a list of texts, taken as typed
 EMPTY_GROUPS = ("callbacks", "logger", "metrics", "ablation")  # groups of which no option need be selected
 REDUNDANT = ("experiment=null", "debug=null", "sweep=null")  # the defaults, which Hydra refuses on the command line
@@ -102,8 +103,20 @@ def _quote_value(argument: str, is_sweep: bool) -> str:
     is_swept = is_sweep and not name.startswith("hydra.")
     if is_swept and re.match(r"(choice|glob)\(", value):
         return argument
-    values = value.split(",") if is_swept and not Path(value).exists() else [value]
-    return f"{key}={','.join(quote_path(expand_home(path)) for path in values)}"
+    values = _OUTSIDE_BRACKETS.split(value) if is_swept and not Path(value).exists() else [value]
+    return f"{key}={','.join(_quote_paths(each, is_list=name in PATH_LISTS) for each in values)}"
+
+
+def _quote_paths(value: str, *, is_list: bool) -> str:
+    """Quote a path, or, where a list is allowed, each path of a list: `[runs/a b,runs/c]`."""
+    if not is_list or not re.fullmatch(r"\[.+\]", value) or Path(value).exists():
+        return quote_path(expand_home(value))
+    paths = _ITEM.findall(f"{value[1:-1]},")
+    return f"[{','.join(quote_path(expand_home(path)) for path in paths)}]"
+
+
+_OUTSIDE_BRACKETS = re.compile(r",(?![^\[]*\])")
+_ITEM = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*?)\s*,""")
 
 
 def expand_run_dirs(arguments: Sequence[str]) -> list[str]:
@@ -147,6 +160,8 @@ def expand_paths(config: DictConfig) -> None:
             continue
         if isinstance(node[name], str) and expand_home(node[name]) != node[name]:
             node[name] = expand_home(node[name])
+        elif isinstance(node[name], ListConfig):
+            node[name] = [expand_home(path) if isinstance(path, str) else path for path in node[name]]
 
 
 def select_data(arguments: Sequence[str], *, config_dirs: Sequence[Path] = (CONFIG_DIR,)) -> list[str]:

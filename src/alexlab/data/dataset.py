@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from alexlab.data.crop import CropRule
 from alexlab.data.image_file import DEFAULT_DECODING, Decoding
 from alexlab.data.labels import PADDING, UNREADABLE
 from alexlab.data.samplers import derived_seed
@@ -30,6 +31,15 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+class Load(Protocol):
+    """Function that decodes one image: `decode` or the like with its first argument."""
+
+    def __call__(self, decoding: Decoding, /, *, crop: CropRule | None = None) -> np.ndarray: ...
+
+
+Reader: TypeAlias = Callable[[Load], Any]  # what a network reads from one image
+
+
 class ViewReader:
     """Reading of the part of an image that a transform needs.
 
@@ -39,6 +49,7 @@ class ViewReader:
     """
 
     def __init__(self, transform: Callable[[Tensor], Any] | None, decoding: Decoding) -> None:
+        self.decoding = decoding
         steps: list[Any] = (
             list(transform.transforms) if isinstance(transform, v2.Compose) else [transform or nn.Identity()]
         )
@@ -48,13 +59,9 @@ class ViewReader:
             steps[0] = v2.Resize(first.size, interpolation=first.interpolation, antialias=first.antialias)
         self.steps = steps
 
-    def __call__(self, load: Callable[..., np.ndarray]) -> Any:
-        """Return the transformed image.
-
-        Args:
-            load: `decode` or the like with all its arguments but `crop`.
-        """
-        return self.finish(load(crop=self.crop))
+    def __call__(self, load: Load) -> Any:
+        """Return the transformed image."""
+        return self.finish(load(self.decoding, crop=self.crop))
 
     def finish(self, pixels: np.ndarray) -> Any:
         """Return the transformed image from the part of it that `crop` selects."""
@@ -62,6 +69,16 @@ class ViewReader:
         for step in self.steps:
             image = step(image)
         return image
+
+
+class SeveralReaders:
+    """Reading of the same image by several readers, as a tuple; each decodes as it would alone."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self.readers = readers
+
+    def __call__(self, load: Load) -> tuple[Any, ...]:
+        return tuple(read(load) for read in self.readers)
 
 
 class ImageDataset:
@@ -75,6 +92,7 @@ class ImageDataset:
         decoding: decoding settings.
         unreadable: log for images that cannot be read; their items are black images with the label UNREADABLE. None raises
             ImageError instead.
+        read: reading of an image, in place of `transform` and `decoding`.
     """
 
     def __init__(
@@ -84,6 +102,7 @@ class ImageDataset:
         transform: Callable[[Tensor], Any] | None = None,
         decoding: Decoding = DEFAULT_DECODING,
         unreadable: UnreadableLog | None = None,
+        read: Reader | None = None,
     ) -> None:
         self.split = split
         self.root = split.root
@@ -92,7 +111,7 @@ class ImageDataset:
         self.transform = transform
         self.decoding = decoding
         self.unreadable = unreadable
-        self.read = ViewReader(transform, decoding)
+        self.read = read or ViewReader(transform, decoding)
 
     @property
     def samples(self) -> list[tuple[str, int]]:
@@ -116,13 +135,16 @@ class ImageDataset:
     def __getitem__(self, index: int) -> tuple[Any, int]:
         label = int(self.split.labels[index])
         try:
-            return self.read(partial(self.split.load, index, self.decoding)), label
+            return self.read(partial(self.split.load, index)), label
         except ImageError as error:
             if self.unreadable is None:
                 raise
             self.unreadable.add(error)
-            image = torch.zeros(self.decoding.channels, 256, 256, dtype=torch.uint8)
-            return (self.transform(image) if self.transform else image), UNREADABLE
+            return self.read(_load_black), UNREADABLE
+
+
+def _load_black(decoding: Decoding, /, *, crop: CropRule | None = None) -> np.ndarray:
+    return np.zeros((256, 256, decoding.channels), np.uint8)
 
 
 class SeededDataset:

@@ -54,7 +54,7 @@ def measure_mean_image(
     if path is not None and path.is_file():
         cached: np.ndarray = np.load(path)
         return cached
-    sums = _Sums(split, ViewReader(view, decoding), decoding, skip_unreadable)
+    sums = _Sums(split, ViewReader(view, decoding), skip_unreadable)
     # Processes, even with a single core: this one must not start the threads of PyTorch, because ranks are forked from it.
     loader: Any = DataLoader(
         sums,
@@ -85,8 +85,8 @@ def write_image(image: np.ndarray, path: Path) -> None:
 class _Sums(Dataset[tuple[np.ndarray, int]]):
     """Chunks of images. Indexing returns the sum of a chunk's levels, int64 (C, H, W), and its number of images."""
 
-    def __init__(self, split: Split, read: ViewReader, decoding: Decoding, skip_unreadable: bool) -> None:
-        self.split, self.read, self.decoding, self.skip_unreadable = split, read, decoding, skip_unreadable
+    def __init__(self, split: Split, read: ViewReader, skip_unreadable: bool) -> None:
+        self.split, self.read, self.skip_unreadable = split, read, skip_unreadable
 
     def __len__(self) -> int:
         return -(-len(self.split) // CHUNK)
@@ -95,7 +95,7 @@ class _Sums(Dataset[tuple[np.ndarray, int]]):
         total, count = np.zeros((), np.int64), 0
         for index in range(number * CHUNK, min(len(self.split), (number + 1) * CHUNK)):
             try:
-                image = self.read(partial(self.split.load, index, self.decoding))
+                image = self.read(partial(self.split.load, index))
             except ImageError:
                 if self.skip_unreadable:
                     continue

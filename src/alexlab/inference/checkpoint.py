@@ -1,7 +1,9 @@
 """Trained models from checkpoints: network, classes, preprocessing and data settings come from the file alone."""
 
+import copy
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from alexlab.config.confinement import confined_data
 from alexlab.config.data import data_config
 from alexlab.data.class_names import display_names, read_class_names
 from alexlab.data.config import DataConfig
+from alexlab.data.dataset import Reader, SeveralReaders, ViewReader
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError
+from alexlab.inference.ensemble import EnsembleInference, average, member_names
 from alexlab.inference.record_checks import check_head, check_sizes, check_types
 from alexlab.models.weights.files import WeightFile, read_weights
 from alexlab.models.weights.matching import match_weights
@@ -30,7 +34,10 @@ from alexlab.training.preprocessing import Inference
 
 log = logging.getLogger(__name__)
 
-KINDS = "a run folder, a checkpoint, an exported .safetensors file, or a state dict of torchvision's alexnet"
+KINDS = (
+    "a run folder, the folder of a sweep, a checkpoint, an exported .safetensors file, or a state dict of torchvision's "
+    "alexnet"
+)
 
 SPARE_PARAMETERS = (
     100  # parameters that a network may create and discard, as torchvision's networks do for images that are not RGB
@@ -40,29 +47,40 @@ NO_DATA = "(none)"  # data.root of a file that does not name its data
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained network with its preprocessing, classes and config.
+    """A trained network, or the average of several, with its preprocessing, classes and config.
 
     Args:
-        path: file that it was loaded from.
-        config: config of the run, plain data.
+        path: file that it was loaded from; None for an ensemble of several files.
+        config: config of the run, plain data; of the first member's run for an ensemble.
         choices: the option chosen in each config group.
         classes: folder names of the K classes, in the order of the logits.
         names: display names of the classes.
         best: metrics of the best validation; empty if there was none.
         inference: network with its preprocessing, in eval mode, on its device.
+        members: the models of an ensemble; empty for a single network.
+        weight: share of a member in its ensemble.
     """
 
-    path: Path
+    path: Path | None
     config: dict[str, Any]
     choices: Mapping[str, str]
     classes: list[str]
     names: list[str]
     best: Mapping[str, float]
-    inference: Inference
+    inference: Inference | EnsembleInference
+    members: tuple["TrainedModel", ...] = ()
+    weight: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """The files that the model was loaded from."""
+        return str(self.path) if self.path is not None else ", ".join(member.label for member in self.members)
 
     @property
     def run_dir(self) -> Path | None:
         """The run folder that contains the checkpoint, or None."""
+        if self.path is None:
+            return None
         folder = self.path.parent.parent
         return folder if self.path.parent.name == BEST.parent.name and (folder / "run.json").is_file() else None
 
@@ -76,36 +94,90 @@ class TrainedModel:
         changes = {
             key: data[key] for key in ("max_megapixels", "intensity_range", "jpeg_scaling") if data.get(key) is not None
         }
-        return replace(self, config={**self.config, "data": {**self.config["data"], **changes}})
+        config = {**self.config, "data": {**self.config["data"], **changes}}
+        return replace(self, config=config, members=tuple(member.with_decoding(data) for member in self.members))
+
+    def reader(self, views: str = "center") -> Reader:
+        """Return the reading of an image as an input of `inference`: the centre view, or several views as in `eval_view`."""
+        if not isinstance(self.inference, EnsembleInference):
+            return ViewReader(build.eval_view(self.config, views), self.decoding)
+        by_view = dict(zip(self.inference.views, self.members, strict=True))
+        return SeveralReaders([by_view[number].reader(views) for number in sorted(by_view)])
+
+    def on_cpu(self) -> "TrainedModel":
+        """Return the same model on the CPU."""
+        if self.members:
+            members = [member.on_cpu() for member in self.members]
+            return replace(average(members, [member.weight for member in members]), path=self.path)
+        return replace(self, inference=copy.deepcopy(self.inference).cpu())
+
+    @property
+    def single(self) -> Inference:
+        """The network with its preprocessing, for what explains one network.
+
+        Raises:
+            ConfigError: for an ensemble.
+        """
+        if isinstance(self.inference, EnsembleInference):
+            raise ConfigError(
+                f"explanations, features and layers are those of one network; name one of the {len(self.members)} "
+                f"checkpoints of this ensemble: {self.members[0].label}"
+            )
+        return self.inference
 
     @property
     def description(self) -> str:
-        """Model name and number of classes."""
-        name = self.choices.get("model", self.config["model"]["_target_"].rsplit(".", 1)[-1])
+        """Model name and number of classes; of an ensemble the number of networks, too."""
+        nets = Counter(_name(member) for member in self.members)
+        name = " + ".join(f"{count} x {name}" for name, count in nets.items()) or _name(self)
         return f"{name}, {len(self.classes)} classes"
 
 
-def load_checkpoint(name: str, *, class_names: str | None = None, device: str = "auto") -> TrainedModel:
-    """Load a trained model; only tensors and plain data are unpickled.
+def _name(model: TrainedModel) -> str:
+    return str(model.choices.get("model", model.config["model"]["_target_"].rsplit(".", 1)[-1]))
+
+
+def load_checkpoint(
+    name: str | Sequence[str],
+    *,
+    weights: Sequence[float] | None = None,
+    class_names: str | None = None,
+    device: str = "auto",
+) -> TrainedModel:
+    """Load a trained model, or the average of several; only tensors and plain data are unpickled.
 
     Args:
-        name: a run folder (its best checkpoint), a checkpoint, an exported .safetensors file, or a state dict of torchvision's
-            alexnet (.pth, .pt, .safetensors), whose classes are those of ImageNet or the keys of `class_names`.
+        name: a run folder (its best checkpoint), the folder of a sweep (all its finished runs), a checkpoint, an exported
+            .safetensors file, a state dict of torchvision's alexnet (.pth, .pt, .safetensors), whose classes are those of
+            ImageNet or the keys of `class_names`; or a list of these, whose softmax is averaged.
+        weights: weight of each checkpoint in the average; None for equal weights.
         class_names: JSON file that maps folder names to display names; None uses those of the checkpoint.
         device: `cpu`, `cuda`, or `auto`: a GPU if there is one.
 
     Raises:
-        ConfigError: if the file is not a trained model, or the device is not available.
+        ConfigError: if a file is not a trained model, models cannot be averaged, or the device is not available.
     """
-    path = _find_file(Path(name))
     given = None if class_names is None else read_class_names(class_names)
+    return average([_load_file(_find_file(Path(each)), given, device) for each in member_names(name)], weights)
+
+
+def _load_file(path: Path, given: dict[str, str] | None, device: str) -> TrainedModel:
     weights = read_weights(path)
     for note in weights.notes:
         log.info("%s: %s", path, note)
+    if weights.members:
+        models = [_load_record(path, record, state, given, device) for record, state in weights.members]
+        return replace(average(models, weights.shares), path=path)
     if weights.record is None:
         return _load_torchvision(path, weights, given, device)
-    record = weights.record
-    inference = _build_inference(path, record, weights.state)
+    return _load_record(path, weights.record, weights.state, given, device)
+
+
+def _load_record(
+    path: Path, record: dict[str, Any], state: State, given: dict[str, str] | None, device: str
+) -> TrainedModel:
+    """Return the model of a record, which is untrusted, and its weights."""
+    inference = _build_inference(path, record, state)
     names = display_names(record["classes"], record["config"].get("class_names") if given is None else given)
     return TrainedModel(
         path,

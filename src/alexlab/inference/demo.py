@@ -3,7 +3,6 @@
 import asyncio
 import io
 import threading
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from torch import Tensor
+from torch.utils.data import default_collate
 
-from alexlab.data.dataset import ViewReader
 from alexlab.data.decode import decode_bytes
 from alexlab.errors import ImageError
 from alexlab.inference.checkpoint import TrainedModel
@@ -37,12 +36,11 @@ HEADERS = {
 }
 
 
-def create_app(model: TrainedModel, view: Callable[[Tensor], Tensor], *, max_bytes: int, hosts: list[str]) -> Starlette:
+def create_app(model: TrainedModel, *, max_bytes: int, hosts: list[str]) -> Starlette:
     """Return the web application.
 
     Args:
         model: trained model.
-        view: evaluation transform, uint8 image (C, H, W) to the input of the network.
         max_bytes: maximum size of an upload; a larger one is rejected before it has been received completely.
         hosts: host names that requests may name, against DNS rebinding.
     """
@@ -66,29 +64,35 @@ def create_app(model: TrainedModel, view: Callable[[Tensor], Tensor], *, max_byt
 
     def predict_one(content: bytes) -> dict[str, Any]:
         with lock:
-            return predict_image(model, view, content)
+            return predict_image(model, content)
 
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
     return Starlette(routes=[Route("/", index), Route("/predict", predict, methods=["POST"])], middleware=middleware)
 
 
-def predict_image(model: TrainedModel, view: Callable[[Tensor], Tensor], content: bytes) -> dict[str, Any]:
-    """Return the top predictions for an image file, the input of the network and Grad-CAM of the first class, as plain data.
+def predict_image(model: TrainedModel, content: bytes) -> dict[str, Any]:
+    """Return the top predictions for an image file, and images by caption, as plain data.
+
+    The images are the input of the network and, for a single network, Grad-CAM of the first class.
 
     Raises:
         ImageError: if the image cannot be read.
     """
-    image: Tensor = ViewReader(view, model.decoding)(partial(decode_bytes, content, model.decoding))
+    inputs = model.reader()(partial(decode_bytes, content))
     with torch.inference_mode():
-        probs = model.inference.probs(image[None])[0].cpu()
+        probs = model.inference.probs(default_collate([inputs]))[0].cpu()
     top = probs.topk(min(TOP_K, len(probs)))
-    cam = grad_cam(model.inference, image[None], top.indices[:1])[0]
     predictions = [
         {"class": shown(model.names[number]), "prob": prob}
         for number, prob in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
-    pixels = image.permute(1, 2, 0).expand(-1, -1, 3).numpy()
-    return {"predictions": predictions, "input": _png_url(pixels), "cam": _png_url(overlaid(image, cam).numpy())}
+    image: Tensor = inputs[0] if model.members else inputs
+    images = [("input of the network", _png_url(image.permute(1, 2, 0).expand(-1, -1, 3).numpy()))]
+    if not model.members:
+        cam = grad_cam(model.single, image[None], top.indices[:1])[0]
+        name = f"evidence for the prediction {predictions[0]['class']} (Grad-CAM)"
+        images.append((name, _png_url(overlaid(image, cam).numpy())))
+    return {"predictions": predictions, "images": images}
 
 
 def _png_url(pixels: np.ndarray) -> str:

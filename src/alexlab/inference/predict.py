@@ -1,19 +1,19 @@
 """Predictions for unlabelled image files, in a stream of batches."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils.data import default_collate
 
-from alexlab.data.dataset import ViewReader
+from alexlab.data.dataset import Reader
 from alexlab.data.decode import decode
-from alexlab.data.image_file import Decoding
 from alexlab.errors import ImageError
+from alexlab.inference.ensemble import EnsembleInference
 from alexlab.training.preprocessing import Inference
 
 
@@ -35,11 +35,10 @@ class Prediction:
 
 
 def predict_files(
-    inference: Inference,
+    inference: Inference | EnsembleInference,
     paths: Iterable[str],
-    view: Callable[[Tensor], Tensor],
+    read: Reader,
     *,
-    decoding: Decoding,
     top_k: int,
     batch_size: int,
     num_threads: int,
@@ -47,16 +46,15 @@ def predict_files(
     """Predict files in order; unreadable files are yielded as errors and do not stop the iteration.
 
     Args:
-        inference: network with its preprocessing.
+        inference: network, or ensemble, with its preprocessing.
         paths: image files; at most three batches of them are in memory.
-        view: evaluation transform, uint8 image (C, H, W) to one input of the network, or several, (V, C, H, W).
-        decoding: decoding settings.
+        read: reading of an image as an input of `inference`, see `TrainedModel.reader`.
         top_k: number of classes per file.
         batch_size: files per forward pass.
         num_threads: threads that decode files while the network computes.
     """
-    batch: list[tuple[str, Tensor | ImageError]] = []
-    for item in _load_ahead(paths, view, decoding, num_threads, num_ahead=2 * batch_size):
+    batch: list[tuple[str, Any]] = []
+    for item in _load_ahead(paths, read, num_threads, num_ahead=2 * batch_size):
         batch.append(item)
         if len(batch) == batch_size:
             yield from _predict_batch(inference, batch, top_k)
@@ -65,17 +63,12 @@ def predict_files(
         yield from _predict_batch(inference, batch, top_k)
 
 
-def _load_ahead(
-    paths: Iterable[str], view: Callable[[Tensor], Tensor], decoding: Decoding, num_threads: int, num_ahead: int
-) -> Iterator[tuple[str, Tensor | ImageError]]:
-    """Yield paths and decoded views in order, decoding up to `num_ahead` files in advance."""
+def _load_ahead(paths: Iterable[str], read: Reader, num_threads: int, num_ahead: int) -> Iterator[tuple[str, Any]]:
+    """Yield paths and inputs, or ImageErrors, in order, decoding up to `num_ahead` files in advance."""
 
-    read = ViewReader(view, decoding)
-
-    def load(path: str) -> Tensor | ImageError:
+    def load(path: str) -> Any:
         try:
-            image: Tensor = read(partial(decode, path, decoding))
-            return image
+            return read(partial(decode, path))
         except ImageError as error:
             return error
 
@@ -92,11 +85,13 @@ def _load_ahead(
 
 
 @torch.inference_mode()
-def _predict_batch(inference: Inference, batch: list[tuple[str, Any]], top_k: int) -> Iterator[Prediction]:
-    views = [item for _, item in batch if isinstance(item, Tensor)]
+def _predict_batch(
+    inference: Inference | EnsembleInference, batch: list[tuple[str, Any]], top_k: int
+) -> Iterator[Prediction]:
+    inputs = [item for _, item in batch if not isinstance(item, ImageError)]
     rows: Iterator[tuple[list[int], list[float]]] = iter([])
-    if views:
-        probs = inference.probs(torch.stack(views)).cpu()
+    if inputs:
+        probs = inference.probs(default_collate(inputs)).cpu()
         top = probs.topk(min(top_k, probs.shape[1]), dim=1)
         rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     for path, item in batch:

@@ -53,7 +53,7 @@ class PredictionWriter:
         self.gallery = self._open("gallery.html") if self.gallery_limit else None
         if self.gallery is not None:
             source = "a list of files" if self.source == "-" else self.source
-            about = {"Model": self.model.description, "Checkpoint": str(self.model.path)}
+            about = {"Model": self.model.description, "Checkpoint": self.model.label}
             self.gallery.write(render("gallery_head.html", title=f"Predictions for {source}", about=about))
         return self
 

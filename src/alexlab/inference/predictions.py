@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from alexlab.data.config import DataConfig
-from alexlab.data.dataset import ImageDataset
+from alexlab.data.dataset import ImageDataset, Reader
 from alexlab.data.layout import find_layout
 from alexlab.data.scan import check_root, scan_folder
 from alexlab.data.splits import Split
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import NO_DATA, TrainedModel
-from alexlab.training.metrics import ClassificationMetrics, evaluate_batch
+from alexlab.inference.ensemble import EnsembleInference
+from alexlab.training.metrics import ClassificationMetrics, cross_entropies
 from alexlab.training.preprocessing import Inference
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,11 @@ class Predictions:
     @property
     def correct(self) -> np.ndarray:
         """Mask of the images whose top class is the label, bool (N,)."""
-        return np.asarray(self.top_classes[:, 0] == self.labels)
+        return self.hits(1)
+
+    def hits(self, k: int) -> np.ndarray:
+        """Return the mask of the images whose label is among the top `k` classes, at most 5, bool (N,)."""
+        return np.asarray((self.top_classes[:, :k] == self.labels[:, None]).any(1))
 
 
 def select_split(
@@ -85,7 +90,7 @@ def select_split(
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {requested!r}")
     if settings.root == NO_DATA:
         raise ConfigError(
-            f"{model.path} does not name its data; set data.root=DIR to a folder of images, one folder per class"
+            f"{model.label} does not name its data; set data.root=DIR to a folder of images, one folder per class"
         )
     if settings.root is None:
         return _find_split(model, settings, requested)
@@ -140,15 +145,13 @@ class IndexedDataset:
 
 def split_loader(
     split: Split,
-    transform: Callable[[Tensor], Tensor],
+    read: Reader,
     settings: DataConfig,
     *,
     unreadable: UnreadableLog | None = None,
 ) -> DataLoader[Any]:
     """Return a loader of (images, labels, indices) over a split, in order; the label of an unreadable image is negative."""
-    dataset = IndexedDataset(
-        ImageDataset(split, transform=transform, decoding=settings.decoding, unreadable=unreadable)
-    )
+    dataset = IndexedDataset(ImageDataset(split, read=read, unreadable=unreadable))
     workers = settings.workers_per_rank(1) if len(split) > settings.batch_size else 0
     return DataLoader(
         dataset,  # type: ignore[arg-type]
@@ -159,14 +162,29 @@ def split_loader(
     )
 
 
-@torch.inference_mode()
 def predict_split(
-    inference: Inference, loader: Any, split: Split, *, progress: Callable[[Any], Iterator[Any]] = iter
+    inference: Inference | EnsembleInference,
+    loader: Any,
+    split: Split,
+    *,
+    progress: Callable[[Any], Iterator[Any]] = iter,
 ) -> Predictions:
-    """Predict each image of a split once.
+    """Predict each image of a split once, see `predict_members`."""
+    return predict_members(inference, loader, split, progress=progress)[0]
+
+
+@torch.inference_mode()
+def predict_members(
+    inference: Inference | EnsembleInference,
+    loader: Any,
+    split: Split,
+    *,
+    progress: Callable[[Any], Iterator[Any]] = iter,
+) -> list[Predictions]:
+    """Predict each image of a split once; an ensemble's predictions are followed by those of each of its members.
 
     Args:
-        inference: network with its preprocessing.
+        inference: network, or ensemble, with its preprocessing.
         loader: loader from `split_loader`.
         split: split of the loader.
         progress: wrapper of the loader that shows a progress bar.
@@ -174,25 +192,41 @@ def predict_split(
     Raises:
         DataError: if no image could be read, or an image was not predicted exactly once.
     """
-    columns: dict[str, list[Tensor]] = {
-        name: [] for name in ("indices", "labels", "top_classes", "top_probs", "label_prob")
-    }
-    metrics = ClassificationMetrics(len(split.classes)).to(inference.device)
+    collectors: list[_Collector] = []
     for images, labels, indices in progress(loader):
         labels = labels.to(inference.device)
-        logits, losses = evaluate_batch(inference, images, labels)
-        metrics.update(logits, labels, losses)
-        probs, top_classes = logits.softmax(1), metrics.top_classes(logits)
+        found = inference.all_logits(images)
+        collectors = collectors or [_Collector(split, inference.device) for _ in found]
+        for collector, logits in zip(collectors, found, strict=True):
+            collector.add(logits, labels, indices)
+    return [collector.predictions() for collector in collectors]
+
+
+class _Collector:
+    """Predictions of one network, batch by batch."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.split = split
+        self.columns: dict[str, list[Tensor]] = {
+            name: [] for name in ("indices", "labels", "top_classes", "top_probs", "label_prob")
+        }
+        self.metrics = ClassificationMetrics(len(split.classes)).to(device)
+
+    def add(self, logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+        self.metrics.update(logits, labels, cross_entropies(logits, labels))
+        probs, top_classes = logits.softmax(1), self.metrics.top_classes(logits)
         label_prob = probs.gather(1, labels.clamp(min=0)[:, None])[:, 0]
         readable = (labels >= 0).cpu()
         values = (indices, labels, top_classes, probs.gather(1, top_classes), label_prob)
-        for name, value in zip(columns, values, strict=True):
-            columns[name].append(value.cpu()[readable])
-    arrays = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
-    results = {name: value.item() for name, value in metrics.compute().items()}
-    num_seen = results["count"] + results.pop("skipped")
-    if num_seen != len(split) or len(np.unique(arrays["indices"])) != results["count"]:
-        raise DataError(f"every image must be predicted exactly once; {num_seen} of {len(split)} were")
-    if not results["count"]:
-        raise DataError(f"no image of {split.root} could be read")
-    return Predictions(split, **arrays, metrics=results)
+        for name, value in zip(self.columns, values, strict=True):
+            self.columns[name].append(value.cpu()[readable])
+
+    def predictions(self) -> Predictions:
+        arrays = {name: torch.cat(parts).numpy() for name, parts in self.columns.items()}
+        results = {name: value.item() for name, value in self.metrics.compute().items()}
+        num_seen = results["count"] + results.pop("skipped")
+        if num_seen != len(self.split) or len(np.unique(arrays["indices"])) != results["count"]:
+            raise DataError(f"every image must be predicted exactly once; {num_seen} of {len(self.split)} were")
+        if not results["count"]:
+            raise DataError(f"no image of {self.split.root} could be read")
+        return Predictions(self.split, **arrays, metrics=results)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
+from alexlab.inference.members import Member, member_scores, member_tables
 from alexlab.inference.metrics import (
     calibration,
     class_report,
@@ -45,11 +46,13 @@ class Evaluation:
         predictions: predictions on the N images of the split.
         names: display names of the K classes.
         details: description of the evaluation, plain data: checkpoint, data, split, views.
+        members: predictions of each network of an ensemble alone.
     """
 
     predictions: "Predictions"
     names: Sequence[str]
     details: dict[str, Any]
+    members: Sequence[Member] = ()
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -115,7 +118,7 @@ class Evaluation:
 
 def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:
     """Write `scores.json`, `classes.csv`, `confusion.csv`, `predictions.csv` and the plots to a folder."""
-    scores = {**evaluation.details, **evaluation.metrics}
+    scores = {**evaluation.details, **evaluation.metrics, **member_scores(evaluation.predictions, evaluation.members)}
     (out_dir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     write_rows(evaluation.classes, out_dir / "classes.csv")
     write_confusion_matrix(evaluation.confusion, evaluation.names, out_dir / "confusion.csv")
@@ -151,6 +154,7 @@ def write_page(
         },
         metric_columns=METRIC_COLUMNS,
         metric_rows=evaluation.metric_rows,
+        member_tables=_member_tables(evaluation),
         grids=grids,
         plots={name: svg(figure, name) for name, figure in evaluation.plots.items()},
         num_classes=num_classes,
@@ -167,14 +171,23 @@ def write_page(
 def summary_tables(evaluation: Evaluation) -> list[Table]:
     """Return tables for the terminal: metrics, classes and most frequent confusions."""
     count = evaluation.metrics["images"]
-    metrics = Table(title=f"{count:,} {'image' if count == 1 else 'images'}")
-    _add_rows(metrics, METRIC_COLUMNS, evaluation.metric_rows)
-    tables = [metrics, _class_table(evaluation.classes)]
+    metrics = _table(f"{count:,} {'image' if count == 1 else 'images'}", METRIC_COLUMNS, evaluation.metric_rows)
+    tables = [metrics, *(_table(*each) for each in _member_tables(evaluation)), _class_table(evaluation.classes)]
     if evaluation.pairs and len(evaluation.classes) > 2:
-        pairs = Table(title="most frequent confusions")
-        _add_rows(pairs, PAIR_COLUMNS, evaluation.pairs[:MAX_PAIRS])
-        tables.append(pairs)
+        tables.append(_table("most frequent confusions", PAIR_COLUMNS, evaluation.pairs[:MAX_PAIRS]))
     return tables
+
+
+def _member_tables(evaluation: Evaluation) -> list[tuple[str, Sequence[str], list[list[Any]]]]:
+    """Return title, columns and rows of the tables of an ensemble: its members and what it gains."""
+    with_top5 = len(evaluation.names) > 5
+    return member_tables(evaluation.predictions, evaluation.members, with_top5=with_top5)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    table = Table(title=title)
+    _add_rows(table, columns, rows)
+    return table
 
 
 def _class_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -182,9 +195,7 @@ def _class_table(rows: Sequence[dict[str, Any]]) -> Table:
     if len(rows) > MAX_CLASSES:
         title = f"the {MAX_CLASSES} classes with the lowest recall, of {len(rows)}"
         rows = sorted((row for row in rows if row["images"]), key=lambda row: row["recall"])[:MAX_CLASSES]
-    table = Table(title=title)
-    _add_rows(table, list(map(_column_title, rows[0])), [list(row.values()) for row in rows])
-    return table
+    return _table(title, list(map(_column_title, rows[0])), [list(row.values()) for row in rows])
 
 
 def _add_rows(table: Table, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -40,15 +40,13 @@ def create_server(config: dict[str, Any]) -> tuple[Any, socket.socket]:
 
     import uvicorn
 
-    from alexlab.config import build
-    from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.demo import create_app
 
     host, port = str(config["host"]), config["port"]
     listener = _bind(host, port)
-    model = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
+    model = evaluate.load_model(config)
     hosts = list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"]
-    app = create_app(model, build.eval_view(model.config), max_bytes=round(config["max_mb"] * 1e6), hosts=hosts)
+    app = create_app(model, max_bytes=round(config["max_mb"] * 1e6), hosts=hosts)
     if host not in LOCAL_HOSTS:
         log.warning(
             "listening on %s: anyone who can reach this machine can use the page; there is no authentication", host

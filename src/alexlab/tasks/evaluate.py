@@ -61,11 +61,13 @@ def show_chosen(model: "TrainedModel", predictions: "Predictions", show: Any) ->
 
 
 def load_model(config: dict[str, Any]) -> "TrainedModel":
-    """Return the model of the checkpoint that a config names."""
+    """Return the model of the checkpoints that a config names."""
     from alexlab.inference.checkpoint import load_checkpoint
 
-    model = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
-    return model.with_decoding(config["data"])
+    model = load_checkpoint(
+        config["ckpt"], weights=config["weights"], class_names=config["class_names"], device=config["device"]
+    )
+    return model.with_decoding(config.get("data", {}))
 
 
 def title(model: "TrainedModel", evaluation: "Evaluation") -> str:
@@ -83,23 +85,32 @@ def evaluate(model: "TrainedModel", config: dict[str, Any], *, skipped: Path) ->
         config: plain data: `split` and `views` as in `evaluate.yaml`, and `data`, whose values replace those of the run.
         skipped: list of unreadable images, written if the data settings skip them.
     """
-    from alexlab.config import build
     from alexlab.data.unreadable import UnreadableLog, suggest_skipping
-    from alexlab.inference.predictions import predict_split, select_split, split_loader
+    from alexlab.inference.ensemble import check_held_out
+    from alexlab.inference.members import Member
+    from alexlab.inference.predictions import predict_members, select_split, split_loader
     from alexlab.inference.report import Evaluation
     from alexlab.output.progress import track
 
     settings, from_run = data_settings(model, config["data"])
     name, split = select_split(model, settings, config["split"], from_run=from_run)
+    check_held_out(model, settings, name, from_run=from_run)
     unreadable = UnreadableLog(skipped) if settings.on_error == "skip" else None
-    loader = split_loader(split, build.eval_view(model.config, config["views"]), settings, unreadable=unreadable)
+    loader = split_loader(split, model.reader(config["views"]), settings, unreadable=unreadable)
     label = f"{name}: {len(split):,} images"
     with suggest_skipping({"on_error": settings.on_error, "root": settings.root}):
-        predictions = predict_split(model.inference, loader, split, progress=lambda batches: track(batches, label))
+        predictions, *others = predict_members(
+            model.inference, loader, split, progress=lambda batches: track(batches, label)
+        )
     if unreadable is not None:
         unreadable.finish()
-    details = {"checkpoint": str(model.path), "data": settings.location, "split": name, "views": config["views"]}
-    return Evaluation(predictions, model.names, details)
+    members = [
+        Member(member.label, member.weight, found)
+        for member, found in zip(model.members, others if model.members else [], strict=True)
+    ]
+    checkpoint = model.label if model.path is not None else f"{len(members)} checkpoints"
+    details = {"checkpoint": checkpoint, "data": settings.location, "split": name, "views": config["views"]}
+    return Evaluation(predictions, model.names, details, members)
 
 
 def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, bool]:
@@ -125,5 +136,7 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         ConfigError: if the checkpoint does not exist.
     """
-    if not Path(config["ckpt"]).exists():
-        raise ConfigError(f"ckpt must be a run folder or a file; {config['ckpt']} does not exist")
+    for name in config["ckpt"] if isinstance(config["ckpt"], list) else [config["ckpt"]]:
+        if not Path(str(name)).exists():
+            hint = f"; several need brackets: ckpt=[{name}]" if "," in str(name) else ""
+            raise ConfigError(f"ckpt must be a run folder or a file; {name} does not exist{hint}")

@@ -39,6 +39,7 @@ def main(run: Run) -> None:
     config = run.config
     _check_options(config)
     model = evaluate.load_model(config)
+    model.single  # noqa: B018 - raises for an ensemble
     evaluation = evaluate.evaluate(model, config, skipped=run.dir / SKIPPED)
     predictions = evaluation.predictions
     write_evaluation(evaluation, run.dir)
@@ -91,7 +92,7 @@ def _image(
 
     if config["image"] is not None:
         read = ViewReader(view, model.decoding)
-        return read(partial(decode, config["image"], model.decoding)), config["image"]
+        return read(partial(decode, config["image"])), config["image"]
     row = int((predictions.label_prob * predictions.correct).argmax())
     return sections.load_view(model, predictions.split, predictions.indices[row], view), predictions.paths[row]
 

@@ -1,7 +1,7 @@
 """Task of `python src/export.py`: a trained network for other programs."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,7 @@ from alexlab.records.run import Run
 from alexlab.tasks import evaluate
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from alexlab.data.dataset import Load
     from alexlab.inference.checkpoint import TrainedModel
 
 
@@ -26,32 +25,33 @@ def main(run: Run) -> None:
     """
     import_lightning()
 
-    from alexlab.config import build
-    from alexlab.inference.checkpoint import load_checkpoint
-    from alexlab.inference.export import FORMATS, metadata
+    from alexlab.inference.export import FORMATS
+    from alexlab.inference.file_content import batches, metadata
 
     config = run.config
     if config["format"] not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}; got {config['format']!r}")
     suffix, _ = FORMATS[config["format"]]
-    model = load_checkpoint(config["ckpt"], class_names=config["class_names"], device="cpu")
-    images = comparison_images(config, model, build.eval_view(model.config))
-    path = Path(config["out"] or run.dir / f"{model.choices.get('model', 'net')}{suffix}")
+    model = evaluate.load_model({**config, "device": "cpu"})
+    images = comparison_images(config, model)
+    stem = "ensemble" if model.members else model.choices.get("model", "net")
+    path = Path(config["out"] or run.dir / f"{stem}{suffix}")
     difference = export(model, config["format"], path, images)
     size = path.stat().st_size / 1e6
-    content = metadata(model)
-    print_line(f"{os.path.relpath(path)}: {size:.1f} MB, {len(content['classes'])} classes, {content['input']}")
-    print_line(f"compared with the checkpoint on {len(images)} images: logits differ by at most {difference:.3g}")
+    content = f"{len(model.members)} networks" if model.members else str(metadata(model)["input"])
+    print_line(f"{os.path.relpath(path)}: {size:.1f} MB, {len(model.classes)} classes, {content}")
+    count = len(batches(images, 1))
+    print_line(f"compared with the checkpoint on {count} images: logits differ by at most {difference:.3g}")
 
 
-def export(model: "TrainedModel", file_format: str, path: Path, images: "Tensor") -> float:
+def export(model: "TrainedModel", file_format: str, path: Path, images: Any) -> float:
     """Write a file and return the largest absolute difference of a logit between it and the model.
 
     Args:
         model: trained model, on the CPU.
         file_format: key of `alexlab.inference.export.FORMATS`.
         path: file to write.
-        images: images of the comparison, uint8 (N, C, H, W).
+        images: images of the comparison, inputs of `model.inference`.
 
     Raises:
         NumericError: if the difference is too large; then the file is removed.
@@ -60,7 +60,7 @@ def export(model: "TrainedModel", file_format: str, path: Path, images: "Tensor"
     from alexlab.inference.export import FORMATS, largest_difference
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    exported = FORMATS[file_format][1](model, path, model.inference.normalize(images[:2]))
+    exported = FORMATS[file_format][1](model, path, images)
     try:
         return largest_difference(model, exported, images)
     except NumericError:
@@ -73,12 +73,11 @@ def check(config: dict[str, Any]) -> None:
     evaluate.check(config)
 
 
-def comparison_images(config: dict[str, Any], model: Any, view: Any) -> Any:
-    """Return images of `input`, or of the run's data, as inputs of the network, uint8 (N, C, H, W)."""
-    import torch
+def comparison_images(config: dict[str, Any], model: "TrainedModel") -> Any:
+    """Return images of `input`, or of the run's data, as inputs of `model.inference`."""
+    from torch.utils.data import default_collate
 
     from alexlab.config.data import data_config
-    from alexlab.data.dataset import ViewReader
     from alexlab.data.decode import decode
     from alexlab.errors import ImageError
     from alexlab.inference.input_files import find_files
@@ -86,9 +85,9 @@ def comparison_images(config: dict[str, Any], model: Any, view: Any) -> Any:
 
     if config["num_images"] < 1:
         raise ConfigError(f"num_images must be at least 1; got {config['num_images']}")
-    loaders: Iterator[Callable[[], Any]]
+    loaders: Iterator[Load]
     if config["input"] is not None:
-        loaders = (partial(decode, path, model.decoding) for path in find_files(config["input"]))
+        loaders = (partial(decode, path) for path in find_files(config["input"]))
     else:
         try:
             _, split = select_split(
@@ -99,9 +98,9 @@ def comparison_images(config: dict[str, Any], model: Any, view: Any) -> Any:
                 f"the exported network is compared on real images; set input=DIR to a folder of them ({error})"
             ) from error
         step = max(1, len(split) // config["num_images"])
-        loaders = (partial(split.load, row, model.decoding) for row in range(0, len(split), step))
+        loaders = (partial(split.load, row) for row in range(0, len(split), step))
     images: list[Any] = []
-    read = ViewReader(view, model.decoding)
+    read = model.reader()
     for load in loaders:
         try:
             images.append(read(load))
@@ -111,4 +110,4 @@ def comparison_images(config: dict[str, Any], model: Any, view: Any) -> Any:
             break
     if not images:
         raise DataError(f"input={config['input']} must match images to compare on; found none that can be read")
-    return torch.stack(images)
+    return default_collate(images)

@@ -6,6 +6,7 @@ from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
 from alexlab.records.run import Run
+from alexlab.tasks import evaluate
 
 
 def main(run: Run) -> None:
@@ -16,9 +17,7 @@ def main(run: Run) -> None:
     """
     import_lightning()
 
-    from alexlab.config import build
     from alexlab.distributed.hardware import num_cores
-    from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.input_files import find_files
     from alexlab.inference.predict import predict_files
     from alexlab.inference.prediction_files import PredictionWriter
@@ -28,13 +27,11 @@ def main(run: Run) -> None:
     for key in ("top_k", "batch_size"):
         if config[key] < 1:
             raise ConfigError(f"{key} must be at least 1; got {config[key]}")
-    model = load_checkpoint(config["ckpt"], class_names=config["class_names"], device=config["device"])
-    model = model.with_decoding(config["data"])
+    model = evaluate.load_model(config)
     predictions = predict_files(
         model.inference,
         find_files(config["input"]),
-        build.eval_view(model.config, config["views"]),
-        decoding=model.decoding,
+        model.reader(config["views"]),
         top_k=config["top_k"],
         batch_size=config["batch_size"],
         num_threads=config["num_workers"] or num_cores(),

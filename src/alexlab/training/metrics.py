@@ -30,7 +30,12 @@ def evaluate_batch(
     """
     with nullcontext() if autocast else torch.autocast(images.device.type, enabled=False):
         logits = eval_logits(forward, images)
-    return logits, F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+    return logits, cross_entropies(logits, labels)
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross entropy (N,) of logits (N, K); images with a negative label, which are not counted, have any."""
+    return F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
 
 
 class ClassificationMetrics(Metric):

@@ -52,6 +52,19 @@ def eval_logits(forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
+def average_logits(logits: Sequence[Tensor], log_weights: Tensor) -> Tensor:
+    """Return the logarithm of the weighted mean of the softmax of M tensors of logits, float32 (N, K).
+
+    It is computed from the logarithms, so that no probability underflows.
+
+    Args:
+        logits: M tensors (N, K).
+        log_weights: logarithm of each weight, (M,); the weights have the sum 1.
+    """
+    log_probs = torch.stack([each.float().log_softmax(1) for each in logits])
+    return torch.logsumexp(log_probs + log_weights[:, None, None], 0)
+
+
 class Inference(nn.Module):
     """Trained net with its preprocessing and postprocessing.
 
@@ -81,6 +94,10 @@ class Inference(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize uint8 images (N, C, H, W), on any device."""
         return normalize(images.to(self.device, non_blocking=True), self.mean, self.std)
+
+    def all_logits(self, images: Tensor) -> list[Tensor]:
+        """Return the logits (N, K) of images as in `probs`; an ensemble adds those of its members."""
+        return [eval_logits(self, images)]
 
     def probs(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W), or views of them (N, V, C, H, W), to probabilities (N, K)."""

@@ -233,7 +233,7 @@ class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
             try:
                 sha256 = None if self.hashes is None else self.hashes[row].tobytes()
                 path = os.path.join(self.listing.root, self.listing.paths[row])
-                packed = self.read(partial(decode, path, self.decoding, sha256)).permute(1, 2, 0).numpy()
+                packed = self.read(partial(decode, path, sha256=sha256)).permute(1, 2, 0).numpy()
             except ImageError as error:
                 errors.append((row, error))
                 continue

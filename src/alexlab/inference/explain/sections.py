@@ -31,16 +31,16 @@ HEAT_MAP = "The heat map shows the evidence for the prediction (Grad-CAM): yello
 
 def load_view(model: TrainedModel, split: Split, index: int, view: View) -> Tensor:
     """Return an image of a split as the input of the network, uint8 (C, H, W)."""
-    image: Tensor = ViewReader(view, model.decoding)(partial(split.load, int(index), model.decoding))
+    image: Tensor = ViewReader(view, model.decoding)(partial(split.load, int(index)))
     return image
 
 
 def filter_grids(model: TrainedModel) -> Grids:
     """Return the kernels of the first convolution; nothing for a network without convolutions."""
-    if not convolutions(model.inference.net):
+    if not convolutions(model.single.net):
         return {}
     caption = "The weights of each kernel, scaled to its own range."
-    images = draw_filters(first_filters(model.inference.net))
+    images = draw_filters(first_filters(model.single.net))
     return {"filters": ImageGrid("First-layer kernels", caption, [[image] for image in images])}
 
 
@@ -70,7 +70,7 @@ def _heat_maps(
     model: TrainedModel, predictions: Predictions, view: View, rows: Sequence[int], heading: str, caption: str
 ) -> ImageGrid:
     images = torch.stack([load_view(model, predictions.split, predictions.indices[row], view) for row in rows])
-    cams = grad_cam(model.inference, images, torch.from_numpy(predictions.top_classes[rows, 0]))
+    cams = grad_cam(model.single, images, torch.from_numpy(predictions.top_classes[rows, 0]))
     groups = []
     for image, cam, row in zip(images, cams, rows, strict=True):
         label, predicted = label_and_prediction(model, predictions, row)
@@ -94,22 +94,22 @@ def image_grids(model: TrainedModel, image: Tensor, path: str, num_classes: int 
     """
     images, name = image[None], os.path.basename(path)
     with torch.inference_mode():
-        probs = model.inference.probs(images)[0].cpu()
+        probs = model.single.probs(images)[0].cpu()
     top = probs.topk(min(num_classes, len(probs)))
-    cams = grad_cam(model.inference, images.expand(len(top.indices), -1, -1, -1), top.indices)
+    cams = grad_cam(model.single, images.expand(len(top.indices), -1, -1, -1), top.indices)
     group = [CaptionedImage(_pixels(image), (name,))]
     for cam, number, prob in zip(cams, top.indices.tolist(), top.values.tolist(), strict=True):
         group.append(_heat_map(image, cam, f"{model.names[number]} (p {prob:.3f})"))
     caption = "Evidence for each of the most probable classes (Grad-CAM): yellow is the most, grey is none."
-    names = {name for name, _ in convolutions(model.inference.net)}
+    names = {name for name, _ in convolutions(model.single.net)}
     maps: dict[str, Tensor] = {}
 
     def keep(layer: str, _: Tensor, output: Tensor) -> None:
         if layer in names:
             maps[layer] = output[0].detach().clone()
 
-    with torch.inference_mode(), call_on_layers(model.inference.net, keep):
-        model.inference(images)
+    with torch.inference_mode(), call_on_layers(model.single.net, keep):
+        model.single(images)
     drawings = [[draw_feature_maps(found, layer)] for layer, found in maps.items()]
     about = f"What each convolution finds in {name}, the strongest map first. Each layer has its own scale."
     return {
@@ -141,14 +141,15 @@ def neighbour_grids(
         metric: see `alexlab.inference.explain.neighbours.nearest`.
         progress: wrapper of the loader that shows a progress bar.
     """
+    assert model.path is not None  # a single network
     path = matrix_path(Path(settings.cache_dir), model.path, train)
-    loader = split_loader(train, view, settings)
-    matrix = feature_matrix(model.inference, loader, train, path, progress=progress)
+    loader = split_loader(train, ViewReader(view, settings.decoding), settings)
+    matrix = feature_matrix(model.single, loader, train, path, progress=progress)
     count = len(predictions.labels)
     rows = np.unique(np.linspace(0, count - 1, min(num_images, count)).round().astype(int))
     images = torch.stack([load_view(model, predictions.split, predictions.indices[row], view) for row in rows])
-    layer = head_layer(model.inference.net, model.inference.normalize(images[:1]))
-    queries = features(model.inference, images, layer).numpy()
+    layer = head_layer(model.single.net, model.single.normalize(images[:1]))
+    queries = features(model.single, images, layer).numpy()
     neighbours, distances = nearest(queries, matrix, k, metric)
     groups = []
     for row, image, indices, far in zip(rows, images, neighbours.tolist(), distances.tolist(), strict=True):

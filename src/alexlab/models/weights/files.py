@@ -13,6 +13,7 @@ from alexlab.records.file_kind import check_sums, is_safetensors
 from alexlab.records.layout import CHECKPOINT_KEY, MEAN_IMAGE
 from alexlab.records.safe_load import conversion, load_foreign
 
+MEMBERS = "members"  # entry of an ensemble's record, and prefix of its tensors
 NET = "net."  # prefix of the net's tensors in an alexlab checkpoint
 MAX_NAME = 255  # maximum length of a class name, which may be the name of a folder
 
@@ -26,11 +27,15 @@ class WeightFile:
         record: record of the run in a file written by alexlab: `config`, `choices`, `classes`, `best`, and `mean_image` if the
             run subtracts one; otherwise None.
         notes: remarks for the user on how the file was read.
+        members: record and tensors of each network in the file of an ensemble; otherwise empty.
+        shares: weight of each of these networks in the average.
     """
 
     state: State
     record: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    members: list[tuple[dict[str, Any], State]] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
 
 
 def read_weights(path: Path, *, own: Any = ()) -> WeightFile:
@@ -46,15 +51,16 @@ def read_weights(path: Path, *, own: Any = ()) -> WeightFile:
     content, names = load_foreign(path)
     notes = []
     try:
-        record = _record(path, content)
+        entry = _entry(path, content)
+        if isinstance(entry, dict) and MEMBERS in entry:
+            return _ensemble(entry, content)
+        record = None if entry is None else checked_record(entry)
         if record is None:
             place, state = find_state(content, own=own)
             if place:
                 notes.append(f"read from its entry {place}")
         elif is_safetensors(path):
-            state = dict(content)
-            if MEAN_IMAGE in state:
-                record[MEAN_IMAGE] = state.pop(MEAN_IMAGE)
+            state = _without_mean_image(dict(content), record)
         else:
             check_sums(path)
             whole = content.get("state_dict")
@@ -70,16 +76,43 @@ def read_weights(path: Path, *, own: Any = ()) -> WeightFile:
     return WeightFile(state, record, notes)
 
 
-def _record(path: Path, content: Any) -> dict[str, Any] | None:
-    """Return the validated record of the run in a file of alexlab, or None for other files."""
+def _ensemble(entry: dict[str, Any], content: dict[str, Any]) -> WeightFile:
+    """Return the content of the file of an ensemble.
+
+    Raises:
+        ValueError: if an entry is missing or has the wrong type.
+    """
+    records, shares = entry[MEMBERS], entry.get("weights")
+    if not isinstance(records, list) or len(records) < 2:
+        raise ValueError("an ensemble must have a list of at least 2 members")
+    if not isinstance(shares, list) or len(shares) != len(records):
+        raise ValueError(f"an ensemble of {len(records)} members must have a list of as many weights")
+    members = []
+    for number, given in enumerate(records):
+        record, prefix = checked_record(given), f"{MEMBERS}.{number}."
+        state = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+        members.append((record, _without_mean_image(state, record)))
+        check_state(members[-1][1])
+    return WeightFile(dict(content), members=members, shares=shares)
+
+
+def _without_mean_image(state: State, record: dict[str, Any]) -> State:
+    """Return the tensors of a network in an exported file; the mean image goes to the record."""
+    if MEAN_IMAGE in state:
+        record[MEAN_IMAGE] = state.pop(MEAN_IMAGE)
+    return state
+
+
+def _entry(path: Path, content: Any) -> Any:
+    """Return the record of the run, not validated, in a file of alexlab, or None for other files."""
     if isinstance(content, dict) and CHECKPOINT_KEY in content:
-        return checked_record(content[CHECKPOINT_KEY])
+        return content[CHECKPOINT_KEY]
     if is_safetensors(path):
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(CHECKPOINT_KEY)
-        return None if text is None else checked_record(json.loads(text))
+        return None if text is None else json.loads(text)
     return None
 
 

@@ -105,4 +105,8 @@ def _of_torchvision(name: str, net: nn.Module) -> WeightSource:
 
 def _source(name: str, path: Path, own: Collection[str]) -> WeightSource:
     found = read_weights(path, own=own)
+    if found.members:
+        raise ConfigError(
+            f"model.weights must be the weights of one network; {name} is an ensemble of {len(found.members)}"
+        )
     return WeightSource(name, found.state, None if found.record is None else found.record["classes"], found.notes)

@@ -10,8 +10,7 @@ async function predict(image) {
   result.textContent = '';
   if (!response.ok) { error.textContent = content.error; return; }
   const images = element('div', result); images.className = 'images';
-  const cam = 'evidence for the prediction ' + content.predictions[0].class + ' (Grad-CAM)';
-  for (const [name, data] of [['input of the network', content.input], [cam, content.cam]]) {
+  for (const [name, data] of content.images) {
     const figure = element('figure', images), image = element('img', figure);
     image.src = data; image.alt = name; element('figcaption', figure, name);
   }
