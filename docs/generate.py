@@ -1,15 +1,19 @@
 """Render docs/results.md, docs/benchmarks.md and the chart of the benchmarks from docs/data: `make results`.
 
-Each JSON file of a page's folder is one section, in the order of the file names. Three forms are understood: benchmark.json as
-`src/benchmark.py` writes it (rows that are objects), outputs/chaos.json as `make chaos` writes it (scenarios), and plain tables
-(columns and rows). The benchmarks end with docs/data/gpu.json as `make gpu` writes it, if it exists.
+Each JSON file of a page's folder is one section, in the order of the file names. Four forms are understood: benchmark.json as
+`src/benchmark.py` writes it (rows that are objects), outputs/chaos.json as `make chaos` writes it (scenarios), records of
+runs as docs/collect.py writes them (runs), and plain tables (columns and rows). The benchmarks end with docs/data/gpu.json as
+`make gpu` writes it, if it exists.
 Title, text and notes are added by hand.
 """
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from alexlab.inference.metrics import wilson_interval
 
 DOCS = Path(__file__).resolve().parent
 PAGES = {
@@ -110,12 +114,55 @@ def cells(content: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
             [row["what"], f"{row['passed']} of {row['tries']}", row["stock"], row["remarks"]]
             for row in content["scenarios"]
         ]
+    if "runs" in content:
+        return run_cells(content["runs"])
     if "columns" in content:
         return content["columns"], content["rows"]
     rows = [benchmark_row(row) for row in content["rows"]]
     columns = ["what", "measured", "compared with", "measured", "times better", "limited by"]
     shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     return [columns[i] for i in shown], [[row[i] for i in shown] for row in rows]
+
+
+def run_cells(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Return a row per command: scores with their 95 % interval, of several seeds with the standard deviation."""
+    by_command: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        by_command.setdefault(run["command"], []).append(run)
+    rows = []
+    for command, same in by_command.items():
+        counts, best = same[0]["images"], statistics.median_low(run["scores"]["best/epoch"] for run in same)
+        rows.append(
+            [
+                f"`{command}`",
+                f"{same[0]['parameters']:,}",
+                ", ".join(f"{count:,} {split}" for split, count in counts.items()),
+                score(same, "best/top1", counts["val"]),
+                f"{best:g} of {same[0]['epochs']}",
+                score(same, "test/top1", counts.get("test", 0)),
+                duration(statistics.median(run["scores"]["train_s"] for run in same)),
+            ]
+        )
+    columns = ["command", "parameters", "images", "val/top1", "best epoch", "test/top1", "time"]
+    shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    return [columns[i] for i in shown], [[row[i] for i in shown] for row in rows]
+
+
+def score(runs: Sequence[Mapping[str, Any]], name: str, count: int) -> str:
+    """Return an accuracy with its Wilson interval over the images or, of several seeds, its standard deviation over them."""
+    values = [run["scores"][name] for run in runs if name in run["scores"]]
+    if not values:
+        return ""
+    if len(values) > 1:
+        return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
+    low, high = wilson_interval(round(values[0] * count), count)
+    return f"{values[0]:.3f} ({low:.3f} to {high:.3f})"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as `2 h 05 min` or `3 min 20 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"
 
 
 def benchmark_row(row: Mapping[str, Any]) -> list[str]:
@@ -137,6 +184,10 @@ def ratio_range(row: Mapping[str, Any]) -> tuple[float, float]:
 
 def provenance(content: Mapping[str, Any]) -> str:
     """Return date, hardware, versions and seeds in one line."""
+    if runs := content.get("runs"):
+        first, last = min(run["date"] for run in runs), max(run["date"] for run in runs)
+        date, seeds = first if first == last else f"{first} to {last}", sorted({run["seed"] for run in runs})
+        content = {**runs[-1], "date": date, "seeds": seeds}
     hardware, seeds = content["hardware"], content.get("seeds") or [content["seed"]]
     versions = [f"{name} {version}" for name, version in content["versions"].items()]
     numbers, gpu = ", ".join(map(str, seeds)), hardware.get("gpu") or "no GPU"
