@@ -307,7 +307,7 @@ def test_records_of_runs_become_a_table_without_paths_of_the_machine(
     (run,) = content["runs"]
     assert run["command"] == "python src/train.py model=alexnet data.root=DIR"
     other = {**run, "seed": 2, "scores": {**run["scores"], "best/top1": 0.75}}
-    three_of_four = {**run, "command": "other", "images": {"train": 9, "val": 4}, "scores": other["scores"]}
+    three_of_four = {**run, "command": "other", "images": {**run["images"], "val": 4}, "scores": other["scores"]}
     run["scores"]["best/top1"] = 0.25
     columns, (both, single) = generate.run_cells([run, other, three_of_four])
     assert columns[0] == "command" and columns[3] == "val/top1"
