@@ -350,8 +350,9 @@ def local_ray_options(temp_dir: str) -> dict[str, str]:
 def offline_if_unreachable(timeout_s: float) -> Iterator[None]:
     """Let the client of the Hugging Face hub use only its cache if the hub does not answer.
 
-    Works around: the client retries for 46 s, and reads the variable HF_HUB_OFFLINE only when it is imported. Checked with
-    huggingface_hub 2.4.
+    Works around: the client retries for 46 s, and reads the variable HF_HUB_OFFLINE only when it is imported. timm passes neither
+    `local_files_only` nor `etag_timeout` on to it, and publishes no name to ask `try_to_load_from_cache` for. Checked with
+    huggingface_hub 2.4 and timm 1.0.
 
     Args:
         timeout_s: time for an answer, in seconds.

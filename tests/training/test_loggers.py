@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from alexlab.errors import ConfigError
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.training.console import print_end
-from alexlab.training.loggers import EpochCSV, check_wandb, logger_errors, open_loggers
+from alexlab.training.loggers import EpochCSV, MLflow, TensorBoard, Wandb, check_wandb, logger_errors, open_loggers
 from support.runs import names
 
 KEY = "0123456789" * 4
@@ -110,3 +110,15 @@ def test_the_table_shows_whether_the_best_checkpoint_was_saved(
     (tmp_path / "checkpoints/best.ckpt").touch()
     print_end(SCORES, tmp_path, OptimizedMetric())
     assert "best, epoch 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("own", "base"), [(Wandb, WandbLogger), (MLflow, MLFlowLogger), (TensorBoard, TensorBoardLogger)]
+)
+def test_every_logger_counts_epochs_from_1(own: Any, base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = []
+    monkeypatch.setattr(base, "log_metrics", lambda self, metrics, step: logged.append((metrics, step)))
+    logger = own.__new__(own)
+    logger.log_metrics({"val/top1": 0.5, "epoch": 0}, 9)
+    logger.log_metrics({"test/top1": 0.5, "epoch": 3}, 9)
+    assert logged == [({"val/top1": 0.5, "epoch": 1}, 9), ({"test/top1": 0.5}, 9)]

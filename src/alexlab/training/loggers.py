@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -91,7 +91,28 @@ def open_loggers(loggers: Iterable[Logger]) -> None:
                 _ = getattr(logger, "experiment", None)
 
 
-class TensorBoard(RunFileWriter, TensorBoardLogger):
+class _EpochsFromOne(Logger):
+    """Logger whose `epoch` counts from 1; Lightning's counts from 0."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log metrics; `epoch` is left out of those after the training."""
+        found = dict(metrics)
+        epoch = found.pop("epoch", None)
+        if epoch is not None and any(name.startswith(("train/", "val/")) for name in found):
+            found["epoch"] = epoch + 1
+        super().log_metrics(found, step)  # type: ignore[safe-super]  # of the second base class
+
+
+class Wandb(_EpochsFromOne, WandbLogger):
+    """Lightning's logger for Weights & Biases with epochs from 1."""
+
+
+class MLflow(_EpochsFromOne, MLFlowLogger):
+    """Lightning's logger for MLflow with epochs from 1."""
+
+
+class TensorBoard(RunFileWriter, _EpochsFromOne, TensorBoardLogger):
     """TensorBoard logger with a single event file, directly in the run folder, for training, test and HParams.
 
     PyTorch's own writer has a thread that dies at the first failed write.
@@ -118,15 +139,6 @@ class TensorBoard(RunFileWriter, TensorBoardLogger):
     def resume(self, *, num_epochs: int, step: int) -> None:
         """Resume at a step: TensorBoard then hides later events of earlier files."""
         self.purge_step = step
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Log metrics; `epoch` counts from 1 here, from 0 in Lightning, and is left out of those after the training."""
-        found = dict(metrics)
-        epoch = found.pop("epoch", None)
-        if epoch is not None and any(name.startswith(("train/", "val/")) for name in found):
-            found["epoch"] = epoch + 1
-        super().log_metrics(found, step)
 
     @rank_zero_only
     def start_charts(self, names: Iterable[str]) -> None:
