@@ -131,7 +131,7 @@ def test_the_fields_of_a_peer_command_are_filled_in() -> None:
     expected = [sys.executable, "a.py", "--data", "/d", "--epochs", "2", "two words"]
     assert peer_command(line, root="/d", epochs=2) == expected
     with pytest.raises(
-        ConfigError, match=r"peer must have closed quotes and no other fields than \{root\}; got 'a \{b\}'"
+        ConfigError, match=r"peer must have closed quotes and no fields other than \{root\}; got 'a \{b\}'"
     ):
         peer_command("a {b}", root="/d")
     with pytest.raises(ConfigError, match="peer must begin with a program that can be run; got '/no/such --x'"):

@@ -87,7 +87,7 @@ def test_verdicts(found: State | None, verdict: str) -> None:
         ),
         (2.3, 2.1, ["the loss falls most with model.init=he optimizer.lr=0.1:"]),
         (1.2, 1.5, ["the config as given learns"]),
-        (2.3, 2.29, ["the loss falls with no remedy within these steps"]),
+        (2.3, 2.29, ["no remedy makes the loss fall within these steps"]),
     ],
 )
 def test_the_command_of_the_best_remedy_is_logged(

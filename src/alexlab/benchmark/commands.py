@@ -27,7 +27,7 @@ def peer_command(line: str, **values: object) -> list[str]:
         command = shlex.split(line.format(**values))
     except (KeyError, IndexError, ValueError) as error:
         fields = ", ".join(f"{{{name}}}" for name in values)
-        raise ConfigError(f"peer must have closed quotes and no other fields than {fields}; got {line!r}") from error
+        raise ConfigError(f"peer must have closed quotes and no fields other than {fields}; got {line!r}") from error
     if not command or shutil.which(command[0]) is None:
         raise ConfigError(f"peer must begin with a program that can be run; got {line!r}")
     return command

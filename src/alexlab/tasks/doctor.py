@@ -213,6 +213,6 @@ def report(rows: list[Row], run: Run) -> None:
         log.info("%s", command_line("train", *given, *best.remedy.split()), extra=WHOLE)
     if not falls:
         log.warning(
-            "the loss falls with no remedy within these steps: check the labels and preview.png, or raise doctor.num_steps"
+            "no remedy makes the loss fall within these steps: check the labels and preview.png, or raise doctor.num_steps"
         )
     log.info("table: %s", short_path(run.dir / CSV))

@@ -54,9 +54,12 @@ class TwoTowerStrategy(DDPStrategy):
         """Return the state dict of the whole net. A collective call."""
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
-        shapes = {NET + name: shape for name, shape in self.tower.shapes.items()}
-        halves = self._gather_halves({name: value.cpu() for name, value in own.items() if name in shapes})
-        return {**own, **merged(halves, shapes)}
+        net = {name.removeprefix(NET): value for name, value in own.items() if name.startswith(NET)}
+        return {**own, **{NET + name: value for name, value in self.merged(net).items()}}
+
+    def merged(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors of the whole net from those of this tower, such as weights or gradients by name. A collective call."""
+        return merged(self._gather_halves({name: value.cpu() for name, value in own.items()}), self.tower.shapes)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the optimizer's state for the whole net. A collective call."""

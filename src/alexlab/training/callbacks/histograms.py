@@ -1,14 +1,15 @@
 """Histograms of weights and gradients in TensorBoard."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alexlab.training.loggers import TensorBoard
+from alexlab.training.two_towers import TwoTowerStrategy
 
 
 class Histograms(Callback):
@@ -32,24 +33,31 @@ class Histograms(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer
     ) -> None:
         if trainer.is_last_batch and self._is_due(trainer):
-            net: Any = pl_module.net
-            grads = {f"gradients/{name}": parameter.grad for name, parameter in net.named_parameters()}
-            _log(trainer, {tag: grad for tag, grad in grads.items() if grad is not None}, trainer.global_step + 1)
+            grads = {name: parameter.grad for name, parameter in _parameters(pl_module)}
+            found = {name: grad for name, grad in grads.items() if grad is not None}
+            _log(trainer, "gradients", found, trainer.global_step + 1)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self._is_due(trainer):
-            net: Any = pl_module.net
-            weights = {f"weights/{name}": parameter.detach() for name, parameter in net.named_parameters()}
-            _log(trainer, weights, trainer.global_step)
+            weights = {name: parameter.detach() for name, parameter in _parameters(pl_module)}
+            _log(trainer, "weights", weights, trainer.global_step)
 
     def _is_due(self, trainer: lightning.Trainer) -> bool:
-        return trainer.is_global_zero and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        return (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
 
-def _log(trainer: lightning.Trainer, values: Mapping[str, Tensor], step: int) -> None:
-    for logger in trainer.loggers:
+def _parameters(module: lightning.LightningModule) -> Iterator[tuple[str, nn.Parameter]]:
+    net: Any = module.net
+    yield from net.named_parameters()
+
+
+def _log(trainer: lightning.Trainer, kind: str, values: Mapping[str, Tensor], step: int) -> None:
+    """Log tensors by name on rank 0. With two towers, a collective call, because each has half of them."""
+    if isinstance(trainer.strategy, TwoTowerStrategy):
+        values = trainer.strategy.merged(values)
+    for logger in trainer.loggers if trainer.is_global_zero else ():
         if isinstance(logger, TensorBoard):
-            for tag, value in values.items():
+            for name, value in values.items():
                 finite = value[value.isfinite()].float().cpu()
                 if finite.numel():
-                    logger.experiment.add_histogram(tag, finite, step)
+                    logger.experiment.add_histogram(f"{kind}/{name}", finite, step)
