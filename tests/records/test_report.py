@@ -17,11 +17,12 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from alexlab.cli.arguments import collect_runs
 from alexlab.errors import ConfigError
-from alexlab.records.compare import RunGroup, differing_keys, group_seeds, mean_interval, rank_groups, relative
+from alexlab.records.compare import RunGroup, differing_keys, group_seeds, mean_interval, relative
 from alexlab.records.lock import RunLock
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.plots import curve_panels, sheet
-from alexlab.records.report import verdict, write_report
+from alexlab.records.ranking import rank_groups, verdict
+from alexlab.records.report import write_report
 from alexlab.records.report_page import repeat_command, title
 from alexlab.records.results import RunResult, best_run, find_runs, read_run
 from alexlab.records.run import Run
@@ -97,21 +98,21 @@ def test_a_key_that_differs_within_an_option_is_a_column(tmp_path: Path) -> None
 
 def test_the_best_is_clear_only_if_the_difference_is_significant(sweep: Path, tmp_path: Path) -> None:
     runs = [read_run(folder) for folder in find_runs([str(sweep)])]
-    ranked, clear = rank_groups(group_seeds(runs, differing_keys(runs)))
-    assert [group.mean() for group in ranked] == pytest.approx([0.9133333, 0.91, 0.82])
-    assert not clear, "0.9133 and 0.9100 have standard deviations of .008 and .010 over three seeds"
+    ranking = rank_groups(group_seeds(runs, differing_keys(runs)))
+    assert [group.mean() for group in ranking.groups] == pytest.approx([0.9133333, 0.91, 0.82])
+    assert not ranking.is_clear, "0.9133 and 0.9100 have standard deviations of .008 and .010 over three seeds"
     for seed, top1 in enumerate((0.950, 0.951, 0.952), start=1):
         write_run(sweep / f"{90 + seed}", width=2.0, seed=seed, top1=top1)
     runs = [read_run(folder) for folder in find_runs([str(sweep)])]
-    ranked, clear = rank_groups(group_seeds(runs, differing_keys(runs)))
-    assert ranked[0].keys["model.width"] == 2.0
-    assert clear
+    ranking = rank_groups(group_seeds(runs, differing_keys(runs)))
+    assert ranking.groups[0].keys["model.width"] == 2.0
+    assert ranking.is_clear
     # For single runs the sample is the validation images: a difference of .05 of 1000 is significant, .01 is not.
     for name, scores, clear in (("far", (0.95, 0.90), True), ("near", (0.91, 0.90), False)):
         for width, top1 in enumerate(scores, start=1):
             write_run(tmp_path / name / str(width), width=float(width), top1=top1)
         runs = [read_run(folder) for folder in find_runs([str(tmp_path / name)])]
-        assert rank_groups(group_seeds(runs, differing_keys(runs)))[1] is clear
+        assert rank_groups(group_seeds(runs, differing_keys(runs))).is_clear is clear
 
 
 def test_the_page_markdown_and_csv(sweep: Path, tmp_path: Path) -> None:
@@ -132,10 +133,10 @@ def test_the_page_markdown_and_csv(sweep: Path, tmp_path: Path) -> None:
     assert logs == 2 * ["../sweep/20_failed/train.log", "../sweep/20_failed/slurm.log"]
     assert all((out / log).read_text() == "a log" for log in logs)
     assert "&lt;b&gt;no&lt;/b&gt; image" in page
-    assert "No clear winner. optimizer=sgd, model.width=1.0 is highest (val top-1 0.9133)" in page
+    assert "No clear winner among 2 of 3 settings: optimizer=sgd, model.width=1.0 (0.9133), " in page
     assert "the process was killed before it could record its status" in page
     text = (out / "report.md").read_text()
-    row = "| sgd | 1.0 | 3 | 0.9133 | 0.8944 to 0.9323 | 0.0076 | 0.0867 | 2 | 20.0 | 100.0 | 1,000,000 | 3 finished |"
+    row = "| sgd | 1.0 | 3 | 0.9133 | 0.8944 to 0.9323 | 0.0076 | - | - | 0.0867 | 2 | 20.0 | 100.0 | 1,000,000 | 3 finished |"
     assert row in text, "top-5 is 1 everywhere and left out"
     assert "failed: DataError: \\<b\\>no\\</b\\> image" in text
     with (out / "report.csv").open() as file:
@@ -152,7 +153,7 @@ def test_the_clear_best_row_is_marked(sweep: Path, tmp_path: Path) -> None:
         write_run(sweep / f"{90 + seed}", width=2.0, seed=seed, top1=0.95 + seed / 1000)
     page = write_report([str(sweep)], tmp_path / "clear").read_text()
     assert page.count('<tr class="best') == 1
-    assert "optimizer=sgd, model.width=2.0 is best (val top-1 0.9520): the 95 % interval" in page
+    assert "optimizer=sgd, model.width=2.0 is best (val top-1 0.9520): each of the " in page
 
 
 def test_one_run_and_no_finished_run(tmp_path: Path) -> None:
@@ -292,9 +293,9 @@ def test_the_optimized_metric_ranks_the_runs_and_different_ones_are_not_ranked(t
     )
     assert "Loss against size" in page and "Top-1 accuracy" not in page.split("Loss against size")[1].split("<table")[0]
     more = [read_run(folder) for folder in find_runs([str(tmp_path / "one"), str(tmp_path / "more")])]
-    ranked, clear = rank_groups(group_seeds(more, differing_keys(more)))
-    assert clear and ranked[0].keys == {"model.width": 2.0} and mean_interval(ranked[0]) is not None
-    assert "model.width=2.0 is best (val loss 0.3020)" in verdict(ranked, clear)
+    ranking = rank_groups(group_seeds(more, differing_keys(more)))
+    assert ranking.is_clear and ranking.groups[0].keys == {"model.width": 2.0} and mean_interval(ranking.groups[0])
+    assert "model.width=2.0 is best (val loss 0.3020)" in verdict(ranking)
     assert (best_run(more) or more[0]).score("loss") == 0.301
     write_run(tmp_path / "one/f1", width=3.0, best=best, optimized={"name": "val/f1", "mode": "max"})
     page = write_report([str(tmp_path / "one")], tmp_path / "mixed").read_text()
@@ -390,7 +391,7 @@ def test_folds_are_pooled_and_nested_with_seeds(tmp_path: Path) -> None:
             folder = write_run(tmp_path / f"folds/{seed}_{fold}", seed=seed, top1=score)
             record = json.loads((folder / "run.json").read_text())
             record["config"]["data"] |= {"folds": 3, "fold": fold}
-            record["data"]["counts"]["val"] = count
+            record["best"]["count"] = count
             (folder / "run.json").write_text(json.dumps(record))
     runs = [read_run(folder) for folder in find_runs([str(tmp_path / "folds")])]
     assert differing_keys(runs) == []

@@ -22,7 +22,7 @@ from alexlab.inference.predictions import Predictions
 from alexlab.inference.report import Evaluation, write_page
 from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 from alexlab.pages.plots import new_figure, svg
-from alexlab.pages.render import Interval, Link, render
+from alexlab.pages.render import Estimate, Interval, Link, render
 
 LONG = "augmentation=random_resized_crop_with_color_jitter, model.norm=local_response_normalization, data.root=/a/very/long/path"
 LINK = Link("12_model-alexnet_quarter_optimizer-adamw_seed-1_augmentation-none", "x/")
@@ -36,15 +36,28 @@ def report_page(num_settings: int) -> str:
     axes.plot([1, 2, 3], [0.1, 0.7, 0.9], "o-", gid="s0")
     axes.set(xlabel="Epoch", ylabel="Top-1 accuracy")
     plots = [(f"Effect of {LONG[:40]}", LONG, svg(figure, "effect")) for _ in range(5)]
-    columns = ["model", "Runs", "Top-1", "95 % interval", "Loss", "Training, s", "Parameters", "Status"]
-    rows = [[LONG, 3, 0.5, Interval(0.4, 0.5, 0.6, (0, 1)), 2.3, 11_000.5, 57_000_000, "3 finished"]] * num_settings
+    columns = [
+        "model",
+        "Runs",
+        "Top-1",
+        "95 % interval",
+        "Difference to best",
+        "Loss",
+        "Training, s",
+        "Parameters",
+        "Status",
+    ]
+    difference = Estimate(-0.1, "-10.00 points (-12.00 to -8.00)")
+    row = [LONG, 3, 0.5, Interval(0.4, 0.5, 0.6, (0, 1)), difference, 2.3, 11_000.5, 57_000_000, "3 finished"]
+    rows = [row] * num_settings
     return render(
         "report.html",
         title=f"Comparison of {LONG}: 300 runs",
         kind="Report",
         date="2026-11-27 08:00",
         score=("97.31", "± 0.25 %", "Validation top-1, mean ± standard deviation of 3 runs"),
-        verdict=f"No clear winner. {LONG} is highest (val top-1 0.9731), but the 95 % interval includes zero.",
+        verdict=f"No clear winner among 2 settings: {LONG} (0.9731), {LONG} (0.9700) do not differ significantly in val top-1.",
+        notes=["Differences to the best are those on the same 270 validation images, tested by McNemar's exact test."],
         facts={"Command": f"train.py -m {LONG}", "Folder": [LINK], "Parameters": 57_000_000, "Path": WORD},
         settings={"columns": columns, "rows": rows},
         setting_classes=["best", *[""] * (num_settings - 1)],

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import alexlab
 from alexlab.cli.arguments import PATH_KEYS
 from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
-from alexlab.records.compare import differing_keys, group_seeds, rank_groups, result_rows
+from alexlab.records.compare import differing_keys, group_seeds, result_rows
 from alexlab.records.layout import RUN_JSON, outputs_dir
-from alexlab.records.report import verdict, write_report
+from alexlab.records.ranking import rank_groups, verdict
+from alexlab.records.report import write_report
 from alexlab.records.results import RunResult, best_run, find_runs, read_run, read_runs
 from alexlab.sweeps.entries import to_override, to_text
 
@@ -121,7 +122,7 @@ class Runs(Sequence[TrainedRun]):
 
     def verdict(self) -> str:
         """Return whether one setting is the best, as the report does: runs that differ only in their seed are one setting."""
-        return verdict(*rank_groups(group_seeds(self._runs, differing_keys(self._runs))))
+        return verdict(rank_groups(group_seeds(self._runs, differing_keys(self._runs))))
 
     def report(self, folder: str | Path) -> Path:
         """Write `report.html`, `report.md`, `report.csv` and plots to a folder; return the path of the page."""

@@ -48,6 +48,21 @@ class Interval(NamedTuple):
         return f"{self.low:.4f} to {self.high:.4f}"
 
 
+class Estimate(NamedTuple):
+    """A table cell of text that is sorted by its value.
+
+    Args:
+        value: the number.
+        text: the number with its interval.
+    """
+
+    value: float
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def render(template: str, **values: Any) -> str:
     """Return a page from a template in `templates/`.
 
@@ -122,4 +137,5 @@ _ENVIRONMENT = Environment(
     keep_trailing_newline=True,
 )
 _ENVIRONMENT.filters |= {"value": format_value, "column_digits": column_digits}
+_ENVIRONMENT.tests["estimate"] = lambda value: isinstance(value, Estimate)
 _ENVIRONMENT.tests["interval"] = lambda value: isinstance(value, Interval)

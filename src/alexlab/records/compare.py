@@ -3,6 +3,7 @@
 import math
 import os
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from alexlab.records.optimized import MODES, OptimizedMetric
 from alexlab.records.record import FINISHED
-from alexlab.records.results import RunResult, common_metric
+from alexlab.records.results import RunResult
 
 # Prefixes of keys that do not affect the result.
 IGNORED_KEYS = (
@@ -26,7 +27,6 @@ IGNORED_KEYS = (
     "note",
 )
 FOLD = "data.fold"  # its runs are put together as those of different seeds are
-CONFIDENCE = 0.95
 
 
 @dataclass
@@ -58,6 +58,24 @@ class RunGroup:
         name = name or self.optimized.key
         scores = [run.score(name) for run in self.runs if run.status == FINISHED]
         return [score for score in scores if score is not None]
+
+    def trainings(self) -> dict[tuple[int, int], list[RunResult]]:
+        """Return the finished runs of each training: one run, or the folds of one seed.
+
+        A key is a seed and a number, which counts repeated runs of the same seed from 0.
+        """
+        repeats: Counter[tuple[int, int | None]] = Counter()
+        found: dict[tuple[int, int], list[RunResult]] = {}
+        for run in self.runs:
+            if run.status == FINISHED and run.best_score is not None:
+                found.setdefault((run.seed, repeats[run.seed, run.fold]), []).append(run)
+                repeats[run.seed, run.fold] += 1
+        return dict(sorted(found.items()))
+
+    def training_scores(self) -> dict[tuple[int, int], float]:
+        """Return the score of each training, by the keys of `trainings`, without those that lack folds."""
+        found = {key: runs for key, runs in self.trainings().items() if len(runs) == (self.num_folds or 1)}
+        return {key: RunGroup(self.keys, runs).mean() or 0.0 for key, runs in found.items()}
 
     @property
     def num_folds(self) -> int | None:
@@ -106,6 +124,8 @@ def mean_interval(group: RunGroup) -> tuple[float, float] | None:
     if mean is None or (len(values) == 1 and not is_accuracy):
         return None
     from scipy.stats import binomtest, t
+
+    from alexlab.records.significance import CONFIDENCE  # imports NumPy
 
     if is_accuracy and (group.num_folds or len(values) == 1):
         count = max(1, group.num_images)
@@ -192,30 +212,6 @@ def group_seeds(runs: Sequence[RunResult], keys: Sequence[str]) -> list[RunGroup
         values = key_values(run, keys)
         groups.setdefault(repr(values), RunGroup(values)).runs.append(run)
     return list(groups.values())
-
-
-def rank_groups(groups: Sequence[RunGroup]) -> tuple[list[RunGroup], bool | None]:
-    """Return the groups with scores, best first, and whether the best is significantly better than the second.
-
-    The test is Welch's t-test of the mean of the optimized metric at 95 % confidence. The sample of a group with one finished
-    run is that run's validation images. Groups with different optimized metrics keep their order.
-
-    Returns:
-        The groups, and the result of the test; None if there is nothing to test.
-    """
-    scored = [group for group in groups if group.values()]
-    if common_metric([run for group in scored for run in group.runs]) is None:
-        return scored, None
-    ranked = sorted(scored, key=lambda group: group.optimized.rank(group.mean(), group.mean("loss")), reverse=True)
-    samples = [sample for group in ranked[:2] if (sample := group.sample_statistics()) is not None]
-    if len(samples) < 2:
-        return ranked, None
-    import numpy as np
-    from scipy.stats import ttest_ind_from_stats
-
-    with np.errstate(divide="ignore", invalid="ignore"):  # two samples without variance
-        test = ttest_ind_from_stats(*samples[0], *samples[1], equal_var=False)
-    return ranked, bool(test.pvalue < 1 - CONFIDENCE)
 
 
 def main_effects(groups: Sequence[RunGroup], keys: Sequence[str]) -> dict[str, dict[str, list[float]]]:

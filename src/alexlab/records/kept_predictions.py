@@ -74,8 +74,13 @@ class KeptPredictions:
         write_atomic(_path(run_dir, split), lambda file: np.savez_compressed(file, **arrays), size=size)
 
 
-def read_predictions(run_dir: Path, split: str) -> KeptPredictions | None:
-    """Return the predictions of a run on a split, `val` or `test`; None if it has none.
+def read_predictions(run_dir: Path, split: str, *, all_classes: bool = True) -> KeptPredictions | None:
+    """Return the predictions of a run on a split; None if it has none.
+
+    Args:
+        run_dir: the run folder.
+        split: `val` or `test`.
+        all_classes: read `probs`, which takes most of the time.
 
     Raises:
         ConfigError: if the file is corrupt.
@@ -85,7 +90,7 @@ def read_predictions(run_dir: Path, split: str) -> KeptPredictions | None:
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # NumPy leaves a corrupt file open
-            return KeptPredictions(**arrays)
+            return KeptPredictions(**{name: arrays[name] for name in arrays if all_classes or name != "probs"})
     except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} is corrupt: {' '.join(str(error).split())}") from error
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from alexlab.output.csv_files import write_csv
 from alexlab.output.escape import escape_markdown
-from alexlab.pages.render import Interval, column_digits, format_value
+from alexlab.pages.render import Estimate, Interval, column_digits, format_value
 from alexlab.records.compare import (
     RunGroup,
     differing_keys,
@@ -14,23 +14,26 @@ from alexlab.records.compare import (
     key_values,
     mean_interval,
     mean_or_none,
-    rank_groups,
     relative,
     run_keys,
     score_names,
 )
-from alexlab.records.optimized import OptimizedMetric, metric_label, metric_title
+from alexlab.records.optimized import OptimizedMetric, metric_title
+from alexlab.records.out_of_fold import write_out_of_fold
+from alexlab.records.ranking import notes, rank_groups, verdict
 from alexlab.records.record import FAILED, INTERRUPTED
 from alexlab.records.report_page import Table, render_page, title
 from alexlab.records.results import RunResult, common_metric, find_runs, read_runs, with_tags
+from alexlab.records.significance import Difference
 
 MEASURES = ("Best epoch", "Training, s", "Images/s")
+DIFFERENCE = ("Difference to best", "p")
 LABELS = ("tags", "note")  # columns of the runs, if any run has them
 CSV_MEASURES = ("best_epoch", "train_s", "images_per_s", "status", "parameters", "reason", *LABELS)
 
 
 def write_report(patterns: Sequence[str], out_dir: Path, *, tags: Sequence[str] = ()) -> Path:
-    """Read runs and write `report.html`, `report.md`, `report.csv` and the plots.
+    """Read runs and write `report.html`, `report.md`, `report.csv`, the plots and, of folds, `out_of_fold.csv`.
 
     Args:
         patterns: run folders, folders that contain them, or globs.
@@ -46,24 +49,17 @@ def write_report(patterns: Sequence[str], out_dir: Path, *, tags: Sequence[str] 
     runs = with_tags(read_runs(find_runs(patterns)), tags)
     keys = differing_keys(runs)
     groups = group_seeds(runs, keys)
-    ranked, clear = rank_groups(groups)
-    sentence = verdict(ranked, clear)
+    ranking = rank_groups(groups)
     scores = _scores(runs)
-    table = _group_table([*ranked, *(group for group in groups if not group.values())], keys, scores)
+    unscored = [group for group in groups if not group.values()]
+    differences = [*ranking.differences, *[None] * len(unscored)]
+    table = _group_table([*ranking.groups, *unscored], differences, keys, scores)
     out_dir.mkdir(parents=True, exist_ok=True)
     _write_csv(runs, keys, scores, out_dir / "report.csv")
-    text = _markdown_report(title(runs, keys), sentence, table, runs)
+    write_out_of_fold(groups, keys, out_dir)
+    text = _markdown_report(title(runs, keys), [verdict(ranking), *notes(ranking)], table, runs)
     (out_dir / "report.md").write_text(text, encoding="utf-8")
-    page = render_page(
-        runs,
-        ranked,
-        keys,
-        out_dir,
-        clear=clear,
-        verdict=sentence,
-        settings=table,
-        run_table=_run_table(runs, keys, scores),
-    )
+    page = render_page(runs, ranking, keys, out_dir, settings=table, run_table=_run_table(runs, keys, scores))
     path = out_dir / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
@@ -75,40 +71,13 @@ def _scores(runs: Sequence[RunResult]) -> list[str]:
     return [first, *(name for name in score_names(runs) if name != first)]
 
 
-def verdict(ranked: Sequence[RunGroup], clear: bool | None) -> str:
-    """Return a sentence about the result of `rank_groups`: whether one setting is the best."""
-    if not ranked:
-        return "No run has finished yet."
-    metric = common_metric([run for group in ranked for run in group.runs])
-    if metric is None:
-        names = sorted({run.optimized.name for group in ranked for run in group.runs})
-        return f"Not ranked: these runs have different optimized metrics, {', '.join(names)}; compare runs with the same one."
-    best, *others = ranked
-    score = f"val {metric_label(metric.key)} {best.mean():.4f}"
-    if not others:
-        return f"{best.name}: {score}."
-    second = others[0]
-    if clear is None:
-        return (
-            f"{best.name} is {metric.superlative} ({score}), then {second.name} ({second.mean():.4f}); a test of their "
-            "difference needs several seeds of each."
-        )
-    if clear:
-        return (
-            f"{best.name} is best ({score}): the 95 % interval of the difference to {second.name} "
-            f"({second.mean():.4f}) excludes zero."
-        )
-    return (
-        f"No clear winner. {best.name} is {metric.superlative} ({score}), but the 95 % interval of the difference "
-        f"to {second.name} ({second.mean():.4f}) includes zero."
-    )
-
-
-def _group_table(groups: Sequence[RunGroup], keys: Sequence[str], scores: Sequence[str]) -> Table:
+def _group_table(
+    groups: Sequence[RunGroup], differences: Sequence[Difference | None], keys: Sequence[str], scores: Sequence[str]
+) -> Table:
     intervals = [mean_interval(group) if group.optimized.key == scores[0] else None for group in groups]
     ends = [end for interval in intervals if interval for end in interval]
     rows = []
-    for group, interval in zip(groups, intervals, strict=True):
+    for group, interval, difference in zip(groups, intervals, differences, strict=True):
         mean, statuses = group.mean(scores[0]), [run.status for run in group.runs]
         row = [
             *(str(group.keys[key]) for key in keys),
@@ -118,6 +87,7 @@ def _group_table(groups: Sequence[RunGroup], keys: Sequence[str], scores: Sequen
             if mean is None or interval is None
             else Interval(interval[0], mean, interval[1], (min(ends), max(ends))),
             group.std(scores[0]),
+            *_difference_cells(difference, is_accuracy=group.optimized.is_accuracy),
             *(group.mean(name) for name in scores[1:]),
             _whole(mean_or_none([run.best_epoch for run in group.runs], digits=1)),
             group.train_s,
@@ -127,12 +97,24 @@ def _group_table(groups: Sequence[RunGroup], keys: Sequence[str], scores: Sequen
         ]
         rows.append(row)
     first, *others = map(metric_title, scores)
-    columns = [*keys, "Runs", first, "95 % interval", "± SD", *others, *MEASURES, "Parameters", "Status"]
+    columns = [*keys, "Runs", first, "95 % interval", "± SD", *DIFFERENCE, *others, *MEASURES, "Parameters", "Status"]
     return _without_trivial(Table(columns, rows), first)
 
 
+def _difference_cells(difference: Difference | None, *, is_accuracy: bool) -> tuple[Estimate | None, str | None]:
+    """Return a difference with its interval, of accuracies in points, and its p-value."""
+    if difference is None:
+        return None, None
+    scale, unit, digits = (100, " points", 2) if is_accuracy else (1, "", 4)
+    value, low, high = (
+        f"{scale * number:+.{digits}f}" for number in (difference.value, difference.low, difference.high)
+    )
+    p = "<0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
+    return Estimate(difference.value, f"{value}{unit} ({low} to {high})"), p
+
+
 def _without_trivial(table: Table, first: str) -> Table:
-    """Leave out standard deviations if no setting has several runs, top-5 if it is always 1, and equal numbers of parameters.
+    """Leave out columns that say nothing: top-5 if it is always 1, equal numbers of parameters, and what no setting has.
 
     Args:
         table: the table.
@@ -142,7 +124,7 @@ def _without_trivial(table: Table, first: str) -> Table:
     for number, name in enumerate(table.columns):
         values = {row[number] for row in table.rows if not isinstance(row[number], list)}
         if (
-            (name in ("± SD", "95 % interval") and values == {None})
+            (name in ("± SD", "95 % interval", *DIFFERENCE) and values == {None})
             or (name == "Top-5" != first and values <= {None, 1.0})
             or (name == "Parameters" and len(values) == 1 and len(table.rows) > 1)
         ):
@@ -202,9 +184,11 @@ def _write_csv(runs: Sequence[RunResult], keys: Sequence[str], scores: Sequence[
     write_csv(path, [["run", *keys, "seed", *scores, *CSV_MEASURES], *rows])
 
 
-def _markdown_report(title: str, verdict: str, table: Table, runs: Sequence[RunResult]) -> str:
+def _markdown_report(title: str, sentences: Sequence[str], table: Table, runs: Sequence[RunResult]) -> str:
     digits = column_digits(table.rows, table.columns)
-    lines = [f"# {escape_markdown(title)}", "", escape_markdown(verdict), ""]
+    lines = [f"# {escape_markdown(title)}", ""]
+    for sentence in sentences:
+        lines += [escape_markdown(sentence), ""]
     lines += [f"| {' | '.join(map(escape_markdown, table.columns))} |", f"|{' --- |' * len(table.columns)}"]
     for row in table.rows:
         cells = [format_value(value, places) for value, places in zip(row, digits, strict=True)]

@@ -17,6 +17,7 @@ from alexlab.records.compare import RunGroup, main_effects, relative
 from alexlab.records.layout import CURVES, LAUNCHER_OVERRIDES, LOGS
 from alexlab.records.optimized import OptimizedMetric, metric_label
 from alexlab.records.plots import MAX_SERIES, Panel, curve_panels, sheet
+from alexlab.records.ranking import Ranking, notes, verdict
 from alexlab.records.record import FAILED, INTERRUPTED, STATES
 from alexlab.records.results import RunResult, best_run, common_metric
 from alexlab.records.setting_plots import effect_panels, size_panels
@@ -33,12 +34,10 @@ class Table(NamedTuple):
 
 def render_page(
     runs: Sequence[RunResult],
-    ranked: Sequence[RunGroup],
+    ranking: Ranking,
     keys: Sequence[str],
     out_dir: Path,
     *,
-    clear: bool | None,
-    verdict: str,
     settings: Table,
     run_table: Table,
 ) -> str:
@@ -46,19 +45,17 @@ def render_page(
 
     Args:
         runs: all runs.
-        ranked: groups with scores, best first.
+        ranking: settings with scores, best first.
         keys: keys that differ between the groups.
         out_dir: folder of the page.
-        clear: the first group is significantly better than the second; None if there is nothing to test.
-        verdict: sentence about the result.
-        settings: a row for each group, those of `ranked` first.
+        settings: a row for each group, those of `ranking` first.
         run_table: a row for each run.
     """
     root = common_folder(runs)
     names = [_names_of(run, root, out_dir) for run in runs]
     failed = [number for number, run in enumerate(runs) if run.status in (FAILED, INTERRUPTED)]
-    metric = common_metric(runs)
-    best = [] if not ranked or metric is None else ["best"] if clear else ["first"]
+    ranked, metric = ranking.groups, common_metric(runs)
+    best = [] if not ranked or metric is None else ["best"] if ranking.is_clear else ["first"]
     first = best_run(ranked[0].runs) if best else None
     return render(
         "report.html",
@@ -66,7 +63,8 @@ def render_page(
         kind="Report",
         date=time.strftime("%Y-%m-%d %H:%M"),
         score=_score(ranked[0]) if best else None,
-        verdict=verdict,
+        verdict=verdict(ranking),
+        notes=notes(ranking),
         facts=_facts(runs, root, out_dir),
         settings=settings,
         setting_classes=_row_classes(settings, best),

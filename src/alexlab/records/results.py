@@ -60,8 +60,8 @@ class RunResult:
 
     @property
     def num_val(self) -> int:
-        """Number of validation images; 0 if it is not recorded."""
-        return int(self.record.get("data", {}).get("counts", {}).get("val") or 0)
+        """Number of validation images that the scores count; 0 if it is not recorded."""
+        return int(self.score("count") or self.record.get("data", {}).get("counts", {}).get("val") or 0)
 
     @property
     def choices(self) -> dict[str, str]:

@@ -1,0 +1,198 @@
+"""Settings compared on the images that their runs predicted, in run folders written by the tests."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.naive_bayes import GaussianNB
+
+from alexlab.records.compare import differing_keys, group_seeds
+from alexlab.records.kept_predictions import KeptPredictions
+from alexlab.records.ranking import Ranking, notes, rank_groups, verdict
+from alexlab.records.report import write_report
+from alexlab.records.results import find_runs, read_runs
+from alexlab.records.significance import BOOTSTRAP, MCNEMAR, PAIRED_T, WELCH
+from support.runs import rows, write_record
+
+LOSS = {"name": "val/loss", "mode": "min"}
+
+
+def write_run(
+    folder: Path,
+    probs: np.ndarray | None,
+    labels: np.ndarray,
+    *,
+    lr: float,
+    seed: int = 1,
+    paths: np.ndarray | None = None,
+    data: dict[str, Any] | None = None,
+    **record: Any,
+) -> None:
+    """Write a finished run with its predictions: probabilities (N, K), or none with the given scores."""
+    config = {"seed": seed, "optimizer": {"lr": lr}, "data": {"root": "x", **(data or {})}}
+    best = {"epoch": 2, "count": len(labels), **record.pop("best", {})}
+    if probs is not None:
+        top = np.argsort(-probs, axis=1, kind="stable")[:, :5]
+        label_prob = probs[np.arange(len(labels)), labels]
+        names = np.array([f"{number:05d}.png" for number in range(len(labels))]) if paths is None else paths
+        classes = np.array([f"class {number}" for number in range(probs.shape[1])])
+        top_probs = np.take_along_axis(probs, top, 1).astype(np.float32)
+        kept = KeptPredictions(names, classes, labels, top, top_probs, label_prob.astype(np.float32))
+        folder.mkdir(parents=True)
+        kept.write(folder, "val")
+        best |= {"top1": kept.correct.mean(), "top5": 1.0, "loss": -np.log(label_prob).mean()}
+    write_record(folder, config=config, seed=seed, best=best, **record)
+
+
+def correct_for(labels: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """Return probabilities (N, 2) of predictions that are correct where the mask says so."""
+    predicted = np.where(correct, labels, 1 - labels)
+    return np.where(np.arange(2) == predicted[:, None], 0.8, 0.2)
+
+
+def ranking(folder: Path) -> Ranking:
+    runs = read_runs(find_runs([str(folder)]))
+    return rank_groups(group_seeds(runs, differing_keys(runs)))
+
+
+def test_single_runs_are_compared_by_mcnemar(tmp_path: Path) -> None:
+    labels = np.repeat([0, 1], 100)
+    best, other = np.ones(200, bool), np.ones(200, bool)
+    best[:4], other[4:20] = False, False
+    for lr, correct in ((0.1, best), (0.2, other)):
+        write_run(tmp_path / str(lr), correct_for(labels, correct), labels, lr=lr)
+    found = ranking(tmp_path)
+    difference = found.differences[1]
+    assert difference is not None and difference.test == MCNEMAR
+    assert difference.p == pytest.approx(stats.binomtest(4, 20).pvalue) and difference.value == pytest.approx(-0.06)
+    assert (
+        verdict(found)
+        == "optimizer.lr=0.1 is best (val top-1 0.9800): optimizer.lr=0.2 (0.9200) is significantly worse."
+    )
+    assert notes(found) == [
+        "Differences to the best are those on the same 200 validation images, tested by McNemar's exact test."
+    ]
+    write_report([str(tmp_path)], tmp_path / "out")
+    table = (tmp_path / "out/report.md").read_text()
+    assert (
+        "| -6.00 points (-10.50 to -2.00) | 0.012 |" in table or "| -6.00 points (-10.00 to -2.00) | 0.012 |" in table
+    )
+
+
+def test_runs_that_cannot_be_paired_are_tested_as_independent_samples(tmp_path: Path) -> None:
+    """A run without predictions, one with a corrupt file, one with other labels, and one with other paths."""
+    labels = np.repeat([0, 1], 50)
+    correct = np.arange(100) % 10 > 0
+    probs = correct_for(labels, correct)
+    write_run(tmp_path / "0", correct_for(labels, np.arange(100) > 0), labels, lr=0.0)
+    write_run(tmp_path / "1", None, labels, lr=0.1, best={"top1": 0.9, "loss": 0.3})
+    write_run(tmp_path / "2", probs, labels, lr=0.2)
+    (tmp_path / "2/predictions/val.npz").write_bytes(b"x")
+    flipped = np.where(np.arange(100) == 0, 1 - labels, labels)
+    write_run(tmp_path / "3", correct_for(flipped, correct), flipped, lr=0.3)
+    write_run(tmp_path / "4", probs, labels, lr=0.4, paths=np.array([f"other/{number:03d}" for number in range(100)]))
+    write_run(
+        tmp_path / "5",
+        probs[::-1],
+        labels[::-1],
+        lr=0.5,
+        paths=np.array([f"{number:05d}.png" for number in range(100)][::-1]),
+    )
+    found = ranking(tmp_path)
+    by_lr = dict(zip([group.keys["optimizer.lr"] for group in found.groups], found.differences, strict=True))
+    tests = {lr: difference and difference.test for lr, difference in by_lr.items()}
+    assert tests == {0.0: None, 0.1: WELCH, 0.2: WELCH, 0.3: WELCH, 0.4: WELCH, 0.5: MCNEMAR}, (
+        "in any order of the rows"
+    )
+    welch = stats.ttest_ind_from_stats(0.9, 0.3, 100, 0.99, np.sqrt(0.99 * 0.01), 100, equal_var=False).pvalue
+    exact = stats.binomtest(0, 9).pvalue
+    assert (by_lr[0.1].p, by_lr[0.5].p) == pytest.approx((5 * welch, 5 * min(exact, welch))) or by_lr[
+        0.5
+    ].p == pytest.approx(5 * exact)
+    unpaired, holm = notes(found)[1:]
+    assert unpaired == (
+        "Not paired with the best, and tested by Welch's unpaired t-test: optimizer.lr=0.1, optimizer.lr=0.2, optimizer.lr=0.3, "
+        "optimizer.lr=0.4. Pairing needs the kept predictions of all runs, on the same images."
+    )
+    assert holm == "p-values are corrected for 5 comparisons (Holm); intervals are not."
+
+
+def test_the_verdict_names_the_settings_that_are_not_significantly_worse(tmp_path: Path) -> None:
+    """Three good settings and three bad ones, of three paired seeds."""
+    generator, labels = np.random.default_rng(0), np.repeat([0, 1], 200)
+    for lr, rate in ((0.1, 0.9), (0.2, 0.9), (0.3, 0.9), (0.4, 0.6), (0.5, 0.6), (0.6, 0.6)):
+        for seed in (1, 2, 3):
+            correct = generator.random(400) < rate
+            write_run(tmp_path / f"{lr}_{seed}", correct_for(labels, correct), labels, lr=lr, seed=seed)
+    found = ranking(tmp_path)
+    assert {group.keys["optimizer.lr"] for group in found.tied} == {0.1, 0.2, 0.3} and not found.is_clear
+    sentence = verdict(found)
+    assert sentence.startswith("No clear winner among 3 of 6 settings: optimizer.lr=0.")
+    assert sentence.endswith(
+        "do not differ significantly in val top-1. Choose the cheapest one, or train more seeds of them."
+    )
+    first, holm, power = notes(found)
+    assert first.endswith("the same 400 validation images, tested by a paired bootstrap.") and "5 comparisons" in holm
+    tables = [group.training_scores() for group in found.groups]
+    spread = np.sqrt(np.mean([np.var([t[key] - tables[0][key] for key in t], ddof=1) for t in tables[1:]]))
+    assert f"deviation of the differences between paired seeds: {100 * spread:.2g} points)" in power
+    assert power.startswith("To tell 0.5 points apart on these images, you need about ")
+
+
+def test_losses_are_compared_image_by_image_and_other_metrics_by_seed(tmp_path: Path) -> None:
+    generator, labels = np.random.default_rng(0), np.repeat([0, 1], 100)
+    extra: dict[float, list[float]] = {0.1: [0.80, 0.82, 0.81], 0.2: [0.70, 0.75, 0.72]}
+    for lr, values in extra.items():
+        for seed, f1 in enumerate(values):
+            label_prob = generator.uniform(0.5 if lr == 0.1 else 0.4, 0.9, 200)
+            probs = np.where(np.arange(2) == labels[:, None], label_prob[:, None], 1 - label_prob[:, None])
+            write_run(tmp_path / f"loss/{lr}_{seed}", probs, labels, lr=lr, seed=seed, optimized=LOSS)
+            write_run(
+                tmp_path / f"f1/{lr}_{seed}", probs, labels, lr=lr, seed=seed, optimized={"name": "val/f1", "mode": "max"}, best={"f1": f1}
+            )  # fmt: skip
+    found = ranking(tmp_path / "loss")
+    difference = found.differences[1]
+    assert difference is not None and difference.test == BOOTSTRAP and found.is_clear
+    means = [group.mean("loss") or 0 for group in found.groups]
+    assert difference.value == pytest.approx(means[1] - means[0], rel=1e-5) and difference.low > 0
+    by_f1 = ranking(tmp_path / "f1").differences[1]
+    assert by_f1 is not None and by_f1.test == PAIRED_T
+    assert by_f1.p == pytest.approx(stats.ttest_rel(extra[0.1], extra[0.2]).pvalue)
+
+
+def test_the_score_of_folds_is_that_of_pooled_predictions(tmp_path: Path) -> None:
+    """Folds of scikit-learn, with its classifier: `cross_val_predict` gives the same accuracy and predictions."""
+    digits = load_digits()
+    images, labels = digits.data[:500], digits.target[:500]
+    paths = np.array([f"{number:04d}.png" for number in range(500)])
+    for lr, smoothing in ((0.1, 1e-9), (0.2, 0.3)):
+        for fold, (train, val) in enumerate(KFold(3, shuffle=True, random_state=0).split(images)):
+            probs = GaussianNB(var_smoothing=smoothing).fit(images[train], labels[train]).predict_proba(images[val])
+            probs = probs.clip(1e-12)
+            folds = {"folds": 3, "fold": fold}
+            write_run(tmp_path / f"runs/{lr}_{fold}", probs, labels[val], lr=lr, paths=paths[val], data=folds)
+    pooled = {
+        lr: cross_val_predict(GaussianNB(var_smoothing=smoothing), images, labels, cv=KFold(3, shuffle=True, random_state=0))
+        for lr, smoothing in ((0.1, 1e-9), (0.2, 0.3))
+    }  # fmt: skip
+    found = ranking(tmp_path / "runs")
+    for group in found.groups:
+        assert group.mean() == pytest.approx(accuracy_score(labels, pooled[group.keys["optimizer.lr"]]))
+    best, other = (pooled[group.keys["optimizer.lr"]] == labels for group in found.groups)
+    difference = found.differences[1]
+    assert difference is not None and difference.test == BOOTSTRAP
+    assert difference.value == pytest.approx(other.mean() - best.mean())
+    write_report([str(tmp_path / "runs")], tmp_path / "out")
+    table = rows(tmp_path / "out/out_of_fold.csv")
+    assert list(table[0]) == ["optimizer.lr", "seed", "data.fold", "path", "label", "predicted", "label_prob"]
+    for lr, predicted in pooled.items():
+        by_path = {row["path"]: row for row in table if row["optimizer.lr"] == str(lr)}
+        assert [by_path[path]["predicted"] for path in paths] == [f"class {number}" for number in predicted]
+        assert [by_path[path]["label"] for path in paths] == [f"class {number}" for number in labels]
+    (tmp_path / "runs/0.1_0/run.json").unlink()
+    assert {each and each.test for each in ranking(tmp_path / "runs").differences} == {None, WELCH}, "a fold is missing"
