@@ -14,6 +14,8 @@ from support.runs import TINY, plain, trains_on
 
 # Ranks are forked from this process, which is safe only before its OpenMP threads have started.
 torch.set_num_threads(1)
+# Exporters register devices, and an autograd engine that starts after that has threads, which a forked rank cannot use.
+torch.ones(1, requires_grad=True).sum().backward()
 # A shell that starts the suite in the background, as a CI may, makes it ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
