@@ -4,7 +4,7 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from alexlab.data.config import DataConfig
 from alexlab.data.dataset import Reader, SeveralReaders, ViewReader
 from alexlab.data.image_file import Decoding
 from alexlab.errors import ConfigError
-from alexlab.inference.ensemble import EnsembleInference, average, member_names
+from alexlab.inference.ensemble import EnsembleInference, member_names, normalized_weights
 from alexlab.inference.record_checks import check_head, check_sizes, check_types
 from alexlab.models.weights.files import WeightFile, read_weights
 from alexlab.models.weights.matching import match_weights
@@ -79,10 +79,10 @@ class TrainedModel:
     @property
     def run_dir(self) -> Path | None:
         """The run folder that contains the checkpoint, or None."""
-        if self.path is None:
+        if self.path is None or self.path.parent.name != BEST.parent.name:
             return None
         folder = self.path.parent.parent
-        return folder if self.path.parent.name == BEST.parent.name and (folder / "run.json").is_file() else None
+        return folder if (folder / "run.json").is_file() else None
 
     @property
     def decoding(self) -> Decoding:
@@ -128,13 +128,11 @@ class TrainedModel:
     @property
     def description(self) -> str:
         """Model name and number of classes; of an ensemble the number of networks, too."""
-        nets = Counter(_name(member) for member in self.members)
-        name = " + ".join(f"{count} x {name}" for name, count in nets.items()) or _name(self)
+        name = self.choices.get("model", self.config["model"]["_target_"].rsplit(".", 1)[-1])
+        if self.members:
+            nets = Counter(member.description.partition(",")[0] for member in self.members)
+            name = " + ".join(f"{count} x {net}" for net, count in nets.items())
         return f"{name}, {len(self.classes)} classes"
-
-
-def _name(model: TrainedModel) -> str:
-    return str(model.choices.get("model", model.config["model"]["_target_"].rsplit(".", 1)[-1]))
 
 
 def load_checkpoint(
@@ -159,6 +157,35 @@ def load_checkpoint(
     """
     given = None if class_names is None else read_class_names(class_names)
     return average([_load_file(_find_file(Path(each)), given, device) for each in member_names(name)], weights)
+
+
+def average(models: Sequence[TrainedModel], weights: Sequence[float] | None) -> TrainedModel:
+    """Return the ensemble of some models, with the classes in the order of the first one; a single model as it is.
+
+    Raises:
+        ConfigError: if the weights do not match the models, or a model has other classes or is an ensemble itself.
+    """
+    shares = normalized_weights(weights, len(models))
+    if len(models) == 1:
+        return models[0]
+    first = models[0]
+    keys: list[Any] = []
+    views: list[int] = []
+    for model in models:
+        if model.members:
+            raise ConfigError(f"an ensemble must be made of single networks; {model.path} is an ensemble itself")
+        if {*model.classes} != {*first.classes}:
+            raise ConfigError(
+                f"the members of an ensemble must have the same classes; only one of {first.path} and {model.path} has "
+                f"{', '.join(sorted({*first.classes} ^ {*model.classes})[:10])}"
+            )
+        key = (model.config["augmentation"]["eval"], model.config["data"]["image_size"], asdict(model.decoding))
+        views.append(keys.index(key) if key in keys else len(keys))
+        keys += [key] if views[-1] == len(keys) else []
+    orders = [[model.classes.index(name) for name in first.classes] for model in models]
+    inference = EnsembleInference([model.single for model in models], weights=shares, views=views, orders=orders)
+    members = tuple(replace(model, weight=share) for model, share in zip(models, shares, strict=True))
+    return replace(first, path=None, best={}, inference=inference.eval().to(first.inference.device), members=members)
 
 
 def _load_file(path: Path, given: dict[str, str] | None, device: str) -> TrainedModel:

@@ -86,7 +86,7 @@ def evaluate(model: "TrainedModel", config: dict[str, Any], *, skipped: Path) ->
         skipped: list of unreadable images, written if the data settings skip them.
     """
     from alexlab.data.unreadable import UnreadableLog, suggest_skipping
-    from alexlab.inference.ensemble import check_held_out
+    from alexlab.inference.held_out import check_held_out
     from alexlab.inference.members import Member
     from alexlab.inference.predictions import predict_members, select_split, split_loader
     from alexlab.inference.report import Evaluation
