@@ -48,6 +48,7 @@ PROBLEMS = """
     const contrast = (Math.max(...levels) + 0.05) / (Math.min(...levels) + 0.05);
     if (contrast < 4.5) problems.push(`${name(element)} has a contrast of ${contrast.toFixed(1)}`);
   }
+  if (document.getElementById('drop') && !document.querySelector('.bar')) problems.push('the demo shows no prediction');
   const isDark = luminance(background(document.body)) < 0.1;
   if (isDark !== (window.frameElement.style.colorScheme === 'dark')) problems.push(isDark ? 'is dark' : 'is light');
   return [...new Set(problems)];"""

@@ -121,7 +121,7 @@ def evaluation_page(folder: Path, *, kind: str, num_classes: int) -> str:
 def gallery_page(folder: Path) -> str:
     """Return the gallery of predictions."""
     path = write_photograph(folder / f"{WORD}.png")
-    model: Any = SimpleNamespace(description=LONG, path=WORD, names=[WORD, LONG, "cat"], decoding=DEFAULT_DECODING)
+    model: Any = SimpleNamespace(description=LONG, label=WORD, names=[WORD, LONG, "cat"], decoding=DEFAULT_DECODING)
     with PredictionWriter(folder, model, WORD, gallery_limit=6) as writer:
         for number in range(8):
             writer.write(Prediction(str(path), (number % 3, 2, 1), (0.7, 0.2, 0.1)))
@@ -156,7 +156,7 @@ def demo_page() -> str:
     """Return the page of the demo after a prediction."""
     predictions = [{"class": name, "prob": 0.3} for name in (WORD, LONG, "cat")]
     image = CaptionedImage(np.zeros((320, 320, 3), np.uint8), [], scale=1).url
-    answer = {"predictions": predictions, "input": image, "cam": image}
+    answer = {"predictions": predictions, "images": [("input of the network", image), (f"evidence for {WORD}", image)]}
     page = render("demo.html", title=f"{LONG}, 1,000 classes", max_mb="10", max_bytes=10_000_000)
     return f"{page}<script>fetch = async () => ({{ok: true, json: async () => ({json.dumps(answer)})}}); predict({{size: 1}});</script>"
 
