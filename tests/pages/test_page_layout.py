@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from support.browser import run_in_browser
-from support.example_pages import check_page, demo_page, evaluation_page, gallery_page, index_page, report_page
+from support.example_pages import (
+    check_page,
+    demo_page,
+    evaluation_page,
+    gallery_page,
+    index_page,
+    labels_page,
+    report_page,
+)
 
 WIDTHS = (400, 1150, 1600)
 # Problems of a page: it scrolls sideways, an element leaves it, two neighbours overlap, or the contrast of a text is below 4.5,
@@ -64,6 +72,7 @@ def test_no_page_scrolls_sideways_overlaps_or_has_pale_text(tmp_path: Path) -> N
         "explanation": evaluation_page(tmp_path, kind="Explanation", num_classes=3),
         "gallery": gallery_page(tmp_path),
         "check": check_page(tmp_path),
+        "labels": labels_page(tmp_path),
         "demo": demo_page(),
     }
     views = [(width, "light") for width in WIDTHS] + [(WIDTHS[0], "dark")]

@@ -35,7 +35,7 @@ COMMANDS = {
     "docs/architecture.md": 1,
     "docs/benchmarks.md": 35,
     "docs/configuration.md": 9,
-    "docs/data.md": 17,
+    "docs/data.md": 23,
     "docs/distributed.md": 15,
     "docs/evaluation.md": 21,
     "docs/extending.md": 4,

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from alexlab.data.audit import label_report
 from alexlab.data.audit import report as check
 from alexlab.data.audit.audit import AuditResult
 from alexlab.data.audit.duplicates import Pair
+from alexlab.data.audit.label_errors import LabelErrors
 from alexlab.data.image_file import DEFAULT_DECODING
 from alexlab.data.listing import Finding
 from alexlab.data.manifest import ManifestRow
@@ -23,6 +25,7 @@ from alexlab.inference.report import Evaluation, write_page
 from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 from alexlab.pages.plots import new_figure, svg
 from alexlab.pages.render import Estimate, Interval, Link, render
+from alexlab.records.cross_validation import OutOfFold
 
 LONG = "augmentation=random_resized_crop_with_color_jitter, model.norm=local_response_normalization, data.root=/a/very/long/path"
 LINK = Link("12_model-alexnet_quarter_optimizer-adamw_seed-1_augmentation-none", "x/")
@@ -149,6 +152,20 @@ def check_page(folder: Path) -> str:
     )
     path = folder / "check.html"
     check.write_page(result, path)
+    return path.read_text(encoding="utf-8")
+
+
+def labels_page(folder: Path) -> str:
+    """Return the page of `prepare.py action=labels`."""
+    names = [write_photograph(folder / f"{number}{WORD}.png").name for number in range(4)]
+    labels, probs = np.array([0, 1, 2, 0]), np.full((4, 3), 1 / 3)
+    joint = np.array([[1, 1, 0], [0, 0, 1], [1, 0, 0]])
+    runs: Any = [SimpleNamespace(num_folds=5)]
+    predictions = OutOfFold(names, [WORD, LONG, "cat"], labels, probs, runs)
+    errors = LabelErrors(np.arange(4), np.array([1, 2, 0, 2]), np.full(4, 0.1), joint)
+    path = folder / "labels.html"
+    report = label_report.LabelReport(predictions, errors, str(folder))
+    label_report.write_page(report, path, decoding=DEFAULT_DECODING, commands=[f"python src/prepare.py {LONG} {WORD}"])
     return path.read_text(encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ PATH_KEYS = (
     *("data.root", "data.url", "data.manifest", "data.cache_dir", "class_names", "model.weights"),
     *("resume", "rerun", "ckpt", "input", "image", "neighbours.root", "out"),
     *("data.splits.train", "data.splits.val", "data.splits.test"),
-    *("downloads", "manifest", "quarantine", "labels"),
+    *("downloads", "manifest", "quarantine", "labels", "decisions"),
     *("peer", "benchmark.shards"),  # a command line, and a folder or a URL
     "logger.mlflow.tracking_uri",
     *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"),

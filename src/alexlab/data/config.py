@@ -194,7 +194,7 @@ class DataConfig:
         Raises:
             DataError: if the dataset is missing or invalid.
         """
-        splits = self._found_splits()
+        splits = self.find_undivided_splits()
         options: dict[str, Any] = {"seed": self.split_seed, "group": self.group}
         if self.folds is not None:
             assert self.fold is not None
@@ -207,7 +207,7 @@ class DataConfig:
             splits = select_fraction(splits, self.fraction, **options)
         return splits if self.manifest is None else add_manifest_hashes(splits, self.manifest)
 
-    def _found_splits(self) -> Splits:
+    def find_undivided_splits(self) -> Splits:
         """Return the splits of the dataset, before folds and fractions."""
         if self.url is not None:
             return find_sharded_splits(

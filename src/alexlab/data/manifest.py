@@ -26,6 +26,7 @@ class ManifestRow:
         split: train, val, test or "".
         width, height: size in pixels after the EXIF orientation.
         mode: Pillow's name of the pixel format.
+        root: folder to which `path` is relative; "" for the manifest's own.
     """
 
     path: str
@@ -36,14 +37,23 @@ class ManifestRow:
     width: int | None = None
     height: int | None = None
     mode: str = ""
+    root: str = ""
 
 
 COLUMNS = tuple("class" if column.name == "label" else column.name for column in fields(ManifestRow))
 
 
-def write_manifest(rows: Iterable[ManifestRow], path: Path) -> None:
-    """Write a manifest; names that are not UTF-8 keep their bytes."""
-    write_csv(path, itertools.chain([COLUMNS], (asdict(row).values() for row in rows)), errors="surrogateescape")
+def write_manifest(rows: Iterable[ManifestRow], path: Path, *, with_root: bool = False) -> None:
+    """Write a manifest; names that are not UTF-8 keep their bytes.
+
+    Args:
+        rows: rows of the manifest.
+        path: path of the manifest.
+        with_root: write the last column, `root`.
+    """
+    last = len(COLUMNS) - (not with_root)
+    cells = ([*asdict(row).values()][:last] for row in rows)
+    write_csv(path, itertools.chain([COLUMNS[:last]], cells), errors="surrogateescape")
 
 
 def read_manifest(path: str | Path, root: str) -> dict[str, ManifestRow]:
@@ -59,7 +69,7 @@ def read_manifest(path: str | Path, root: str) -> dict[str, ManifestRow]:
     located, rows, lines, repeats = locator(root), dict[str, ManifestRow](), dict[str, str](), []
     for where, cells in read_table(path, what="a manifest", needed=("path",)):
         row = _parse_row(cells, where)
-        location = located(row.path)
+        location = located(os.path.join(row.root, row.path))
         line = f"line {where.rpartition(' ')[2]} ({', '.join(filter(None, [row.path, row.split, row.label]))})"
         if location in rows:
             repeats.append(f"{shown(line)} and {shown(lines[location])}")
@@ -109,4 +119,5 @@ def _parse_row(cells: dict[str, str], where: str) -> ManifestRow:
         number("width"),
         number("height"),
         text("mode"),
+        text("root"),
     )

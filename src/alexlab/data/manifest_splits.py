@@ -19,13 +19,18 @@ from alexlab.output.escape import shown
 def read_manifest_splits(manifest: str) -> Splits:
     """Return the splits that a manifest assigns.
 
-    Its paths are absolute or relative to its folder. They may lead anywhere: the files are only read.
+    Its paths are absolute or relative to its folder, or to the folder in its column `root`, which gives the images the same
+    paths as a dataset in that folder. They may lead anywhere: the files are only read.
 
     Raises:
         DataError: if the manifest lacks a training or validation split, or assigns a class or split that is missing or invalid.
     """
-    root = os.path.dirname(manifest) or "."
-    rows = list(read_manifest(manifest, root).values())
+    folder = os.path.dirname(manifest) or "."
+    rows = list(read_manifest(manifest, folder).values())
+    roots = sorted({row.root for row in rows}) or [""]
+    if len(roots) > 1:
+        raise DataError(f"the root of all images must be the same; {manifest} has {', '.join(map(repr, roots[:3]))}")
+    root = os.path.join(folder, roots[0]) if roots[0] else folder
     by_split = {name: [number for number, row in enumerate(rows) if row.split == name] for name in SPLITS}
     classes = _check_rows(rows, by_split, manifest)
     label_of = {name: label for label, name in enumerate(classes)}

@@ -1,4 +1,4 @@
-"""Task of `python src/prepare.py`: download, check, split, pack and shard datasets."""
+"""Task of `python src/prepare.py`: download, check, relabel, split, pack and shard datasets."""
 
 import os
 from collections.abc import Callable
@@ -21,10 +21,11 @@ from alexlab.output.command_line import command_line
 from alexlab.output.escape import print_line
 from alexlab.output.terminal import Terminal
 from alexlab.records.run import Run
+from alexlab.tasks import labels
 
 
 def main(run: Run) -> None:
-    """Run the action of the config: download, check, restore, split, pack or shard.
+    """Run the action of the config: download, check, restore, labels, relabel, split, pack or shard.
 
     Raises:
         AlexlabError: if the action fails.
@@ -161,10 +162,17 @@ def shard(config: dict[str, Any], run_dir: Path) -> None:
     print_line(command_line("train", "data=streaming", f"data.url={out}"))
 
 
+def relabel(config: dict[str, Any], run_dir: Path) -> None:
+    """Write a corrected manifest."""
+    labels.apply_decisions(config, _data_config(config), run_dir)
+
+
 ACTIONS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "download": download,
     "check": check_images,
     "restore": restore,
+    "labels": labels.find_errors,
+    "relabel": relabel,
     "split": split,
     "pack": pack,
     "shard": shard,
