@@ -97,7 +97,7 @@ def test_an_evaluation_averages_the_softmax(
     assert -1 <= low < scores["gains"]["top1_over_mean"]["value"] < high <= 1
     page = (out / "evaluation.html").read_text()
     assert "<h1>2 x alexnet, 3 classes on " in page and "Members alone" in page and "Gain of the average" in page
-    assert "top-1 over the best member on these images" in page and "top-5 over" not in page
+    assert "top-1 over best member" in page and "top-5 over" not in page
 
 
 def test_several_views_are_averaged_within_each_member(pair: list[str], images: Path) -> None:
@@ -315,6 +315,7 @@ def test_the_paired_interval_of_agresti_and_min() -> None:
 def test_names_of_members_are_what_distinguishes_their_paths() -> None:
     assert short_names([f"/runs/sweep/{name}/checkpoints/best.ckpt" for name in ("0_a", "1_b")]) == ["0_a", "1_b"]
     assert short_names(["a/best.ckpt", "net.safetensors"]) == ["a/best.ckpt", "net.safetensors"]
+    assert short_names(["a/net.safetensors"] * 2) == ["1 of net.safetensors", "2 of net.safetensors"]
 
 
 def test_the_description_counts_the_networks(pair: list[str]) -> None:

@@ -85,7 +85,7 @@ def member_tables(average: "Predictions", members: Sequence[Member], *, with_top
         found = compute_metrics(member.predictions)
         cells = [cell for metric in metrics for cell in (found[metric], _interval_text(found[f"{metric}_interval"]))]
         rows.append([name, member.weight, *cells, found["loss"]])
-    over = {"best": "the best member on these images", "mean": "the mean of the members"}
+    over = {"best": "best member", "mean": "mean of members"}
     gained = [
         [f"{metrics[gain.metric]} over {over[gain.over]}", f"{gain.value:+.4f}", _interval_text(gain.interval, "+.4f")]
         for gain in gains(average, members)
@@ -95,7 +95,11 @@ def member_tables(average: "Predictions", members: Sequence[Member], *, with_top
 
 
 def short_names(checkpoints: Sequence[str]) -> list[str]:
-    """Return the parts of paths that distinguish them, at least the last one."""
+    """Return the parts of paths that distinguish them, at least the last one; members of one file are numbered."""
+    if len({*checkpoints}) < len(checkpoints):
+        return [
+            f"{number} of {checkpoint.rsplit('/', 1)[-1]}" for number, checkpoint in enumerate(checkpoints, start=1)
+        ]
     parts = [checkpoint.split("/") for checkpoint in checkpoints]
     while all(len(each) > 1 for each in parts) and len({each[0] for each in parts}) == 1:
         parts = [each[1:] for each in parts]
