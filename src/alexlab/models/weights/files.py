@@ -51,10 +51,10 @@ def read_weights(path: Path, *, own: Any = ()) -> WeightFile:
     content, names = load_foreign(path)
     notes = []
     try:
-        entry = _entry(path, content)
-        if isinstance(entry, dict) and MEMBERS in entry:
-            return _ensemble(entry, content)
-        record = None if entry is None else checked_record(entry)
+        entries = _entries(path, content)
+        if entries and is_safetensors(path) and isinstance(entries[0], dict) and MEMBERS in entries[0]:
+            return _ensemble(entries[0], content)
+        record = checked_record(entries[0]) if entries else None
         if record is None:
             place, state = find_state(content, own=own)
             if place:
@@ -103,17 +103,17 @@ def _without_mean_image(state: State, record: dict[str, Any]) -> State:
     return state
 
 
-def _entry(path: Path, content: Any) -> Any:
-    """Return the record of the run, not validated, in a file of alexlab, or None for other files."""
+def _entries(path: Path, content: Any) -> list[Any]:
+    """Return the record of the run, not validated, in a file of alexlab; nothing for other files."""
     if isinstance(content, dict) and CHECKPOINT_KEY in content:
-        return content[CHECKPOINT_KEY]
+        return [content[CHECKPOINT_KEY]]
     if is_safetensors(path):
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(CHECKPOINT_KEY)
-        return None if text is None else json.loads(text)
-    return None
+        return [] if text is None else [json.loads(text)]
+    return []
 
 
 def checked_record(record: Any) -> dict[str, Any]:
