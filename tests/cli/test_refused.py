@@ -24,6 +24,7 @@ COMMANDS: list[tuple[str, list[str], str]] = [
     ("export", ["ckpt=.env"], "cannot read the weights"),
     ("explain", ["ckpt=nowhere"], "nowhere does not exist"),
     ("report", ["images"], "no run found"),
+    ("compare", ["images", "nowhere"], "no run found"),
     ("prepare", ["action=shard", "data.root=images"], "out must be given"),
     ("summary", ["data.image_size=16"], "is too small for this net"),
     ("benchmark", ["suite=step", "data.root=nowhere"], "no such folder"),

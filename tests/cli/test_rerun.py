@@ -53,7 +53,7 @@ def test_differences_are_reported(
     for message in (
         "the scores differ: best/loss 5, now 1.",
         "difference: code: aaaaaaaaaaaa, now bbbbbbbbbbbb with changes",
-        "difference: data: images {'train': 1}, now {'train': 24, 'val': 11, 'test': 7}",
+        "difference: images: train 1, now train 24, val 11, test 7",
         "difference: version of torch: 2.0.0, now ",
         "difference: machine: Z80, ",
     ):

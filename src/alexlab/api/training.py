@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import alexlab
 from alexlab.cli.arguments import PATH_KEYS
+from alexlab.config.grammar import to_text
 from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
 from alexlab.records.compare import differing_keys, group_seeds, result_rows
 from alexlab.records.layout import RUN_JSON, outputs_dir
 from alexlab.records.ranking import rank_groups, verdict
 from alexlab.records.report import write_report
 from alexlab.records.results import RunResult, best_run, find_runs, read_run, read_runs
-from alexlab.sweeps.entries import to_override, to_text
+from alexlab.sweeps.entries import to_override
 
 if TYPE_CHECKING:
     from alexlab.api.model import Model

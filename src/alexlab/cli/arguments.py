@@ -30,6 +30,7 @@ PATH_KEYS = (
     *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"),
 )
 PATH_LISTS = ("ckpt",)  # of these, keys that also take a list of paths
+TAKES_RUNS = ("report", "compare")  # commands whose arguments without a key are the list `runs`
 TEXT_KEY, LIST_KEY = "note", "tags"  # a text and a list of texts, taken as typed
 EMPTY_GROUPS = ("callbacks", "logger", "metrics", "ablation")  # groups of which no option need be selected
 REDUNDANT = ("experiment=null", "debug=null", "sweep=null")  # the defaults, which Hydra refuses on the command line
@@ -216,7 +217,7 @@ def check_arguments(command: str, arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"{key} must be one of {', '.join(options)}; got {value}{'; ' if hint else ''}{hint or ''}"
             )
-    for word in _words(arguments) if command != "report" else ():
+    for word in _words(arguments) if command not in TAKES_RUNS else ():
         hint = _keyed(command, word)
         if hint is not None:
             raise ConfigError(f"{word} must be KEY=VALUE; {hint}")

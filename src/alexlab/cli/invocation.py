@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexlab.cli.arguments import (
+    TAKES_RUNS,
     check_arguments,
     collect_runs,
     expand_run_dirs,
@@ -78,5 +79,5 @@ def _for_hydra(command: str, arguments: Sequence[str], config_dir: Sequence[str]
     if command in ("train", "benchmark"):
         own = [Path(flag.partition("=")[2]) for flag in config_dir]
         arguments = select_data(arguments, config_dirs=[CONFIG_DIR, *own])
-    quoted = quote_paths(collect_runs(arguments) if command == "report" else arguments)
+    quoted = quote_paths(collect_runs(arguments) if command in TAKES_RUNS else arguments)
     return [*order_arguments(quoted), *config_dir]

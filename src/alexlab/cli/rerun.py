@@ -13,6 +13,7 @@ from alexlab.cli.arguments import quote_paths
 from alexlab.cli.resume import check_foreign, is_unchanged, override_keys
 from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError
+from alexlab.records.differences import record_differences
 from alexlab.records.layout import outputs_dir
 from alexlab.records.record import RunRecord
 from alexlab.records.run import Run
@@ -58,33 +59,8 @@ class Rerun:
                 if name.startswith(EQUAL_SCORES) and before["scores"][name] != now["scores"].get(name)
             ]
             lines.append("the scores are equal" if not unequal else f"the scores differ: {'; '.join(unequal)}")
-        return lines + [f"difference: {line}" for line in differences(before, now)]
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the differences of two runs besides their scores: code, data, versions, machine."""
-    lines = []
-    codes = [
-        (record["code"]["commit"] or "no commit")[:12] + (" with changes" if record["code"]["dirty"] else "")
-        for record in (before, now)
-    ]
-    if codes[0] != codes[1] or any(record["code"]["dirty"] for record in (before, now)):
-        lines.append(f"code: {codes[0]}, now {codes[1]}")
-    first, second = (record.get("data", {}) for record in (before, now))
-    if first.get("fingerprint") != second.get("fingerprint"):
-        lines.append(f"data: images {first.get('counts')}, now {second.get('counts')}")
-    for name in sorted(before["versions"].keys() | now["versions"].keys()):
-        versions = [record["versions"].get(name, "none") for record in (before, now)]
-        if versions[0] != versions[1]:
-            lines.append(f"version of {name}: {versions[0]}, now {versions[1]}")
-    machines = [f"{record['hardware']['cpu']}, {record['hardware']['cores']} cores" for record in (before, now)]
-    machines = [
-        f"{text}, {', '.join(record.get('gpus') or ['no GPU'])}"
-        for text, record in zip(machines, (before, now), strict=True)
-    ]
-    if machines[0] != machines[1]:
-        lines.append(f"machine: {machines[0]}, now {machines[1]}")
-    return lines
+        differences = record_differences(before, now)
+        return lines + [f"difference: {each.name}: {each.before}, now {each.after}" for each in differences]
 
 
 def find_rerun(arguments: Sequence[str]) -> Rerun | None:

@@ -1,5 +1,6 @@
 """Quoting for Hydra's override grammar, so that a path or a text arrives as it was typed."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -9,6 +10,9 @@ from typing import Any, cast
 from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse
+
+UNQUOTED = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")  # strings that Hydra parses unquoted as themselves
+NOT_STRINGS = ("true", "false", "null", "nan", "inf")
 
 
 def raw_overrides(overrides: Sequence[str]) -> list[str]:
@@ -42,6 +46,17 @@ def quote(text: str) -> str:
     # A backslash escapes only in front of a quote.
     escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
     return f"'{escaped}'"
+
+
+def to_text(value: Any) -> str:
+    """Return a plain value in Hydra's grammar."""
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(to_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{to_text(item)}' for name, item in value.items())}}}"
+    return value if UNQUOTED.fullmatch(value) and value.lower() not in NOT_STRINGS else quote(value)
 
 
 def is_interpolation(text: str) -> bool:

@@ -140,7 +140,7 @@ def differing_keys(runs: Sequence[RunResult]) -> list[str]:
 
     A config group that differs hides the keys that it sets, except those that also differ between runs with the same option.
     """
-    configs = [_flatten(run.record["config"]) for run in runs]
+    configs = [flatten(run.record["config"]) for run in runs]
     groups = [name for name in runs[0].choices if len({run.choices.get(name) for run in runs}) > 1]
     names = dict.fromkeys(name for config in configs for name in config)
     keys = [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
@@ -162,12 +162,13 @@ def _overridden_keys(group: str, runs: Sequence[RunResult], configs: Sequence[di
     ]
 
 
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested config by their keys, such as `optimizer.lr`."""
     if not isinstance(node, dict):
         return {prefix: node}
     flat: dict[str, Any] = {}
     for name, inner in node.items():
-        flat |= _flatten(inner, f"{prefix}.{name}" if prefix else str(name))
+        flat |= flatten(inner, f"{prefix}.{name}" if prefix else str(name))
     return flat
 
 
@@ -178,7 +179,7 @@ def run_keys(runs: Sequence[RunResult], keys: Sequence[str]) -> list[str]:
 
 def key_values(run: RunResult, keys: Sequence[str]) -> dict[str, Any]:
     """Return the run's values of the keys from `differing_keys`."""
-    config = _flatten(run.record["config"])
+    config = flatten(run.record["config"])
     return {key: run.choices[key] if key in run.choices else config.get(key) for key in keys}
 
 

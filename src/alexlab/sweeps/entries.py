@@ -3,16 +3,11 @@
 An entry is `{"key": KEY}` with one of `value`, `choices`, `range`, `interval` or `glob`, or none of them for a deleted key.
 """
 
-import json
-import re
 from typing import Any
 
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep, Sweep
 
-from alexlab.config.grammar import quote
-
-UNQUOTED = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")  # strings that Hydra parses unquoted as themselves
-NOT_STRINGS = ("true", "false", "null", "nan", "inf")
+from alexlab.config.grammar import to_text
 
 
 def to_entry(override: Override) -> dict[str, Any]:
@@ -55,14 +50,3 @@ def to_override(entry: dict[str, Any]) -> str:
         include, exclude = (f"[{','.join(entry[name])}]" for name in ("glob", "exclude"))
         return f"{key}=glob({include},exclude={exclude})"
     return str(key)
-
-
-def to_text(value: Any) -> str:
-    """Return a plain value in Hydra's grammar."""
-    if value is None or isinstance(value, bool | int | float):
-        return json.dumps(value)
-    if isinstance(value, list):
-        return f"[{','.join(map(to_text, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{name}:{to_text(item)}' for name, item in value.items())}}}"
-    return value if UNQUOTED.fullmatch(value) and value.lower() not in NOT_STRINGS else quote(value)

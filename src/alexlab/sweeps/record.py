@@ -18,10 +18,11 @@ from hydra.errors import HydraException
 
 from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import check_target
+from alexlab.config.grammar import to_text
 from alexlab.errors import ConfigError
 from alexlab.records.atomic import write_atomic
 from alexlab.records.layout import LAUNCHER_OVERRIDES, SWEEP_JSON
-from alexlab.sweeps.entries import to_entry, to_override, to_text
+from alexlab.sweeps.entries import to_entry, to_override
 
 RECORD = SWEEP_JSON
 VERSION = 1

@@ -1,0 +1,248 @@
+"""Comparison of the predictions of two nets on the same images."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from alexlab.data.class_names import display_names
+from alexlab.errors import ConfigError
+from alexlab.inference.metrics import CONFIDENCE, paired_interval
+from alexlab.output.escape import shown
+from alexlab.records.kept_predictions import KeptPredictions
+
+OUTCOMES = ("both right", "repaired", "broken", "both wrong")
+MAX_NAMES = 10  # of classes in a sentence
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Difference of two accuracies on the same images.
+
+    Args:
+        value: accuracy of B minus that of A.
+        low, high: its 95 % interval.
+        p_value: of McNemar's exact test.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+    @property
+    def is_significant(self) -> bool:
+        """True if the test rejects equal accuracies at 95 % confidence."""
+        return self.p_value < 1 - CONFIDENCE
+
+
+def paired_difference(repaired: int, broken: int, num_images: int) -> PairedDifference:
+    """Return the difference of the accuracies of two nets, its interval and its test.
+
+    The interval is that of `paired_interval`. The test is the binomial test of the images that only one of the nets classifies
+    correctly (McNemar, Psychometrika 12, 1947, in its exact form).
+
+    Args:
+        repaired: images that only B classifies correctly.
+        broken: images that only A classifies correctly.
+        num_images: number of all images.
+    """
+    value, low, high = paired_interval(np.repeat([1, -1, 0], [repaired, broken, num_images - repaired - broken]))
+    p_value = float(binomtest(repaired, repaired + broken).pvalue) if repaired + broken else 1.0
+    return PairedDifference(value, low, high, p_value)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Predictions of one net on N images.
+
+    Args:
+        predicted: most probable class, int64 (N,).
+        prob: its probability, float (N,).
+        label_prob: probability of the label, float (N,).
+        in_top5: whether the label is among the five most probable classes, bool (N,).
+    """
+
+    predicted: np.ndarray
+    prob: np.ndarray
+    label_prob: np.ndarray
+    in_top5: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Predictions of two nets, A and B, on the same N images.
+
+    Args:
+        paths: paths of the images, str (N,).
+        classes: display names of all classes that A or B has.
+        labels: int64 (N,).
+        a, b: the predictions.
+        notes: sentences about the images and the classes.
+    """
+
+    paths: Sequence[str]
+    classes: Sequence[str]
+    labels: np.ndarray
+    a: Answers
+    b: Answers
+    notes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def outcomes(self) -> np.ndarray:
+        """Index into OUTCOMES of each image, int64 (N,): 1 if only B is right, 2 if only A is."""
+        outcomes: np.ndarray = 2 * (self.b.predicted != self.labels) + (self.a.predicted != self.labels)
+        return outcomes
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Number of images of each of OUTCOMES."""
+        counts: list[int] = np.bincount(self.outcomes, minlength=4).tolist()
+        return counts
+
+    @cached_property
+    def difference(self) -> PairedDifference:
+        """Top-1 accuracy of B minus that of A."""
+        _, repaired, broken, _ = self.counts
+        return paired_difference(repaired, broken, len(self))
+
+    def num_correct(self, answers: Answers) -> int:
+        """Return the number of images whose most probable class is the label."""
+        return int((answers.predicted == self.labels).sum())
+
+    def rows(self, outcome: str, limit: int) -> list[int]:
+        """Return the images with an outcome, those first of whose class B is most confident."""
+        found = np.flatnonzero(self.outcomes == OUTCOMES.index(outcome))
+        rows: list[int] = found[np.argsort(-self.b.prob[found], kind="stable")][:limit].tolist()
+        return rows
+
+    def class_rows(self) -> list[dict[str, Any]]:
+        """Return for each class with images: recall of A and B, repaired and broken images, and the difference."""
+        found = []
+        for label in np.unique(self.labels).tolist():
+            both, repaired, broken, wrong = np.bincount(self.outcomes[self.labels == label], minlength=4).tolist()
+            count = both + repaired + broken + wrong
+            difference = paired_difference(repaired, broken, count)
+            row = {"class": self.classes[label], "images": count, "recall A": (both + broken) / count}
+            row |= {"recall B": (both + repaired) / count, "repaired": repaired, "broken": broken}
+            found.append(row | {"difference": difference.value, "low": difference.low, "high": difference.high})
+        return found
+
+    @property
+    def verdict(self) -> str:
+        """The better net on these images, in one or two sentences."""
+        _, repaired, broken, _ = self.counts
+        shares = [100 * self.num_correct(answers) / len(self) for answers in (self.a, self.b)]
+        images = f"{len(self):,} images" if len(self) > 1 else "the only image"
+        if not repaired and not broken:
+            return f"No difference: A and B are right about the same images, {shares[0]:.2f} % of {images}."
+        difference = self.difference
+        low, value, high = (f"{100 * each:+.2f}" for each in (difference.low, difference.value, difference.high))
+        only_one = f"of the {repaired + broken:,} images that only one of them classifies correctly, B has {repaired:,}"
+        first = "No clear difference"
+        if difference.is_significant:
+            first = f"{'B' if repaired > broken else 'A'} is better"
+        return (
+            f"{first}: A classifies {shares[0]:.2f} % and B {shares[1]:.2f} % of {images} correctly ({value} points, 95 % "
+            f"interval {low} to {high}). {only_one[0].upper()}{only_one[1:]} (McNemar's exact test: "
+            f"{p_text(difference.p_value)})."
+        )
+
+
+def p_text(p_value: float) -> str:
+    """Return a p-value with four decimals."""
+    return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.4f}"
+
+
+def match(a: KeptPredictions, b: KeptPredictions, names: Mapping[str, str] | None = None) -> Comparison:
+    """Return the comparison on the images that both have, in the order of A.
+
+    Args:
+        a, b: predictions; their images match by path and name of the label.
+        names: display names by folder name.
+
+    Raises:
+        ConfigError: if they have no image in common.
+    """
+    classes = list(dict.fromkeys(map(_normalized, [*a.classes, *b.classes])))
+    numbers = [np.array([classes.index(_normalized(name)) for name in each.classes], np.int64) for each in (a, b)]
+    rows_of_b = {path: row for row, path in enumerate(b.paths.tolist())}
+    pairs = [(row, rows_of_b[path]) for row, path in enumerate(a.paths.tolist()) if path in rows_of_b]
+    rows = np.array(pairs, np.int64).reshape(-1, 2)
+    same = numbers[0][a.labels[rows[:, 0]]] == numbers[1][b.labels[rows[:, 1]]]
+    check_common((a.paths.tolist(), b.paths.tolist()), int(same.sum()))
+    notes = [
+        *_image_notes(len(a), len(b), len(rows), int((~same).sum())),
+        *_class_notes(a.classes.tolist(), b.classes.tolist()),
+    ]
+    rows = rows[same]
+    return Comparison(
+        a.paths[rows[:, 0]].tolist(),
+        display_names(classes, names),
+        numbers[0][a.labels[rows[:, 0]]],
+        _answers(a, numbers[0], rows[:, 0]),
+        _answers(b, numbers[1], rows[:, 1]),
+        notes,
+    )
+
+
+def check_common(paths: Sequence[Sequence[str]], num_common: int) -> None:
+    """Raise ConfigError if no image is in common.
+
+    Args:
+        paths: paths of the evaluation images of A, and of B.
+        num_common: number of those in common.
+    """
+    if not num_common:
+        a, b = (f"{len(each):,}, such as {shown(each[0])}" if each else "none" for each in paths)
+        raise ConfigError(
+            f"A and B must have evaluation images with the same path and label in common; A has {a}, and B {b}; "
+            "data.root=DIR evaluates both on other images"
+        )
+
+
+def _answers(kept: KeptPredictions, numbers: np.ndarray, rows: np.ndarray) -> Answers:
+    top = kept.top_classes[rows]
+    return Answers(
+        numbers[top[:, 0]],
+        kept.top_probs[rows, 0],
+        kept.label_prob[rows],
+        (top == kept.labels[rows, None]).any(1),
+    )
+
+
+def _image_notes(num_a: int, num_b: int, num_common: int, num_relabelled: int) -> list[str]:
+    notes = []
+    if not num_a == num_b == num_common:
+        notes.append(
+            f"Only the {num_common:,} images in the evaluation split of both are compared, of {num_a:,} of A and {num_b:,} of B, "
+            "because one of the nets may have trained on the others."
+        )
+    if num_relabelled:
+        one = num_relabelled == 1
+        notes.append(
+            f"{num_relabelled:,} {'image has' if one else 'images have'} different labels for A and B and "
+            f"{'is' if one else 'are'} left out."
+        )
+    return notes
+
+
+def _class_notes(a: Sequence[str], b: Sequence[str]) -> list[str]:
+    own_a, own_b = ({_normalized(name) for name in names} for names in (a, b))
+    notes = []
+    for name, own, others in (("A", own_a, own_b), ("B", own_b, own_a)):
+        if extra := sorted(own - others):
+            more = f" and {len(extra) - MAX_NAMES:,} more" if len(extra) > MAX_NAMES else ""
+            notes.append(f"Only {name} has the classes {', '.join(map(shown, extra[:MAX_NAMES]))}{more}.")
+    return notes
+
+
+def _normalized(name: str) -> str:
+    return unicodedata.normalize("NFC", str(name))

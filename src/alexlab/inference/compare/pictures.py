@@ -1,0 +1,100 @@
+"""Pictures of the images that B repairs and breaks."""
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from alexlab.config.confinement import confined_data
+from alexlab.config.data import data_config, find_splits
+from alexlab.data.splits import Split
+from alexlab.errors import AlexlabError
+from alexlab.inference.compare.comparison import Comparison
+from alexlab.inference.compare.sources import Evaluated
+from alexlab.pages.image_grid import CaptionedImage, ImageGrid
+from alexlab.records.results import RunResult
+
+if TYPE_CHECKING:
+    from alexlab.inference.compare.report import Context
+
+log = logging.getLogger(__name__)
+
+
+def picture_grids(comparison: Comparison, context: "Context", limit: int) -> list[ImageGrid]:
+    """Return the images that B repairs and those that it breaks, as they are on disk, the most confident answer of B first.
+
+    An image that cannot be found or read is left out, and the first reason is logged.
+
+    Args:
+        comparison: the comparison.
+        context: its sides and the sources of their predictions.
+        limit: maximum number of images of each kind.
+    """
+    kinds = {kind: comparison.rows(kind, limit) for kind in ("repaired", "broken")}
+    wanted = {comparison.paths[row] for rows in kinds.values() for row in rows}
+    try:
+        files = _find_files(context, wanted) if wanted else {}
+    except AlexlabError as error:
+        log.warning("the page has no pictures: %s", error)
+        return []
+    grids, errors = [], []
+    for kind, rows in kinds.items():
+        groups = []
+        for row in rows:
+            try:
+                groups.append([_captioned(comparison, row, *files[comparison.paths[row]])])
+            except (AlexlabError, KeyError) as error:
+                errors.append(error)
+        if groups:
+            count, action = (
+                comparison.counts[1 if kind == "repaired" else 2],
+                "repairs" if kind == "repaired" else "breaks",
+            )
+            right, wrong = ("B", "A") if kind == "repaired" else ("A", "B")
+            caption = f"Only {right} is right and {wrong} is wrong; the most confident answers of B first."
+            number = f"{len(groups)} of {count:,}" if len(groups) < count else f"{count:,}"
+            grids.append(ImageGrid(f"Images that B {action} ({number})", caption, groups, groups_per_row=6))
+    if errors:
+        log.warning("%d pictures were left out: %s", len(errors), errors[0])
+    return grids
+
+
+def _captioned(comparison: Comparison, row: int, split: Split, index: int, decoding: Any) -> CaptionedImage:
+    answers = [
+        f"{name} {comparison.classes[side.predicted[row]]} (p {side.prob[row]:.2f})"
+        for name, side in (("A", comparison.a), ("B", comparison.b))
+    ]
+    lines = [f"true {comparison.classes[comparison.labels[row]]}", *answers, os.path.basename(comparison.paths[row])]
+    return CaptionedImage(split.load(index, decoding), lines)
+
+
+def _find_files(context: "Context", wanted: Iterable[str]) -> dict[str, tuple[Split, int, Any]]:
+    """Return the split, the index in it and the decoding settings of each image, by its path."""
+    remaining, found = {*wanted}, {}
+    for splits, decoding in _candidates(context):
+        for split in splits:
+            for index, path in enumerate(split.paths):
+                if path in remaining:
+                    remaining.discard(path)
+                    found[path] = split, index, replace(decoding, channels=3)
+            if not remaining:
+                return found
+    return found
+
+
+def _candidates(context: "Context") -> Iterable[tuple[list[Split], Any]]:
+    """Yield splits that may have the images, with the decoding settings: of an evaluation, or those of a run."""
+    for source in context.all_sources:
+        if isinstance(source, Evaluated):
+            yield [source.split], source.decoding
+    for side in context.sides:
+        if side.run is not None:
+            yield _splits_of(side.run)
+
+
+def _splits_of(run: RunResult) -> tuple[list[Split], Any]:
+    config = run.record["config"]
+    node = confined_data(config["data"]) | {"cache": None, "manifest": None}
+    found = find_splits({**config, "data": node})
+    return [split for _, split in reversed([*found.items()])], data_config({"data": node}).decoding

@@ -1,0 +1,250 @@
+"""Report of a comparison: files, tables for the terminal, and a page."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from alexlab.config.grammar import to_text
+from alexlab.inference.compare.comparison import OUTCOMES, Answers, Comparison, p_text
+from alexlab.inference.compare.sides import Side
+from alexlab.inference.compare.sources import Evaluated, Kept
+from alexlab.inference.metrics import wilson_interval
+from alexlab.output.csv_files import write_csv
+from alexlab.pages.image_grid import ImageGrid
+from alexlab.pages.render import Interval, column_digits, format_value, render
+from alexlab.records.differences import code_differences, config_differences, record_differences
+from alexlab.records.results import RunResult
+
+MAX_CLASSES = 30  # rows of the terminal's table
+MIN_LOSS_PROB = 1e-12
+CAUTION = (
+    "The test is about these two networks and these images: another seed of the same settings can turn the result; "
+    "compare.py with sweeps over seeds, or a report, compares settings."
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Sides of a comparison, and the sources of their predictions.
+
+    Args:
+        sides: A and B.
+        sources: for each side, the sources of its predictions.
+        config: config of the command.
+    """
+
+    sides: Sequence[Side]
+    sources: Sequence[Sequence[Kept | Evaluated]]
+    config: dict[str, Any]
+
+    @property
+    def all_sources(self) -> list[Kept | Evaluated]:
+        return list(chain(*self.sources))
+
+    @property
+    def split_name(self) -> str:
+        """Name of the split; that of the side whose data is divided into splits."""
+        names = [source.split_name for source in self.all_sources]
+        return next((name for name in names if name != "all"), "all")
+
+    @property
+    def runs(self) -> list[RunResult] | None:
+        """The first run of each side; None if a side has none."""
+        runs = [side.run for side in self.sides if side.run is not None]
+        return runs if len(runs) == 2 else None
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about the sides and the origin of their predictions."""
+        notes = [f"{name}: {side.note}" for name, side in zip("AB", self.sides, strict=True) if side.note]
+        evaluated = [
+            name
+            for name, sources in zip("AB", self.sources, strict=True)
+            if any(isinstance(each, Evaluated) for each in sources)
+        ]
+        if not evaluated:
+            return [*notes, "The predictions are those that the runs have kept; nothing was evaluated."]
+        others = "" if len(evaluated) == 2 else "; the other's predictions are those that its run has kept"
+        return [*notes, f"Evaluated: {' and '.join(evaluated)}{others}."]
+
+    @cached_property
+    def config_rows(self) -> list[list[str]]:
+        """The settings that differ, as overrides: name of the key, A, B."""
+        if self.runs is None:
+            return []
+        rows = [_overrides(each) for each in config_differences(self.runs, groups=True)]
+        seeds = [
+            ", ".join(str(member.run.seed) for member in side.members if member.run is not None) for side in self.sides
+        ]
+        return [*rows, *([["seed", *seeds]] if seeds[0] != seeds[1] else [])]
+
+    @cached_property
+    def key_rows(self) -> list[list[str]]:
+        """All keys of the config that differ, if some of them are those of differing config groups."""
+        if self.runs is None:
+            return []
+        rows = [_overrides(each) for each in config_differences(self.runs, groups=False)]
+        return rows if {row[0] for row in rows} - {row[0] for row in self.config_rows} else []
+
+    @cached_property
+    def record_rows(self) -> list[list[str]]:
+        """Differences in code, images, versions and machine."""
+        runs = self.runs
+        return [] if runs is None else [list(each) for each in record_differences(runs[0].record, runs[1].record)]
+
+
+def _overrides(difference: Any) -> list[str]:
+    cells = [f"{difference.key}={to_text(value[0])}" if value else "not set" for value in difference.values]
+    return [difference.key, *cells]
+
+
+def score_rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows of the scores of A and B; top-5 only with more than 5 classes."""
+    with_top5 = len(comparison.classes) > 5
+    columns = [
+        "",
+        "top-1 accuracy",
+        "95 % interval",
+        *(["top-5 accuracy"] if with_top5 else []),
+        "loss (cross-entropy)",
+    ]
+    rows: list[list[Any]] = []
+    for name, side in (("A", comparison.a), ("B", comparison.b)):
+        correct = comparison.num_correct(side)
+        low, high = wilson_interval(correct, len(comparison))
+        top5 = [float(side.in_top5.mean())] if with_top5 else []
+        rows.append([name, correct / len(comparison), f"{low:.4f} to {high:.4f}", *top5, _loss(side)])
+    difference = comparison.difference
+    others = [f"{after - before:+.4f}" for before, after in zip(rows[0][3:], rows[1][3:], strict=True)]
+    interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
+    return columns, [*rows, ["B minus A", f"{difference.value:+.4f}", interval, *others]]
+
+
+def _loss(side: Answers) -> float:
+    return float(-np.log(np.maximum(side.label_prob.astype(np.float64), MIN_LOSS_PROB)).mean())
+
+
+def outcome_rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows of the table of images by outcome."""
+    both, repaired, broken, wrong = comparison.counts
+    rows = [["A right", both, broken, both + broken], ["A wrong", repaired, wrong, repaired + wrong]]
+    return ["", "B right", "B wrong", "all"], [*rows, ["all", both + repaired, broken + wrong, len(comparison)]]
+
+
+def summary_tables(comparison: Comparison, context: Context) -> list[Table]:
+    """Return tables for the terminal: scores, outcomes, classes and differing settings."""
+    count = len(comparison)
+    title = f"{context.split_name}: {count:,} {'image' if count == 1 else 'images'}"
+    tables = [
+        _table(title, *score_rows(comparison)),
+        _table("images", *outcome_rows(comparison)),
+        _class_table(comparison.class_rows()),
+    ]
+    rows = [*context.config_rows, *context.record_rows]
+    return [*tables, _table("differences", ["", "A", "B"], rows)] if rows else tables
+
+
+def _class_table(rows: Sequence[dict[str, Any]]) -> Table:
+    title = "classes"
+    if len(rows) > MAX_CLASSES:
+        title = f"the {MAX_CLASSES} classes with the largest difference, of {len(rows)}"
+        rows = sorted(rows, key=lambda row: -abs(row["difference"]))[:MAX_CLASSES]
+    cells = [
+        [*list(row.values())[:6], f"{row['difference']:+.4f}", f"{row['low']:+.4f} to {row['high']:+.4f}"]
+        for row in rows
+    ]
+    return _table(title, [*list(rows[0])[:7], "95 % interval"], cells)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Return a table of the terminal; numbers are right-aligned and have the same digits in a column."""
+    table, digits = Table(title=title), column_digits(rows, columns)
+    for column, places in zip(columns, digits, strict=True):
+        table.add_column(column, justify="left" if places is None else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(format_value, row, digits))
+    return table
+
+
+def write_files(comparison: Comparison, context: Context, out_dir: Path) -> None:
+    """Write `comparison.csv` with a row per image, and `scores.json`."""
+
+    def rows() -> Iterator[list[Any]]:
+        yield ["path", "label", "a", "a_prob", "b", "b_prob", "outcome"]
+        for row, path in enumerate(comparison.paths):
+            cells = [
+                cell
+                for side in (comparison.a, comparison.b)
+                for cell in (comparison.classes[side.predicted[row]], f"{side.prob[row]:.6f}")
+            ]
+            yield [path, comparison.classes[comparison.labels[row]], *cells, OUTCOMES[comparison.outcomes[row]]]
+
+    write_csv(out_dir / "comparison.csv", rows())
+    scores = {
+        **{
+            name: {
+                "name": side.name,
+                "checkpoints": [str(member.path) for member in side.members],
+                "top1": comparison.num_correct(answers) / len(comparison),
+                "top5": float(answers.in_top5.mean()),
+                "loss": _loss(answers),
+            }
+            for name, side, answers in zip("ab", context.sides, (comparison.a, comparison.b), strict=True)
+        },
+        "split": context.split_name,
+        "images": len(comparison),
+        **{name.replace(" ", "_"): count for name, count in zip(OUTCOMES, comparison.counts, strict=True)},
+        "difference": asdict(comparison.difference),
+    }
+    (out_dir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+def write_page(comparison: Comparison, context: Context, path: Path, grids: Sequence[ImageGrid]) -> None:
+    """Write the page of a comparison.
+
+    Args:
+        comparison: the results.
+        context: what was compared.
+        path: HTML file.
+        grids: images that B repairs and breaks.
+    """
+    a, b = context.sides
+    classes = comparison.class_rows()
+    scale = (min(row["low"] for row in classes), max(row["high"] for row in classes))
+    text = render(
+        "compare.html",
+        title=f"{Path(a.name).name} and {Path(b.name).name}: {context.split_name} split",
+        kind="Comparison",
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        score=(f"{100 * comparison.difference.value:+.2f}", "points", "Top-1 accuracy, B minus A"),
+        verdict=comparison.verdict,
+        facts={
+            "A": a.name,
+            "B": b.name,
+            "Split": context.split_name,
+            "Images": len(comparison),
+            "McNemar": p_text(comparison.difference.p_value),
+        },
+        notes=[*context.notes, *comparison.notes, CAUTION],
+        scores=score_rows(comparison),
+        outcomes=outcome_rows(comparison),
+        grids=grids,
+        class_columns=[*list(classes[0])[:7], "95 % interval"],
+        class_rows=[
+            [*list(row.values())[:7], Interval(row["low"], row["difference"], row["high"], scale)] for row in classes
+        ],
+        has_runs=context.runs is not None,
+        config_rows=context.config_rows,
+        key_rows=context.key_rows,
+        record_rows=context.record_rows,
+        diffs=code_differences(context.runs) if context.runs is not None else [],
+    )
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,124 @@
+"""Task of `python src/compare.py A B`: two nets image by image."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alexlab.distributed.imports import import_lightning
+from alexlab.errors import ConfigError
+from alexlab.output.escape import print_line
+from alexlab.records.run import Run
+
+if TYPE_CHECKING:
+    from alexlab.data.splits import Split
+    from alexlab.inference.compare.sides import Member, Side
+    from alexlab.inference.compare.sources import Evaluated, Kept
+    from alexlab.records.kept_predictions import KeptPredictions
+
+
+def main(run: Run) -> None:
+    """Compare two nets on the same images, print tables, and write `compare.html`, `comparison.csv` and `scores.json`.
+
+    Raises:
+        AlexlabError: if a side, the data or an option is invalid, or the sides have no image in common.
+    """
+    from alexlab.inference.compare.comparison import check_common, match
+    from alexlab.inference.compare.pictures import picture_grids
+    from alexlab.inference.compare.report import Context, summary_tables, write_files, write_page
+    from alexlab.inference.compare.sides import concatenate, find_side
+    from alexlab.output.terminal import Terminal
+
+    check(run.config)
+    sides = [find_side(str(name)) for name in run.config["runs"]]
+    sources = find_sources(sides, run.config, run.dir)
+    paths = [[path for source in side for path in source.paths] for side in sources]
+    common = {*paths[0]} & {*paths[1]}
+    check_common(paths, len(common))
+    a, b = (concatenate([source.predict(common) for source in side]) for side in sources)
+    names = [side.run.record["config"].get("class_names") for side in sides if side.run is not None]
+    comparison = match(a, b, next((each for each in names if isinstance(each, dict)), None))
+    context = Context(sides, sources, run.config)
+    for table in summary_tables(comparison, context):
+        Terminal().print_table(table)
+    for line in (comparison.verdict, *context.notes, *comparison.notes):
+        Terminal().print_lines(line)
+    grids = picture_grids(comparison, context, run.config["num_images"])
+    write_files(comparison, context, run.dir)
+    write_page(comparison, context, run.dir / "compare.html", grids)
+    print_line(f"{os.path.relpath(run.dir)}/compare.html, comparison.csv, scores.json")
+
+
+def check(config: dict[str, Any]) -> None:
+    """Check what can be checked before anything is read.
+
+    Raises:
+        ConfigError: if there are not two sides, or the split may have trained one of them.
+    """
+    from alexlab.inference.compare.sources import check_split
+
+    names = config["runs"]
+    if len(names) != 2:
+        given = ", ".join(map(str, names)) or "nothing"
+        raise ConfigError(f"compare needs two runs, sweeps, checkpoints or exported files: compare.py A B; got {given}")
+    check_split(config["split"], from_run=config["data"]["root"] is None and config["data"]["url"] is None)
+
+
+def find_sources(sides: "Sequence[Side]", config: dict[str, Any], out_dir: Path) -> "list[list[Kept | Evaluated]]":
+    """Return for each side the sources of its predictions: one, or one per fold."""
+    from alexlab.inference.compare.sources import kept_source, recorded_split
+
+    split = config["split"]
+    if split is None and config["data"]["root"] is None and config["data"]["url"] is None:
+        split = recorded_split([member for side in sides for member in side.members])
+    sources = []
+    for side in sides:
+        found: list[Kept | Evaluated] = []
+        for members in side.parts(split):
+            kept = None if split is None else kept_source(members, split, config)
+            found.append(kept or evaluated_source(members, {**config, "split": split}, out_dir))
+        sources.append(found)
+    return sources
+
+
+def evaluated_source(members: "Sequence[Member]", config: dict[str, Any], out_dir: Path) -> "Evaluated":
+    """Return the evaluation of a checkpoint on its own evaluation split, or on the images that the config names.
+
+    Args:
+        members: nets whose probabilities are averaged.
+        config: config of the command.
+        out_dir: folder of the list of unreadable images.
+    """
+    import_lightning()
+
+    from alexlab.data.unreadable import UnreadableLog, suggest_skipping
+    from alexlab.inference.checkpoint import load_checkpoint
+    from alexlab.inference.compare.sources import Evaluated, check_split, to_kept
+    from alexlab.inference.held_out import check_held_out
+    from alexlab.inference.predictions import predict_split, select_split, split_loader
+    from alexlab.output.progress import track
+    from alexlab.records.layout import SKIPPED
+    from alexlab.tasks.evaluate import data_settings
+
+    model = load_checkpoint([str(member.path) for member in members], device=config["device"])
+    node = config["data"]
+    if node["root"] is not None and os.path.realpath(node["root"]) == os.path.realpath(
+        str(model.config["data"]["root"])
+    ):
+        node = {**node, "root": None}  # the images that trained this net must stay apart
+    settings, from_run = data_settings(model, node)
+    check_split(config["split"], from_run=from_run)
+    name, split = select_split(model, settings, config["split"], from_run=from_run)
+    check_held_out(model, settings, name, from_run=from_run)
+
+    def evaluate(part: "Split") -> "KeptPredictions":
+        unreadable = UnreadableLog(out_dir / SKIPPED) if settings.on_error == "skip" else None
+        loader = split_loader(part, model.reader(config["views"]), settings, unreadable=unreadable)
+        label = f"{model.label}, {name}: {len(part):,} images"
+        with suggest_skipping({"on_error": settings.on_error, "root": settings.root}):
+            found = predict_split(model.inference, loader, part, progress=lambda batches: track(batches, label))
+        if unreadable is not None:
+            unreadable.finish()
+        return to_kept(found)
+
+    return Evaluated(split, name, settings.decoding, evaluate)

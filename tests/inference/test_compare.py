@@ -1,0 +1,240 @@
+"""Comparisons of two nets image by image, mostly on predictions that the tests write, so that every number is known."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from alexlab.cli.arguments import collect_runs
+from alexlab.errors import ConfigError
+from alexlab.inference.compare.comparison import OUTCOMES, match, paired_difference
+from alexlab.inference.compare.sides import average, find_side
+from alexlab.records.kept_predictions import KeptPredictions
+from alexlab.records.run import Run
+from alexlab.tasks.compare import main
+from support.runs import plain, rows, write_record
+
+CLASSES = ("cat", "dog", "fox")
+
+
+def kept(predicted: Sequence[int], labels: Sequence[int], *, classes: Sequence[str] = CLASSES, prob: float = 0.6, first: int = 0) -> KeptPredictions:  # fmt: skip
+    """Return predictions with the probability `prob` of the predicted class, on images numbered from `first`."""
+    count, num_classes = len(labels), len(classes)
+    probs = np.full((count, num_classes), (1 - prob) / (num_classes - 1), np.float32)
+    probs[np.arange(count), predicted] = prob
+    top = np.argsort(-probs, 1, kind="stable")[:, :5]
+    return KeptPredictions(
+        paths=np.array([f"{classes[label]}/{first + row}.png" for row, label in enumerate(labels)]),
+        classes=np.array(classes),
+        labels=np.array(labels),
+        top_classes=top,
+        top_probs=np.take_along_axis(probs, top, 1),
+        label_prob=probs[np.arange(count), labels],
+        probs=probs.astype(np.float16),
+    )
+
+
+def write_run(folder: Path, predictions: KeptPredictions, *, split: str = "val", seed: int = 1, lr: float = 0.1, data: dict[str, Any] | None = None, **entries: Any) -> Path:  # fmt: skip
+    config = {"seed": seed, "optimizer": {"lr": lr}, "data": {"root": "/nowhere", **(data or {})}, "tags": []}
+    best = {"top1": float(predictions.correct.mean()), "loss": 1.0}
+    write_record(folder, config=config, seed=seed, best=best, data={"counts": {"val": len(predictions)}}, **entries)
+    predictions.write(folder, split)
+    return folder
+
+
+@pytest.fixture
+def compare(tmp_path: Path) -> Callable[..., Path]:
+    """Compare two sides and return the folder of the results."""
+
+    def call(*arguments: str | Path) -> Path:
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        overrides = collect_runs([str(argument) for argument in arguments])
+        main(Run(config=plain(*overrides, "data.num_workers=0", name="compare"), dir=out))
+        return out
+
+    return call
+
+
+def test_the_test_is_mcnemars_and_the_interval_covers_the_difference() -> None:
+    found = paired_difference(16, 6, 161)
+    table = stats.binom(22, 0.5)
+    assert found.p_value == pytest.approx(2 * table.cdf(6)) and found.p_value == pytest.approx(0.0524788, abs=1e-7)
+    assert found.value == pytest.approx(10 / 161) and found.low < found.value < found.high
+    reverse = paired_difference(6, 16, 161)
+    assert (reverse.value, reverse.low, reverse.high) == pytest.approx((-found.value, -found.high, -found.low))
+    assert paired_difference(0, 0, 5).p_value == 1 and paired_difference(5, 0, 5).high == 1
+    assert paired_difference(20, 4, 200).is_significant and not found.is_significant
+    # Of 4,000 pairs of nets that differ by 4 points, about 95 % have an interval that covers them.
+    generator = np.random.default_rng(0)
+    samples = generator.multinomial(150, [0.70, 0.12, 0.08, 0.10], 4000)
+    intervals = [paired_difference(int(row[1]), int(row[2]), 150) for row in samples]
+    assert np.mean([each.low <= 0.04 <= each.high for each in intervals]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_two_runs_are_compared_on_the_predictions_that_they_kept(
+    compare: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = [0, 0, 0, 1, 1, 2]
+    write_run(tmp_path / "a", kept([0, 1, 2, 1, 0, 0], labels))
+    write_run(tmp_path / "b", kept([0, 0, 0, 2, 0, 2], labels, prob=0.8), lr=0.2)
+    monkeypatch.chdir(tmp_path)
+    out = compare("a", "b")
+    assert {path.name for path in out.iterdir()} == {"compare.html", "comparison.csv", "scores.json"}
+    table = rows(out / "comparison.csv")
+    assert [row["outcome"] for row in table] == [
+        "both right",
+        "repaired",
+        "repaired",
+        "broken",
+        "both wrong",
+        "repaired",
+    ]
+    assert table[3] == {"path": "dog/3.png", "label": "dog", "a": "dog", "a_prob": "0.600000", "b": "fox", "b_prob": "0.800000", "outcome": "broken"}  # fmt: skip
+    scores = json.loads((out / "scores.json").read_text())
+    assert (scores["a"]["top1"], scores["b"]["top1"]) == pytest.approx((2 / 6, 4 / 6))
+    assert [scores[name.replace(" ", "_")] for name in OUTCOMES] == [1, 3, 1, 1]
+    assert scores["difference"]["p_value"] == pytest.approx(stats.binomtest(3, 4).pvalue)
+    assert scores["a"]["loss"] == pytest.approx(-(2 * np.log(0.6) + 4 * np.log(0.2)) / 6)
+    printed = capsys.readouterr().out
+    assert "No clear difference: A classifies 33.33 % and B 66.67 % of 6 images correctly (+33.33 points" in printed
+    assert "Of the 4 images that only one of them classifies correctly, B has 3" in " ".join(printed.split())
+    assert "nothing was evaluated" in printed and "optimizer.lr=0.1" in printed and "optimizer.lr=0.2" in printed
+    page = (out / "compare.html").read_text()
+    assert "<td>optimizer.lr=0.1</td><td>optimizer.lr=0.2</td>" in re.sub(r">\s+<", "><", page)
+    assert "top-5" not in page and "http:" not in page.replace("http://www.w3.org/", "")
+
+
+def test_only_images_that_trained_neither_net_are_compared(compare: Callable[..., Path], tmp_path: Path) -> None:
+    write_run(tmp_path / "a", kept([0, 0, 0], [0, 0, 0]))
+    write_run(tmp_path / "b", kept([0, 1, 0], [0, 0, 0], first=1))
+    out = compare(tmp_path / "a", tmp_path / "b")
+    assert [row["path"] for row in rows(out / "comparison.csv")] == ["cat/1.png", "cat/2.png"]
+    text = "Only the 2 images in the evaluation split of both are compared, of 3 of A and 3 of B"
+    assert text in (out / "compare.html").read_text()
+    write_run(tmp_path / "c", kept([0, 1, 0], [0, 0, 0], first=3))
+    with pytest.raises(ConfigError, match=r"A has 3, such as cat/0\.png, and B 3, such as cat/3\.png; data\.root=DIR"):
+        compare(tmp_path / "a", tmp_path / "c")
+    for split in ("train", "all", "x"):
+        with pytest.raises(ConfigError, match=f"split must be val or test, because images that .*; got '{split}'"):
+            compare(tmp_path / "a", tmp_path / "b", f"split={split}")
+
+
+def test_classes_match_by_name_and_different_ones_are_named() -> None:
+    a = kept([0, 1], [0, 1], classes=("cat", "dog"))
+    b = kept([2, 1], [1, 2], classes=("ant", "cat", "dog"))
+    found = match(a, b, {"cat": "Cat"})
+    assert (found.classes, found.labels.tolist(), found.b.predicted.tolist()) == (["Cat", "dog", "ant"], [0, 1], [1, 0])
+    assert found.counts == [0, 0, 2, 0] and found.notes == ["Only B has the classes ant."]
+    assert found.class_rows()[0] | {"low": 0, "high": 0} == {"class": "Cat", "images": 1, "recall A": 1.0, "recall B": 0.0, "repaired": 0, "broken": 1, "difference": -1.0, "low": 0, "high": 0}  # fmt: skip
+    relabelled = kept([0, 1], [0, 1], classes=("cat", "fox"))
+    relabelled.paths[:] = a.paths
+    assert match(a, relabelled).notes[0] == "1 image has different labels for A and B and is left out."
+
+
+def test_the_most_confident_answers_of_b_are_first() -> None:
+    a, b = kept([1, 1, 1], [0, 0, 0]), kept([0, 0, 0], [0, 0, 0])
+    b.top_probs[:, 0] = [0.5, 0.9, 0.7]
+    assert match(a, b).rows("repaired", 2) == [1, 2] and match(b, a).rows("broken", 5) == [0, 1, 2]
+
+
+def test_of_a_sweep_the_seeds_of_the_best_setting_are_averaged(compare: Callable[..., Path], tmp_path: Path) -> None:
+    labels = [0, 1, 2, 2]
+    for seed, (predicted, prob) in enumerate((([0, 1, 0, 0], 0.9), ([0, 1, 2, 2], 0.8), ([0, 1, 2, 2], 0.7))):
+        write_run(tmp_path / f"sweep/{seed}", kept(predicted, labels, prob=prob), seed=seed)
+    write_run(tmp_path / "sweep/3", kept([0, 0, 0, 0], labels), lr=0.3)
+    write_run(tmp_path / "sweep/4", kept(labels, labels), lr=0.4, status="failed")
+    (tmp_path / "sweep/sweep.json").write_text("{}")
+    side = find_side(str(tmp_path / "sweep"))
+    assert [member.path.name for member in side.members] == ["0", "1", "2"]
+    assert (
+        side.note.startswith("optimizer.lr=0.1 is the best of 2 settings in ") and "3 seeds are averaged" in side.note
+    )
+    kept_by_seed = [member.kept("val") for member in side.members]
+    mean = average([each for each in kept_by_seed if each is not None])
+    assert mean.predicted.tolist() == labels
+    assert mean.top_probs[:, 0] == pytest.approx([0.8, 0.8, (0.05 + 0.8 + 0.7) / 3, (0.05 + 0.8 + 0.7) / 3], abs=1e-3)
+    page = (compare(tmp_path / "sweep", tmp_path / "sweep/3") / "compare.html").read_text()
+    assert "A is better" in page or "No clear difference" in page
+    assert "A: optimizer.lr=0.1 is the best of 2 settings" in page and "<td>0, 1, 2</td>" in page
+
+
+def test_folds_are_put_together(compare: Callable[..., Path], tmp_path: Path) -> None:
+    for fold in (0, 1):
+        predictions = kept([0, 1 - fold], [0, 1], first=2 * fold)
+        write_run(tmp_path / f"sweep/{fold}", predictions, data={"folds": 2, "fold": fold})
+    whole = kept([0, 0, 0, 1], [0, 1, 0, 1])
+    write_run(tmp_path / "one", whole)
+    out = compare(tmp_path / "sweep", tmp_path / "one")
+    outcomes = {row["path"]: row["outcome"] for row in rows(out / "comparison.csv")}
+    assert outcomes == {
+        "cat/0.png": "both right",
+        "dog/1.png": "broken",
+        "cat/2.png": "both right",
+        "dog/3.png": "repaired",
+    }
+    assert "those that did not train on it" in (out / "compare.html").read_text()
+
+
+def test_odd_names_are_escaped(compare: Callable[..., Path], tmp_path: Path) -> None:
+    classes = ("<b>", "=cmd", "x\u202ey")
+    write_run(tmp_path / "a <i>&", kept([0, 1, 2, 0], [0, 1, 2, 2], classes=classes))
+    write_run(tmp_path / "b", kept([0, 0, 0, 2], [0, 1, 2, 2], classes=classes), lr=0.5)
+    out = compare(tmp_path / "a <i>&", tmp_path / "b")
+    page = (out / "compare.html").read_text()
+    assert (
+        "<b>" not in page.replace("<b>alexlab", "")
+        and "<i>" not in page.replace("<i></i>", "")
+        and "\u202e" not in page
+    )
+    assert "&lt;b&gt;" in page and "x\\u202ey" in page
+    assert "'=cmd" in (out / "comparison.csv").read_text()
+
+
+def test_what_cannot_be_compared_is_refused_in_one_sentence(compare: Callable[..., Path], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", kept([0], [0]))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.ckpt").write_text("x")
+    write_run(tmp_path / "failed/0", kept([0], [0]), status="failed")
+    write_run(tmp_path / "mixed/0", kept([0], [0]))
+    write_run(tmp_path / "mixed/1", kept([0], [0]), optimized={"name": "val/loss", "mode": "min"})
+    for arguments, message in (
+        ([run], "compare needs two runs, sweeps, checkpoints or exported files: compare.py A B; got .*/a"),
+        ([], "compare.py A B; got nothing"),
+        ([run, run, run], "compare.py A B; got "),
+        ([run, tmp_path / "no"], "A and B must each be a run folder, .*/no does not exist"),
+        ([run, tmp_path / "empty"], "no run found: there is no run.json in or below .*empty"),
+        ([run, tmp_path / "failed"], "A and B must have finished runs; none of the 1 runs in .*failed has scores"),
+        ([run, tmp_path / "mixed"], "mixed have different optimized metrics, val/loss, val/top1; name one of them"),
+        ([run, tmp_path / "text.ckpt"], "cannot read the weights"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compare(*arguments)
+
+
+def test_checkpoints_without_kept_predictions_are_evaluated(
+    compare: Callable[..., Path], trained_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "net.ckpt"
+    shutil.copy(trained_run / "checkpoints/best.ckpt", moved)
+    out = compare(trained_run, moved, "split=val")
+    assert {row["outcome"] for row in rows(out / "comparison.csv")} <= {"both right", "both wrong"}
+    printed = capsys.readouterr().out
+    assert (
+        "No difference" in printed
+        and "Evaluated: B; the other's predictions are those that its run has kept" in printed
+    )
+    assert "one of them is not in the folder of its run" in (out / "compare.html").read_text()
+    first = rows(out / "comparison.csv")
+    # The same folder, given explicitly, must not bring in the images that trained the nets.
+    assert [row["path"] for row in rows(compare(trained_run, moved, f"data.root={images}", "split=val") / "comparison.csv")] == [row["path"] for row in first]  # fmt: skip
+    assert len(rows(compare(moved, trained_run, "views=ten_crop") / "comparison.csv")) == 7, "the test split"
+    with pytest.raises(ConfigError, match="split must be val or test"):
+        compare(trained_run, moved, f"data.root={images}", "split=train")
