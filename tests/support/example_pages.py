@@ -50,7 +50,7 @@ def report_page(num_settings: int) -> str:
         "Parameters",
         "Status",
     ]
-    difference = Estimate(-0.1, "-10.00 points (-12.00 to -8.00)")
+    difference = Estimate(-0.1, "-10.00 (-12.00 to -8.00)")
     row = [LONG, 3, 0.5, Interval(0.4, 0.5, 0.6, (0, 1)), difference, 2.3, 11_000.5, 57_000_000, "3 finished"]
     rows = [row] * num_settings
     return render(

@@ -162,6 +162,10 @@ def _test_notes(ranking: Ranking) -> list[str]:
             f"Not paired with the best, and tested by {WELCH}: {', '.join(unpaired[:MAX_NAMES])}{more}. Pairing needs the kept "
             "predictions of all runs, on the same images."
         )
+    if tests and _num_seeds(ranking.groups) == 1:
+        found.append(
+            "With one seed, a test covers the images but not the training: another seed may give another result."
+        )
     if len(tested) > 1:
         found.append(f"p-values are corrected for {len(tested)} comparisons (Holm); intervals are not.")
     return found

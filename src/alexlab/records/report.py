@@ -27,7 +27,6 @@ from alexlab.records.results import RunResult, common_metric, find_runs, read_ru
 from alexlab.records.significance import Difference
 
 MEASURES = ("Best epoch", "Training, s", "Images/s")
-DIFFERENCE = ("Difference to best", "p")
 LABELS = ("tags", "note")  # columns of the runs, if any run has them
 CSV_MEASURES = ("best_epoch", "train_s", "images_per_s", "status", "parameters", "reason", *LABELS)
 
@@ -97,20 +96,26 @@ def _group_table(
         ]
         rows.append(row)
     first, *others = map(metric_title, scores)
-    columns = [*keys, "Runs", first, "95 % interval", "± SD", *DIFFERENCE, *others, *MEASURES, "Parameters", "Status"]
+    columns = [*keys, "Runs", first, "95 % interval", "± SD", *_difference_columns(first), *others, *MEASURES]
+    columns += ["Parameters", "Status"]
     return _without_trivial(Table(columns, rows), first)
+
+
+def _difference_columns(first: str) -> tuple[str, str]:
+    """Return the heads of the columns of `_difference_cells`; `first` is the head of the score that ranks the rows."""
+    return f"Difference to best{', points' if first in ('Top-1', 'Top-5') else ''}", "p"
 
 
 def _difference_cells(difference: Difference | None, *, is_accuracy: bool) -> tuple[Estimate | None, str | None]:
     """Return a difference with its interval, of accuracies in points, and its p-value."""
     if difference is None:
         return None, None
-    scale, unit, digits = (100, " points", 2) if is_accuracy else (1, "", 4)
+    scale, digits = (100, 2) if is_accuracy else (1, 4)
     value, low, high = (
         f"{scale * number:+.{digits}f}" for number in (difference.value, difference.low, difference.high)
     )
     p = "<0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
-    return Estimate(difference.value, f"{value}{unit} ({low} to {high})"), p
+    return Estimate(difference.value, f"{value} ({low} to {high})"), p
 
 
 def _without_trivial(table: Table, first: str) -> Table:
@@ -124,7 +129,7 @@ def _without_trivial(table: Table, first: str) -> Table:
     for number, name in enumerate(table.columns):
         values = {row[number] for row in table.rows if not isinstance(row[number], list)}
         if (
-            (name in ("± SD", "95 % interval", *DIFFERENCE) and values == {None})
+            (name in ("± SD", "95 % interval", *_difference_columns(first)) and values == {None})
             or (name == "Top-5" != first and values <= {None, 1.0})
             or (name == "Parameters" and len(values) == 1 and len(table.rows) > 1)
         ):

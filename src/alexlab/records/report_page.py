@@ -16,6 +16,7 @@ from alexlab.pages.render import Link, file_links, render
 from alexlab.records.compare import RunGroup, main_effects, relative
 from alexlab.records.layout import CURVES, LAUNCHER_OVERRIDES, LOGS
 from alexlab.records.optimized import OptimizedMetric, metric_label
+from alexlab.records.out_of_fold import OUT_OF_FOLD
 from alexlab.records.plots import MAX_SERIES, Panel, curve_panels, sheet
 from alexlab.records.ranking import Ranking, notes, verdict
 from alexlab.records.record import FAILED, INTERRUPTED, STATES
@@ -125,7 +126,8 @@ def _score(best: RunGroup) -> tuple[str, str, str]:
     mean, spread, count = best.mean() or 0, best.std(), len(best.values())
     scale, places, percent = (100, 2, " %") if best.optimized.is_accuracy else (1, 4, "")
     unit = percent.strip() if spread is None else f"± {scale * spread:.{places}f}{percent}"
-    runs = "" if count == 1 else f", mean ± standard deviation of {count} runs"
+    average = "mean" if best.num_folds is None else "pooled score of the folds"
+    runs = "" if count == 1 else f", {average} ± standard deviation of {count} runs"
     return f"{scale * mean:.{places}f}", unit, f"Validation {metric_label(best.optimized.key)}{runs}"
 
 
@@ -139,6 +141,7 @@ def _facts(runs: Sequence[RunResult], root: Path, out_dir: Path) -> dict[str, An
         "Data": _join(map(_data_text, runs)),
         "Runs": ", ".join(f"{statuses.count(status)} {status}" for status in STATES if status in statuses),
         "Folder": [Link(f"{relative(root)}/", f"{file_links([root], out_dir)[0].href}/")],
+        "Out of fold": file_links([out_dir / OUT_OF_FOLD], out_dir) if any(run.num_folds for run in runs) else [],
         "Started": time.strftime("%Y-%m-%d %H:%M", time.localtime(min(starts))) if starts else "",
         "Parameters": parameters.pop() if len(parameters) == 1 else None,
         "Code": _join(_code_text(run.record["code"]) for run in runs),
