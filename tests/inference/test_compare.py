@@ -63,19 +63,24 @@ def compare(tmp_path: Path) -> Callable[..., Path]:
     return call
 
 
+def outcomes(both: int, repaired: int, broken: int, wrong: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which images A and B classify correctly."""
+    counts = [both, repaired, broken, wrong]
+    return np.repeat([True, False, True, False], counts), np.repeat([True, True, False, False], counts)
+
+
 def test_the_test_is_mcnemars_and_the_interval_covers_the_difference() -> None:
-    found = paired_difference(16, 6, 161)
-    table = stats.binom(22, 0.5)
-    assert found.p_value == pytest.approx(2 * table.cdf(6)) and found.p_value == pytest.approx(0.0524788, abs=1e-7)
+    found = paired_difference(*outcomes(59, 16, 6, 80))
+    assert found.p_value == pytest.approx(2 * stats.binom(22, 0.5).cdf(6))
     assert found.value == pytest.approx(10 / 161) and found.low < found.value < found.high
-    reverse = paired_difference(6, 16, 161)
+    reverse = paired_difference(*outcomes(59, 6, 16, 80))
     assert (reverse.value, reverse.low, reverse.high) == pytest.approx((-found.value, -found.high, -found.low))
-    assert paired_difference(0, 0, 5).p_value == 1 and paired_difference(5, 0, 5).high == 1
-    assert paired_difference(20, 4, 200).is_significant and not found.is_significant
-    # Of 4,000 pairs of nets that differ by 4 points, about 95 % have an interval that covers them.
-    generator = np.random.default_rng(0)
-    samples = generator.multinomial(150, [0.70, 0.12, 0.08, 0.10], 4000)
-    intervals = [paired_difference(int(row[1]), int(row[2]), 150) for row in samples]
+    assert reverse.p_value == found.p_value
+    assert paired_difference(*outcomes(5, 0, 0, 0)).p_value == 1
+    assert paired_difference(*outcomes(0, 20, 4, 176)).is_significant and not found.is_significant
+    # Of 2,000 pairs of nets that differ by 4 points, about 95 % have an interval that covers them.
+    samples = np.random.default_rng(0).multinomial(150, [0.70, 0.12, 0.08, 0.10], 2000).tolist()
+    intervals = [paired_difference(*outcomes(*sample)) for sample in samples]
     assert np.mean([each.low <= 0.04 <= each.high for each in intervals]) == pytest.approx(0.95, abs=0.015)
 
 
@@ -238,3 +243,10 @@ def test_checkpoints_without_kept_predictions_are_evaluated(
     assert len(rows(compare(moved, trained_run, "views=ten_crop") / "comparison.csv")) == 7, "the test split"
     with pytest.raises(ConfigError, match="split must be val or test"):
         compare(trained_run, moved, f"data.root={images}", "split=train")
+    for name in ("0", "1"):
+        shutil.copytree(trained_run, tmp_path / "sweep" / name)
+    averaged = rows(compare(moved, tmp_path / "sweep", "views=ten_crop") / "comparison.csv")
+    assert {row["outcome"] for row in averaged} <= {"both right", "both wrong"} and len(averaged) == 7
+    assert [float(row["a_prob"]) for row in averaged] == pytest.approx(
+        [float(row["b_prob"]) for row in averaged], abs=1e-5
+    )

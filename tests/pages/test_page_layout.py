@@ -8,6 +8,7 @@ import pytest
 from support.browser import run_in_browser
 from support.example_pages import (
     check_page,
+    compare_page,
     demo_page,
     evaluation_page,
     gallery_page,
@@ -70,6 +71,7 @@ def test_no_page_scrolls_sideways_overlaps_or_has_pale_text(tmp_path: Path) -> N
         "index": index_page(),
         "evaluation": evaluation_page(tmp_path, kind="Evaluation", num_classes=40),
         "explanation": evaluation_page(tmp_path, kind="Explanation", num_classes=3),
+        "comparison": compare_page(tmp_path),
         "gallery": gallery_page(tmp_path),
         "check": check_page(tmp_path),
         "labels": labels_page(tmp_path),

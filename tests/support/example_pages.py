@@ -18,6 +18,10 @@ from alexlab.data.image_file import DEFAULT_DECODING
 from alexlab.data.listing import Finding
 from alexlab.data.manifest import ManifestRow
 from alexlab.data.splits import Split
+from alexlab.inference.compare.comparison import Answers, Comparison
+from alexlab.inference.compare.report import Context
+from alexlab.inference.compare.report import write_page as write_comparison
+from alexlab.inference.compare.sides import Member, Side
 from alexlab.inference.predict import Prediction
 from alexlab.inference.prediction_files import PredictionWriter
 from alexlab.inference.predictions import Predictions
@@ -26,6 +30,8 @@ from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 from alexlab.pages.plots import new_figure, svg
 from alexlab.pages.render import Estimate, Interval, Link, render
 from alexlab.records.cross_validation import OutOfFold
+from alexlab.records.record import default_record
+from alexlab.records.results import RunResult
 
 LONG = "augmentation=random_resized_crop_with_color_jitter, model.norm=local_response_normalization, data.root=/a/very/long/path"
 LINK = Link("12_model-alexnet_quarter_optimizer-adamw_seed-1_augmentation-none", "x/")
@@ -119,6 +125,33 @@ def evaluation_page(folder: Path, *, kind: str, num_classes: int) -> str:
     path = folder / "evaluation.html"
     write_page(Evaluation(predictions, names, details), path, f"alexnet on {WORD}", kind=kind, grids=grids)
     return path.read_text(encoding="utf-8")
+
+
+def compare_page(folder: Path) -> str:
+    """Return the page of a comparison of two runs that differ in their settings and code."""
+    runs = []
+    for number, name in enumerate((WORD, LONG)):
+        config = {"seed": number, "note": name, "optimizer": {"name": name}, "model": {"name": name}}
+        code = {"commit": str(number) * 40, "dirty": True}
+        record = default_record() | {"config": config, "choices": {"model": name}, "code": code}
+        run_dir = folder / str(number)
+        run_dir.mkdir()
+        (run_dir / "code.diff").write_text(f"+{name}\n" * 100)
+        runs.append(RunResult(run_dir, record, []))
+    random = np.random.default_rng(0)
+    labels = np.arange(400) % 40
+    a, b = (
+        Answers(np.where(random.random(400) < 0.7, labels, 0), random.random(400), random.random(400), labels < 9)
+        for _ in range(2)
+    )
+    classes = [f"{number} {WORD if number % 2 else LONG}"[:60] for number in range(40)]
+    found = Comparison([f"{number}.jpg" for number in range(400)], classes, labels, a, b, [f"Only A has {WORD}."])
+    photograph = CaptionedImage(random.integers(0, 255, (100, 180, 3), dtype=np.uint8), [WORD, LONG])
+    sides = [Side(name, [Member(run.folder, run)], LONG) for name, run in zip((WORD, LONG), runs, strict=True)]
+    path = folder / "compare.html"
+    grids = [ImageGrid("Images that B repairs (4)", LONG, [[photograph]] * 4)]
+    write_comparison(found, Context(sides, [[], []], {}), path, grids)
+    return path.read_text(encoding="utf-8").replace("<details>", "<details open>")
 
 
 def gallery_page(folder: Path) -> str:

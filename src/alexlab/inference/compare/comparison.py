@@ -7,13 +7,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from alexlab.data.class_names import display_names
 from alexlab.errors import ConfigError
 from alexlab.inference.metrics import CONFIDENCE, paired_interval
 from alexlab.output.escape import shown
 from alexlab.records.kept_predictions import KeptPredictions
+from alexlab.records.significance import mcnemar
 
 OUTCOMES = ("both right", "repaired", "broken", "both wrong")
 MAX_NAMES = 10  # of classes in a sentence
@@ -40,20 +40,14 @@ class PairedDifference:
         return self.p_value < 1 - CONFIDENCE
 
 
-def paired_difference(repaired: int, broken: int, num_images: int) -> PairedDifference:
-    """Return the difference of the accuracies of two nets, its interval and its test.
-
-    The interval is that of `paired_interval`. The test is the binomial test of the images that only one of the nets classifies
-    correctly (McNemar, Psychometrika 12, 1947, in its exact form).
+def paired_difference(a_correct: np.ndarray, b_correct: np.ndarray) -> PairedDifference:
+    """Return the difference of the accuracies of two nets, with its interval (`paired_interval`) and test (`mcnemar`).
 
     Args:
-        repaired: images that only B classifies correctly.
-        broken: images that only A classifies correctly.
-        num_images: number of all images.
+        a_correct, b_correct: whether A and B classify each image correctly, bool (N,), N > 0.
     """
-    value, low, high = paired_interval(np.repeat([1, -1, 0], [repaired, broken, num_images - repaired - broken]))
-    p_value = float(binomtest(repaired, repaired + broken).pvalue) if repaired + broken else 1.0
-    return PairedDifference(value, low, high, p_value)
+    a, b = a_correct.astype(np.int64), b_correct.astype(np.int64)
+    return PairedDifference(*paired_interval(b - a), p_value=mcnemar(b, a))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +104,7 @@ class Comparison:
     @cached_property
     def difference(self) -> PairedDifference:
         """Top-1 accuracy of B minus that of A."""
-        _, repaired, broken, _ = self.counts
-        return paired_difference(repaired, broken, len(self))
+        return paired_difference(self.a.predicted == self.labels, self.b.predicted == self.labels)
 
     def num_correct(self, answers: Answers) -> int:
         """Return the number of images whose most probable class is the label."""
@@ -127,9 +120,10 @@ class Comparison:
         """Return for each class with images: recall of A and B, repaired and broken images, and the difference."""
         found = []
         for label in np.unique(self.labels).tolist():
-            both, repaired, broken, wrong = np.bincount(self.outcomes[self.labels == label], minlength=4).tolist()
+            own = self.labels == label
+            both, repaired, broken, wrong = np.bincount(self.outcomes[own], minlength=4).tolist()
             count = both + repaired + broken + wrong
-            difference = paired_difference(repaired, broken, count)
+            difference = paired_difference(self.a.predicted[own] == label, self.b.predicted[own] == label)
             row = {"class": self.classes[label], "images": count, "recall A": (both + broken) / count}
             row |= {"recall B": (both + repaired) / count, "repaired": repaired, "broken": broken}
             found.append(row | {"difference": difference.value, "low": difference.low, "high": difference.high})
