@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alexlab.data.audit.label_errors import class_rows, find_label_errors
-from alexlab.data.audit.relabel import accept_below, read_decisions, write_corrected
+from alexlab.data.audit.relabel import accept_below, in_train, read_decisions, write_corrected
 from alexlab.data.discovery import find_splits
 from alexlab.data.folds import select_fold
 from alexlab.errors import ConfigError, DataError
@@ -120,6 +120,10 @@ def test_a_corrected_manifest_changes_only_decided_labels(tmp_path: Path, images
     }
     expected = {path: Path(path).parent.name for path in labels} | {val: "b", "b/004.png": "a"}
     assert labels == expected
+    write_corrected(splits, in_train(decisions, splits), tmp_path / "train.csv")
+    train_only = find_splits(str(tmp_path / "train.csv"), **FRACTIONS)
+    assert train_only.val.labels.tolist() == splits.val.labels.tolist()
+    assert [*train_only.train.paths] == [*splits.train.paths][1:]
     # Paths are those of the folder, so that runs are matched image by image and a manifest without decisions has the same folds.
     write_corrected(splits, [], tmp_path / "same.csv")
     same = find_splits(str(tmp_path / "same.csv"), **FRACTIONS)

@@ -11,12 +11,15 @@ from alexlab.data.audit import label_report
 from alexlab.data.discovery import find_splits
 from alexlab.data.folds import select_fold
 from alexlab.errors import AlexlabError, ConfigError
+from alexlab.records.compare import group_seeds
+from alexlab.records.image_scores import SettingScores, setting_scores
 from alexlab.records.kept_predictions import KeptPredictions
+from alexlab.records.results import read_runs
 from alexlab.records.run import Run
 from alexlab.tasks.prepare import main
 from support.browser import evaluate_script
 from support.images import write_images
-from support.runs import TINY, plain, rows, write_record
+from support.runs import TINY, plain, rows, trains_on, write_record
 
 FOLDS = 3
 WRONG = {"a/003.png": "b", "b, 2/005.png": "a"}  # files in the wrong folder, and their true classes
@@ -126,6 +129,30 @@ def test_a_page_has_a_limited_number_of_images(sweep: Path, tmp_path: Path, monk
     page = (out / "labels.html").read_text()
     assert page.count("<figure") == 1
     assert "1 more image is in labels.csv" in page
+
+
+@pytest.mark.slow
+def test_a_run_with_a_corrected_manifest_is_compared_on_the_same_images(tmp_path: Path, images: Path) -> None:
+    splits = find_splits(str(images), val_fraction=0.2, test_fraction=0.0)
+    (tmp_path / "decisions.csv").write_text(
+        f'path,proposed,decision\n{splits.train.paths[0]},"b, 2",accept\n{splits.val.paths[0]},"b, 2",accept\n'
+    )
+    scores: list[SettingScores | None] = []
+    for name, options in {"old": None, "train": ["train_only=true"], "both": []}.items():
+        root = images
+        if options is not None:
+            arguments = (f"data.root={images}", f"decisions={tmp_path / 'decisions.csv'}", *options)
+            root = prepare(tmp_path / f"{name}_manifest", "action=relabel", *arguments) / "corrected.csv"
+        trains_on(root, tmp_path)(run_dir=tmp_path / name)
+        (group,) = group_seeds(read_runs([tmp_path / name]), [])
+        scores.append(setting_scores(group))
+    old, new, relabelled = scores
+    assert old is not None
+    assert new is not None
+    assert relabelled is not None
+    assert old.has_images_of(new)
+    assert old.paths.tolist() == relabelled.paths.tolist()
+    assert (old.labels != relabelled.labels).sum() == 1
 
 
 def without_fold(sweep: Path, images: Path) -> None:

@@ -71,7 +71,10 @@ def apply_decisions(config: dict[str, Any], data: DataConfig, run_dir: Path) -> 
     out = Path(config["out"] or run_dir / "corrected.csv")
     if out.exists():
         raise ConfigError(f"out must be a new file; {shown(out)} exists")
-    relabel.write_corrected(data.find_splits(), decisions, out)
+    splits = data.find_splits()
+    if config["train_only"]:
+        decisions = relabel.in_train(decisions, splits)
+    relabel.write_corrected(splits, decisions, out)
     counts = {name: sum(row.decision == name for row in decisions) for name in (*relabel.DECISIONS, "")}
     print_line(
         f"{counts['accept']:,} labels corrected, {counts['remove']:,} images removed, {counts['reject']:,} proposals rejected, "

@@ -45,7 +45,8 @@ def find_label_errors(labels: np.ndarray, probs: np.ndarray) -> LabelErrors:
     """Find labels that disagree with out-of-fold probabilities more than the errors of the nets explain.
 
     An image counts as class j if its probability of j is at least the mean over the images with label j. The counts estimate
-    how many images of each label have each true class; as many of them, those with the largest margin, are suspicious.
+    how many images of each label have each true class; as many of them, those with the largest margin, are suspicious: cleanlab's
+    default `prune_by_noise_rate`.
 
     Args:
         labels: int64 (N,).

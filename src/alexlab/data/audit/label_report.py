@@ -23,7 +23,7 @@ from alexlab.pages.render import render
 from alexlab.records.cross_validation import OutOfFold
 
 MAX_IMAGES = 600  # images on the page, about 5 kB each; labels.csv has all of them
-MAX_ROWS = 50  # classes and pairs of classes in a table
+MAX_CLASSES, MAX_PAIRS = 50, 12  # rows of the tables
 PAIR_COLUMNS = ("label", "true class", "images")
 CLASS_COLUMNS = ("class", "images", "suspicious", "estimated wrong")
 
@@ -88,12 +88,12 @@ class LabelReport:
     def pair_rows(self) -> list[tuple[str, str, int]]:
         """Return the names of label and true class and the estimated number of images, the most frequent pair first."""
         classes = self.predictions.classes
-        return [(classes[label], classes[true], count) for label, true, count in self.errors.pairs()[:MAX_ROWS]]
+        return [(classes[label], classes[true], count) for label, true, count in self.errors.pairs()[:MAX_PAIRS]]
 
     def class_rows(self) -> list[tuple[str, int, int, int]]:
         """Return the rows of CLASS_COLUMNS, the class with the most wrong labels first."""
         rows = class_rows(self.errors, self.predictions.labels, self.predictions.classes)
-        return sorted(rows, key=lambda row: (-row[3], row[0]))[:MAX_ROWS]
+        return sorted(rows, key=lambda row: (-row[3], row[0]))[:MAX_CLASSES]
 
 
 def summary_tables(report: LabelReport) -> list[Table]:
@@ -129,14 +129,14 @@ def write_page(report: LabelReport, path: Path, *, decoding: Decoding, commands:
     """
     rows, predictions = report.rows(), report.predictions
     suspects = [_suspect(report, row, decoding) for row in rows[:MAX_IMAGES]]
-    num_wrong = int(report.errors.num_wrong.sum())
     page = render(
         "labels.html",
         title=f"Labels of {report.root}",
         kind="Label errors",
         date=time.strftime("%Y-%m-%d %H:%M"),
         num_suspects=f"{len(rows):,}",
-        sentence=f"{report.headline}; an estimated {num_wrong:,} labels are wrong.",
+        sentence=f"{report.headline}. The weaker the nets, the more of them are correct: the nets agree with "
+        f"{100 * predictions.accuracy:.1f} % of all labels.",
         facts={
             "Folder": report.root,
             "Images": len(predictions.paths),

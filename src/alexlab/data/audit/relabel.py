@@ -76,6 +76,12 @@ def accept_below(decisions: list[Decision], quality: float) -> list[Decision]:
     ]
 
 
+def in_train(decisions: list[Decision], splits: Splits) -> list[Decision]:
+    """Return the decisions without those on images of val and test."""
+    others = {path for name, split in splits.items() if name != "train" for path in split.paths}
+    return [row for row in decisions if row.path not in others]
+
+
 def corrected_rows(splits: Splits, decisions: list[Decision]) -> list[ManifestRow]:
     """Return the manifest rows of a dataset, with the class of accepted and without removed images; splits are kept.
 
