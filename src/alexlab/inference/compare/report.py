@@ -19,15 +19,15 @@ from alexlab.inference.compare.sources import Evaluated, Kept
 from alexlab.inference.metrics import wilson_interval
 from alexlab.output.csv_files import write_csv
 from alexlab.pages.image_grid import ImageGrid
-from alexlab.pages.render import Interval, column_digits, format_value, render
+from alexlab.pages.render import column_digits, format_value, render
 from alexlab.records.differences import code_differences, config_differences, record_differences
 from alexlab.records.results import RunResult
 
 MAX_CLASSES = 30  # rows of the terminal's table
 MIN_LOSS_PROB = 1e-12
 CAUTION = (
-    "The test is about these two networks and these images: another seed of the same settings can turn the result; "
-    "compare.py with sweeps over seeds, or a report, compares settings."
+    "The test is about these two networks and these images. Another seed of the same settings can give another result; a report "
+    "over several seeds compares settings."
 )
 
 
@@ -157,11 +157,16 @@ def _class_table(rows: Sequence[dict[str, Any]]) -> Table:
     if len(rows) > MAX_CLASSES:
         title = f"the {MAX_CLASSES} classes with the largest difference, of {len(rows)}"
         rows = sorted(rows, key=lambda row: -abs(row["difference"]))[:MAX_CLASSES]
+    return _table(title, *_class_cells(rows))
+
+
+def _class_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows of the table of classes."""
     cells = [
         [*list(row.values())[:6], f"{row['difference']:+.4f}", f"{row['low']:+.4f} to {row['high']:+.4f}"]
         for row in rows
     ]
-    return _table(title, [*list(rows[0])[:7], "95 % interval"], cells)
+    return [*list(rows[0])[:7], "95 % interval"], cells
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
@@ -217,11 +222,9 @@ def write_page(comparison: Comparison, context: Context, path: Path, grids: Sequ
         grids: images that B repairs and breaks.
     """
     a, b = context.sides
-    classes = comparison.class_rows()
-    scale = (min(row["low"] for row in classes), max(row["high"] for row in classes))
     text = render(
         "compare.html",
-        title=f"{Path(a.name).name} and {Path(b.name).name}: {context.split_name} split",
+        title=f"{a.title} and {b.title}: {context.split_name} split",
         kind="Comparison",
         date=time.strftime("%Y-%m-%d %H:%M"),
         score=(f"{100 * comparison.difference.value:+.2f}", "points", "Top-1 accuracy, B minus A"),
@@ -237,10 +240,7 @@ def write_page(comparison: Comparison, context: Context, path: Path, grids: Sequ
         scores=score_rows(comparison),
         outcomes=outcome_rows(comparison),
         grids=grids,
-        class_columns=[*list(classes[0])[:7], "95 % interval"],
-        class_rows=[
-            [*list(row.values())[:7], Interval(row["low"], row["difference"], row["high"], scale)] for row in classes
-        ],
+        classes=_class_cells(comparison.class_rows()),
         has_runs=context.runs is not None,
         config_rows=context.config_rows,
         key_rows=context.key_rows,

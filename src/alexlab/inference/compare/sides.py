@@ -53,6 +53,12 @@ class Side:
     note: str = ""
 
     @property
+    def title(self) -> str:
+        """Name of the folder of the run or sweep, or of the file."""
+        single = self.run if len(self.members) == 1 else None
+        return Path(self.name).resolve().name if single is None else single.folder.resolve().name
+
+    @property
     def run(self) -> RunResult | None:
         """The run of the first net."""
         return self.members[0].run
@@ -79,6 +85,7 @@ def find_side(name: str) -> Side:
     path = Path(name)
     if name == "last" and not path.exists():
         path = last_run("compare", [BEST, LAST])
+        name = str(path)
     if not path.exists():
         raise ConfigError(f"A and B must each be {KINDS}; {name} does not exist")
     folder = path if path.is_dir() else path.parent.parent
