@@ -231,7 +231,8 @@ def test_python_examples_run(trained_run: Path, images: Path, tmp_path: Path, mo
     examples = [code for code in examples if code not in own]
     assert (len(examples), len(own)) == (5, 1)
     for code in examples:
-        for name, path in (("RUN", trained_run), ("DIR", images), ("photo.jpg", images / "val/cat/001.png")):
+        runs = dict.fromkeys(("RUN", "RUN1", "RUN2"), trained_run)
+        for name, path in (runs | {"DIR": images, "photo.jpg": images / "val/cat/001.png"}).items():
             code = code.replace(f'"{name}"', repr(str(path)))
         exec(compile(code, "docs/python-api.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 10
