@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from alexlab.cli.arguments import collect_runs
 from alexlab.errors import ConfigError
 from alexlab.inference.compare.comparison import OUTCOMES, match, paired_difference
 from alexlab.inference.compare.sides import average, find_side
-from alexlab.records.kept_predictions import KeptPredictions
+from alexlab.records.differences import code_differences
+from alexlab.records.kept_predictions import KeptPredictions, read_predictions
+from alexlab.records.results import read_run
 from alexlab.records.run import Run
 from alexlab.tasks.compare import main
 from support.runs import plain, rows, write_record
@@ -250,3 +254,44 @@ def test_checkpoints_without_kept_predictions_are_evaluated(
     assert [float(row["a_prob"]) for row in averaged] == pytest.approx(
         [float(row["b_prob"]) for row in averaged], abs=1e-5
     )
+
+
+def test_pictures_show_the_true_class_and_both_answers(
+    compare: Callable[..., Path], trained_run: Path, tmp_path: Path
+) -> None:
+    config, own = read_run(trained_run).record["config"], read_predictions(trained_run, "val")
+    assert own is not None
+    for name, predicted in (("a", (own.labels + 1) % 3), ("b", own.labels)):
+        top = np.stack([predicted, (predicted + 1) % 3, (predicted + 2) % 3], 1)
+        predictions = replace(own, top_classes=top, probs=None)
+        write_run(tmp_path / name, predictions, data=config["data"], choices={})
+    page = (compare(tmp_path / "a", tmp_path / "b", "num_images=4") / "compare.html").read_text()
+    assert page.count('src="data:image/') == 4 and "Images that B repairs (4 of 11)" in page
+    assert re.search(r"<span>true (\w+)</span><span>A \w+ \(p 0\.\d\d\)</span><span>B \1 \(p 0\.\d\d\)</span>", page)
+    assert "B is better" in page and "p = 0.0010" in page
+
+
+def test_differences_of_code_are_unified_diffs(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    commits = []
+    for text in ("old = 1", "new = 2"):
+        (tmp_path / "src").mkdir(exist_ok=True)
+        (tmp_path / "src/x.py").write_text(f"{text}\n")
+        git("add", "src")
+        git("commit", "-qm", text)
+        commits.append(git("rev-parse", "HEAD"))
+    runs = []
+    for number, commit in enumerate([*commits, "--output=evil", commits[0]]):
+        folder = write_record(tmp_path / str(number), code={"commit": commit, "dirty": number == 1})
+        (folder / "code.diff").write_text("+uncommitted\n")
+        runs.append(read_run(folder))
+    found = dict(code_differences(runs[:2], code_dir=tmp_path))
+    between, own = found
+    assert between == f"from {commits[0][:12]} to {commits[1][:12]}" and "-old = 1\n+new = 2" in found[between]
+    assert (own, found[own]) == ("uncommitted changes of B", "+uncommitted\n")
+    assert code_differences([runs[0], runs[2]], code_dir=tmp_path) == []
+    assert code_differences([runs[0], runs[3]], code_dir=tmp_path) == [] and not (tmp_path / "evil").exists()
