@@ -4,7 +4,6 @@
 `... OUT.csv labels.csv` prints how many of them `prepare.py action=labels` has found.
 """
 
-import csv
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -57,14 +56,11 @@ def main(source: str, target: str) -> None:
     suspects = read_rows(Path(target))
     paths = [row["path"] for row in suspects]
     recall, precision = recall_and_precision(flipped, paths)
-    first = recall_and_precision(flipped, paths[: len(flipped)])[1]
+    first_50, first = (recall_and_precision(flipped, paths[:count])[1] for count in (50, len(flipped)))
     restored = sum(row["path"] in flipped and row["proposed"] == true[row["path"]] for row in suspects)
-    csv.writer(sys.stdout).writerows(
-        [
-            ("flipped", "suspicious", "recall", "precision", "precision of as many as flipped", "true class proposed"),
-            (len(flipped), len(paths), f"{recall:.3f}", f"{precision:.3f}", f"{first:.3f}", restored),
-        ]
-    )
+    print(f"{len(flipped)} flipped, {len(paths)} suspicious: recall {recall:.3f}, precision {precision:.3f}")
+    print(f"precision of the first 50: {first_50:.3f}, of as many as were flipped: {first:.3f}")
+    print(f"flipped labels whose true class is proposed: {restored}")
 
 
 if __name__ == "__main__":
