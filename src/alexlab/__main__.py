@@ -15,6 +15,7 @@ COMMANDS = {
     "prepare": "check, split, pack, shard or download a dataset",
     "report": "compare settings by their scores",
     "compare": "compare two networks image by image",
+    "reproduce": "check the claims of a paper: train, measure, write one page",
     "summary": "list the layers of a network",
     "benchmark": "measure speed and memory",
     "demo": "serve a page to try a trained network",

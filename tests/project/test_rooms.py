@@ -12,7 +12,20 @@ from support.runs import ROOT
 PACKAGE = ROOT / "src/alexlab"
 # A room may import from itself and from the rooms after it.
 ROOMS = (
-    *("__main__", "api", "cli", "tasks", "benchmark", "sweeps", "inference", "config", "training", "models", "data"),
+    *(
+        "__main__",
+        "api",
+        "cli",
+        "tasks",
+        "benchmark",
+        "papers",
+        "sweeps",
+        "inference",
+        "config",
+        "training",
+        "models",
+        "data",
+    ),
     *("distributed", "records", "pages", "compat", "errors", "output"),
 )
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -21,7 +21,7 @@ from alexlab.records.results import last_run
 
 # Keys whose values are paths and are taken as typed, see `quote_path`.
 PATH_KEYS = (
-    *("data.root", "data.url", "data.manifest", "data.cache_dir", "class_names", "model.weights"),
+    *("data.root", "cifar10.root", "data.url", "data.manifest", "data.cache_dir", "class_names", "model.weights"),
     *("resume", "rerun", "ckpt", "input", "image", "neighbours.root", "out"),
     *("data.splits.train", "data.splits.val", "data.splits.test"),
     *("downloads", "manifest", "quarantine", "labels", "decisions"),

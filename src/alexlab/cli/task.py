@@ -57,7 +57,8 @@ class CommandTask:
         os.chdir(hydra_config.runtime.cwd)
         self.run_dir = Path(hydra_config.runtime.output_dir)
         with report_errors(self.run_dir, self.exit_codes):
-            if hydra_config.mode == RunMode.RUN and hydra_config.runtime.choices.get("launcher") == "submitit":
+            is_single = hydra_config.mode == RunMode.RUN and self.invocation.command == "train"
+            if is_single and hydra_config.runtime.choices.get("launcher") == "submitit":
                 return self._submit(config)
             run = self._prepare(config)
             score: float | None = self._main(run)

@@ -26,6 +26,11 @@ def repeat_option(option: str, value: str) -> None:
     _repeated.set((*_repeated.get(), (option, value)))
 
 
+def repeated_options() -> list[str]:
+    """Return the options of `repeat_option`, for a command that this process starts."""
+    return [f"{option}={value}" for option, value in _repeated.get()]
+
+
 def command_line(command: str, *arguments: object) -> str:
     """Return a command to paste into a shell, started as this process was: `python src/NAME.py ...` or `alexlab NAME ...`.
 

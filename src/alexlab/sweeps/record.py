@@ -28,7 +28,7 @@ RECORD = SWEEP_JSON
 VERSION = 1
 MAX_BYTES = 10_000_000
 LAUNCHERS = ("sequential", "parallel", "submitit", "ray")
-SWEEPERS = ("basic", "optuna")
+SWEEPERS = ("basic", "optuna", "list")
 SWEEPER_KEYS = ("num_trials", "seed", "max_batch_size")
 KEY = re.compile(r"(~|\+{0,2})([A-Za-z]\w*)((?:[./]\w+)*)")
 GLOB = re.compile(r"[\w*?-]+")
@@ -146,7 +146,7 @@ def check_record(record: SweepRecord) -> None:
         raise ValueError("overrides and dropped must be lists")
     known = job_keys()
     for entry in record.overrides:
-        _check_entry(entry, known)
+        check_entry(entry, known)
     if record.launcher not in LAUNCHERS:
         raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}; got {record.launcher!r}")
     default = launcher_defaults(record.launcher)
@@ -165,7 +165,7 @@ def check_record(record: SweepRecord) -> None:
         raise ValueError(f"subdir must name one folder for each job; got {record.subdir!r}")
 
 
-def _check_entry(entry: Any, known: Collection[str]) -> None:
+def check_entry(entry: Any, known: Collection[str]) -> None:
     """Raise ValueError unless an entry is a key of a job's config with plain values, and Hydra parses it back unchanged."""
     match = KEY.fullmatch(entry["key"])
     if match is None or match[2] not in known:

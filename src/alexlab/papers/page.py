@@ -1,0 +1,191 @@
+"""Results of a reproduction: a table in the terminal, a page that works offline, `claims.csv` and `result.json`."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alexlab.output.csv_files import write_csv
+from alexlab.pages.plots import svg
+from alexlab.pages.render import file_links, render
+from alexlab.papers.estimates import AGREES, DIFFERS, MARGIN, UNDECIDED
+from alexlab.papers.measures import Measurement
+from alexlab.papers.paper import Claim, missing_root
+from alexlab.papers.reproduction import Reproduction
+from alexlab.records.atomic import write_atomic
+from alexlab.records.results import RunResult
+
+NOT_RUN, SKIPPED = "not run yet", "skipped"
+PAGE, TABLE, RESULT = "reproduce.html", "claims.csv", "result.json"
+COLUMNS = ["Claim", "Paper", "Ours (95 % interval)", "Verdict"]
+CLASSES = {AGREES: "good", DIFFERS: "bad", NOT_RUN: "running", SKIPPED: "running"}
+RULES = (
+    "A claim about a difference agrees if the 95 % interval of the difference lies on the side that the paper states, differs if "
+    "it lies on the other side, and cannot be told if it includes zero, or 1 for a ratio. As images and nets differ from the "
+    "paper's, its number is shown but does not decide.",
+    "Differences of settings have Student's interval over the seeds, with the variance pooled over all settings of the recipe. "
+    "Scores are those of the epoch with the best validation, in 32 bits.",
+    f"A score agrees with a published one if its whole 95 % interval is at most {MARGIN:g} below it or higher, and differs if "
+    "the whole interval is lower.",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim and its result.
+
+    Args:
+        name: name of the claim.
+        claim: the claim.
+        found: its result; None without one.
+        verdict: agrees, differs, cannot be told, not run yet or skipped.
+        note: a sentence about the result, or why there is none.
+    """
+
+    name: str
+    claim: Claim
+    found: Measurement | None
+    verdict: str
+    note: str
+
+    @property
+    def published(self) -> str:
+        """The number of the paper as text: points, a ratio, or the score after the last or the measured epoch."""
+        number = self.claim.published
+        if isinstance(number, Sequence):
+            found = self.found and self.found.published
+            return f"{found or number[-1]:.3f}"
+        if number is None:
+            return "-"
+        return f"{number:g} times" if self.claim.kind == "epochs_to_error" else f"{100 * number:+.1f} points"
+
+    @property
+    def ours(self) -> str:
+        return "-" if self.found is None else self.found.ours
+
+
+def measure_claims(reproduction: Reproduction) -> list[Row]:
+    """Return the result of each claim."""
+    rows = []
+    for name, claim in reproduction.claims.items():
+        missing = missing_root(reproduction.paper, claim, reproduction.roots)
+        found = reproduction.measure(claim)
+        if missing is not None:
+            rows.append(Row(name, claim, None, SKIPPED, f"Set {missing}=DIR to the folder of its images."))
+        elif found is None:
+            rows.append(Row(name, claim, None, NOT_RUN, _counts(reproduction, claim)))
+        else:
+            rows.append(
+                Row(name, claim, found, found.verdict, f"{found.detail} {_incomplete(reproduction, claim)}".strip())
+            )
+    return rows
+
+
+def _counts(reproduction: Reproduction, claim: Claim) -> str:
+    counts = (f"{name} {len(reproduction.finished(name))} of {reproduction.num_seeds}" for name in claim.settings)
+    return f"Finished runs: {', '.join(counts)}."
+
+
+def _incomplete(reproduction: Reproduction, claim: Claim) -> str:
+    complete = all(len(reproduction.finished(name)) == reproduction.num_seeds for name in claim.settings)
+    return "" if complete else _counts(reproduction, claim)
+
+
+def write_results(reproduction: Reproduction) -> Path:
+    """Measure the claims, print them, and write the files; return the path of the page."""
+    from rich.table import Table
+
+    from alexlab.output.terminal import Terminal
+
+    rows = measure_claims(reproduction)
+    runs = [run for name in reproduction.settings for run in reproduction.finished(name)]
+    table = Table(*COLUMNS)
+    for row in rows:
+        table.add_row(row.claim.title, row.published, row.ours, row.verdict)
+    Terminal().print_table(table)
+    folder = reproduction.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    values = [_values(row) for row in rows]
+    write_csv(folder / TABLE, [list(values[0]), *([*each.values()] for each in values)])
+    result = {"paper": reproduction.paper.title, "scale": reproduction.scale, "seeds": reproduction.num_seeds}
+    content = result | {"date": time.strftime("%Y-%m-%d"), **_hardware(runs), "claims": values}
+    write_atomic(folder / RESULT, (json.dumps(content, indent=1) + "\n").encode())
+    page = folder / PAGE
+    write_atomic(page, _render(reproduction, rows, runs).encode())
+    return page
+
+
+def _values(row: Row) -> dict[str, Any]:
+    estimate = None if row.found is None else row.found.estimate
+    return {
+        "claim": row.name,
+        "title": row.claim.title,
+        "place": row.claim.place,
+        "published": row.claim.published if row.found is None else row.found.published or row.claim.published,
+        "value": estimate and estimate.value,
+        "low": estimate and estimate.low,
+        "high": estimate and estimate.high,
+        "verdict": row.verdict,
+        "note": row.note,
+    }
+
+
+def _hardware(runs: Sequence[RunResult]) -> dict[str, Any]:
+    if not runs:
+        return {}
+    record = runs[0].record
+    return {
+        "cpu": record["hardware"]["cpu"],
+        "cores": record["hardware"]["cores"],
+        "gpus": record.get("gpus") or [],
+        "train_s": round(sum(run.elapsed_s or 0 for run in runs)),
+    }
+
+
+def _render(reproduction: Reproduction, rows: Sequence[Row], runs: Sequence[RunResult]) -> str:
+    counts = Counter(row.verdict for row in rows)
+    order = [name for name in (AGREES, DIFFERS, UNDECIDED, NOT_RUN, SKIPPED) if counts[name]]
+    paper = reproduction.paper
+    facts = {
+        "Source": paper.source,
+        "Scale": reproduction.scale,
+        "Seeds": reproduction.num_seeds,
+        **{f"{key}.root": root for key, root in reproduction.roots.items() if root},
+        "Runs": f"{len(runs)} finished",
+        "Folder": file_links([reproduction.runs_dir], reproduction.folder),
+    }
+    hardware = _hardware(runs)
+    if hardware:
+        facts["Computer"] = f"{', '.join([*hardware['gpus'], hardware['cpu']])}, {hardware['cores']} cores"
+        facts["Time of the runs"] = f"{hardware['train_s'] / 3600:.1f} h"
+    sentence = f"{', '.join(f'{counts[name]} {name}' for name in order)}."
+    return render(
+        "reproduce.html",
+        title=paper.title,
+        kind="Reproduction",
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        score=(str(counts[AGREES]), f"of {len(rows)}", "claims agree"),
+        sentence=f"{sentence} {paper.reduction}" if reproduction.scale == "small" else sentence,
+        facts=facts,
+        columns=COLUMNS,
+        rows=[[row.claim.title, row.published, row.ours, row.verdict] for row in rows],
+        classes=[CLASSES.get(row.verdict, "") for row in rows],
+        claims=[_section(row) for row in rows],
+        rules=RULES,
+    )
+
+
+def _section(row: Row) -> dict[str, Any]:
+    """Return the variables of the section of a claim."""
+    panels = row.found.panels if row.found else []
+    return {
+        "row": row,
+        "class": CLASSES.get(row.verdict, ""),
+        "plots": [
+            (panel.name, panel.caption, svg(panel.figure(), f"{row.claim.title}: {panel.name}")) for panel in panels
+        ],
+        "grids": row.found.grids if row.found else [],
+    }

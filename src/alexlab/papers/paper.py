@@ -1,0 +1,174 @@
+"""A paper as data: what its claims need to be trained, and how each claim is measured. Read from `conf/paper`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alexlab.config.grammar import quote_path
+from alexlab.config.instantiate import bind
+from alexlab.errors import ConfigError
+from alexlab.sweeps.job_list import ListedJob
+
+SCALES = ("small", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What several settings have in common.
+
+    Args:
+        root: key of `reproduce.yaml` that names the folder of images: `data` or `cifar10`.
+        small: overrides of `train.py` with `scale=small`.
+        full: overrides with `scale=full`, as published.
+    """
+
+    root: str
+    small: Sequence[str]
+    full: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row of a comparison; it is trained once per seed, for all claims that use it.
+
+    Args:
+        recipe: name of its recipe.
+        overrides: further overrides of `train.py`.
+        rates: learning rates, of which the first seed chooses the best one; empty: that of the recipe.
+    """
+
+    recipe: str
+    overrides: Sequence[str] = ()
+    rates: Sequence[float] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim of the paper.
+
+    Args:
+        title: what it is about.
+        place: section, table or figure.
+        quote: sentence of the paper.
+        kind: name of the measure in `alexlab.papers.measures`.
+        settings: settings that it compares.
+        published: the number of the paper, a fraction or a ratio; a list has one per epoch; None if it states none.
+    """
+
+    title: str
+    place: str
+    quote: str
+    kind: str
+    settings: Sequence[str]
+    published: float | Sequence[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """A paper.
+
+    Args:
+        title: its title.
+        source: authors and place of publication.
+        reduction: what `scale=small` changes, a sentence.
+        recipes, settings, claims: by name.
+    """
+
+    title: str
+    source: str
+    reduction: str
+    recipes: Mapping[str, Recipe]
+    settings: Mapping[str, Setting]
+    claims: Mapping[str, Claim]
+
+
+@dataclass(frozen=True)
+class PaperRun:
+    """One training of a setting.
+
+    Args:
+        setting: name of the setting.
+        seed: its seed.
+        rate: its learning rate, if the setting has several.
+        overrides: overrides of `train.py`.
+    """
+
+    setting: str
+    seed: int
+    rate: float | None = None
+    overrides: Sequence[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        rate = "" if self.rate is None else f"_lr-{self.rate:g}"
+        return f"{self.setting}{rate}_seed-{self.seed}"
+
+    def job(self) -> ListedJob:
+        return ListedJob(self.name, self.overrides)
+
+
+def make_paper(node: Mapping[str, Any]) -> Paper:
+    """Return the paper of a `paper` node.
+
+    Raises:
+        ConfigError: if a key is unknown or missing, or a name refers to nothing.
+    """
+    bind(Paper, "paper", **node)
+    parts = {}
+    for group, kind in (("recipes", Recipe), ("settings", Setting), ("claims", Claim)):
+        for name, values in node[group].items():
+            bind(kind, f"paper.{group}.{name}", **values)
+        parts[group] = {name: kind(**values) for name, values in node[group].items()}
+    paper = Paper(**{**node, **parts})
+    for name, setting in paper.settings.items():
+        _check_names(f"paper.settings.{name}.recipe", [setting.recipe], paper.recipes)
+    for name, claim in paper.claims.items():
+        _check_names(f"paper.claims.{name}.settings", claim.settings, paper.settings)
+    return paper
+
+
+def _check_names(key: str, names: Sequence[str], known: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{key} must be one of {', '.join(known)}; got {name}")
+
+
+def select_claims(paper: Paper, names: Sequence[str] | None) -> dict[str, Claim]:
+    """Return the claims of some names, in the order of the paper; None: all of them."""
+    if names is None:
+        return dict(paper.claims)
+    _check_names("claims", names, paper.claims)
+    if not names:
+        raise ConfigError(f"claims must name at least one of {', '.join(paper.claims)}; got []")
+    return {name: claim for name, claim in paper.claims.items() if name in names}
+
+
+def used_settings(claims: Mapping[str, Claim]) -> list[str]:
+    """Return the settings that claims need, each once."""
+    return list(dict.fromkeys(name for claim in claims.values() for name in claim.settings))
+
+
+def missing_root(paper: Paper, claim: Claim, roots: Mapping[str, str | None]) -> str | None:
+    """Return the key of the folder of images that a claim lacks, such as `cifar10.root`; None if it has all."""
+    for name in claim.settings:
+        key = paper.recipes[paper.settings[name].recipe].root
+        if roots.get(key) is None:
+            return f"{key}.root"
+    return None
+
+
+def planned_run(
+    paper: Paper, name: str, scale: str, roots: Mapping[str, str | None], *, seed: int, rate: float | None
+) -> PaperRun:
+    """Return the training of a setting with one seed."""
+    setting = paper.settings[name]
+    recipe = paper.recipes[setting.recipe]
+    overrides = [
+        *getattr(recipe, scale),
+        *setting.overrides,
+        *([] if rate is None else [f"optimizer.lr={rate:g}"]),
+        f"data.root={quote_path(str(roots[recipe.root]))}",
+        f"seed={seed}",
+    ]
+    return PaperRun(name, seed, rate, overrides)

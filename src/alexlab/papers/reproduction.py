@@ -1,0 +1,142 @@
+"""One reproduction of a paper on disk: its plan, its runs and their results."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alexlab.errors import ConfigError
+from alexlab.papers.measures import Measurement, epochs_needed, measure, top1, training_errors
+from alexlab.papers.paper import Claim, Paper, PaperRun, missing_root, planned_run, used_settings
+from alexlab.records.atomic import write_atomic
+from alexlab.records.layout import RUN_JSON
+from alexlab.records.record import FINISHED
+from alexlab.records.results import RunResult, read_run
+
+RUNS, PLAN = "runs", "reproduce.json"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A paper, the part of it that is reproduced, and where.
+
+    Args:
+        paper: the paper.
+        claims: its claims that are reproduced, by name.
+        scale: small or full.
+        num_seeds: runs per setting, with the seeds 1, 2, ...
+        roots: folders of images by key; None for one that is not given.
+        folder: folder of the page and, below it, of the runs.
+    """
+
+    paper: Paper
+    claims: Mapping[str, Claim]
+    scale: str
+    num_seeds: int
+    roots: Mapping[str, str | None]
+    folder: Path
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.folder / RUNS
+
+    @property
+    def trained_claims(self) -> dict[str, Claim]:
+        """The claims whose images are given."""
+        return {
+            name: claim for name, claim in self.claims.items() if missing_root(self.paper, claim, self.roots) is None
+        }
+
+    @property
+    def settings(self) -> list[str]:
+        """The settings that the claims need."""
+        return used_settings(self.trained_claims)
+
+    def plan(self, seed: int, name: str, rate: float | None = None) -> PaperRun:
+        return planned_run(self.paper, name, self.scale, self.roots, seed=seed, rate=rate)
+
+    def first_runs(self) -> list[PaperRun]:
+        """Return the runs that need no result of others: all seeds, or all rates with the first seed."""
+        runs = []
+        for name in self.settings:
+            rates = self.paper.settings[name].rates
+            runs += [self.plan(1, name, rate) for rate in rates]
+            runs += [self.plan(seed, name) for seed in range(1, self.num_seeds + 1) if not rates]
+        return runs
+
+    def later_runs(self) -> list[PaperRun]:
+        """Return the other seeds at the best rate of each setting whose rates have all been tried."""
+        chosen = {name: self.best_rate(name) for name in self.settings if self.paper.settings[name].rates}
+        return [
+            self.plan(seed, name, rate)
+            for name, rate in chosen.items()
+            if rate is not None
+            for seed in range(2, self.num_seeds + 1)
+        ]
+
+    def best_rate(self, name: str) -> float | None:
+        """Return the rate with which the first seed needs the fewest epochs, of equal ones the lowest training error.
+
+        None while the run of a rate has neither finished nor failed.
+        """
+        tried: dict[float, RunResult] = {}
+        for rate in self.paper.settings[name].rates:
+            folder = self.runs_dir / self.plan(1, name, rate).name
+            run = read_run(folder) if (folder / RUN_JSON).is_file() else None
+            if run is None or run.status not in (FINISHED, "failed"):
+                return None
+            if run.status == FINISHED:
+                tried[rate] = run
+        return min(tried, key=lambda rate: (epochs_needed(tried[rate]), training_errors(tried[rate])[-1]), default=None)
+
+    def finished(self, name: str) -> list[RunResult]:
+        """Return the finished runs of a setting, at its best rate if it has several, in the order of their seeds."""
+        rate = None
+        if self.paper.settings[name].rates:
+            rate = self.best_rate(name)
+            if rate is None:
+                return []
+        names = [self.plan(seed, name, rate).name for seed in range(1, self.num_seeds + 1)]
+        runs = [read_run(self.runs_dir / each) for each in names if (self.runs_dir / each / RUN_JSON).is_file()]
+        return [run for run in runs if run.status == FINISHED]
+
+    def measure(self, claim: Claim) -> Measurement | None:
+        """Return the result of a claim; None while runs are missing."""
+        if missing_root(self.paper, claim, self.roots) is not None:
+            return None
+        recipe = self.paper.settings[claim.settings[0]].recipe
+        others = [
+            top1(self.finished(name))
+            for name in self.settings
+            if name not in claim.settings and self.paper.settings[name].recipe == recipe
+        ]
+        return measure(claim, {name: self.finished(name) for name in claim.settings}, [each for each in others if each])
+
+    def record(self, runs: Sequence[PaperRun]) -> None:
+        """Add runs to the plan in the folder.
+
+        Raises:
+            ConfigError: if the folder has a run with other overrides, which this call would mix with its own.
+        """
+        path = self.folder / PLAN
+        try:
+            before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            known = {
+                str(name): [str(override) for override in overrides]
+                for name, overrides in before.items()
+                if (self.runs_dir / str(name) / RUN_JSON).is_file()
+            }
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ConfigError(f"{path} is corrupt: {error}") from error
+        for run in runs:
+            theirs = known.get(run.name, list(run.overrides))
+            if theirs != list(run.overrides):
+                old = " ".join(override for override in theirs if override not in run.overrides) or "fewer overrides"
+                new = " ".join(override for override in run.overrides if override not in theirs) or "fewer overrides"
+                raise ConfigError(
+                    f"{self.folder} has runs with other settings: {run.name} was trained with {old} instead of {new}; set "
+                    "out=DIR to a new folder"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        plan = known | {run.name: list(run.overrides) for run in runs}
+        write_atomic(path, (json.dumps(plan, indent=1) + "\n").encode())

@@ -1,0 +1,115 @@
+"""Task of `python src/reproduce.py`: train what the claims of a paper need, and write one page with the results."""
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alexlab.distributed.imports import import_lightning
+from alexlab.distributed.signals import INTERRUPTED, PREEMPTED, Interrupted
+from alexlab.errors import AlexlabError, ConfigError
+from alexlab.output.command_line import short_path
+from alexlab.output.escape import print_line
+from alexlab.records.layout import LAUNCHER_OVERRIDES, outputs_dir
+from alexlab.records.record import FINISHED
+from alexlab.records.run import Run
+
+MAX_JOBS = 8  # a run of the small scale needs about 1.5 GB of memory
+
+if TYPE_CHECKING:
+    from alexlab.papers.paper import PaperRun
+    from alexlab.papers.reproduction import Reproduction
+
+
+def main(run: Run) -> None:
+    """Train, resuming an earlier call, and write `reproduce.html`, `claims.csv` and `result.json`.
+
+    Raises:
+        AlexlabError: if an option is invalid, the folder has other settings, or no run could be started.
+        Interrupted: if a signal stopped the training.
+    """
+    reproduction = make_reproduction(run)
+    import_lightning()
+
+    from alexlab.papers.page import write_results
+
+    if run.config["train"]:
+        for planned in (reproduction.first_runs, reproduction.later_runs):
+            _train(reproduction, planned(), launcher_overrides(run))
+    page = write_results(reproduction)
+    print_line(short_path(page))
+
+
+def make_reproduction(run: Run) -> "Reproduction":
+    """Return the reproduction that a config describes.
+
+    Raises:
+        ConfigError: if a value is invalid.
+    """
+    from alexlab.papers.paper import SCALES, make_paper, select_claims
+    from alexlab.papers.reproduction import Reproduction
+
+    config, name = run.config, run.choices["paper"]
+    if config["scale"] not in SCALES:
+        raise ConfigError(f"scale must be one of {', '.join(SCALES)}; got {config['scale']}")
+    if not isinstance(config["seeds"], int) or config["seeds"] < 1:
+        raise ConfigError(f"seeds must be the number of runs per setting, at least 1; got {config['seeds']}")
+    paper = make_paper(config["paper"])
+    roots = {key: config[key]["root"] for key in ("data", "cifar10")}
+    for key, root in roots.items():
+        if root is not None and not os.path.exists(root):
+            raise ConfigError(f"{key}.root must be a folder of images; {root} does not exist")
+    folder = config["out"] or outputs_dir() / "reproduce" / f"{name}-{config['scale']}"
+    found = Reproduction(
+        paper,
+        select_claims(paper, config["claims"]),
+        config["scale"],
+        config["seeds"],
+        {key: root and os.path.abspath(root) for key, root in roots.items()},
+        Path(folder),
+    )
+    if not found.trained_claims:
+        keys = sorted({setting.root for setting in paper.recipes.values()})
+        raise ConfigError(f"the claims need images: set {' or '.join(f'{key}.root=DIR' for key in keys)}")
+    return found
+
+
+def launcher_overrides(run: Run) -> list[str]:
+    """Return the overrides that choose where the runs are trained: those of the command, else as many at a time as fit.
+
+    That is one per GPU, or one per core up to MAX_JOBS, because most nets of the papers do not use several cores well.
+    """
+    from alexlab.distributed import hardware
+    from alexlab.distributed.devices import num_gpus
+
+    option = run.choices["launcher"]
+    given = [override for override in run.overrides if override.startswith(LAUNCHER_OVERRIDES)]
+    others = [override for override in given if not override.startswith("launcher=")]
+    if option == "parallel" and not any(override.startswith("launcher.jobs=") for override in given):
+        others.append(f"launcher.jobs={num_gpus() or min(MAX_JOBS, hardware.num_cores())}")
+    return [f"launcher={option}", *others]
+
+
+def _train(reproduction: "Reproduction", runs: "list[PaperRun]", launcher: list[str]) -> None:
+    """Train the runs that are not finished.
+
+    Raises:
+        Interrupted: if a signal stopped it, after printing how to resume.
+        AlexlabError: with the exit code of the training if no run was started.
+    """
+    from alexlab.papers.training import describe, state_of, train
+
+    reproduction.record(runs)
+    states = state_of(runs, reproduction.runs_dir)
+    if all(run is not None and run.status == FINISHED for run in states.values()):
+        return
+    num_parallel = int(next((item.partition("=")[2] for item in launcher if item.startswith("launcher.jobs=")), 1))
+    print_line(f"{short_path(reproduction.folder)}: {describe(states, runs, num_parallel)}")
+    code = train(runs, reproduction.runs_dir, launcher)
+    if code in (INTERRUPTED, PREEMPTED):
+        print_line("every run keeps its last checkpoint; to resume, and then to renew the page, repeat the command")
+        raise Interrupted(signal.SIGINT if code == INTERRUPTED else signal.SIGTERM)
+    if code and not any(state_of(runs, reproduction.runs_dir).values()):
+        error = AlexlabError("no run could be started; the reason is above")
+        error.exit_code = code
+        raise error

@@ -1,0 +1,227 @@
+"""Plans, results and pages of reproductions, from run folders written by the tests."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alexlab.config import CONFIG_DIR, build
+from alexlab.distributed.signals import Interrupted
+from alexlab.errors import AlexlabError, ConfigError
+from alexlab.papers import training
+from alexlab.papers.page import write_results
+from alexlab.papers.paper import SCALES, make_paper, planned_run
+from alexlab.papers.reproduction import Reproduction
+from alexlab.records.kept_predictions import KeptPredictions
+from alexlab.records.run import Run
+from alexlab.sweeps.job_list import JOBS, ListedJob, read_jobs, write_jobs
+from alexlab.tasks.reproduce import main, make_reproduction
+from support.runs import plain, write_record
+
+ROOTS = {"data": "/images", "cifar10": "/cifar10"}
+
+
+def reproduction(folder: Path, *overrides: str, paper: str = "alexnet2012") -> Reproduction:
+    return make_reproduction(as_run(folder, *overrides, paper=paper))
+
+
+def as_run(folder: Path, *overrides: str, paper: str = "alexnet2012") -> Run:
+    config = plain(f"paper={paper}", f"out={folder / 'out'}", *overrides, name="reproduce")
+    return Run(config=config, dir=folder, choices={"paper": paper, "launcher": "parallel"})
+
+
+def finish(found: Reproduction, name: str, seed: int, *, rate: float | None = None, **values: Any) -> Path:
+    """Write the folder of a finished run: its best top-1, its scores, and its errors while training or its validations."""
+    planned = found.plan(seed, name, rate)
+    folder = found.runs_dir / planned.name
+    errors, top1 = values.get("errors", [0.5]), values.get("top1", 0.5)
+    write_record(
+        folder,
+        top1=top1,
+        seed=seed,
+        config={"seed": seed, "optimizer": {"lr": rate}},
+        scores={"best/top1": top1, **values.get("scores", {})},
+        data={"counts": {"val": 1000}},
+    )
+    rows = [f"{epoch},{1 - error},{1 - error}" for epoch, error in enumerate(errors, 1)]
+    (folder / "metrics.csv").write_text("\n".join(["epoch,train/top1,val/top1", *rows]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIG_DIR / "paper").glob("*.yaml")))
+def test_every_setting_of_every_paper_composes_and_builds(name: str, scale: str) -> None:
+    paper = make_paper(plain(f"paper={name}", name="reproduce")["paper"])
+    for setting in paper.settings:
+        run = planned_run(paper, setting, scale, ROOTS, seed=2, rate=0.5)
+        config = plain(*run.overrides)
+        assert (config["seed"], config["optimizer"]["lr"]) == (2, 0.5)
+        assert config["data"]["root"] == ROOTS[paper.recipes[paper.settings[setting].recipe].root]
+        size, channels = config["data"]["image_size"], config["model"]["in_channels"]
+        with torch.device("meta"):
+            assert build.net(config, 10)(torch.empty(2, channels, size, size)).shape == (2, 10)
+
+
+def test_seeds_follow_the_rate_with_which_the_first_seed_is_fastest(tmp_path: Path) -> None:
+    (tmp_path / "cifar").mkdir()
+    found = reproduction(tmp_path, f"cifar10.root={tmp_path / 'cifar'}", "claims=[relu]", "seeds=2")
+    rates = found.paper.settings["relu"].rates
+    assert [run.name for run in found.first_runs()][: len(rates)] == [f"relu_lr-{rate:g}_seed-1" for rate in rates]
+    assert found.later_runs() == []
+    for name in ("relu", "tanh"):
+        for number, rate in enumerate(rates):
+            finish(found, name, 1, rate=rate, errors=[0.5, 0.2 if number == 1 else 0.24])
+    assert [run.name for run in found.later_runs()] == [f"{name}_lr-{rates[1]:g}_seed-2" for name in ("relu", "tanh")]
+
+
+def train_fake(found: Reproduction, **top1: float) -> "Callable[..., int]":
+    """Return a function in place of `training.train`: each run that is not finished gets the score of its setting."""
+
+    def train(runs: Any, runs_dir: Path, launcher: Any) -> int:
+        write_jobs(runs_dir, [run.job() for run in runs])
+        for run in runs:
+            if not (runs_dir / run.name).exists() and run.setting in top1:
+                finish(found, run.setting, run.seed, top1=top1[run.setting] + run.seed / 1000)
+        return 0
+
+    return train
+
+
+def test_a_second_call_trains_only_what_is_missing_and_renews_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    overrides = [f"data.root={tmp_path / 'images'}", "claims=[relu,lrn,pooling]", "seeds=2"]
+    found = reproduction(tmp_path, *overrides)
+    monkeypatch.setattr(training, "train", train_fake(found, baseline=0.6, no_lrn=0.5))
+    main(as_run(tmp_path, *overrides))
+    output = capsys.readouterr().out
+    assert "6 runs, 6 not started" in output
+    result = json.loads((found.folder / "result.json").read_text())
+    verdicts = {claim["claim"]: claim["verdict"] for claim in result["claims"]}
+    assert verdicts == {"relu": "skipped", "lrn": "agrees", "pooling": "not run yet"}
+    lrn = next(claim for claim in result["claims"] if claim["claim"] == "lrn")
+    assert lrn["value"] == pytest.approx(0.1)
+    page = (found.folder / "reproduce.html").read_text()
+    assert page.startswith("<!doctype html>") and "Set cifar10.root=DIR" in page and "<svg" in page
+    assert "no_overlap 0 of 2" in page
+    main(as_run(tmp_path, *overrides))
+    assert "6 runs, 4 finished, 2 not started; about 2 min left" in capsys.readouterr().out
+    monkeypatch.setattr(training, "train", train_fake(found, no_overlap=0.7))
+    main(as_run(tmp_path, *overrides))
+    monkeypatch.setattr(training, "train", None)  # nothing is left to train
+    main(as_run(tmp_path, *overrides))
+    assert "differs" in (found.folder / "claims.csv").read_text()
+
+
+def test_an_interrupted_training_is_resumed_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = as_run(tmp_path, f"data.root={tmp_path}", "claims=[lrn]")
+    monkeypatch.setattr(training, "train", lambda *args: 130)
+    with pytest.raises(Interrupted):
+        main(run)
+    assert "to resume, and then to renew the page, repeat the command" in capsys.readouterr().out
+    monkeypatch.setattr(training, "train", lambda *args: 3)
+    with pytest.raises(AlexlabError, match="no run could be started") as caught:
+        main(run)
+    assert caught.value.exit_code == 3
+
+
+def test_a_folder_with_other_settings_or_data_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    found = reproduction(tmp_path, f"data.root={tmp_path / 'a'}", "claims=[lrn]", "seeds=1")
+    found.record(found.first_runs())
+    other = reproduction(tmp_path, f"data.root={tmp_path / 'b'}", "claims=[lrn]", "seeds=1")
+    other.record(other.first_runs())  # nothing was trained yet
+    finish(other, "baseline", 1)
+    with pytest.raises(
+        ConfigError, match=r"baseline_seed-1 was trained with data.root=\S+b instead of data.root=\S+a; set out=DIR"
+    ):
+        found.record(found.first_runs())
+    more = reproduction(tmp_path, f"data.root={tmp_path / 'b'}", "claims=[lrn,dropout]", "seeds=3")
+    more.record(more.first_runs())
+
+
+def test_an_average_of_nets_is_compared_with_its_nets_by_image(tmp_path: Path) -> None:
+    found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[average,crops]", "seeds=3")
+    rights = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]])  # each image is right in two nets, and so in the average
+    for seed, right in enumerate(rights, 1):
+        folder = finish(found, "baseline", seed, top1=2 / 3, scores={"ten_crop/top1": 2 / 3 + seed / 100})
+        probs = np.where(right[:, None], [0.9, 0.1], [0.4, 0.6]).astype(np.float16)
+        top = np.argsort(-probs, 1)
+        KeptPredictions(
+            np.array(["a", "b", "c"]), np.array(["x", "y"]), np.zeros(3, np.int64), top,
+            np.take_along_axis(probs, top, 1).astype(np.float32), probs[:, 0].astype(np.float32), probs,
+        ).write(folder, "val")  # fmt: skip
+    write_results(found)
+    claims = {claim["claim"]: claim for claim in json.loads((found.folder / "result.json").read_text())["claims"]}
+    assert claims["average"]["value"] == pytest.approx(1 / 3)
+    assert claims["crops"]["value"] == pytest.approx(0.02)
+    assert claims["crops"]["low"] == pytest.approx(0.02 - 4.3027 * 0.01 / 3**0.5, abs=1e-5)
+
+
+def test_a_score_is_compared_with_the_published_one_of_the_same_epoch(tmp_path: Path) -> None:
+    found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[vgg,nin]", "seeds=1", paper="d2l")
+    finish(found, "vgg", 1, errors=[0.1])
+    finish(found, "nin", 1, errors=[0.1, 0.1, 0.1, 0.1, 0.4])
+    write_results(found)
+    vgg, nin = json.loads((found.folder / "result.json").read_text())["claims"]
+    assert (vgg["verdict"], nin["verdict"]) == ("agrees", "differs")
+    assert (vgg["published"], nin["published"]) == (0.859, 0.831)
+    assert "After 1 epoch: published 0.859" in vgg["note"] and "After 5 epochs: published 0.831" in nin["note"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.root=."], None),
+        ([], r"the claims need images: set cifar10.root=DIR or data.root=DIR"),
+        (["data.root=missing"], r"data.root must be a folder of images; missing does not exist"),
+        (["data.root=.", "scale=tiny"], r"scale must be one of small, full; got tiny"),
+        (["data.root=.", "seeds=0"], r"seeds must be the number of runs per setting, at least 1; got 0"),
+        (["data.root=.", "claims=[lnr]"], r"claims must be one of relu, towers, .*; got lnr"),
+        (["data.root=.", "claims=[]"], r"claims must name at least one of relu"),
+        (
+            ["data.root=.", "paper.claims.lrn.settings=[x]"],
+            r"paper.claims.lrn.settings must be one of baseline, .*; got x",
+        ),
+        (
+            ["data.root=.", "+paper.claims.lrn.kid=x"],
+            r"unknown key paper.claims.lrn.kid; did you mean paper.claims.lrn.kind",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if message is None:
+        assert reproduction(tmp_path, *overrides).folder == tmp_path / "out"
+        return
+    with pytest.raises(ConfigError, match=message):
+        reproduction(tmp_path, *overrides)
+
+
+def test_a_list_of_jobs_is_read_back_and_must_be_plain(tmp_path: Path) -> None:
+    jobs = [ListedJob("a_seed-1", ["seed=1", "ablation=[no_lrn]", "data.root='/x y'"]), ListedJob("b", ["seed=2"])]
+    write_jobs(tmp_path, jobs)
+    assert read_jobs(tmp_path) == jobs
+    for broken, message in (
+        ([{"name": "../a", "overrides": []}], "a name must have letters"),
+        ([{"name": "a", "overrides": ["seed=${oc.env:HOME}"]}], "must not call a resolver"),
+        ([{"name": "a", "overrides": ["hydra.run.dir=x"]}], "is not a key of a job's config"),
+        ([{"name": "a", "overrides": []}] * 2, "two jobs have the same name"),
+        ([{"nam": "a"}], "unexpected keyword"),
+        ("[", "not a list of jobs"),
+    ):
+        (tmp_path / JOBS).write_text(broken if isinstance(broken, str) else json.dumps(broken))
+        with pytest.raises(ConfigError, match=message):
+            read_jobs(tmp_path)
+    with pytest.raises(ConfigError, match=r"needs hydra.sweep.dir=DIR with jobs.json"):
+        read_jobs(tmp_path / "missing")
