@@ -43,6 +43,7 @@ COMMANDS = {
     "docs/models.md": 12,
     "docs/python-api.md": 0,
     "docs/results.md": 13,
+    "docs/reproduce.md": 6,
     "docs/resume.md": 7,
     "docs/runs.md": 4,
     "docs/sweeps.md": 14,

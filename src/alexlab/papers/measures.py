@@ -132,14 +132,14 @@ def _view_scores(run: RunResult) -> tuple[float, ...]:
 def average(claim: Claim, groups: Groups) -> Measurement | None:
     """Return by how much the averaged softmax of all nets is above the mean net, paired by image."""
     runs = groups[claim.settings[0]]
-    kept = [read_predictions(run.folder, "val") for run in runs]
-    found = [each for each in kept if each is not None and each.probs is not None]
+    kept = [each for run in runs if (each := read_predictions(run.folder, "val")) is not None]
+    found = [each for each in kept if each.probs is not None]
     if len(found) < 2:
         return None
     if any(not np.array_equal(each.paths, found[0].paths) for each in found):
         raise ConfigError(f"the runs of {claim.settings[0]} must have predicted the same images to be averaged")
     labels = found[0].labels
-    probs = np.mean([each.probs for each in found], axis=0, dtype=np.float64)
+    probs = np.mean([each.probs for each in found if each.probs is not None], axis=0, dtype=np.float64)
     right = probs.argmax(1) == labels
     single = np.mean([each.correct for each in found], axis=0)
     estimate = mean_estimate((right - single).tolist())

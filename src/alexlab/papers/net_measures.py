@@ -59,7 +59,7 @@ def kernel_colours(claim: Claim, groups: Mapping[str, Sequence[RunResult]]) -> M
     if any(len(blocks) != 2 or blocks[0].shape[1] != 3 for blocks in filters):
         return None
     shares = [[colour_shares(block) for block in blocks] for blocks in filters]
-    estimate = mean_estimate([excess_gap(*pair) for pair in shares])
+    estimate = mean_estimate([excess_gap(first, second) for first, second in shares])
     means = "; ".join(" and ".join(f"{share.mean():.2f}" for share in pair) for pair in shares)
     detail = (
         f"Mean colour share of the kernels of the two towers of each net: {means}. The number is the difference beyond that of "
