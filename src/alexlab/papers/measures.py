@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from alexlab.output.escape import plot_label
 from alexlab.pages.plots import SERIES, integer_ticks
 from alexlab.papers.estimates import (
     MARGIN,
-    Estimate,
     difference_estimate,
     epochs_to_error,
     mean_estimate,
@@ -22,6 +20,7 @@ from alexlab.papers.estimates import (
     verdict_of_difference,
     verdict_of_score,
 )
+from alexlab.papers.measurement import Measurement, points
 from alexlab.papers.paper import Claim
 from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.plots import Panel, finish
@@ -30,33 +29,8 @@ from alexlab.records.results import RunResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from alexlab.pages.image_grid import ImageGrid
-
 TARGET_ERROR = 0.25  # figure 1 of the 2012 paper
 Groups = Mapping[str, Sequence[RunResult]]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Result of a claim.
-
-    Args:
-        estimate: the number with its interval.
-        verdict: agrees, differs or cannot be told.
-        ours: the number as text.
-        detail: a sentence with the values behind it.
-        panels: plots.
-        grids: images.
-        published: the published number that was compared, if the claim has one per epoch.
-    """
-
-    estimate: Estimate
-    verdict: str
-    ours: str
-    detail: str
-    panels: Sequence[Panel] = ()
-    grids: "Sequence[ImageGrid]" = field(default_factory=list)
-    published: float | None = None
 
 
 def measure(claim: Claim, groups: Groups, others: Sequence[Sequence[float]] = ()) -> Measurement | None:
@@ -83,14 +57,6 @@ def measure(claim: Claim, groups: Groups, others: Sequence[Sequence[float]] = ()
     if not all(groups[name] for name in claim.settings):
         return None
     return kinds[claim.kind](claim, groups)
-
-
-def points(estimate: Estimate) -> str:
-    """Return a difference of two fractions in points: `+1.2 points (-0.3 to 2.7)`."""
-    text = f"{100 * estimate.value:+.1f} points"
-    if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
 
 
 def top1(runs: Sequence[RunResult]) -> list[float]:

@@ -18,7 +18,7 @@ from alexlab.inference.explain.sections import load_view
 from alexlab.inference.predictions import select_split, split_loader
 from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 from alexlab.papers.estimates import Estimate, mean_estimate, verdict_of_difference
-from alexlab.papers.measures import Measurement, points
+from alexlab.papers.measurement import Measurement, points
 from alexlab.papers.paper import Claim
 from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.results import RunResult

@@ -12,7 +12,7 @@ from alexlab.output.csv_files import write_csv
 from alexlab.pages.plots import svg
 from alexlab.pages.render import file_links, render
 from alexlab.papers.estimates import AGREES, DIFFERS, MARGIN, UNDECIDED
-from alexlab.papers.measures import Measurement
+from alexlab.papers.measurement import Measurement
 from alexlab.papers.paper import Claim, missing_root
 from alexlab.papers.reproduction import Reproduction
 from alexlab.records.atomic import write_atomic

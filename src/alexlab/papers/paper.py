@@ -14,7 +14,7 @@ SCALES = ("small", "full")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What several settings have in common.
+    """Common part of several settings.
 
     Args:
         root: key of `reproduce.yaml` that names the folder of images: `data` or `cifar10`.
