@@ -23,7 +23,7 @@ from support.runs import ROOT, composed, plain
 pytestmark = pytest.mark.slow
 
 COUNTS = {
-    ".": 12,
+    ".": 13,
     "ablation": 12,
     "augmentation": 14,
     "augmentation/eval": 3,

@@ -14,7 +14,7 @@ COMMANDS = sorted({path.stem for path in CONFIG_DIR.glob("*.yaml")} - {"command"
 
 
 def test_all_commands_are_listed() -> None:
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 12
 
 
 @pytest.mark.parametrize("name", COMMANDS)
