@@ -10,6 +10,7 @@ from torch import Tensor
 
 from alexlab.config import build
 from alexlab.config.data import data_config
+from alexlab.data.dataset import ViewReader
 from alexlab.data.splits import Split
 from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.explain.drawings import draw_filters, first_filters
@@ -54,7 +55,7 @@ def excess_gap(first: np.ndarray, second: np.ndarray, seed: int = 0) -> float:
 
 def kernel_colours(claim: Claim, groups: Mapping[str, Sequence[RunResult]]) -> Measurement | None:
     """Return how much more colour the kernels of one tower have than those of the other, beyond chance."""
-    nets = [load_checkpoint(str(run.folder), device="cpu").inference.net for run in groups[claim.settings[0]]]
+    nets = [load_checkpoint(str(run.folder), device="cpu").single.net for run in groups[claim.settings[0]]]
     filters = [first_filters(net) for net in nets]
     if any(len(blocks) != 2 or blocks[0].shape[1] != 3 for blocks in filters):
         return None
@@ -101,8 +102,9 @@ def neighbours(claim: Claim, groups: Mapping[str, Sequence[RunResult]]) -> Measu
 
 
 def _features(model: TrainedModel, split: Split, view: Any, settings: Any) -> np.ndarray:
+    assert model.path is not None  # a single network
     path = matrix_path(Path(settings.cache_dir), model.path, split)
-    return feature_matrix(model.inference, split_loader(split, view, settings), split, path)
+    return feature_matrix(model.single, split_loader(split, ViewReader(view, settings.decoding), settings), split, path)
 
 
 def _neighbour_grid(

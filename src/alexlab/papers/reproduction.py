@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alexlab.errors import ConfigError
-from alexlab.papers.measures import Measurement, epochs_needed, measure, top1, training_errors
+from alexlab.papers.measurement import Measurement
+from alexlab.papers.measures import epochs_needed, measure, top1, training_errors
 from alexlab.papers.paper import Claim, Paper, PaperRun, missing_root, planned_run, used_settings
 from alexlab.records.atomic import write_atomic
 from alexlab.records.layout import RUN_JSON
