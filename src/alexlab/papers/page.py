@@ -159,7 +159,7 @@ def _render(reproduction: Reproduction, rows: Sequence[Row], runs: Sequence[RunR
     }
     hardware = _hardware(runs)
     if hardware:
-        facts["Computer"] = f"{', '.join([*hardware['gpus'], hardware['cpu']])}, {hardware['cores']} cores"
+        facts["Computer"] = f"{', '.join([*hardware['gpus'], hardware['cpu']])}, {hardware['cores']} cores per run"
         facts["Time of the runs"] = f"{hardware['train_s'] / 3600:.1f} h"
     sentence = f"{', '.join(f'{counts[name]} {name}' for name in order)}."
     return render(
