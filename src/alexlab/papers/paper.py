@@ -49,7 +49,7 @@ class Claim:
     Args:
         title: what it is about.
         place: section, table or figure.
-        quote: sentence of the paper.
+        statement: what the source says, in one sentence.
         kind: name of the measure in `alexlab.papers.measures`.
         settings: settings that it compares.
         published: the number of the paper, a fraction or a ratio; a list has one per epoch; None if it states none.
@@ -57,7 +57,7 @@ class Claim:
 
     title: str
     place: str
-    quote: str
+    statement: str
     kind: str
     settings: Sequence[str]
     published: float | Sequence[float] | None = None
