@@ -140,7 +140,7 @@ def test_the_verdict_names_the_settings_that_are_not_significantly_worse(tmp_pat
     tables = [group.training_scores() for group in found.groups]
     spread = np.sqrt(np.mean([np.var([t[key] - tables[0][key] for key in t], ddof=1) for t in tables[1:]]))
     assert f"deviation of the differences between paired seeds: {100 * spread:.2g} points)" in power
-    assert power.startswith("To tell 0.5 points apart on these images, you need about ")
+    assert power.startswith("To detect a difference of 0.5 points on these images, you need about ")
 
 
 def test_losses_are_compared_image_by_image_and_other_metrics_by_seed(tmp_path: Path) -> None:

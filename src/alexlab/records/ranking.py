@@ -1,4 +1,4 @@
-"""Ranking of settings: the best one, the differences of the others to it, and the result in words."""
+"""Ranking of settings: the best one, the differences of the others to it, and the verdict."""
 
 import statistics
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Ranking:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the first setting is significantly better than each other one."""
+        """True if the first setting is significantly better than each other one."""
         return len(self.groups) > 1 and len(self.tied) == 1
 
 
@@ -105,7 +105,7 @@ def _unpaired(best: RunGroup, other: RunGroup) -> Difference | None:
 
 
 def verdict(ranking: Ranking) -> str:
-    """Return the result of a ranking in words: whether one setting is the best, and what to do if not."""
+    """Return the verdict of a ranking, a sentence: the best setting, or those that tie with it and what to do."""
     groups, metric = ranking.groups, ranking.metric
     if not groups:
         return "No run has finished yet."
@@ -172,7 +172,7 @@ def _test_notes(ranking: Ranking) -> list[str]:
 
 
 def _seed_notes(ranking: Ranking) -> list[str]:
-    """Return how many seeds tell a small difference apart; nothing without several seeds."""
+    """Return the number of seeds that a small difference needs to be detected; nothing without several seeds."""
     tables = [table for group in ranking.groups if len(table := group.training_scores()) > 1]
     if ranking.metric is None or not tables:
         return []
@@ -190,6 +190,6 @@ def _seed_notes(ranking: Ranking) -> list[str]:
     small, spread = (f"{100 * x:.2g} points" if ranking.metric.is_accuracy else f"{x:.2g}" for x in (step, std))
     measured = "of the differences between paired seeds" if is_paired else "of the seeds of a setting"
     return [
-        f"To tell {small} apart on these images, you need {needed} seeds of each setting (t-test, 80 % power; measured standard "
-        f"deviation {measured}: {spread})."
+        f"To detect a difference of {small} on these images, you need {needed} seeds of each setting (t-test, 80 % power; "
+        f"measured standard deviation {measured}: {spread})."
     ]
