@@ -15,6 +15,7 @@ from alexlab.data.splits import Split
 from alexlab.distributed import transfer
 from alexlab.distributed.hardware import return_memory
 from alexlab.records import layout
+from alexlab.records.disk_errors import RunFileWriter
 from alexlab.records.run import Run
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.collector import PredictionCollector
@@ -46,6 +47,8 @@ def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: I
     # Without ckpt_path: Lightning would also restore the callbacks, and that of the moving average replaces the average by the
     # raw weights.
     saved = load_best(module, best)
+    writer = RunFileWriter()
+    writer.continue_on_full_disk = any(callback.on_error == "warn" for callback in callbacks)
     scores: dict[str, float] = {}
     for prefix, split, transform, limit in list(_evaluations(run, trainer, data)):
         module.collector = PredictionCollector(split) if transform is None else None
@@ -63,7 +66,8 @@ def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: I
             num_ranks, rank = data_ranks(trainer)
             kept = module.collector.gather(loader.batch_sampler, num_ranks=num_ranks, rank=rank)
             if kept is not None and trainer.is_global_zero:
-                kept.write(run.dir, "val" if prefix == "best" else prefix)
+                with writer.writing(run.dir / layout.PREDICTIONS):
+                    kept.write(run.dir, "val" if prefix == "best" else prefix)
     module.collector = None
     return scores
 
