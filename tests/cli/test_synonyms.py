@@ -136,7 +136,7 @@ def test_arguments_of_other_frameworks_are_answered(typed: str, instead: str) ->
         ("predict", "ckpt=x --batch 3", "use batch_size=3"),
         ("explain", "ckpt=x test=true", "use split=NAME"),
         ("export", "ckpt=x output=x.onnx", "use out=x.onnx"),
-        ("explain", "weights=x", "use ckpt=x"),
+        ("demo", "pretrained=x", "use ckpt=x"),
         ("prepare", "name=mnist", "use dataset=mnist"),
         ("summary", "model=resnet18", "use model=torchvision model.name=resnet18"),
         ("summary", "imgsz=64", "use data.image_size=64"),
