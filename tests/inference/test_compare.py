@@ -75,12 +75,12 @@ def outcomes(both: int, repaired: int, broken: int, wrong: int) -> tuple[np.ndar
 
 def test_the_test_is_mcnemars_and_the_interval_covers_the_difference() -> None:
     found = paired_difference(*outcomes(59, 16, 6, 80))
-    assert found.p_value == pytest.approx(2 * stats.binom(22, 0.5).cdf(6))
+    assert found.p == pytest.approx(2 * stats.binom(22, 0.5).cdf(6))
     assert found.value == pytest.approx(10 / 161) and found.low < found.value < found.high
     reverse = paired_difference(*outcomes(59, 6, 16, 80))
     assert (reverse.value, reverse.low, reverse.high) == pytest.approx((-found.value, -found.high, -found.low))
-    assert reverse.p_value == found.p_value
-    assert paired_difference(*outcomes(5, 0, 0, 0)).p_value == 1
+    assert reverse.p == found.p
+    assert paired_difference(*outcomes(5, 0, 0, 0)).p == 1
     assert paired_difference(*outcomes(0, 20, 4, 176)).is_significant and not found.is_significant
     # Of 2,000 pairs of nets that differ by 4 points, about 95 % have an interval that covers them.
     samples = np.random.default_rng(0).multinomial(150, [0.70, 0.12, 0.08, 0.10], 2000).tolist()
@@ -110,7 +110,7 @@ def test_two_runs_are_compared_on_the_predictions_that_they_kept(
     scores = json.loads((out / "scores.json").read_text())
     assert (scores["a"]["top1"], scores["b"]["top1"]) == pytest.approx((2 / 6, 4 / 6))
     assert [scores[name.replace(" ", "_")] for name in OUTCOMES] == [1, 3, 1, 1]
-    assert scores["difference"]["p_value"] == pytest.approx(stats.binomtest(3, 4).pvalue)
+    assert scores["difference"]["p"] == pytest.approx(stats.binomtest(3, 4).pvalue)
     assert scores["a"]["loss"] == pytest.approx(-(2 * np.log(0.6) + 4 * np.log(0.2)) / 6)
     printed = capsys.readouterr().out
     assert "No clear difference: A classifies 33.33 % and B 66.67 % of 6 images correctly (+33.33 points" in printed

@@ -21,10 +21,10 @@ WELCH = "Welch's unpaired t-test"
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of a metric between a setting and the best one.
+    """Difference of a metric between two settings or nets.
 
     Args:
-        value: metric of the setting minus that of the best.
+        value: the metric of one minus that of the other: of the best setting, or of net A.
         low, high: ends of its 95 % interval, not corrected for the number of settings.
         p: p-value of the two-sided test, corrected by `holm` if it is one of several.
         test: name of the test.
@@ -38,6 +38,7 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
+        """True if the test rejects a difference of zero at 95 % confidence."""
         return self.p < 1 - CONFIDENCE
 
 

@@ -10,44 +10,23 @@ import numpy as np
 
 from alexlab.data.class_names import display_names
 from alexlab.errors import ConfigError
-from alexlab.inference.metrics import CONFIDENCE, paired_interval
+from alexlab.inference.metrics import paired_interval
 from alexlab.output.escape import shown
 from alexlab.records.kept_predictions import KeptPredictions
-from alexlab.records.significance import mcnemar
+from alexlab.records.significance import MCNEMAR, Difference, mcnemar
 
 OUTCOMES = ("both right", "repaired", "broken", "both wrong")
 MAX_NAMES = 10  # of classes in a sentence
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Difference of two accuracies on the same images.
-
-    Args:
-        value: accuracy of B minus that of A.
-        low, high: its 95 % interval.
-        p_value: of McNemar's exact test.
-    """
-
-    value: float
-    low: float
-    high: float
-    p_value: float
-
-    @property
-    def is_significant(self) -> bool:
-        """True if the test rejects equal accuracies at 95 % confidence."""
-        return self.p_value < 1 - CONFIDENCE
-
-
-def paired_difference(a_correct: np.ndarray, b_correct: np.ndarray) -> PairedDifference:
+def paired_difference(a_correct: np.ndarray, b_correct: np.ndarray) -> Difference:
     """Return the difference of the accuracies of two nets, with its interval (`paired_interval`) and test (`mcnemar`).
 
     Args:
         a_correct, b_correct: whether A and B classify each image correctly, bool (N,), N > 0.
     """
     a, b = a_correct.astype(np.int64), b_correct.astype(np.int64)
-    return PairedDifference(*paired_interval(b - a), p_value=mcnemar(b, a))
+    return Difference(*paired_interval(b - a), p=mcnemar(b, a), test=MCNEMAR)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +81,7 @@ class Comparison:
         return counts
 
     @cached_property
-    def difference(self) -> PairedDifference:
+    def difference(self) -> Difference:
         """Top-1 accuracy of B minus that of A."""
         return paired_difference(self.a.predicted == self.labels, self.b.predicted == self.labels)
 
@@ -146,7 +125,7 @@ class Comparison:
         return (
             f"{first}: A classifies {shares[0]:.2f} % and B {shares[1]:.2f} % of {images} correctly ({value} points, 95 % "
             f"interval {low} to {high}). {only_one[0].upper()}{only_one[1:]} (McNemar's exact test: "
-            f"{p_text(difference.p_value)})."
+            f"{p_text(difference.p)})."
         )
 
 

@@ -234,7 +234,7 @@ def write_page(comparison: Comparison, context: Context, path: Path, grids: Sequ
             "B": b.name,
             "Split": context.split_name,
             "Images": len(comparison),
-            "McNemar": p_text(comparison.difference.p_value),
+            "McNemar": p_text(comparison.difference.p),
         },
         notes=[*context.notes, *comparison.notes, CAUTION],
         scores=score_rows(comparison),
