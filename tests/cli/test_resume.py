@@ -241,7 +241,9 @@ def test_finding_the_run_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         parse_invocation("evaluate", ["ckpt=last"])
     (tmp_path / "outputs/train/day/1/checkpoints").mkdir()
     (tmp_path / "outputs/train/day/1" / LAST).touch()
-    assert "ckpt=outputs/train/day/1" in parse_invocation("evaluate", ["ckpt=last"]).arguments
+    for value in ("{}", "[{},at/last,last/one]", "[runs/a,{}]"):
+        arguments = parse_invocation("evaluate", [f"ckpt={value.format('last')}"]).arguments
+        assert f"ckpt={value.format('outputs/train/day/1')}" in arguments
 
 
 def test_resume_last_resumes_a_killed_command(images: Path, tmp_path: Path) -> None:

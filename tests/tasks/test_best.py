@@ -114,6 +114,14 @@ def test_validations_are_in_the_training_precision_and_the_best_is_scored_in_32_
     assert curves["val/loss"] == pytest.approx([float(row["val/loss"]) for row in epochs])
 
 
+def test_a_limit_of_zero_batches_skips_the_test_split(train: Train, tmp_path: Path) -> None:
+    train("trainer.limit_test_batches=0", "trainer.max_epochs=1")
+    scores = RunRecord(tmp_path / "run").read()["scores"]
+    assert scores and not [name for name in scores if name.startswith("test/")]
+    assert read_predictions(tmp_path / "run", "val") is not None
+    assert read_predictions(tmp_path / "run", "test") is None
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -129,12 +129,19 @@ def expand_run_dirs(arguments: Sequence[str]) -> list[str]:
 
 
 def name_last_run(arguments: Sequence[str]) -> list[str]:
-    """Replace `ckpt=last` by the folder of the run that was started last and has a checkpoint.
+    """Replace `last` in `ckpt=last` and `ckpt=[last,RUN]` by the folder of the run that was started last and has a checkpoint.
 
     Raises:
         ConfigError: if there is no such run.
     """
-    return [f"ckpt={last_run('ckpt', [BEST, LAST])}" if each == "ckpt=last" else each for each in arguments]
+
+    def named(ckpt: str) -> str:
+        return _LAST.sub(lambda found: f"{found[1]}{last_run('ckpt=last', [BEST, LAST])}", ckpt)
+
+    return [named(each) if each.startswith("ckpt=") else each for each in arguments]
+
+
+_LAST = re.compile(r"(^ckpt=|[\[,]\s*)last(?=$|\s*[\],])")
 
 
 def pop_outputs(arguments: Sequence[str]) -> list[str]:

@@ -121,7 +121,7 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
         if any(argument.startswith(ON_CHANGED_DATA) for argument in arguments):
             raise ConfigError(f"{ON_CHANGED_DATA}true needs resume=RUN_DIR")
         return None
-    run_dir = last_run("resume", [RUN_JSON]) if wanted[-1] == "last" else _run_folder(wanted[-1])
+    run_dir = last_run("resume=last", [RUN_JSON]) if wanted[-1] == "last" else _run_folder(wanted[-1])
     if (run_dir / RECORD).is_file():
         raise ConfigError(f"{run_dir} is a sweep folder; use {command_line('train', '-m', f'resume={run_dir}')}")
     record = _read(run_dir)

@@ -154,11 +154,11 @@ def best_run(runs: Sequence[Result]) -> Result | None:
     return None if metric is None else max(scored, key=lambda run: metric.rank(run.best_score, run.score("loss")))
 
 
-def last_run(key: str, files: Sequence[Path | str]) -> Path:
+def last_run(wanted: str, files: Sequence[Path | str]) -> Path:
     """Return the run that was started last, among those of this outputs folder that have one of the files.
 
     Args:
-        key: config key whose value is `last`, for the message.
+        wanted: words that asked for it, such as `resume=last`, for the message.
         files: paths relative to a run folder.
 
     Raises:
@@ -172,7 +172,7 @@ def last_run(key: str, files: Sequence[Path | str]) -> Path:
         except (OSError, ValueError, LookupError):
             continue
     if not started:
-        raise ConfigError(f"{key}=last needs a run in {outputs_dir() / RUNS} that has {' or '.join(map(str, files))}")
+        raise ConfigError(f"{wanted} needs a run in {outputs_dir() / RUNS} that has {' or '.join(map(str, files))}")
     return max(started, key=lambda folder: started[folder])
 
 

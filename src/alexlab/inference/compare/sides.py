@@ -84,7 +84,7 @@ def find_side(name: str) -> Side:
     """
     path = Path(name)
     if name == "last" and not path.exists():
-        path = last_run("compare", [BEST, LAST])
+        path = last_run("last", [BEST, LAST])
         name = str(path)
     if not path.exists():
         raise ConfigError(f"A and B must each be {KINDS}; {name} does not exist")
