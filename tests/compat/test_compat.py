@@ -27,11 +27,7 @@ from torchvision import datasets
 from alexlab import compat
 from support.runs import ROOT
 
-FUNCTIONS = [
-    function
-    for name, function in inspect.getmembers(compat, inspect.isfunction)
-    if function.__module__ == compat.__name__ and not name.startswith("_")
-]
+FUNCTIONS = [function for name, function in inspect.getmembers(compat, inspect.isfunction) if not name.startswith("_")]
 
 
 def trainer(folder: Path, *callbacks: Callback, **options: Any) -> lightning.Trainer:

@@ -1,0 +1,53 @@
+"""Private names of Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import lightning
+
+
+def disable_signal_handlers(trainer: lightning.Trainer) -> None:
+    """Keep a Trainer from handling signals; called before `fit` has registered its handlers, as in `Callback.setup`.
+
+    Works around: Lightning's SIGTERM handler broadcasts to the other ranks from inside a step, which deadlocks with a collective
+    that the step has begun, and with several ranks it broadcasts once more, and reads the result, at every batch. Neither can
+    be switched off. Checked with lightning 2.6.6.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def validation_is_due(trainer: lightning.Trainer) -> bool:
+    """Return whether a validation follows the training batch that has just ended.
+
+    Works around: Lightning decides that from six arguments of the Trainer and publishes the result only when the validation
+    begins. Checked with lightning 2.6.6.
+    """
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def repeat_validation(trainer: lightning.Trainer) -> None:
+    """Let a resumed fit begin with the whole validation that follows the step of its checkpoint.
+
+    Works around: Lightning skips that validation unless its own checkpoint was written in the middle of it, and then continues
+    at the batch that was reached. Checked with lightning 2.6.6.
+    """
+    from lightning.pytorch.loops.evaluation_loop import RestartStage
+
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+    loop.restarting = False  # from its first batch
+
+
+def loop_progress(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the progress of epochs and of batches in a checkpoint: `total` and `current`, each with `ready` and `processed`.
+
+    Works around: the layout of a checkpoint's `loops` is undocumented. Checked with lightning 2.6.6.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    return loops["epoch_progress"], loops["epoch_loop.batch_progress"]
