@@ -52,8 +52,12 @@ STD: dict[str, Callable[[nn.Module], float]] = {
     "kaiming": kaiming,
     "paper2012": lambda layer: 0.01,
     "authors2012": lambda layer: 0.01,
+    "cuda_convnet": lambda layer: 0.01,
 }
-AUTHORS_CONVS = [f"features.conv{number}" for number in (3, 4, 5, 6)]  # N(0, .03) with authors2012
+OTHER_STD = {
+    "authors2012": {f"features.conv{number}": 0.03 for number in (3, 4, 5, 6)},
+    "cuda_convnet": {"features.conv1": 1e-4},
+}
 
 
 def layers_of(net: nn.Module) -> dict[str, Any]:
@@ -79,13 +83,13 @@ def test_every_layer_of_every_net_follows_every_scheme(model: str) -> None:
         assert len(layers) == NUM_LAYERS.get(model, len(layers)) >= (4 if "convnet" in model else 5)
         for name, layer in layers.items():
             tolerance = 5 / math.sqrt(2 * layer.weight.numel())
-            std = 0.03 if scheme == "authors2012" and name in AUTHORS_CONVS else STD[scheme](layer)
+            std = OTHER_STD.get(scheme, {}).get(name) or STD[scheme](layer)
             assert layer.weight.std(correction=0).item() == pytest.approx(std, rel=tolerance), (scheme, name)
-            if scheme not in ("torch", *NEEDS_ALEXNET):
+            if scheme not in ("torch", "paper2012", "authors2012"):
                 assert (layer.bias == 0).all(), (scheme, name)
 
 
-@pytest.mark.parametrize("scheme", NEEDS_ALEXNET)
+@pytest.mark.parametrize("scheme", ["paper2012", "authors2012"])
 def test_the_schemes_of_2012_set_some_biases_to_one(scheme: str) -> None:
     six = build.net(plain("model=alexnet_six_convs", "model.width=0.1", f"model.init={scheme}"), 10)
     five = {"features.conv2", "features.conv4", "features.conv5", "classifier.fc6", "classifier.fc7"}
@@ -148,7 +152,7 @@ def test_paper2012_is_rejected_for_other_nets(net: Any, options: dict[str, Any])
 def test_invalid_schemes_are_rejected() -> None:
     with pytest.raises(
         ValueError,
-        match=r"model\.init must be one of torch, he, xavier, glorot, kaiming, paper2012, authors2012; got 'orthogonal'",
+        match=r"model\.init must be one of torch, he, xavier, glorot, kaiming, paper2012, authors2012, cuda_convnet; got 'orthogonal'",
     ):
         AlexNet(2, widths=[1] * 5, fc_widths=[1], init="orthogonal")
     config = plain("model=torchvision", "model.init=orthogonal", "data=folder", "data.root=x")

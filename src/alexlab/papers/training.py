@@ -35,6 +35,7 @@ def train(runs: Sequence[PaperRun], runs_dir: Path, launcher: Sequence[str]) -> 
     folder = quote_path(str(runs_dir))
     package = str(Path(alexlab.__file__).parents[1])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    sys.stdout.flush()  # what was printed comes before the output of the new process, also in a file
     with (
         subprocess.Popen(
             [
