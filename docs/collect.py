@@ -38,7 +38,7 @@ def summary(run: RunResult) -> dict[str, Any]:
     """Return what the page shows of a run, without paths of the machine."""
     record = run.record
     return {
-        "command": command(record["command"][1:]),
+        "command": command(record["attempts"][0]["command"][1:]),  # that of a resumed run names only its folder
         "seed": run.seed,
         "date": time.strftime("%Y-%m-%d", time.gmtime(run.start_s)),
         "hardware": {name: record["hardware"][name] for name in ("cpu", "cores")},
@@ -47,6 +47,7 @@ def summary(run: RunResult) -> dict[str, Any]:
         "images": record["data"]["counts"],
         "parameters": record["parameters"],
         "epochs": run.max_epochs,
+        "elapsed_s": run.elapsed_s,
         "scores": {name: value for name, value in record["scores"].items() if not name.endswith("/skipped")},
     }
 

@@ -140,7 +140,7 @@ def run_cells(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[A
                 score(same, "best/top1", counts["val"]),
                 f"{best:g} of {same[0]['epochs']}",
                 score(same, "test/top1", counts.get("test", 0)),
-                duration(statistics.median(run["scores"]["train_s"] for run in same)),
+                duration(statistics.median(run["elapsed_s"] for run in same)),
             ]
         )
     columns = ["command", "parameters", "images", "val/top1", "best epoch", "test/top1", "time"]

@@ -304,7 +304,9 @@ def test_records_of_runs_become_a_table_without_paths_of_the_machine(
     (tmp_path / "tiny.json").write_text('{"title": "Tiny", "notes": ["Kept."]}')
     folder = Path(shutil.copytree(trained_run, tmp_path / "run"))
     record = json.loads((folder / "run.json").read_text())
-    record["command"] = ["train.py", "model=alexnet", "data.root=/my/images", "outputs=/my/runs", "seed=1"]
+    first = ["train.py", "model=alexnet", "data.root=/my/images", "outputs=/my/runs", "seed=1"]
+    record["command"] = ["train.py", "resume=/my/runs/1"]
+    record["attempts"] = [{"start_s": 1.0, "command": first, "elapsed_s": 60}, {"start_s": 100.0, "elapsed_s": 140}]
     (folder / "run.json").write_text(json.dumps(record))
     content = json.loads(collect.collect("tiny", [str(folder)]).read_text())
     assert (content["title"], content["notes"]) == ("Tiny", ["Kept."])
@@ -313,6 +315,7 @@ def test_records_of_runs_become_a_table_without_paths_of_the_machine(
     other = {**run, "seed": 2, "scores": {**run["scores"], "best/top1": 0.75}}
     three_of_four = {**run, "command": "other", "images": {**run["images"], "val": 4}, "scores": other["scores"]}
     run["scores"]["best/top1"] = 0.25
+    assert run["elapsed_s"] == 200
     columns, (both, single) = generate.run_cells([run, other, three_of_four])
     assert columns[0] == "command" and columns[3] == "val/top1"
     assert both[3] == "0.500 ± 0.354"
