@@ -1,9 +1,9 @@
 """Render docs/results.md, docs/benchmarks.md and the chart of the benchmarks from docs/data: `make results`.
 
-Each JSON file of a page's folder is one section, in the order of the file names. Four forms are understood: benchmark.json as
-`src/benchmark.py` writes it (rows that are objects), outputs/chaos.json as `make chaos` writes it (scenarios), records of
-runs as docs/collect.py writes them (runs), and plain tables (columns and rows). The benchmarks end with docs/data/gpu.json as
-`make gpu` writes it, if it exists.
+Each JSON file of a page's folder is one section, in the order of the file names. Five forms are understood: benchmark.json as
+`src/benchmark.py` writes it (rows that are objects), outputs/chaos.json as `make chaos` writes it (scenarios), result.json as
+`src/reproduce.py` writes it (claims), records of runs as docs/collect.py writes them (runs), and plain tables (columns and
+rows). The benchmarks end with docs/data/gpu.json as `make gpu` writes it, if it exists.
 Title, text and notes are added by hand.
 """
 
@@ -107,7 +107,7 @@ def section(content: Mapping[str, Any]) -> str:
 
 
 def cells(content: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Return the columns and rows of a measurement in any of the three forms."""
+    """Return the columns and rows of a measurement in any of the forms."""
     if "scenarios" in content:
         columns = ["fault and expected outcome", "as expected", "stock Lightning", "remarks"]
         return columns, [
@@ -116,6 +116,10 @@ def cells(content: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
         ]
     if "runs" in content:
         return run_cells(content["runs"])
+    if "claims" in content:
+        names = ("title", "paper", "ours", "verdict")
+        columns = ["claim", "paper", "ours (95 % interval)", "verdict"]
+        return columns, [[claim[name] for name in names] for claim in content["claims"]]
     if "columns" in content:
         return content["columns"], content["rows"]
     rows = [benchmark_row(row) for row in content["rows"]]

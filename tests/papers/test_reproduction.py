@@ -106,6 +106,7 @@ def test_a_second_call_trains_only_what_is_missing_and_renews_the_page(
     assert verdicts == {"relu": "skipped", "lrn": "agrees", "pooling": "not run yet"}
     lrn = next(claim for claim in result["claims"] if claim["claim"] == "lrn")
     assert lrn["value"] == pytest.approx(0.1)
+    assert (lrn["paper"], lrn["ours"][:12], result["seeds"]) == ("+1.4 points", "+10.0 points", [1, 2])
     page = (found.folder / "reproduce.html").read_text()
     assert page.startswith("<!doctype html>") and "Set cifar10.root=DIR" in page and "<svg" in page
     assert "no_overlap 0 of 2" in page

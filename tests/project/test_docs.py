@@ -294,6 +294,9 @@ def test_the_generator_reads_what_the_commands_write() -> None:
     page = generator().section({**about, "seed": 1, "command": "make chaos", "scenarios": [vars(result)]})
     assert "| killed, then resumed | 9 of 10 | 0/3 | one hung |" in page
     assert "*2026-11-26, 2 cores (CPU), no GPU, torch 2.15, seed 1.*" in page
+    claim = {"title": "Dropout", "paper": "-", "ours": "+3.0 points (+1.0 to +5.0)", "verdict": "agrees", "value": 0.03}
+    page = generator().section({**about, "seeds": [1, 2], "claims": [claim]})
+    assert "| Dropout | - | +3.0 points (+1.0 to +5.0) | agrees |" in page and "seeds 1, 2.*" in page
 
 
 def test_records_of_runs_become_a_table_without_paths_of_the_machine(

@@ -21,6 +21,7 @@ from alexlab.records.results import RunResult
 NOT_RUN, SKIPPED = "not run yet", "skipped"
 PAGE, TABLE, RESULT = "reproduce.html", "claims.csv", "result.json"
 COLUMNS = ["Claim", "Paper", "Ours (95 % interval)", "Verdict"]
+VERSIONS = ("torch", "torchvision", "lightning")
 CLASSES = {AGREES: "good", DIFFERS: "bad", NOT_RUN: "running", SKIPPED: "running"}
 RULES = (
     "A claim about a difference agrees if the 95 % interval of the difference lies on the side that the paper states, differs if "
@@ -110,8 +111,14 @@ def write_results(reproduction: Reproduction) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     values = [_values(row) for row in rows]
     write_csv(folder / TABLE, [list(values[0]), *([*each.values()] for each in values)])
-    result = {"paper": reproduction.paper.title, "scale": reproduction.scale, "seeds": reproduction.num_seeds}
-    content = result | {"date": time.strftime("%Y-%m-%d"), **_hardware(runs), "claims": values}
+    content = {
+        "paper": reproduction.paper.title,
+        "scale": reproduction.scale,
+        "seeds": [*range(1, reproduction.num_seeds + 1)],
+        "date": time.strftime("%Y-%m-%d"),
+        **_machine(runs),
+        "claims": values,
+    }
     write_atomic(folder / RESULT, (json.dumps(content, indent=1) + "\n").encode())
     page = folder / PAGE
     write_atomic(page, _render(reproduction, rows, runs).encode())
@@ -124,6 +131,8 @@ def _values(row: Row) -> dict[str, Any]:
         "claim": row.name,
         "title": row.claim.title,
         "place": row.claim.place,
+        "paper": row.published,
+        "ours": row.ours,
         "published": row.claim.published if row.found is None else row.found.published or row.claim.published,
         "value": estimate and estimate.value,
         "low": estimate and estimate.low,
@@ -133,14 +142,18 @@ def _values(row: Row) -> dict[str, Any]:
     }
 
 
-def _hardware(runs: Sequence[RunResult]) -> dict[str, Any]:
+def _machine(runs: Sequence[RunResult]) -> dict[str, Any]:
+    """Return hardware and versions of the first run, and the time of all runs in seconds."""
     if not runs:
         return {}
     record = runs[0].record
     return {
-        "cpu": record["hardware"]["cpu"],
-        "cores": record["hardware"]["cores"],
-        "gpus": record.get("gpus") or [],
+        "hardware": {
+            "cpu": record["hardware"]["cpu"],
+            "cores": record["hardware"]["cores"],
+            "gpu": ", ".join(record.get("gpus") or []),
+        },
+        "versions": {name: record["versions"][name] for name in VERSIONS if name in record["versions"]},
         "train_s": round(sum(run.elapsed_s or 0 for run in runs)),
     }
 
@@ -157,10 +170,11 @@ def _render(reproduction: Reproduction, rows: Sequence[Row], runs: Sequence[RunR
         "Runs": f"{len(runs)} finished",
         "Folder": file_links([reproduction.runs_dir], reproduction.folder),
     }
-    hardware = _hardware(runs)
-    if hardware:
-        facts["Computer"] = f"{', '.join([*hardware['gpus'], hardware['cpu']])}, {hardware['cores']} cores per run"
-        facts["Time of the runs"] = f"{hardware['train_s'] / 3600:.1f} h"
+    if machine := _machine(runs):
+        hardware = machine["hardware"]
+        names = ", ".join(filter(None, [hardware["gpu"], hardware["cpu"]]))
+        facts["Computer"] = f"{names}, cores per run: {hardware['cores']}"
+        facts["Time of the runs"] = f"{machine['train_s'] / 3600:.1f} h"
     sentence = f"{', '.join(f'{counts[name]} {name}' for name in order)}."
     return render(
         "reproduce.html",
