@@ -69,13 +69,15 @@ def test_every_setting_of_every_paper_composes_and_builds(name: str, scale: str)
 def test_seeds_follow_the_rate_with_which_the_first_seed_is_fastest(tmp_path: Path) -> None:
     (tmp_path / "cifar").mkdir()
     found = reproduction(tmp_path, f"cifar10.root={tmp_path / 'cifar'}", "claims=[relu]", "seeds=2")
-    rates = found.paper.settings["relu"].rates
-    assert [run.name for run in found.first_runs()][: len(rates)] == [f"relu_lr-{rate:g}_seed-1" for rate in rates]
+    rates = {name: found.paper.settings[name].rates for name in ("relu", "tanh")}
+    assert [run.name for run in found.first_runs()] == [
+        f"{name}_lr-{rate:g}_seed-1" for name in rates for rate in rates[name]
+    ]
     assert found.later_runs() == []
-    for name in ("relu", "tanh"):
-        for number, rate in enumerate(rates):
+    for name in rates:
+        for number, rate in enumerate(rates[name]):
             finish(found, name, 1, rate=rate, errors=[0.5, 0.2 if number == 1 else 0.24])
-    assert [run.name for run in found.later_runs()] == [f"{name}_lr-{rates[1]:g}_seed-2" for name in ("relu", "tanh")]
+    assert [run.name for run in found.later_runs()] == [f"{name}_lr-{rates[name][1]:g}_seed-2" for name in rates]
 
 
 def train_fake(found: Reproduction, **top1: float) -> "Callable[..., int]":
@@ -168,11 +170,13 @@ def test_an_average_of_nets_is_compared_with_its_nets_by_image(tmp_path: Path) -
 
 
 def test_a_score_is_compared_with_the_published_one_of_the_same_epoch(tmp_path: Path) -> None:
-    found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[vgg,nin]", "seeds=1", paper="d2l")
-    finish(found, "vgg", 1, errors=[0.1])
+    found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[vgg,nin,alexnet]", "seeds=1", paper="d2l")
+    for name in ("vgg", "alexnet"):
+        finish(found, name, 1, errors=[0.1])
     finish(found, "nin", 1, errors=[0.1, 0.1, 0.1, 0.1, 0.4])
     write_results(found)
-    vgg, nin = json.loads((found.folder / "result.json").read_text())["claims"]
+    assert "2 agree, 1 differs." in (found.folder / "reproduce.html").read_text()
+    _, vgg, nin = json.loads((found.folder / "result.json").read_text())["claims"]
     assert (vgg["verdict"], nin["verdict"]) == ("agrees", "differs")
     assert (vgg["published"], nin["published"]) == (0.859, 0.831)
     assert "After 1 epoch: published 0.859" in vgg["note"] and "After 5 epochs: published 0.831" in nin["note"]

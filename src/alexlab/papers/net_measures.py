@@ -114,7 +114,10 @@ def _neighbour_grid(
     groups = []
     for row in np.unique(np.linspace(0, len(kept) - 1, NUM_QUERIES).round().astype(int)).tolist():
         answers = zip(kept.top_classes[row].tolist(), kept.top_probs[row].tolist(), strict=True)
-        lines = [f"is {model.names[kept.labels[row]]}", *(f"{prob:.2f} {model.names[each]}" for each, prob in answers)]
+        lines = [
+            f"true: {model.names[kept.labels[row]]}",
+            *(f"{prob:.2f} {model.names[each]}" for each, prob in answers),
+        ]
         images = [_image(model, splits["val"], row, view, lines)]
         for index in rows[row].tolist():
             images.append(_image(model, splits["train"], index, view, [model.names[splits["train"].labels[index]]]))

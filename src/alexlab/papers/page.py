@@ -175,7 +175,7 @@ def _render(reproduction: Reproduction, rows: Sequence[Row], runs: Sequence[RunR
         names = ", ".join(filter(None, [hardware["gpu"], hardware["cpu"]]))
         facts["Computer"] = f"{names}, cores per run: {hardware['cores']}"
         facts["Time of the runs"] = f"{machine['train_s'] / 3600:.1f} h"
-    sentence = f"{', '.join(f'{counts[name]} {name}' for name in order)}."
+    sentence = f"{', '.join(_counted(counts[name], name) for name in order)}."
     return render(
         "reproduce.html",
         title=paper.title,
@@ -190,6 +190,11 @@ def _render(reproduction: Reproduction, rows: Sequence[Row], runs: Sequence[RunR
         claims=[_section(row) for row in rows],
         rules=RULES,
     )
+
+
+def _counted(count: int, verdict: str) -> str:
+    """Return a number of claims with their verdict: `3 agree`, `1 differs`, `2 cannot be told`."""
+    return f"{count} {verdict.removesuffix('s') if count > 1 and verdict in (AGREES, DIFFERS) else verdict}"
 
 
 def _section(row: Row) -> dict[str, Any]:
