@@ -243,7 +243,7 @@ def test_python_examples_run(trained_run: Path, images: Path, tmp_path: Path, mo
 def test_the_accuracies_of_the_readme_are_measured() -> None:
     rows = re.findall(r"^\| `(\w+)` \|.*\| (0\.\d+) \|$", text("README.md"), re.MULTILINE)
     assert len(rows) >= 11
-    measured = json.loads(text("docs/data/results/01_nets.json"))["rows"]
+    measured = json.loads(text("docs/data/results/10_digits_nets.json"))["rows"]
     assert set(rows) <= {(row[0].strip("`"), row[-1]) for row in measured}
 
 
