@@ -77,7 +77,7 @@ def test_a_table_from_a_spreadsheet_is_a_manifest(tmp_path: Path) -> None:
     (root / "list.csv").write_bytes("\r\n".join(["\ufeffPath;Class;Split", *lines]).encode())
     splits = find_splits(str(root / "list.csv"), val_fraction=0.2, test_fraction=0.0)
     assert [list(split.paths) for _, split in splits.items()] == [["a/000.png", "b/000.png"], ["a/001.png"]]
-    assert f"1 images of {root}/list.csv are in no split and are not used" in splits.notes
+    assert f"{root}/list.csv: skipped 1 image without a split" in splits.notes
 
 
 @pytest.mark.parametrize(

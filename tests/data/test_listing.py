@@ -190,7 +190,7 @@ def test_only_regular_files_are_listed_and_the_others_are_noted(cached: bool, se
 def test_images_outside_the_class_folders_are_counted(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", {"a": 3, "b": 3, "": 2})
     notes = find_splits(str(root), val_fraction=0.2, test_fraction=0.0).notes
-    assert f"{root}/: skipped 2 images that are not in a class folder" in notes
+    assert f"{root}/: skipped 2 images outside the class folders" in notes
 
 
 def test_confusable_class_names_are_rejected(tmp_path: Path) -> None:

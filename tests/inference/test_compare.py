@@ -220,7 +220,7 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(compare: Callable[..
         ([run, run, run], "compare.py A B; got "),
         ([run, tmp_path / "no"], "A and B must each be a run folder, .*/no does not exist"),
         ([run, tmp_path / "empty"], "no run found: there is no run.json in or below .*empty"),
-        ([run, tmp_path / "failed"], "A and B must have finished runs; none of the 1 runs in .*failed has scores"),
+        ([run, tmp_path / "failed"], "A and B must have finished runs; no run in .*failed has scores"),
         ([run, tmp_path / "mixed"], "mixed have different optimized metrics, val/loss, val/top1; name one of them"),
         ([run, tmp_path / "text.ckpt"], "cannot read the weights"),
     ):

@@ -278,7 +278,7 @@ def test_unreadable_files_are_skipped_on_request(
     out = evaluate(f"data.root='{root}'", "data.on_error=skip", folder="b")
     assert json.loads((out / "scores.json").read_text())["images"] == 4
     assert len(rows(out / "predictions.csv")) == 4
-    assert "1 images could not be read" in capsys.readouterr().out
+    assert "1 image could not be read" in capsys.readouterr().out
     assert rows(out / "skipped.csv")[0]["path"].endswith("001.png")
 
 

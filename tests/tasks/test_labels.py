@@ -101,7 +101,7 @@ def test_label_errors_are_found_decided_and_corrected(
     corrected = tmp_path / "corrected.csv"
     arguments = (f"data.root={out / 'manifest.csv'}", f"decisions={tmp_path / 'decisions.csv'}", f"out={corrected}")
     prepare(tmp_path / "relabel", "action=relabel", *arguments)
-    assert "1 labels corrected, 1 images removed, 0 proposals rejected, 0 undecided" in capsys.readouterr().out
+    assert "corrected 1 label, removed 1 image, rejected 0 proposals, 0 undecided" in capsys.readouterr().out
     before, after = ({row["path"]: row for row in rows(path)} for path in (out / "manifest.csv", corrected))
     accepted, removed = (row["path"] for row in found)
     assert before.keys() - after.keys() == {removed}

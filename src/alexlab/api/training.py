@@ -14,6 +14,7 @@ import alexlab
 from alexlab.cli.arguments import PATH_KEYS
 from alexlab.config.grammar import to_text
 from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
+from alexlab.output.numbers import counted
 from alexlab.records.compare import differing_keys, group_seeds, result_rows
 from alexlab.records.layout import RUN_JSON, outputs_dir
 from alexlab.records.ranking import rank_groups, verdict
@@ -88,7 +89,7 @@ class Runs(Sequence[TrainedRun]):
         return iter(self._runs)
 
     def __repr__(self) -> str:
-        return "\n".join([f"{len(self)} runs", *map(repr, self._runs)])
+        return "\n".join([counted(len(self), "run"), *map(repr, self._runs)])
 
     @property
     def best(self) -> TrainedRun:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from alexlab.output.command_line import short_path
 from alexlab.output.escape import shown
+from alexlab.output.numbers import counted
 from alexlab.output.terminal import Terminal
 from alexlab.records.listing import UNREADABLE, ListEntry, count_statuses, group_sweeps
 from alexlab.records.optimized import metric_label
@@ -61,7 +62,7 @@ def print_runs(terminal: Terminal, runs: Sequence[RunResult], *, limit: int | No
         num_shown += min(len(entry.runs), jobs)
     for line in _layout(lines, terminal.width if terminal.is_terminal else None):
         terminal.print(line, soft_wrap=True)
-    terminal.print(f"{len(runs)} runs: {', '.join(count_statuses(runs))}")
+    terminal.print(f"{counted(len(runs), 'run')}: {', '.join(count_statuses(runs))}")
     if num_shown < len(runs):
         terminal.print(Text(shown(f"{len(runs) - num_shown} more: {command}")), soft_wrap=True)
 

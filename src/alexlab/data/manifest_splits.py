@@ -14,6 +14,7 @@ from alexlab.data.paths import PathArray
 from alexlab.data.splits import Split, Splits
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
+from alexlab.output.numbers import counted
 
 
 def read_manifest_splits(manifest: str) -> Splits:
@@ -47,7 +48,7 @@ def read_manifest_splits(manifest: str) -> Splits:
     notes = [f"the splits are those of {manifest}{verified}"]
     num_unused = len(rows) - sum(map(len, by_split.values()))
     if num_unused:
-        notes.append(f"{num_unused} images of {manifest} are in no split and are not used")
+        notes.append(f"{manifest}: skipped {counted(num_unused, 'image')} without a split")
     return Splits(part("train"), part("val"), part("test") if by_split["test"] else None, notes=notes)
 
 

@@ -13,6 +13,7 @@ from alexlab.data.listing import Listing, list_images
 from alexlab.data.splits import Split, map_labels
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
+from alexlab.output.numbers import counted
 
 
 def scan_folder(
@@ -101,4 +102,4 @@ def _skipped_files(top: str, listing: Listing) -> Iterator[str]:
         yield f"{top}: skipped entries that are not regular files: {names}{more}"
     num_images = count_images(top)
     if num_images:
-        yield f"{top}: skipped {num_images} images that are not in a class folder"
+        yield f"{top}: skipped {counted(num_images, 'image')} outside the class folders"

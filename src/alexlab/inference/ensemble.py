@@ -114,7 +114,7 @@ def _finished_runs(sweep: Path) -> list[str]:
         run for run in runs if run.status == FINISHED and any((run.folder / name).is_file() for name in (BEST, LAST))
     ]
     if not finished:
-        raise ConfigError(f"ckpt must have finished runs; none of the {len(runs)} runs of {sweep} has a checkpoint")
+        raise ConfigError(f"ckpt must have finished runs; no run of {sweep} has a checkpoint")
     log.info("ckpt=%s: %s", sweep, ", ".join(run.folder.name for run in finished))
     if left_out := [f"{run.folder.name} ({run.status})" for run in runs if run not in finished]:
         log.info("left out: %s", ", ".join(left_out))

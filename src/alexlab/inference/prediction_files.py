@@ -16,6 +16,7 @@ from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.predict import Prediction
 from alexlab.output.csv_files import CellWriter
 from alexlab.output.escape import print_line, writable
+from alexlab.output.numbers import counted
 from alexlab.output.terminal import PathCell, Terminal
 from alexlab.pages.images import thumbnail_url
 from alexlab.pages.render import render
@@ -96,7 +97,7 @@ class PredictionWriter:
             DataError: if no image was predicted.
         """
         if not self.num_read:
-            failed = f"; {self.num_failed} files could not be read, see {self.out_dir / 'failed.csv'}"
+            failed = f"; {counted(self.num_failed, 'file')} could not be read, see {self.out_dir / 'failed.csv'}"
             raise DataError(f"input={self.source} must match images; found none{failed if self.num_failed else ''}")
         Terminal().print_table(self._first_table(), optional=[f"prediction {rank}" for rank in (5, 4, 3)])
         if self.num_read > MAX_ROWS:
@@ -105,7 +106,9 @@ class PredictionWriter:
                 counts.add_row(name, f"{count:,}")
             Terminal().print_table(counts)
         if self.num_failed:
-            print_line(f"{self.num_failed} files could not be read: {os.path.relpath(self.out_dir / 'failed.csv')}")
+            print_line(
+                f"{counted(self.num_failed, 'file')} could not be read: {os.path.relpath(self.out_dir / 'failed.csv')}"
+            )
 
     def _first_table(self) -> Table:
         title = f"the first {len(self.first_rows)} of {self.num_read:,} images" if self.num_read > MAX_ROWS else None

@@ -9,6 +9,7 @@ import numpy as np
 
 from alexlab.errors import ConfigError
 from alexlab.output.escape import plot_label
+from alexlab.output.numbers import counted
 from alexlab.pages.plots import SERIES, integer_ticks
 from alexlab.papers.estimates import (
     MARGIN,
@@ -70,7 +71,7 @@ def difference(claim: Claim, groups: Groups, *, others: Sequence[Sequence[float]
     estimate = difference_estimate(first, second, others)
     scores = dict(zip(claim.settings, (first, second), strict=True))
     means = [f"{name} {100 * statistics.fmean(values):.1f} %" for name, values in scores.items()]
-    detail = f"Top-1 accuracy: {', '.join(means)}, means of {len(first)} and {len(second)} runs."
+    detail = f"Top-1 accuracy: {', '.join(means)}, means of {len(first)} and {counted(len(second), 'run')}."
     panel = _dots(scores)
     return Measurement(estimate, verdict_of_difference(estimate), points(estimate), detail, [panel])
 
@@ -83,7 +84,7 @@ def ten_crops(claim: Claim, groups: Groups) -> Measurement | None:
     crops, centre = zip(*map(_view_scores, runs), strict=True)
     estimate = mean_estimate([a - b for a, b in zip(crops, centre, strict=True)])
     means = f"ten crops {100 * statistics.fmean(crops):.1f} %, centre {100 * statistics.fmean(centre):.1f} %"
-    detail = f"Top-1 accuracy: {means}, means of {len(runs)} runs; each run is compared with itself."
+    detail = f"Top-1 accuracy: {means}, means of {counted(len(runs), 'run')}; each run is compared with itself."
     panel = _dots({"ten crops": crops, "centre": centre})
     return Measurement(estimate, verdict_of_difference(estimate), points(estimate), detail, [panel])
 
@@ -145,11 +146,9 @@ def epochs_ratio(claim: Claim, groups: Groups) -> Measurement:
     parts = [
         f"{name} {statistics.fmean(needed[name]):.1f} epochs with its best rate {rates[name]:g}" for name in needed
     ]
-    detail = f"{'; '.join(parts)}, means of {len(seeds)} seeds."
+    detail = f"{'; '.join(parts)}, means of {counted(len(seeds), 'seed')}."
     if unreached:
-        detail += (
-            f" {len(unreached)} runs ended before {TARGET_ERROR:.0%} and count with the epochs they ran: a lower bound."
-        )
+        detail += f" {counted(len(unreached), 'run')} ended above {TARGET_ERROR:.0%}, so the ratio is a bound."
 
     def draw(axes: "Axes") -> None:
         for number, name in enumerate(claim.settings):
@@ -176,7 +175,7 @@ def score(claim: Claim, groups: Groups) -> Measurement:
     text = f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
     over = f"{len(runs)} seeds" if len(runs) > 1 else f"the {runs[0].num_val:,} images"
     detail = (
-        f"After {number} epoch{'s' * (number > 1)}: published {published:.3f}; the interval is over {over}, and its low end "
+        f"After {counted(number, 'epoch')}: published {published:.3f}; the interval is over {over}, and its low end "
         f"must be at least {published - MARGIN:.3f}."
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import alexlab
 from alexlab.config.grammar import quote_path
+from alexlab.output.numbers import counted
 from alexlab.papers.paper import PaperRun
 from alexlab.records.layout import RUN_JSON
 from alexlab.records.record import FINISHED
@@ -86,7 +87,7 @@ def describe(states: Mapping[str, RunResult | None], runs: Sequence[PaperRun], n
         num_parallel: number of runs at a time.
     """
     counts = Counter("not started" if run is None else run.status for run in states.values())
-    text = ", ".join([f"{len(runs)} runs", *(f"{count} {status}" for status, count in sorted(counts.items()))])
+    text = ", ".join([counted(len(runs), "run"), *(f"{count} {status}" for status, count in sorted(counts.items()))])
     elapsed = {name: run.elapsed_s or 0 for name, run in states.items() if run is not None and run.status == FINISHED}
     if not elapsed or len(elapsed) == len(runs):
         return text

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 from markupsafe import Markup
 
+from alexlab.output.numbers import counted
 from alexlab.pages.plots import png, svg
 from alexlab.pages.render import Link, file_links, render
 from alexlab.records.compare import RunGroup, main_effects, relative
@@ -85,10 +86,10 @@ def title(runs: Sequence[RunResult], keys: Sequence[str]) -> str:
     """Return what the runs compare, on which data, and how many there are."""
     data = _join(_data_name(run) for run in runs)
     if len(keys) > MAX_TITLE_KEYS:
-        return f"Comparison of {len(keys)} settings on {data}: {len(runs)} runs"
+        return f"Comparison of {len(keys)} settings on {data}: {counted(len(runs), 'run')}"
     if keys:
         text = " and ".join(filter(None, [", ".join(keys[:-1]), keys[-1]]))
-        return f"Comparison of {text} on {data}: {len(runs)} runs"
+        return f"Comparison of {text} on {data}: {counted(len(runs), 'run')}"
     model = _join(run.choices.get("model", "a net") for run in runs)
     return f"{model} on {data}: {len(runs)} runs" if len(runs) > 1 else f"{model} on {data}"
 

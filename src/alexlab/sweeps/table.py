@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
+from alexlab.output.numbers import counted
 from alexlab.records.layout import RUN_JSON
 from alexlab.records.optimized import VAL
 from alexlab.sweeps.jobs import FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job
@@ -50,7 +51,9 @@ class JobTable:
         from rich.table import Table
 
         counts = {state: sum(job.state == state for job in self.jobs) for state in (RUNNING, WAITING, PRUNED, FAILED)}
-        title = ", ".join([f"{len(self.jobs)} jobs", *(f"{count} {state}" for state, count in counts.items() if count)])
+        title = ", ".join(
+            [counted(len(self.jobs), "job"), *(f"{count} {state}" for state, count in counts.items() if count)]
+        )
         common = self._common_overrides()
         result = Table(title=title, caption=f"all with {' '.join(common)}" if common else None)
         metrics = {job.metric for job in self.jobs}

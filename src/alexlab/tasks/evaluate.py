@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
 from alexlab.output.escape import print_line
+from alexlab.output.numbers import counted
 from alexlab.records.run import Run
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def main(run: Run) -> float:
     write_page(evaluation, run.dir / "evaluation.html", title(model, evaluation), grids=grids)
     folder = os.path.relpath(run.dir)
     if num_unreadable := len(evaluation.predictions.split) - len(evaluation.predictions.labels):
-        print_line(f"{num_unreadable} images could not be read and were left out: {Path(folder) / SKIPPED}")
+        print_line(f"{counted(num_unreadable, 'image')} could not be read: {Path(folder) / SKIPPED}")
     names = ["scores.json", "classes.csv", "confusion.csv", "predictions.csv", *(f"{name}.png" for name in chosen)]
     print_line(f"{folder}/evaluation.html, {', '.join(names)}")
     return evaluation.top1

@@ -14,6 +14,7 @@ from alexlab.data.splits import Splits
 from alexlab.errors import ConfigError
 from alexlab.output.command_line import command_line, short_path
 from alexlab.output.escape import print_line, shown
+from alexlab.output.numbers import counted
 from alexlab.output.terminal import Terminal
 from alexlab.records.cross_validation import OutOfFold, read_out_of_fold
 
@@ -77,8 +78,8 @@ def apply_decisions(config: dict[str, Any], data: DataConfig, run_dir: Path) -> 
     relabel.write_corrected(splits, decisions, out)
     counts = {name: sum(row.decision == name for row in decisions) for name in (*relabel.DECISIONS, "")}
     print_line(
-        f"{counts['accept']:,} labels corrected, {counts['remove']:,} images removed, {counts['reject']:,} proposals rejected, "
-        f"{counts['']:,} undecided: {short_path(out)}"
+        f"corrected {counted(counts['accept'], 'label')}, removed {counted(counts['remove'], 'image')}, rejected "
+        f"{counted(counts['reject'], 'proposal')}, {counts['']:,} undecided: {short_path(out)}"
     )
     print_line(command_line("train", f"data.root={short_path(out)}"))
 

@@ -19,6 +19,7 @@ from alexlab.data.unreadable import suggest_skipping
 from alexlab.errors import ConfigError, FindingsError
 from alexlab.output.command_line import command_line
 from alexlab.output.escape import print_line
+from alexlab.output.numbers import counted
 from alexlab.output.terminal import Terminal
 from alexlab.records.run import Run
 from alexlab.tasks import labels
@@ -79,7 +80,7 @@ def check_images(config: dict[str, Any], run_dir: Path) -> None:
         folder = Path(config["quarantine"] or _sibling(root, ".quarantine"))
         count = quarantine.quarantine(root, result.unreadable, folder)
         back = command_line("prepare", "action=restore", f"data.root={root}", f"quarantine={folder}")
-        print_line(f"moved {count} files to {folder}; to move them back: {back}")
+        print_line(f"moved {counted(count, 'file')} to {folder}; to move them back: {back}")
     if result.findings:
         raise FindingsError(report.headline(result))
     print_line(report.headline(result))
@@ -158,7 +159,9 @@ def shard(config: dict[str, Any], run_dir: Path) -> None:
     )
     for name, entry in index["splits"].items():
         count, size = sum(images for *_, images in entry["shards"]), sum(size for _, size, _, _ in entry["shards"])
-        print_line(f"{name}: {count:,} images of {data.root} in {len(entry['shards'])} shards, {size / 1e9:.3g} GB")
+        print_line(
+            f"{name}: {count:,} images of {data.root} in {counted(len(entry['shards']), 'shard')}, {size / 1e9:.3g} GB"
+        )
     print_line(command_line("train", "data=streaming", f"data.url={out}"))
 
 

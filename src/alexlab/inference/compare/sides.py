@@ -100,7 +100,7 @@ def _best_setting(name: str, runs: Sequence[RunResult]) -> Side:
     """Return the finished runs of the setting with the best mean of the optimized metric."""
     finished = [run for run in runs if run.status == FINISHED and run.best_score is not None]
     if not finished:
-        raise ConfigError(f"A and B must have finished runs; none of the {len(runs)} runs in {name} has scores")
+        raise ConfigError(f"A and B must have finished runs; no run in {name} has scores")
     if common_metric(finished) is None:
         names = ", ".join(sorted({run.optimized.name for run in finished}))
         raise ConfigError(f"the runs in {name} have different optimized metrics, {names}; name one of them")
