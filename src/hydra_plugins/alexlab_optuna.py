@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class OptunaSweeper(Sweeper):
     """Sweeper that optimizes the return value of the task with the tree-structured Parzen estimator.
 
-    A training returns the best value of its optimized metric, which is maximised or, as a loss, minimised.
+    A training returns the best value of its optimized metric, which is maximized or, as a loss, minimized.
 
     A list of choices is a categorical value, `range(a,b)` an integer, `interval(a,b)` a float, and `tag(log,interval(a,b))` a
     float on a logarithmic scale. The study is stored in the sweep folder, so that a resumed search proposes what an
@@ -97,7 +97,7 @@ class OptunaSweeper(Sweeper):
         return [override.input_line or "" for override in parsed if not override.is_sweep_override()], spaces
 
     def _metric(self) -> OptimizedMetric:
-        """Return the optimized metric of all trials; the result of another command than train is maximised."""
+        """Return the optimized metric of all trials; the result of another command than train is maximized."""
         if "optimized_metric" not in self.sweep_config:
             return OptimizedMetric("result")
         from alexlab.cli.task import to_plain

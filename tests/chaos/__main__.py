@@ -56,7 +56,7 @@ TESTS: dict[str, str] = {
     "tables": "tables whose classes or paths point outside the dataset: refused with the row, nothing written",
     "run_folders": "run folders that point elsewhere, by their config or by links: refused, nothing written outside",
     "escaping": "names with control characters and markup: shown literally or escaped, everywhere",
-    "csv_formulas": "CSV cells that a spreadsheet would evaluate: neutralised, and read back unchanged",
+    "csv_formulas": "CSV cells that a spreadsheet would evaluate: neutralized, and read back unchanged",
     "socket_paths": "temporary folders with a long path: short socket paths, or an error in one sentence",
     "ignored_signals": "hang-ups and ignored signals: a preemption, or ignored",
     "special_files": "FIFOs, devices, sockets and endless files among the images: reported, nothing hangs",

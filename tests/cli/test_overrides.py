@@ -84,7 +84,7 @@ NO_PATHS = {"split", "optimized_metric"}
 
 
 def test_all_path_keys_are_listed() -> None:
-    """Path keys are recognised by the comment next to them, or by a default with a slash."""
+    """Path keys are recognized by the comment next to them, or by a default with a slash."""
     found_keys = set()
     for path in [
         *CONFIG_DIR.glob("*.yaml"),

@@ -198,13 +198,13 @@ def test_the_accelerator_is_an_option_of_the_trainer(accelerator: str) -> None:
     assert composed(f"trainer={accelerator}").trainer.accelerator == accelerator
 
 
-def test_every_classifier_of_torchvision_is_recognised() -> None:
+def test_every_classifier_of_torchvision_is_recognized() -> None:
     for name in set(models.list_models(module=models)) - {*OPTIONS["model"], "vgg11"}:
         assert replacement("train", "model", name) == f"use model=torchvision model.name={name}"
         assert replacement("summary", "model", name) == f"use model=torchvision model.name={name}"
 
 
-def test_the_optimizers_of_torch_are_recognised() -> None:
+def test_the_optimizers_of_torch_are_recognized() -> None:
     own = {"Adam", "AdamW", "SGD"}
     others = {
         "Optimizer",
@@ -218,7 +218,7 @@ def test_the_optimizers_of_torch_are_recognised() -> None:
             assert replacement("train", "optimizer", name.lower()) == instead
 
 
-def test_the_datasets_to_download_are_recognised() -> None:
+def test_the_datasets_to_download_are_recognized() -> None:
     for name in DATASETS:
         instead = f"use data.root=data/{name} after alexlab prepare dataset={name}"
         assert replacement("train", "data", name) == instead

@@ -94,7 +94,7 @@ def test_reasons_are_those_of_decode(clean: Path) -> None:
 
 
 def test_corrupt_images_after_the_first_one_are_ignored(clean: Path) -> None:
-    """They are counted to recognise animations, and never read."""
+    """They are counted to recognize animations, and never read."""
     content = tiff(np.arange(2400, dtype=np.uint8).reshape(40, 60))
     position = len(content) - 4  # the offset of the next image file directory
     (clean / "train/a/stack.tif").write_bytes(content[:position] + b"\xff\xff\xff\x7f")

@@ -33,7 +33,7 @@ def test_split_folders_are_used_unchanged(images: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["valid", "validation"])
-def test_other_names_of_the_validation_folder_are_recognised(tmp_path: Path, name: str) -> None:
+def test_other_names_of_the_validation_folder_are_recognized(tmp_path: Path, name: str) -> None:
     write_images(tmp_path, {"train/a": 2, "train/b": 2, f"{name}/a": 1, f"{name}/b": 1})
     assert len(find_splits(str(tmp_path), **FRACTIONS).val) == 2
 

@@ -64,7 +64,7 @@ def test_common_names_of_splits(split: str | None, names: str) -> None:
         (".train/a cat* dog*", {}),
     ],
 )
-def test_split_folders_are_recognised(folders: str, expected: dict[str, str], tmp_path: Path) -> None:
+def test_split_folders_are_recognized(folders: str, expected: dict[str, str], tmp_path: Path) -> None:
     layout = find_layout(tree(tmp_path, *folders.split()))
     assert layout.ambiguity is None
     assert {split: layout.folder(split) for split in layout.folders} == expected

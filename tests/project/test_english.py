@@ -33,6 +33,7 @@ BANNED = {
     r"\bImports no torch\b": "a test checks this",
     r"\bthaw(s|ed)?\b|\bput(s)? to rest\b": "unfreeze, eval mode",
     r"\bwhatever\b": "regardless of",
+    r"\b(normal|initial|minim|maxim|optim|recogn|synchron|memor|regular)is(e|ed|es|ing|ation)\b": "-ize, -ization",
 }
 OPENING = re.compile(r"(What|How|Where|Which|Who|Whether|Says|Tells|Gives|Looks)\b")
 PYTHON = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / ".ci").rglob("*.py")])

@@ -32,7 +32,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sweep(tmp_path: Path, images: Path) -> Path:
-    """Runs of three folds and two seeds whose nets recognise every image but are wrong about a few."""
+    """Runs of three folds and two seeds whose nets recognize every image but are wrong about a few."""
     config = plain(
         *TINY, f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}", f"data.folds={FOLDS}", "data.fold=0"
     )

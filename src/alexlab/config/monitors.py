@@ -15,7 +15,7 @@ def optimized_metric(config: Config) -> OptimizedMetric:
     """Return the metric that `optimized_metric` names.
 
     Raises:
-        ConfigError: unless it is a metric of the validation split, and known to be maximised or minimised.
+        ConfigError: unless it is a metric of the validation split, and known to be maximized or minimized.
     """
     name, choices = config["optimized_metric"], _val_metrics(config)
     if name not in choices:
@@ -31,7 +31,7 @@ def with_mode(node: Config, config: Config, where: str) -> Config:
     """Return a node of a callback or scheduler, with `mode: auto` replaced by the mode of the metric that it monitors.
 
     Raises:
-        ConfigError: if the metric is not logged, or not known to be maximised or minimised.
+        ConfigError: if the metric is not logged, or not known to be maximized or minimized.
     """
     if node.get("mode") != AUTO:
         return node

@@ -69,7 +69,7 @@ def rehearse(config: Config, splits: Splits, *, num_ranks: int) -> None:
     failure = None
     for (
         device
-    ) in devices:  # the CPU first: initialising CUDA takes seconds, so only failures on the CPU are repeated on the GPU
+    ) in devices:  # the CPU first: initializing CUDA takes seconds, so only failures on the CPU are repeated on the GPU
         failure = _failure(config, splits, num_ranks, device, names_key=device == devices[-1])
         if failure is None:
             return

@@ -158,7 +158,7 @@ def _check_trainer(config: Config, num_ranks: int, *, remote: bool) -> None:
         )
     on_gpu = remote or requested_gpus(accelerator=node["accelerator"], devices=node["devices"])
     if node["sync_batchnorm"] is True and num_ranks > 1 and not on_gpu:
-        raise ConfigError("trainer.sync_batchnorm=true needs GPUs: PyTorch synchronises batch norms only there")
+        raise ConfigError("trainer.sync_batchnorm=true needs GPUs: PyTorch synchronizes batch norms only there")
     for target, keywords in zip((DDPOptions, lightning.Trainer), split_trainer_keys(node), strict=True):
         bind(target, "trainer", **keywords)
     build_strategy(value_of(node["strategy"], "trainer.strategy"), config, num_ranks=num_ranks)

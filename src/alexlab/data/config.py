@@ -54,7 +54,7 @@ class DataConfig:
         folds: number of folds of a cross-validation over the training and validation images; None for no folds.
         fold: number of the fold that validates, from 0.
         fraction: fraction of the training images of each class to train on, 0..1.
-        splits: folder of each split inside `root`, where `.` is `root` itself; all null to recognise them by their names.
+        splits: folder of each split inside `root`, where `.` is `root` itself; all null to recognize them by their names.
         sampler: `shuffle` for every image once per epoch; `balanced` to draw with replacement, every class equally often.
         cache: `packed` to decode every image once, to `pack.size`; `device` to keep these images in the memory of each device
             too, and crop them there; None to decode the files each time.

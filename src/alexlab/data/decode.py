@@ -118,7 +118,7 @@ def _decoding_errors(path: str | Path, content: bytes) -> Iterator[None]:
 
 
 def _unidentified(path: str | Path, content: bytes) -> ImageError:
-    """Return the error for a file that no decoder has recognised."""
+    """Return the error for a file that no decoder has recognized."""
     if content[4:8] == b"ftyp" and content[8:12] in BRANDS:
         has_decoder = features.check("avif") if content[8:10] == b"av" else HAS_HEIF
         if has_decoder:

@@ -67,7 +67,7 @@ def find_splits(
         val_split: `val`, or `test` to validate on the test split.
         split_seed: seed of the split.
         group: regular expression that finds a group in each path, see `find_groups`; a split made here has whole groups.
-        folders: folder of each split, see `find_layout`; None, or only nulls, to recognise them by their names.
+        folders: folder of each split, see `find_layout`; None, or only nulls, to recognize them by their names.
         cache_dir: folder for cached listings; None for no cache.
 
     Raises:

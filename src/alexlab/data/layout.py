@@ -1,4 +1,4 @@
-"""Layout of a dataset: split folders, recognised by their names or named by `data.splits`."""
+"""Layout of a dataset: split folders, recognized by their names or named by `data.splits`."""
 
 import os
 import re
@@ -30,7 +30,7 @@ class Layout:
         folders: folders of each split that was found, relative to the dataset's folder, where "" is that folder itself. Several
             for one split only if the layout is ambiguous.
         ambiguity: reason why it is unclear which folder is which split, as a message; None if it is clear.
-        notes: remarks for the user: unusual names that were recognised, and folders that are not used.
+        notes: remarks for the user: unusual names that were recognized, and folders that are not used.
     """
 
     folders: Mapping[str, Sequence[str]]

@@ -177,7 +177,7 @@ class _Walk:
         return names
 
     def _is_image(self, folder: str, entry: os.DirEntry[bytes], pending: list[str]) -> bool:
-        """Return whether an entry that the fast path has not recognised is an image; record what else it is."""
+        """Return whether an entry that the fast path has not recognized is an image; record what else it is."""
         name = os.fsdecode(entry.name)
         if is_hidden(name):
             self.hidden[hidden_kind(name)] += 1

@@ -75,7 +75,7 @@ def read_listing(path: Path, root: str) -> dict[str, Any] | None:
 
 
 def write_listing(fields: Mapping[str, Any], path: Path) -> None:
-    """Cache the fields of a Listing; errors are ignored, because the cache is only an optimisation."""
+    """Cache the fields of a Listing; errors are ignored, because the cache is only an optimization."""
     index = {
         "version": VERSION,
         "root": os.path.realpath(fields["root"]),

@@ -48,7 +48,7 @@ def num_ranks(*, accelerator: str, devices: int | str | list[int], remote: bool 
 
 
 def num_gpus() -> int:
-    """Return the number of GPUs visible to this process, without initialising CUDA, after which it could not fork."""
+    """Return the number of GPUs visible to this process, without initializing CUDA, after which it could not fork."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     return torch.cuda.device_count()
 

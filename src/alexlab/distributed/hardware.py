@@ -80,7 +80,7 @@ def keep_memory() -> None:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return the CPU model, core count and memory of this machine, without initialising CUDA."""
+    """Return the CPU model, core count and memory of this machine, without initializing CUDA."""
     model = platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,7 +1,7 @@
 """Launcher that runs a function on every device of a run: `launch` forks `run_rank`, which calls the function.
 
 The process that composed the config stays a parent that builds no trainer, so that torch, torchvision and lightning are imported
-once (0.8 s for two forked ranks against 30 s for two spawned ones, on 2 cores). The parent must therefore neither initialise
+once (0.8 s for two forked ranks against 30 s for two spawned ones, on 2 cores). The parent must therefore neither initialize
 CUDA nor run a parallel CPU operation, so every job of a sweep runs in a child, even on one device; this also isolates the jobs
 from each other.
 """

@@ -1,7 +1,7 @@
 """Rendezvous of ranks that another launcher started.
 
 torchrun, srun, mpirun and anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, such as a Kubernetes PyTorchJob, are
-normalised to torchrun's variables and a store on rank 0 that is new in every attempt.
+normalized to torchrun's variables and a store on rank 0 that is new in every attempt.
 """
 
 import os

@@ -92,7 +92,7 @@ def _context(run: Run) -> "BenchmarkContext":
     config = _on_subset(run, settings)
     requested = {name: config["trainer"][name] for name in ("accelerator", "devices")}
     device, ranks = "cuda" if requested_gpus(**requested) else "cpu", num_ranks(**requested)
-    # In a child process: querying the precisions of a GPU initialises CUDA, and this process could no longer be forked.
+    # In a child process: querying the precisions of a GPU initializes CUDA, and this process could no longer be forked.
     resolve = partial(resolve_auto, config["trainer"])
     config["trainer"] = launch(resolve, num_ranks=1, isolated=True, limits=Limits(**config["elastic"]))
     splits = data_config(config).find_splits()
