@@ -9,11 +9,19 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
 from alexlab.cli.invocation import Invocation
-from alexlab.cli.task import CommandTask
+from alexlab.cli.task import CommandTask, selected_ablations
 from alexlab.config import preflight
 from support.runs import TINY, composed
 
 pytestmark = pytest.mark.slow
+
+
+def test_ablations_are_recorded_as_a_choice() -> None:
+    assert selected_ablations(["seed=1", "ablation=[tanh,no_lrn]"]) == "tanh,no_lrn"
+    assert selected_ablations(["ablation=tanh"]) == "tanh"
+    assert {selected_ablations(given) for given in ([], ["ablation=[]"], ["ablation=null"], ["ablation=none"])} == {
+        "none"
+    }
 
 
 def test_a_job_that_was_checked_with_its_sweep_is_not_rehearsed_again(

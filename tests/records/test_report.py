@@ -96,6 +96,39 @@ def test_a_key_that_differs_within_an_option_is_a_column(tmp_path: Path) -> None
     assert differing_keys(runs) == ["optimizer", "optimizer.lr"]
 
 
+def test_an_experiment_and_an_ablation_hide_what_they_decide(tmp_path: Path) -> None:
+    settings = [
+        ("small", "none", "sgd", 1.0, 0.1),
+        ("small", "wide", "sgd", 2.0, 0.1),
+        ("large", "none", "adam", 4.0, 0.1),
+        ("large", "none", "adam", 4.0, 0.2),
+    ]
+    for number, (experiment, ablation, optimizer, width, lr) in enumerate(settings):
+        folder = write_run(tmp_path / str(number), optimizer=optimizer, width=width)
+        record = json.loads((folder / "run.json").read_text())
+        record["choices"] |= {"experiment": experiment, "ablation": ablation}
+        record["config"]["optimizer"]["lr"] = lr
+        (folder / "run.json").write_text(json.dumps(record))
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path)])]
+    assert differing_keys(runs) == ["experiment", "ablation", "optimizer.lr"]
+    assert differing_keys(runs[:2]) == ["ablation"]
+    assert differing_keys(runs[2:]) == ["optimizer.lr"]
+
+
+def test_runs_with_different_classes_are_not_ranked(tmp_path: Path) -> None:
+    for number, names in enumerate((["cat", "dog"], ["cat", "dog"], ["car", "cat", "dog"])):
+        data = {"counts": {"val": 1000}, "class_names": names}
+        folder = write_run(tmp_path / f"runs/{number}", width=1.0 + number, top1=0.9 - number / 100, data=data)
+        record = json.loads((folder / "run.json").read_text())
+        record["config"]["data"]["root"] = "/images/pets" if len(names) == 2 else "/images/street"
+        (folder / "run.json").write_text(json.dumps(record))
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path / "runs")])]
+    assert best_run(runs) is None and best_run(runs[:2]) is runs[0]
+    page = write_report([str(tmp_path / "runs")], tmp_path / "out").read_text()
+    assert "Not ranked: these runs have different classes, those of pets, street." in page
+    assert '<tr class="best' not in page
+
+
 def test_the_best_is_clear_only_if_the_difference_is_significant(sweep: Path, tmp_path: Path) -> None:
     runs = [read_run(folder) for folder in find_runs([str(sweep)])]
     ranking = rank_groups(group_seeds(runs, differing_keys(runs)))
@@ -299,9 +332,7 @@ def test_the_optimized_metric_ranks_the_runs_and_different_ones_are_not_ranked(t
     assert (best_run(more) or more[0]).score("loss") == 0.301
     write_run(tmp_path / "one/f1", width=3.0, best=best, optimized={"name": "val/f1", "mode": "max"})
     page = write_report([str(tmp_path / "one")], tmp_path / "mixed").read_text()
-    assert (
-        "Not ranked: these runs have different optimized metrics, val/f1, val/loss; compare runs with the same" in page
-    )
+    assert "Not ranked: these runs have different optimized metrics, val/f1, val/loss." in page
     assert '<tr class="best' not in page and '<tr class="first' not in page and "Effect of" not in page
     with (tmp_path / "mixed/report.csv").open() as file:
         assert [row["f1"] for row in csv.DictReader(file)] == ["0.1"] * 3

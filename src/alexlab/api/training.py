@@ -19,7 +19,7 @@ from alexlab.records.compare import differing_keys, group_seeds, result_rows
 from alexlab.records.layout import RUN_JSON, outputs_dir
 from alexlab.records.ranking import rank_groups, verdict
 from alexlab.records.report import write_report
-from alexlab.records.results import RunResult, best_run, find_runs, read_run, read_runs
+from alexlab.records.results import RunResult, best_run, find_runs, obstacle, read_run, read_runs
 from alexlab.sweeps.entries import to_override
 
 if TYPE_CHECKING:
@@ -96,14 +96,13 @@ class Runs(Sequence[TrainedRun]):
         """The run with the best value of the optimized metric; of equal ones that with the lower loss.
 
         Raises:
-            DataError: if no run has been validated, or the runs have different optimized metrics.
+            DataError: if no run has been validated, or the runs have different optimized metrics or classes.
         """
         found = best_run(self._runs)
         if found is not None:
             return found
-        names = sorted({run.optimized.name for run in self._runs})
-        if len(names) > 1:
-            raise DataError(f"the best run needs runs with the same optimized_metric; these have {', '.join(names)}")
+        if reason := obstacle([run for run in self._runs if run.best_score is not None]):
+            raise DataError(f"the best run needs runs that can be ranked; these have {reason}")
         raise DataError("the best run needs a validated run; none of these has scores")
 
     def rows(self) -> list[dict[str, Any]]:

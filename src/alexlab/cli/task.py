@@ -4,7 +4,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -111,12 +111,13 @@ class CommandTask:
             from alexlab.cli.resume_sweep import resumed_job
 
             return resumed_job(run_dir, own, sweep=invocation.sweep, isolated=isolated)
-        choices = hydra_config.runtime.choices.items()
+        choices, overrides = hydra_config.runtime.choices.items(), raw_overrides(hydra_config.overrides.task)
+        ablations = {"ablation": selected_ablations(overrides)} if invocation.command == "train" else {}
         return Run(
             config=own,
             dir=run_dir,
-            choices={group: str(option) for group, option in choices if "hydra/" not in group},
-            overrides=raw_overrides(hydra_config.overrides.task),
+            choices={group: str(option) for group, option in choices if "hydra/" not in group} | ablations,
+            overrides=overrides,
             isolated=isolated,
             rehearsed=own in self.rehearsed,
         )
@@ -162,6 +163,13 @@ class CommandTask:
         failure = AlexlabError(str(job.cause))
         failure.exit_code = RunRecord(run_dir).read().get("exit_code") or AlexlabError.exit_code
         raise failure
+
+
+def selected_ablations(overrides: Sequence[str]) -> str:
+    """Return the options of `ablation=`, of which there may be several, so that Hydra does not list them as a choice."""
+    given = [value for key, _, value in (override.partition("=") for override in overrides) if key == "ablation"]
+    selected = given[-1].strip("[]") if given else ""
+    return "none" if selected in ("", "null") else selected
 
 
 def _run_submitted(invocation: Invocation, job: Job) -> None:

@@ -26,6 +26,7 @@ IGNORED_KEYS = (
     "tags",
     "note",
 )
+GLOBAL_GROUPS = ("experiment", "ablation")  # whose options may set any key
 FOLD = "data.fold"  # its runs are put together as those of different seeds are
 
 
@@ -138,7 +139,8 @@ def mean_interval(group: RunGroup) -> tuple[float, float] | None:
 def differing_keys(runs: Sequence[RunResult]) -> list[str]:
     """Return the config groups and keys whose values differ between runs.
 
-    A config group that differs hides the keys that it sets, except those that also differ between runs with the same option.
+    A config group that differs hides the keys that it sets, except those that also differ between runs with the same option;
+    `experiment` and `ablation` hide other groups too.
     """
     configs = [flatten(run.record["config"]) for run in runs]
     groups = [name for name in runs[0].choices if len({run.choices.get(name) for run in runs}) > 1]
@@ -146,7 +148,24 @@ def differing_keys(runs: Sequence[RunResult]) -> list[str]:
     keys = [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
     ignored = [name for name in keys if name == FOLD or name.startswith(IGNORED_KEYS)]
     keys = [name for name in keys if name not in ignored and name.split(".")[0] not in groups]
-    return [*groups, *keys, *(key for group in groups for key in _overridden_keys(group, runs, configs))]
+    found = [*groups, *keys, *(key for group in groups for key in _overridden_keys(group, runs, configs))]
+    deciding = [name for name in GLOBAL_GROUPS if name in groups]
+    if not deciding:
+        return found
+    options = [tuple(run.choices.get(name) for name in deciding) for run in runs]
+    values = {
+        name: [
+            run.choices.get(name) if name in groups else config.get(name)
+            for run, config in zip(runs, configs, strict=True)
+        ]
+        for name in found
+    }
+    return [name for name in found if name in deciding or not _is_decided(values[name], options)]
+
+
+def _is_decided(values: Sequence[Any], options: Sequence[tuple[str | None, ...]]) -> bool:
+    """Return whether each of some options always comes with the same value."""
+    return len({(option, repr(value)) for option, value in zip(options, values, strict=True)}) == len({*options})
 
 
 def _overridden_keys(group: str, runs: Sequence[RunResult], configs: Sequence[dict[str, Any]]) -> list[str]:

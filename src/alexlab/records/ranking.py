@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from alexlab.records.compare import RunGroup
 from alexlab.records.image_scores import setting_scores
 from alexlab.records.optimized import OptimizedMetric, metric_label
-from alexlab.records.results import common_metric
+from alexlab.records.results import common_metric, obstacle
 from alexlab.records.significance import (
     BOOTSTRAP,
     MAX_SEEDS,
@@ -30,8 +30,8 @@ class Ranking:
     """Settings with scores, best first.
 
     Args:
-        groups: the settings; in their own order if they have different optimized metrics.
-        metric: their optimized metric; None if it differs.
+        groups: the settings; in their own order if they cannot be ranked.
+        metric: their optimized metric; None if they cannot be ranked: it differs, or their classes do.
         differences: difference of each setting to the first, with a p-value corrected for their number; None for the first,
             and for those that cannot be tested.
     """
@@ -110,8 +110,7 @@ def verdict(ranking: Ranking) -> str:
     if not groups:
         return "No run has finished yet."
     if metric is None:
-        names = sorted({run.optimized.name for group in groups for run in group.runs})
-        return f"Not ranked: these runs have different optimized metrics, {', '.join(names)}; compare runs with the same one."
+        return f"Not ranked: these runs have {obstacle([run for group in groups for run in group.runs])}."
     best, *others = groups
     score = f"val {metric_label(metric.key)} {best.mean():.4f}"
     if not others:

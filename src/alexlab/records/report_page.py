@@ -84,7 +84,7 @@ def render_page(
 
 def title(runs: Sequence[RunResult], keys: Sequence[str]) -> str:
     """Return what the runs compare, on which data, and how many there are."""
-    data = _join(_data_name(run) for run in runs)
+    data = _join(run.data_name for run in runs)
     if len(keys) > MAX_TITLE_KEYS:
         return f"Comparison of {len(keys)} settings on {data}: {counted(len(runs), 'run')}"
     if keys:
@@ -157,16 +157,10 @@ def _join(texts: Any) -> str:
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
-def _data_name(run: RunResult) -> str:
-    data = run.record["config"].get("data")
-    root = data.get("root") if isinstance(data, dict) else None
-    return Path(str(root)).name if root else run.choices.get("data", "unknown data")
-
-
 def _data_text(run: RunResult) -> str:
     counts = run.record["data"].get("counts", {})
     parts = [f"{count:,} {name}" for name, count in counts.items()]
-    return f"{_data_name(run)}: {', '.join(parts)} images" if parts else _data_name(run)
+    return f"{run.data_name}: {', '.join(parts)} images" if parts else run.data_name
 
 
 def _code_text(code: dict[str, Any]) -> str:

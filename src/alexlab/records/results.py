@@ -68,6 +68,18 @@ class RunResult:
         return {name: str(value) for name, value in self.record["choices"].items()}
 
     @property
+    def data_name(self) -> str:
+        """Name of the folder of images, or of the option of `data=`."""
+        data = self.record["config"].get("data")
+        root = data.get("root") if isinstance(data, dict) else None
+        return Path(str(root)).name if root else self.choices.get("data", "unknown data")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; empty if they are not recorded."""
+        return tuple(map(str, self.record.get("data", {}).get("class_names") or ()))
+
+    @property
     def tags(self) -> list[str]:
         """The items of `tags=[...]`."""
         tags = self.record["config"].get("tags")
@@ -139,9 +151,19 @@ def _count(epoch: float | None) -> int | None:
 
 
 def common_metric(runs: Sequence[RunResult]) -> OptimizedMetric | None:
-    """Return the optimized metric of some runs; None if they have different ones, so that they cannot be ranked."""
-    found = {run.optimized for run in runs}
-    return found.pop() if len(found) == 1 else None
+    """Return the optimized metric of some runs; None if they cannot be ranked, see `obstacle`."""
+    return runs[0].optimized if runs and obstacle(runs) is None else None
+
+
+def obstacle(runs: Sequence[RunResult]) -> str | None:
+    """Return what keeps runs from being ranked, such as `different optimized metrics, val/f1, val/top1`; None if nothing does."""
+    metrics = sorted({run.optimized.name for run in runs})
+    if len(metrics) > 1 or len({run.optimized for run in runs}) > 1:
+        return f"different optimized metrics, {', '.join(metrics)}"
+    data = {run.class_names: run.data_name for run in runs if run.class_names}
+    if len(data) > 1:
+        return f"different classes, those of {', '.join(sorted({*data.values()}))}"
+    return None
 
 
 def best_run(runs: Sequence[Result]) -> Result | None:

@@ -12,7 +12,7 @@ from alexlab.records.compare import differing_keys, group_seeds
 from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.layout import BEST, LAST, RUN_JSON
 from alexlab.records.record import FINISHED
-from alexlab.records.results import RunResult, common_metric, find_runs, last_run, read_run, read_runs
+from alexlab.records.results import RunResult, find_runs, last_run, obstacle, read_run, read_runs
 
 KINDS = "a run folder, the folder of a sweep, a checkpoint or an exported file"
 
@@ -101,9 +101,8 @@ def _best_setting(name: str, runs: Sequence[RunResult]) -> Side:
     finished = [run for run in runs if run.status == FINISHED and run.best_score is not None]
     if not finished:
         raise ConfigError(f"A and B must have finished runs; no run in {name} has scores")
-    if common_metric(finished) is None:
-        names = ", ".join(sorted({run.optimized.name for run in finished}))
-        raise ConfigError(f"the runs in {name} have different optimized metrics, {names}; name one of them")
+    if reason := obstacle(finished):
+        raise ConfigError(f"the runs in {name} have {reason}; name one of them")
     groups = group_seeds(finished, differing_keys(finished))
     best = max(groups, key=lambda group: group.optimized.rank(group.mean(), group.mean("loss")))
     note = "" if len(groups) == 1 else f"{best.name} is the best of {len(groups)} settings in {name}. "
