@@ -113,6 +113,9 @@ def test_an_experiment_and_an_ablation_hide_what_they_decide(tmp_path: Path) -> 
     assert differing_keys(runs) == ["experiment", "ablation", "optimizer.lr"]
     assert differing_keys(runs[:2]) == ["ablation"]
     assert differing_keys(runs[2:]) == ["optimizer.lr"]
+    del runs[3].record["choices"]["ablation"]  # as in a run of an earlier version
+    assert "ablation" not in differing_keys(runs) and "model.width" in differing_keys(runs)
+    assert differing_keys(runs[2:]) == differing_keys(runs[:1:-1]) == ["optimizer.lr"]
 
 
 def test_runs_with_different_classes_are_not_ranked(tmp_path: Path) -> None:

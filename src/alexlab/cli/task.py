@@ -166,7 +166,7 @@ class CommandTask:
 
 
 def selected_ablations(overrides: Sequence[str]) -> str:
-    """Return the options of `ablation=`, of which there may be several, so that Hydra does not list them as a choice."""
+    """Return the options of `ablation=`, joined by commas; Hydra records no choice for a group that takes a list."""
     given = [value for key, _, value in (override.partition("=") for override in overrides) if key == "ablation"]
     selected = given[-1].strip("[]") if given else ""
     return "none" if selected in ("", "null") else selected

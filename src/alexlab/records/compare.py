@@ -143,7 +143,8 @@ def differing_keys(runs: Sequence[RunResult]) -> list[str]:
     `experiment` and `ablation` hide other groups too.
     """
     configs = [flatten(run.record["config"]) for run in runs]
-    groups = [name for name in runs[0].choices if len({run.choices.get(name) for run in runs}) > 1]
+    recorded = [name for name in runs[0].choices if all(name in run.choices for run in runs)]  # older runs lack some
+    groups = [name for name in recorded if len({run.choices[name] for run in runs}) > 1]
     names = dict.fromkeys(name for config in configs for name in config)
     keys = [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
     ignored = [name for name in keys if name == FOLD or name.startswith(IGNORED_KEYS)]
@@ -152,7 +153,7 @@ def differing_keys(runs: Sequence[RunResult]) -> list[str]:
     deciding = [name for name in GLOBAL_GROUPS if name in groups]
     if not deciding:
         return found
-    options = [tuple(run.choices.get(name) for name in deciding) for run in runs]
+    options = [tuple(run.choices[name] for name in deciding) for run in runs]
     values = {
         name: [
             run.choices.get(name) if name in groups else config.get(name)
@@ -163,7 +164,7 @@ def differing_keys(runs: Sequence[RunResult]) -> list[str]:
     return [name for name in found if name in deciding or not _is_decided(values[name], options)]
 
 
-def _is_decided(values: Sequence[Any], options: Sequence[tuple[str | None, ...]]) -> bool:
+def _is_decided(values: Sequence[Any], options: Sequence[tuple[str, ...]]) -> bool:
     """Return whether each of some options always comes with the same value."""
     return len({(option, repr(value)) for option, value in zip(options, values, strict=True)}) == len({*options})
 

@@ -157,9 +157,8 @@ def common_metric(runs: Sequence[RunResult]) -> OptimizedMetric | None:
 
 def obstacle(runs: Sequence[RunResult]) -> str | None:
     """Return what keeps runs from being ranked, such as `different optimized metrics, val/f1, val/top1`; None if nothing does."""
-    metrics = sorted({run.optimized.name for run in runs})
-    if len(metrics) > 1 or len({run.optimized for run in runs}) > 1:
-        return f"different optimized metrics, {', '.join(metrics)}"
+    if len({run.optimized for run in runs}) > 1:
+        return f"different optimized metrics, {', '.join(sorted({run.optimized.name for run in runs}))}"
     data = {run.class_names: run.data_name for run in runs if run.class_names}
     if len(data) > 1:
         return f"different classes, those of {', '.join(sorted({*data.values()}))}"
