@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from alexlab.config import build
+from alexlab.config import build_data
 from alexlab.config.data import data_config
 from alexlab.config.trainer import build_trainer
 from alexlab.config.validate import check_objects
@@ -25,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def datamodule_of(root: Path, *overrides: str) -> ImageDataModule:
     config = plain(*TINY, f"data.root={root}", f"data.cache_dir={root.parent}", "data.batch_size=4", *overrides)
-    data = build.datamodule(config, data_config(config).find_splits())
+    data = build_data.datamodule(config, data_config(config).find_splits())
     data.trainer = build_trainer({**config, "callbacks": {}, "logger": {}}, root.parent, num_ranks=1)
     return data
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from alexlab.config import build
+from alexlab.config import build_data
 from alexlab.config.data import data_config
 from alexlab.data.cache.on_device import CropSampler, crop, load_on_device, resize_weights, resized_crop
 from alexlab.data.samplers import derived_seed
@@ -148,7 +148,7 @@ def test_invalid_configs_are_rejected(train: Train, overrides: list[str], reason
 
 def test_a_pack_is_loaded_once(images: Path, tmp_path: Path) -> None:
     config = plain(*TINY, f"data.root={images}", f"data.cache_dir={tmp_path / 'cache'}", "data.cache=device")
-    splits = build.packed_splits(config, data_config(config).find_splits())
+    splits = build_data.packed_splits(config, data_config(config).find_splits())
     assert splits.train.images is not None
     one = load_on_device(splits.train.images, torch.device("cpu"))
     assert load_on_device(splits.train.images, torch.device("cpu")) is one

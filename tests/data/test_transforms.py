@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from alexlab.config import build
+from alexlab.config import build_data
 from alexlab.data.dataset import SeededDataset, ViewReader
 from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
@@ -160,7 +160,7 @@ def test_nearest_resize_equals_pillow(sides: tuple[int, int], size: int) -> None
 def test_the_keras_recipe_reads_like_keras(images: Path) -> None:
     """`load_img(path, target_size=(64, 64))`, with the default interpolation, is Pillow's resize with NEAREST."""
     config = plain("experiment=catdog_tf_1", f"data.root={images}", "data.image_size=64")
-    view = build.eval_view(config)
+    view = build_data.eval_view(config)
     path = images / "val/cat/001.png"
     expected = Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.NEAREST)
     read = ViewReader(view, Decoding())

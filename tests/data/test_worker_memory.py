@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from alexlab.benchmark.memory import children
-from alexlab.config import build
+from alexlab.config import build_data
 from alexlab.config.data import data_config
 from alexlab.config.trainer import build_trainer
 from support.runs import TINY, plain
@@ -43,7 +43,7 @@ def memory_of_epochs(
     config = plain(*TINY, *overrides)
     splits = data_config(config).find_splits()
     splits = replace(splits, train=replace(splits.train, paths=paths(splits.train.paths)))
-    data = build.datamodule(config, splits)
+    data = build_data.datamodule(config, splits)
     data.trainer = build_trainer({**config, "callbacks": {}, "logger": {}}, cache_dir, num_ranks=1)
     before, found = set(children(os.getpid())), []
     data.start_workers()

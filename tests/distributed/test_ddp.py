@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torchvision.models import alexnet
 
-from alexlab.config import build
+from alexlab.config import build, build_data
 from alexlab.config.data import data_config
 from alexlab.config.trainer import STRATEGIES, build_trainer
 from alexlab.config.validate import check_objects
@@ -91,7 +91,7 @@ def fitted(images: Path, folder: Path, *overrides: str, unused: bool = False) ->
     trainer, losses, counted = build_trainer(config, folder, num_ranks=2), Losses(), Counted()
     trainer.callbacks.append(losses)  # type: ignore[attr-defined]
     default_hooks.dist = powerSGD_hook.dist = counted  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=build.datamodule(config, splits))
+    trainer.fit(module, datamodule=build_data.datamodule(config, splits))
     weights = {name: value.detach().clone() for name, value in module.net.named_parameters()}
     both: list[Any] = [None, None]
     torch.distributed.all_gather_object(both, weights)

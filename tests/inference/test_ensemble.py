@@ -12,7 +12,7 @@ from torch import Tensor
 
 import alexlab
 from alexlab.cli.arguments import expand_paths, quote_paths
-from alexlab.config import build
+from alexlab.config import build, build_data
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
 from alexlab.errors import ConfigError
@@ -60,7 +60,7 @@ def pair(write: Callable[..., Path]) -> list[str]:
 def alone(folder: str, path: Path) -> Tensor:
     """Return the probabilities of one file by class name, computed without the package's reading and averaging."""
     model = load_checkpoint(folder, device="cpu")
-    image = build.eval_view(model.config)(to_tensor(decode(path, model.decoding)))[None]
+    image = build_data.eval_view(model.config)(to_tensor(decode(path, model.decoding)))[None]
     with torch.inference_mode():
         probs = model.single.net((image / 255 - model.single.mean / 255) / (model.single.std / 255)).softmax(1)[0]
     return torch.stack([probs[model.classes.index(name)] for name in CLASSES])
@@ -106,7 +106,7 @@ def test_several_views_are_averaged_within_each_member(pair: list[str], images: 
     expected = []
     for folder in pair:
         single = load_checkpoint(folder)
-        views = build.eval_view(single.config, "five")(to_tensor(decode(path, single.decoding)))
+        views = build_data.eval_view(single.config, "five")(to_tensor(decode(path, single.decoding)))
         with torch.inference_mode():
             probs = single.single(views).softmax(1).mean(0)
         expected.append(torch.stack([probs[single.classes.index(name)] for name in CLASSES]))
@@ -181,7 +181,7 @@ def test_an_ensemble_with_one_view_is_one_program(
     out = run_task(export, tmp_path / "out", f"ckpt=[{','.join(folders)}]", f"format={form}", "num_images=5")
     (name,) = names(out)
     path = images / "val/cat/001.png"
-    image = build.eval_view(load_checkpoint(folders[0]).config)(to_tensor(decode(path)))[None] / 255
+    image = build_data.eval_view(load_checkpoint(folders[0]).config)(to_tensor(decode(path)))[None] / 255
     if form == "onnx":
         import onnxruntime
 

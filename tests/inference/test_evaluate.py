@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from torchvision.transforms import v2
 from torchvision.transforms.functional import crop, hflip
 
-from alexlab.config import build
+from alexlab.config import build_data
 from alexlab.data.config import DataConfig
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
@@ -168,8 +168,8 @@ def test_ten_crops_are_ten_single_crops(trained_run: Path, images: Path) -> None
     crops = [crop(square, top, left, 64, 64) for top, left in corners]
     with torch.inference_mode():
         single = [model.inference(view[None]).softmax(1)[0] for view in [*crops, *map(hflip, crops)]]
-        ten = model.inference.probs(build.eval_view(model.config, "ten_crop")(image)[None])[0]
-        five = model.inference.probs(build.eval_view(model.config, "five")(image)[None])[0]
+        ten = model.inference.probs(build_data.eval_view(model.config, "ten_crop")(image)[None])[0]
+        five = model.inference.probs(build_data.eval_view(model.config, "five")(image)[None])[0]
     assert torch.allclose(ten, torch.stack(single).mean(0), atol=1e-6)
     assert torch.allclose(five, torch.stack(single[:5]).mean(0), atol=1e-6)
     assert not torch.allclose(ten, five, atol=1e-6)

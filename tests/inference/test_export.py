@@ -59,12 +59,12 @@ def test_the_example_of_the_readme_gives_the_predictions_of_the_checkpoint(
     exec(compile(code, form, "exec"), {})
     printed = capsys.readouterr().out.split()
     model = load_checkpoint(str(trained_run))
-    from alexlab.config import build
+    from alexlab.config import build_data
     from alexlab.data.dataset import to_tensor
     from alexlab.data.decode import decode
 
     with torch.inference_mode():
-        probs = model.inference.probs(build.eval_view(model.config)(to_tensor(decode(photo)))[None])[0]
+        probs = model.inference.probs(build_data.eval_view(model.config)(to_tensor(decode(photo)))[None])[0]
     assert printed[0] == model.names[int(probs.argmax())]
     # Pillow's resizing is not bit-for-bit that of PyTorch.
     assert float(printed[1]) == pytest.approx(probs.max().item(), abs=0.02)

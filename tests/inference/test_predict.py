@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexlab.config import build
+from alexlab.config import build_data
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
 from alexlab.errors import ConfigError, DataError, ImageError
@@ -47,7 +47,7 @@ def test_predictions_of_a_folder(
     found = {row["path"]: row for row in rows(out / "predictions.csv")}
     assert list(found) == sorted(str(path) for path in (images / "val").rglob("*.png"))
     model = load_checkpoint(str(trained_run))
-    view = build.eval_view(model.config)
+    view = build_data.eval_view(model.config)
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [line["path"] for line in lines] == list(found)
     for line in lines:

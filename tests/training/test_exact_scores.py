@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 import pytest
 
-from alexlab.config import build
+from alexlab.config import build, build_data
 from alexlab.config.data import data_config
 from alexlab.config.trainer import build_trainer
 from alexlab.data.splits import Splits
@@ -50,7 +50,7 @@ def validate(root: Path, folder: Path, num_ranks: int, size: int) -> dict[str, f
     trainer = build_trainer(
         {**config, "trainer": {**config["trainer"], "devices": num_ranks}}, folder, num_ranks=num_ranks
     )
-    trainer.validate(module, datamodule=build.datamodule(config, splits), verbose=False)
+    trainer.validate(module, datamodule=build_data.datamodule(config, splits), verbose=False)
     found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     return {**found, "count": module.scored["count"]}
 

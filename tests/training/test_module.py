@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alexlab.config import build
+from alexlab.config import build, build_data
 from alexlab.config.data import data_config
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
@@ -130,7 +130,7 @@ def test_ema_weights_are_validated_saved_and_tested(train: Callable[..., float |
         module = build.classifier(config, splits)
         module.load_state_dict(averaged)
         module.eval()
-        data = build.datamodule(config, splits)
+        data = build_data.datamodule(config, splits)
         files = getattr(splits, split)
         logits = torch.cat(
             [

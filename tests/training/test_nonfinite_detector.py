@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alexlab.config import build
+from alexlab.config import build, build_data
 from alexlab.config.data import data_config
 from alexlab.config.trainer import build_trainer
 from alexlab.errors import NumericError
@@ -109,7 +109,7 @@ def test_steps_between_two_logging_points_do_not_wait_for_the_device(
 
     monkeypatch.setattr(Classifier, "on_train_batch_start", counted)
     with syncs:
-        trainer.fit(module, datamodule=build.datamodule(config, splits))
+        trainer.fit(module, datamodule=build_data.datamodule(config, splits))
     steps = [after - before for before, after in itertools.pairwise(counts)]
     assert len(steps) == 11
     synchronized = [number for number, count in enumerate(steps) if count]

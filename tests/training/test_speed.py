@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alexlab.config import build
+from alexlab.config import build, build_data
 from alexlab.config.data import data_config
 from alexlab.config.trainer import build_trainer
 from alexlab.data.datamodule import ImageDataModule, collate
@@ -175,7 +175,7 @@ def test_gradients_have_the_memory_format_of_the_weights(images: Path, tmp_path:
         module = build.classifier(config, splits)
         module.__class__ = StrideCheck
         trainer = build_trainer(config, tmp_path, num_ranks=num_ranks)
-        trainer.fit(module, datamodule=build.datamodule(config, splits))
+        trainer.fit(module, datamodule=build_data.datamodule(config, splits))
         assert trainer.global_step == 3
         return wrong
 

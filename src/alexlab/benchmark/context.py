@@ -11,7 +11,7 @@ from alexlab.benchmark.config import BenchmarkConfig
 from alexlab.benchmark.interleave import Candidate, Figures, interleave, loop
 from alexlab.benchmark.roofline import CEILING, matrix_products
 from alexlab.benchmark.workload import Workload
-from alexlab.config import build
+from alexlab.config import build_data
 from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config
 from alexlab.data.splits import Splits
@@ -117,4 +117,4 @@ class BenchmarkContext:
     def on_packed(self) -> "BenchmarkContext":
         """Return the same benchmark on packed images."""
         config = {**self.config, "data": {**self.config["data"], "cache": "packed"}}
-        return replace(self, config=config, splits=build.packed_splits(config, data_config(config).find_splits()))
+        return replace(self, config=config, splits=build_data.packed_splits(config, data_config(config).find_splits()))

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from alexlab.benchmark.interleave import Turn
 from alexlab.benchmark.workload import EpochTimer, Workload
-from alexlab.config import build
+from alexlab.config import build_data
 from alexlab.distributed.hardware import num_cores
 from alexlab.distributed.launch import Limits, launch
 
@@ -113,7 +113,7 @@ def stock_lightning(
         "use_distributed_sampler": False,
         "enable_model_summary": False,
     }
-    datamodule = build.datamodule(workload.config, workload.splits)
+    datamodule = build_data.datamodule(workload.config, workload.splits)
     lightning.Trainer(**{**defaults, **options}).fit(StockModule(workload), datamodule=datamodule)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alexlab.benchmark.interleave import Figures, Turn
-from alexlab.config import build
+from alexlab.config import build, build_data
 from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config, parts
 from alexlab.data.datamodule import ImageDataModule
@@ -49,7 +49,7 @@ class Workload:
 
     def datamodule(self) -> ImageDataModule:
         """Return our data module, attached to a Trainer of one device."""
-        return on_one_device(build.datamodule(self.config, self.splits), self.device)
+        return on_one_device(build_data.datamodule(self.config, self.splits), self.device)
 
     def mean_std(self) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation of each channel, for pixels in 0..1."""

@@ -19,7 +19,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor, nn
 
-from alexlab.config import build
+from alexlab.config import build, build_data
 from alexlab.config.culprits import culprits, sentence
 from alexlab.config.instantiate import Config, entries, value_of
 from alexlab.config.resolve import data_world_size
@@ -254,6 +254,6 @@ def _transform_images(config: Config) -> None:
                     f"{where} must return torch.uint8 images of shape {(channels, size, size)} for data.image_size={size}; "
                     f"got {found[0]} of shape {found[1]}"
                 )
-    views = build.extra_views(config)
+    views = build_data.extra_views(config)
     if views is not None:
         views(torch.zeros(channels, *SIDES, dtype=torch.uint8))

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
-from alexlab.config import build
+from alexlab.config import build, build_data
 from alexlab.config.culprits import sentence
 from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config, bind, entries, parts, value_of
@@ -87,9 +87,9 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {error}") from error
     schedule = module.schedule(optimizer, num_epochs=1, steps_per_epoch=100)
-    build.datamodule(config, splits)
-    build.extra_views(config)
-    build.pack_config(config)
+    build_data.datamodule(config, splits)
+    build_data.extra_views(config)
+    build_data.pack_config(config)
     _check_loggers(config)
     monitors = {
         f"callbacks.{name}": node

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from torchvision.models import AlexNet_Weights
 
-from alexlab.config import CONFIG_DIR, build
+from alexlab.config import CONFIG_DIR, build, build_data
 from alexlab.config.allowlist import check_targets
 from alexlab.config.confinement import confined_data
 from alexlab.config.data import data_config
@@ -100,7 +100,7 @@ class TrainedModel:
     def reader(self, views: str = "center") -> Reader:
         """Return the reading of an image as an input of `inference`: the centre view, or several views as in `eval_view`."""
         if not isinstance(self.inference, EnsembleInference):
-            return ViewReader(build.eval_view(self.config, views), self.decoding)
+            return ViewReader(build_data.eval_view(self.config, views), self.decoding)
         by_view = dict(zip(self.inference.views, self.members, strict=True))
         return SeveralReaders([by_view[number].reader(views) for number in sorted(by_view)])
 
@@ -226,7 +226,7 @@ def _build_inference(path: Path, record: dict[str, Any], state: State) -> Infere
         check_types(DataConfig, "data", config["data"])
         with ParameterLimit(len(state) + SPARE_PARAMETERS):
             inference = build.inference(config, len(classes), mean_image=record.get(MEAN_IMAGE))
-        build.eval_view(config)
+        build_data.eval_view(config)
         size, channels = config["data"]["image_size"], config["data"]["channels"]
         inference.net.eval()(torch.empty(1, channels, size, size, device="meta"))
         if not all(torch.isfinite(values).all() for values in (inference.mean, inference.std)):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from alexlab.config import build
+from alexlab.config import build_data
 from alexlab.config.data import data_config
 from alexlab.data.dataset import ViewReader
 from alexlab.data.splits import Split
@@ -83,7 +83,7 @@ def neighbours(claim: Claim, groups: Mapping[str, Sequence[RunResult]]) -> Measu
         return None
     model = load_checkpoint(str(run.folder))
     settings = data_config({"data": {**model.config["data"], "cache": None, "manifest": None}})
-    view = build.eval_view(model.config)
+    view = build_data.eval_view(model.config)
     splits = {name: select_split(model, settings, name, from_run=True)[1] for name in ("train", "val")}
     matrices = {name: _features(model, split, view, settings) for name, split in splits.items()}
     rows, _ = nearest(np.asarray(matrices["val"]), matrices["train"], NUM_NEIGHBOURS)

@@ -77,7 +77,7 @@ def _context(run: Run) -> "BenchmarkContext":
     """Return the arguments of the suites, after checking that the config can be trained."""
     from alexlab.benchmark.config import BenchmarkConfig
     from alexlab.benchmark.context import BenchmarkContext
-    from alexlab.config import build
+    from alexlab.config import build_data
     from alexlab.config.data import data_config
     from alexlab.config.rehearsal import rehearse
     from alexlab.config.resolve import resolve_auto
@@ -103,7 +103,7 @@ def _context(run: Run) -> "BenchmarkContext":
         choices=run.choices,
         overrides=train_overrides(run.choices, run.overrides),
         settings=settings,
-        splits=build.packed_splits(config, splits),
+        splits=build_data.packed_splits(config, splits),
         device=device,
         num_ranks=ranks,
         out_dir=run.dir.resolve(),

@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.plugins import Precision
 
-from alexlab.config import build
+from alexlab.config import build_data
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.samplers import data_ranks
 from alexlab.data.splits import Split
@@ -76,7 +76,7 @@ def _evaluations(
     run: Run, trainer: lightning.Trainer, data: ImageDataModule
 ) -> Iterator[tuple[str, Split, Any, int | float]]:
     """Yield the prefix of the scores, split, transform and limit of each evaluation; the transform is None for the usual one."""
-    views, splits, test_limit = build.extra_views(run.config), data.splits, trainer.limit_test_batches
+    views, splits, test_limit = build_data.extra_views(run.config), data.splits, trainer.limit_test_batches
     yield "best", splits.val, None, trainer.limit_val_batches
     if splits.test is not None and test_limit:
         yield "test", splits.test, None, test_limit

@@ -13,7 +13,7 @@ from typing import Any
 import lightning
 from rich.table import Table
 
-from alexlab.config import build
+from alexlab.config import build, build_data
 from alexlab.config.data import find_splits
 from alexlab.config.instantiate import Config, entries
 from alexlab.config.preflight import check_run
@@ -135,7 +135,7 @@ def compare_remedies(run: Run, *, num_steps: int, max_s: float) -> None:
         raise ConfigError(f"doctor.num_steps must be at least {MIN_STEPS}; got {num_steps}")
     splits = find_splits(run.config)
     config = fill_statistics(check_run(run, splits)[0].config, splits)[0]
-    splits = build.packed_splits(config, splits)
+    splits = build_data.packed_splits(config, splits)
     rows: list[Row] = []
     for remedy, changed in remedies(config):
         state = _train(changed, splits, Trial(num_steps, max_s))
@@ -177,7 +177,7 @@ def _train(config: Config, splits: Splits, trial: Trial) -> State | None:
     with tempfile.TemporaryDirectory(prefix="alexlab_") as folder:
         trainer = build_trainer(config, Path(folder), num_ranks=1)
         trainer.callbacks.append(trial)  # type: ignore[attr-defined]
-        data = build.datamodule(config, splits, Path(folder))
+        data = build_data.datamodule(config, splits, Path(folder))
         module = build.classifier(config, splits)
         weights = build.pretrained(config, module.net, splits)
         if weights is not None:

@@ -31,7 +31,7 @@ def main(run: Run) -> None:
     """
     import_lightning()
 
-    from alexlab.config import build
+    from alexlab.config import build_data
     from alexlab.inference.explain import sections
     from alexlab.inference.report import write_evaluation, write_page
     from alexlab.pages.plots import png
@@ -44,7 +44,7 @@ def main(run: Run) -> None:
     evaluation = evaluate.evaluate(model, config, skipped=run.dir / SKIPPED)
     predictions = evaluation.predictions
     write_evaluation(evaluation, run.dir)
-    view = build.eval_view(model.config)
+    view = build_data.eval_view(model.config)
     image, name = _image(config, model, predictions, view)
     grids = {
         **evaluate.show_chosen(model, predictions, config["show"]),

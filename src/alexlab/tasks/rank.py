@@ -10,7 +10,7 @@ import lightning
 import numpy as np
 import torch
 
-from alexlab.config import build
+from alexlab.config import build, build_data
 from alexlab.config.data import data_config
 from alexlab.config.resolve import accumulation_steps
 from alexlab.config.trainer import build_trainer
@@ -49,7 +49,7 @@ def train(run: Run, splits: Splits) -> dict[str, float]:
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     keep_memory()
     trainer = _build_trainer(run)
-    data = build.datamodule(config, splits, run.dir)
+    data = build_data.datamodule(config, splits, run.dir)
     ckpt_path = _resume(config, trainer, data)
     data.trainer = trainer
     with translate_errors(run.dir):

@@ -160,7 +160,7 @@ def _finish(record: RunRecord, status: str, **values: Any) -> None:
 
 def _prepare(run: Run, splits: Splits) -> tuple[Run, Splits]:
     """Measure the statistics and pack the images that the config asks for."""
-    from alexlab.config.build import packed_splits
+    from alexlab.config.build_data import packed_splits
     from alexlab.config.resolve import broadcast_statistics
 
     config, statistics = broadcast_statistics(run.config, splits)
@@ -176,7 +176,7 @@ def _prepare(run: Run, splits: Splits) -> tuple[Run, Splits]:
 
 def _measure_mean_image(run: Run, config: dict[str, Any], splits: Splits) -> None:
     """Write the mean image of the training split to the run folder of every node, unless an earlier attempt has."""
-    from alexlab.config.build import eval_view
+    from alexlab.config.build_data import eval_view
     from alexlab.data.mean_image import measure_mean_image, write_image
     from alexlab.distributed.transfer import broadcast_file
 

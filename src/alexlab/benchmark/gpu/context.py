@@ -11,7 +11,7 @@ from typing import Any
 from alexlab.benchmark.config import BenchmarkConfig
 from alexlab.benchmark.context import BenchmarkContext
 from alexlab.benchmark.gpu.config import GpuConfig
-from alexlab.config import build
+from alexlab.config import build_data
 from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config
 from alexlab.data.sources.synthetic import SMALL, write_synthetic_photos
@@ -100,7 +100,7 @@ class GpuContext:
             choices=self.choices,
             overrides=(),
             settings=BenchmarkConfig(pairs=self.settings.rounds),
-            splits=build.packed_splits(config, data_config(config).find_splits()),
+            splits=build_data.packed_splits(config, data_config(config).find_splits()),
             device=self.device,
             num_ranks=1,
             out_dir=self.work_dir,
