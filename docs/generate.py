@@ -25,8 +25,8 @@ a folder of images. Nothing was measured on a GPU or on ImageNet.
     "benchmarks": """# Benchmarks
 
 Speed, memory and reliability. Timings compare alexlab with a baseline in interleaved rounds, so that a machine that slows
-down affects both; ratios above 1 mean that alexlab is better, and are followed by their smallest and largest value. What a
-GPU does is in the [last section](#on-a-gpu).
+down affects both; ratios above 1 mean that alexlab is better, and are followed by their smallest and largest value. GPU checks
+are in the [last section](#on-a-gpu).
 
 ```sh
 make bench

@@ -60,7 +60,7 @@ def main() -> None:
         print_line(f"alexlab {alexlab.__version__}")
         sys.exit(0)
     near = difflib.get_close_matches(name, [*COMMANDS, *WITHOUT_CONFIG], n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join([*COMMANDS, *WITHOUT_CONFIG])}"
     print_line(f"unknown command {name}; {hint}", file=sys.stderr)
     sys.exit(1)
 

@@ -74,13 +74,14 @@ class NumericError(AlexlabError, ArithmeticError):
 
     Args:
         text: the sentence.
+        lines: further lines to print below it.
         batches: indices of the batches of this rank and epoch that may be the cause.
     """
 
     exit_code = 4
 
-    def __init__(self, text: str, *, batches: range = range(0)) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, *lines: str, batches: range = range(0)) -> None:
+        super().__init__(text, *lines)
         self.batches = batches
 
 

@@ -174,15 +174,27 @@ def _is_in(value: Any, space: BaseDistribution) -> bool:
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Return the search space of an override."""
+    """Return the search space of an override.
+
+    Raises:
+        ConfigCompositionException: if it is empty, such as `interval(2,1)`, or not valid for Optuna.
+    """
+    try:
+        return _distribution(override)
+    except ValueError as error:
+        raise ConfigCompositionException(f"{override.input_line} must be a search space: {error}") from error
+
+
+def _distribution(override: Override) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
         assert value.start is not None and value.end is not None
         return FloatDistribution(value.start, value.end, log="log" in value.tags)
-    if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int):
-        assert value.stop is not None and not value.shuffle
+    is_integer = isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int)
+    if is_integer and not value.shuffle:
+        assert value.stop is not None
         last = value.start + (int(value.stop) - 1 - value.start) // value.step * value.step
         return IntDistribution(value.start, last, step=value.step)
     return CategoricalDistribution(list(override.sweep_string_iterator()))

@@ -125,6 +125,8 @@ def test_invalid_options_are_named(model: Model, files: list[Path], trained_run:
         model.predict(files, views="many")
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         alexlab.load("nowhere")
+    with pytest.raises(DataError, match="images must have at least one image; found none"):
+        model.features([])
     assert "alexnet, 3 classes" in repr(model)
     assert model.path == load_checkpoint(str(trained_run)).path
     assert model.config["seed"] == 1

@@ -56,6 +56,9 @@ def test_a_sweep_returns_all_runs_and_a_failed_one_does_not_stop_it(
     assert len(alexlab.runs()) == len(alexlab.runs("outputs/**")) == 4
     with pytest.raises(DataError, match="no such folder"):
         alexlab.train("data.root=/no where")
+    with pytest.raises(ConfigError) as caught:
+        alexlab.sweep(*TINY, {"data.root": images, "trainer.max_epochs": [-7, -8]})
+    assert len(str(caught.value).splitlines()) >= 2, "a line per invalid job"
 
 
 @pytest.mark.slow
@@ -118,7 +121,7 @@ def test_lists_in_a_sweep_are_values(override: Any, argument: str) -> None:
 def test_malformed_overrides_are_named() -> None:
     with pytest.raises(ConfigError, match="an override must be 'KEY=VALUE' or a dict; got int"):
         training._to_arguments([3])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match="a value must be a text, path, number, bool, None, list or dict; got object"):
+    with pytest.raises(ConfigError, match="a value must be a str, path, number, bool, None, list or dict; got object"):
         training._to_arguments([{"seed": object()}])
     with pytest.raises(ConfigError, match="seed must have at least one value to sweep over"):
         training._to_arguments([{"seed": []}], swept=True)

@@ -215,7 +215,10 @@ def test_a_part_that_hangs_crashes_or_fails_costs_only_itself(tmp_path: Path) ->
 def test_no_part_runs_longer_than_all_may(tmp_path: Path) -> None:
     results = Results(dict(ABOUT), tmp_path)
     run_parts([Part(name, partial(hanging, tmp_path / "pid"), 60) for name in "ab"], results, total_s=0.5)
-    assert [part.outcome for part in results.parts] == ["killed after 0 s; log: a.log", "not run: 0.5 s were over"]
+    assert [part.outcome for part in results.parts] == [
+        "killed after 0 s; log: a.log",
+        "not run: the limit of 0.5 s was reached",
+    ]
 
 
 def test_results_are_on_disk_while_a_part_runs(tmp_path: Path) -> None:

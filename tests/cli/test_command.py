@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from alexlab.cli.run_dirs import RunDirs
 from alexlab.config.grammar import raw_overrides
+from alexlab.output.numbers import counted
 from alexlab.records.lock import lock_holder
 from alexlab.sweeps.jobs import MULTIRUN
 from support.commands import Command, run
@@ -234,7 +235,7 @@ def test_a_sweep_with_a_failing_job_and_special_characters(tmp_path: Path) -> No
     assert not (tmp_path / "outputs/train").exists()
     for number, devices, batch in ((0, 2, 4), (2, 1, 4)):
         log = (jobs[number] / "train.log").read_text()
-        assert f"batch: {batch} = {devices} devices x 1 accumulation steps x {batch // devices} images" in log
+        assert f"batch: {batch} = {counted(devices, 'device')} x 1 accumulation step x {batch // devices} images" in log
         assert "images: train 16, val 15" in log
         assert len(rows(jobs[number] / "metrics.csv")) == 1
         assert len(scalars(jobs[number])["val/top1"]) == 1

@@ -19,6 +19,7 @@ from alexlab.cli.invocation import parse_invocation
 from alexlab.cli.resume import find_resumption, is_longer
 from alexlab.cli.resume_sweep import find_resumed_sweep
 from alexlab.errors import ConfigError, DataError, RankError
+from alexlab.output.numbers import counted
 from alexlab.records.layout import LAST
 from alexlab.records.record import RunRecord
 from alexlab.sweeps.record import SweepRecord
@@ -195,6 +196,9 @@ def test_changeable_keys(train: Train, tmp_path: Path) -> None:
     assert found.config["callbacks"]["checkpoint"]["every_n_epochs"] == 2
     assert found.arguments()[1:] == ["hydra.output_subdir=null", "~hydra.callbacks.run_dirs"]
     assert find_resumption(["trainer.max_epochs=5"]) is None
+    assert find_resumption([f"resume={run}", "trainer.max_time=00:01:00:00", cache]) is not None, (
+        "it may go on for longer"
+    )
     for number in (1, 2):
         RunRecord(found.run_dir).store_attempt(found.config, found.changes)
         stored = run / f".hydra/resume_{number}"
@@ -261,7 +265,7 @@ def test_resume_last_resumes_a_killed_command(images: Path, tmp_path: Path) -> N
         refused = run("train", "resume=last", cwd=tmp_path)
         os.killpg(process.pid, signal.SIGKILL)
     assert refused.returncode == 1
-    assert f"a resumed run must not be running; process {process.pid} is writing outputs/train/" in refused.stderr
+    assert f"is still running as process {process.pid}; stop it before you resume it" in refused.stderr
     (folder,) = tmp_path.glob("outputs/train/*/*")
     assert settled(folder) == "interrupted"
     before = (folder / ".hydra/config.yaml").read_bytes()
@@ -269,7 +273,7 @@ def test_resume_last_resumes_a_killed_command(images: Path, tmp_path: Path) -> N
     resumed = run("train", "resume=last", f"trainer.max_epochs={epochs + 3}", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     inside = f", batch {batches} of epoch {epochs + 1}" if batches else ""
-    assert f"resuming after {epochs} epochs{inside}, step {3 * epochs + batches}" in resumed.stdout
+    assert f"resuming after {counted(epochs, 'epoch')}{inside}, step {3 * epochs + batches}" in resumed.stdout
     assert list(tmp_path.glob("outputs/train/*/*")) == [folder]
     assert (folder / ".hydra/config.yaml").read_bytes() == before
     assert OmegaConf.load(folder / ".hydra/resume_1/config.yaml").trainer.max_epochs == epochs + 3
@@ -318,8 +322,8 @@ def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
     assert resumed.returncode == 1, printed
     assert sorted(path for path in tmp_path.glob("swept/*_*") if path.is_dir()) == jobs
     assert [(job / "run.json").stat().st_mtime_ns for job in jobs][:3] == before[:3]
-    assert "job 2: finished before, " in printed
-    assert "before; launcher.retry_failed=true runs it again" in printed
+    assert "job 2: finished in an earlier attempt, " in printed
+    assert "in an earlier attempt; launcher.retry_failed=true runs the job again" in printed
     record = RunRecord(jobs[3]).read()
     assert (record["status"], len(record["attempts"])) == ("finished", 2)
     assert [int(row["epoch"]) for row in rows(jobs[3] / "metrics.csv")] == list(range(1, 61))
@@ -329,7 +333,7 @@ def test_a_killed_sweep_is_resumed(images: Path, tmp_path: Path) -> None:
     assert "the loss must stay finite" in report
 
     repeated = run("train", *arguments, "launcher.retry_failed=true", cwd=tmp_path)
-    assert "job 3: finished before" in repeated.stdout
+    assert "job 3: finished in an earlier attempt" in repeated.stdout
     assert (jobs[0] / ".earlier/1/run.json").is_file()
     other = [override.replace("seed=1,2", "seed=1,3") for override in arguments]
     assert run("train", *other, cwd=tmp_path).returncode == 1

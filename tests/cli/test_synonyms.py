@@ -136,6 +136,8 @@ def test_arguments_of_other_frameworks_are_answered(typed: str, instead: str) ->
         ("predict", "ckpt=x --batch 3", "use batch_size=3"),
         ("explain", "ckpt=x test=true", "use split=NAME"),
         ("export", "ckpt=x output=x.onnx", "use out=x.onnx"),
+        ("export", "ckpt=x accelerator=cpu", "leave it out, since the file is written on the CPU"),
+        ("reproduce", "conf", "conf must be KEY=VALUE; use data.root=conf"),
         ("demo", "pretrained=x", "use ckpt=x"),
         ("prepare", "name=mnist", "use dataset=mnist"),
         ("summary", "model=resnet18", "use model=torchvision model.name=resnet18"),

@@ -115,7 +115,9 @@ def test_irregular_folders_are_reported(clean: Path) -> None:
     (clean / "train/a/loop").symlink_to(clean / "train/a")
     photo(clean / "train/beside.jpg", 105)
     shutil.copytree(clean / "val", clean / "valid")
-    entries = set(entries_of(audit_dataset(str(clean))))
+    result = audit_dataset(str(clean))
+    assert sum(result.counts["val"].values()) == 2 * len(list((clean / "val").glob("*/*"))), "val and valid"
+    entries = set(entries_of(result))
     assert {
         ("extra_class", "val/c"),
         ("missing_class", "val/b"),

@@ -96,6 +96,15 @@ def decisions_file(folder: Path, *lines: str) -> Path:
     return path
 
 
+def test_a_table_without_decisions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("path,class\na/000.png,a\n")
+    with pytest.raises(
+        DataError, match=r"with a column .* and a column proposed and a column decision; .*labels\.csv has"
+    ):
+        read_decisions(path)
+
+
 def test_a_corrected_manifest_changes_only_decided_labels(tmp_path: Path, images: Path) -> None:
     splits = find_splits(str(images), **FRACTIONS)
     removed, val = splits.train.paths[0], splits.val.paths[0]

@@ -136,7 +136,7 @@ def test_two_nodes_train_like_one(net: Network, train: Any, images: Path, tmp_pa
     assert (first.wait(), other.wait()) == (0, 0), first.output() + other.output()
     run_dir = run_folder(tmp_path / "first")
     assert_equals_one_machine(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=2")
-    assert "8 = 2 devices on 2 nodes x 1 accumulation steps x 4 images" in first.output()
+    assert "8 = 2 devices on 2 nodes x 1 accumulation step x 4 images" in first.output()
     assert RunRecord(run_dir).read()["status"] == "finished"
     copy = run_folder(tmp_path / "other")
     assert copy.name == run_dir.name and not list(copy.glob("events*"))
@@ -166,7 +166,7 @@ def test_a_restart_resumes_in_the_same_folder(
     first, other = both(net, tmp_path, *overrides, max_restarts=1)
     assert (first.wait(), other.wait()) == (0, 0), first.output() + other.output()
     assert done.exists()
-    assert "resuming after 1 epochs, batch 1 of epoch 2, step 4" in first.output()
+    assert "resuming after 1 epoch, batch 1 of epoch 2, step 4" in first.output()
     run_dir = run_folder(tmp_path / "first")
     assert len(RunRecord(run_dir).read()["attempts"]) == 2
     assert_equals_one_machine(train, tmp_path, run_dir, f"data.root={images}", "trainer.max_epochs=2")
@@ -183,12 +183,12 @@ def test_a_run_shrinks_and_grows_again(
     first, other = both(net, tmp_path, *overrides, **options)
     first.wait_for("epoch 1/8")
     other.kill()
-    first.wait_for("8 = 1 devices x 2 accumulation steps x 4 images")
+    first.wait_for("8 = 1 device x 2 accumulation steps x 4 images")
     del options["shared"]
     other = torchrun(net, "other", tmp_path / "first", *overrides, **options)
     first.wait_for("epoch 5/8")
     assert (first.wait(), other.wait()) == (0, 0), first.output()
-    assert first.output().count("8 = 2 devices on 2 nodes x 1 accumulation steps x 4 images") == 2
+    assert first.output().count("8 = 2 devices on 2 nodes x 1 accumulation step x 4 images") == 2
     run_dir = run_folder(tmp_path / "first")
     events = EventAccumulator(str(run_dir))
     events.Reload()
@@ -235,7 +235,7 @@ def test_a_missing_node_prints_how_it_can_join_later(net: Network, images: Path,
         "1 of 2 nodes take part; for others to join later, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         in first.output()
     )
-    assert "8 = 1 devices x 2 accumulation steps x 4 images" in first.output()
+    assert "8 = 1 device x 2 accumulation steps x 4 images" in first.output()
 
 
 def test_error_message_for_a_loopback_master_address(net: Network, images: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def test_two_runs_are_compared_on_the_predictions_that_they_kept(
     assert scores["a"]["loss"] == pytest.approx(-(2 * np.log(0.6) + 4 * np.log(0.2)) / 6)
     printed = capsys.readouterr().out
     assert "No clear difference: A classifies 33.33 % and B 66.67 % of 6 images correctly (+33.33 points" in printed
-    assert "Of the 4 images that only one of them classifies correctly, B has 3" in " ".join(printed.split())
+    assert "Of the 4 images that only one of them classifies correctly, B has 3 right" in " ".join(printed.split())
     assert "nothing was evaluated" in printed and "optimizer.lr=0.1" in printed and "optimizer.lr=0.2" in printed
     page = (out / "compare.html").read_text()
     assert "<td>optimizer.lr=0.1</td><td>optimizer.lr=0.2</td>" in re.sub(r">\s+<", "><", page)
@@ -220,7 +220,7 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(compare: Callable[..
         ([run, run, run], "compare.py A B; got "),
         ([run, tmp_path / "no"], "A and B must each be a run folder, .*/no does not exist"),
         ([run, tmp_path / "empty"], "no run found: there is no run.json in or below .*empty"),
-        ([run, tmp_path / "failed"], "A and B must have finished runs; no run in .*failed has scores"),
+        ([run, tmp_path / "failed"], "A and B must have finished runs; no finished run in .*failed has scores"),
         ([run, tmp_path / "mixed"], "mixed have different optimized metrics, val/loss, val/top1; name one of them"),
         ([run, tmp_path / "text.ckpt"], "cannot read the weights"),
     ):
@@ -245,6 +245,17 @@ def test_checkpoints_without_kept_predictions_are_evaluated(
     # The same folder, given explicitly, must not bring in the images that trained the nets.
     assert [row["path"] for row in rows(compare(trained_run, moved, f"data.root={images}", "split=val") / "comparison.csv")] == [row["path"] for row in first]  # fmt: skip
     assert len(rows(compare(moved, trained_run, "views=ten_crop") / "comparison.csv")) == 7, "the test split"
+    capsys.readouterr()
+    fewer = [row["path"] for row in first][:-2]
+    cut = read_predictions(trained_run, "val")
+    assert cut is not None
+    kept_rows = [row for row, path in enumerate(cut.paths) if path in fewer]
+    arrays = {field.name: getattr(cut, field.name) for field in fields(cut) if field.name != "classes"}
+    part = replace(cut, **{name: array[kept_rows] for name, array in arrays.items() if array is not None})
+    write_run(tmp_path / "fewer", part)
+    compare(tmp_path / "fewer", moved, "split=val")
+    note = f"Only the {len(fewer)} images in the evaluation split of both are compared, of {len(fewer)} of A and {len(first)} of B"
+    assert note in " ".join(capsys.readouterr().out.split()), "B is evaluated on the common images only"
     with pytest.raises(ConfigError, match="split must be val or test"):
         compare(trained_run, moved, f"data.root={images}", "split=train")
     for name in ("0", "1"):

@@ -60,7 +60,7 @@ def test_predictions_and_errors(server: Any, images: Path) -> None:
         f"cannot read the image: {REASONS['unknown_format']}",
     )
     status, content, _ = request(f"{server.address}/predict", bytes(100_001))
-    assert (status, json.loads(content)["error"]) == (413, "the image must have at most 0.1 MB")
+    assert (status, json.loads(content)["error"]) == (413, "the image must be at most 0.1 MB")
     assert request(server.address, Host="evil.example")[0] == 400, "DNS rebinding is rejected"
     status, page, headers = request(server.address)
     assert status == 200 and b"alexnet, 3 classes" in page
@@ -93,7 +93,7 @@ def test_an_image_is_dropped_in_a_browser(server: Any, images: Path, tmp_path: P
     assert len(result["bars"]) == 3 and result["fits"] is True
     assert result["images"] == [320, 320]
     assert {bar[0] for bar in result["bars"]} == {"ant", "bee", "cat"}
-    assert result["error"] == "the image must have at most 0.1 MB"
+    assert result["error"] == "the image must be at most 0.1 MB"
 
 
 def test_error_messages(trained_run: Path) -> None:
@@ -101,7 +101,7 @@ def test_error_messages(trained_run: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"host and port must be free to listen on; got 127.0.0.1 and {port}: "):
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1, port {port}: "):
             create_server(plain(f"ckpt='{trained_run}'", f"port={port}", name="demo"))
     with pytest.raises(ConfigError, match=r"max_mb must be positive; got 0.0"):
         create_server(plain(f"ckpt='{trained_run}'", "max_mb=0.0", name="demo"))

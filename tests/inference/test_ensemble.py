@@ -138,7 +138,9 @@ def test_predictions_demo_and_api_average_too(pair: list[str], images: Path, tmp
     assert model.path is None and model.predict(path).prob == pytest.approx(probs.max().item(), abs=1e-6)
     weighted = alexlab.load(pair, weights=[1, 3]).evaluate(split="val", num_workers=0)
     assert [member.weight for member in weighted.members] == [0.25, 0.75]
-    with pytest.raises(ConfigError, match="are those of one network; name one of the 2 checkpoints of this ensemble"):
+    with pytest.raises(
+        ConfigError, match="need a single network; this is an ensemble of 2: use one of its checkpoints, such as"
+    ):
         model.explain(path)
     found = predict_image(load_checkpoint(pair), path.read_bytes())
     assert found["predictions"][0]["prob"] == pytest.approx(probs.max().item(), abs=1e-6)
@@ -201,7 +203,7 @@ def test_an_ensemble_with_one_view_is_one_program(
 def test_formats_that_cannot_hold_an_ensemble_are_refused(pair: list[str], tmp_path: Path) -> None:
     for form, message in {
         "pth": "format=pth has the weights of one network; use format=safetensors for an ensemble",
-        "onnx": r"must read the same view of an image, so the same image size \(here 64, 96\), channels and eval transforms; "
+        "onnx": r"needs members with the same image size \(here 64, 96\), channels and eval transforms; "
         "use format=safetensors",
     }.items():
         with pytest.raises(ConfigError, match=message):
@@ -223,7 +225,7 @@ def test_a_sweep_stands_for_its_finished_runs(
         load_checkpoint(str(tmp_path / "sweep"), weights=[1, 2])
     for folder in folders:
         write_record(folder, status="interrupted")
-    with pytest.raises(ConfigError, match=r"ckpt must have finished runs; no run of .*sweep has a checkpoint"):
+    with pytest.raises(ConfigError, match=r"ckpt must have finished runs; no finished run in .*sweep has a checkpoint"):
         load_checkpoint(str(tmp_path / "sweep"))
 
 
@@ -233,7 +235,8 @@ def test_an_image_of_the_evaluation_must_not_have_trained_a_member(
     folds = [write(f"fold{number}", *SMALL, "data.folds=3", f"data.fold={number}") for number in range(2)]
     ckpt = f"ckpt=[{folds[0]},{folds[1]}]"
     message = (
-        r"split=val must have trained no member, but .* differently \(data.fold: 0, 1\); set split=test or data.root"
+        r"split=val must not contain training images of any member, but .* differently \(data.fold: 0, 1\); "
+        "set split=test or data.root"
     )
     for overrides in (("split=val",), ("split=val", f"data.root={images}")):
         with pytest.raises(ConfigError, match=message):
@@ -262,7 +265,7 @@ def test_error_messages(write: Callable[..., Path], pair: list[str], tmp_path: P
         evaluate.check({"ckpt": "a,b"})
     with pytest.raises(ConfigError, match="ckpt must be a run folder or a file; nowhere does not exist"):
         evaluate.check({"ckpt": [pair[0], "nowhere"]})
-    with pytest.raises(ConfigError, match="explanations, features and layers are those of one network"):
+    with pytest.raises(ConfigError, match="explanations, features and layers need a single network"):
         run_task(explain, tmp_path / "out", f"ckpt=[{','.join(pair)}]")
 
 

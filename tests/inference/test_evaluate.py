@@ -33,7 +33,6 @@ from alexlab.inference.metrics import (
     compute_metrics,
     confused_pairs,
     confusion_matrix,
-    wilson_interval,
 )
 from alexlab.inference.plots import calibration_plot, confused_classes
 from alexlab.inference.predictions import Predictions, predict_split, select_split, split_loader
@@ -41,6 +40,7 @@ from alexlab.inference.report import Evaluation, summary_tables, write_evaluatio
 from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.record import RunRecord
 from alexlab.records.run import Run
+from alexlab.records.significance import wilson_interval
 from alexlab.tasks.evaluate import main
 from alexlab.training.metrics import ClassificationMetrics
 from alexlab.training.preprocessing import Inference
@@ -153,7 +153,7 @@ def test_a_number_of_images_is_evenly_spaced(trained_run: Path) -> None:
         ([3], r"list of their paths; got \[3\]"),
         (True, "list of their paths; got True"),
         ("nothing.png", "by the end of their paths; got nothing.png: the split has no such image"),
-        ("001.png", r"got 001.png: 3 images end in it, such as .*ant/001.png, .*bee/001.png, .*cat/001.png"),
+        ("001.png", r"got 001.png: 3 paths end with it, such as .*ant/001.png, .*bee/001.png, .*cat/001.png"),
     ):
         with pytest.raises(ConfigError, match=message):
             choose_images(predictions, value)

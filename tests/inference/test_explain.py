@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from alexlab.data.config import DataConfig
@@ -66,7 +67,7 @@ def test_grad_cam_is_the_class_activation_map() -> None:
     assert cams.shape == (4, 8, 8)
     assert torch.allclose(cams, expected, atol=1e-5)
     assert cams.max() == 1 and cams.min() == 0
-    assert net.body[0].weight.grad is None, "the network keeps no gradients"
+    assert all(weight.grad is None for weight in net.parameters()), "the network keeps no gradients"
 
 
 def test_grad_cam_of_nin_is_the_feature_map_of_the_class() -> None:
@@ -165,6 +166,7 @@ def test_the_kernels_of_two_towers_are_two_blocks() -> None:
     lines = [line for image in draw_filters(blocks) for line in image.lines]
     assert lines == ["tower 1: 48 kernels of 3 x 11 x 11", "tower 2: 48 kernels of 3 x 11 x 11"]
     assert len(first_filters(AlexNet(5, fc_widths=[8]))) == 1
+    assert len(first_filters(torchvision.models.mobilenet_v2())) == 1, "a depthwise convolution has no towers"
     (grey,) = draw_filters(first_filters(AlexNet(5, in_channels=1, fc_widths=[8])))
     assert grey.lines == ["64 kernels of 1 x 11 x 11"]
     assert grey.pixels.shape == (4 * 12 + 1, 16 * 12 + 1, 4) and grey.pixels[0, 0, 3] == 0, (

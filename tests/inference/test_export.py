@@ -187,6 +187,8 @@ def test_error_messages(
         export("tflite")
     with pytest.raises(ConfigError, match="num_images must be at least 1; got 0"):
         export("safetensors", "num_images=0")
+    with pytest.raises(ConfigError, match=r"out must end in \.safetensors with format=safetensors; got .*net\.onnx"):
+        export("safetensors", f"out={tmp_path / 'net.onnx'}")
     shutil.copytree(images, tmp_path / "moved")
     train(f"data.root={tmp_path / 'moved'}")
     shutil.rmtree(tmp_path / "moved")
@@ -196,5 +198,5 @@ def test_error_messages(
         export("safetensors", ckpt=tmp_path / "run")
     assert export("safetensors", f"input='{images}'", ckpt=tmp_path / "run").is_file()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="must match images to compare on; found none that can be read"):
+    with pytest.raises(DataError, match="must have images to compare on; found none that can be read"):
         export("safetensors", f"input='{tmp_path / 'empty'}'")

@@ -128,7 +128,7 @@ def test_an_interrupted_training_is_resumed_by_the_same_command(
     monkeypatch.setattr(training, "train", lambda *args: 130)
     with pytest.raises(Interrupted):
         main(run)
-    assert "to resume, and then to renew the page, repeat the command" in capsys.readouterr().out
+    assert "repeat the command to resume and to update the page" in capsys.readouterr().out
     monkeypatch.setattr(training, "train", lambda *args: 3)
     with pytest.raises(AlexlabError, match="no run could be started") as caught:
         main(run)
@@ -191,6 +191,7 @@ def test_a_score_is_compared_with_the_published_one_of_the_same_epoch(tmp_path: 
         (["data.root=.", "scale=tiny"], r"scale must be one of small, full; got tiny"),
         (["data.root=.", "seeds=0"], r"seeds must be the number of runs per setting, at least 1; got 0"),
         (["data.root=.", "claims=[lnr]"], r"claims must be one of relu, towers, .*; got lnr"),
+        (["data.root=.", "claims=lnr"], r"claims must be one of relu, towers, .*; got lnr"),
         (["data.root=.", "claims=[]"], r"claims must name at least one of relu"),
         (
             ["data.root=.", "paper.claims.lrn.settings=[x]"],
@@ -218,7 +219,7 @@ def test_a_list_of_jobs_is_read_back_and_must_be_plain(tmp_path: Path) -> None:
     write_jobs(tmp_path, jobs)
     assert read_jobs(tmp_path) == jobs
     for broken, message in (
-        ([{"name": "../a", "overrides": []}], "a name must have letters"),
+        ([{"name": "../a", "overrides": []}], "a name must consist of letters"),
         ([{"name": "a", "overrides": ["seed=${oc.env:HOME}"]}], "must not call a resolver"),
         ([{"name": "a", "overrides": ["hydra.run.dir=x"]}], "is not a key of a job's config"),
         ([{"name": "a", "overrides": []}] * 2, "two jobs have the same name"),

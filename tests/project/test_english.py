@@ -22,7 +22,7 @@ BANNED = {
     r"\b(was|were) ended\b": "was killed, exited",
     r"\bruns? on\b (and|until)": "keeps running",
     r"\bafresh\b|\banew\b": "again",
-    r"(?<!cannot be )\b(tell|tells|told|hear|hears|heard|said)\b": "raise, log, return, report, print",
+    r"\b(tell|tells|told|hear|hears|heard|said)\b": "raise, log, return, report, print",
     r"\bidentity card\b|\b(its|the|a) card\b": "run record",
     r"\bcontenders?\b|\bcontests?\b": "candidate",
     r"\bwitness(es)?\b|\bjudge[sd]?\b|\bseats?\b": "recorder, metric, slot",

@@ -28,10 +28,11 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 def test_write_atomic_creates_the_folder(tmp_path: Path) -> None:
     write_atomic(tmp_path / "b/a", lambda file: file.write(b"content") and None)
     assert (tmp_path / "b/a").read_bytes() == b"content"
-    with pytest.raises(
-        DiskError, match=r"cannot write .*/b/a/c, 0\.0 MB: .*; [\d.]+ MB are free in .*; the old file is kept"
-    ):
+    with pytest.raises(DiskError, match=r"cannot write .*/b/a/c, 0\.0 MB: .*; [\d.]+ MB are free in [^;]*$"):
         write_atomic(tmp_path / "b/a/c", b"")
+    (tmp_path / "folder/old").mkdir(parents=True)
+    with pytest.raises(DiskError, match=r"MB are free in .*; the old file is kept$"):
+        write_atomic(tmp_path / "folder", b"")
 
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def test_an_outlier_in_the_first_epoch_does_not_rule_the_axis_of_the_loss() -> N
     other = [{"epoch": epoch, "val/loss": loss} for epoch, loss in enumerate([2.3, 2.2, float("nan"), 9e9], start=1)]
     (panel,) = curve_panels([_group(*rows), _group(*other, folder="y")])
     assert panel.figure().axes[0].get_ylim()[1] == pytest.approx(1.15 * 2.3)
-    assert "Cut off at 2.6; the largest loss is 9e+09." in panel.caption
+    assert "Cut off at 2.6; the largest value is 9e+09." in panel.caption
     (usual,) = curve_panels([_group(*[{"epoch": epoch, "val/loss": 2.3 / epoch} for epoch in range(1, 6)])])
     assert usual.figure().axes[0].get_ylim()[1] > 2.3 and "Cut off" not in usual.caption
 

@@ -23,6 +23,9 @@ RECIPES = {
     "mixup": ("scheduler=cosine", "augmentation=mixup", "optimizer=sgd"),
     "accumulated": ("trainer.accumulate_grad_batches=2", "scheduler=cosine", "optimizer=sgd"),
     "ema and norms": ("callbacks=[default,ema]", "model.norm=batch", "callbacks.ema.decay=0.9"),
+    "finetune and norms": (
+        *("callbacks=[default,finetune]", "callbacks.finetune.unfreeze_epoch=1", "model.norm=batch", "optimizer=sgd"),
+    ),
     "warm-up and plateau": (
         "scheduler=plateau",
         "scheduler.patience=0",

@@ -153,7 +153,7 @@ def test_a_signal_to_one_job_stops_only_that_job(tmp_path: Path) -> None:
     with signals.install():
         run(Parallel(jobs=2), jobs, work)
     assert [job.state for job in jobs] == [FINISHED, FAILED]
-    assert jobs[1].cause == "stopped by SIGTERM; resume the sweep with -m resume="
+    assert jobs[1].cause == f"stopped by SIGTERM; resume the sweep with -m resume={jobs[1].folder.parent}"
 
 
 def test_jobs_share_no_gpu_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

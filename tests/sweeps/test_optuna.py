@@ -31,11 +31,22 @@ pytestmark = pytest.mark.slow
         ("x=tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
         ("x=range(1,8,3)", IntDistribution(1, 7, step=3)),
         ("x=range(0,3)", IntDistribution(0, 2)),
+        ("x=shuffle(range(0,3))", CategoricalDistribution(["0", "1", "2"])),
     ],
 )
 def test_search_spaces(override: str, expected: object) -> None:
     (parsed,) = OverridesParser.create().parse_overrides([override])
-    assert distribution(parsed) == expected
+    found = distribution(parsed)
+    if isinstance(found, CategoricalDistribution):
+        found = CategoricalDistribution(sorted(map(str, found.choices)))
+    assert found == expected
+
+
+@pytest.mark.parametrize("override", ["x=interval(2,1)", "x=tag(log,interval(0,1))", "x=range(3,1)"])
+def test_invalid_search_spaces_are_refused(override: str) -> None:
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    with pytest.raises(ConfigCompositionException, match=re.escape(f"{override} must be a search space: ")):
+        distribution(parsed)
 
 
 def test_a_missing_optuna_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

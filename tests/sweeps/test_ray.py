@@ -177,7 +177,9 @@ def test_a_lost_job_is_retried_three_times(caplog: pytest.LogCaptureFixture) -> 
     while tasks.running:
         list(tasks.collect())
     assert [each.state for each in jobs] == [FINISHED, FINISHED, FAILED]
-    assert jobs[2].cause == "its Ray worker was lost (RayError) 4 times; resume the sweep with -m resume="
+    assert jobs[2].cause == (
+        f"its Ray worker was lost (RayError) 4 times; resume the sweep with -m resume={jobs[2].folder.parent}"
+    )
     assert sorted(ray.started) == [(0, False), (1, False), (1, True), (4, False), (4, True), (4, True), (4, True)]
     assert "job 1: its Ray worker was lost (RayError); retrying" in caplog.text
 

@@ -139,7 +139,7 @@ def test_ranks_on_two_nodes(two_nodes: Cluster, images: Path, tmp_path: Path, mo
         timeout=TIMEOUT_S,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "8 = 2 devices on 2 nodes x 1 accumulation steps x 4 images" in result.stdout + result.stderr
+    assert "8 = 2 devices on 2 nodes x 1 accumulation step x 4 images" in result.stdout + result.stderr
 
     head = train(two_nodes, tmp_path, *overrides, "hydra.run.dir=job", "launcher=submitit", "launcher.cpus_per_task=1")
     output = head.communicate(timeout=TIMEOUT_S)[0]

@@ -81,11 +81,11 @@ def test_verdicts(found: State | None, verdict: str) -> None:
             2.3,
             1.5,
             [
-                "the loss falls most with model.init=he optimizer.lr=0.1:",
+                "the loss is lowest with model.init=he optimizer.lr=0.1:",
                 "train data.root=DIR model.init=he optimizer.lr=0.1",
             ],
         ),
-        (2.3, 2.1, ["the loss falls most with model.init=he optimizer.lr=0.1:"]),
+        (2.3, 2.1, ["the loss is lowest with model.init=he optimizer.lr=0.1:"]),
         (1.2, 1.5, ["the config as given learns"]),
         (2.3, 2.29, ["no remedy makes the loss fall within these steps"]),
     ],
@@ -99,7 +99,7 @@ def test_the_command_of_the_best_remedy_is_logged(
             found, Run(config={}, dir=tmp_path, overrides=("debug=doctor", "data.root=DIR", "doctor.max_s=5"))
         )
     assert [text in caplog.text for text in expected] == [True] * len(expected)
-    assert ("the loss falls most with" in caplog.text) == (given == 2.3 and other < 2.2)
+    assert ("the loss is lowest with" in caplog.text) == (given == 2.3 and other < 2.2)
 
 
 def test_too_few_steps_are_refused(images: Path, tmp_path: Path) -> None:

@@ -195,6 +195,21 @@ def test_debug_lr_find_suggests_a_rate(train: Train, tmp_path: Path, caplog: pyt
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+def test_debug_lr_find_measures_the_same_loss_on_any_number_of_devices(train: Train, tmp_path: Path) -> None:
+    """Two ranks, each with half of a batch and accumulation, see the loss of one and stop at the same step."""
+    options = ("debug=lr_find", "trainer.max_epochs=1000", "callbacks.lr_find.num_steps=20", "model.dropout=0")
+    found = []
+    for name, more in {
+        "one": (),
+        "two": ("trainer.devices=2",),
+        "accumulated": ("trainer.accumulate_grad_batches=2",),
+    }.items():
+        train(*options, *more, run_dir=tmp_path / name, without=["callbacks.epochs.curves=false"])
+        found.append([float(row["loss"]) for row in rows(tmp_path / name / "lr_find.csv")])
+    assert found[1][:5] == pytest.approx(found[0][:5], rel=1e-3)
+    assert found[2][0] == pytest.approx(found[0][0], rel=0.2)
+
+
 def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     root = write_images(tmp_path / "d2l", {"train/a": 8, "train/b": 8, "test/a": 3, "test/b": 2})

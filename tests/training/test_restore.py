@@ -61,8 +61,8 @@ def test_a_checkpoint_of_a_run_is_valid(parts: Any, content: Content) -> None:
 # Path of an entry, the value put there, and a part of the expected message.
 MALFORMED: list[tuple[str, Any, str]] = [
     ("epoch", REMOVED, "it has no epoch"),
-    ("epoch", "2", "epoch must be a int; got str"),
-    ("global_step", None, "global_step must be a int; got NoneType"),
+    ("epoch", "2", "epoch must be of type int; got str"),
+    ("global_step", None, "global_step must be of type int; got NoneType"),
     ("global_step", -1, "global_step must be at least 0; got -1"),
     ("pytorch-lightning_version", REMOVED, "it has no pytorch-lightning_version"),
     ("state_dict", REMOVED, "it has no state_dict"),
@@ -78,15 +78,15 @@ MALFORMED: list[tuple[str, Any, str]] = [
     (FIT, REMOVED, "it has no loops.fit_loop"),
     (f"{FIT}/epoch_progress", REMOVED, "it has no loops.fit_loop.epoch_progress"),
     (f"{FIT}/epoch_progress/current", [1], "epoch_progress.current must be a dict; got list"),
-    (f"{FIT}/epoch_progress/current/processed", "3", "current.processed must be a int; got str"),
+    (f"{FIT}/epoch_progress/current/processed", "3", "current.processed must be of type int; got str"),
     (f"{FIT}/epoch_loop.batch_progress/current/ready", -4, "current.ready must be at least 0; got -4"),
-    (f"{FIT}/epoch_loop.batch_progress/is_last_batch", 1, "is_last_batch must be a bool; got int"),
+    (f"{FIT}/epoch_loop.batch_progress/is_last_batch", 1, "is_last_batch must be of type bool; got int"),
     (f"{FIT}/epoch_loop.state_dict", REMOVED, "it has no loops.fit_loop.epoch_loop.state_dict"),
     ("callbacks", REMOVED, "it has no callbacks"),
     ("callbacks", [], "callbacks must be a dict; got list"),
     ("callbacks/CheckpointCallback", [0.5], "callbacks.CheckpointCallback must be a dict; got list"),
     ("callbacks/CheckpointCallback/best_score", REMOVED, "it has no callbacks.CheckpointCallback.best_score"),
-    ("callbacks/CheckpointCallback/best_score", "high", "best_score must be a None or float; got str"),
+    ("callbacks/CheckpointCallback/best_score", "high", "best_score must be of type None or float; got str"),
     ("callbacks/EpochLog/rows", {}, "callbacks.EpochLog.rows must be a list; got dict"),
     ("optimizer_states", REMOVED, "it has no optimizer_states"),
     ("optimizer_states", [], "optimizer_states must have 1 entries; it has 0"),
@@ -98,21 +98,21 @@ MALFORMED: list[tuple[str, Any, str]] = [
     (f"{ADAM}/state/999", {}, "got one for 999"),
     (f"{ADAM}/param_groups", [], "param_groups must not be empty"),
     (f"{ADAM}/param_groups/0/params", [0, 1], r"the optimizer's groups must have \[\d+\] parameters; got \[2\]"),
-    (f"{ADAM}/param_groups/0/lr", "fast", "param_groups.0.lr must be a float; got str"),
+    (f"{ADAM}/param_groups/0/lr", "fast", "param_groups.0.lr must be of type float; got str"),
     (f"{ADAM}/param_groups/0/betas", REMOVED, "it has no optimizer_states.0.param_groups.0.betas"),
     ("lr_schedulers", [], "lr_schedulers must have 1 entries; it has 0"),
     ("lr_schedulers/0/last_epoch", REMOVED, "it has no lr_schedulers.0.last_epoch"),
     ("lr_schedulers/0", 5, "it has no lr_schedulers.0"),
     ("alexlab", REMOVED, "it has no alexlab"),
     ("alexlab", "text", "alexlab must be a dict; got str"),
-    ("alexlab/best", {"top1": "high"}, "alexlab.best.top1 must be a float; got str"),
+    ("alexlab/best", {"top1": "high"}, "alexlab.best.top1 must be of type float; got str"),
     ("alexlab/best", {"top1": float("nan")}, "alexlab.best.top1 must be a number; got nan"),
     ("alexlab/classes", ["ant", "bee"], "its classes must be"),
     ("alexlab/mid_epoch", REMOVED, "it has no alexlab.mid_epoch"),
     ("alexlab/mid_epoch/train_counts", [], "train_counts must not be empty"),
     ("alexlab/mid_epoch/train_counts/0/count", REMOVED, "it has no alexlab.mid_epoch.train_counts.0.count"),
-    ("alexlab/mid_epoch/train_counts/0/count", "many", "count must be a float; got str"),
-    ("alexlab/mid_epoch/accumulate_grad_batches", None, "accumulate_grad_batches must be a int; got NoneType"),
+    ("alexlab/mid_epoch/train_counts/0/count", "many", "count must be of type float; got str"),
+    ("alexlab/mid_epoch/accumulate_grad_batches", None, "accumulate_grad_batches must be of type int; got NoneType"),
 ]  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def test_a_corrupt_best_checkpoint_is_an_error_after_the_last_epoch(
 ) -> None:
     last = folder(tmp_path, content, last=9, best=b"")
     with pytest.raises(
-        ConfigError, match=r"best\.ckpt is corrupt \(it is empty.*\), and no epoch is left .*above 3, or use"
+        ConfigError, match=r"best\.ckpt cannot be used \(it is empty.*\), and no epoch is left .*above 3, or use"
     ):
         choose_checkpoint(last, parts.module, parts.trainer)
 

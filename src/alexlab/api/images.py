@@ -1,4 +1,4 @@
-"""Images in the forms that Python programs hold them, as uint8 arrays."""
+"""Conversion of paths, PIL images, arrays and tensors to uint8 arrays."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator

@@ -239,7 +239,8 @@ class Model:
             The largest absolute difference of a logit, at most 1e-4.
 
         Raises:
-            ConfigError: if the suffix is unknown or there are no images.
+            ConfigError: if the suffix is unknown.
+            DataError: if there are no images.
             NumericError: if the logits differ; then no file is left.
         """
         formats = {suffix: name for name, (suffix, _) in FORMATS.items()}
@@ -260,7 +261,10 @@ class Model:
     def _inputs(self, loaded: Iterable[tuple[str, Load]]) -> Any:
         """Return the centre view of each image, uint8 (N, C, H, W); a list of them for an ensemble."""
         read = self._reader()
-        return default_collate([read(load) for _, load in loaded])
+        inputs = [read(load) for _, load in loaded]
+        if not inputs:
+            raise DataError("images must have at least one image; found none")
+        return default_collate(inputs)
 
     def _views(self, images: Images) -> Tensor:
         """Return the centre view of each image, uint8 (N, C, H, W), for a single network."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import alexlab
 from alexlab.cli.arguments import PATH_KEYS
 from alexlab.config.grammar import to_text
+from alexlab.distributed.imports import python_path
 from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
 from alexlab.output.numbers import counted
 from alexlab.records.compare import differing_keys, group_seeds, result_rows
@@ -118,7 +119,7 @@ class Runs(Sequence[TrainedRun]):
         try:
             import pandas as pd
         except ImportError as error:
-            raise ConfigError("to_pandas needs pandas: pip install pandas; rows() needs nothing") from error
+            raise ConfigError("to_pandas needs pandas: pip install pandas; rows() works without it") from error
         return pd.DataFrame(self.rows())
 
     def verdict(self) -> str:
@@ -216,7 +217,7 @@ def _to_plain(value: Any) -> Any:
         return value
     if hasattr(value, "tolist"):
         return _to_plain(value.tolist())
-    raise ConfigError(f"a value must be a text, path, number, bool, None, list or dict; got {type(value).__name__}")
+    raise ConfigError(f"a value must be a str, path, number, bool, None, list or dict; got {type(value).__name__}")
 
 
 def _to_argument(key: str, value: Any, swept: bool) -> str:
@@ -239,11 +240,9 @@ def _run_command(arguments: Sequence[str]) -> Path:
     """
     with tempfile.TemporaryDirectory() as parts, tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         result = Path(parts) / "folder"
-        package = str(Path(alexlab.__file__).parents[1])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         with subprocess.Popen(
             [sys.executable, "-m", "alexlab.api.child", str(result), "train", *arguments],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1"},
             stdout=None if sys.__stdout__ is sys.stdout and os.isatty(1) else subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -256,9 +255,10 @@ def _run_command(arguments: Sequence[str]) -> Path:
         messages = errors.read().strip()
         folder = Path(os.fsdecode(result.read_bytes())) if result.exists() else None
         if code == INTERRUPTED:
-            raise KeyboardInterrupt(f"{folder}: to continue, use resume={folder}")
+            raise KeyboardInterrupt("" if folder is None else f"{folder}: to continue, use resume={folder}")
         if code and (folder is None or "-m" not in arguments or not any(folder.glob(f"**/{RUN_JSON}"))):
-            raise ERRORS.get(code, AlexlabError)(messages or _reason(folder) or f"train.py exited with code {code}")
+            text = messages or _reason(folder) or f"train.py exited with code {code}"
+            raise ERRORS.get(code, AlexlabError)(*text.splitlines())
         if messages:
             sys.stderr.write(f"{messages}\n")
         if folder is None:
@@ -279,5 +279,5 @@ def _wait(process: "subprocess.Popen[str]") -> int:
 
 def _reason(folder: Path | None) -> str | None:
     """Return why the run of a folder failed, without the name of the exception."""
-    reason = None if folder is None else read_run(folder).record.get("reason")
+    reason = None if folder is None or not (folder / RUN_JSON).is_file() else read_run(folder).record.get("reason")
     return None if reason is None else str(reason).partition(": ")[2] or str(reason)

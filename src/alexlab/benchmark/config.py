@@ -20,8 +20,8 @@ class BenchmarkConfig:
         train_images, val_images: number of images, evenly spaced in each split; None for all.
         steps: optimizer steps per turn in the suite `step`.
         loader_images: images per turn in the suite `loader`, twenty times as many of packed ones.
-        shards: location of the shards that that suite writes, s3://bucket/prefix or a new folder; None for a folder of the
-            benchmark.
+        shards: location of the shards that the suite `loader` writes, s3://bucket/prefix or a new folder; None for a folder of
+            the benchmark.
         compiled: time a compiled step in the suite `step`; None only on a GPU.
         files, classes, workers, ranks, widths: values that the suite `scaling` compares.
         peer_epochs: epochs of a whole command that is compared with `peer=`.
@@ -50,7 +50,7 @@ class BenchmarkConfig:
 def write_subset(splits: Splits, num_train: int | None, num_val: int | None, path: Path) -> Path:
     """Write a manifest, which is a dataset itself, of evenly spaced images of the training and the validation split.
 
-    Validation images are taken of the classes of the chosen training images: every class of a dataset must have one.
+    Validation images are chosen only from the classes of the chosen training images, since every class must be in train.
 
     Raises:
         ConfigError: if there is no such validation image.

@@ -173,11 +173,10 @@ def expand_paths(config: DictConfig) -> None:
 
 
 def select_data(arguments: Sequence[str], *, config_dirs: Sequence[Path] = (CONFIG_DIR,)) -> list[str]:
-    """Write `data=DIR` as `data.root=DIR`, or `data.url=URL`. Then, if no dataset or experiment is given, select the one of
-    a location.
+    """Write `data=DIR` as `data.root=DIR` and `data=URL` as `data.url=URL`, and select a dataset if none is given.
 
-    This is `data=folder`, or `data=streaming` for a URL: the default dataset is the digits, and photographs need another image
-    size and mirrored views.
+    A folder selects `data=folder`, a URL `data=streaming`, unless there is an experiment: the default dataset is the digits, and
+    photographs need another image size and mirrored views.
 
     Args:
         arguments: arguments of the command.
@@ -248,9 +247,10 @@ def _keyed(command: str, word: str) -> str | None:
         return f"use {' or '.join(f'{group}={word}' for group in sorted(groups))}"
     if not os.path.lexists(word):
         return replacement(command, "model", word) if command == "train" else None
-    key = {"train": "data.root", "benchmark": "data.root", "prepare": "data.root", "predict": "input"}.get(
-        command, "ckpt"
-    )
+    if command == "summary":  # reads neither images nor checkpoints
+        return None
+    roots = dict.fromkeys(("train", "benchmark", "prepare", "reproduce"), "data.root")
+    key = {**roots, "predict": "input"}.get(command, "ckpt")
     return f"use {shlex.quote(f'{key}={word}')}"
 
 

@@ -98,8 +98,12 @@ def print_hydra_error(error: HydraException) -> None:
 
 def _print_how_to_resume(name: str, table: JobTable) -> None:
     first = next(iter(table.jobs), None)
-    if first is not None and first.standalone:
+    if first is None or name != "train":
+        return
+    if first.standalone and first.place.startswith("slurm"):
         print_line(f"the job keeps running as {first.place}; its output goes to {first.folder / layout.OUTPUT}")
-    elif first is not None:
+    elif first.standalone:
+        print_line(f"to resume: {command_line(name, f'resume={short_path(first.folder)}')}")
+    else:
         print_line("to resume this sweep:")
         print_line(command_line(name, "-m", f"resume={short_path(first.folder.parent)}"))

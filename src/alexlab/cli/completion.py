@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-# Hydra's own script completes `python src/train.py`, but a program without subcommands otherwise.
+# Hydra's own script completes `python src/train.py`, but no program with subcommands.
 SCRIPT = """\
 _alexlab() {
     local word=${COMP_WORDS[COMP_CWORD]} line=${COMP_LINE#* } command=${COMP_WORDS[1]} choices

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from alexlab.errors import ConfigError
+from alexlab.output.command_line import command_line
 from alexlab.output.escape import print_line
 
 STARTER = Path(__file__).parent / "starter"
@@ -26,4 +27,4 @@ def write_folder(arguments: list[str]) -> None:
         raise ConfigError(f"cannot write {folder}: {error.strerror or error}") from error
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         print_line(str(path))
-    print_line(f"train it: alexlab train --config-dir {folder} experiment=example")
+    print_line(f"train it: {command_line('train', '--config-dir', folder, 'experiment=example')}")

@@ -137,9 +137,11 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
     if rank() > 0:  # rank 0 checks the record, and then updates it
         return resumption
     if record["status"] == RUNNING:
-        raise ConfigError(f"a resumed run must not be running; process {lock_holder(run_dir)} is writing {run_dir}")
-    if record["status"] == FINISHED and not is_longer(config["trainer"], than=record["config"]["trainer"]):
-        limits = [(name, record["config"]["trainer"][name]) for name in LENGTHS]
+        raise ConfigError(f"{run_dir} is still running as process {lock_holder(run_dir)}; stop it before you resume it")
+    before = record["config"]["trainer"]
+    has_new_time = config["trainer"].get("max_time") != before.get("max_time")
+    if record["status"] == FINISHED and not has_new_time and not is_longer(config["trainer"], than=before):
+        limits = [(name, before.get(name)) for name in (*LENGTHS, "max_time")]
         given = " and ".join(f"trainer.{name}={limit}" for name, limit in limits if limit not in (None, -1))
         raise ConfigError(f"{run_dir} is finished with {given}; set a larger value to extend it")
     return resumption

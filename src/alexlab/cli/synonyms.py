@@ -1,4 +1,4 @@
-"""Answers to arguments of other frameworks that no command reads, from `synonyms.yaml`."""
+"""Replacements for arguments of other frameworks that no command reads, from `synonyms.yaml`."""
 
 import os
 import re

@@ -161,7 +161,11 @@ class CommandTask:
             print_end(record["scores"], run_dir, OptimizedMetric(**record["optimized"]))
             return job.score
         failure = AlexlabError(str(job.cause))
-        failure.exit_code = RunRecord(run_dir).read().get("exit_code") or AlexlabError.exit_code
+        try:
+            code = RunRecord(run_dir).read().get("exit_code")
+        except ConfigError:  # it failed before it wrote its record
+            code = None
+        failure.exit_code = code or AlexlabError.exit_code
         raise failure
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def python3_name(module: str, name: str) -> tuple[str, str]:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 def local_ray_options(temp_dir: str) -> dict[str, str]:
     """Return arguments of `ray.init` that keep a local Ray on the loopback address, with its files in `temp_dir`.

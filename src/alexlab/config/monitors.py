@@ -51,7 +51,7 @@ def _val_metrics(config: Config) -> Sequence[str]:
 
 
 def _mode(config: Config, name: str, where: str) -> str:
-    """Return `max` or `min`; of an extra metric, what `higher_is_better` of its class says, as in torchmetrics."""
+    """Return `max` or `min`; an extra metric follows `higher_is_better` of its class, as in torchmetrics."""
     key = name.rpartition("/")[2]
     if key in MODES:
         return MODES[key]

@@ -67,9 +67,8 @@ def rehearse(config: Config, splits: Splits, *, num_ranks: int) -> None:
     gpus = requested_gpus(accelerator=accelerator, devices=config["trainer"]["devices"])
     devices = ["cpu", *(["gpu"] if gpus else ["mps"] if accelerator == "mps" else [])]
     failure = None
-    for (
-        device
-    ) in devices:  # the CPU first: initializing CUDA takes seconds, so only failures on the CPU are repeated on the GPU
+    # The CPU first: initializing CUDA takes seconds, so only failures on the CPU are repeated on the GPU.
+    for device in devices:
         failure = _failure(config, splits, num_ranks, device, names_key=device == devices[-1])
         if failure is None:
             return

@@ -78,8 +78,6 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
     if config["trainer"]["strategy"] == TWO_TOWERS:
         _check_towers(config, module.net, num_ranks)
     build.pretrained(config, module.net, splits)
-    if "lr" not in config["optimizer"]:
-        raise ConfigError("optimizer.lr must be given: +optimizer.lr=VALUE")
     try:
         optimizer = module.optimizer(module.parameter_groups(module.net))
     except ConfigError:
@@ -91,15 +89,11 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
     build_data.extra_views(config)
     build_data.pack_config(config)
     _check_loggers(config)
-    monitors = {
-        f"callbacks.{name}": node
-        for name, node in zip(entries(config["callbacks"]), build.callbacks(config), strict=True)
-    }
-    for where, callback in monitors.items():
+    for name, callback in zip(entries(config["callbacks"]), build.callbacks(config), strict=True):
         if isinstance(callback, Finetune):
             callback.check(module.net)
         if isinstance(callback, CheckpointCallback | EarlyStopping):
-            check_monitor(callback.monitor, where, config)
+            check_monitor(callback.monitor, f"callbacks.{name}", config)
     for entry in schedule:
         if "monitor" in entry:
             check_monitor(entry["monitor"], "scheduler", config)
@@ -132,7 +126,7 @@ def _check_towers(config: Config, built: nn.Module, num_ranks: int) -> None:
     }
     for name, is_asked in asked.items():
         if is_asked:
-            raise ConfigError(f"{name} needs the whole net in one process, so trainer=two_towers refuses it")
+            raise ConfigError(f"{name} must not be set with trainer=two_towers: it needs the whole net in one process")
 
 
 def _check_trainer(config: Config, num_ranks: int, *, remote: bool) -> None:

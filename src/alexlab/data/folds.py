@@ -71,7 +71,9 @@ def _merge(train: Split, val: Split) -> Split:
     if rows is not None and train.listing is val.listing and train.images is val.images:  # parts of one listing
         return merged.take(np.argsort(rows))
     if train.listing is None or val.listing is None:
-        raise ConfigError("data.folds needs image files, or a data.dataset without a split val; got one with it")
+        raise ConfigError(
+            "data.folds needs image files, or a data.dataset without a split val; this one has a val split"
+        )
     folder = f"{train.listing.folder}+{val.listing.folder}"
     listing = Listing(train.root, folder, train.classes, PathArray.from_list([*merged.paths]), labels, {}, {})
     return replace(merged, listing=listing, rows=None)

@@ -22,7 +22,8 @@ def num_eval_images(split: Split, config: DataConfig, limit: float) -> int:
 def check_batch_size(config: DataConfig, splits: Splits, *, num_ranks: int, accumulation_steps: int) -> None:
     """Check that the global batch can be divided among ranks and accumulation steps.
 
-    Raises: ConfigError: if the batch cannot be divided, or is larger than the training split.
+    Raises:
+        ConfigError: if the batch cannot be divided, or is larger than the training split.
     """
     if config.batch_size % (num_ranks * accumulation_steps):
         raise ConfigError(

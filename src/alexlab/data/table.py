@@ -62,7 +62,7 @@ def _columns(header: Sequence[str], path: str, what: str, needed: Sequence[str])
         raise DataError(f"{what} must be a text file; {shown(path)} contains zero bytes: save it as UTF-8")
     missing = [name for name in needed if name not in columns]
     if missing:
-        required = " and a column ".join(" or ".join(COLUMN_NAMES[name]) for name in needed)
+        required = " and a column ".join(" or ".join(COLUMN_NAMES.get(name, (name,))) for name in needed)
         raise DataError(
             f"{what} must be a CSV file with a column {required}; {shown(path)} has {', '.join(map(repr, given)) or 'none'}"
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from alexlab.errors import ConfigError
 
-# Nodes may keep their images in different places and read them in different ways.
+# Keys that may differ between nodes: where the images are, how they are read, and the limits of the launcher.
 NODE_LOCAL_KEYS = (
     "data.root",
     "data.url",

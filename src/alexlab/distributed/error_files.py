@@ -49,7 +49,10 @@ class ReportErrors(Callback):
 
 def read_error_files(folder: Path) -> dict[int, dict[str, Any]]:
     """Return the errors in a folder by rank, the earliest first."""
-    found = {int(path.stem): json.loads(path.read_text()) for path in folder.glob("*.json")}
+    found = {}
+    for path in folder.glob("*.json"):
+        with suppress(ValueError):  # truncated: the disk was full, or the rank was killed while writing
+            found[int(path.stem)] = json.loads(path.read_text())
     return dict(sorted(found.items(), key=lambda item: float(item[1]["time_s"])))
 
 

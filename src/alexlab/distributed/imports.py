@@ -1,10 +1,17 @@
-"""Import of torch and Lightning, which takes most of the time to the first step."""
+"""Import of torch and Lightning, which takes most of the time to the first step, and of this package in other processes."""
 
 import atexit
 import gc
+import os
 import sys
+from pathlib import Path
 
 from alexlab import compat
+
+
+def python_path() -> str:
+    """Return PYTHONPATH with the folder of this package first, for processes that import it, installed or not."""
+    return os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def import_lightning() -> None:

@@ -23,7 +23,7 @@ VARIABLES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR"),
     *("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE", RUN_ID),
 )
-# Maximum time to wait for another one, which may be computing statistics or packing images
+# Maximum time to wait for another rank, which may be computing statistics or packing images
 TIMEOUT = timedelta(hours=1)
 READ_TIMEOUT = timedelta(seconds=10)  # for which rank 0 waits until the others have read the gathered values
 NODE_MARKER = ".first_node"  # file by which a node detects that it shares the disk of the first one

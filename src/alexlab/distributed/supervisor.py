@@ -43,9 +43,8 @@ def supervise(processes: Sequence[ForkProcess], results: Connection, *, error_di
                 # With a timeout: the sentinel of a rank stays open as long as one of its loader processes lives.
                 sentinels = [process.sentinel for process in filter(_is_alive, processes)]
                 connection.wait([*sentinels, *([results] if result is None else [])], POLL_S)
-                if result is None and results.poll():
-                    with suppress(EOFError):  # all ranks are exiting without a result
-                        result = pickle.loads(results.recv_bytes())
+                result = result or _received(results)
+            result = result or _received(results)  # may have been sent after the last poll
     finally:
         failed = _any_failed(processes)
         exits, suspended = _terminate(processes, shutdown_s) if failed or any(map(_is_alive, processes)) else ({}, {})
@@ -55,6 +54,15 @@ def supervise(processes: Sequence[ForkProcess], results: Connection, *, error_di
     if kind == INTERRUPTED:
         raise Interrupted(signals.first or value, agreed=True)
     return value
+
+
+def _received(results: Connection) -> tuple[str, Any] | None:
+    """Return the result of rank 0, or None if it has not arrived."""
+    if results.poll():
+        with suppress(EOFError):  # all ranks are exiting without a result
+            found: tuple[str, Any] = pickle.loads(results.recv_bytes())
+            return found
+    return None
 
 
 def _terminate(

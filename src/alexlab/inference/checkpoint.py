@@ -120,8 +120,8 @@ class TrainedModel:
         """
         if isinstance(self.inference, EnsembleInference):
             raise ConfigError(
-                f"explanations, features and layers are those of one network; name one of the {len(self.members)} "
-                f"checkpoints of this ensemble: {self.members[0].label}"
+                f"explanations, features and layers need a single network; this is an ensemble of {len(self.members)}: use one "
+                f"of its checkpoints, such as {self.members[0].label}"
             )
         return self.inference
 

@@ -42,7 +42,7 @@ def _find(paths: Sequence[str], name: str) -> int:
     found = [row for row, path in enumerate(paths) if (os.sep + path.lstrip(os.sep)).endswith(end)]
     if len(found) != 1:
         first = ", ".join(shown(paths[row]) for row in found[:3])
-        problem = f"{len(found)} images end in it, such as {first}" if found else "the split has no such image"
+        problem = f"{len(found)} paths end with it, such as {first}" if found else "the split has no such image"
         raise ConfigError(f"show must name images of the split by the end of their paths; got {shown(name)}: {problem}")
     return found[0]
 

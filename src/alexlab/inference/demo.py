@@ -56,7 +56,7 @@ def create_app(model: TrainedModel, *, max_bytes: int, hosts: list[str]) -> Star
         async for part in request.stream():
             content += part
             if len(content) > max_bytes:
-                return _error(413, f"the image must have at most {max_mb} MB")
+                return _error(413, f"the image must be at most {max_mb} MB")
         try:
             return JSONResponse(await asyncio.to_thread(predict_one, bytes(content)), headers=HEADERS)
         except ImageError as error:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class EnsembleInference(nn.Module):
-    """Several trained networks, each with its own preprocessing, that answer with one distribution over K classes.
+    """Several trained networks, each with its own preprocessing, whose weighted mean softmax is one distribution over K classes.
 
     Args:
         members: the M networks.
@@ -114,7 +114,7 @@ def _finished_runs(sweep: Path) -> list[str]:
         run for run in runs if run.status == FINISHED and any((run.folder / name).is_file() for name in (BEST, LAST))
     ]
     if not finished:
-        raise ConfigError(f"ckpt must have finished runs; no run of {sweep} has a checkpoint")
+        raise ConfigError(f"ckpt must have finished runs; no finished run in {sweep} has a checkpoint")
     log.info("ckpt=%s: %s", sweep, ", ".join(run.folder.name for run in finished))
     if left_out := [f"{run.folder.name} ({run.status})" for run in runs if run not in finished]:
         log.info("left out: %s", ", ".join(left_out))

@@ -113,7 +113,7 @@ def _after_mean_image(model: TrainedModel, net: nn.Module) -> Callable[[Tensor],
 
 
 def _from_uint8(model: TrainedModel, function: Callable[[Tensor], Tensor]) -> Exported:
-    """Return a function of the inputs of `model.inference` for a function of the inputs of a file."""
+    """Return a function that takes inputs of `model.inference` and calls one that takes inputs of a file."""
     return lambda images: function(file_input(model.inference, images))
 
 

@@ -13,7 +13,7 @@ from alexlab.training.preprocessing import Inference, average_logits, expand_bin
 
 
 class LogitNet(nn.Module):
-    """Network from images (N, C, H, W), normalized by `metadata`, to logits (N, K).
+    """Network from images (N, C, H, W), normalized as `metadata` describes, to logits (N, K).
 
     Args:
         net: the network.
@@ -74,8 +74,8 @@ def file_net(model: TrainedModel) -> nn.Module:
         if len({*model.inference.views}) > 1:
             sizes = ", ".join(dict.fromkeys(str(member.config["data"]["image_size"]) for member in model.members))
             raise ConfigError(
-                "the members of an ensemble in a file with one input must read the same view of an image, so the same "
-                f"image size (here {sizes}), channels and eval transforms; use format=safetensors, which has them all"
+                f"a file with one input needs members with the same image size (here {sizes}), channels and eval transforms; "
+                "use format=safetensors, which stores those of each member"
             )
         net: nn.Module = AverageNet(model.inference)
     else:
@@ -141,7 +141,7 @@ def _mean_and_std(inference: Inference | EnsembleInference, channels: int) -> tu
 
 
 def _resize(views: dict[str, Any], size: int) -> dict[str, Any]:
-    """Return the length that the shorter side is resized to before the center crop; None if images are squashed instead."""
+    """Return the resize as plain data: interpolation, and length of the shorter side and crop, both None for squashed images."""
     interpolation = "bilinear"
     for node in views.values():
         if node is not None and node["_target_"].endswith(".CenterView"):

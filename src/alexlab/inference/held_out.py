@@ -1,4 +1,4 @@
-"""Check that no image of an evaluation has trained a member of an ensemble."""
+"""Check that no member of an ensemble was trained on an image of the evaluation."""
 
 import os
 from typing import Any
@@ -32,7 +32,7 @@ def check_held_out(model: TrainedModel, settings: DataConfig, split: str, *, fro
         if len(values) > 1 and not (key == "fold" and split == "test"):
             instead = "split=test or data.root=DIR" if key == "fold" else "data.root=DIR"
             raise ConfigError(
-                f"split={split} must have trained no member, but the runs of the ensemble split the images differently "
+                f"split={split} must not contain training images of any member, but the members' runs split the data differently "
                 f"(data.{key}: {', '.join(values)}); set {instead}"
             )
 

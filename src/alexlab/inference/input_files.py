@@ -23,11 +23,11 @@ def find_files(pattern: str) -> Iterator[str]:
     """Yield the files that `pattern` names, sorted, or in the order of a list. At most one folder's names are in memory.
 
     Args:
-        pattern: a file, a folder (the images in it, recursively), a glob (`**` matches any depth; folders that it matches
-            stand for the images in them), or `-` for a list on the standard input, see `read_list`.
+        pattern: a file, a folder (the images in it, recursively), a glob (`**` matches any depth; without it, a matched
+            folder stands for the images in it), or `-` for a list on the standard input, see `read_list`.
 
     Raises:
-        DataError: if nothing matches.
+        DataError: if a path does not exist. A folder without images or a glob without matches yields nothing.
     """
     if pattern == "-":
         if sys.stdin is None:

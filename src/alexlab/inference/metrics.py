@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 from sklearn.metrics import confusion_matrix as count_confusions
 from sklearn.metrics import precision_recall_fscore_support
 
 from alexlab.output.csv_files import write_csv
+from alexlab.records.significance import CONFIDENCE, wilson_interval
 
 if TYPE_CHECKING:
     from alexlab.inference.predictions import Predictions
 
-CONFIDENCE = 0.95
 NUM_BINS = 15  # Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599, section 4
 
 
@@ -30,12 +30,6 @@ class CalibrationBin(NamedTuple):
     confidence: float
     accuracy: float
     num_images: int
-
-
-def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a fraction (Wilson, "Probable inference", JASA 22, 1927)."""
-    interval = binomtest(correct, count).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def paired_interval(differences: np.ndarray) -> tuple[float, float, float]:

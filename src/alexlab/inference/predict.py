@@ -54,7 +54,7 @@ def predict_files(
         num_threads: threads that decode files while the network computes.
     """
     batch: list[tuple[str, Any]] = []
-    for item in _load_ahead(paths, read, num_threads, num_ahead=2 * batch_size):
+    for item in _prefetch(paths, read, num_threads, num_prefetched=2 * batch_size):
         batch.append(item)
         if len(batch) == batch_size:
             yield from _predict_batch(inference, batch, top_k)
@@ -63,8 +63,8 @@ def predict_files(
         yield from _predict_batch(inference, batch, top_k)
 
 
-def _load_ahead(paths: Iterable[str], read: Reader, num_threads: int, num_ahead: int) -> Iterator[tuple[str, Any]]:
-    """Yield paths and inputs, or ImageErrors, in order, decoding up to `num_ahead` files in advance."""
+def _prefetch(paths: Iterable[str], read: Reader, num_threads: int, num_prefetched: int) -> Iterator[tuple[str, Any]]:
+    """Yield paths and inputs, or ImageErrors, in order, decoding up to `num_prefetched` files in advance."""
 
     def load(path: str) -> Any:
         try:
@@ -76,7 +76,7 @@ def _load_ahead(paths: Iterable[str], read: Reader, num_threads: int, num_ahead:
         pending: deque[tuple[str, Future[Any]]] = deque()
         for path in paths:
             pending.append((path, pool.submit(load, path)))
-            if len(pending) > num_ahead:
+            if len(pending) > num_prefetched:
                 first, result = pending.popleft()
                 yield first, result.result()
         while pending:

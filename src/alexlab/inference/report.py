@@ -171,10 +171,14 @@ def write_page(
 def summary_tables(evaluation: Evaluation) -> list[Table]:
     """Return tables for the terminal: metrics, classes and most frequent confusions."""
     count = evaluation.metrics["images"]
-    metrics = _table(f"{count:,} {'image' if count == 1 else 'images'}", METRIC_COLUMNS, evaluation.metric_rows)
-    tables = [metrics, *(_table(*each) for each in _member_tables(evaluation)), _class_table(evaluation.classes)]
+    metrics = terminal_table(f"{count:,} {'image' if count == 1 else 'images'}", METRIC_COLUMNS, evaluation.metric_rows)
+    tables = [
+        metrics,
+        *(terminal_table(*each) for each in _member_tables(evaluation)),
+        _class_table(evaluation.classes),
+    ]
     if evaluation.pairs and len(evaluation.classes) > 2:
-        tables.append(_table("most frequent confusions", PAIR_COLUMNS, evaluation.pairs[:MAX_PAIRS]))
+        tables.append(terminal_table("most frequent confusions", PAIR_COLUMNS, evaluation.pairs[:MAX_PAIRS]))
     return tables
 
 
@@ -184,9 +188,13 @@ def _member_tables(evaluation: Evaluation) -> list[tuple[str, Sequence[str], lis
     return member_tables(evaluation.predictions, evaluation.members, with_top5=with_top5)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    table = Table(title=title)
-    _add_rows(table, columns, rows)
+def terminal_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Return a table of the terminal; numbers are right-aligned and have the same digits in a column."""
+    table, digits = Table(title=title), column_digits(rows, columns)
+    for column, places in zip(columns, digits, strict=True):
+        table.add_column(column, justify="left" if places is None else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(format_value, row, digits))
     return table
 
 
@@ -195,16 +203,7 @@ def _class_table(rows: Sequence[dict[str, Any]]) -> Table:
     if len(rows) > MAX_CLASSES:
         title = f"the {MAX_CLASSES} classes with the lowest recall, of {len(rows)}"
         rows = sorted((row for row in rows if row["images"]), key=lambda row: row["recall"])[:MAX_CLASSES]
-    return _table(title, list(map(_column_title, rows[0])), [list(row.values()) for row in rows])
-
-
-def _add_rows(table: Table, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Add columns and rows to a table of the terminal; numbers are right-aligned and have the same digits in a column."""
-    digits = column_digits(rows, columns)
-    for column, places in zip(columns, digits, strict=True):
-        table.add_column(column, justify="left" if places is None else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(format_value, row, digits))
+    return terminal_table(title, list(map(_column_title, rows[0])), [list(row.values()) for row in rows])
 
 
 def _column_title(name: str) -> str:

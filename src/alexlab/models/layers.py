@@ -90,7 +90,7 @@ class MapNorm(nn.Module):
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
-    """Adaptive average pooling to a square, as two matrix products where PyTorch is asked for deterministic algorithms."""
+    """Adaptive average pooling to a square, computed as two matrix products if deterministic algorithms are enabled."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, size, size)."""

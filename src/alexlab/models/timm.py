@@ -25,7 +25,7 @@ def timm_net(num_classes: int, *, name: str, in_channels: int = 3, pretrained: b
 
     Raises:
         ConfigError: if timm is not installed.
-        ValueError: if it has no such classifier. Names such as hf-hub:USER/NET, which download code's settings, are refused.
+        ValueError: if it has no such classifier. Names such as hf-hub:USER/NET, whose settings timm would download, are refused.
     """
     timm = _import_timm()
     if not timm.is_model(name):

@@ -19,10 +19,9 @@ def torchvision_net(num_classes: int, *, name: str, in_channels: int = 3) -> nn.
     """
     choices = models.list_models(module=models)
     if name not in choices:
-        near = difflib.get_close_matches(name, choices, n=3) or choices
-        raise ValueError(
-            f"model.name must be a classifier of torchvision; got {name!r}; similar names are {', '.join(near)}"
-        )
+        near = difflib.get_close_matches(name, choices, n=3)
+        hint = f"similar names are {', '.join(near)}" if near else f"it has {', '.join(choices)}"
+        raise ValueError(f"model.name must be a classifier of torchvision; got {name!r}; {hint}")
     # Auxiliary heads would make the net return a tuple in training, and without init_weights these two warn.
     options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     net: nn.Module = models.get_model(name, num_classes=num_classes, **options)

@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-AGREES, DIFFERS, UNDECIDED = "agrees", "differs", "cannot be told"
-CONFIDENCE = 0.95
+from alexlab.records.significance import CONFIDENCE, wilson_interval
+
+AGREES, DIFFERS, UNDECIDED = "agrees", "differs", "inconclusive"
 MARGIN = 0.01  # by which a score may be below a published one and still agree
 
 
@@ -42,10 +43,7 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
 
 def share_estimate(share: float, count: int) -> Estimate:
     """Return a share of `count` images with Wilson's interval."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(round(share * count), count).proportion_ci(CONFIDENCE, "wilson")
-    return Estimate(share, float(interval.low), float(interval.high))
+    return Estimate(share, *wilson_interval(round(share * count), count))
 
 
 def difference_estimate(
@@ -99,8 +97,8 @@ def epochs_to_error(errors: Sequence[float], target: float) -> float | None:
     """Return the number of epochs until the training error falls to a target, None if it never does.
 
     Args:
-        errors: training error of each epoch, the mean over its images while they are trained on. It stands for the middle of the
-            epoch, and between two middles the error is interpolated.
+        errors: training error of each epoch, the mean over its images while they are trained on. Each is taken as the error at
+            the middle of its epoch, with linear interpolation between them.
         target: the error.
     """
     before: float | None = None

@@ -17,7 +17,7 @@ class Measurement:
 
     Args:
         estimate: the number with its interval.
-        verdict: agrees, differs or cannot be told.
+        verdict: agrees, differs or inconclusive.
         ours: the number as text.
         detail: a sentence with the values behind it.
         panels: plots.

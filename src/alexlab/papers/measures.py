@@ -1,4 +1,4 @@
-"""Measures of the claims: from finished runs to a number with its interval, a verdict and a picture."""
+"""Measures of the claims: each maps finished runs to a number with its interval, a verdict and plots."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +97,7 @@ def _view_scores(run: RunResult) -> tuple[float, ...]:
 
 
 def average(claim: Claim, groups: Groups) -> Measurement | None:
-    """Return by how much the averaged softmax of all nets is above the mean net, paired by image."""
+    """Return the accuracy of the averaged softmax minus the mean accuracy of the single nets, paired by image."""
     runs = groups[claim.settings[0]]
     kept = [each for run in runs if (each := read_predictions(run.folder, "val")) is not None]
     found = [each for each in kept if each.probs is not None]

@@ -1,4 +1,4 @@
-"""Measures that look into a trained net: the colour of its kernels, and the neighbours of an image."""
+"""Measures that inspect a trained net: the colour of its kernels, and the neighbours of an image."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -110,7 +110,7 @@ def _features(model: TrainedModel, split: Split, view: Any, settings: Any) -> np
 def _neighbour_grid(
     model: TrainedModel, splits: Mapping[str, Split], rows: np.ndarray, kept: KeptPredictions, view: Any
 ) -> ImageGrid:
-    """Return evenly spaced validation images with their five answers and nearest training images."""
+    """Return evenly spaced validation images with their five top classes and nearest training images."""
     groups = []
     for row in np.unique(np.linspace(0, len(kept) - 1, NUM_QUERIES).round().astype(int)).tolist():
         answers = zip(kept.top_classes[row].tolist(), kept.top_probs[row].tolist(), strict=True)
@@ -123,7 +123,7 @@ def _neighbour_grid(
             images.append(_image(model, splits["train"], index, view, [model.names[splits["train"].labels[index]]]))
         groups.append(images)
     caption = "Left: an image with the five most probable classes; then the training images with the nearest last hidden layer."
-    return ImageGrid("Five answers and nearest training images", caption, groups)
+    return ImageGrid("Top-5 predictions and nearest training images", caption, groups)
 
 
 def _image(model: TrainedModel, split: Split, index: int, view: Any, lines: Sequence[str]) -> CaptionedImage:

@@ -25,8 +25,8 @@ VERSIONS = ("torch", "torchvision", "lightning")
 CLASSES = {AGREES: "good", DIFFERS: "bad", NOT_RUN: "running", SKIPPED: "running"}
 RULES = (
     "A claim about a difference agrees if the 95 % interval of the difference lies on the side that the paper states, differs if "
-    "it lies on the other side, and cannot be told if it includes zero, or 1 for a ratio. As images and nets differ from the "
-    "paper's, its number is shown but does not decide.",
+    "it lies on the other side, and is inconclusive if it includes zero, or 1 for a ratio. As images and nets differ from the "
+    "paper's, its number is shown but not used for the verdict.",
     "Differences of settings have Student's interval over the seeds, with the variance pooled over all settings of the recipe. "
     "Scores are those of the epoch with the best validation, in 32 bits.",
     f"A score agrees with a published one if its whole 95 % interval is at most {MARGIN:g} below it or higher, and differs if "
@@ -42,7 +42,7 @@ class Row:
         name: name of the claim.
         claim: the claim.
         found: its result; None without one.
-        verdict: agrees, differs, cannot be told, not run yet or skipped.
+        verdict: agrees, differs, inconclusive, not run yet or skipped.
         note: a sentence about the result, or why there is none.
     """
 
@@ -193,7 +193,7 @@ def _render(reproduction: Reproduction, rows: Sequence[Row], runs: Sequence[RunR
 
 
 def _counted(count: int, verdict: str) -> str:
-    """Return a number of claims with their verdict: `3 agree`, `1 differs`, `2 cannot be told`."""
+    """Return a number of claims with their verdict: `3 agree`, `1 differs`, `2 inconclusive`."""
     return f"{count} {verdict.removesuffix('s') if count > 1 and verdict in (AGREES, DIFFERS) else verdict}"
 
 

@@ -1,4 +1,4 @@
-"""A paper as data: what its claims need to be trained, and how each claim is measured. Read from `conf/paper`."""
+"""A paper as data: the runs that its claims need, and how each claim is measured. Read from `conf/paper`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,6 +138,7 @@ def select_claims(paper: Paper, names: Sequence[str] | None) -> dict[str, Claim]
     """Return the claims of some names, in the order of the paper; None: all of them."""
     if names is None:
         return dict(paper.claims)
+    names = [names] if isinstance(names, str) else names
     _check_names("claims", names, paper.claims)
     if not names:
         raise ConfigError(f"claims must name at least one of {', '.join(paper.claims)}; got []")

@@ -11,7 +11,7 @@ from alexlab.papers.measures import epochs_needed, measure, top1, training_error
 from alexlab.papers.paper import Claim, Paper, PaperRun, missing_root, planned_run, used_settings
 from alexlab.records.atomic import write_atomic
 from alexlab.records.layout import RUN_JSON
-from alexlab.records.record import FINISHED
+from alexlab.records.record import FAILED, FINISHED
 from alexlab.records.results import RunResult, read_run
 
 RUNS, PLAN = "runs", "reproduce.json"
@@ -84,7 +84,7 @@ class Reproduction:
         for rate in self.paper.settings[name].rates:
             folder = self.runs_dir / self.plan(1, name, rate).name
             run = read_run(folder) if (folder / RUN_JSON).is_file() else None
-            if run is None or run.status not in (FINISHED, "failed"):
+            if run is None or run.status not in (FINISHED, FAILED):
                 return None
             if run.status == FINISHED:
                 tried[rate] = run

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import alexlab
 from alexlab.config.grammar import quote_path
+from alexlab.distributed.imports import python_path
+from alexlab.output.command_line import repeated_options
 from alexlab.output.numbers import counted
 from alexlab.papers.paper import PaperRun
 from alexlab.records.layout import RUN_JSON
@@ -34,8 +35,6 @@ def train(runs: Sequence[PaperRun], runs_dir: Path, launcher: Sequence[str]) -> 
     """
     write_jobs(runs_dir, [run.job() for run in runs])
     folder = quote_path(str(runs_dir))
-    package = str(Path(alexlab.__file__).parents[1])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     sys.stdout.flush()  # what was printed comes before the output of the new process, also in a file
     with (
         subprocess.Popen(
@@ -44,12 +43,13 @@ def train(runs: Sequence[PaperRun], runs_dir: Path, launcher: Sequence[str]) -> 
                 "-m",
                 "alexlab",
                 "train",
+                *repeated_options(),
                 "-m",
                 "hydra/sweeper=list",
                 f"hydra.sweep.dir={folder}",
                 *launcher,
             ],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "PYTHONPATH": python_path()},
             start_new_session=True,  # so that Ctrl-C reaches it once, from here
         ) as process,
         _signals_to(process),

@@ -78,8 +78,9 @@ def write_atomic(path: Path, content: bytes | memoryview | Callable[[BinaryIO], 
         finally:
             os.close(folder)
     except OSError as error:
+        kept = "; the old file is kept" if path.exists() else ""
         raise DiskError(
-            f"cannot write {path}, {size / 1e6:.1f} MB: {error.strerror}; {free_space(path.parent)}; the old file is kept"
+            f"cannot write {path}, {size / 1e6:.1f} MB: {error.strerror}; {free_space(path.parent)}{kept}"
         ) from error
 
 

@@ -27,7 +27,7 @@ IGNORED_KEYS = (
     "note",
 )
 GLOBAL_GROUPS = ("experiment", "ablation")  # whose options may set any key
-FOLD = "data.fold"  # its runs are put together as those of different seeds are
+FOLD = "data.fold"  # runs that differ only in their fold are grouped, like those of different seeds
 
 
 @dataclass
@@ -124,14 +124,13 @@ def mean_interval(group: RunGroup) -> tuple[float, float] | None:
     values, mean, is_accuracy = group.values(), group.mean(), group.optimized.is_accuracy
     if mean is None or (len(values) == 1 and not is_accuracy):
         return None
-    from scipy.stats import binomtest, t
+    from scipy.stats import t
 
-    from alexlab.records.significance import CONFIDENCE  # imports NumPy
+    from alexlab.records.significance import CONFIDENCE, wilson_interval  # imports NumPy
 
     if is_accuracy and (group.num_folds or len(values) == 1):
         count = max(1, group.num_images)
-        interval = binomtest(round(min(1.0, max(0.0, mean)) * count), count).proportion_ci(CONFIDENCE, "wilson")
-        return float(interval.low), float(interval.high)
+        return wilson_interval(round(min(1.0, max(0.0, mean)) * count), count)
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return (max(0.0, mean - half), min(1.0, mean + half)) if is_accuracy else (mean - half, mean + half)
 

@@ -9,7 +9,7 @@ from alexlab.records.layout import SWEEP_JSON
 from alexlab.records.record import FINISHED, STATES, default_record
 from alexlab.records.results import RunResult, best_run, find_runs, read_run, with_tags
 
-UNREADABLE = "unreadable"  # status of a run whose run.json no run can have written; `reason` says what is wrong
+UNREADABLE = "unreadable"  # status of a run whose run.json is corrupt; `reason` has the cause
 STATUSES = (*STATES, UNREADABLE)
 
 

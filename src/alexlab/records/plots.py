@@ -89,7 +89,7 @@ def curve_panels(groups: Sequence[RunGroup]) -> list[Panel]:
             continue
         top = upper_limit([[sum(values) / len(values) for values in points.values()] for *_, points in curves])
         largest = max(max(values) for *_, points in curves for values in points.values())
-        caption = lines if top is None else f"{lines} Cut off at {top:.2g}; the largest loss is {largest:.3g}."
+        caption = lines if top is None else f"{lines} Cut off at {top:.2g}; the largest value is {largest:.3g}."
 
         def draw(axes: "Axes", curves: Any = curves, name: str = name, top: float | None = top) -> None:
             for number, split, points in curves:

@@ -31,7 +31,7 @@ MAX_DIFF_BYTES = 5_000_000  # of code.diff
 
 
 class CorruptError(ConfigError):
-    """Error for a run.json whose content no run can have written."""
+    """Error for a corrupt run.json."""
 
 
 def check_record(content: Any, path: Path) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class RunRecord:
 
         Raises:
             ConfigError: if the file is missing.
-            CorruptError: if no run can have written it.
+            CorruptError: if it is corrupt.
         """
         try:
             if self.path.stat().st_size > MAX_BYTES:

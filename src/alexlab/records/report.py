@@ -119,7 +119,7 @@ def _difference_cells(difference: Difference | None, *, is_accuracy: bool) -> tu
 
 
 def _without_trivial(table: Table, first: str) -> Table:
-    """Leave out columns that say nothing: top-5 if it is always 1, equal numbers of parameters, and what no setting has.
+    """Drop uninformative columns: top-5 if it is always 1, the parameters if all rows have equally many, and empty columns.
 
     Args:
         table: the table.

@@ -19,12 +19,20 @@ PAIRED_T = "a paired t-test over the seeds"
 WELCH = "Welch's unpaired t-test"
 
 
+def wilson_interval(correct: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a fraction (Wilson, "Probable inference", JASA 22, 1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, count).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 @dataclass(frozen=True)
 class Difference:
     """Difference of a metric between two settings or nets.
 
     Args:
-        value: the metric of one minus that of the other: of the best setting, or of net A.
+        value: the metric of a setting minus that of the best one, or of net B minus that of net A.
         low, high: ends of its 95 % interval, not corrected for the number of settings.
         p: p-value of the two-sided test, corrected by `holm` if it is one of several.
         test: name of the test.

@@ -61,6 +61,6 @@ def read_jobs(folder: Path) -> list[ListedJob]:
 
 def _check_job(job: ListedJob) -> None:
     if not isinstance(job.name, str) or not NAME.fullmatch(job.name):
-        raise ValueError(f"a name must have letters, digits, '_', '-' and '.'; got {job.name!r}")
+        raise ValueError(f"a name must consist of letters, digits, '_', '-' and '.'; got {job.name!r}")
     for override in OverridesParser.create().parse_overrides(list(job.overrides)):
         check_entry(to_entry(override), job_keys())

@@ -57,7 +57,9 @@ class Job:
 
     def resume_hint(self) -> str:
         """Return a hint on resuming the job, for messages."""
-        return f"resume it with resume={self.folder}" if self.standalone else "resume the sweep with -m resume="
+        if self.standalone:
+            return f"resume it with resume={self.folder}"
+        return f"resume the sweep with -m resume={self.folder.parent}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def previous_attempt(folder: Path, *, retry_failed: bool = False) -> PreviousAtt
     if found["status"] != record.FAILED:
         return PreviousAttempt(FAILED, cause=f"process {lock_holder(folder)} is writing its folder", held=True)
     if not retry_failed:
-        return PreviousAttempt(FAILED, cause=f"{found['reason']} (before; launcher.retry_failed=true runs it again)")
+        return PreviousAttempt(
+            FAILED, cause=f"{found['reason']} (in an earlier attempt; launcher.retry_failed=true runs the job again)"
+        )
     _move_failed(folder)
     return PreviousAttempt()
 

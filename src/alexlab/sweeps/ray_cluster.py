@@ -15,6 +15,7 @@ from typing import Any
 
 from alexlab import compat
 from alexlab.distributed import hardware
+from alexlab.distributed.imports import python_path
 from alexlab.distributed.signals import HANDLED, Interrupted
 from alexlab.errors import ConfigError
 
@@ -22,7 +23,6 @@ CONNECT_S = 15.0  # how long a cluster may take to answer; Ray itself tries for 
 REMOVE_S = 10.0  # how long to retry removing Ray's files
 REMOVE_POLL_S = 0.2
 OBJECT_STORE_BYTES = 80_000_000  # Ray's minimum; configs and scores pass through it, no images
-SOURCE_DIR = Path(__file__).parents[2]
 PROBE = "import sys, ray; ray.init(address=sys.argv[1], configure_logging=False, log_to_driver=False); ray.nodes()"
 
 
@@ -50,8 +50,7 @@ def check_answers(address: str) -> None:
 def connected(address: str | None) -> Iterator[Any]:
     """Connect to Ray and yield the module; without an address, start Ray on this machine and remove all its files at the end."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Workers import this package from the same place as this process does, installed or not.
-    path = os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE_DIR), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.environ["PYTHONPATH"] = python_path()
     options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "configure_logging": False}
     temp_dir = None
     if address is None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from alexlab.distributed.imports import python_path
 from alexlab.errors import ConfigError
 from alexlab.sweeps import squeue
 from alexlab.sweeps.jobs import RUNNING, Job
@@ -95,9 +96,7 @@ class Submitit(JobRunner):
         on_end: Callable[[Job], None],
         restore: Callable[[], None],
     ) -> None:
-        # Jobs import this package from the same place as this process does, installed or not.
-        source = str(Path(__file__).parents[2])
-        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.environ["PYTHONPATH"] = python_path()
         running: list[SubmittedJob] = []
         polled_s = 0.0
         with table.live() as refresh:
@@ -147,6 +146,9 @@ class Submitit(JobRunner):
                 with self.executor.batch():  # an array, on SLURM
                     handles += [self.executor.submit(job_main, work, job, restore) for job in group]
                 is_accepted = True
+                # At once, so that a resumed sweep does not submit them again if a later group is refused.
+                accepted = {job.folder.name: handle.job_id for job, handle in zip(fresh, handles, strict=False)}
+                (self.submitit_dir / JOB_IDS).write_text(json.dumps(self._job_ids() | accepted))
         except Exception as error:
             if type(error).__module__.startswith("submitit"):
                 if not is_accepted:  # leave nothing of jobs that are not queued

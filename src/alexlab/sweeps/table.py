@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,7 +101,7 @@ class JobTable:
         """Log how a job ended, now or in an earlier attempt, unless the live table shows it."""
         score = f", {job.score:.4f}" if job.score is not None else ""
         cause = f": {job.cause}" if job.cause else ""
-        self.log_unless_live(f"job {job.number}: {job.state}{' before' * before}{score}{cause}")
+        self.log_unless_live(f"job {job.number}: {job.state}{' in an earlier attempt' * before}{score}{cause}")
         if not before:
             from alexlab.records.index import refresh_index  # takes a tenth of a second
 
@@ -143,7 +144,7 @@ class JobTable:
         Terminal().print_table(self.render())
         print_line(f"sweep folder: {sweep_dir}")
         if any((job.folder / RUN_JSON).is_file() for job in self.jobs):
-            print_line(f"tensorboard --logdir {sweep_dir}")
+            print_line(f"tensorboard --logdir {shlex.quote(str(sweep_dir))}")
         try:
             print_line(f"report: {write_report([str(sweep_dir)], sweep_dir)}")
         except ConfigError:  # no job has a run folder

@@ -56,7 +56,7 @@ def main(run: Run) -> None:
 
 
 def _run_gpu_suite(run: Run) -> None:
-    """Run the suite `gpu`, whose parts fail one by one: nothing is tried out before."""
+    """Run the suite `gpu` without rehearsing the config: each of its parts may fail alone."""
     from alexlab.benchmark.gpu.config import GpuConfig
     from alexlab.benchmark.gpu.suite import raise_problems, run_suite
     from alexlab.training.console import quiet_lightning

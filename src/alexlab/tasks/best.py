@@ -87,7 +87,7 @@ def _evaluations(
 def _free_training(trainer: lightning.Trainer, module: Classifier) -> None:
     """Free the gradients, the optimizer and the memory of the training steps.
 
-    The loader processes that follow are forked from this process, and each page that it writes to later exists twice.
+    Later loader processes are forked from this one, and each memory page that it then writes to is copied.
     """
     module.zero_grad(set_to_none=True)
     trainer.optimizers, trainer.strategy.lr_scheduler_configs = [], []

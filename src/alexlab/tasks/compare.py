@@ -35,9 +35,13 @@ def main(run: Run) -> None:
     paths = [[path for source in side for path in source.paths] for side in sources]
     common = {*paths[0]} & {*paths[1]}
     check_common(paths, len(common))
-    a, b = (concatenate([source.predict(common) for source in side]) for side in sources)
+    a, b = (
+        concatenate([source.predict(common) for source in side if not common.isdisjoint(source.paths)])
+        for side in sources
+    )
     names = [side.run.record["config"].get("class_names") for side in sides if side.run is not None]
-    comparison = match(a, b, next((each for each in names if isinstance(each, dict)), None))
+    shown = next((each for each in names if isinstance(each, dict)), None)
+    comparison = match(a, b, shown, sizes=(len(paths[0]), len(paths[1]), len(common)))
     context = Context(sides, sources, run.config)
     for table in summary_tables(comparison, context):
         Terminal().print_table(table)
@@ -53,7 +57,7 @@ def check(config: dict[str, Any]) -> None:
     """Check what can be checked before anything is read.
 
     Raises:
-        ConfigError: if there are not two sides, or the split may have trained one of them.
+        ConfigError: if there are not two sides, or one of them may have been trained on the split.
     """
     from alexlab.inference.compare.sources import check_split
 
@@ -105,7 +109,7 @@ def evaluated_source(members: "Sequence[Member]", config: dict[str, Any], out_di
     if node["root"] is not None and os.path.realpath(node["root"]) == os.path.realpath(
         str(model.config["data"]["root"])
     ):
-        node = {**node, "root": None}  # the images that trained this net must stay apart
+        node = {**node, "root": None}  # keep the run's own splits, so that no training image is evaluated
     settings, from_run = data_settings(model, node)
     check_split(config["split"], from_run=from_run)
     name, split = select_split(model, settings, config["split"], from_run=from_run)

@@ -45,7 +45,9 @@ def create_server(config: dict[str, Any]) -> tuple[Any, socket.socket]:
     host, port = str(config["host"]), config["port"]
     listener = _bind(host, port)
     model = evaluate.load_model(config)
-    hosts = list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"]
+    hosts = (
+        [*LOCAL_HOSTS, "[::1]"] if host in LOCAL_HOSTS else ["*"]
+    )  # a Host header has brackets around IPv6 addresses
     app = create_app(model, max_bytes=round(config["max_mb"] * 1e6), hosts=hosts)
     if host not in LOCAL_HOSTS:
         log.warning(
@@ -63,7 +65,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigError(f"host and port must be free to listen on; got {host} and {port}: {error}") from error
+        raise ConfigError(f"cannot listen on {host}, port {port}: {error}; choose another host or port") from error
     return listener
 
 

@@ -29,7 +29,7 @@ from alexlab.records.run import Run
 from alexlab.training.callbacks.diagnosis import MIN_STEPS, Diagnosis
 from alexlab.training.diagnosis import State, describe, find_cause
 
-LEARNS = 0.9  # of the loss of guessing; a training with a lower loss learns
+LEARNS = 0.9  # fraction of the loss of guessing below which a trial counts as learning
 CSV = "doctor.csv"
 COLUMNS = ("remedy", "loss", "spread of logits", "dead units", "verdict")
 # A trial neither validates nor writes, and is stopped by its callback, so that the schedule is that of the whole run.
@@ -102,7 +102,7 @@ class Row:
         cause = find_cause(self.state)
         if cause is not None:
             return cause.cause
-        if self.state.stands:
+        if self.state.is_stalled:
             return "no progress"
         return "learns" if self.learns else "slow"
 
@@ -196,7 +196,7 @@ def report(rows: list[Row], run: Run) -> None:
     cells: list[tuple[str, ...]] = [row.cells() for row in rows]
     write_csv(run.dir / CSV, [COLUMNS, *cells])
     states = [row.state for row in rows if row.state is not None]
-    guessing = f"; guessing has {states[0].guessing:.3f}" if states else ""
+    guessing = f"; the loss of guessing is {states[0].guessing:.3f}" if states else ""
     table = Table(title=f"after {states[0].num_steps if states else 0} steps{guessing}")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("remedy", "verdict") else "right")
@@ -207,9 +207,9 @@ def report(rows: list[Row], run: Run) -> None:
     given = [override for override in run.overrides if not override.startswith(("debug=", "doctor."))]
     if rows[0].learns:
         log.info("the config as given learns")
-    falls = best.state is not None and not best.state.stands
+    falls = best.state is not None and not best.state.is_stalled
     if falls and best is not rows[0]:
-        log.info("the loss falls most with %s:", best.remedy)
+        log.info("the loss is lowest with %s:", best.remedy)
         log.info("%s", command_line("train", *given, *best.remedy.split()), extra=WHOLE)
     if not falls:
         log.warning(

@@ -128,6 +128,8 @@ def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, boo
     from_run = not changes.keys() & {"root", "url"}
     if not from_run:  # a folder may replace shards and shards a folder
         changes = {"root": None, "url": None, "generate": None, "dataset": None, "splits": {}} | changes
+    if changes.get("url") is not None:  # these keys divide or sample files
+        changes = {"sampler": "shuffle", "group": None, "folds": None, "fold": None, "fraction": 1.0} | changes
     return data_config({"data": {**model.config["data"], "cache": None, "manifest": None, **changes}}), from_run
 
 

@@ -41,6 +41,8 @@ def main(run: Run) -> None:
     _check_options(config)
     model = evaluate.load_model(config)
     model.single  # noqa: B018 - raises for an ensemble
+    if config["tensorboard"] and model.run_dir is None:
+        raise ConfigError(f"tensorboard=true needs the run folder of the checkpoint; {model.path} is not in one")
     evaluation = evaluate.evaluate(model, config, skipped=run.dir / SKIPPED)
     predictions = evaluation.predictions
     write_evaluation(evaluation, run.dir)
@@ -114,7 +116,7 @@ def _neighbour_grids(
     changes = {key: config["data"][key] for key in ("batch_size", "num_workers") if config["data"][key] is not None}
     name, root = "train", options["root"]
     if root is not None:
-        changes |= {"root": root, "url": None, "dataset": None, "splits": {}}
+        changes |= {"root": root, "url": None, "generate": None, "dataset": None, "splits": {}}
         name = "train" if os.path.isdir(root) and find_layout(root).folders else "all"
     settings = data_config(
         {"data": {**model.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes}}
@@ -143,8 +145,6 @@ def _write_to_tensorboard(model: Any, run_dir: Path) -> None:
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 
-    if model.run_dir is None:
-        raise ConfigError(f"tensorboard=true needs the run folder of the checkpoint; {model.path} is not in one")
     with SummaryWriter(str(model.run_dir)) as writer:
         for path in sorted(run_dir.glob("*.png")):
             pixels = np.asarray(Image.open(path).convert("RGB"))

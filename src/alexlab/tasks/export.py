@@ -36,6 +36,8 @@ def main(run: Run) -> None:
     images = comparison_images(config, model)
     stem = "ensemble" if model.members else model.choices.get("model", "net")
     path = Path(config["out"] or run.dir / f"{stem}{suffix}")
+    if path.suffix != suffix and path.suffix in {other for other, _ in FORMATS.values()}:
+        raise ConfigError(f"out must end in {suffix} with format={config['format']}; got {path}")
     difference = export(model, config["format"], path, images)
     size = path.stat().st_size / 1e6
     content = f"{len(model.members)} networks" if model.members else str(metadata(model)["input"])
@@ -109,5 +111,6 @@ def comparison_images(config: dict[str, Any], model: "TrainedModel") -> Any:
         if len(images) == config["num_images"]:
             break
     if not images:
-        raise DataError(f"input={config['input']} must match images to compare on; found none that can be read")
+        source = "the data of the run" if config["input"] is None else f"input={config['input']}"
+        raise DataError(f"{source} must have images to compare on; found none that can be read")
     return default_collate(images)

@@ -90,7 +90,8 @@ def restore(config: dict[str, Any], run_dir: Path) -> None:
     """Move the files of a quarantine back into the dataset."""
     if config["quarantine"] is None:
         raise ConfigError("quarantine must be given: quarantine=DIR")
-    print_line(f"moved {quarantine.restore(_root(config), Path(config['quarantine']))} files back")
+    moved = quarantine.restore(_root(config), Path(config["quarantine"]))
+    print_line(f"moved {counted(moved, 'file')} back")
 
 
 def split(config: dict[str, Any], run_dir: Path) -> None:
@@ -137,8 +138,9 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
         )
         size = (images.path / "images.npy").stat().st_size
         print_line(f"{part.listing.folder or name}: {len(images):,} images, {size / 1e9:.2f} GB: {images.path}")
-    image_size = f"data.image_size={data.image_size}"
-    print_line(command_line("train", f"data.root={data.root}", "data.cache=packed", image_size))
+    shapes = [f"data.image_size={data.image_size}", f"data.channels={data.channels}"]
+    keys = [f"data.pack.{name}={value}" for name, value in settings.items()]
+    print_line(command_line("train", f"data.root={data.root}", "data.cache=packed", *shapes, *keys))
 
 
 def shard(config: dict[str, Any], run_dir: Path) -> None:

@@ -23,6 +23,7 @@ from alexlab.distributed.hardware import keep_memory
 from alexlab.distributed.signals import signals
 from alexlab.models.two_tower import Tower
 from alexlab.output.escape import shown
+from alexlab.output.numbers import counted
 from alexlab.records import layout
 from alexlab.records.run import Run
 from alexlab.records.safe_load import load_file
@@ -154,7 +155,7 @@ def _resume(config: dict[str, Any], trainer: lightning.Trainer, data: ImageDataM
     data.resume_at = checkpoint_io.position(checkpoint)
     num_epochs, num_batches = data.resume_at
     position = f", batch {num_batches} of epoch {num_epochs + 1}" if num_batches else ""
-    log.info("resuming after %d epochs%s, step %d", num_epochs, position, checkpoint["global_step"])
+    log.info("resuming after %s%s, step %d", counted(num_epochs, "epoch"), position, checkpoint["global_step"])
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard | EpochCSV):
             logger.resume(num_epochs=num_epochs, step=checkpoint["global_step"])

@@ -107,7 +107,7 @@ def _train(reproduction: "Reproduction", runs: "list[PaperRun]", launcher: list[
     print_line(f"{short_path(reproduction.folder)}: {describe(states, runs, num_parallel)}")
     code = train(runs, reproduction.runs_dir, launcher)
     if code in (INTERRUPTED, PREEMPTED):
-        print_line("every run keeps its last checkpoint; to resume, and then to renew the page, repeat the command")
+        print_line("every run has saved its last checkpoint; repeat the command to resume and to update the page")
         raise Interrupted(signal.SIGINT if code == INTERRUPTED else signal.SIGTERM)
     if code and not any(state_of(runs, reproduction.runs_dir).values()):
         error = AlexlabError("no run could be started; the reason is above")

@@ -75,7 +75,7 @@ def compare(found: Any, expected: Any, where: str = "") -> None:
         if shape != tuple(expected.shape):
             raise ValueError(f"{name} must be a tensor of shape {tuple(expected.shape)}; got {shape}")
     elif not any(_is_like(found, kind) for kind in _kinds(expected)):
-        raise ValueError(f"{name} must be a {' or '.join(_kinds(expected))}; got {type(found).__name__}")
+        raise ValueError(f"{name} must be of type {' or '.join(_kinds(expected))}; got {type(found).__name__}")
     elif isinstance(found, float) and math.isnan(found):
         raise ValueError(f"{name} must be a number; got nan")
     elif type(expected) is int and found < 0 <= expected:

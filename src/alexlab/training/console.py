@@ -14,9 +14,11 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from alexlab.data.samplers import data_ranks
 from alexlab.models.two_tower import Tower
 from alexlab.output.command_line import command_line, short_path
 from alexlab.output.escape import print_line
+from alexlab.output.numbers import counted
 from alexlab.output.terminal import Terminal
 from alexlab.records import layout
 from alexlab.records.optimized import MODES, OptimizedMetric, metric_label
@@ -64,10 +66,12 @@ def log_model(config: Mapping[str, Any], module: Classifier) -> None:
 
 def log_batches(batch_size: int, trainer: lightning.Trainer) -> None:
     """Log how the global batch is divided, the threads per rank and the precision."""
-    steps, num_ranks = trainer.accumulate_grad_batches, trainer.world_size
+    steps, num_ranks = trainer.accumulate_grad_batches, data_ranks(trainer)[0]
     nodes = f" on {trainer.num_nodes} nodes" if trainer.num_nodes > 1 else ""
     share = batch_size // (num_ranks * steps)
-    log.info("batch: %d = %d devices%s x %d accumulation steps x %d images", batch_size, num_ranks, nodes, steps, share)
+    towers = "" if num_ranks == trainer.world_size else ", which both towers see"
+    parts = f"{counted(num_ranks, 'device')}{nodes} x {counted(steps, 'accumulation step')} x {counted(share, 'image')}"
+    log.info("batch: %d = %s%s", batch_size, parts, towers)
     log.info("threads: %d per device; precision: %s", torch.get_num_threads(), trainer.precision)
 
 

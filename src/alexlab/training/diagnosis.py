@@ -12,22 +12,19 @@ from alexlab.training.measurement import Signal
 
 # Thresholds, with what was measured on 2 cores on 2026-11-27 (digits, Fashion-MNIST, cats and dogs).
 AT_GUESSING = 0.98  # of the loss of guessing: stalled nets have 0.99 to 1.01 of it after 100 steps
-FLAT_LOGITS = (
-    1e-4  # spread of the logits: VGG11/8, NiN and GoogLeNet start at 4e-5, 2e-6 and 3e-7, AlexNets at 2e-4 to 2
-)
+# Spread of the logits: VGG11/8, NiN and GoogLeNet start at 4e-5, 2e-6 and 3e-7, AlexNets at 2e-4 to 2.
+FLAT_LOGITS = 1e-4
 LOST = 0.01  # of the spread of the logits at the start
 FLAT_LAYER = 0.01  # spread of a layer relative to its output, to name the first layer that loses the signal
 FLAT_IMAGES = 1e-3  # spread of the normalized images; of photographs it is about 0.7
 BLOWN_UP = 10.0  # growth of a weight
 WORSE_THAN_GUESSING = 1.5  # of the loss of guessing
 FROZEN_STEP = 1e-6  # change of the weights per step, relative to their size
-GOOD_STEP = (
-    3e-4  # the mean change per step that a higher rate aims at; of AlexNets, AdamW 1e-4 makes 1e-3, SGD 0.01 1e-4
-)
-GOOD_FIRST_STEP = (
-    0.1  # the change in the first step that a lower learning rate aims at; AdamW with lr 1e-3 makes 0.08 to 0.2
-)
-MIN_IMAGES_PER_CLASS = 100  # with fewer, a loss at that of guessing is no news
+# The mean change per step that a higher learning rate aims at; of AlexNets, AdamW 1e-4 makes 1e-3, SGD 0.01 1e-4.
+GOOD_STEP = 3e-4
+# The change in the first step that a lower learning rate aims at; AdamW with lr 1e-3 makes 0.08 to 0.2.
+GOOD_FIRST_STEP = 0.1
+MIN_IMAGES_PER_CLASS = 100  # with fewer, a loss no better than guessing is expected
 MAX_CLASSES = 256  # classes for which the loss of guessing is averaged
 
 
@@ -65,8 +62,8 @@ class State:
     warming_up: bool = False
 
     @property
-    def stands(self) -> bool:
-        """The loss is not below that of guessing."""
+    def is_stalled(self) -> bool:
+        """True if the loss is not below that of guessing."""
         return self.loss >= AT_GUESSING * self.guessing
 
 
@@ -109,7 +106,7 @@ def find_cause(state: State) -> Finding | None:
     start, now = state.start, state.now
     if state.classes_seen < 2:
         return Finding("one class", "all training images are of one class", "check the labels")
-    if not state.stands:
+    if not state.is_stalled:
         return None
     if start.images < FLAT_IMAGES:
         measured = f"after normalization the images of a batch differ by {start.images:.0e} of their size"
@@ -165,15 +162,15 @@ def describe(state: State, model: Mapping[str, Any]) -> tuple[bool, str] | None:
     finding = find_cause(state)
     loss = f"after {state.num_steps} steps the loss is "
     if state.loss > WORSE_THAN_GUESSING * state.guessing:
-        loss += f"{state.loss:.4g}, above {state.guessing:.3f}, that of guessing among {state.num_classes} classes"
+        loss += f"{state.loss:.4g}, worse than guessing among {state.num_classes} classes ({state.guessing:.3f})"
     else:
-        loss += f"still {state.loss:.3f}, that of guessing among {state.num_classes} classes"
+        loss += f"still {state.loss:.3f}, no better than guessing among {state.num_classes} classes"
     if finding is not None:
         return True, f"{loss}: {finding.measured}; {finding.advice(model)}. debug=doctor compares the remedies"
-    if state.stands and state.images_per_class >= MIN_IMAGES_PER_CLASS:
+    if state.is_stalled and state.images_per_class >= MIN_IMAGES_PER_CLASS:
         return (
             False,
-            f"{loss}; activations and weights show no cause: it may need more steps, and debug=doctor tries remedies",
+            f"{loss}; activations and weights show no cause; the run may need more steps, and debug=doctor compares remedies",
         )
     return None
 

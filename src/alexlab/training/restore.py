@@ -38,8 +38,8 @@ def choose_checkpoint(last: Path, module: Classifier, trainer: lightning.Trainer
         return {"name": last.name, "best_is_lost": False}
     refused: dict[str, str] = {} if last.is_file() else {last.name: "it is missing"}
     chosen: tuple[Path, Mapping[str, Any]] | None = None
-    for path in [last] if last.is_file() else []:
-        chosen = _load_valid(path, module, trainer, refused)
+    if last.is_file():
+        chosen = _load_valid(last, module, trainer, refused)
     for path in others if chosen is None else []:
         found = _load_valid(path, module, trainer, refused)
         if found is not None and (chosen is None or found[1]["global_step"] > chosen[1]["global_step"]):
@@ -83,7 +83,7 @@ def _best_is_lost(
     epochs, longest = position(dict(content))[0], trainer.max_epochs
     if longest not in (None, -1) and epochs >= longest:
         raise ConfigError(
-            f"{best} is corrupt ({refused[best.name]}), and no epoch is left to save a new one: resume with "
+            f"{best} cannot be used ({refused[best.name]}), and no epoch is left to save a new one: resume with "
             f"trainer.max_epochs above {longest}, or use {path}"
         )
     log.warning("%s is lost (%s); the best of the remaining epochs will replace it", best, refused[best.name])

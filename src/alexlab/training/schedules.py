@@ -1,10 +1,10 @@
 """Learning-rate schedules: each function returns the `lr_scheduler` entries of one optimizer for Lightning.
 
-All of them count optimizer steps and start with a linear warm-up from `warmup_start` times the learning rate. All but
-`plateau` are closed-form functions of the step and the length of the run, and a checkpoint stores only the step. If a run is
-resumed with another length, it continues at the rate that a run of that length has at that step. `constant`, `step`,
-`multistep` and `plateau` do not depend on the length; the rate of `cosine`, `poly` and `one_cycle` may jump, upwards if the
-run gets longer.
+All but `from_torch`, which wraps a scheduler of PyTorch, start with a warm-up from `warmup_start` times the learning rate: a
+cosine for `one_cycle`, linear for the others. All but `plateau` and `from_torch` are closed-form functions of the optimizer step
+and the length of the run, and a checkpoint stores only the step. If a run is resumed with another length, it continues at the
+rate that a run of that length has at that step. `constant`, `step`, `multistep` and `plateau` do not depend on the length; the
+rate of `cosine`, `poly` and `one_cycle` may jump, upwards if the run gets longer.
 """
 
 import math

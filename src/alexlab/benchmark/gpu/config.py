@@ -18,7 +18,7 @@ class GpuConfig:
         nets: changes of the `model` node by name of a net; the first net trains whole epochs.
         batch_sizes: batch sizes of the measured steps; the middle one is also used for whole epochs.
         rounds: recorded rounds of each measurement.
-        round_s: least seconds of a round, except of whole epochs.
+        round_s: minimum duration of a round in seconds, except for whole epochs.
         steps: steps that are timed together.
         photographs: number of generated JPEG files; larger datasets list them several times.
         check_images: number of training images of the checks, in batches of a quarter of them or less.

@@ -53,7 +53,7 @@ def run_parts(parts: Sequence[Part], results: Results, *, total_s: float) -> Non
         results.write()
         left_s = end_s - time.monotonic()
         if left_s <= 0:
-            result.outcome = f"not run: {total_s:g} s were over"
+            result.outcome = f"not run: the limit of {total_s:g} s was reached"
         else:
             start_s = time.monotonic()
             result.outcome = _run_part(part, min(part.limit_s, left_s), result, results)

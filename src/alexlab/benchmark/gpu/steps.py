@@ -165,9 +165,10 @@ class StepMeter:
             ("compiled", "compile_mode", "graph"),
             ("bfloat16", "tf32"),
         ):
-            fastest = max((self._rate(name), index) for index, name in enumerate(self._differing(fields)))[1]
-            variant = self.variants[self._differing(fields)[fastest]]
-            best = replace(best, **{field: getattr(variant, field) for field in fields})
+            names = self._differing(fields)
+            if names:  # none if all of them failed
+                variant = self.variants[max(names, key=self._rate)]
+                best = replace(best, **{field: getattr(variant, field) for field in fields})
         return best
 
     def _differing(self, fields: Sequence[str]) -> list[str]:

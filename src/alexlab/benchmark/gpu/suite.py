@@ -74,8 +74,8 @@ def run_suite(run: Run, config: Mapping[str, Any], train: Callable[[Run], Any]) 
     device = "cuda" if requested_gpus(accelerator=trainer["accelerator"], devices=trainer["devices"]) else "cpu"
     if device == "cpu" and trainer["accelerator"] != "cpu":
         raise ConfigError(
-            "suite=gpu needs a CUDA device, and none was found; trainer.accelerator=cpu tries the suite out, best at the toy "
-            "size of tests/benchmark/test_gpu.py"
+            "suite=gpu needs a CUDA device, and none was found; to try the suite on the CPU, add trainer.accelerator=cpu and "
+            "the small sizes in tests/benchmark/test_gpu.py"
         )
     if trainer["precision"] == "auto":  # GPUs without bfloat16 are older than 2020
         trainer["precision"] = "bf16-mixed" if device == "cuda" else "32-true"

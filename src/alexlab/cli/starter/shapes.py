@@ -1,4 +1,4 @@
-"""A dataset: called with train, val or test, it has len(), classes, targets and items (image, label)."""
+"""Example dataset. Any class works that takes train, val or test and has len(), classes, targets and items (image, label)."""
 
 import numpy as np
 

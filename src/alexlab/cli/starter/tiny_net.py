@@ -1,4 +1,4 @@
-"""A net: any torch.nn.Module with num_classes and in_channels that maps images (N, C, H, W) to logits (N, K)."""
+"""Example net. Any torch.nn.Module works that takes num_classes and in_channels and maps images (N, C, H, W) to logits (N, K)."""
 
 from torch import Tensor, nn
 

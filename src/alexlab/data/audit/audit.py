@@ -130,7 +130,8 @@ def _list_splits(
     for split, name in [(split, name) for split, names in layout.folders.items() for name in names] or [("", "")]:
         listing = list_images(root, name, findings=result.findings)
         counts = np.bincount(listing.labels, minlength=len(listing.classes)).tolist()
-        result.counts[split] = dict(zip(listing.classes, counts, strict=True))
+        known = result.counts.setdefault(split, {})  # several folders may be named like the same split
+        known |= {label: known.get(label, 0) + count for label, count in zip(listing.classes, counts, strict=True)}
         for label, count in zip(listing.classes, counts, strict=True):
             if not count:
                 result.findings.append(Finding("empty_class", os.path.join(name, label), "is a class without images"))

@@ -101,7 +101,7 @@ def summary_tables(report: LabelReport) -> list[Table]:
     tables = []
     for title, columns, rows in (
         (report.headline, CLASS_COLUMNS, report.class_rows()),
-        ("labels that are probably another class", PAIR_COLUMNS, report.pair_rows()),
+        ("images that probably belong to another class", PAIR_COLUMNS, report.pair_rows()),
     ):
         table = Table(title=title)
         for column in columns:
@@ -135,7 +135,7 @@ def write_page(report: LabelReport, path: Path, *, decoding: Decoding, commands:
         kind="Label errors",
         date=time.strftime("%Y-%m-%d %H:%M"),
         num_suspects=f"{len(rows):,}",
-        sentence=f"{report.headline}. The weaker the nets, the more of them are correct: the nets agree with "
+        sentence=f"{report.headline}. The weaker the nets, the more of these labels are correct: the nets agree with "
         f"{100 * predictions.accuracy:.1f} % of all labels.",
         facts={
             "Folder": report.root,

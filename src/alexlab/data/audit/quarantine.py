@@ -28,7 +28,7 @@ def quarantine(root: str, paths: Sequence[str], folder: Path) -> int:
 
     Raises:
         ConfigError: if the folder exists or is inside the dataset.
-        DataError: if a file is inside the dataset only by way of a link that leads out of it; nothing is moved then.
+        DataError: if a path leads out of the dataset through a link; nothing is moved then.
     """
     if folder.exists():
         raise ConfigError(f"quarantine must be a new folder; {folder} exists")

@@ -97,7 +97,7 @@ def find_sharded_splits(
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{store.location(INDEX)} or one of its tables is corrupt: {error!r}") from error
     store.close()  # each process that reads images starts its own fetcher
-    counts = [f"{len(index['splits'][name]['shards'])} of {name}" for name in splits]
+    counts = [f"{len(index['splits'][name]['shards'])} {name}" for name in splits]
     notes.append(f"images are read from shards: {', '.join(counts)}")
     return _combine(splits, notes, val_split, url)
 
@@ -130,7 +130,7 @@ def _read_index(store: Store, key: str) -> dict[str, Any]:
         raise DataError(
             f"{key} must be a location written by {command_line('prepare', 'action=shard')}; got {store.url}: {reason}"
         ) from error
-    if index["version"] != VERSION:
+    if index.get("version") != VERSION:
         raise DataError(f"the shards of {store.url} were written by another version of alexlab; write them again")
     return index
 

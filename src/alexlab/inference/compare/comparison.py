@@ -118,7 +118,9 @@ class Comparison:
             return f"No difference: A and B are right about the same images, {shares[0]:.2f} % of {images}."
         difference = self.difference
         low, value, high = (f"{100 * each:+.2f}" for each in (difference.low, difference.value, difference.high))
-        only_one = f"of the {repaired + broken:,} images that only one of them classifies correctly, B has {repaired:,}"
+        only_one = (
+            f"of the {repaired + broken:,} images that only one of them classifies correctly, B has {repaired:,} right"
+        )
         first = "No clear difference"
         if difference.is_significant:
             first = f"{'B' if repaired > broken else 'A'} is better"
@@ -134,12 +136,19 @@ def p_text(p_value: float) -> str:
     return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.4f}"
 
 
-def match(a: KeptPredictions, b: KeptPredictions, names: Mapping[str, str] | None = None) -> Comparison:
+def match(
+    a: KeptPredictions,
+    b: KeptPredictions,
+    names: Mapping[str, str] | None = None,
+    *,
+    sizes: tuple[int, int, int] | None = None,
+) -> Comparison:
     """Return the comparison on the images that both have, in the order of A.
 
     Args:
         a, b: predictions; their images match by path and name of the label.
         names: display names by folder name.
+        sizes: number of images in the split of A, of B and of both, if `a` or `b` has only some of them.
 
     Raises:
         ConfigError: if they have no image in common.
@@ -152,7 +161,7 @@ def match(a: KeptPredictions, b: KeptPredictions, names: Mapping[str, str] | Non
     same = numbers[0][a.labels[rows[:, 0]]] == numbers[1][b.labels[rows[:, 1]]]
     check_common((a.paths.tolist(), b.paths.tolist()), int(same.sum()))
     notes = [
-        *_image_notes(len(a), len(b), len(rows), int((~same).sum())),
+        *_image_notes(*(sizes or (len(a), len(b), len(rows))), int((~same).sum())),
         *_class_notes(a.classes.tolist(), b.classes.tolist()),
     ]
     rows = rows[same]

@@ -12,6 +12,7 @@ from alexlab.data.splits import Split
 from alexlab.errors import AlexlabError
 from alexlab.inference.compare.comparison import Comparison
 from alexlab.inference.compare.sources import Evaluated
+from alexlab.output.numbers import counted
 from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 from alexlab.records.results import RunResult
 
@@ -22,9 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def picture_grids(comparison: Comparison, context: "Context", limit: int) -> list[ImageGrid]:
-    """Return the images that B repairs and those that it breaks, as they are on disk, the most confident answer of B first.
+    """Return the images that B repairs and those that it breaks, as they are on disk.
 
-    An image that cannot be found or read is left out, and the first reason is logged.
+    Those with B's most confident predictions come first. An image that cannot be found or read is left out, and the first reason
+    is logged.
 
     Args:
         comparison: the comparison.
@@ -36,7 +38,7 @@ def picture_grids(comparison: Comparison, context: "Context", limit: int) -> lis
     try:
         files = _find_files(context, wanted) if wanted else {}
     except AlexlabError as error:
-        log.warning("the page has no pictures: %s", error)
+        log.warning("the page shows no images: %s", error)
         return []
     grids, errors = [], []
     for kind, rows in kinds.items():
@@ -52,11 +54,14 @@ def picture_grids(comparison: Comparison, context: "Context", limit: int) -> lis
                 "repairs" if kind == "repaired" else "breaks",
             )
             right, wrong = ("B", "A") if kind == "repaired" else ("A", "B")
-            caption = f"Only {right} is right and {wrong} is wrong; the most confident answers of B first."
+            caption = (
+                f"Only {right} is right and {wrong} is wrong; the images with B's most confident predictions first."
+            )
             number = f"{len(groups)} of {count:,}" if len(groups) < count else f"{count:,}"
             grids.append(ImageGrid(f"Images that B {action} ({number})", caption, groups, groups_per_row=6))
     if errors:
-        log.warning("%d pictures were left out: %s", len(errors), errors[0])
+        reason = f"{errors[0]} was not found" if isinstance(errors[0], KeyError) else errors[0]
+        log.warning("%s left out, the first one because: %s", counted(len(errors), "image"), reason)
     return grids
 
 

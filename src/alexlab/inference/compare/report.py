@@ -16,18 +16,19 @@ from alexlab.config.grammar import to_text
 from alexlab.inference.compare.comparison import OUTCOMES, Answers, Comparison, p_text
 from alexlab.inference.compare.sides import Side
 from alexlab.inference.compare.sources import Evaluated, Kept
-from alexlab.inference.metrics import wilson_interval
+from alexlab.inference.report import terminal_table
 from alexlab.output.csv_files import write_csv
 from alexlab.pages.image_grid import ImageGrid
-from alexlab.pages.render import column_digits, format_value, render
+from alexlab.pages.render import render
 from alexlab.records.differences import code_differences, config_differences, record_differences
 from alexlab.records.results import RunResult
+from alexlab.records.significance import wilson_interval
 
 MAX_CLASSES = 30  # rows of the terminal's table
 MIN_LOSS_PROB = 1e-12
 CAUTION = (
-    "The test is about these two networks and these images. Another seed of the same settings can give another result; a report "
-    "over several seeds compares settings."
+    "The test applies only to these two networks and these images. Another seed of the same settings may give a different "
+    "result; to compare settings, use a report over several seeds."
 )
 
 
@@ -144,12 +145,12 @@ def summary_tables(comparison: Comparison, context: Context) -> list[Table]:
     count = len(comparison)
     title = f"{context.split_name}: {count:,} {'image' if count == 1 else 'images'}"
     tables = [
-        _table(title, *score_rows(comparison)),
-        _table("images", *outcome_rows(comparison)),
+        terminal_table(title, *score_rows(comparison)),
+        terminal_table("images", *outcome_rows(comparison)),
         _class_table(comparison.class_rows()),
     ]
     rows = [*context.config_rows, *context.record_rows]
-    return [*tables, _table("differences", ["", "A", "B"], rows)] if rows else tables
+    return [*tables, terminal_table("differences", ["", "A", "B"], rows)] if rows else tables
 
 
 def _class_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -157,7 +158,7 @@ def _class_table(rows: Sequence[dict[str, Any]]) -> Table:
     if len(rows) > MAX_CLASSES:
         title = f"the {MAX_CLASSES} classes with the largest difference, of {len(rows)}"
         rows = sorted(rows, key=lambda row: -abs(row["difference"]))[:MAX_CLASSES]
-    return _table(title, *_class_cells(rows))
+    return terminal_table(title, *_class_cells(rows))
 
 
 def _class_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
@@ -167,16 +168,6 @@ def _class_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[A
         for row in rows
     ]
     return [*list(rows[0])[:7], "95 % interval"], cells
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """Return a table of the terminal; numbers are right-aligned and have the same digits in a column."""
-    table, digits = Table(title=title), column_digits(rows, columns)
-    for column, places in zip(columns, digits, strict=True):
-        table.add_column(column, justify="left" if places is None else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(format_value, row, digits))
-    return table
 
 
 def write_files(comparison: Comparison, context: Context, out_dir: Path) -> None:

@@ -73,7 +73,7 @@ class Side:
 
 
 def find_side(name: str) -> Side:
-    """Return what a word on the command line names.
+    """Return the side that a command-line argument names.
 
     Args:
         name: a run folder, the folder of a sweep, of whose best setting all seeds and folds are taken, a checkpoint, an
@@ -100,14 +100,14 @@ def _best_setting(name: str, runs: Sequence[RunResult]) -> Side:
     """Return the finished runs of the setting with the best mean of the optimized metric."""
     finished = [run for run in runs if run.status == FINISHED and run.best_score is not None]
     if not finished:
-        raise ConfigError(f"A and B must have finished runs; no run in {name} has scores")
+        raise ConfigError(f"A and B must have finished runs; no finished run in {name} has scores")
     if reason := obstacle(finished):
         raise ConfigError(f"the runs in {name} have {reason}; name one of them")
     groups = group_seeds(finished, differing_keys(finished))
     best = max(groups, key=lambda group: group.optimized.rank(group.mean(), group.mean("loss")))
     note = "" if len(groups) == 1 else f"{best.name} is the best of {len(groups)} settings in {name}. "
     if best.num_folds is not None:
-        note += f"Of {len(best.runs)} folds and seeds, each image is predicted by those that did not train on it. "
+        note += f"Each image is predicted by those of the {len(best.runs)} runs (folds and seeds) that did not train on it. "
     elif len(best.runs) > 1:
         note += f"The probabilities of {len(best.runs)} seeds are averaged, which usually raises the accuracy. "
     return Side(name, [Member(run.folder, run) for run in best.runs], note.strip())

@@ -15,7 +15,7 @@ from alexlab.records.kept_predictions import KeptPredictions
 if TYPE_CHECKING:
     from alexlab.inference.predictions import Predictions
 
-HELD_OUT = ("val", "test")  # splits that trained neither net
+HELD_OUT = ("val", "test")  # splits that no net is trained on
 NOT_CONTENT = ("batch_size", "num_workers", "on_error")  # keys of `data` that do not change the predictions
 
 
@@ -87,7 +87,7 @@ def recorded_split(members: Sequence[Member]) -> str | None:
 
 
 def check_split(split: str | None, *, from_run: bool) -> None:
-    """Raise ConfigError if the images of a split may have trained a net.
+    """Raise ConfigError if a net may have been trained on the images of a split.
 
     Args:
         split: name of the split; None for the default.

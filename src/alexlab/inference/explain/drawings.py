@@ -19,8 +19,12 @@ def first_filters(net: nn.Module) -> list[Tensor]:
     """Return the kernels of the first convolution, (F, C, H, W), in one block per tower (group of the second convolution)."""
     layers = [layer for _, layer in convolutions(net)]
     kernels = layers[0].weight.detach().cpu().float()
-    towers = layers[1].groups if len(layers) > 1 and len(kernels) % layers[1].groups == 0 else 1
-    return list(kernels.chunk(towers))
+    second = layers[1] if len(layers) > 1 else None
+    if (
+        second is None or second.groups == second.in_channels or len(kernels) % second.groups
+    ):  # or a depthwise convolution
+        return [kernels]
+    return list(kernels.chunk(second.groups))
 
 
 def draw_filters(blocks: Sequence[Tensor]) -> list[CaptionedImage]:

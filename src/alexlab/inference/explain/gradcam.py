@@ -32,9 +32,8 @@ def grad_cam(inference: Inference, images: Tensor, classes: Tensor, layer: str |
 
     with torch.enable_grad(), call_on_layers(inference.net, keep):
         logits = inference(images)
-        logits.gather(1, classes.to(logits.device)[:, None]).sum().backward()
-    gradient = maps[-1].grad
-    assert gradient is not None
+        evidence = logits.gather(1, classes.to(logits.device)[:, None]).sum()
+        (gradient,) = torch.autograd.grad(evidence, maps[-1])  # not backward(), which keeps gradients of the weights
     weights = gradient.mean((2, 3), keepdim=True)
     cam = F.relu((weights * maps[-1].detach()).sum(1, keepdim=True))
     cam = cam / cam.amax((2, 3), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny)

@@ -111,7 +111,7 @@ def image_grids(model: TrainedModel, image: Tensor, path: str, num_classes: int 
     with torch.inference_mode(), call_on_layers(model.single.net, keep):
         model.single(images)
     drawings = [[draw_feature_maps(found, layer)] for layer, found in maps.items()]
-    about = f"What each convolution finds in {name}, the strongest map first. Each layer has its own scale."
+    about = f"Feature maps of {name} in each convolution, strongest first. Each layer has its own colour scale."
     return {
         "grad_cam": ImageGrid("Evidence in one image", caption, [group]),
         "feature_maps": ImageGrid("Feature maps of this image", about, drawings),
@@ -162,7 +162,8 @@ def neighbour_grids(
     typical = np.median(nearest(queries, references, len(references), metric)[1])
     caption = (
         f"On the left an image of the split, then the training images whose last hidden layer, {matrix.shape[1]} activations, "
-        f"has the smallest {metric} distance: 0 is an identical layer, and the median of all training images is {typical:.3g}."
+        f"has the smallest {metric} distance: 0 is an identical layer, and the "
+        f"median over {len(references):,} evenly spaced training images is {typical:.3g}."
     )
     return {"neighbours": ImageGrid("Nearest training images", caption, groups)}
 

@@ -95,7 +95,7 @@ def epoch_metrics(trainer: lightning.Trainer) -> dict[str, float]:
     return {name: value.item() for name, value in found if "/" in name and not name.endswith("_step")}
 
 
-# Values that an epoch's line loses in a narrow terminal, the first to go first.
+# Values dropped from an epoch's line in a narrow terminal, in this order.
 OPTIONAL = ("val/top5", "images_per_s", "train/top1", "elapsed_s", "train/loss")
 
 

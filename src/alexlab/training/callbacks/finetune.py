@@ -53,8 +53,12 @@ class Finetune(Callback):
             until = "" if self.unfreeze_epoch is None else f" for {self.unfreeze_epoch} epochs"
             log.info("frozen%s: %s, %s parameters", until, ", ".join(self.freeze), f"{count:,}")
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Act here too: Lightning skips `on_train_epoch_start` in an epoch that is resumed in the middle."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Keep frozen norms in eval mode (Lightning re-enables train mode each epoch); unfreeze at `unfreeze_epoch`."""
+        """Put frozen parts into eval mode, so that their norms keep their statistics; unfreeze them at `unfreeze_epoch`."""
         if self.unfreeze_epoch is None or trainer.current_epoch < self.unfreeze_epoch:
             for module in self._modules(pl_module.net):
                 module.eval()

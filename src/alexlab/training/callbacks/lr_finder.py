@@ -23,7 +23,7 @@ class LearningRateFinder(RunFileWriter, Callback):
 
     Args:
         min_lr, max_lr: first and last learning rate.
-        num_steps: number of optimizer steps.
+        num_steps: number of training batches; with accumulation, several of them make one optimizer step.
         smoothing: weight of the past in the exponential moving average of the loss.
         stop_factor: the run ends early once the smoothed loss exceeds its minimum by this factor.
     """
@@ -53,7 +53,7 @@ class LearningRateFinder(RunFileWriter, Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        rate = self.min_lr * (self.max_lr / self.min_lr) ** (len(self.rates) / max(1, self.num_steps - 1))
+        rate = self.min_lr * (self.max_lr / self.min_lr) ** (len(self.rates) / (self.num_steps - 1))
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -62,7 +62,9 @@ class LearningRateFinder(RunFileWriter, Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.mean = self.smoothing * self.mean + (1 - self.smoothing) * outputs["loss"].item()
+        # Lightning has divided the loss by the accumulation steps. The mean over ranks makes all of them stop together.
+        loss = trainer.strategy.reduce(outputs["loss"].detach() * trainer.accumulate_grad_batches, reduce_op="mean")
+        self.mean = self.smoothing * self.mean + (1 - self.smoothing) * loss.item()
         bias = 1 - self.smoothing ** len(self.rates)  # the average starts at 0
         self.losses.append(self.mean / bias)
         if len(self.rates) >= self.num_steps or self.losses[-1] > self.stop_factor * min(self.losses):

@@ -15,7 +15,9 @@ from alexlab.training.module import Classifier
 
 
 class PreemptionCallback(Callback):
-    """Callback that all-reduces pending signals so that every rank stops after the same step. Must be the first callback.
+    """Callback that all-reduces pending signals so that every rank stops after the same step.
+
+    It must precede all callbacks that act on batches.
 
     After an optimizer step, CheckpointCallback, the last callback, saves and ends the run. A validation is aborted at once:
     the checkpoint has the state before it, and the resumed run starts by repeating it.

@@ -123,7 +123,7 @@ class ProgressBar(LightningProgressBar):
         return self.line is not None and (last or time.monotonic() >= self.next_s)
 
     def _show(self, label: str, total: float, *, done: int = 0) -> None:
-        """Start a bar for a part of the run, in the place of the one before."""
+        """Start a bar for a part of the run, replacing the previous one."""
         if not self.is_enabled or not log_terminal().is_interactive:
             return
         if self.line is None:
