@@ -189,7 +189,7 @@ def test_folds_are_put_together(compare: Callable[..., Path], tmp_path: Path) ->
         "cat/2.png": "both right",
         "dog/3.png": "repaired",
     }
-    assert "those that did not train on it" in (out / "compare.html").read_text()
+    assert "that did not train on it" in (out / "compare.html").read_text()
 
 
 def test_odd_names_are_escaped(compare: Callable[..., Path], tmp_path: Path) -> None:
