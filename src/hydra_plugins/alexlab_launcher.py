@@ -66,6 +66,9 @@ class SweepLauncher(Launcher):
             on_end: called for each job that ended.
         """
         self._prepare()
+        with exit_on_error():
+            if getattr(self.runner, "jobs", 1) is None:
+                raise ConfigError("a search needs launcher.jobs=N: it proposes trials from the scores of earlier ones")
         rest = iter(proposals)
         first = list(islice(rest, 1))
         if not self.table.jobs:  # a new search

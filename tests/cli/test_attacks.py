@@ -388,6 +388,7 @@ def test_every_option_can_be_resumed(tmp_path: Path) -> None:
             config = plain("data=folder", "data.root=x", override)
             check_confined(config, tmp_path)
     check_confined(plain(), tmp_path)
+    check_confined(plain("logger=wandb", "note='baseline: lr 0.1'", "tags=[team/x]"), tmp_path)
 
 
 @pytest.mark.scenario(name="run_folders")
@@ -419,6 +420,9 @@ def test_links_out_of_a_run_folder_are_rejected(tmp_path: Path) -> None:
                 check_folder(folder)
             place.unlink()
             (folder / "run.json").write_bytes(kept)
+    folder = write_record(tmp_path / "wandb", foreign("seed", 1))
+    (folder / "debug-core.log").symlink_to(precious / "file")  # as W&B's service writes it
+    check_folder(folder)
     folder = write_record(tmp_path / "hard", foreign("seed", 1))
     os.link(precious / "file", folder / "train.log")
     with pytest.raises(ConfigError, match="must not share files with other folders"):

@@ -18,6 +18,7 @@ COMMANDS: list[tuple[str, list[str], str]] = [
     ("train", ["-m", *SLURM, "seed=1,2"], "slurm refused the jobs: sbatch: error: no controller"),
     ("train", ["-m", "hydra.sweep.dir=s/t", "optimizer.lr=0.1,-1"], "1 of 2 cannot"),
     ("train", ["-m", "sweep=optuna", "seed=1,2", "model.weights=nowhere"], "1 of 1 cannot"),
+    ("train", ["-m", "sweep=optuna", "seed=1,2", "launcher=submitit"], "a search needs launcher.jobs=N"),
     ("evaluate", ["ckpt=nowhere"], "nowhere does not exist"),
     ("evaluate", ["-m", "ckpt=nowhere,images"], "ckpt must be a run folder or a file"),
     ("predict", ["ckpt=images", "input=images"], "has no checkpoints/best.ckpt"),

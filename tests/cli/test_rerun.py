@@ -73,6 +73,8 @@ def test_error_messages(train: Train, tmp_path: Path) -> None:
     assert find_rerun(["seed=1"]) is None
     with pytest.raises(ConfigError, match="rerun= repeats a run unchanged, so seed=2 is refused"):
         find_rerun([f"rerun={tmp_path / 'run'}", "seed=2"])
+    with pytest.raises(ConfigError):
+        find_rerun([f"rerun={tmp_path / 'run'}", "--cfg", "job"])
     with pytest.raises(ConfigError, match=r"it has no run.json"):
         find_rerun([f"rerun={tmp_path}"])
 

@@ -47,6 +47,7 @@ def message(command: str, typed: str) -> str:
         ("--amp", "unknown key amp; use trainer.precision=16-mixed"),
         ("lr = 0.1", "unknown key lr; use optimizer.lr=0.1"),
         ("--model resnet18", "unknown option model=resnet18; use model=torchvision model.name=resnet18"),
+        ("trainer.logger=false", "use logger=[]"),
         ("model=AlexNet", "unknown option model=AlexNet; did you mean alexnet? The options of model are alexnet, "),
         ("model=Alexnet-Half", "did you mean alexnet_half?"),
         ("model=resnet18", "unknown option model=resnet18; use model=torchvision model.name=resnet18"),

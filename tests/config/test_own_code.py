@@ -74,6 +74,17 @@ def test_commands_to_copy_name_the_folder_and_the_trusted_packages(
     assert command_line.command_line("train", "resume=x").endswith("'trusted_targets=[a,b]' --config-dir=my resume=x")
 
 
+def test_an_option_with_the_name_of_a_built_in_one_is_refused(folder: Path) -> None:
+    (folder / "conf/experiment").mkdir()
+    (folder / "conf/experiment/mine.yaml").touch()
+    add_folder(str(folder))
+    (folder / "conf/experiment/cats_and_dogs.yaml").touch()
+    with pytest.raises(
+        ConfigError, match=r"cats_and_dogs.yaml has the name of an option of alexlab, which would be read"
+    ):
+        add_folder(str(folder))
+
+
 def test_a_folder_without_conf_holds_the_yaml_files_itself(folder: Path) -> None:
     (folder / "conf").rmdir()
     assert add_folder(str(folder)) == folder

@@ -100,6 +100,17 @@ def test_groups_are_not_divided(tmp_path: Path) -> None:
     assert set(counts.values()) == {3}
 
 
+def test_a_fraction_of_groups_keeps_every_class(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for place in range(8):
+        write_images(
+            root,
+            {f"{split}/{name}/place{place}": 2 for split in ("train", "val") for name in ("ab" if place else "abc")},
+        )
+    with pytest.raises(DataError, match=r"every class must be in train; data\.fraction=0\.1 leaves no group of c"):
+        splits(root, "data.group='(place\\d+)'", "data.fraction=0.1", "data.split_seed=3")
+
+
 def test_the_fingerprint_of_each_fold_differs(tmp_path: Path) -> None:
     root = write_images(tmp_path / "images", SPLIT)
     found = {describe_images(splits(root, "data.folds=3", f"data.fold={n}"))["fingerprint"] for n in range(3)}
@@ -115,6 +126,7 @@ def test_the_fingerprint_of_each_fold_differs(tmp_path: Path) -> None:
         (["data.folds=5", "data.fold=5"], "data.fold must be the fold that validates, 0 to 4; got 5"),
         (["data.folds=1", "data.fold=0"], "data.folds must be null or at least 2; got 1"),
         (["data.folds=5", "data.fold=0", "data.val_split=test"], "data.val_split must be val with data.folds; got 'test'"),
+        (["data.folds=50", "data.fold=49"], "data.folds must be at most the number of images or groups; fold 49 of 50 has no"),
         (["data.fraction=0"], "data.fraction must be above 0 and at most 1; got 0"),
         (["data.fraction=1.5"], "data.fraction must be above 0 and at most 1; got 1.5"),
         (["data.group='('", "data.folds=2", "data.fold=0"], "data.group must be a regular expression; got '('"),

@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,27 @@ from support.exact_resume import RecordedRun, compare
 from support.runs import plain
 
 RECIPE = ("data.mean_image=true", "data.mean=null")
+
+
+def test_the_mean_image_of_images_without_files_is_not_cached(tmp_path: Path) -> None:
+    """Nothing tells two datasets of a user apart that have the same length."""
+
+    class Items:
+        def __init__(self, level: int) -> None:
+            self.level = level
+
+        def load(self, row: int, crop: Any = None) -> np.ndarray:
+            return np.full((2, 2, 3), self.level, np.uint8)
+
+    found = []
+    for level in (10, 20):
+        split = Split(
+            "data.dataset", ["a", "b"], ["train/0", "train/1"], np.array([0, 1]), lengths=np.zeros(2, np.int64)
+        )
+        split = replace(split, images=Items(level))
+        options: dict[str, Any] = {"decoding": Decoding(), "cache_dir": tmp_path, "view_name": "all"}
+        found.append(measure_mean_image(split, nn.Identity(), **options)[0, 0, 0])
+    assert found == [np.float32(10 / 255), np.float32(20 / 255)]
 
 
 def test_the_mean_image_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Packs hold the pixels that the files give, are built all or nothing, and are rejected once the files have changed."""
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -187,7 +188,7 @@ def test_a_changed_folder_is_rejected_or_packed_again(
     change(photos)
     with pytest.raises(
         DataError,
-        match=rf"has changed since it was packed: {message}. To pack it again: alexlab prepare action=pack",
+        match=rf"has changed since it was packed: {message}. To pack it again, remove the folder \S+",
     ):
         build(photos, tmp_path / "cache")
     packed_images = build(photos, tmp_path / "cache", replace=True)
@@ -262,6 +263,17 @@ def test_packing_resumes_after_a_kill(photos: Path, tmp_path: Path, caplog: pyte
     assert "resuming the packing" in caplog.text
     for row, path in enumerate(list_images(str(photos)).paths):
         assert torch.equal(to_tensor(packed_images[row]), PackConfig(size=73).view()(to_tensor(decode(photos / path))))
+
+
+def test_files_that_no_split_uses_need_no_hash(photos: Path, tmp_path: Path) -> None:
+    listing = list_images(str(photos))
+    hashes = np.zeros((len(listing.paths), 32), np.uint8)
+    hashes[0] = np.frombuffer(hashlib.sha256((photos / listing.paths[0]).read_bytes()).digest(), np.uint8)
+    options: dict[str, Any] = {"decoding": Decoding(), "cache_dir": tmp_path}
+    assert len(open_pack(listing, PackConfig(size=73), hashes=hashes, **options)) == len(listing.paths)
+    hashes[1] = 1
+    with pytest.raises(DataError, match="SHA-256"):
+        open_pack(listing, PackConfig(size=72), hashes=hashes, **options)
 
 
 def test_a_second_process_waits_and_logs_why(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -96,6 +96,23 @@ def test_a_batch_without_readable_images_is_skipped(train: Train, corrupt: Path,
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
+@pytest.mark.parametrize("overrides", [("augmentation=mixup",), ("model.norm=batch", "model.norm_layers=[6]")])
+def test_batches_with_one_or_no_readable_image_train(
+    train: Train, corrupt: Path, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    """Mixing needs as many labels as images, and a batch norm of a linear layer two images."""
+    for path in sorted((corrupt / "train").rglob("*.png"))[5:]:
+        path.write_bytes(b"x")
+    train(*overrides, f"data.root={corrupt}", "data.on_error=skip", "data.batch_size=2", "trainer.max_epochs=2")
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_the_log_of_a_run_without_validation_has_its_header(train: Train, corrupt: Path, tmp_path: Path) -> None:
+    train(f"data.root={corrupt}", "data.on_error=skip", "trainer.limit_val_batches=0", "data.num_workers=2")
+    assert {*rows(tmp_path / "run/skipped.csv")[0]} == {"path", "code", "reason"}
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_split_without_readable_images_is_an_error(train: Train, corrupt: Path, split: str) -> None:
     for path in (corrupt / split).rglob("*.png"):

@@ -70,6 +70,15 @@ def test_grad_cam_is_the_class_activation_map() -> None:
     assert all(weight.grad is None for weight in net.parameters()), "the network keeps no gradients"
 
 
+def test_grad_cam_of_one_logit_explains_both_classes() -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 1))
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    first, second = (grad_cam(inference_of(net), images, torch.full((2,), label)) for label in (0, 1))
+    assert first.amax((1, 2)).tolist() == second.amax((1, 2)).tolist() == [1, 1]
+    assert not torch.allclose(first, second)
+
+
 def test_grad_cam_of_nin_is_the_feature_map_of_the_class() -> None:
     """The last feature maps of NiN are its classes, so the evidence for a class is its own map."""
     torch.manual_seed(1)
@@ -92,7 +101,7 @@ def test_last_feature_layer_and_head_layer() -> None:
     assert head_layer(NiN(5, width=0.1).eval(), images) == "features.conv4_3"
     googlenet = GoogLeNet(5).eval()
     assert isinstance(googlenet.get_submodule(head_layer(googlenet, images)), nn.Linear)
-    with pytest.raises(ValueError, match="the network has no convolution"):
+    with pytest.raises(ValueError, match="Grad-CAM needs a network with convolutions"):
         last_feature_layer(nn.Linear(3, 2), torch.zeros(1, 3))
 
 
@@ -135,7 +144,7 @@ def test_the_last_hidden_layer_is_computed_once_and_cached(trained_run: Path, tm
     settings = DataConfig(**{**model.config["data"], "batch_size": 5})
     _, train = select_split(model, settings, "train", from_run=True)
     assert model.path is not None
-    path = matrix_path(tmp_path, model.path, train)
+    path = matrix_path(tmp_path, model.path, train, model.decoding)
     matrix = feature_matrix(model.inference, split_loader(train, model.reader(), settings), train, path)
     assert matrix.shape == (24, 16)
     images = torch.stack([image for image, _, _ in split_loader(train, model.reader(), settings).dataset])
@@ -149,12 +158,12 @@ def test_the_last_hidden_layer_is_computed_once_and_cached(trained_run: Path, tm
     with torch.inference_mode():
         assert torch.allclose(features(model.inference, images[:2], head_layer(net, inputs)), hidden[:2], atol=1e-5)
     _, val = select_split(model, settings, "val", from_run=True)
-    assert matrix_path(tmp_path, model.path, val) != path
+    assert matrix_path(tmp_path, model.path, val, model.decoding) != path
     copied = replace(train, root=str(shutil.copytree(train.root, tmp_path / "copied")))
-    path = matrix_path(tmp_path, model.path, copied)
-    assert matrix_path(tmp_path, model.path, copied) == path
+    path = matrix_path(tmp_path, model.path, copied, model.decoding)
+    assert matrix_path(tmp_path, model.path, copied, model.decoding) == path
     replace_unseen(Path(copied.file_path(0)))
-    assert matrix_path(tmp_path, model.path, copied) != path
+    assert matrix_path(tmp_path, model.path, copied, model.decoding) != path
 
 
 def test_the_kernels_of_two_towers_are_two_blocks() -> None:

@@ -147,6 +147,8 @@ def test_a_folder_with_other_settings_or_data_is_refused(tmp_path: Path) -> None
         ConfigError, match=r"baseline_seed-1 was trained with data.root=\S+b instead of data.root=\S+a; set out=DIR"
     ):
         found.record(found.first_runs())
+    with pytest.raises(ConfigError, match="set out=DIR"):
+        main(as_run(tmp_path, f"data.root={tmp_path / 'a'}", "claims=[lrn]", "seeds=1", "train=false"))
     more = reproduction(tmp_path, f"data.root={tmp_path / 'b'}", "claims=[lrn,dropout]", "seeds=3")
     more.record(more.first_runs())
 

@@ -36,6 +36,20 @@ def test_predictions_are_read_as_they_were_written(probs: str, tmp_path: Path) -
     assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["val.npz"]
 
 
+def test_a_flipped_byte_is_no_traceback(tmp_path: Path) -> None:
+    """zipfile and zlib raise errors of several kinds; a byte that no array depends on may pass."""
+    kept().write(tmp_path, "val")
+    path, refused = tmp_path / "predictions/val.npz", 0
+    content = path.read_bytes()
+    for position in range(0, len(content), 5):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
+        try:
+            read_predictions(tmp_path, "val")
+        except ConfigError:
+            refused += 1
+    assert refused > len(content) / 5 / 2
+
+
 def test_corrupt_files_are_refused(tmp_path: Path) -> None:
     kept().write(tmp_path, "val")
     path = tmp_path / "predictions/val.npz"

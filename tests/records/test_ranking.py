@@ -83,6 +83,19 @@ def test_single_runs_are_compared_by_mcnemar(tmp_path: Path) -> None:
     assert "| -6.00 (-10.50 to -2.00) | 0.012 |" in table or "| -6.00 (-10.00 to -2.00) | 0.012 |" in table
 
 
+def test_the_best_of_many_settings_can_be_significant(tmp_path: Path) -> None:
+    """With 60 settings, Holm's correction multiplies the smallest p-value by 59."""
+    generator, labels = np.random.default_rng(0), np.zeros(300, np.int64)
+    for number in range(60):
+        correct = generator.random(300) < (0.95 if number == 7 else 0.4)
+        for seed in (1, 2):
+            folder = tmp_path / f"{number}_{seed}"
+            write_run(folder, correct_for(labels, correct), labels, lr=0.1 + number, seed=seed)
+    found = ranking(tmp_path)
+    assert all(difference is None or difference.is_significant for difference in found.differences)
+    assert "winner" not in verdict(found) or "No clear" not in verdict(found)
+
+
 def test_runs_that_cannot_be_paired_are_tested_as_independent_samples(tmp_path: Path) -> None:
     """A run without predictions, one with a corrupt file, one with other labels, and one with other paths."""
     labels = np.repeat([0, 1], 50)

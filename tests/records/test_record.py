@@ -149,7 +149,8 @@ GOOD = {"status": "failed", "attempts": [{"start_s": 0.0}], "config": {}, "choic
                 {"scores": {"best/top1": "x"}}, {"scores": {"best/top1": [1]}}, {"best": {"top1": "x"}}, {"best": 1},
                 {"last": {"epoch": {}}}, {"last": "x"}, {"data": []}, {"data": {"counts": {"train": "x"}}}, {"versions": [1]},
                 {"versions": {"torch": 1}}, {"code": "x"}, {"code": {}}, {"hardware": 1}, {"hardware": {}}, {"seed": "x"},
-                {"reason": 1}, {"exit_code": "x"}, {"command": "x"}, {"command": [1]},
+                {"reason": 1}, {"exit_code": "x"}, {"command": "x"}, {"command": [1]}, {"parameters": {}},
+                {"data": {"class_names": 5}}, {"images_per_s": "x"}, {"gpus": 5},
             )
         ),
     ],

@@ -3,11 +3,13 @@
 import csv
 import html
 import json
+import math
 import re
 import statistics
 import urllib.parse
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def write_run(folder: Path, *, width: float = 1.0, optimizer: str = "sgd", seed:
         "model": {"width": width, "norm": "none"},
         "optimizer": {"_target_": f"torch.optim.{optimizer}", "lr": 0.1},
         "data": {"root": "x", "cache_dir": f"c{seed}"},
-        "callbacks": {"a": seed},
+        "callbacks": {"progress": {"refresh_s": seed}},
         "seed": seed,
     }
     best = None if top1 is None else {"top1": top1, "top5": 1.0, "loss": 1 - top1, "epoch": 2, "count": 1000}
@@ -84,6 +86,52 @@ def test_seeds_are_averaged_and_only_differing_keys_are_columns(sweep: Path) -> 
     ]
     assert groups[0].mean() == pytest.approx(0.82)
     assert groups[0].std() == pytest.approx(statistics.stdev([0.80, 0.82, 0.84]))
+
+
+def change(folder: Path, *, choices: dict[str, str] | None = None, **nodes: Any) -> None:
+    """Change nodes of the config of a recorded run."""
+    record = json.loads((folder / "run.json").read_text())
+    record["config"] |= nodes
+    record["choices"] |= choices or {}
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def test_callbacks_that_affect_the_result_are_compared_and_the_launcher_is_not(tmp_path: Path) -> None:
+    for number, decay in enumerate((None, 0.9, 0.99)):
+        for seed in (1, 2):
+            folder = write_run(tmp_path / f"{number}_{seed}", seed=seed)
+            nodes = {} if decay is None else {"ema": {"_target_": "EMA", "decay": decay}}
+            change(folder, callbacks=nodes, choices={"launcher": ("sequential", "parallel")[seed - 1]})
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path)])]
+    keys = differing_keys(runs)
+    assert keys == ["callbacks", "callbacks.ema.decay"]
+    assert [len(group.runs) for group in group_seeds(runs, keys)] == [2, 2, 2]
+
+
+def test_folds_on_two_datasets_are_pooled(tmp_path: Path) -> None:
+    for number in range(4):
+        folder = write_run(tmp_path / str(number))
+        data = {"root": "ab"[number // 2], "folds": 2, "fold": number % 2}
+        change(folder, data=data, choices={"data": ("digits", "folder")[number // 2]})
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path)])]
+    assert differing_keys(runs) == ["data"]
+    assert "data" in write_report([str(tmp_path)], tmp_path / "out").read_text()
+
+
+def test_a_score_that_is_not_a_number_does_not_prevent_the_report(tmp_path: Path) -> None:
+    for seed, top1 in ((1, math.nan), (2, 0.9), (3, 0.8)):
+        write_run(tmp_path / str(seed), seed=seed, top1=top1)
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path)])]
+    (group,) = group_seeds(runs, differing_keys(runs))
+    assert (group.mean(), len(group.values())) == (pytest.approx(0.85), 2)
+    assert write_report([str(tmp_path)], tmp_path / "out").is_file()
+
+
+def test_out_must_be_a_folder(sweep: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(ConfigError, match=r"out must be a folder; .* cannot be one"):
+            write_report([str(sweep)], out)
 
 
 def test_a_key_that_differs_within_an_option_is_a_column(tmp_path: Path) -> None:
@@ -358,6 +406,9 @@ def test_the_command_repeats_the_best_run(sweep: Path, tmp_path: Path) -> None:
     assert repeat_command(run) == expected
     page = write_report([str(sweep)], tmp_path / "out").read_text()
     assert html.escape(expected).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in page
+    typed = ["train.py", "--config-dir", "my", "model=alexnet", "trusted_targets=[a]"]
+    own = replace(run, record={**run.record, "command": typed})
+    assert repeat_command(own).startswith("python src/train.py 'trusted_targets=[a]' --config-dir=my data.root=/data/a")
     (sweep / "8_x/.hydra/resume_1").mkdir()
     assert "rerun=" in repeat_command(run)
     (sweep / "8_x/.hydra/overrides.yaml").write_text("{a: [")

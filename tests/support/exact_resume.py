@@ -47,6 +47,9 @@ RECIPES = {
         *("scheduler=any", "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "+scheduler.patience=0"),
         "scheduler.monitor=val/loss",
     ),
+    "last validation before the end of an epoch": (
+        *("trainer.val_check_interval=0.7", "scheduler=plateau", "scheduler.patience=0"),
+    ),
     "validation within an epoch": ("trainer.val_check_interval=0.5", "scheduler=plateau", "scheduler.patience=0"),
     "validation within an epoch, accumulated": ("trainer.val_check_interval=0.5", "trainer.accumulate_grad_batches=2"),
     "packed, two workers": ("data.cache=packed", "data.num_workers=2", "scheduler=one_cycle"),

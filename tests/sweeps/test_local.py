@@ -207,6 +207,8 @@ def test_core_sets(count: int, cores: list[int], expected: list[list[int]], monk
 def test_settings_must_be_positive(key: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"launcher.{key} must be at least 1; got 0"):
         Parallel(**{key: 0}).prepare(tmp_path)
+    with pytest.raises(ConfigError, match=f"launcher.{key} must be at least 1; got None"):
+        Parallel(**{key: None}).prepare(tmp_path)  # type: ignore[arg-type]
 
 
 def test_configs_are_checked_with_the_cores_of_one_job() -> None:

@@ -32,6 +32,13 @@ def test_labels_may_be_probabilities() -> None:
         torch.testing.assert_close(loss(logits, labels), loss(logits, F.one_hot(labels, 3).float()))
 
 
+def test_class_weights_of_mixed_labels_are_exact_under_autocast() -> None:
+    loss = CrossEntropy([1, 2, 5], class_weights="balanced")
+    logits, labels = torch.randn(4, 3), torch.eye(3)[[0, 1, 2, 0]]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss(logits, labels), loss(logits, labels.argmax(1)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -145,6 +145,14 @@ def test_ema_weights_are_validated_saved_and_tested(train: Callable[..., float |
     assert scalars(tmp_path / "run")["test/loss"] == pytest.approx([scores["test"]], rel=1e-4)
 
 
+def test_plateau_counts_validations(train: Callable[..., float | None], tmp_path: Path) -> None:
+    """Of three validations in the epoch, the second and the third do not improve by the threshold, so the rate falls twice."""
+    plateau = ("scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5", "scheduler.threshold=2")
+    train(*plateau, "trainer.val_check_interval=0.5", "optimizer=sgd", "optimizer.lr=0.01")
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.0025)
+
+
 def test_grey_nets_train(train: Callable[..., float | None], tmp_path: Path) -> None:
     train("model.in_channels=1")
     checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)

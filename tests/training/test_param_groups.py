@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torchvision.models import resnet18
 
 from alexlab.errors import ConfigError
@@ -58,6 +59,14 @@ def test_biases_and_layers_have_their_own_rates() -> None:
     head = {"classifier.fc7.weight", "classifier.fc7.bias"}
     groups = {group["name"]: group for group in parameter_groups(net, head, head_lr=0.5, bias_lr=0.02)}
     assert (groups["head bias"]["lr"], groups["body bias"]["lr"]) == (0.5, 0.02)
+    both = {g["name"]: g for g in parameter_groups(net, head, head_lr=0.5, layer_lrs={"fc7": [[10, 1e-3]]})}
+    assert (both["fc7 head"]["lr"], both["fc7 head"]["lr_changes"]) == (0.5, [[10, 1e-3]]), "its rate until epoch 10"
+
+
+def test_norms_and_biases_of_transformers() -> None:
+    net = nn.Sequential(nn.RMSNorm(4), nn.MultiheadAttention(4, 2))
+    kinds = {kind: len(parameters) for kind, parameters in parameters_by_kind(net).items()}
+    assert kinds == {"conv": 0, "linear": 2, "bias": 2, "norm": 1}
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,7 @@ def test_only_the_connections_of_the_figure_are_sent(
         ),
         (("model.widths=[8,16,16,16,15]", "model.groups=[1,2,1,2,1]"), "even widths"),
         (("model.norm_layers=[1,3]", "model.groups=[1,2,1,1,2]"), "model.norm=lrn within towers only"),
+        (("loss=binary_cross_entropy",), "cross_entropy"),
         (("trainer.devices=1",), "trainer=two_towers needs trainer.devices=2, on one node; got 1 processes"),
         (
             ("trainer.gradient_clip_val=1.0",),

@@ -190,6 +190,7 @@ class Model:
         """
         _trust(self._config_dir)
         data = {"root": None if root is None else str(root), "batch_size": batch_size, "num_workers": num_workers}
+        data["on_error"] = "raise"
         with tempfile.TemporaryDirectory() as folder:
             selected = {"split": split, "views": views, "data": data}
             return evaluate.evaluate(self._trained, selected, skipped=Path(folder) / SKIPPED)

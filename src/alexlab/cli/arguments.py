@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from itertools import compress, pairwise
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -217,7 +218,11 @@ def check_arguments(command: str, arguments: Sequence[str]) -> None:
         instead = replacement(command, key, value) if key == "resume" else None
         if instead is not None:
             raise ConfigError(f"resume must be a run folder or last; got {value}; {instead}")
-        if key and (CONFIG_DIR / key).is_dir() and (re.fullmatch(SCALAR, value.lower()) or _is_quoted_path(value)):
+        if (
+            key
+            and (CONFIG_DIR / key).is_dir()
+            and (re.fullmatch(SCALAR, value.lower()) or (_is_quoted_path(value) and key != "data"))
+        ):
             options = sorted(path.stem for path in (CONFIG_DIR / key).glob("*.yaml"))
             hint = replacement(command, key, value)
             raise ConfigError(
@@ -263,8 +268,12 @@ def order_arguments(arguments: Sequence[str]) -> list[str]:
 
 def collect_runs(arguments: Sequence[str]) -> list[str]:
     """Turn positional arguments, which are run folders, into the list `runs=[...]`."""
-    run_dirs = [item for item in arguments if not item.startswith("-") and ("=" not in item or Path(item).exists())]
-    others = [argument for argument in arguments if argument not in run_dirs]
+    is_run = [
+        not item.startswith("-") and not _is_of_hydra(before, VALUE_FLAGS) and ("=" not in item or Path(item).exists())
+        for before, item in pairwise(["", *arguments])
+    ]
+    run_dirs = list(compress(arguments, is_run))
+    others = [item for item, found in zip(arguments, is_run, strict=True) if not found]
     if not run_dirs:
         return others
     quoted = [path if path.startswith(("'", '"')) else _always_quoted(expand_home(path)) for path in run_dirs]

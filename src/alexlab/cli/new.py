@@ -16,6 +16,9 @@ def write_folder(arguments: list[str]) -> None:
     Raises:
         ConfigError: if no folder is named, or it exists and is not empty.
     """
+    if {"-h", "--help"} & {*arguments}:
+        print_line("usage: alexlab new DIR    writes a folder for your own nets, datasets and experiments")
+        return
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise ConfigError(f"alexlab new takes one folder: alexlab new DIR; got {' '.join(arguments) or 'none'}")
     folder = Path(arguments[0]).expanduser()

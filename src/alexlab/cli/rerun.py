@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from alexlab.cli.arguments import quote_paths
 from alexlab.cli.resume import check_foreign, is_unchanged, override_keys
 from alexlab.config.grammar import quote_path
+from alexlab.distributed import rendezvous
 from alexlab.errors import ConfigError
 from alexlab.records.differences import record_differences
 from alexlab.records.layout import outputs_dir
@@ -75,8 +77,13 @@ def find_rerun(arguments: Sequence[str]) -> Rerun | None:
     first = Path(wanted[-1]).expanduser()
     record = RunRecord(first).read()
     others = [argument for argument in arguments if not argument.startswith("rerun=")]
-    for override in OverridesParser.create().parse_overrides(quote_paths(others)):
+    try:
+        parsed = OverridesParser.create().parse_overrides(quote_paths(others))
+    except HydraException as error:
+        raise ConfigError(*str(error).split("\n")) from error
+    for override in parsed:
         if not is_unchanged(override, OmegaConf.create(record["config"])):
             raise ConfigError(f"rerun= repeats a run unchanged, so {override.input_line} is refused")
     check_foreign(record["config"], first, confirmed=override_keys(others))
+    rendezvous.join(record["config"]["trainer"], timeout_s=record["config"]["elastic"]["timeout_s"])
     return Rerun(first, record["config"], record["choices"])

@@ -232,6 +232,9 @@ def apply_changes(config: dict[str, Any], arguments: Sequence[str], run_dir: Pat
     try:
         parsed = OverridesParser.create().parse_overrides(list(arguments))
         for override in parsed:
+            if override.is_sweep_override():
+                key, _, text = (override.input_line or "").partition("=")
+                raise ConfigError(f"{key}={text} has several values; a list needs brackets: {key}=[{text}]")
             if is_unchanged(override, result):
                 continue
             _check_changeable(override, run_dir)

@@ -1,6 +1,7 @@
 """Creation of run and sweep folders before Hydra writes into them, and their removal if nothing was started."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,10 +17,11 @@ from alexlab.config.confinement import check_folder
 from alexlab.config.grammar import quote_path, raw_overrides
 from alexlab.distributed import ranks, rendezvous
 from alexlab.errors import ConfigError
+from alexlab.output.escape import print_line
 from alexlab.records import layout
 from alexlab.records.disk_errors import check_free_space
 from alexlab.sweeps.jobs import MULTIRUN, STORAGE
-from alexlab.sweeps.record import RECORD, make_record, read_record
+from alexlab.sweeps.record import RECORD, check_record, make_record, read_record
 
 if TYPE_CHECKING:
     from alexlab.records.lock import RunLock
@@ -60,7 +62,7 @@ class RunDirs(Callback):
         """Join the other ranks, if a launcher started any, and create `hydra.run.dir` on rank 0."""
         with exit_on_error(), open_dict(config):
             given = _is_given("hydra.run.dir", config)
-            if config.hydra.job.name == "train":
+            if config.hydra.job.config_name == "train":
                 rendezvous.join(to_plain(config.trainer), timeout_s=config.elastic.timeout_s)
             wanted = config.hydra.run.dir
             config.hydra.run.dir = ranks.broadcast_run_dir(lambda: str(_create(wanted, given=given)))
@@ -90,7 +92,7 @@ def _sweep_dir(config: DictConfig, *, given: bool) -> "tuple[Path, RunLock]":
     from alexlab.records.lock import RunLock
 
     folder = Path(config.hydra.sweep.dir)
-    record = make_record(OmegaConf.to_container(config)) if config.hydra.job.name == "train" else None
+    record = make_record(OmegaConf.to_container(config)) if config.hydra.job.config_name == "train" else None
     if given and record is not None and (folder / RECORD).is_file():
         before = read_record(folder)
         check_folder(folder)
@@ -103,6 +105,10 @@ def _sweep_dir(config: DictConfig, *, given: bool) -> "tuple[Path, RunLock]":
         folder = _create(config.hydra.sweep.dir, given=given)
     lock = RunLock(folder)
     if record is not None:
+        try:
+            check_record(record)
+        except ValueError as error:
+            print_line(f"this sweep cannot be resumed: {error}", file=sys.stderr)
         record.write(folder)
         # Run the recorded jobs: sampling functions such as `shuffle(...)` would draw others.
         task_overrides = raw_overrides(config.hydra.overrides.task)

@@ -24,6 +24,7 @@ from alexlab.config.confinement import check_confined
 from alexlab.config.grammar import raw_overrides
 from alexlab.distributed import ranks, rendezvous
 from alexlab.errors import AlexlabError, ConfigError
+from alexlab.records.layout import RUN_JSON
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.run import Run
 from alexlab.sweeps.jobs import FAILED, FINISHED, Job, previous_attempt
@@ -101,13 +102,22 @@ class CommandTask:
         sys.argv[1:] = invocation.typed  # for the run record
         run_dir, isolated = Path(hydra_config.runtime.output_dir), hydra_config.mode == RunMode.MULTIRUN
         if invocation.earlier is not None:
+            before = invocation.earlier.config  # the ranks may have been started on a cluster just now
+            rendezvous.join(before["trainer"], timeout_s=before["elastic"]["timeout_s"])
             return invocation.earlier.to_run(run_dir)
         own = to_plain(config)
         if invocation.command == "train":  # the ranks that a cluster started for a job on several nodes
             rendezvous.join(own["trainer"], timeout_s=own["elastic"]["timeout_s"])
         if invocation.sweep is not None:
             check_confined(own, invocation.sweep.folder, confirmed=invocation.sweep.confirmed)
-        if invocation.command == "train" and ranks.broadcast("is resumed", lambda: previous_attempt(run_dir).resumed):
+        restarted = (
+            ranks.started_by_torchrun()
+        )  # then `alexlab.tasks.train` resumes: only the node of rank 0 may have the record
+        if (
+            invocation.command == "train"
+            and not restarted
+            and ranks.broadcast("is resumed", lambda: previous_attempt(run_dir).resumed)
+        ):
             from alexlab.cli.resume_sweep import resumed_job
 
             return resumed_job(run_dir, own, sweep=invocation.sweep, isolated=isolated)
@@ -145,6 +155,8 @@ class CommandTask:
         if self.invocation.earlier is None:
             with runner.like_job():
                 self.check(config, remote=runner.remote)
+        if self.invocation.earlier is not None:
+            config = OmegaConf.create(self.invocation.earlier.config)
         job = Job(0, raw_overrides(hydra_config.overrides.task), run_dir, config, standalone=True)
         self.table.jobs.append(job)
         runner.run(
@@ -155,6 +167,8 @@ class CommandTask:
             restore=ProcessState.capture().restore,
         )
         if job.state == FINISHED:
+            if not (run_dir / RUN_JSON).is_file():  # debug=doctor records no run
+                return job.score
             from alexlab.training.console import print_end
 
             record = RunRecord(run_dir).read()

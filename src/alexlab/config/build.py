@@ -36,7 +36,8 @@ from alexlab.training.schedules import from_torch
 def net(config: Config, num_classes: int, *, num_outputs: int | None = None) -> nn.Module:
     """Return the net of the `model` node, initialized by `model.init`, without `model.weights`.
 
-    `model.num_classes=null` means the classes found in the data.
+    `model.num_classes=null` means the classes found in the data. `model.dropout=0` turns off the dropout of any net, also of one
+    without such an argument.
 
     Args:
         config: composed config.
@@ -46,11 +47,18 @@ def net(config: Config, num_classes: int, *, num_outputs: int | None = None) -> 
     node = {key: value for key, value in config["model"].items() if key != "weights"}
     target = parts(node, "model")[0]
     # Nets of torchvision, timm and the user's code are initialized here; those of alexlab take the scheme as an argument.
-    scheme = None if "init" in inspect.signature(target).parameters else node.pop("init", None)
+    parameters = inspect.signature(target).parameters
+    scheme = None if "init" in parameters else node.pop("init", None)
+    no_dropout = "dropout" not in parameters and node.get("dropout") == 0
+    if no_dropout:
+        del node["dropout"]
     wanted = node.pop("num_classes", None)
     if wanted not in (None, num_classes):
         raise ConfigError(f"model.num_classes must be null or the {num_classes} classes of the data; got {wanted}")
     built: nn.Module = make(node, "model", num_outputs or num_classes)
+    for layer in built.modules() if no_dropout else ():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
     if scheme is not None:
         try:
             init_weights(built, scheme)

@@ -16,8 +16,11 @@ import yaml
 
 from alexlab.config import CONFIG_DIR
 from alexlab.errors import ConfigError
-from alexlab.records.layout import SLURM_LOG
+from alexlab.records.layout import SLURM_LOG, outputs_dir
 
+# Links to SLURM's log, which is only replaced, and to the log of W&B's service, which a resumed run does not write.
+OWN_LINKS = (SLURM_LOG, "debug-core.log")
+FREE_TEXT = ("logger.wandb.notes", "logger.wandb.tags")
 METRIC = re.compile(r"(train|val|test|best)/\w+")
 # Arguments of callbacks, loggers and profilers that name a location or an account.
 DESTINATION = re.compile(r"dir|path|folder|root|uri|url|host|key|token|entity|workspace", re.IGNORECASE)
@@ -73,7 +76,7 @@ def _outside_values(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for group, content in (("callbacks", config["callbacks"]), ("logger", config["logger"]), ("trainer", nodes)):
         for key, value in _leaves(content, group):
             name = key.rpartition(".")[2]
-            if name == "_target_" or not isinstance(value, str) or METRIC.fullmatch(value):
+            if name == "_target_" or key in FREE_TEXT or not isinstance(value, str) or METRIC.fullmatch(value):
                 continue
             if (DESTINATION.search(name) or ELSEWHERE.search(value)) and value != _default(key):
                 yield key, value
@@ -98,7 +101,7 @@ def _default(key: str) -> Any:
     found: Any = yaml.safe_load(path.read_text()) if path.is_file() else None
     for name in rest.split("."):
         found = found.get(name) if isinstance(found, dict) else None
-    return found
+    return found.replace("${oc.env:ALEXLAB_OUTPUTS,outputs}", str(outputs_dir())) if isinstance(found, str) else found
 
 
 def confined_data(data: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def check_folder(folder: Path) -> None:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
                 target = os.path.realpath(path)
-                if name != SLURM_LOG and os.path.commonpath([real, target]) != real:  # this link is only replaced
+                if name not in OWN_LINKS and os.path.commonpath([real, target]) != real:
                     raise ConfigError(f"{folder} must not contain links to files outside it; {path} links to {target}")
             elif not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
                 raise ConfigError(f"{folder} must contain only folders and regular files; {path} is neither")

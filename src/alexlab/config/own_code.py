@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
-from alexlab.config import allowlist
+from alexlab.config import CONFIG_DIR, allowlist
 from alexlab.errors import ConfigError
 from alexlab.output.command_line import repeat_option
 
@@ -63,7 +63,12 @@ def add_folder(name: str) -> Path:
         _folders.set((*_folders.get(), str(folder)))
         allowlist.trust(*_modules(folder))
         repeat_option("--config-dir", str(folder))
-    return folder / CONF if (folder / CONF).is_dir() else folder
+    conf = folder / CONF if (folder / CONF).is_dir() else folder
+    for path in CONFIG_DIR.glob("*/**/*.yaml"):
+        own = conf / path.relative_to(CONFIG_DIR)
+        if own.is_file() and not own.samefile(path):
+            raise ConfigError(f"{own} has the name of an option of alexlab, which would be read instead; rename it")
+    return conf
 
 
 def folders() -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
         ConfigError: for the first value that cannot be used.
     """
     _check_numbers(config, "")
-    for number, tag in enumerate(config["tags"]):
+    for number, tag in enumerate(config["tags"] or ()):
         if not isinstance(tag, str):
             raise ConfigError(f"tags must be texts, such as tags=[baseline,paper]; tag {number + 1} is {tag!r}")
     if not 0 <= config["seed"] < 2**32:

@@ -111,6 +111,8 @@ class DataConfig:
             for name in ("root", "url", "cache", "manifest", "generate", "group"):
                 if getattr(self, name) is not None:
                     raise ConfigError(f"data.{name} must be null with data.dataset; got {getattr(self, name)!r}")
+            if self.val_split != "val":
+                raise ConfigError(f"data.val_split must be val with data.dataset; got {self.val_split!r}")
         self.decoding  # noqa: B018 - Decoding checks its values
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not (

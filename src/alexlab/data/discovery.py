@@ -78,6 +78,10 @@ def find_splits(
             raise DataError(
                 f"data.splits must be null for a manifest, which names the splits itself; got {shown(root)}"
             )
+        if val_split != "val":
+            raise DataError(
+                f"data.val_split must be val for a manifest, which names the splits itself; got {val_split!r}"
+            )
         return read_manifest_splits(root)
     check_root(root)
     options = SplitOptions(val_fraction, test_fraction, val_split, split_seed, group, cache_dir)

@@ -30,6 +30,10 @@ def select_fold(splits: Splits, number: int, num_folds: int, *, seed: int, group
     pool = _merge(splits.train, splits.val)
     folds = assign_folds(pool.paths, pool.labels, pool.classes, num_folds, seed, _groups(pool.paths, group))
     train, val = pool.take(np.flatnonzero(folds != number)), pool.take(np.flatnonzero(folds == number))
+    if not len(val):
+        raise DataError(
+            f"data.folds must be at most the number of images or groups; fold {number} of {num_folds} has no image"
+        )
     if set(train.labels.tolist()) != set(range(len(pool.classes))):
         missing = min(set(range(len(pool.classes))) - set(train.labels.tolist()))
         raise DataError(f"every class must be in train; fold {number} has all groups of {pool.classes[missing]}")
@@ -46,9 +50,17 @@ def select_fraction(splits: Splits, fraction: float, *, seed: int, group: str | 
         fraction: fraction of each class, 0..1, at least one image of each.
         seed: seed of the selection.
         group: regular expression, see `find_groups`; a group is not divided.
+
+    Raises:
+        DataError: if no image of a class is left.
     """
     train = splits.train
     kept = first_by_hash(train.paths, train.labels, train.classes, fraction, seed, _groups(train.paths, group))
+    missing = set(range(len(train.classes))) - set(train.labels[kept].tolist())
+    if missing:
+        raise DataError(
+            f"every class must be in train; data.fraction={fraction:g} leaves no group of {train.classes[min(missing)]}"
+        )
     note = f"data.fraction={fraction:g}: {len(kept)} of {len(train)} training images"
     return replace(splits, train=train.take(kept), notes=(*splits.notes, note))
 

@@ -107,7 +107,7 @@ class _Sums(Dataset[tuple[np.ndarray, int]]):
 def _cache_path(split: Split, cache_dir: Path, settings: str) -> Path | None:
     """Return the path of the cached image, which depends on the files and the settings; None for images without files."""
     states = [split.file_state(row) for row in split.sample_indices(MAX_STATES)]
-    if any(size < 0 for size, *_ in states):
+    if any(size <= 0 for size, *_ in states):  # an own dataset has none
         return None
     digest = hashlib.blake2b(repr([os.path.abspath(split.root), len(split), settings]).encode(), digest_size=12)
     for path in split.paths:

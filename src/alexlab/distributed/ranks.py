@@ -54,6 +54,11 @@ def rank_variables(
     return {name: str(value) for name, value in zip(VARIABLES, (*values, OWN_RUN_ID), strict=True)}
 
 
+def started_by_torchrun() -> bool:
+    """Return whether torchrun started this process."""
+    return is_distributed() and os.environ[RUN_ID] != OWN_RUN_ID
+
+
 def is_distributed() -> bool:
     """Return whether this process is a rank: one of several, or started by torchrun."""
     return RUN_ID in os.environ

@@ -21,6 +21,7 @@ from torch.utils.data import default_collate
 from alexlab.data.decode import decode_bytes
 from alexlab.errors import ImageError
 from alexlab.inference.checkpoint import TrainedModel
+from alexlab.inference.explain.activations import convolutions
 from alexlab.inference.explain.gradcam import grad_cam, overlaid
 from alexlab.output.escape import shown
 from alexlab.pages.images import data_url
@@ -88,7 +89,7 @@ def predict_image(model: TrainedModel, content: bytes) -> dict[str, Any]:
     ]
     image: Tensor = inputs[0] if model.members else inputs
     images = [("input of the network", _png_url(image.permute(1, 2, 0).expand(-1, -1, 3).numpy()))]
-    if not model.members:
+    if not model.members and convolutions(model.single.net):
         cam = grad_cam(model.single, image[None], top.indices[:1])[0]
         name = f"evidence for the prediction {predictions[0]['class']} (Grad-CAM)"
         images.append((name, _png_url(overlaid(image, cam).numpy())))

@@ -28,7 +28,8 @@ def check_held_out(model: TrainedModel, settings: DataConfig, split: str, *, fro
     else:
         same = [*model.members] if from_run else []
     for key in SPLIT_KEYS if from_run else SPLIT_KEYS[1:]:
-        values = list(dict.fromkeys(str(member.config["data"].get(key)) for member in same))
+        given = [member.config["data"].get(key) for member in same]
+        values = list(dict.fromkeys(_real(value) if key == "root" else str(value) for value in given))
         if len(values) > 1 and not (key == "fold" and split == "test"):
             instead = "split=test or data.root=DIR" if key == "fold" else "data.root=DIR"
             raise ConfigError(

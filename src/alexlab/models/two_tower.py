@@ -156,6 +156,8 @@ def check_towers(net: nn.Module) -> None:
             f"and model.norm=lrn within towers only, such as model=alexnet_two_tower; got {type(net).__name__} with groups "
             f"{list(groups)} and widths {[*widths, *hidden]}"
         )
+    if [layer.out_features for layer in net.modules() if isinstance(layer, nn.Linear)][-1] < 2:
+        raise ValueError("two towers need at least two outputs, one for each tower: use loss=cross_entropy")
 
 
 def _load_halves(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -103,7 +103,7 @@ def neighbours(claim: Claim, groups: Mapping[str, Sequence[RunResult]]) -> Measu
 
 def _features(model: TrainedModel, split: Split, view: Any, settings: Any) -> np.ndarray:
     assert model.path is not None  # a single network
-    path = matrix_path(Path(settings.cache_dir), model.path, split)
+    path = matrix_path(Path(settings.cache_dir), model.path, split, settings.decoding)
     return feature_matrix(model.single, split_loader(split, ViewReader(view, settings.decoding), settings), split, path)
 
 

@@ -10,6 +10,7 @@ from alexlab.papers.measurement import Measurement
 from alexlab.papers.measures import epochs_needed, measure, top1, training_errors
 from alexlab.papers.paper import Claim, Paper, PaperRun, missing_root, planned_run, used_settings
 from alexlab.records.atomic import write_atomic
+from alexlab.records.disk_errors import make_out_dir
 from alexlab.records.layout import RUN_JSON
 from alexlab.records.record import FAILED, FINISHED
 from alexlab.records.results import RunResult, read_run
@@ -138,6 +139,6 @@ class Reproduction:
                     f"{self.folder} has runs with other settings: {run.name} was trained with {old} instead of {new}; set "
                     "out=DIR to a new folder"
                 )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_out_dir(self.folder)
         plan = known | {run.name: list(run.overrides) for run in runs}
         write_atomic(path, (json.dumps(plan, indent=1) + "\n").encode())

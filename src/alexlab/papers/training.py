@@ -26,7 +26,7 @@ from alexlab.sweeps.job_list import write_jobs
 def train(runs: Sequence[PaperRun], runs_dir: Path, launcher: Sequence[str]) -> int:
     """Train runs, skipping finished ones and resuming interrupted ones, and return the exit code.
 
-    A failed run does not stop the others. Ctrl-C and SIGTERM are passed on, so that each running job saves a checkpoint.
+    A failed run does not stop the others. Ctrl-C, SIGTERM and SIGHUP are passed on, so that each running job saves a checkpoint.
 
     Args:
         runs: the runs.
@@ -59,10 +59,11 @@ def train(runs: Sequence[PaperRun], runs_dir: Path, launcher: Sequence[str]) -> 
 
 @contextmanager
 def _signals_to(process: "subprocess.Popen[Any]") -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        for number in before:
-            signal.signal(number, lambda number, _: process.send_signal(number))
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:  # SIGHUP under nohup
+                signal.signal(number, lambda number, _: process.send_signal(number))
         yield
     finally:
         for number, handler in before.items():

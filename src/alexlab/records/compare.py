@@ -18,7 +18,6 @@ IGNORED_KEYS = (
     "data.cache_dir",
     "data.num_workers",
     "data.preview",
-    "callbacks.",
     "logger.",
     "elastic.",
     "seed",
@@ -26,6 +25,8 @@ IGNORED_KEYS = (
     "tags",
     "note",
 )
+IGNORED_GROUPS = ("callbacks", "launcher", "logger", "sweep")  # `callbacks` is compared by name, see `_settings`
+IGNORED_CALLBACKS = ("checkpoint", "lr", "progress", "epochs", "layers", "diagnosis", "histograms", "pruning")
 GLOBAL_GROUPS = ("experiment", "ablation")  # whose options may set any key
 FOLD = "data.fold"  # runs that differ only in their fold are grouped, like those of different seeds
 
@@ -57,7 +58,7 @@ class RunGroup:
     def values(self, name: str | None = None) -> list[float]:
         """Return the scores of the finished runs, by default of the optimized metric."""
         name = name or self.optimized.key
-        scores = [run.score(name) for run in self.runs if run.status == FINISHED]
+        scores = [run.finite_score(name) for run in self.runs if run.status == FINISHED]
         return [score for score in scores if score is not None]
 
     def trainings(self) -> dict[tuple[int, int], list[RunResult]]:
@@ -93,7 +94,7 @@ class RunGroup:
         """Return the mean over the runs; of folds the pooled score, in which each validation image counts once per seed."""
         name = name or self.optimized.key
         finished = [run for run in self.runs if run.status == FINISHED]
-        scores = [(score, run.num_val or 1) for run in finished if (score := run.score(name)) is not None]
+        scores = [(score, run.num_val or 1) for run in finished if (score := run.finite_score(name)) is not None]
         if not scores:
             return None
         values, weights = zip(*scores, strict=True)
@@ -141,13 +142,11 @@ def differing_keys(runs: Sequence[RunResult]) -> list[str]:
     A config group that differs hides the keys that it sets, except those that also differ between runs with the same option;
     `experiment` and `ablation` hide other groups too.
     """
-    configs = [flatten(run.record["config"]) for run in runs]
+    configs = [_settings(run) for run in runs]
     recorded = [name for name in runs[0].choices if all(name in run.choices for run in runs)]  # older runs lack some
-    groups = [name for name in recorded if len({run.choices[name] for run in runs}) > 1]
-    names = dict.fromkeys(name for config in configs for name in config)
-    keys = [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
-    ignored = [name for name in keys if name == FOLD or name.startswith(IGNORED_KEYS)]
-    keys = [name for name in keys if name not in ignored and name.split(".")[0] not in groups]
+    groups = [name for name in recorded if name not in IGNORED_GROUPS and len({run.choices[name] for run in runs}) > 1]
+    names = dict.fromkeys(name for config in configs for name in config if not _is_ignored(name))
+    keys = [name for name in names if name.split(".")[0] not in groups and _differs(name, configs)]
     found = [*groups, *keys, *(key for group in groups for key in _overridden_keys(group, runs, configs))]
     deciding = [name for name in GLOBAL_GROUPS if name in groups]
     if not deciding:
@@ -163,6 +162,30 @@ def differing_keys(runs: Sequence[RunResult]) -> list[str]:
     return [name for name in found if name in deciding or not _is_decided(values[name], options)]
 
 
+def _settings(run: RunResult) -> dict[str, Any]:
+    """Return the values of a run's config by key, and under `callbacks` the names of the callbacks that affect the result."""
+    config = run.record["config"]
+    callbacks = config.get("callbacks")
+    used = sorted(name for name in callbacks if name not in IGNORED_CALLBACKS) if isinstance(callbacks, dict) else []
+    return flatten(config) | {"callbacks": "+".join(used) or "default"}
+
+
+def _is_ignored(name: str) -> bool:
+    """Return whether a key does not affect the result, or is the fold."""
+    group, _, rest = name.partition(".")
+    return (
+        name == FOLD
+        or name.startswith(IGNORED_KEYS)
+        or (group == "callbacks" and rest.partition(".")[0] in IGNORED_CALLBACKS)
+    )
+
+
+def _differs(name: str, configs: Sequence[dict[str, Any]]) -> bool:
+    """Return whether the values of a key differ; those of a callback only between runs that have it."""
+    values = [config.get(name) for config in configs if name in config or not name.startswith("callbacks.")]
+    return len({*map(repr, values)}) > 1
+
+
 def _is_decided(values: Sequence[Any], options: Sequence[tuple[str, ...]]) -> bool:
     """Return whether each of some options always comes with the same value."""
     return len({(option, repr(value)) for option, value in zip(options, values, strict=True)}) == len({*options})
@@ -175,9 +198,7 @@ def _overridden_keys(group: str, runs: Sequence[RunResult], configs: Sequence[di
         by_option.setdefault(run.choices.get(group, ""), []).append(config)
     names = dict.fromkeys(name for config in configs for name in config if name.startswith(f"{group}."))
     return [
-        name
-        for name in names
-        if any(len({repr(config.get(name)) for config in same}) > 1 for same in by_option.values())
+        name for name in names if not _is_ignored(name) and any(_differs(name, same) for same in by_option.values())
     ]
 
 
@@ -198,8 +219,15 @@ def run_keys(runs: Sequence[RunResult], keys: Sequence[str]) -> list[str]:
 
 def key_values(run: RunResult, keys: Sequence[str]) -> dict[str, Any]:
     """Return the run's values of the keys from `differing_keys`."""
-    config = flatten(run.record["config"])
-    return {key: run.choices[key] if key in run.choices else config.get(key) for key in keys}
+    values = _settings(run)
+    return {
+        key: run.choices[key] if key in run.choices and key not in IGNORED_GROUPS else values.get(key) for key in keys
+    }
+
+
+def has_key(run: RunResult, key: str) -> bool:
+    """Return whether a run has a key from `differing_keys`."""
+    return key in run.choices or key in _settings(run)
 
 
 def result_rows(runs: Sequence[RunResult]) -> list[dict[str, Any]]:

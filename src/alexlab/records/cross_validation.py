@@ -56,9 +56,11 @@ def read_out_of_fold(folder: str) -> OutOfFold:
     by_fold: dict[int, list[tuple[RunResult, KeptPredictions]]] = {}
     for run in finished:
         by_fold.setdefault(int(run.fold or 0), []).append((run, _predictions(run)))
+    classes = [str(name) for name in by_fold[0][0][1].classes]
+    if any([str(name) for name in entries[0][1].classes] != classes for entries in by_fold.values()):
+        raise ConfigError(f"the folds of a cross-validation must have the same classes; those in {folder} differ")
     parts = [_average(entries) for _, entries in sorted(by_fold.items())]
     paths = [path for part_paths, _, _ in parts for path in part_paths]
-    classes = [str(name) for name in by_fold[0][0][1].classes]
     if len({*paths}) < len(paths):
         repeated = next(path for path in paths if paths.count(path) > 1)
         raise ConfigError(f"each image must be in one fold; {repeated} is in several of {folder}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alexlab.records.compare import differing_keys, flatten, key_values
+from alexlab.records.compare import differing_keys, has_key, key_values
 from alexlab.records.layout import CODE_DIFF
 from alexlab.records.provenance import CODE_DIR
 from alexlab.records.results import RunResult
@@ -94,7 +94,7 @@ def config_differences(runs: Sequence[RunResult], *, groups: bool) -> list[Confi
         runs = [replace(run, record={**run.record, "choices": {}}) for run in runs]
     found = []
     for key in differing_keys(runs):
-        present = [key in run.choices or key in flatten(run.record["config"]) for run in runs]
+        present = [has_key(run, key) for run in runs]
         values = [(key_values(run, [key])[key],) if has else () for run, has in zip(runs, present, strict=True)]
         found.append(ConfigDifference(key, values))
     return found

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alexlab.errors import DiskError
+from alexlab.errors import ConfigError, DiskError
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,18 @@ def reserve(path: Path) -> None:
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+
+def make_out_dir(folder: Path) -> None:
+    """Create the folder of `out=`.
+
+    Raises:
+        ConfigError: if a file has its name or that of a parent.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"out must be a folder; {folder} cannot be one: {error.strerror}") from error
 
 
 def check_free_space(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Predictions that a run keeps of each validation and test image: those of its best checkpoint, in 32 bits."""
 
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def read_predictions(run_dir: Path, split: str, *, all_classes: bool = True) -> 
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # NumPy leaves a corrupt file open
             return KeptPredictions(**{name: arrays[name] for name in arrays if all_classes or name != "probs"})
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} is corrupt: {' '.join(str(error).split())}") from error
 
 

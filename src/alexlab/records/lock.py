@@ -2,10 +2,14 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
+from typing import IO
 
 from alexlab.errors import ConfigError
 from alexlab.records.layout import LOCK
+
+READERS_S = 0.2  # `lock_holder` of another process holds a shared lock for a moment
 
 
 class RunLock:
@@ -22,13 +26,14 @@ class RunLock:
             raise ConfigError(
                 f"the run folder must be writable; cannot write in {run_dir}: {error.strerror}"
             ) from error
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.file.seek(0)
-            process = self.file.read().strip()
-            self.file.close()
-            raise ConfigError(f"a run folder must have one writer; process {process} is writing {run_dir}") from None
+        deadline_s = time.monotonic() + READERS_S
+        while not _try_lock(self.file, fcntl.LOCK_EX):
+            if time.monotonic() > deadline_s:
+                self.file.seek(0)
+                process = self.file.read().strip()
+                self.file.close()
+                raise ConfigError(f"a run folder must have one writer; process {process} is writing {run_dir}")
+            time.sleep(READERS_S / 10)
         self.file.truncate(0)
         self.file.write(str(os.getpid()))
         self.file.flush()
@@ -45,11 +50,15 @@ class RunLock:
 def lock_holder(run_dir: Path) -> str | None:
     """Return the pid of the process that holds a run folder, or None."""
     try:
-        with (run_dir / LOCK).open("r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "?"
+        with (run_dir / LOCK).open() as file:  # a shared lock needs no write access
+            return None if _try_lock(file, fcntl.LOCK_SH) else file.read().strip() or "?"
     except OSError:
         return None
-    return None
+
+
+def _try_lock(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

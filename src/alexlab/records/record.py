@@ -101,7 +101,17 @@ SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scores": (_numbers, "an object of numbers"),
     "best": (_numbers, "an object of numbers"),
     "last": (_numbers, "an object of numbers"),
-    "data": (lambda value: isinstance(value, dict) and _numbers(value.get("counts", {})), "an object with counts"),
+    "data": (
+        lambda value: (
+            isinstance(value, dict)
+            and _numbers(value.get("counts", {}))
+            and isinstance(value.get("class_names") or [], list)
+        ),
+        "an object with counts",
+    ),
+    "parameters": (lambda value: value is None or isinstance(value, int), "an integer"),
+    "images_per_s": (lambda value: value is None or isinstance(value, int | float), "a number"),
+    "gpus": (lambda value: value is None or isinstance(value, list), "a list"),
     "optimized": (is_optimized_metric, "a metric of the validation split with its mode, max or min"),
     "versions": (_is_mapping(str), "an object of strings"),
     "code": (

@@ -18,6 +18,7 @@ from alexlab.records.compare import (
     run_keys,
     score_names,
 )
+from alexlab.records.disk_errors import make_out_dir
 from alexlab.records.optimized import OptimizedMetric, metric_title
 from alexlab.records.out_of_fold import write_out_of_fold
 from alexlab.records.ranking import notes, rank_groups, verdict
@@ -53,7 +54,7 @@ def write_report(patterns: Sequence[str], out_dir: Path, *, tags: Sequence[str] 
     unscored = [group for group in groups if not group.values()]
     differences = [*ranking.differences, *[None] * len(unscored)]
     table = _group_table([*ranking.groups, *unscored], differences, keys, scores)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_out_dir(out_dir)
     _write_csv(runs, keys, scores, out_dir / "report.csv")
     write_out_of_fold(groups, keys, out_dir)
     text = _markdown_report(title(runs, keys), [verdict(ranking), *notes(ranking)], table, runs)

@@ -5,6 +5,7 @@ import re
 import shlex
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +105,9 @@ def repeat_command(run: RunResult) -> str:
         overrides = None
     if not isinstance(overrides, list) or (run.folder / ".hydra/resume_1").exists():
         return shlex.join([*start, f"rerun={relative(run.folder)}"])
+    typed = run.record["command"][1:]
+    start += [each for each in typed if each.startswith(("--config-dir=", "-cd=", "trusted_targets="))]
+    start += [f"--config-dir={value}" for flag, value in pairwise(typed) if flag in ("--config-dir", "-cd")]
     own = [str(override) for override in overrides if not str(override).startswith(LAUNCHER_OVERRIDES)]
     plain = [re.sub(r"='([\w./-]+)'$", r"=\1", override) for override in own]  # Hydra needs no quotes around these
     return shlex.join([*start, *plain])

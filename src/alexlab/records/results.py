@@ -4,6 +4,7 @@ import csv
 import glob
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -58,10 +59,15 @@ class RunResult:
         """`data.fold`, from 0; None without a cross-validation."""
         return self._data("fold")
 
+    def finite_score(self, name: str) -> float | None:
+        """Return a score as `score` does, None if it is not finite."""
+        score = self.score(name)
+        return score if score is not None and math.isfinite(score) else None
+
     @property
     def num_val(self) -> int:
         """Number of validation images that the scores count; 0 if it is not recorded."""
-        return int(self.score("count") or self.record.get("data", {}).get("counts", {}).get("val") or 0)
+        return int(self.finite_score("count") or self.record.get("data", {}).get("counts", {}).get("val") or 0)
 
     @property
     def choices(self) -> dict[str, str]:
@@ -189,8 +195,8 @@ def last_run(wanted: str, files: Sequence[Path | str]) -> Path:
     for folder in outputs_dir().glob(RUNS):
         try:
             if any((folder / file).is_file() for file in files):
-                started[folder] = json.loads((folder / RUN_JSON).read_text())["attempts"][-1]["start_s"]
-        except (OSError, ValueError, LookupError):
+                started[folder] = float(json.loads((folder / RUN_JSON).read_text())["attempts"][-1]["start_s"])
+        except (OSError, ValueError, LookupError, TypeError):
             continue
     if not started:
         raise ConfigError(f"{wanted} needs a run in {outputs_dir() / RUNS} that has {' or '.join(map(str, files))}")

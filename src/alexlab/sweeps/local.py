@@ -58,7 +58,7 @@ class Parallel(JobRunner):
 
     def prepare(self, sweep_dir: Path) -> None:
         for name, value in (("jobs", self.jobs), ("jobs_per_gpu", self.jobs_per_gpu)):
-            if value < 1:
+            if value is None or value < 1:
                 raise ConfigError(f"launcher.{name} must be at least 1; got {value}")
 
     @contextmanager

@@ -17,6 +17,8 @@ from alexlab.records.layout import OUTPUT
 from alexlab.sweeps.jobs import FAILED, Job
 from alexlab.sweeps.slots import Slot
 
+MAX_CAUSE = 10_000  # characters of the cause of a failed job
+
 
 class JobProcess:
     """A job in its own process, started on construction.
@@ -80,7 +82,8 @@ def _run(job: Job, work: Callable[[Job], None], slot: Slot, sender: Connection, 
         job.end(FAILED, cause=str(error))
     except Interrupted as error:  # by a signal to this process alone, or the whole sweep was stopped
         job.interrupt(error)
-    sender.send((job.state, job.score, job.cause))
+    # More than 64 KiB would block until the parent reads, which waits for this process to exit.
+    sender.send((job.state, job.score, job.cause and job.cause[:MAX_CAUSE]))
 
 
 def redirect_output(path: Path) -> None:

@@ -36,7 +36,7 @@ OPTION = re.compile(r"\w[\w-]*(/\w[\w-]*)*")
 # Of a resolver. References to other keys are allowed, and `\${` is plain text.
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{(?![a-z_]\w*(?:\.\w+)*\})")
 SETTING = re.compile(r"[\w.,:@%+/-]+")  # string in a setting of a launcher
-SUBDIR = re.compile(r"(\$\{hydra\.job\.(num|name)\}|\$\{tag:\$\{hydra\.overrides\.task\}\}|[\w-])+")
+SUBDIR = re.compile(r"(\$\{hydra\.job\.(num|name|override_dirname)\}|\$\{tag:\$\{hydra\.overrides\.task\}\}|[\w-])+")
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ def _on_subset(run: Run, settings: Any) -> dict[str, Any]:
         "root": str(manifest.resolve()),
         "generate": None,
         "splits": dict.fromkeys(SPLITS),
+        "group": None,  # the manifest has splits
         "cache_dir": str(run.dir.resolve() / "cache"),
     }
     return fill_statistics({**_train_config(run.config), "data": data}, splits)[0]
@@ -171,7 +172,15 @@ def train_overrides(choices: Mapping[str, str], overrides: Sequence[str]) -> lis
     groups = [f"{group}={choices[group]}" for group in GROUPS if choices.get(group) not in (None, "None")]
     selected = {override.split("=")[0] for override in groups}
     keys = ((override.split("=")[0], override) for override in overrides)
-    return [*groups, *(override for key, override in keys if key.split(".")[0] not in OWN_KEYS and key not in selected)]
+    dropped = ("data.group", "data.splits.")  # the images are those of a manifest
+    return [
+        *groups,
+        *(
+            override
+            for key, override in keys
+            if key.split(".")[0] not in OWN_KEYS and key not in selected and not key.startswith(dropped)
+        ),
+    ]
 
 
 def check(config: dict[str, Any]) -> None:

@@ -81,6 +81,9 @@ def find_sources(sides: "Sequence[Side]", config: dict[str, Any], out_dir: Path)
         for members in side.parts(split):
             kept = None if split is None else kept_source(members, split, config)
             found.append(kept or evaluated_source(members, {**config, "split": split}, out_dir))
+        paths = [path for source in found for path in source.paths]
+        if len({*paths}) < len(paths):  # other images, which the folds do not divide
+            found = [evaluated_source(side.members, {**config, "split": split}, out_dir)]
         sources.append(found)
     return sources
 
@@ -105,12 +108,7 @@ def evaluated_source(members: "Sequence[Member]", config: dict[str, Any], out_di
     from alexlab.tasks.evaluate import data_settings
 
     model = load_checkpoint([str(member.path) for member in members], device=config["device"])
-    node = config["data"]
-    if node["root"] is not None and os.path.realpath(node["root"]) == os.path.realpath(
-        str(model.config["data"]["root"])
-    ):
-        node = {**node, "root": None}  # keep the run's own splits, so that no training image is evaluated
-    settings, from_run = data_settings(model, node)
+    settings, from_run = data_settings(model, config["data"])
     check_split(config["split"], from_run=from_run)
     name, split = select_split(model, settings, config["split"], from_run=from_run)
     check_held_out(model, settings, name, from_run=from_run)

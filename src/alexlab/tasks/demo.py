@@ -34,7 +34,7 @@ def create_server(config: dict[str, Any]) -> tuple[Any, socket.socket]:
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"demo.py needs the package {package}: pip install 'alexlab[demo]'")
-    if config["max_mb"] <= 0:
+    if not config["max_mb"] or config["max_mb"] <= 0:
         raise ConfigError(f"max_mb must be positive; got {config['max_mb']}")
     import_lightning()
 

@@ -125,9 +125,21 @@ def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, boo
     changes = {key: value for key, value in node.items() if value is not None}
     if not any(changes.get("splits", {}).values()):
         changes.pop("splits", None)
+    own = model.config["data"]
+    if changes.get("root") and os.path.realpath(changes["root"]) == os.path.realpath(str(own["root"])):
+        del changes["root"]  # keep the run's own splits, so that no training image is evaluated
     from_run = not changes.keys() & {"root", "url"}
     if not from_run:  # a folder may replace shards and shards a folder
-        changes = {"root": None, "url": None, "generate": None, "dataset": None, "splits": {}} | changes
+        group = own.get("group") if own.get("folds") else None  # it divides a folder without splits
+        other: dict[str, Any] = {
+            "root": None,
+            "url": None,
+            "generate": None,
+            "dataset": None,
+            "splits": {},
+            "group": group,
+        }
+        changes = other | changes
     if changes.get("url") is not None:  # these keys divide or sample files
         changes = {"sampler": "shuffle", "group": None, "folds": None, "fold": None, "fraction": 1.0} | changes
     return data_config({"data": {**model.config["data"], "cache": None, "manifest": None, **changes}}), from_run

@@ -35,7 +35,8 @@ def main(run: Run) -> None:
     model = evaluate.load_model({**config, "device": "cpu"})
     images = comparison_images(config, model)
     stem = "ensemble" if model.members else model.choices.get("model", "net")
-    path = Path(config["out"] or run.dir / f"{stem}{suffix}")
+    path = Path(config["out"] or run.dir)
+    path = path / f"{stem}{suffix}" if path.is_dir() else path
     if path.suffix != suffix and path.suffix in {other for other, _ in FORMATS.values()}:
         raise ConfigError(f"out must end in {suffix} with format={config['format']}; got {path}")
     difference = export(model, config["format"], path, images)
@@ -85,7 +86,7 @@ def comparison_images(config: dict[str, Any], model: "TrainedModel") -> Any:
     from alexlab.inference.input_files import find_files
     from alexlab.inference.predictions import select_split
 
-    if config["num_images"] < 1:
+    if not config["num_images"] or config["num_images"] < 1:
         raise ConfigError(f"num_images must be at least 1; got {config['num_images']}")
     loaders: Iterator[Load]
     if config["input"] is not None:

@@ -25,7 +25,7 @@ def main(run: Run) -> None:
 
     config = run.config
     for key in ("top_k", "batch_size"):
-        if config[key] < 1:
+        if not config[key] or config[key] < 1:
             raise ConfigError(f"{key} must be at least 1; got {config[key]}")
     model = evaluate.load_model(config)
     predictions = predict_files(

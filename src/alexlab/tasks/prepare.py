@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from alexlab.config.grammar import to_text
 from alexlab.config.instantiate import bind
 from alexlab.data.audit import quarantine, report
 from alexlab.data.audit.audit import audit_dataset
@@ -140,6 +141,10 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
         print_line(f"{part.listing.folder or name}: {len(images):,} images, {size / 1e9:.2f} GB: {images.path}")
     shapes = [f"data.image_size={data.image_size}", f"data.channels={data.channels}"]
     keys = [f"data.pack.{name}={value}" for name, value in settings.items()]
+    names = ("cache_dir", "on_error", "max_megapixels", "jpeg_scaling", "intensity_range")
+    changed = [name for name in names if getattr(data, name) != getattr(DataConfig, name)]
+    keys += [f"data.{name}={to_text(getattr(data, name))}" for name in changed]
+    keys += [f"data.splits.{name}={folder}" for name, folder in data.splits.items() if folder is not None]
     print_line(command_line("train", f"data.root={data.root}", "data.cache=packed", *shapes, *keys))
 
 
@@ -148,7 +153,7 @@ def shard(config: dict[str, Any], run_dir: Path) -> None:
     data = _data_config(config)
     if config["out"] is None:
         raise ConfigError("out must be given: out=s3://bucket/prefix (gs://, az://), or out=DIR")
-    if config["shard_mb"] <= 0:
+    if not config["shard_mb"] or config["shard_mb"] <= 0:
         raise ConfigError(f"shard_mb must be positive; got {config['shard_mb']}")
     out = str(config["out"])
     index = write_shards(

@@ -74,8 +74,9 @@ def train(run: Run, splits: Splits) -> dict[str, float]:
                     board.close()
         finally:
             data.stop_workers()
-    if scores and data.unreadable is not None and trainer.is_global_zero:
-        scores["skipped"] = data.unreadable.finish()
+    if data.unreadable is not None and trainer.is_global_zero:
+        skipped = data.unreadable.finish()
+        scores |= {"skipped": skipped} if scores else {}
     return scores
 
 
@@ -183,7 +184,7 @@ def _hparams(run: Run) -> dict[str, Any]:
         "batch_size": config["data"]["batch_size"],
         "devices": shown(config["trainer"]["devices"]),
         "seed": config["seed"],
-        "tags": shown(", ".join(map(str, config["tags"]))),
+        "tags": shown(", ".join(map(str, config["tags"] or ()))),
         "note": shown(config["note"] or ""),
     }
 

@@ -16,7 +16,7 @@ def main(run: Run) -> None:
     from alexlab.records.report import write_report
 
     patterns = [str(pattern) for pattern in run.config["runs"]]
-    page = write_report(patterns, Path(run.config["out"] or run.dir), tags=run.config["tags"])
+    page = write_report(patterns, Path(run.config["out"] or run.dir), tags=run.config["tags"] or ())
     for line in page.with_name("report.md").read_text(encoding="utf-8").split("\n"):
         print_line(unescape_markdown(line))
     print_line(relative(page))

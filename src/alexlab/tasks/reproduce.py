@@ -33,8 +33,9 @@ def main(run: Run) -> None:
 
     from alexlab.papers.page import write_results
 
-    if run.config["train"]:
-        for planned in (reproduction.first_runs, reproduction.later_runs):
+    for planned in (reproduction.first_runs, reproduction.later_runs):
+        reproduction.record(planned())  # refuses a folder with other settings or images
+        if run.config["train"]:
             _train(reproduction, planned(), launcher_overrides(run))
     page = write_results(reproduction)
     print_line(short_path(page))
@@ -99,7 +100,6 @@ def _train(reproduction: "Reproduction", runs: "list[PaperRun]", launcher: list[
     """
     from alexlab.papers.training import describe, state_of, train
 
-    reproduction.record(runs)
     states = state_of(runs, reproduction.runs_dir)
     if all(run is not None and run.status == FINISHED for run in states.values()):
         return

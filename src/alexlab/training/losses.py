@@ -43,7 +43,8 @@ class CrossEntropy(nn.Module):
         losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
         if self.weights is None:
             return losses
-        return losses * (self.weights[labels] if labels.ndim == 1 else labels @ self.weights)
+        # Not a matrix product, which autocast computes in bfloat16.
+        return losses * (self.weights[labels] if labels.ndim == 1 else (labels * self.weights).sum(1))
 
 
 class BinaryCrossEntropy(CrossEntropy):

@@ -38,6 +38,11 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
 
 
+def widest_float(device: str) -> torch.dtype:
+    """Return float64, or float32 for Apple's GPUs (`mps`), which lack it."""
+    return torch.float32 if device == "mps" else torch.float64
+
+
 class ClassificationMetrics(Metric):
     """Counts of correct predictions and the sum of losses, summed over ranks.
 
@@ -60,7 +65,8 @@ class ClassificationMetrics(Metric):
         self.top_k = min(5, num_classes)
         for name in ("correct1", "correct5", "count", "skipped"):
             self.add_state(name, torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("loss_sum", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        widest = widest_float("mps" if torch.backends.mps.is_available() else "cpu")  # states are moved to any device
+        self.add_state("loss_sum", torch.tensor(0.0, dtype=widest), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         """Add a batch.
@@ -77,7 +83,8 @@ class ClassificationMetrics(Metric):
         self.count += valid.sum()
         self.skipped += (labels == UNREADABLE).sum()
         # precision=bf16-true converts the states of metrics too: torchmetrics (1.9) prevents .bfloat16() but not .to(bfloat16).
-        self.loss_sum = self.loss_sum.double() + torch.where(valid, losses.detach(), 0).sum(dtype=torch.float64)
+        widest = widest_float(losses.device.type)
+        self.loss_sum = self.loss_sum.to(widest) + torch.where(valid, losses.detach(), 0).sum(dtype=widest)
 
     def top_classes(self, logits: Tensor) -> Tensor:
         """Return the min(5, K) classes with the highest logits (N, K), highest first."""
@@ -101,15 +108,16 @@ class ClassificationMetrics(Metric):
         for name, value in self.metric_state.items():
             assert isinstance(value, Tensor)
             total = sum(each[name] for each in own)
-            dtype = torch.float64 if value.is_floating_point() else value.dtype
+            dtype = widest_float(self.device.type) if value.is_floating_point() else value.dtype
             setattr(self, name, torch.tensor(total, dtype=dtype, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Return `loss` (mean over images), `top1` and `top5` (fractions), `count` and `skipped` (numbers of images)."""
+        widest = widest_float(self.count.device.type)
         return {
             "loss": self.loss_sum / self.count,
-            "top1": self.correct1.double() / self.count,
-            "top5": self.correct5.double() / self.count,
+            "top1": self.correct1.to(widest) / self.count,
+            "top5": self.correct5.to(widest) / self.count,
             "count": self.count,
             "skipped": self.skipped,
         }

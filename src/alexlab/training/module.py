@@ -92,6 +92,7 @@ class Classifier(lightning.LightningModule):
         self.optimized = optimized_metric or OptimizedMetric()
         self.best: dict[str, float] = {}  # scores of the best validation, with its `epoch`, from 1, and `step`
         self.validated_in_epoch = False  # a validation has finished since the last epoch ended
+        self.val_metrics: dict[str, float] = {}  # metrics that this validation logged
         self.nonfinite = nonfinite.NonFiniteDetector()
         self.step_loss: Tensor | None = None  # loss of the last training step
         self.abort_validation = False  # set by PreemptionCallback: the current validation is incomplete
@@ -126,12 +127,12 @@ class Classifier(lightning.LightningModule):
         num_images = len(labels)
         if self.skip_unreadable:
             images, labels = self._drop_unreadable(images, labels)
-        if self.mix is not None:
+        if self.mix is not None and len(images) == len(labels):
             images, labels = self.mix(images, labels)
         logits = self._logits(images)
         if self.dtype in (torch.float16, torch.bfloat16):  # precision=bf16-true or 16-true; autocast casts by itself
             logits = logits.float()
-        losses = self.loss(logits, labels) if len(labels) else 0 * logits.sum(1)
+        losses = self.loss(logits[: len(labels)], labels) if len(labels) else 0 * logits.sum(1)
         # Divided by the full batch size, so that an unreadable image contributes 0 on any number of devices.
         loss = losses.sum() / num_images
         self._record_values(["the loss"], loss[None], batch_idx)
@@ -180,6 +181,14 @@ class Classifier(lightning.LightningModule):
                 raise DataError("no image of the train split could be read")
             self.train_metrics = {f"train/{name}": scores[name].item() for name in ("loss", "top1")}
             self.log_train_metrics()
+            if self.validated_in_epoch and not self._validates_after(batch_idx):
+                self._log_exact(self.val_metrics)  # in a run resumed after this validation, Lightning has lost them
+
+    def _validates_after(self, batch_idx: int) -> bool:
+        """Return whether Lightning validates after the last batch of an epoch."""
+        every, loop = self.trainer.val_check_batch, self.trainer.fit_loop.epoch_loop
+        done = loop.total_batch_idx if self.trainer.check_val_every_n_epoch is None else batch_idx
+        return every is not None and (every == math.inf or (done + 1) % every == 0)
 
     def log_train_metrics(self) -> None:
         """Log the training metrics of the epoch; repeated in a run resumed between its last batch and its end."""
@@ -204,7 +213,12 @@ class Classifier(lightning.LightningModule):
         if not self.best or self._rank(scores) > self._rank(self.best):
             best = {**scores, "epoch": self.current_epoch + 1, "step": self.global_step}
             self.best = {name: value for name, value in best.items() if not math.isnan(value)}
-        self._log_exact({f"best/{name}": self.best[name] for name in self.scored_names if name in self.best})
+        best = {f"best/{name}": self.best[name] for name in self.scored_names if name in self.best}
+        self._log_exact(best)
+        self.val_metrics = {**{f"val/{name}": scores[name] for name in self.scored_names}, **best}
+        for entry in self.trainer.lr_scheduler_configs:
+            if isinstance(entry.scheduler, ReduceLROnPlateau) and entry.monitor in self.val_metrics:
+                entry.scheduler.step(self.val_metrics[entry.monitor])
 
     def _rank(self, scores: Mapping[str, float]) -> tuple[float, float]:
         return self.optimized.rank(scores.get(self.optimized.key), scores.get("loss"))
@@ -215,18 +229,17 @@ class Classifier(lightning.LightningModule):
         return [*MODES, *self.extra_metrics["val"].by_name]  # type: ignore[misc]
 
     def on_train_epoch_end(self) -> None:
-        """Step the schedulers with the interval `epoch`, ReduceLROnPlateau after each validation, before the checkpoint."""
+        """Step the schedulers with the interval `epoch`, but not ReduceLROnPlateau of a metric of the validation."""
+        self.validated_in_epoch = False
         for entry in self.trainer.lr_scheduler_configs:
             # Not a second time in a run that is resumed from the checkpoint of this epoch's end.
             is_due = entry.frequency == NEVER and entry.scheduler.last_epoch <= self.current_epoch
-            if is_due and not isinstance(entry.scheduler, ReduceLROnPlateau):
+            if not is_due:
+                continue
+            if not isinstance(entry.scheduler, ReduceLROnPlateau):
                 entry.scheduler.step()
-        if not self.validated_in_epoch:
-            return
-        self.validated_in_epoch = False
-        for entry in self.trainer.lr_scheduler_configs:
-            if entry.monitor is not None and isinstance(entry.scheduler, ReduceLROnPlateau):
-                entry.scheduler.step(float(self.trainer.callback_metrics[entry.monitor]))
+            elif entry.monitor in self.train_metrics:
+                entry.scheduler.step(self.train_metrics[entry.monitor])
 
     def on_test_epoch_end(self) -> None:
         self._log_split("test", self.trainer.num_test_batches)
@@ -245,6 +258,7 @@ class Classifier(lightning.LightningModule):
         self._raise_unless_finite()
         inside = {
             "validated_in_epoch": self.validated_in_epoch,
+            "val_metrics": self.val_metrics if self.validated_in_epoch else {},
             "train_counts": self._stage_metrics("train").gather_state(),
             "train_metrics": self.train_metrics,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
@@ -263,6 +277,7 @@ class Classifier(lightning.LightningModule):
         self.best = dict(known["best"])
         mid_epoch = known["mid_epoch"]
         self.validated_in_epoch, self.train_metrics = mid_epoch["validated_in_epoch"], mid_epoch["train_metrics"]
+        self.val_metrics = mid_epoch["val_metrics"]
         self._stage_metrics("train").restore_state(mid_epoch["train_counts"])
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -294,9 +309,12 @@ class Classifier(lightning.LightningModule):
         self._stage_metrics(stage).update(logits, labels, losses)
 
     def _drop_unreadable(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the readable images; if there are none, two images without labels, so that all ranks run the net."""
+        """Return the readable images, or two images with fewer labels, so that all ranks run the net: norms need two images."""
         keep = labels >= 0
-        return (images[keep], labels[keep]) if keep.any() else (images[:2], labels[:0])
+        if int(keep.sum()) < 2:
+            images = images[(~keep).int().argsort(stable=True)[:2]]  # the readable one, if any, comes first
+            return images, labels[keep]
+        return images[keep], labels[keep]
 
     def _compute_and_reset(self, stage: str) -> dict[str, Tensor]:
         scores = self._stage_metrics(stage).compute()

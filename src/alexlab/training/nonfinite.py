@@ -14,6 +14,7 @@ from alexlab.errors import NumericError
 from alexlab.output.csv_files import write_csv
 from alexlab.records.disk_errors import RunFileWriter
 from alexlab.records.layout import NOT_FINITE
+from alexlab.training.metrics import widest_float
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,14 @@ class NonFiniteDetector:
             values: values (P,).
             step, batch_idx, batches: see `NonFiniteValue`.
         """
-        values = values.detach().double()
+        widest = widest_float(values.device.type)
+        values = values.detach().to(widest)
         if self.first is None:
-            self.first = torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64).to(values.device, non_blocking=True)
+            self.first = torch.tensor([-1.0, 0.0, 0.0], dtype=widest).to(values.device, non_blocking=True)
         bad = ~torch.isfinite(values)
         place = bad.int().argmax().view(1)
         number = torch.full_like(values[:1], len(self.notes))
-        entry = torch.cat([number, place.double(), values.index_select(0, place)])
+        entry = torch.cat([number, place.to(widest), values.index_select(0, place)])
         self.first = torch.where(bad.any() & (self.first[0] < 0), entry, self.first)
         self.notes.append((names, step, batch_idx, batches))
 

@@ -11,7 +11,7 @@ KINDS = ("conv", "linear", "bias", "norm")
 
 NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
 )
 
 ParamGroup = dict[str, Any]
@@ -24,7 +24,7 @@ def parameters_by_kind(net: nn.Module) -> dict[str, list[nn.Parameter]]:
         for name, parameter in layer.named_parameters(recurse=False):
             if isinstance(layer, NORMS):
                 kind = "norm"
-            elif name == "bias":
+            elif name == "bias" or name.endswith("_bias"):  # in_proj_bias of nn.MultiheadAttention
                 kind = "bias"
             else:
                 # By dimension, which also covers convolutions of other libraries.
@@ -80,21 +80,24 @@ def parameter_groups(
         return [{"params": list(net.parameters())}]
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     part_of = dict.fromkeys(names, "body" if head_lr is not None or changes else "")
-    if head_lr is not None:
-        part_of |= {key: "head" for key, name in names.items() if name in head}
+    in_head = {key for key, name in names.items() if name in head} if head_lr is not None else set()
+    part_of |= dict.fromkeys(in_head, "head")
     for layer in changes:
         part_of |= {id(parameter): layer for parameter in _find_layer(net, layer).parameters()}
     groups: dict[str, ParamGroup] = {}
     for part in dict.fromkeys(["", "body", "head", *changes]):
         for kind, parameters in parameters_by_kind(net).items():
-            chosen = [p for p in parameters if part_of[id(p)] == part]
-            name = " ".join(filter(None, (part, kind if by_kind else "")))
-            if chosen:
+            for parameter in parameters:
+                if part_of[id(parameter)] != part:
+                    continue
+                is_head = id(parameter) in in_head
+                label = "head" if is_head and part != "head" else ""  # a layer of layer_lrs that is also the head
+                name = " ".join(filter(None, (part, label, kind if by_kind else "")))
                 group = groups.setdefault(name, {"params": [], "name": name})
-                group["params"] += chosen
+                group["params"].append(parameter)
                 group |= {} if decays[kind] is None else {"weight_decay": decays[kind]}
                 group |= {"lr": bias_lr} if kind == "bias" and bias_lr is not None else {}
-                group |= {"lr": head_lr} if part == "head" else {}
+                group |= {"lr": head_lr} if is_head else {}
                 group |= {"lr_changes": changes[part]} if part in changes else {}
     return list(groups.values())
 

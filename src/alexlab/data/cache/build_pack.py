@@ -15,7 +15,6 @@ from alexlab.data.cache.pack_writer import VERSION, PackWriter, digest, file_sta
 from alexlab.data.image_file import Decoding
 from alexlab.data.listing import Listing
 from alexlab.errors import DataError
-from alexlab.output.command_line import command_line
 from alexlab.output.escape import shown
 from alexlab.records.disk_errors import disk_errors
 
@@ -58,9 +57,9 @@ def open_pack(
                     raise images.bad[min(images.bad)]
                 return images
             if not replace:
-                again = command_line("prepare", "action=pack", f"data.root={listing.root}")
                 raise DataError(
-                    f"{shown(listing.root)} has changed since it was packed: {change}. To pack it again: {again}"
+                    f"{shown(listing.root)} has changed since it was packed: {change}. To pack it again, remove the folder "
+                    f"{shown(path)}"
                 )
         PackWriter(listing, pack, decoding, path, hashes, skip).run()
     return PackedImages(path)

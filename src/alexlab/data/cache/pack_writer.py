@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 3
 CHUNK = 32  # images per recorded step of progress
+SYNC_S = 1.0  # how often progress is recorded; the pixels must be on the disk before
 
 
 def file_stats(listing: Listing, rows: np.ndarray) -> np.ndarray:
@@ -191,19 +193,33 @@ class PackWriter:
             multiprocessing_context="fork" if num_workers else None,
         )
         with progress_bar() as bar, done_path.open("a") as done_file, bad_path.open("a") as bad_file:
-            task = bar.add_task("packing", total=count, completed=len(done) * CHUNK)
-            for number, errors in loader:
-                for row, error in errors:
-                    if not self.skip:
-                        raise error
-                    bad[row] = error.code, error.detail
-                    bad_file.write(json.dumps([row, [error.code, error.detail]]) + "\n")
-                    bad_file.flush()
-                done_file.write(f"{number}\n")
+            waiting: list[int] = []
+
+            def record() -> None:
+                """Record the chunks since the last call, after their pixels are on the disk."""
+                with (self.folder / "images.npy").open("r+b") as file:
+                    os.fsync(file.fileno())
+                done_file.write("".join(f"{number}\n" for number in waiting))
                 done_file.flush()
-                bar.advance(task, CHUNK)
-        with (self.folder / "images.npy").open("r+b") as file:
-            os.fsync(file.fileno())
+                waiting.clear()
+
+            synced_s = -math.inf
+            task = bar.add_task("packing", total=count, completed=len(done) * CHUNK)
+            try:
+                for number, errors in loader:
+                    for row, error in errors:
+                        if not self.skip:
+                            raise error
+                        bad[row] = error.code, error.detail
+                        bad_file.write(json.dumps([row, [error.code, error.detail]]) + "\n")
+                        bad_file.flush()
+                    waiting.append(number)
+                    if time.monotonic() - synced_s > SYNC_S:
+                        record()
+                        synced_s = time.monotonic()
+                    bar.advance(task, CHUNK)
+            finally:
+                record()
         return bad
 
 
@@ -231,7 +247,8 @@ class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
         errors = []
         for row in range(number * CHUNK, min(len(self.listing.paths), (number + 1) * CHUNK)):
             try:
-                sha256 = None if self.hashes is None else self.hashes[row].tobytes()
+                # Zeros are of a file that no split uses.
+                sha256 = self.hashes[row].tobytes() if self.hashes is not None and self.hashes[row].any() else None
                 path = os.path.join(self.listing.root, self.listing.paths[row])
                 packed = self.read(partial(decode, path, sha256=sha256)).permute(1, 2, 0).numpy()
             except ImageError as error:

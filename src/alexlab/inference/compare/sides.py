@@ -131,6 +131,9 @@ def average(kept: Sequence[KeptPredictions]) -> KeptPredictions:
     for each in taken[1:]:
         if each.classes.tolist() != first.classes.tolist() or (each.labels != taken[0].labels).any():
             raise ConfigError("the runs of a sweep must have the same classes and labels to be averaged")
+    label_prob: np.ndarray = np.stack([each.label_prob for each in taken]).mean(
+        0, dtype=np.float32
+    )  # `probs` is rounded
     stacked = np.stack([each.probs for each in taken if each.probs is not None])
     probs: np.ndarray = stacked.mean(0, dtype=np.float32)
     top = np.argsort(-probs, axis=1, kind="stable")[:, :5]
@@ -138,7 +141,7 @@ def average(kept: Sequence[KeptPredictions]) -> KeptPredictions:
         taken[0],
         top_classes=top,
         top_probs=np.take_along_axis(probs, top, 1),
-        label_prob=probs[np.arange(len(probs)), taken[0].labels],
+        label_prob=label_prob,
         probs=probs,
     )
 

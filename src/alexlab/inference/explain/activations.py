@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alexlab.errors import ConfigError
+
 
 def convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
     """Return the convolutions of a network with their names, in the order of its modules."""
@@ -40,7 +42,7 @@ def last_feature_layer(net: nn.Module, images: Tensor) -> str:
         images: normalized (N, C, H, W), of which the first is used.
 
     Raises:
-        ValueError: if the network has no convolution.
+        ConfigError: if the network has no convolution.
     """
     names = {name for name, _ in convolutions(net)}
     calls: list[tuple[str, torch.Size]] = []
@@ -48,7 +50,7 @@ def last_feature_layer(net: nn.Module, images: Tensor) -> str:
         net(images[:1])
     positions = [position for position, (name, _) in enumerate(calls) if name in names]
     if not positions:
-        raise ValueError("the network has no convolution")
+        raise ConfigError("Grad-CAM needs a network with convolutions; this one has none")
     last, size = calls[positions[-1]]
     for name, shape in calls[positions[-1] + 1 :]:
         if shape != size:

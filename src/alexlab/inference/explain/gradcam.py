@@ -31,7 +31,9 @@ def grad_cam(inference: Inference, images: Tensor, classes: Tensor, layer: str |
         return maps[-1].clone()  # the next layer may modify it in place
 
     with torch.enable_grad(), call_on_layers(inference.net, keep):
-        logits = inference(images)
+        outputs = inference.net(inputs)
+        # One logit is evidence for both classes; (0, z) would have no gradient for the first.
+        logits = torch.cat([-outputs, outputs], 1) if outputs.shape[1] == 1 else outputs
         evidence = logits.gather(1, classes.to(logits.device)[:, None]).sum()
         (gradient,) = torch.autograd.grad(evidence, maps[-1])  # not backward(), which keeps gradients of the weights
     weights = gradient.mean((2, 3), keepdim=True)

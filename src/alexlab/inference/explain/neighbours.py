@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alexlab.data.image_file import Decoding
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.explain.activations import call_on_layers, head_layer
@@ -80,8 +82,11 @@ def feature_matrix(
     return np.load(path, mmap_mode="r")
 
 
-def matrix_path(cache_dir: Path, checkpoint: Path, split: Split) -> Path:
-    """Return the path of the cached matrix, which depends on the content of the checkpoint and the files of the split."""
+def matrix_path(cache_dir: Path, checkpoint: Path, split: Split, decoding: Decoding) -> Path:
+    """Return the path of the cached matrix, which depends on the checkpoint's content, the files of the split and their decoding.
+
+    It is a new one for images without files, such as those of an own dataset, because nothing tells whether they have changed.
+    """
     digest = hashlib.blake2b(digest_size=12)
     with checkpoint.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -89,7 +94,10 @@ def matrix_path(cache_dir: Path, checkpoint: Path, split: Split) -> Path:
     digest.update(json.dumps([os.path.abspath(split.root), len(split)]).encode())
     for path in split.paths:
         digest.update(os.fsencode(path) + b"\0")
-    digest.update(np.array([split.file_state(row) for row in split.sample_indices(MAX_STATES)], np.int64).tobytes())
+    states = [split.file_state(row) for row in split.sample_indices(MAX_STATES)]
+    digest.update(np.array(states, np.int64).tobytes() + repr(asdict(decoding)).encode())
+    if any(size <= 0 for size, *_ in states):
+        digest.update(os.urandom(12))
     return cache_dir / "features" / f"{digest.hexdigest()}.npy"
 
 

@@ -142,7 +142,7 @@ def neighbour_grids(
         progress: wrapper of the loader that shows a progress bar.
     """
     assert model.path is not None  # a single network
-    path = matrix_path(Path(settings.cache_dir), model.path, train)
+    path = matrix_path(Path(settings.cache_dir), model.path, train, settings.decoding)
     loader = split_loader(train, ViewReader(view, settings.decoding), settings)
     matrix = feature_matrix(model.single, loader, train, path, progress=progress)
     count = len(predictions.labels)

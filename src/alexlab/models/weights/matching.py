@@ -193,6 +193,8 @@ def _slice(
     shape: torch.Size, theirs: Tensor, inputs: list[int] | None, groups: tuple[int, int], following: int
 ) -> tuple[Tensor | None, list[int] | None]:
     """Return the part of a weight that a narrower layer uses, and the indices of its rows in the source."""
+    if theirs.dim() != len(shape):  # another kind of layer with the same name
+        return None, None
     (count, width), (total, whole) = shape[:2], theirs.shape[:2]
     if shape == theirs.shape and (inputs is None or inputs == list(range(len(inputs)))):
         return theirs, list(range(total))

@@ -6,7 +6,7 @@ async function predict(image) {
   error.textContent = ''; result.textContent = 'predicting ...';
   if (image.size > maxBytes) { result.textContent = ''; error.textContent = tooLarge; return; }
   const response = await fetch('predict', {method: 'POST', body: image}).catch(problem => ({ok: false, problem}));
-  const content = response.json ? await response.json() : {error: 'the server does not respond'};
+  const content = response.json ? await response.json().catch(() => ({error: 'the server failed'})) : {error: 'the server does not respond'};
   result.textContent = '';
   if (!response.ok) { error.textContent = content.error; return; }
   const images = element('div', result); images.className = 'images';
