@@ -25,7 +25,7 @@ from alexlab.config.confinement import check_confined, check_folder, confined_da
 from alexlab.errors import ConfigError
 from alexlab.records.record import RunRecord
 from alexlab.sweeps.entries import to_entry, to_override
-from alexlab.sweeps.record import RECORD
+from alexlab.sweeps.record import RECORD, read_record
 from support.images import write_images
 from support.runs import ROOT, TINY, environment, plain
 
@@ -192,6 +192,12 @@ def test_corrupt_sweep_records_are_rejected(content: str, tmp_path: Path) -> Non
     folder = sweep_folder(tmp_path / "sweep")
     (folder / RECORD).write_text(content)
     refused(folder)
+
+
+@pytest.mark.parametrize("subdir", ["${hydra.job.override_dirname}", "${hydra.job.num}_${hydra.job.override_dirname}"])
+def test_names_of_job_folders_that_alexlab_and_hydra_suggest_are_accepted(subdir: str, tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path / "sweep", overrides=[{"key": "seed", "value": 1}], subdir=subdir)
+    assert read_record(folder).subdir == subdir
 
 
 def test_overrides_are_restored_from_the_record() -> None:

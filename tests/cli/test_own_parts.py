@@ -30,6 +30,8 @@ def test_a_new_folder_trains_at_once_and_is_needed_again(
         main()
     assert exit_.value.code == 0
     assert "train it: alexlab train --config-dir my experiment=example" in capsys.readouterr().out
+    write_folder(["--help"])
+    assert "usage: alexlab new DIR" in capsys.readouterr().out
     own = ("--config-dir", "my")
     done = run("train", *own, "experiment=example", "trainer.max_epochs=1", "hydra.run.dir=run", *CPU, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

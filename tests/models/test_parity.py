@@ -35,6 +35,13 @@ def test_the_net_matches_the_list_of_its_source(name: str) -> None:
             torch.testing.assert_close(*outputs, rtol=1e-4, atol=3e-6 * max(1.0, float(outputs[1].abs().max())))
 
 
+def test_no_dropout_turns_off_that_of_any_net() -> None:
+    """As debug=overfit sets it, also for nets without such an argument."""
+    for name in ("vgg11", "resnet18"):
+        net = build.net(plain("model=torchvision", f"model.name={name}", "+model.dropout=0.0"), 2)
+        assert all(layer.p == 0 for layer in net.modules() if isinstance(layer, nn.Dropout))
+
+
 # Output channels: 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection (arXiv 1409.4842, table 1).
 INCEPTIONS = {
     "3a": (64, 96, 128, 16, 32, 32), "3b": (128, 128, 192, 32, 96, 64),

@@ -40,7 +40,7 @@ COMMANDS = {
     "docs/evaluation.md": 24,
     "docs/extending.md": 4,
     "docs/index.md": 5,
-    "docs/models.md": 12,
+    "docs/models.md": 13,
     "docs/python-api.md": 0,
     "docs/results.md": 13,
     "docs/reproduce.md": 9,
