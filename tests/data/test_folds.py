@@ -100,6 +100,24 @@ def test_groups_are_not_divided(tmp_path: Path) -> None:
     assert set(counts.values()) == {3}
 
 
+def test_groups_of_several_classes_are_spread_as_evenly_as_possible() -> None:
+    """Every group is in one fold, and no class is divided less evenly than by assigning groups in the order of their hash."""
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(1, 30, (40, 3))
+    groups = [str(number) for number, counts in enumerate(sizes) for _ in range(counts.sum())]
+    labels = np.concatenate([np.repeat(np.arange(3), counts) for counts in sizes])
+    paths = [str(row) for row in range(len(labels))]
+    folds = assign_folds(paths, labels, ["a", "b", "c"], 5, 0, groups)
+    assert all(len({*folds[np.array(groups) == name]}) == 1 for name in {*groups})
+    shares = np.array(
+        [np.bincount(folds[labels == label], minlength=5) / (labels == label).sum() for label in range(3)]
+    )
+    assert abs(shares - 0.2).max() < 0.03
+    assert (assign_folds(paths, labels, ["a", "b", "c"], 5, 0, groups) == folds).all()
+    with pytest.raises(DataError, match=r"data\.folds must be at most the number of groups, 40; got 41"):
+        assign_folds(paths, labels, ["a", "b", "c"], 41, 0, groups)
+
+
 def test_a_fraction_of_groups_keeps_every_class(tmp_path: Path) -> None:
     root = tmp_path / "images"
     for place in range(8):

@@ -15,6 +15,7 @@ from support.example_pages import (
     index_page,
     labels_page,
     report_page,
+    reproduce_page,
 )
 
 WIDTHS = (400, 1150, 1600)
@@ -75,6 +76,7 @@ def test_no_page_scrolls_sideways_overlaps_or_has_pale_text(tmp_path: Path) -> N
         "gallery": gallery_page(tmp_path),
         "check": check_page(tmp_path),
         "labels": labels_page(tmp_path),
+        "reproduction": reproduce_page(),
         "demo": demo_page(),
     }
     views = [(width, "light") for width in WIDTHS] + [(WIDTHS[0], "dark")]

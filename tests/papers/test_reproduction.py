@@ -153,6 +153,35 @@ def test_a_folder_with_other_settings_or_data_is_refused(tmp_path: Path) -> None
     more.record(more.first_runs())
 
 
+def test_figure_1_is_the_ratio_of_epochs_paired_by_seed(tmp_path: Path) -> None:
+    found = reproduction(tmp_path, f"cifar10.root={tmp_path}", "claims=[relu]", "seeds=2")
+    for name, rates in (("relu", (0.001, 0.003)), ("tanh", (0.003, 0.01))):
+        for seed in (1, 2):
+            for rate in rates if seed == 1 else rates[1:]:
+                steps = 4 if name == "relu" else 16  # epochs until the error is 25 %, with the higher rate
+                errors = [
+                    1 - 0.75 * (epoch + 0.5) / (steps * (1 if rate == rates[1] else 2)) for epoch in range(2 * steps)
+                ]
+                finish(found, name, seed, rate=rate, errors=errors)
+    (claim,) = found.claims.values()
+    measured = found.measure(claim)
+    assert measured is not None and measured.verdict == "agrees"
+    assert measured.estimate.value == pytest.approx(4.0)
+    assert "relu 4.0 epochs with its best rate 0.003; tanh 16.0 epochs with its best rate 0.01" in measured.detail
+    finish(found, "tanh", 2, rate=0.01, errors=[0.9] * 30)
+    bound = found.measure(claim)
+    assert bound is not None and "1 run ended above 25%, so the ratio is a lower bound." in bound.detail
+    finish(found, "relu", 2, rate=0.003, errors=[0.9] * 30)
+    unknown = found.measure(claim)
+    assert unknown is not None and unknown.verdict == "inconclusive" and "so no ratio is known" in unknown.detail
+
+
+def test_the_average_has_as_many_nets_as_the_claim(tmp_path: Path) -> None:
+    found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[average,lrn]", "seeds=2")
+    names = [run.name for run in found.first_runs()]
+    assert names == [*(f"baseline_seed-{seed}" for seed in range(1, 6)), "no_lrn_seed-1", "no_lrn_seed-2"]
+
+
 def test_an_average_of_nets_is_compared_with_its_nets_by_image(tmp_path: Path) -> None:
     found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[average,crops]", "seeds=3")
     rights = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]])  # each image is right in two nets, and so in the average

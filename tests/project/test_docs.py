@@ -35,7 +35,7 @@ COMMANDS = {
     "docs/architecture.md": 1,
     "docs/benchmarks.md": 37,
     "docs/configuration.md": 9,
-    "docs/data.md": 23,
+    "docs/data.md": 24,
     "docs/distributed.md": 15,
     "docs/evaluation.md": 24,
     "docs/extending.md": 4,

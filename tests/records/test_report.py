@@ -484,7 +484,8 @@ def test_folds_are_pooled_and_nested_with_seeds(tmp_path: Path) -> None:
     (group,) = group_seeds(runs, [])
     pooled = sum(count * score for scores in top1.values() for count, score in zip(counts, scores, strict=True)) / 2000
     assert group.mean() == pytest.approx(pooled)
-    assert group.std() == pytest.approx(statistics.stdev([score for scores in top1.values() for score in scores]))
+    by_seed = [sum(count * score for count, score in zip(counts, top1[seed], strict=True)) / 1000 for seed in top1]
+    assert group.std() == pytest.approx(statistics.stdev(by_seed)), "over the seeds"
     assert group.num_images == 1000
     z, n, correct = 1.959964, 1000, round(1000 * pooled)  # Wilson's interval, written out
     center, half = (correct + z**2 / 2) / (n + z**2), z / (n + z**2) * (correct * (n - correct) / n + z**2 / 4) ** 0.5

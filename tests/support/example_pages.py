@@ -18,7 +18,7 @@ from alexlab.data.image_file import DEFAULT_DECODING
 from alexlab.data.listing import Finding
 from alexlab.data.manifest import ManifestRow
 from alexlab.data.splits import Split
-from alexlab.inference.compare.comparison import Answers, Comparison
+from alexlab.inference.compare.comparison import Comparison, SidePredictions
 from alexlab.inference.compare.report import Context
 from alexlab.inference.compare.report import write_page as write_comparison
 from alexlab.inference.compare.sides import Member, Side
@@ -29,9 +29,17 @@ from alexlab.inference.report import Evaluation, write_page
 from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 from alexlab.pages.plots import new_figure, svg
 from alexlab.pages.render import Estimate, Interval, Link, render
+from alexlab.papers.estimates import AGREES, DIFFERS, UNDECIDED
+from alexlab.papers.estimates import Estimate as Difference
+from alexlab.papers.measurement import Measurement, points
+from alexlab.papers.page import NOT_RUN, SKIPPED, Row, render_reproduction
 from alexlab.records.cross_validation import OutOfFold
+from alexlab.records.plots import Panel
 from alexlab.records.record import default_record
 from alexlab.records.results import RunResult
+from alexlab.records.run import Run
+from alexlab.tasks.reproduce import make_reproduction
+from support.runs import plain
 
 LONG = "augmentation=random_resized_crop_with_color_jitter, model.norm=local_response_normalization, data.root=/a/very/long/path"
 LINK = Link("12_model-alexnet_quarter_optimizer-adamw_seed-1_augmentation-none", "x/")
@@ -141,7 +149,9 @@ def compare_page(folder: Path) -> str:
     random = np.random.default_rng(0)
     labels = np.arange(400) % 40
     a, b = (
-        Answers(np.where(random.random(400) < 0.7, labels, 0), random.random(400), random.random(400), labels < 9)
+        SidePredictions(
+            np.where(random.random(400) < 0.7, labels, 0), random.random(400), random.random(400), labels < 9
+        )
         for _ in range(2)
     )
     classes = [f"{number} {WORD if number % 2 else LONG}"[:60] for number in range(40)]
@@ -152,6 +162,21 @@ def compare_page(folder: Path) -> str:
     grids = [ImageGrid("Images that B repairs (4)", LONG, [[photograph]] * 4)]
     write_comparison(found, Context(sides, [[], []], {}), path, grids)
     return path.read_text(encoding="utf-8").replace("<details>", "<details open>")
+
+
+def reproduce_page() -> str:
+    """Return the page of a reproduction, with one claim of each verdict."""
+    config = plain("data.root=.", name="reproduce")
+    found = make_reproduction(Run(config=config, dir=Path("."), choices={"paper": "alexnet2012"}))
+    estimate, random = Difference(0.012, -0.003, 0.027), np.random.default_rng(0)
+    photograph = CaptionedImage(random.integers(0, 255, (96, 96, 3), dtype=np.uint8), [WORD, LONG])
+    grid = ImageGrid("Top-5 predictions and nearest training images", LONG, [[photograph] * 7] * 2)
+    panel = Panel("Top-1 accuracy", LONG, lambda axes: axes.plot([0, 1], [0.6, 0.7]), height=2.6)
+    rows = [
+        Row(name, claim, None if verdict is NOT_RUN else Measurement(estimate, verdict, points(estimate), LONG, [panel], [grid]), verdict, LONG)
+        for (name, claim), verdict in zip(found.claims.items(), (AGREES, DIFFERS, UNDECIDED, NOT_RUN, SKIPPED), strict=False)
+    ]  # fmt: skip
+    return render_reproduction(found, rows, [])
 
 
 def gallery_page(folder: Path) -> str:

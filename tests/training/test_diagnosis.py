@@ -124,6 +124,16 @@ def test_healthy_and_slow_trainings_raise_no_alarm(changes: dict[str, Any]) -> N
     assert describe(state(**changes), {}) is None
 
 
+def test_dying_units_are_reported_although_the_loss_falls() -> None:
+    layers = [Signal(0.7, 0.2, 0.4, (LayerSignal("features.act3", 0.7, dead),)) for dead in (0.1, 0.96)]
+    found = describe(state(loss=1.5, start=layers[0], now=layers[1]), {})
+    assert found is not None and found[0]
+    assert found[1].startswith(
+        "after 100 steps 96% of the units of features.act3 are 0 for all images, at the start 10%; try optimizer.lr="
+    )
+    assert describe(state(loss=1.5, start=layers[1], now=layers[1]), {}) is None, "a sparse layer"
+
+
 def test_without_a_measured_cause_it_is_no_warning() -> None:
     found = describe(state(), {})
     assert found is not None and not found[0]

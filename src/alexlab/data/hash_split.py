@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -63,13 +64,17 @@ def assign_folds(
     """Return the fold of each image, int64 (N,), from 0; arguments as for `split_by_hash`.
 
     In the order of the hash, each image or group joins the fold that has the fewest images of its class, then the fewest of all.
+    Groups with images of several classes are assigned by scikit-learn's StratifiedGroupKFold.
 
     Raises:
-        DataError: if a class has fewer than two images or groups.
+        DataError: if a class has fewer than two images or groups, or there are too few for the folds.
     """
     units = _units(paths, groups)
+    strata = _strata(units, labels, classes)
+    if "all" in strata:
+        return _mixed_group_folds(units, labels, num_folds, _by_hash(strata["all"], seed))
     folds, sizes = np.zeros(len(paths), np.int64), [0] * num_folds
-    for stratum, names in _strata(units, labels, classes).items():
+    for stratum, names in strata.items():
         if len(names) < 2:
             raise DataError(f"{stratum} must have at least 2 {_kind(groups)} to be in two folds; it has {len(names)}")
         counts = [0] * num_folds
@@ -78,6 +83,26 @@ def assign_folds(
             folds[units[name]] = fold
             counts[fold] += len(units[name])
             sizes[fold] += len(units[name])
+    return folds
+
+
+def _mixed_group_folds(
+    units: Mapping[str, Sequence[int]], labels: np.ndarray, num_folds: int, order: Sequence[str]
+) -> np.ndarray:
+    """Return the fold of each image if groups have images of several classes; of equal choices, the order decides."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if len(order) < num_folds:
+        raise DataError(f"data.folds must be at most the number of groups, {len(order)}; got {num_folds}")
+    groups, folds = np.zeros(len(labels), np.int64), np.zeros(len(labels), np.int64)
+    for number, name in enumerate(order):
+        groups[units[name]] = number
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of classes with fewer images than folds
+            for fold, (_, rows) in enumerate(StratifiedGroupKFold(num_folds).split(labels, labels, groups)):
+                folds[rows] = fold
+    except ValueError as error:
+        raise DataError(f"data.folds={num_folds} is too large: {error}") from error
     return folds
 
 

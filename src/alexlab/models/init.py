@@ -59,9 +59,10 @@ def init_weights(net: nn.Module, scheme: str) -> None:
     if scheme == "torch":
         return
     layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    attentions = [layer for layer in net.modules() if isinstance(layer, nn.MultiheadAttention)]
     hidden = [name for name, layer in layers if isinstance(layer, nn.Linear)][:-1]
     if scheme in NEEDS_ALEXNET and not all(
-        re.fullmatch(r"features\.conv[1-6]|classifier\.fc\d+", name) for name, _ in layers
+        re.fullmatch(r"features\.conv\d+|classifier\.fc\d+", name) for name, _ in layers
     ):
         raise ValueError(
             f"model.init={scheme} needs the layers of an AlexNet; got {type(net).__name__}: use he or xavier"
@@ -77,3 +78,10 @@ def init_weights(net: nn.Module, scheme: str) -> None:
         if layer.bias is not None:
             one = scheme in ("paper2012", "authors2012") and (leaf in PAPER_ONES or name in hidden)
             nn.init.constant_(layer.bias, float(one))
+    for attention in attentions:  # its projections of queries, keys and values are no linear layers
+        assert for_linear is not None
+        for name, parameter in attention.named_parameters(recurse=False):
+            if name.endswith("proj_weight"):
+                for_linear(parameter)
+            elif name == "in_proj_bias":
+                nn.init.zeros_(parameter)

@@ -13,6 +13,7 @@ from alexlab.output.numbers import counted
 from alexlab.pages.plots import SERIES, integer_ticks
 from alexlab.papers.estimates import (
     MARGIN,
+    UNDECIDED,
     difference_estimate,
     epochs_to_error,
     mean_estimate,
@@ -72,6 +73,11 @@ def difference(claim: Claim, groups: Groups, *, others: Sequence[Sequence[float]
     scores = dict(zip(claim.settings, (first, second), strict=True))
     means = [f"{name} {100 * statistics.fmean(values):.1f} %" for name, values in scores.items()]
     detail = f"Top-1 accuracy: {', '.join(means)}, means of {len(first)} and {counted(len(second), 'run')}."
+    top5 = {
+        name: [score for run in groups[name] if (score := run.score("top5")) is not None] for name in claim.settings
+    }
+    if all(top5.values()):
+        detail += f" Top-5: {', '.join(f'{name} {100 * statistics.fmean(top5[name]):.1f} %' for name in top5)}."
     panel = _dots(scores)
     return Measurement(estimate, verdict_of_difference(estimate), points(estimate), detail, [panel])
 
@@ -141,14 +147,15 @@ def epochs_ratio(claim: Claim, groups: Groups) -> Measurement:
     text = f"{estimate.value:.1f} times"
     if estimate.low is not None and estimate.high is not None:
         text += f" ({estimate.low:.1f} to {estimate.high:.1f})"
-    unreached = [run for name in claim.settings for run in groups[name] if min(training_errors(run)) > TARGET_ERROR]
+    unreached = _unreached([run for name in claim.settings for run in groups[name]])
     rates = {name: groups[name][0].record["config"]["optimizer"]["lr"] for name in claim.settings}
     parts = [
         f"{name} {statistics.fmean(needed[name]):.1f} epochs with its best rate {rates[name]:g}" for name in needed
     ]
     detail = f"{'; '.join(parts)}, means of {counted(len(seeds), 'seed')}."
     if unreached:
-        detail += f" {counted(len(unreached), 'run')} ended above {TARGET_ERROR:.0%}, so the ratio is a bound."
+        bound = "no ratio is known" if _unreached(groups[fast]) else "the ratio is a lower bound"
+        detail += f" {counted(len(unreached), 'run')} ended above {TARGET_ERROR:.0%}, so {bound}."
 
     def draw(axes: "Axes") -> None:
         for number, name in enumerate(claim.settings):
@@ -161,7 +168,13 @@ def epochs_ratio(claim: Claim, groups: Groups) -> Measurement:
         finish(axes, "Epoch", "Training error")
 
     panel = Panel("Training error", "One line per seed; dotted: 25 %.", draw)
-    return Measurement(estimate, verdict_of_difference(estimate, 1.0), text, detail, [panel])
+    verdict = UNDECIDED if _unreached(groups[fast]) else verdict_of_difference(estimate, 1.0)
+    return Measurement(estimate, verdict, text, detail, [panel])
+
+
+def _unreached(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Return the runs that ended above TARGET_ERROR."""
+    return [run for run in runs if min(training_errors(run)) > TARGET_ERROR]
 
 
 def score(claim: Claim, groups: Groups) -> Measurement:

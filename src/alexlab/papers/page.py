@@ -86,12 +86,14 @@ def measure_claims(reproduction: Reproduction) -> list[Row]:
 
 
 def _counts(reproduction: Reproduction, claim: Claim) -> str:
-    counts = (f"{name} {len(reproduction.finished(name))} of {reproduction.num_seeds}" for name in claim.settings)
+    counts = (
+        f"{name} {len(reproduction.finished(name))} of {len(reproduction.seeds_of(name))}" for name in claim.settings
+    )
     return f"Finished runs: {', '.join(counts)}."
 
 
 def _incomplete(reproduction: Reproduction, claim: Claim) -> str:
-    complete = all(len(reproduction.finished(name)) == reproduction.num_seeds for name in claim.settings)
+    complete = all(len(reproduction.finished(name)) == len(reproduction.seeds_of(name)) for name in claim.settings)
     return "" if complete else _counts(reproduction, claim)
 
 
@@ -121,7 +123,7 @@ def write_results(reproduction: Reproduction) -> Path:
     }
     write_atomic(folder / RESULT, (json.dumps(content, indent=1) + "\n").encode())
     page = folder / PAGE
-    write_atomic(page, _render(reproduction, rows, runs).encode())
+    write_atomic(page, render_reproduction(reproduction, rows, runs).encode())
     return page
 
 
@@ -158,7 +160,14 @@ def _machine(runs: Sequence[RunResult]) -> dict[str, Any]:
     }
 
 
-def _render(reproduction: Reproduction, rows: Sequence[Row], runs: Sequence[RunResult]) -> str:
+def render_reproduction(reproduction: Reproduction, rows: Sequence[Row], runs: Sequence[RunResult]) -> str:
+    """Return the page of a reproduction.
+
+    Args:
+        reproduction: the reproduction.
+        rows: its claims and their results.
+        runs: its finished runs.
+    """
     counts = Counter(row.verdict for row in rows)
     order = [name for name in (AGREES, DIFFERS, UNDECIDED, NOT_RUN, SKIPPED) if counts[name]]
     paper = reproduction.paper

@@ -53,6 +53,7 @@ class Claim:
         kind: name of the measure in `alexlab.papers.measures`.
         settings: settings that it compares.
         published: the number of the paper, a fraction or a ratio; a list has one per epoch; None if it states none.
+        min_seeds: number of runs per setting that it needs at least, more than `seeds` may ask for.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Claim:
     kind: str
     settings: Sequence[str]
     published: float | Sequence[float] | None = None
+    min_seeds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

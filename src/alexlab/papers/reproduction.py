@@ -57,13 +57,18 @@ class Reproduction:
     def plan(self, seed: int, name: str, rate: float | None = None) -> PaperRun:
         return planned_run(self.paper, name, self.scale, self.roots, seed=seed, rate=rate)
 
+    def seeds_of(self, name: str) -> range:
+        """Return the seeds of a setting: `num_seeds`, or more if one of its claims needs them."""
+        needed = [claim.min_seeds for claim in self.trained_claims.values() if name in claim.settings]
+        return range(1, max([self.num_seeds, *needed]) + 1)
+
     def first_runs(self) -> list[PaperRun]:
         """Return the runs that need no result of others: all seeds, or all rates with the first seed."""
         runs = []
         for name in self.settings:
             rates = self.paper.settings[name].rates
             runs += [self.plan(1, name, rate) for rate in rates]
-            runs += [self.plan(seed, name) for seed in range(1, self.num_seeds + 1) if not rates]
+            runs += [self.plan(seed, name) for seed in self.seeds_of(name) if not rates]
         return runs
 
     def later_runs(self) -> list[PaperRun]:
@@ -73,7 +78,7 @@ class Reproduction:
             self.plan(seed, name, rate)
             for name, rate in chosen.items()
             if rate is not None
-            for seed in range(2, self.num_seeds + 1)
+            for seed in self.seeds_of(name)[1:]
         ]
 
     def best_rate(self, name: str) -> float | None:
@@ -98,7 +103,7 @@ class Reproduction:
             rate = self.best_rate(name)
             if rate is None:
                 return []
-        names = [self.plan(seed, name, rate).name for seed in range(1, self.num_seeds + 1)]
+        names = [self.plan(seed, name, rate).name for seed in self.seeds_of(name)]
         runs = [read_run(self.runs_dir / each) for each in names if (self.runs_dir / each / RUN_JSON).is_file()]
         return [run for run in runs if run.status == FINISHED]
 

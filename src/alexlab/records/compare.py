@@ -101,8 +101,9 @@ class RunGroup:
         return statistics.fmean(values, weights if self.num_folds else None)
 
     def std(self, name: str | None = None) -> float | None:
-        """Return the standard deviation over the runs; None for fewer than two."""
-        values = self.values(name)
+        """Return the standard deviation over the seeds, or over the folds of a single seed; None for fewer than two."""
+        values = [*self.training_scores().values()] if name is None and self.num_folds else []
+        values = values if len(values) > 1 else self.values(name)
         return statistics.stdev(values) if len(values) > 1 else None
 
     def sample_statistics(self) -> tuple[float, float, int] | None:
@@ -110,7 +111,8 @@ class RunGroup:
 
         None for a single run with another metric than an accuracy, whose spread over the images is not known.
         """
-        values, mean, std = self.values(), self.mean() or 0, self.std()
+        values, mean = self.values(), self.mean() or 0
+        std = statistics.stdev(values) if len(values) > 1 else None
         if self.optimized.is_accuracy and (self.num_folds or std is None):
             return mean, math.sqrt(mean * (1 - mean)), max(2, self.num_images)
         return None if std is None else (mean, std, len(values))

@@ -11,7 +11,7 @@ from alexlab.errors import ConfigError
 from alexlab.records.atomic import write_atomic
 from alexlab.records.layout import PREDICTIONS
 
-MAX_PROBS = 20_000_000  # images x classes up to which all probabilities are kept: 40 MB
+MAX_PROBS = 60_000_000  # images x classes up to which all probabilities are kept, ImageNet among them: 120 MB
 
 
 @dataclass(frozen=True, eq=False)

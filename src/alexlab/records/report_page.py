@@ -131,9 +131,18 @@ def _score(best: RunGroup) -> tuple[str, str, str]:
     mean, spread, count = best.mean() or 0, best.std(), len(best.values())
     scale, places, percent = (100, 2, " %") if best.optimized.is_accuracy else (1, 4, "")
     unit = percent.strip() if spread is None else f"± {scale * spread:.{places}f}{percent}"
-    average = "mean" if best.num_folds is None else "pooled score of the folds"
-    runs = "" if count == 1 else f", {average} ± standard deviation of {count} runs"
+    runs = "" if count == 1 else f", {_average(best)}"
     return f"{scale * mean:.{places}f}", unit, f"Validation {metric_label(best.optimized.key)}{runs}"
+
+
+def _average(group: RunGroup) -> str:
+    """Return what the mean and the spread of a group are over."""
+    if group.num_folds is None:
+        return f"mean ± standard deviation of {len(group.values())} runs"
+    is_pooled = group.optimized.key in ("top1", "top5", "loss")  # means over the images
+    seeds = len(group.training_scores())
+    over = f"{seeds} seeds" if seeds > 1 else counted(len(group.values()), "fold")
+    return f"{'pooled score' if is_pooled else 'mean'} of the folds ± standard deviation over {over}"
 
 
 def _facts(runs: Sequence[RunResult], root: Path, out_dir: Path) -> dict[str, Any]:

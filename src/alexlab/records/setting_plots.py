@@ -136,7 +136,9 @@ def _draw_scores(axes: "Axes", position: float, scores: Sequence[float], *, hori
 def size_panels(groups: Sequence[RunGroup]) -> list[Panel]:
     """Return the score against the number of parameters and against the training time, each if the groups differ in it."""
     caption = (
-        "Bars are ± one standard deviation over the runs of a setting." if any(group.std() for group in groups) else ""
+        "Bars are ± one standard deviation over the seeds of a setting, or over the folds of a single seed."
+        if any(group.std() for group in groups)
+        else ""
     )
     if len(groups) > MAX_SERIES:
         caption = f"{caption} Grey: settings without a colour.".strip()

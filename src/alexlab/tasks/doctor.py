@@ -118,13 +118,13 @@ class Row:
         return (self.remedy, f"{self.state.loss:.3f}", f"{now.logits:.1e}", f"{dead:.0%}", self.verdict)
 
 
-def compare_remedies(run: Run, *, num_steps: int, max_s: float) -> None:
+def compare_remedies(run: Run, *, num_steps: int, max_s: float | None) -> None:
     """Train with the config and with each remedy, from the same seed on the same images, and print a table.
 
     Args:
         run: the run whose config is examined; `doctor.csv` is written to its folder.
         num_steps: optimizer steps of each training, at least 20.
-        max_s: limit of the first training in seconds; the others take as many steps.
+        max_s: limit of the first training in seconds, None for none; the others take as many steps.
 
     Raises:
         ConfigError: if the run has several processes or fewer than 20 steps, or its config cannot be used.
@@ -138,7 +138,7 @@ def compare_remedies(run: Run, *, num_steps: int, max_s: float) -> None:
     splits = build_data.packed_splits(config, splits)
     rows: list[Row] = []
     for remedy, changed in remedies(config):
-        state = _train(changed, splits, Trial(num_steps, max_s))
+        state = _train(changed, splits, Trial(num_steps, math.inf if max_s is None else max_s))
         rows.append(Row(remedy, state))
         log.info("%s: %s", remedy, "loss not finite" if state is None else f"loss {state.loss:.3f} {rows[-1].verdict}")
         if len(rows) == 1 and state is not None:

@@ -45,7 +45,11 @@ def find_errors(config: dict[str, Any], run_dir: Path) -> None:
     folder = short_path(run_dir)
     apply = "prepare", "action=relabel", f"data.root={folder}/{MANIFEST}"
     correct = command_line(*apply, f"decisions={DECISIONS}", f"out={folder}/corrected.csv")
-    commands = [correct, command_line("train", f"data.root={folder}/corrected.csv")]
+    commands = [
+        correct,
+        command_line("train", f"data.root={folder}/corrected.csv"),
+        command_line("compare", "OLD_RUN", "NEW_RUN", f"data.root={folder}/corrected.csv", "split=val"),
+    ]
     label_report.write_page(report, run_dir / PAGE, decoding=data.decoding, commands=commands)
     print_line(f"{folder}/{PAGE}, {TABLE}, {MANIFEST}")
     print_line(f"decide on the page, then: {correct}")

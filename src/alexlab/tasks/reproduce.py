@@ -14,7 +14,7 @@ from alexlab.records.layout import LAUNCHER_OVERRIDES, outputs_dir
 from alexlab.records.record import FINISHED
 from alexlab.records.run import Run
 
-MAX_JOBS = 8  # a run of the small scale needs about 1.5 GB of memory
+MAX_JOBS, JOB_GB = 8, 1.5  # runs at a time on a CPU, and memory of one of the small scale
 
 if TYPE_CHECKING:
     from alexlab.papers.paper import PaperRun
@@ -87,7 +87,8 @@ def launcher_overrides(run: Run) -> list[str]:
     given = [override for override in run.overrides if override.startswith(LAUNCHER_OVERRIDES)]
     others = [override for override in given if not override.startswith("launcher=")]
     if option == "parallel" and not any(override.startswith("launcher.jobs=") for override in given):
-        others.append(f"launcher.jobs={num_gpus() or min(MAX_JOBS, hardware.num_cores())}")
+        fitting = int(hardware.describe_hardware()["memory_gb"] / JOB_GB)
+        others.append(f"launcher.jobs={num_gpus() or max(1, min(MAX_JOBS, fitting, hardware.num_cores()))}")
     return [f"launcher={option}", *others]
 
 

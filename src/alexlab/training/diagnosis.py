@@ -24,6 +24,8 @@ FROZEN_STEP = 1e-6  # change of the weights per step, relative to their size
 GOOD_STEP = 3e-4
 # The change in the first step that a lower learning rate aims at; AdamW with lr 1e-3 makes 0.08 to 0.2.
 GOOD_FIRST_STEP = 0.1
+DYING, ALIVE = 0.9, 0.5  # fraction of dead units of a layer now and at the start
+DYING_UNITS = "dying units"  # the cause that is reported although the loss falls
 MIN_IMAGES_PER_CLASS = 100  # with fewer, a loss no better than guessing is expected
 MAX_CLASSES = 256  # classes for which the loss of guessing is averaged
 
@@ -102,16 +104,16 @@ class Finding:
 
 
 def find_cause(state: State) -> Finding | None:
-    """Return the first measured cause in the order data, signal, weights; None if there is none or the loss falls."""
+    """Return the first measured cause in the order data, signal, weights; None if there is none."""
     start, now = state.start, state.now
     if state.classes_seen < 2:
         return Finding("one class", "all training images are of one class", "check the labels")
+    lower = state.lr * min(0.1, _power_of_ten(GOOD_FIRST_STEP / max(state.first_change, 1e-12)))
     if not state.is_stalled:
-        return None
+        return _dying_units(state, lower)
     if start.images < FLAT_IMAGES:
         measured = f"after normalization the images of a batch differ by {start.images:.0e} of their size"
         return Finding("equal images", measured, "check preview.png, data.mean and data.std")
-    lower = state.lr * min(0.1, _power_of_ten(GOOD_FIRST_STEP / max(state.first_change, 1e-12)))
     divergence = _divergence(state)
     if divergence is not None:
         return Finding("learning rate too high", divergence, lr=lower)
@@ -138,6 +140,17 @@ def find_cause(state: State) -> Finding | None:
     return None
 
 
+def _dying_units(state: State, lr: float) -> Finding | None:
+    """Return the first layer most of whose units have died in a training whose loss falls, or None."""
+    before = {layer.name: layer.dead for layer in state.start.layers}
+    for layer in state.now.layers:
+        if layer.dead > DYING and before.get(layer.name, 1.0) < ALIVE:
+            now, start = f"{layer.dead:.0%}", f"{before[layer.name]:.0%}"
+            measured = f"{now} of the units of {layer.name} are 0 for all images, at the start {start}"
+            return Finding(DYING_UNITS, measured, lr=lr)
+    return None
+
+
 def _power_of_ten(value: float) -> float:
     return 10.0 ** round(math.log10(value))
 
@@ -153,13 +166,16 @@ def _divergence(state: State) -> str | None:
 
 
 def describe(state: State, model: Mapping[str, Any]) -> tuple[bool, str] | None:
-    """Return whether a cause was measured, and a sentence about a loss that does not fall; None if there is nothing to say.
+    """Return whether a cause was measured, and a sentence about a loss that does not fall or units that die, or None.
 
     Args:
         state: state of the training.
         model: the config node of the net.
     """
     finding = find_cause(state)
+    if finding is not None and finding.cause == DYING_UNITS:
+        text = f"after {state.num_steps} steps {finding.measured}; {finding.advice(model)}"
+        return True, f"{text}. debug=doctor compares the remedies"
     loss = f"after {state.num_steps} steps the loss is "
     if state.loss > WORSE_THAN_GUESSING * state.guessing:
         loss += f"{state.loss:.4g}, worse than guessing among {state.num_classes} classes ({state.guessing:.3f})"

@@ -30,7 +30,7 @@ def paired_difference(a_correct: np.ndarray, b_correct: np.ndarray) -> Differenc
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class SidePredictions:
     """Predictions of one net on N images.
 
     Args:
@@ -61,8 +61,8 @@ class Comparison:
     paths: Sequence[str]
     classes: Sequence[str]
     labels: np.ndarray
-    a: Answers
-    b: Answers
+    a: SidePredictions
+    b: SidePredictions
     notes: Sequence[str]
 
     def __len__(self) -> int:
@@ -85,9 +85,9 @@ class Comparison:
         """Top-1 accuracy of B minus that of A."""
         return paired_difference(self.a.predicted == self.labels, self.b.predicted == self.labels)
 
-    def num_correct(self, answers: Answers) -> int:
+    def num_correct(self, predictions: SidePredictions) -> int:
         """Return the number of images whose most probable class is the label."""
-        return int((answers.predicted == self.labels).sum())
+        return int((predictions.predicted == self.labels).sum())
 
     def rows(self, outcome: str, limit: int) -> list[int]:
         """Return the images with an outcome, those first of whose class B is most confident."""
@@ -112,7 +112,7 @@ class Comparison:
     def verdict(self) -> str:
         """The better net on these images, in one or two sentences."""
         _, repaired, broken, _ = self.counts
-        shares = [100 * self.num_correct(answers) / len(self) for answers in (self.a, self.b)]
+        shares = [100 * self.num_correct(predictions) / len(self) for predictions in (self.a, self.b)]
         images = f"{len(self):,} images" if len(self) > 1 else "the only image"
         if not repaired and not broken:
             return f"No difference: A and B are right about the same images, {shares[0]:.2f} % of {images}."
@@ -169,8 +169,8 @@ def match(
         a.paths[rows[:, 0]].tolist(),
         display_names(classes, names),
         numbers[0][a.labels[rows[:, 0]]],
-        _answers(a, numbers[0], rows[:, 0]),
-        _answers(b, numbers[1], rows[:, 1]),
+        _predictions_of(a, numbers[0], rows[:, 0]),
+        _predictions_of(b, numbers[1], rows[:, 1]),
         notes,
     )
 
@@ -190,9 +190,9 @@ def check_common(paths: Sequence[Sequence[str]], num_common: int) -> None:
         )
 
 
-def _answers(kept: KeptPredictions, numbers: np.ndarray, rows: np.ndarray) -> Answers:
+def _predictions_of(kept: KeptPredictions, numbers: np.ndarray, rows: np.ndarray) -> SidePredictions:
     top = kept.top_classes[rows]
-    return Answers(
+    return SidePredictions(
         numbers[top[:, 0]],
         kept.top_probs[rows, 0],
         kept.label_prob[rows],

@@ -66,11 +66,15 @@ def picture_grids(comparison: Comparison, context: "Context", limit: int) -> lis
 
 
 def _captioned(comparison: Comparison, row: int, split: Split, index: int, decoding: Any) -> CaptionedImage:
-    answers = [
+    predictions = [
         f"{name} {comparison.classes[side.predicted[row]]} (p {side.prob[row]:.2f})"
         for name, side in (("A", comparison.a), ("B", comparison.b))
     ]
-    lines = [f"true {comparison.classes[comparison.labels[row]]}", *answers, os.path.basename(comparison.paths[row])]
+    lines = [
+        f"true {comparison.classes[comparison.labels[row]]}",
+        *predictions,
+        os.path.basename(comparison.paths[row]),
+    ]
     return CaptionedImage(split.load(index, decoding), lines)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from alexlab.config.grammar import to_text
-from alexlab.inference.compare.comparison import OUTCOMES, Answers, Comparison, p_text
+from alexlab.inference.compare.comparison import OUTCOMES, Comparison, SidePredictions, p_text
 from alexlab.inference.compare.sides import Side
 from alexlab.inference.compare.sources import Evaluated, Kept
 from alexlab.inference.report import terminal_table
@@ -129,7 +129,7 @@ def score_rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
     return columns, [*rows, ["B minus A", f"{difference.value:+.4f}", interval, *others]]
 
 
-def _loss(side: Answers) -> float:
+def _loss(side: SidePredictions) -> float:
     return float(-np.log(np.maximum(side.label_prob.astype(np.float64), MIN_LOSS_PROB)).mean())
 
 
@@ -189,11 +189,11 @@ def write_files(comparison: Comparison, context: Context, out_dir: Path) -> None
             name: {
                 "name": side.name,
                 "checkpoints": [str(member.path) for member in side.members],
-                "top1": comparison.num_correct(answers) / len(comparison),
-                "top5": float(answers.in_top5.mean()),
-                "loss": _loss(answers),
+                "top1": comparison.num_correct(predictions) / len(comparison),
+                "top5": float(predictions.in_top5.mean()),
+                "loss": _loss(predictions),
             }
-            for name, side, answers in zip("ab", context.sides, (comparison.a, comparison.b), strict=True)
+            for name, side, predictions in zip("ab", context.sides, (comparison.a, comparison.b), strict=True)
         },
         "split": context.split_name,
         "images": len(comparison),
