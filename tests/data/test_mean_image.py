@@ -30,7 +30,7 @@ RECIPE = ("data.mean_image=true", "data.mean=null")
 
 
 def test_the_mean_image_of_images_without_files_is_not_cached(tmp_path: Path) -> None:
-    """Nothing tells two datasets of a user apart that have the same length."""
+    """Two datasets of a user may have the same length and the same names."""
 
     class Items:
         def __init__(self, level: int) -> None:

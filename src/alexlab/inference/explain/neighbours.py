@@ -85,7 +85,7 @@ def feature_matrix(
 def matrix_path(cache_dir: Path, checkpoint: Path, split: Split, decoding: Decoding) -> Path:
     """Return the path of the cached matrix, which depends on the checkpoint's content, the files of the split and their decoding.
 
-    It is a new one for images without files, such as those of an own dataset, because nothing tells whether they have changed.
+    It is a new one for images without files, such as those of an own dataset, because they may have changed.
     """
     digest = hashlib.blake2b(digest_size=12)
     with checkpoint.open("rb") as file:
