@@ -289,6 +289,29 @@ def test_repeat_validation_and_loop_progress(tmp_path: Path) -> None:
         assert recorder.kinds == expected
 
 
+class SaveAtEpochEnd(Callback):
+    """Save a checkpoint at the end of each epoch, and resume by epochs if that is wanted."""
+
+    def __init__(self, by_epochs: bool) -> None:
+        self.by_epochs = by_epochs
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if self.by_epochs:
+            compat.resume_by_epochs(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / f"epoch{trainer.current_epoch}.ckpt")
+
+
+def test_resume_by_epochs(tmp_path: Path) -> None:
+    """An epoch of four batches has ended, and one is left; Lightning alone counts the ended one twice."""
+    trainer(tmp_path, SaveAtEpochEnd(True), max_steps=8, max_epochs=10).fit(BoringModel())
+    for by_epochs, expected in ((True, 2), (False, 3)):
+        resumed = trainer(tmp_path / "resumed", SaveAtEpochEnd(by_epochs), max_steps=8, max_epochs=10)
+        resumed.fit(BoringModel(), ckpt_path=tmp_path / "epoch0.ckpt")
+        assert (resumed.global_step, resumed.fit_loop.epoch_progress.current.processed) == (8, expected)
+
+
 # Hydra
 
 

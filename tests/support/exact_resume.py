@@ -63,6 +63,10 @@ RECIPES = {
         ),
         "scheduler=cosine",
     ),
+    "a number of steps": (
+        *(f"trainer.max_steps={EPOCHS * STEPS}", "trainer.max_epochs=10", "scheduler=cosine"),
+        "callbacks=[default,early_stopping]",
+    ),
     "balanced": ("data.sampler=balanced", "callbacks=[default,early_stopping]"),
 }
 

@@ -13,6 +13,7 @@ from alexlab.records.atomic import write_atomic
 from alexlab.records.record import RunRecord
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.checkpoint_io import AtomicCheckpointIO
+from support.exact_resume import difference
 from support.runs import rows
 
 Train = Callable[..., float | None]
@@ -30,6 +31,19 @@ def test_last_is_from_the_last_epoch_and_best_from_the_best_epoch(train: Train, 
     assert best["epoch"] == ranks.index(max(ranks)) > ranks.index(max(ranks, key=lambda rank: rank[0])), "a tie"
     found = best["alexlab"]["best"]
     assert found["top1"] == pytest.approx(max(ranks)[0]) and found["epoch"] == best["epoch"] + 1
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.0])
+def test_a_longer_run_continues_from_the_raw_weights(train: Train, tmp_path: Path, lr: float) -> None:
+    """Of EMA, whether or not the last epoch is the best one; its average would be another run."""
+    options = ("callbacks=[default,ema]", "callbacks.ema.decay=0.5", "callbacks.checkpoint.every_n_epochs=2")
+    options = (*options, f"optimizer.lr={lr}", "scheduler=constant", "optimizer=sgd")
+    train(*options, "trainer.max_epochs=5", run_dir=tmp_path / "whole")
+    train(*options, "trainer.max_epochs=3", run_dir=tmp_path / "part")
+    train(*options, "trainer.max_epochs=5", run_dir=tmp_path / "part", resumed=True)
+    whole, part = (load(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "part"))
+    assert (whole["global_step"], whole["epoch"]) == (part["global_step"], part["epoch"])
+    assert difference(whole["state_dict"], part["state_dict"]) is None
 
 
 def test_the_last_epoch_is_saved_regardless_of_every_n_epochs(train: Train, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Diagnosis of a loss that does not fall: measurements distinguish the causes, and the training is unchanged."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,14 @@ def test_each_cause_has_its_remedy(changes: dict[str, Any], model: dict[str, Any
 def test_healthy_and_slow_trainings_raise_no_alarm(changes: dict[str, Any]) -> None:
     assert find_cause(state(**changes)) is None
     assert describe(state(**changes), {}) is None
+
+
+def test_weights_that_start_at_zero_have_no_relative_change() -> None:
+    for change in (math.nan, math.inf, 0.0):
+        assert describe(state(loss=1.5, first_change=change), {}) is None
+    net = torch.nn.Linear(3, 2)
+    torch.nn.init.zeros_(net.weight)
+    assert WeightSamples(net).change_per_step(1) == math.inf
 
 
 def test_dying_units_are_reported_although_the_loss_falls() -> None:

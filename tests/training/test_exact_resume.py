@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.callbacks import Timer
 
 from alexlab.data.discovery import find_splits
 from alexlab.data.streaming.writer import write_shards
@@ -109,6 +110,37 @@ def test_resuming_with_other_accumulation_steps_keeps_the_global_batches(
     last = load_file(tmp_path / "part" / LAST)
     assert last["global_step"] == 9
     assert position(last) == (3, 0)
+
+
+@pytest.mark.parametrize("limit", ["trainer.max_steps=8", "trainer.max_time=00:00:00:01"])
+def test_an_epoch_that_a_limit_cut_short_is_completed(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """The extended run equals one that had the longer limit from the start."""
+    common = ("data.batch_size=4", "trainer.max_epochs=3", "optimizer=sgd", "scheduler=constant")
+    train(*common, run_dir=tmp_path / "whole")
+    if "max_time" in limit:  # Lightning's timer stops the run after its eighth batch
+        monkeypatch.setattr(Timer, "time_remaining", lambda self, stage=None: 1.0)
+        original = Classifier.on_train_batch_end
+
+        def stop(module: Classifier, *args: Any) -> None:
+            original(module, *args)
+            module.trainer.should_stop = module.global_step == 8
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Classifier, "on_train_batch_end", stop)
+            train(*common, limit, run_dir=tmp_path / "part")
+    else:
+        train(*common, limit, run_dir=tmp_path / "part")
+    assert position(load_file(tmp_path / "part" / LAST)) == (2, 0), "as Lightning counts it"
+    longer = limit.replace("=8", "=-1").replace(":01", ":59")
+    train(*common, longer, run_dir=tmp_path / "part", resumed=True)
+    whole, part = (load_file(tmp_path / name / LAST) for name in ("whole", "part"))
+    assert difference(whole["state_dict"], part["state_dict"]) is None
+    tables = [rows(tmp_path / name / "metrics.csv") for name in ("whole", "part")]
+    for row in (*tables[0], *tables[1]):
+        del row["train/images_per_s"]
+    assert tables[0] == tables[1]
 
 
 def test_every_s_saves_on_all_ranks_by_one_clock(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,11 @@ def test_labels_may_be_probabilities() -> None:
         torch.testing.assert_close(loss(logits, labels), loss(logits, F.one_hot(labels, 3).float()))
 
 
+def test_a_class_without_images_has_a_finite_weight() -> None:
+    loss = CrossEntropy([3, 0], class_weights="balanced")(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
+    assert torch.isfinite(loss).all()
+
+
 def test_class_weights_of_mixed_labels_are_exact_under_autocast() -> None:
     loss = CrossEntropy([1, 2, 5], class_weights="balanced")
     logits, labels = torch.randn(4, 3), torch.eye(3)[[0, 1, 2, 0]]

@@ -8,7 +8,13 @@ inside the functions, since the command line reads these modules before it impor
 
 from alexlab.compat.huggingface import offline_if_unreachable
 from alexlab.compat.hydra import ConfigRepository, config_file, hook_hydra, job_error, load_default
-from alexlab.compat.lightning import disable_signal_handlers, loop_progress, repeat_validation, validation_is_due
+from alexlab.compat.lightning import (
+    disable_signal_handlers,
+    loop_progress,
+    repeat_validation,
+    resume_by_epochs,
+    validation_is_due,
+)
 from alexlab.compat.optuna import reopen_trial
 from alexlab.compat.python import python3_name
 from alexlab.compat.ray import local_ray_options
@@ -33,6 +39,7 @@ __all__ = [
     "python3_name",
     "reopen_trial",
     "repeat_validation",
+    "resume_by_epochs",
     "shut_down_workers",
     "summary_writer",
     "validation_is_due",

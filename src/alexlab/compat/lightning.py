@@ -44,6 +44,15 @@ def repeat_validation(trainer: lightning.Trainer) -> None:
     loop.restarting = False  # from its first batch
 
 
+def resume_by_epochs(trainer: lightning.Trainer) -> None:
+    """Resume a run with `max_steps` as one with `max_epochs`; called before `fit` loads the checkpoint.
+
+    Works around: with `max_steps`, Lightning repeats the end of a finished epoch and counts it twice. Checked with lightning
+    2.6.6.
+    """
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+
+
 def loop_progress(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the progress of epochs and of batches in a checkpoint: `total` and `current`, each with `ready` and `processed`.
 

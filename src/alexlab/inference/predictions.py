@@ -99,7 +99,8 @@ def select_split(
         check_root(settings.root, missing=missing)
     if os.path.isdir(settings.root):
         layout = find_layout(settings.root, settings.splits)
-        if not from_run and not layout.folders and layout.ambiguity is None and requested in (None, "all"):
+        whole = requested == "all" or (requested is None and not from_run)
+        if whole and not layout.folders and layout.ambiguity is None:
             return "all", _scan_folder(model, settings, "", [])
         if layout.folders and layout.folder("train") is None:  # a folder with only a test split, for example
             name = requested or next(name for name in ("test", "val") if name in layout.folders)

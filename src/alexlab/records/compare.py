@@ -102,7 +102,8 @@ class RunGroup:
 
     def std(self, name: str | None = None) -> float | None:
         """Return the standard deviation over the seeds, or over the folds of a single seed; None for fewer than two."""
-        values = [*self.training_scores().values()] if name is None and self.num_folds else []
+        is_optimized = name in (None, self.optimized.key)
+        values = [*self.training_scores().values()] if is_optimized and self.num_folds else []
         values = values if len(values) > 1 else self.values(name)
         return statistics.stdev(values) if len(values) > 1 else None
 

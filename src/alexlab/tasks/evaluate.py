@@ -130,19 +130,22 @@ def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, boo
         del changes["root"]  # keep the run's own splits, so that no training image is evaluated
     from_run = not changes.keys() & {"root", "url"}
     if not from_run:  # a folder may replace shards and shards a folder
-        group = own.get("group") if own.get("folds") else None  # it divides a folder without splits
-        other: dict[str, Any] = {
-            "root": None,
-            "url": None,
-            "generate": None,
-            "dataset": None,
-            "splits": {},
-            "group": group,
-        }
-        changes = other | changes
+        changes = {"root": None, "url": None, "generate": None, "dataset": None, "splits": {}} | changes
+        if own.get("group") and not own.get("folds") and _has_val(changes):
+            changes["group"] = None  # nothing is left to divide by it
+        if str(changes["root"]).lower().endswith(".csv"):
+            changes["val_split"] = "val"  # a manifest names its splits
     if changes.get("url") is not None:  # these keys divide or sample files
         changes = {"sampler": "shuffle", "group": None, "folds": None, "fold": None, "fraction": 1.0} | changes
     return data_config({"data": {**model.config["data"], "cache": None, "manifest": None, **changes}}), from_run
+
+
+def _has_val(changes: dict[str, Any]) -> bool:
+    """Return whether the dataset of some data settings has a validation split of its own."""
+    from alexlab.data.layout import find_layout
+
+    root = changes["root"]
+    return root is None or not os.path.isdir(root) or "val" in find_layout(root, changes["splits"]).folders
 
 
 def check(config: dict[str, Any]) -> None:

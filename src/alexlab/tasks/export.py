@@ -36,7 +36,8 @@ def main(run: Run) -> None:
     images = comparison_images(config, model)
     stem = "ensemble" if model.members else model.choices.get("model", "net")
     path = Path(config["out"] or run.dir)
-    path = path / f"{stem}{suffix}" if path.is_dir() else path
+    is_dir = path.is_dir() or str(config["out"]).endswith("/")
+    path = path / f"{stem}{suffix}" if is_dir else path
     if path.suffix != suffix and path.suffix in {other for other, _ in FORMATS.values()}:
         raise ConfigError(f"out must end in {suffix} with format={config['format']}; got {path}")
     difference = export(model, config["format"], path, images)

@@ -123,8 +123,8 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
     if settings["size"] is None:
         shorter = settings["resize"] == "shorter"
         settings["size"] = round(data.image_size / config["data"]["ratio"]) if shorter else data.image_size
-    done = set()
-    for name, part in data.find_splits().items():
+    done, splits = set(), data.find_splits()
+    for name, part in splits.items():
         assert part.listing is not None
         if part.listing.folder in done:
             continue
@@ -134,6 +134,7 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
             PackConfig(**settings),
             decoding=data.decoding,
             cache_dir=Path(data.cache_dir),
+            hashes=splits.hashes_of(part.listing),
             skip=data.on_error == "skip",
             replace=True,
         )

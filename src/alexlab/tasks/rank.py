@@ -152,6 +152,7 @@ def _resume(config: dict[str, Any], trainer: lightning.Trainer, data: ImageDataM
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, CheckpointCallback):
             callback.best_is_lost = chosen["best_is_lost"]
+    checkpoint_io.reopen_epoch(checkpoint)
     checkpoint_io.rescale_progress(checkpoint, trainer.accumulate_grad_batches)
     data.resume_at = checkpoint_io.position(checkpoint)
     num_epochs, num_batches = data.resume_at
@@ -177,9 +178,10 @@ def checkpoint_record(run: Run) -> dict[str, Any]:
 def _hparams(run: Run) -> dict[str, Any]:
     """Return the keys by which TensorBoard's HParams tab compares runs."""
     config = run.config
+    width = config["model"].get("width", 1.0)
     return {
         **{group: shown(run.choices.get(group, "")) for group in HPARAM_GROUPS},
-        "width": float(config["model"].get("width", 1.0)),
+        "width": float(width) if isinstance(width, int | float) else shown(width),
         "lr": float(config["optimizer"]["lr"]),
         "batch_size": config["data"]["batch_size"],
         "devices": shown(config["trainer"]["devices"]),

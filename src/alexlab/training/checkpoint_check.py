@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -19,7 +20,8 @@ def check_checkpoint(content: Any, module: Classifier, trainer: lightning.Traine
     """Raise ValueError unless a checkpoint has everything that resuming needs, with the right types and shapes."""
     state = dict(module.state_dict())
     counts = dict.fromkeys(module._stage_metrics("train").metric_state, 0.0)
-    inside = {"validated_in_epoch": False, "train_counts": [counts], "train_metrics": {}, "accumulate_grad_batches": 1}
+    inside = {"validated_in_epoch": False, "train_counts": [counts], "train_metrics": {}, "val_metrics": {}}
+    inside["accumulate_grad_batches"] = 1
     expected = {
         "epoch": 0,
         "global_step": 0,
@@ -44,11 +46,14 @@ def check_checkpoint(content: Any, module: Classifier, trainer: lightning.Traine
     known = content[CHECKPOINT_KEY]
     if known["classes"] != module.record["classes"]:
         raise ValueError(f"its classes must be {module.record['classes'][:5]}; got {known['classes'][:5]}")
-    for values in (known["best"], known["mid_epoch"]["train_metrics"]):
+    for values in (known["best"], known["mid_epoch"]["train_metrics"], known["mid_epoch"]["val_metrics"]):
         compare(values, dict.fromkeys(values, 0.0), f"{CHECKPOINT_KEY}.best")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if callback.state_key in content["callbacks"]:
-            compare(content["callbacks"][callback.state_key], callback.state_dict(), f"callbacks.{callback.state_key}")
+            own = callback.state_dict()
+            if isinstance(callback, Timer):  # seconds, which begin as an integer
+                own = {"time_elapsed": dict.fromkeys(own["time_elapsed"], 0.0)}
+            compare(content["callbacks"][callback.state_key], own, f"callbacks.{callback.state_key}")
     _check_optimizer(content, module)
 
 

@@ -54,6 +54,16 @@ def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     return epochs["processed"], batches["ready"] if inside else 0
 
 
+def reopen_epoch(checkpoint: dict[str, Any]) -> None:
+    """Undo the end of an epoch that `max_time`, `max_steps` or early stopping cut short, so that a resumed run completes it."""
+    epochs, batches = compat.loop_progress(checkpoint)
+    if batches["is_last_batch"] or not batches["current"]["ready"]:
+        return
+    for counts in (epochs["total"], epochs["current"]):
+        if counts["processed"] == counts["ready"]:
+            counts["processed"] = counts["completed"] = counts["ready"] - 1
+
+
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
     """Convert the batch counters of a checkpoint to another number of accumulation steps.
 

@@ -108,7 +108,9 @@ def find_cause(state: State) -> Finding | None:
     start, now = state.start, state.now
     if state.classes_seen < 2:
         return Finding("one class", "all training images are of one class", "check the labels")
-    lower = state.lr * min(0.1, _power_of_ten(GOOD_FIRST_STEP / max(state.first_change, 1e-12)))
+    # Weights that all start at 0 have no relative change.
+    change = state.first_change if math.isfinite(state.first_change) else GOOD_FIRST_STEP
+    lower = state.lr * min(0.1, _power_of_ten(GOOD_FIRST_STEP / max(change, 1e-12)))
     if not state.is_stalled:
         return _dying_units(state, lower)
     if start.images < FLAT_IMAGES:

@@ -35,7 +35,7 @@ class CrossEntropy(nn.Module):
         self.label_smoothing = label_smoothing
         self.num_outputs = len(class_counts)
         counts = torch.tensor(class_counts, dtype=torch.float)
-        weights = counts.sum() / (len(counts) * counts) if class_weights else None
+        weights = counts.sum() / (len(counts) * counts.clamp(min=1)) if class_weights else None
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

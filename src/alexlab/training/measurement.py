@@ -126,6 +126,7 @@ class WeightSamples:
         changes = [
             ((_sample(weight) - self.start[name]).norm() / self.start[name].norm()).item() / num_steps
             for name, weight in self.weights.items()
+            if self.start[name].any()  # a weight that starts at 0 has no relative change
         ]
         return max(changes, default=float("inf"))
 

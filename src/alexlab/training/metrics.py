@@ -108,7 +108,8 @@ class ClassificationMetrics(Metric):
         for name, value in self.metric_state.items():
             assert isinstance(value, Tensor)
             total = sum(each[name] for each in own)
-            dtype = widest_float(self.device.type) if value.is_floating_point() else value.dtype
+            device = "mps" if torch.backends.mps.is_available() else self.device.type  # it may be moved there later
+            dtype = widest_float(device) if value.is_floating_point() else value.dtype
             setattr(self, name, torch.tensor(total, dtype=dtype, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:

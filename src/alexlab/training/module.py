@@ -19,7 +19,7 @@ from alexlab.errors import DataError
 from alexlab.records.layout import CHECKPOINT_KEY, MEAN_IMAGE
 from alexlab.records.optimized import MODES, OptimizedMetric
 from alexlab.training import nonfinite
-from alexlab.training.checkpoint_io import rescale_progress
+from alexlab.training.checkpoint_io import reopen_epoch, rescale_progress
 from alexlab.training.collector import PredictionCollector
 from alexlab.training.metrics import ClassificationMetrics, ExtraMetrics, evaluate_batch
 from alexlab.training.param_groups import ParamGroup
@@ -181,14 +181,9 @@ class Classifier(lightning.LightningModule):
                 raise DataError("no image of the train split could be read")
             self.train_metrics = {f"train/{name}": scores[name].item() for name in ("loss", "top1")}
             self.log_train_metrics()
-            if self.validated_in_epoch and not self._validates_after(batch_idx):
-                self._log_exact(self.val_metrics)  # in a run resumed after this validation, Lightning has lost them
-
-    def _validates_after(self, batch_idx: int) -> bool:
-        """Return whether Lightning validates after the last batch of an epoch."""
-        every, loop = self.trainer.val_check_batch, self.trainer.fit_loop.epoch_loop
-        done = loop.total_batch_idx if self.trainer.check_val_every_n_epoch is None else batch_idx
-        return every is not None and (every == math.inf or (done + 1) % every == 0)
+            lost = not self.val_metrics.keys() <= self.trainer.callback_metrics.keys()  # resumed after this validation
+            if self.validated_in_epoch and lost and not compat.validation_is_due(self.trainer):
+                self._log_exact(self.val_metrics)
 
     def log_train_metrics(self) -> None:
         """Log the training metrics of the epoch; repeated in a run resumed between its last batch and its end."""
@@ -268,6 +263,7 @@ class Classifier(lightning.LightningModule):
             checkpoint[CHECKPOINT_KEY][MEAN_IMAGE] = self.mean_image
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        reopen_epoch(checkpoint)
         rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
         known = checkpoint[CHECKPOINT_KEY]
         if self.mean_image is not None:

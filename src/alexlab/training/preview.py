@@ -35,6 +35,7 @@ def preview_grid(
     split = data.splits.train
     plain = data.dataset(split, data.eval_transform)
     indices = [index for index in split.sample_indices(num_images) if plain[index][1] >= 0]
+    indices = indices or [next(index for index in range(len(split)) if plain[index][1] >= 0)]
     augmented = SeededDataset(
         data.dataset(split, data.train_transform), seed=data.seed, on_epoch=partial(set_epoch, data.train_transform)
     )

@@ -22,6 +22,7 @@ from alexlab.training.preprocessing import Inference
 
 METRICS = ("euclidean", "cosine")
 MAX_STATES = 100_000  # files of a split, evenly spaced, that are checked for changes
+ONCE = "once-"  # of a matrix that no later call may use
 CHUNK = 8192  # rows of the matrix per step of the search
 
 
@@ -79,13 +80,16 @@ def feature_matrix(
             matrix[indices.numpy()] = rows
         assert matrix is not None
         matrix.flush()
-    return np.load(path, mmap_mode="r")
+    found: np.ndarray = np.load(path, mmap_mode="r")
+    if path.name.startswith(ONCE):
+        path.unlink()  # the mapping remains valid
+    return found
 
 
 def matrix_path(cache_dir: Path, checkpoint: Path, split: Split, decoding: Decoding) -> Path:
     """Return the path of the cached matrix, which depends on the checkpoint's content, the files of the split and their decoding.
 
-    It is a new one for images without files, such as those of an own dataset, because they may have changed.
+    It is used once for images without files, such as those of an own dataset, because they may have changed.
     """
     digest = hashlib.blake2b(digest_size=12)
     with checkpoint.open("rb") as file:
@@ -97,7 +101,7 @@ def matrix_path(cache_dir: Path, checkpoint: Path, split: Split, decoding: Decod
     states = [split.file_state(row) for row in split.sample_indices(MAX_STATES)]
     digest.update(np.array(states, np.int64).tobytes() + repr(asdict(decoding)).encode())
     if any(size <= 0 for size, *_ in states):
-        digest.update(os.urandom(12))
+        return cache_dir / "features" / f"{ONCE}{os.urandom(12).hex()}.npy"
     return cache_dir / "features" / f"{digest.hexdigest()}.npy"
 
 

@@ -129,7 +129,10 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         is_best = self._save_best(trainer)
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0 or signals.agreed is not None:
+        # Here rather than at the end of the training, where EMA has replaced the weights by their average.
+        is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        is_last = is_last or trainer.global_step == trainer.max_steps
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0 or is_last or signals.agreed is not None:
             self._save_last(trainer, equals_best=is_best)
         raise_if_stopped()
 

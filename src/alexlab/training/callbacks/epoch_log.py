@@ -39,6 +39,8 @@ class EpochLog(RunFileWriter, Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock here too: `on_train_epoch_start` is not called for an epoch that is resumed in the middle."""
+        # Without the row of an epoch that was cut short and is now completed.
+        self.rows = [row for row in self.rows if row["epoch"] <= trainer.current_epoch]
         self.num_images, self.train_s = 0, 0.0
         self.epoch_start_s = self.mark_s = time.perf_counter()
 

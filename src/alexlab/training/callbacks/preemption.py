@@ -42,6 +42,7 @@ class PreemptionCallback(Callback):
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Disable Lightning's signal handling, which communicates with the other ranks in the middle of a step."""
         compat.disable_signal_handlers(trainer)
+        compat.resume_by_epochs(trainer)
         if self.group is None and torch.distributed.is_initialized() and torch.distributed.get_backend() != "gloo":
             self.group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
 
