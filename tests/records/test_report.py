@@ -258,6 +258,7 @@ def test_run_folders_and_globs(
     with pytest.raises(ConfigError, match=r"no run found: there is no run.json in or below nowhere"):
         find_runs(["nowhere"])
     assert collect_runs(["sweep/0_x", "--cfg", "job"]) == ["--cfg", "job", "runs=['sweep/0_x']"]
+    assert collect_runs(["-cjob", "sweep/0_x"]) == ["-cjob", "runs=['sweep/0_x']"]
     overrides = collect_runs(["sweep/0_x", "sweep/1 x,y", "out=here", "--cfg"])
     assert overrides == ["out=here", "--cfg", "runs=['sweep/0_x','sweep/1 x,y']"]
     config = plain(*collect_runs([str(sweep)]), f"out={tmp_path / 'here'}", name="report")

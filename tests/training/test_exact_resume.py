@@ -113,11 +113,19 @@ def test_resuming_with_other_accumulation_steps_keeps_the_global_batches(
 
 
 @pytest.mark.parametrize("limit", ["trainer.max_steps=8", "trainer.max_time=00:00:00:01"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ("scheduler=any", "scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=1"),
+        ("scheduler=plateau", "scheduler.monitor=train/loss", "scheduler.mode=min", "scheduler.patience=0"),
+    ],
+    ids=["by epoch", "by training loss"],
+)
 def test_an_epoch_that_a_limit_cut_short_is_completed(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, schedule: tuple[str, ...]
 ) -> None:
     """The extended run equals one that had the longer limit from the start."""
-    common = ("data.batch_size=4", "trainer.max_epochs=3", "optimizer=sgd", "scheduler=constant")
+    common = ("data.batch_size=4", "trainer.max_epochs=3", "optimizer=sgd", *schedule)
     train(*common, run_dir=tmp_path / "whole")
     if "max_time" in limit:  # Lightning's timer stops the run after its eighth batch
         monkeypatch.setattr(Timer, "time_remaining", lambda self, stage=None: 1.0)

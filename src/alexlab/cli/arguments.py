@@ -84,6 +84,11 @@ def _is_of_hydra(flag: str, flags: Sequence[str] = (*FLAGS, *VALUE_FLAGS)) -> bo
     return flag in flags or flag in [f"-c{choice}" for choice in ("job", "hydra", "all")]
 
 
+def _takes_value(flag: str) -> bool:
+    """Return whether the argument after a flag of Hydra is its value; `-cjob` contains it."""
+    return _is_of_hydra(flag, VALUE_FLAGS) and (flag.startswith("--") or flag in VALUE_FLAGS)
+
+
 def quote_paths(arguments: Sequence[str]) -> list[str]:
     """Quote the values of path keys, the note and the tags, so that Hydra takes them as typed: `data.root=/data/cats & dogs`.
 
@@ -242,7 +247,7 @@ def _is_quoted_path(value: str) -> bool:
 def _words(arguments: Sequence[str]) -> list[str]:
     """Return the arguments that are neither KEY=VALUE nor a flag or its value."""
     pairs = zip(["", *arguments], arguments, strict=False)
-    return [word for before, word in pairs if _is_word(word) and not _is_of_hydra(before, VALUE_FLAGS)]
+    return [word for before, word in pairs if _is_word(word) and not _takes_value(before)]
 
 
 def _keyed(command: str, word: str) -> str | None:
@@ -269,7 +274,7 @@ def order_arguments(arguments: Sequence[str]) -> list[str]:
 def collect_runs(arguments: Sequence[str]) -> list[str]:
     """Turn positional arguments, which are run folders, into the list `runs=[...]`."""
     is_run = [
-        not item.startswith("-") and not _is_of_hydra(before, VALUE_FLAGS) and ("=" not in item or Path(item).exists())
+        not item.startswith("-") and not _takes_value(before) and ("=" not in item or Path(item).exists())
         for before, item in pairwise(["", *arguments])
     ]
     run_dirs = list(compress(arguments, is_run))

@@ -145,5 +145,6 @@ class Reproduction:
                     "out=DIR to a new folder"
                 )
         make_out_dir(self.folder)
-        plan = known | {run.name: list(run.overrides) for run in runs}
+        planned = {str(name): overrides for name, overrides in before.items()}
+        plan = planned | known | {run.name: list(run.overrides) for run in runs}
         write_atomic(path, (json.dumps(plan, indent=1) + "\n").encode())

@@ -55,9 +55,14 @@ def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
 
 
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:
-    """Undo the end of an epoch that `max_time`, `max_steps` or early stopping cut short, so that a resumed run completes it."""
+    """Undo the end of an epoch that `max_time`, `max_steps` or early stopping cut short, so that a resumed run completes it.
+
+    If it was cut between two batches of one step, whose gradients are not saved, it remains ended.
+    """
     epochs, batches = compat.loop_progress(checkpoint)
-    if batches["is_last_batch"] or not batches["current"]["ready"]:
+    ready = batches["current"]["ready"]
+    accumulate = checkpoint[CHECKPOINT_KEY]["mid_epoch"]["accumulate_grad_batches"]
+    if batches["is_last_batch"] or not ready or ready % accumulate:
         return
     for counts in (epochs["total"], epochs["current"]):
         if counts["processed"] == counts["ready"]:

@@ -225,6 +225,9 @@ class Classifier(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Step the schedulers with the interval `epoch`, but not ReduceLROnPlateau of a metric of the validation."""
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if not self.trainer.is_last_batch and batches % self.trainer.accumulate_grad_batches == 0:
+            return  # cut short by a limit; a resumed run completes the epoch, see `reopen_epoch`
         self.validated_in_epoch = False
         for entry in self.trainer.lr_scheduler_configs:
             # Not a second time in a run that is resumed from the checkpoint of this epoch's end.
@@ -251,9 +254,10 @@ class Classifier(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._raise_unless_finite()
+        val_metrics = self.val_metrics if self.validated_in_epoch else {}
         inside = {
             "validated_in_epoch": self.validated_in_epoch,
-            "val_metrics": self.val_metrics if self.validated_in_epoch else {},
+            "val_metrics": {name: value for name, value in val_metrics.items() if not math.isnan(value)},
             "train_counts": self._stage_metrics("train").gather_state(),
             "train_metrics": self.train_metrics,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,

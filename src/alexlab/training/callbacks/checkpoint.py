@@ -84,6 +84,7 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
     ) -> None:
         if self.best_is_lost:
             pl_module.best = {}  # type: ignore[assignment]
+            pl_module.val_metrics = {}  # type: ignore[assignment]
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         for writer in (trainer.strategy.checkpoint_io, *trainer.loggers, *trainer.callbacks):  # type: ignore[attr-defined]
