@@ -393,7 +393,7 @@ def test_the_demo_returns_printable_names(monkeypatch: pytest.MonkeyPatch) -> No
         names=classes,
         members=(),
         inference=SimpleNamespace(probs=lambda images: probs),
-        single=None,
+        single=SimpleNamespace(net=torch.nn.Conv2d(3, 1, 1)),
         reader=lambda: ViewReader(None, Decoding()),
     )
     monkeypatch.setattr(demo, "grad_cam", lambda *_: torch.zeros(1, 8, 8))

@@ -135,7 +135,7 @@ def test_no_class_overrides_private_names_of_a_base_class() -> None:
 
 def test_number_of_private_uses() -> None:
     """Each one makes the next upgrade harder: look for a public way before you raise the number."""
-    assert len([use for module in MODULES if module.startswith(COMPAT) for use in private_uses(tree_of(module))]) <= 23
+    assert len([use for module in MODULES if module.startswith(COMPAT) for use in private_uses(tree_of(module))]) <= 24
 
 
 @pytest.mark.parametrize(
