@@ -30,7 +30,7 @@ COUNTS = {
     "callbacks": 6,
     "data": 6,
     "debug": 7,
-    "experiment": 15,
+    "experiment": 16,
     "hydra/hydra_logging": 1,
     "hydra/job_logging": 1,
     "hydra/launcher": 4,
