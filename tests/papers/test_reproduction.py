@@ -182,6 +182,16 @@ def test_the_average_has_as_many_nets_as_the_claim(tmp_path: Path) -> None:
     assert names == [*(f"baseline_seed-{seed}" for seed in range(1, 6)), "no_lrn_seed-1", "no_lrn_seed-2"]
 
 
+def test_finished_runs_without_predictions_are_not_called_unfinished(tmp_path: Path) -> None:
+    found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[average]")
+    for seed in range(1, 6):
+        finish(found, "baseline", seed)
+    write_results(found)
+    (claim,) = json.loads((found.folder / "result.json").read_text())["claims"]
+    assert claim["verdict"] == "inconclusive"
+    assert claim["note"] == "Finished runs: baseline 5 of 5. They lack what it is measured on."
+
+
 def test_an_average_of_nets_is_compared_with_its_nets_by_image(tmp_path: Path) -> None:
     found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[average,crops]", "seeds=3")
     rights = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]])  # each image is right in two nets, and so in the average

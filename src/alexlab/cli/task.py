@@ -110,12 +110,10 @@ class CommandTask:
             rendezvous.join(own["trainer"], timeout_s=own["elastic"]["timeout_s"])
         if invocation.sweep is not None:
             check_confined(own, invocation.sweep.folder, confirmed=invocation.sweep.confirmed)
-        restarted = (
-            ranks.started_by_torchrun()
-        )  # then `alexlab.tasks.train` resumes: only the node of rank 0 may have the record
+        # After a restart by torchrun `alexlab.tasks.train` resumes: only the node of rank 0 may have the record.
         if (
             invocation.command == "train"
-            and not restarted
+            and not ranks.started_by_torchrun()
             and ranks.broadcast("is resumed", lambda: previous_attempt(run_dir).resumed)
         ):
             from alexlab.cli.resume_sweep import resumed_job
@@ -155,7 +153,7 @@ class CommandTask:
         if self.invocation.earlier is None:
             with runner.like_job():
                 self.check(config, remote=runner.remote)
-        if self.invocation.earlier is not None:
+        else:
             config = OmegaConf.create(self.invocation.earlier.config)
         job = Job(0, raw_overrides(hydra_config.overrides.task), run_dir, config, standalone=True)
         self.table.jobs.append(job)

@@ -1,4 +1,4 @@
-"""Import of torch and Lightning, which takes most of the time to the first step, and of this package in other processes."""
+"""Imports: torch and Lightning, which take most of the time to the first step, and this package in other processes."""
 
 import atexit
 import gc

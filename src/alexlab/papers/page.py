@@ -76,6 +76,10 @@ def measure_claims(reproduction: Reproduction) -> list[Row]:
         found = reproduction.measure(claim)
         if missing is not None:
             rows.append(Row(name, claim, None, SKIPPED, f"Set {missing}=DIR to the folder of its images."))
+        elif found is None and not _incomplete(reproduction, claim):
+            rows.append(
+                Row(name, claim, None, UNDECIDED, f"{_counts(reproduction, claim)} They lack what it is measured on.")
+            )
         elif found is None:
             rows.append(Row(name, claim, None, NOT_RUN, _counts(reproduction, claim)))
         else:

@@ -45,9 +45,8 @@ def create_server(config: dict[str, Any]) -> tuple[Any, socket.socket]:
     host, port = str(config["host"]), config["port"]
     listener = _bind(host, port)
     model = evaluate.load_model(config)
-    hosts = (
-        [*LOCAL_HOSTS, "[::1]"] if host in LOCAL_HOSTS else ["*"]
-    )  # a Host header has brackets around IPv6 addresses
+    # A Host header has brackets around IPv6 addresses.
+    hosts = [*LOCAL_HOSTS, "[::1]"] if host in LOCAL_HOSTS else ["*"]
     app = create_app(model, max_bytes=round(config["max_mb"] * 1e6), hosts=hosts)
     if host not in LOCAL_HOSTS:
         log.warning(
