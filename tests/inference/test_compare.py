@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from alexlab.cli.arguments import collect_runs
 from alexlab.errors import ConfigError
+from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.compare.comparison import OUTCOMES, match, paired_difference
 from alexlab.inference.compare.sides import average, find_side
-from alexlab.records.differences import code_differences
+from alexlab.inference.export import write_safetensors
+from alexlab.records.differences import Difference, code_differences, record_differences
 from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.results import read_run
 from alexlab.records.run import Run
@@ -240,7 +243,7 @@ def test_checkpoints_without_kept_predictions_are_evaluated(
         "No difference" in printed
         and "Evaluated: B; the other's predictions are those that its run has kept" in printed
     )
-    assert "one of them is not in the folder of its run" in (out / "compare.html").read_text()
+    assert "None in settings, code, images, versions and machine" in (out / "compare.html").read_text()
     first = rows(out / "comparison.csv")
     # The same folder, given explicitly, must not bring in the images that trained the nets.
     assert [row["path"] for row in rows(compare(trained_run, moved, f"data.root={images}", "split=val") / "comparison.csv")] == [row["path"] for row in first]  # fmt: skip
@@ -265,6 +268,61 @@ def test_checkpoints_without_kept_predictions_are_evaluated(
     assert [float(row["a_prob"]) for row in averaged] == pytest.approx(
         [float(row["b_prob"]) for row in averaged], abs=1e-5
     )
+
+
+def test_files_record_the_run_that_trained_them(
+    compare: Callable[..., Path],
+    train: Callable[..., float | None],
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("alexlab.tasks.rank.versions", lambda: {"torch": "9.9"})
+    train("optimizer.lr=0.05", "seed=7", "model.norm=batch")
+    moved = tmp_path / "moved.ckpt"
+    shutil.copy(tmp_path / "run/checkpoints/best.ckpt", moved)
+    record = torch.load(moved, weights_only=True)["alexlab"]
+    assert record["data"] == {
+        "counts": {"train": 24, "val": 11, "test": 7},
+        "fingerprint": record["data"]["fingerprint"],
+    }
+    assert record["code"].keys() == {"commit", "dirty"}
+    exported = tmp_path / "net.safetensors"
+    write_safetensors(load_checkpoint(str(moved), device="cpu"), exported, torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    for file in (moved, exported):
+        page = (compare(trained_run, file, "split=val") / "compare.html").read_text()
+        for row in (
+            ("optimizer.lr", "optimizer.lr=0.001", "optimizer.lr=0.05"),
+            ("seed", "1", "7"),
+            ("version of torch", torch.__version__.partition("+")[0], "9.9"),
+        ):
+            assert re.search(r"\s*".join(f"<td[^>]*>{re.escape(cell)}[^<]*</td>" for cell in row), page), row
+        assert "<td>machine</td>" not in page, "a checkpoint does not record it"
+    content = torch.load(moved, weights_only=True)
+    content["alexlab"]["versions"] = {"torch": 1}
+    torch.save(content, moved)
+    with pytest.raises(ConfigError, match="versions must be an object of strings"):
+        compare(trained_run, moved, "split=val")
+
+
+def test_differences_list_the_values_of_all_runs(compare: Callable[..., Path], tmp_path: Path) -> None:
+    for seed, torch_version in enumerate(("2.14", "2.15", "2.15")):
+        folder = tmp_path / f"sweep/{seed}"
+        write_run(folder, kept([0, 1, 1], [0, 1, 2]), seed=seed, versions={"torch": torch_version})
+    write_run(
+        tmp_path / "one", kept([0, 1, 2], [0, 1, 2]), versions={"torch": "2.15"}, hardware={"cpu": "M1", "cores": 8}
+    )
+    page = (compare(tmp_path / "sweep", tmp_path / "one") / "compare.html").read_text()
+    assert re.search(r"<td>version of torch</td>\s*<td>2.14; 2.15</td>\s*<td>2.15</td>", page)
+    record = read_run(tmp_path / "one").record
+    others = [{**record, "data": {"counts": {"val": 3}, "fingerprint": text}} for text in ("a" * 32, "b" * 32)]
+    assert record_differences([record], [record]) == []
+    assert record_differences([record], others[:1]) == [], "a record without a fingerprint may be of the same images"
+    assert record_differences(others[:1], others) == [
+        Difference("images", "val 3, fingerprint aaaaaaaa", "val 3, fingerprint aaaaaaaa; val 3, fingerprint bbbbbbbb")
+    ]
+    dirty = {**record, "code": {"commit": None, "dirty": True}}
+    assert record_differences([dirty], [dirty]) == [Difference("code", *["unknown commit with changes"] * 2)]
 
 
 def test_pictures_show_the_true_class_and_both_answers(

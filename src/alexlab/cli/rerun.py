@@ -61,7 +61,7 @@ class Rerun:
                 if name.startswith(EQUAL_SCORES) and before["scores"][name] != now["scores"].get(name)
             ]
             lines.append("the scores are equal" if not unequal else f"the scores differ: {'; '.join(unequal)}")
-        differences = record_differences(before, now)
+        differences = record_differences([before], [now])
         return lines + [f"difference: {each.name}: {each.before}, now {each.after}" for each in differences]
 
 

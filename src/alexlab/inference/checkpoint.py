@@ -42,6 +42,7 @@ KINDS = (
 SPARE_PARAMETERS = (
     100  # parameters that a network may create and discard, as torchvision's networks do for images that are not RGB
 )
+RECORDED = ("config", "choices", "best", "versions", "code", "data")  # of the run that trained a network
 NO_DATA = "(none)"  # data.root of a file that does not name its data
 
 
@@ -59,6 +60,7 @@ class TrainedModel:
         inference: network with its preprocessing, in eval mode, on its device.
         members: the models of an ensemble; empty for a single network.
         weight: share of a member in its ensemble.
+        recorded: what the file of a single network records of its run, not validated; None for a state dict.
     """
 
     path: Path | None
@@ -70,6 +72,7 @@ class TrainedModel:
     inference: Inference | EnsembleInference
     members: tuple["TrainedModel", ...] = ()
     weight: float = 1.0
+    recorded: Mapping[str, Any] | None = None
 
     @property
     def label(self) -> str:
@@ -185,7 +188,14 @@ def average(models: Sequence[TrainedModel], weights: Sequence[float] | None) -> 
     orders = [[model.classes.index(name) for name in first.classes] for model in models]
     inference = EnsembleInference([model.single for model in models], weights=shares, views=views, orders=orders)
     members = tuple(replace(model, weight=share) for model, share in zip(models, shares, strict=True))
-    return replace(first, path=None, best={}, inference=inference.eval().to(first.inference.device), members=members)
+    return replace(
+        first,
+        path=None,
+        best={},
+        inference=inference.eval().to(first.inference.device),
+        members=members,
+        recorded=None,
+    )
 
 
 def _load_file(path: Path, given: dict[str, str] | None, device: str) -> TrainedModel:
@@ -214,6 +224,7 @@ def _load_record(
         names,
         record["best"],
         inference.eval().to(_select_device(device), torch.float32),
+        recorded={name: value for name, value in record.items() if name in RECORDED},
     )
 
 

@@ -88,6 +88,7 @@ def _content(model: TrainedModel, images: Tensor) -> tuple[dict[str, Tensor], di
     inference = model.single
     tensors = {name: value.detach().cpu().contiguous() for name, value in inference.net.state_dict().items()}
     record = {
+        **{name: value for name, value in (model.recorded or {}).items() if name in ("versions", "code", "data")},
         "config": model.config,
         "choices": dict(model.choices),
         "classes": model.classes,

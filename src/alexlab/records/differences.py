@@ -2,10 +2,11 @@
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from alexlab.records.compare import differing_keys, has_key, key_values
 from alexlab.records.layout import CODE_DIFF
@@ -13,6 +14,7 @@ from alexlab.records.provenance import CODE_DIR
 from alexlab.records.results import RunResult
 
 MAX_DIFF = 200_000  # characters
+Record: TypeAlias = dict[str, Any]  # of a run, checked
 COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
@@ -29,44 +31,61 @@ class Difference(NamedTuple):
     after: str
 
 
-def record_differences(before: dict[str, Any], after: dict[str, Any]) -> list[Difference]:
-    """Return the differences of two run records in code, data, versions and machine.
+def record_differences(a: Sequence[Record], b: Sequence[Record]) -> list[Difference]:
+    """Return the differences between the runs of A and those of B in code, images, versions and machine.
 
-    Code with uncommitted changes counts as different, because two runs with changes need not have the same ones.
+    A cell lists the different values of its runs. Code with uncommitted changes counts as different, because two runs with
+    changes need not have the same ones. What the records of A or B lack, as those in checkpoints lack the machine, is left out.
+
+    Args:
+        a, b: records of the runs.
     """
-    records = before, after
-    found = [Difference("code", *map(_code, records))]
-    if not any(record["code"]["dirty"] for record in records):
-        found = _unequal(found)
-    if len({str(record.get("data", {}).get("fingerprint")) for record in records}) > 1:
-        images = [Difference("images", *map(_counts, records))]
-        found += _unequal(images) or [Difference("images", *map(_fingerprint, records))]
-    names = sorted({name for record in records for name in record["versions"]})
-    versions = [
-        Difference(f"version of {name}", *(record["versions"].get(name, "none") for record in records))
-        for name in names
-    ]
-    return [*found, *_unequal([*versions, Difference("machine", *map(_machine, records))])]
+    code = Difference("code", *_cells(_code, a, b))
+    found = [code] if any(record["code"]["dirty"] for record in (*a, *b)) else _unequal([code])
+    counts, fingerprints = _cells(_counts, a, b), _cells(_fingerprint, a, b)
+    if counts[0] == counts[1] and all(fingerprints) and fingerprints[0] != fingerprints[1]:
+        counts = _cells(_images, a, b)
+    found += _unequal([Difference("images", *counts)])
+    names = sorted({name for record in (*a, *b) for name in record["versions"]})
+    versions = [Difference(f"version of {name}", *_cells(partial(_version, name), a, b)) for name in names]
+    rows = [*found, *_unequal([*versions, Difference("machine", *_cells(_machine, a, b))])]
+    return [row for row in rows if row.before and row.after]
+
+
+def _cells(describe: Callable[[Record], str], a: Sequence[Record], b: Sequence[Record]) -> list[str]:
+    """Return the different descriptions of the records of A, and of B; an empty text stands for what is not recorded."""
+    return ["; ".join(dict.fromkeys(filter(None, map(describe, records)))) for records in (a, b)]
 
 
 def _unequal(differences: Sequence[Difference]) -> list[Difference]:
     return [each for each in differences if each.before != each.after]
 
 
-def _code(record: dict[str, Any]) -> str:
-    return str(record["code"]["commit"] or "no commit")[:12] + (" with changes" if record["code"]["dirty"] else "")
+def _code(record: Record) -> str:
+    commit = record["code"]["commit"]
+    return (str(commit)[:12] if commit else "unknown commit") + (" with changes" if record["code"]["dirty"] else "")
 
 
-def _counts(record: dict[str, Any]) -> str:
+def _counts(record: Record) -> str:
     counts = record.get("data", {}).get("counts") or {}
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "not recorded"
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _fingerprint(record: dict[str, Any]) -> str:
-    return f"{_counts(record)}, fingerprint {str(record.get('data', {}).get('fingerprint'))[:8]}"
+def _fingerprint(record: Record) -> str:
+    return str(record.get("data", {}).get("fingerprint") or "")
 
 
-def _machine(record: dict[str, Any]) -> str:
+def _images(record: Record) -> str:
+    return f"{_counts(record)}, fingerprint {_fingerprint(record)[:8]}"
+
+
+def _version(name: str, record: Record) -> str:
+    return str(record["versions"].get(name, "none" if record["versions"] else ""))
+
+
+def _machine(record: Record) -> str:
+    if record["hardware"]["cpu"] == "unknown":
+        return ""
     gpus = ", ".join(map(str, record.get("gpus") or ["no GPU"]))
     return f"{record['hardware']['cpu']}, {record['hardware']['cores']} cores, {gpus}"
 

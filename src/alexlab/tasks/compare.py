@@ -39,10 +39,10 @@ def main(run: Run) -> None:
         concatenate([source.predict(common) for source in side if not common.isdisjoint(source.paths)])
         for side in sources
     )
-    names = [side.run.record["config"].get("class_names") for side in sides if side.run is not None]
+    context = Context(sides, sources, run.config)
+    names = [trained.record["config"].get("class_names") for runs in context.runs for trained in runs]
     shown = next((each for each in names if isinstance(each, dict)), None)
     comparison = match(a, b, shown, sizes=(len(paths[0]), len(paths[1]), len(common)))
-    context = Context(sides, sources, run.config)
     for table in summary_tables(comparison, context):
         Terminal().print_table(table)
     for line in (comparison.verdict, *context.notes, *comparison.notes):
@@ -100,7 +100,7 @@ def evaluated_source(members: "Sequence[Member]", config: dict[str, Any], out_di
 
     from alexlab.data.unreadable import UnreadableLog, suggest_skipping
     from alexlab.inference.checkpoint import load_checkpoint
-    from alexlab.inference.compare.sources import Evaluated, check_split, to_kept
+    from alexlab.inference.compare.sources import Evaluated, check_split, recorded_runs, to_kept
     from alexlab.inference.held_out import check_held_out
     from alexlab.inference.predictions import predict_split, select_split, split_loader
     from alexlab.output.progress import track
@@ -123,4 +123,4 @@ def evaluated_source(members: "Sequence[Member]", config: dict[str, Any], out_di
             unreadable.finish()
         return to_kept(found)
 
-    return Evaluated(split, name, settings.decoding, evaluate)
+    return Evaluated(split, name, settings.decoding, evaluate, recorded_runs(model))

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from alexlab.models.two_tower import Tower
 from alexlab.output.escape import shown
 from alexlab.output.numbers import counted
 from alexlab.records import layout
+from alexlab.records.provenance import versions
+from alexlab.records.record import RunRecord
 from alexlab.records.run import Run
 from alexlab.records.safe_load import load_file
 from alexlab.tasks.best import score_best
@@ -165,14 +166,16 @@ def _resume(config: dict[str, Any], trainer: lightning.Trainer, data: ImageDataM
 
 
 def checkpoint_record(run: Run) -> dict[str, Any]:
-    """Return the description of a run that its checkpoints store, as plain data."""
-    versions = {}
-    for package in ("alexlab", "torch", "torchvision", "lightning"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # a checkout that is not installed
-            continue
-    return {"config": run.config, "choices": dict(run.choices), "versions": versions}
+    """Return what the checkpoints of a run store about it, as plain data.
+
+    Only the first node has `run.json`, which has the commit of the code and the fingerprint of the images.
+    """
+    about = {"config": run.config, "choices": dict(run.choices), "versions": versions()}
+    if not (run.dir / layout.RUN_JSON).is_file():
+        return about
+    record = RunRecord(run.dir).read()
+    data = {name: value for name, value in record["data"].items() if name in ("counts", "fingerprint")}
+    return about | {"code": record["code"], "data": data}
 
 
 def _hparams(run: Run) -> dict[str, Any]:

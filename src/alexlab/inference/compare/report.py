@@ -56,11 +56,20 @@ class Context:
         names = [source.split_name for source in self.all_sources]
         return next((name for name in names if name != "all"), "all")
 
+    @cached_property
+    def runs(self) -> list[list[RunResult]]:
+        """The runs that trained the nets of each side; an empty list for a file that does not record them."""
+        found = []
+        for side, sources in zip(self.sides, self.sources, strict=True):
+            runs = [member.run for member in side.members if member.run is not None]
+            evaluated = [source for source in sources if isinstance(source, Evaluated)]
+            found.append(runs or [run for source in evaluated for run in source.trained])
+        return found
+
     @property
-    def runs(self) -> list[RunResult] | None:
-        """The first run of each side; None if a side has none."""
-        runs = [side.run for side in self.sides if side.run is not None]
-        return runs if len(runs) == 2 else None
+    def first_runs(self) -> list[RunResult]:
+        """The first run of each side, the settings of which are those of all its runs; none if a side has none."""
+        return [runs[0] for runs in self.runs] if all(self.runs) else []
 
     @property
     def notes(self) -> list[str]:
@@ -79,27 +88,27 @@ class Context:
     @cached_property
     def config_rows(self) -> list[list[str]]:
         """The settings that differ, as overrides: name of the key, A, B."""
-        if self.runs is None:
+        if not self.first_runs:
             return []
-        rows = [_overrides(each) for each in config_differences(self.runs, groups=True)]
-        seeds = [
-            ", ".join(str(member.run.seed) for member in side.members if member.run is not None) for side in self.sides
-        ]
+        rows = [_overrides(each) for each in config_differences(self.first_runs, groups=True)]
+        seeds = [", ".join(dict.fromkeys(str(run.seed) for run in runs)) for runs in self.runs]
         return [*rows, *([["seed", *seeds]] if seeds[0] != seeds[1] else [])]
 
     @cached_property
     def key_rows(self) -> list[list[str]]:
         """All keys of the config that differ, if some of them are those of differing config groups."""
-        if self.runs is None:
+        if not self.first_runs:
             return []
-        rows = [_overrides(each) for each in config_differences(self.runs, groups=False)]
+        rows = [_overrides(each) for each in config_differences(self.first_runs, groups=False)]
         return rows if {row[0] for row in rows} - {row[0] for row in self.config_rows} else []
 
     @cached_property
     def record_rows(self) -> list[list[str]]:
         """Differences in code, images, versions and machine."""
-        runs = self.runs
-        return [] if runs is None else [list(each) for each in record_differences(runs[0].record, runs[1].record)]
+        if not self.first_runs:
+            return []
+        a, b = ([run.record for run in runs] for runs in self.runs)
+        return [list(each) for each in record_differences(a, b)]
 
 
 def _overrides(difference: Any) -> list[str]:
@@ -232,10 +241,10 @@ def write_page(comparison: Comparison, context: Context, path: Path, grids: Sequ
         outcomes=outcome_rows(comparison),
         grids=grids,
         classes=_class_cells(comparison.class_rows()),
-        has_runs=context.runs is not None,
+        has_runs=bool(context.first_runs),
         config_rows=context.config_rows,
         key_rows=context.key_rows,
         record_rows=context.record_rows,
-        diffs=code_differences(context.runs) if context.runs is not None else [],
+        diffs=code_differences(context.first_runs) if context.first_runs else [],
     )
     path.write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,11 @@ from alexlab.data.splits import Split
 from alexlab.errors import ConfigError
 from alexlab.inference.compare.sides import Member, average
 from alexlab.records.kept_predictions import KeptPredictions
+from alexlab.records.record import FINISHED, check_record
+from alexlab.records.results import RunResult
 
 if TYPE_CHECKING:
+    from alexlab.inference.checkpoint import TrainedModel
     from alexlab.inference.predictions import Predictions
 
 HELD_OUT = ("val", "test")  # splits that no net is trained on
@@ -45,12 +49,14 @@ class Evaluated:
         split_name: name of the split.
         decoding: decoding settings of its images.
         run: function that predicts the images of a part of the split.
+        trained: the runs that trained its nets, as their files record them; fewer if a file records none.
     """
 
     split: Split
     split_name: str
     decoding: Decoding
     run: Callable[[Split], KeptPredictions]
+    trained: Sequence[RunResult] = ()
 
     @property
     def paths(self) -> Sequence[str]:
@@ -60,6 +66,21 @@ class Evaluated:
         """Return the predictions of those images of the split that are in `common`."""
         rows = [row for row, path in enumerate(self.split.paths) if path in common]
         return self.run(self.split.take(np.array(rows, np.int64)))
+
+
+def recorded_runs(model: "TrainedModel") -> list[RunResult]:
+    """Return the runs that trained the nets of a model, as its files record them; without those of plain state dicts.
+
+    Raises:
+        ConfigError: if a record is corrupt.
+    """
+    found = []
+    for net in model.members or (model,):
+        path = net.path or Path()
+        if net.recorded is not None:
+            entries = {"status": FINISHED, "seed": net.recorded["config"].get("seed"), **net.recorded}
+            found.append(RunResult(path, check_record(entries, path), []))
+    return found
 
 
 def kept_source(members: Sequence[Member], split: str, config: dict[str, Any]) -> Kept | None:
