@@ -109,6 +109,15 @@ def test_too_few_steps_are_refused(images: Path, tmp_path: Path) -> None:
         main(run_of(images, tmp_path, "doctor.num_steps=3"))
 
 
+def test_a_net_without_the_key_gets_it() -> None:
+    config = {"model": {"_target_": "own.Net"}, "optimizer": {"lr": 1.0}}
+    found = dict(doctor.remedies(config))
+    assert [*found][1:5] == [f"+model.init={name}" for name in ("he", "xavier", "kaiming")] + [
+        "+model.init=he optimizer.lr=0.1"
+    ]
+    assert found["+model.init=he"]["model"]["init"] == "he" and "init" not in config["model"]
+
+
 def test_pretrained_weights_leave_no_choice_of_initial_ones() -> None:
     config = {"model": {"init": "torch", "weights": "RUN", "norm": "none"}, "optimizer": {"lr": 1}}
     assert [name for name, _ in doctor.remedies(config)] == [

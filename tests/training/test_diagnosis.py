@@ -133,7 +133,7 @@ def test_weights_that_start_at_zero_have_no_relative_change() -> None:
     assert WeightSamples(net).change_per_step(1) == math.inf
 
 
-def test_dying_units_are_reported_although_the_loss_falls() -> None:
+def test_dying_units_are_reported_whether_or_not_the_loss_falls() -> None:
     layers = [Signal(0.7, 0.2, 0.4, (LayerSignal("features.act3", 0.7, dead),)) for dead in (0.1, 0.96)]
     found = describe(state(loss=1.5, start=layers[0], now=layers[1]), {})
     assert found is not None and found[0]
@@ -141,6 +141,9 @@ def test_dying_units_are_reported_although_the_loss_falls() -> None:
         "after 100 steps 96% of the units of features.act3 are 0 for all images, at the start 10%; try optimizer.lr="
     )
     assert describe(state(loss=1.5, start=layers[1], now=layers[1]), {}) is None, "a sparse layer"
+    stalled = describe(state(start=layers[0], now=layers[1]), {})
+    assert stalled is not None and stalled[0]
+    assert "the loss is still 2.303, no better than guessing among 10 classes: 96% of the units of " in stalled[1]
 
 
 def test_without_a_measured_cause_it_is_no_warning() -> None:

@@ -154,16 +154,17 @@ def remedies(config: Config) -> Iterator[tuple[str, Config]]:
     yield "as given", config
     model, lr = config["model"], config["optimizer"]["lr"]
     changes: list[dict[str, Any]] = []
-    if "init" in model and model.get("weights") is None:
-        changes += [{"model.init": scheme} for scheme in ("he", "xavier", "kaiming") if scheme != model["init"]]
-        changes.append({"model.init": "he", "optimizer.lr": lr * 0.1})
+    if model.get("weights") is None:
+        key = "model.init" if "init" in model else "+model.init"
+        changes += [{key: scheme} for scheme in ("he", "xavier", "kaiming") if scheme != model.get("init", "torch")]
+        changes.append({key: "he", "optimizer.lr": lr * 0.1})
     if model.get("norm") in ("none", "lrn"):
         changes.append({"model.norm": "batch"})
     changes += [{"optimizer.lr": lr * factor} for factor in (0.01, 0.1, 10.0, 100.0)]
     for change in changes:
         changed = copy.deepcopy(config)
         for key, value in change.items():
-            group, _, name = key.partition(".")
+            group, _, name = key.removeprefix("+").partition(".")
             changed[group][name] = value
         texts = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in change.items()}
         yield " ".join(f"{key}={text}" for key, text in texts.items()), changed

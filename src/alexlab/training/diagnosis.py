@@ -96,8 +96,8 @@ class Finding:
         if self.lr is not None:
             return f"try optimizer.lr={self.lr:.2g}, or debug=lr_find"
         keys = []
-        if model.get("weights") is None and model.get("init", "he") != "he":
-            keys.append("model.init=he")
+        if model.get("weights") is None and model.get("init", "torch") != "he":
+            keys.append("model.init=he" if "init" in model else "+model.init=he")
         if model.get("norm") in ("none", "lrn"):
             keys.append("model.norm=batch")
         return f"try {' or '.join(keys)}" if keys else "try a net with batch norms"
@@ -139,11 +139,11 @@ def find_cause(state: State) -> Finding | None:
     if now.logits < min(FLAT_LOGITS, LOST * start.logits):
         measured = f"the logits differ between images by {now.logits:.0e}, at the start by {start.logits:.0e}"
         return Finding("lost signal", measured, lr=lower)
-    return None
+    return _dying_units(state, lower)
 
 
 def _dying_units(state: State, lr: float) -> Finding | None:
-    """Return the first layer most of whose units have died in a training whose loss falls, or None."""
+    """Return the first layer most of whose units have died, or None."""
     before = {layer.name: layer.dead for layer in state.start.layers}
     for layer in state.now.layers:
         if layer.dead > DYING and before.get(layer.name, 1.0) < ALIVE:
@@ -175,7 +175,7 @@ def describe(state: State, model: Mapping[str, Any]) -> tuple[bool, str] | None:
         model: the config node of the net.
     """
     finding = find_cause(state)
-    if finding is not None and finding.cause == DYING_UNITS:
+    if finding is not None and finding.cause == DYING_UNITS and not state.is_stalled:
         text = f"after {state.num_steps} steps {finding.measured}; {finding.advice(model)}"
         return True, f"{text}. debug=doctor compares the remedies"
     loss = f"after {state.num_steps} steps the loss is "
