@@ -27,7 +27,7 @@ def select_fold(splits: Splits, number: int, num_folds: int, *, seed: int, group
     Raises:
         DataError: if a class has too few images or groups for two folds.
     """
-    pool = _merge(splits.train, splits.val)
+    pool = merge(splits.train, splits.val)
     folds = assign_folds(pool.paths, pool.labels, pool.classes, num_folds, seed, _groups(pool.paths, group))
     train, val = pool.take(np.flatnonzero(folds != number)), pool.take(np.flatnonzero(folds == number))
     if not len(val):
@@ -69,8 +69,8 @@ def _groups(paths: Sequence[str], group: str | None) -> list[str] | None:
     return None if group is None else find_groups(paths, group, "data.group")
 
 
-def _merge(train: Split, val: Split) -> Split:
-    """Return the images of both splits, in the order of their listing, or those of train first."""
+def merge(train: Split, val: Split) -> Split:
+    """Return the images of two splits of a dataset, in the order of their listing, or those of `train` first."""
     rows, labels = _concatenate(train.rows, val.rows), np.concatenate([train.labels, val.labels])
     merged = replace(
         train,

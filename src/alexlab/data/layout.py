@@ -12,6 +12,7 @@ from alexlab.errors import DataError
 from alexlab.output.escape import shown
 
 SPLITS = ("train", "val", "test")
+HELD_OUT = ("val", "test")  # splits that no network is trained on
 _WORDS = {
     "train": "training|train|trn",
     "val": "validation|validate|valid|val|development|dev|evaluation|eval",

@@ -1,11 +1,26 @@
-"""Check that no member of an ensemble was trained on an image of the evaluation."""
+"""Evaluation images that no network was trained on."""
 
+import logging
 import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from alexlab.data.config import DataConfig
-from alexlab.errors import ConfigError
+from alexlab.data.fingerprint import describe_images
+from alexlab.data.folds import merge
+from alexlab.data.layout import HELD_OUT
+from alexlab.data.manifest import locator, read_manifest
+from alexlab.data.manifest_splits import read_manifest_splits
+from alexlab.data.splits import Split
+from alexlab.errors import AlexlabError, ConfigError, DataError
 from alexlab.inference.checkpoint import TrainedModel
+from alexlab.inference.predictions import OWNER, select_split
+from alexlab.output.numbers import counted
+from alexlab.records.layout import MANIFEST
+
+log = logging.getLogger(__name__)
 
 # Keys of `data` that decide which images are in which split.
 SPLIT_KEYS = (
@@ -14,8 +29,122 @@ SPLIT_KEYS = (
 )
 
 
-def check_held_out(model: TrainedModel, settings: DataConfig, split: str, *, from_run: bool) -> None:
-    """Raise ConfigError if images of a split may have trained a member, because the members' runs split the data differently.
+def held_out_split(
+    model: TrainedModel, settings: DataConfig, requested: str | None, *, from_run: bool
+) -> tuple[str, Split]:
+    """Return the split to evaluate, as `select_split` does, without images that a network was trained on.
+
+    The images in a folder may change after a run, and its files are then split differently. A run whose split alexlab has made
+    keeps it in `split.csv`, and its validation and test images are those that it has there.
+
+    Raises:
+        ConfigError: if the members of an ensemble have split the images differently, or the default split has training images.
+        DataError: if the images have changed and the run's split is not known.
+    """
+    name, split = select_split(model, settings, requested, from_run=from_run)
+    nets = model.members or (model,)
+    _check_members(model, settings, name, from_run=from_run)
+    if settings.root is None:  # shards or a dataset class
+        return name, split
+    records = [found for net in nets if (found := _recorded(net, split.root if from_run else None))]
+    located = locator(split.root)
+    if name in HELD_OUT and records:
+        return name, _as_recorded(name, split, records, located, settings, from_run=from_run)
+    if name in HELD_OUT and from_run:
+        _check_unchanged(nets, settings, name)
+    if name == "all" and requested is None:
+        trained = sum(any(record.get(place) == "train" for record in records) for place in map(located, split.paths))
+        same = any(_real(net.config["data"].get("root")) == _real(settings.root) for net in nets)
+        if trained or same:
+            number = f"{trained:,} of {counted(len(split), 'image')}" if trained else "images"
+            raise ConfigError(
+                f"the images of an evaluation must not have trained a network; {number} in {settings.root} did: set "
+                "split=val, or split=all to evaluate them all the same"
+            )
+    return name, split
+
+
+def _recorded(net: TrainedModel, root: str | None) -> dict[str, str]:
+    """Return the split of each image of the net's run by the location of its file; nothing if the run did not record them.
+
+    Args:
+        net: a single network.
+        root: folder of the run's images; None to find it by the run's config.
+    """
+    path = None if net.run_dir is None else net.run_dir / MANIFEST
+    if path is None or not path.is_file():
+        return {}
+    root = root or _image_root(net.config["data"])
+    return {} if root is None else {place: row.split for place, row in read_manifest(path, root).items()}
+
+
+def _image_root(node: Mapping[str, Any]) -> str | None:
+    """Return the folder to which the paths of a run's images are relative; None if it does not exist."""
+    root = str(node.get("root"))
+    if os.path.isdir(root):
+        return root
+    try:
+        return read_manifest_splits(root).train.root
+    except (AlexlabError, OSError):  # moved or deleted
+        return None
+
+
+def _as_recorded(
+    name: str,
+    split: Split,
+    records: Sequence[Mapping[str, str]],
+    located: Callable[[str], str],
+    settings: DataConfig,
+    *,
+    from_run: bool,
+) -> Split:
+    """Return the images that each run has in its split `name`; the split as it is if it has no image of the runs."""
+
+    def is_held_out(path: str) -> bool:
+        found = [record[place] for record in records if (place := located(path)) in record]
+        return bool(found) and all(each == name for each in found)
+
+    rows = [row for row, path in enumerate(split.paths) if is_held_out(path)]
+    if len(rows) == len(split) == sum(each == name for each in records[0].values()):
+        return split
+    try:
+        parts = [part.relabel(split.classes, OWNER) for _, part in settings.find_splits().items()]
+    except DataError:  # a folder without a training split
+        parts = [split]
+    if not from_run and not any(located(path) in record for part in parts for path in part.paths for record in records):
+        return split
+    kept = [
+        part.take(np.array([row for row, path in enumerate(part.paths) if is_held_out(path)], np.int64))
+        for part in parts
+    ]
+    kept = [part for part in kept if len(part)]
+    if not kept:
+        raise DataError(
+            f"split={name} must have images that no network was trained on; {settings.location} has none of the images that "
+            f"the run recorded in its split {name}"
+        )
+    found, *others = kept
+    for other in others:
+        found = merge(found, other)
+    log.info("%s: %s, those that the run recorded in this split", name, counted(len(found), "image"))
+    return found
+
+
+def _check_unchanged(nets: Sequence[TrainedModel], settings: DataConfig, name: str) -> None:
+    """Check that the images that alexlab splits are those of the runs, whose splits are not recorded."""
+    data = [net.recorded.get("data") for net in nets if net.recorded is not None]
+    known = {str(each["fingerprint"]) for each in data if isinstance(each, dict) and each.get("fingerprint")}
+    splits = settings.find_splits() if known else None
+    if splits is not None and splits.auto_split and known != {describe_images(splits)["fingerprint"]}:
+        raise DataError(
+            f"the images in {settings.location} must be those of the run, so that split={name} has none that a network was "
+            "trained on; they have changed since. Evaluate the checkpoint in its run folder, which has the run's split, or set "
+            "data.root=DIR to other images"
+        )
+
+
+def _check_members(model: TrainedModel, settings: DataConfig, split: str, *, from_run: bool) -> None:
+    """Check that the members of an ensemble have split the images of the evaluation alike.
 
     Args:
         model: an ensemble, or a single network, for which nothing is checked.

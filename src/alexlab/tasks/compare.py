@@ -101,8 +101,8 @@ def evaluated_source(members: "Sequence[Member]", config: dict[str, Any], out_di
     from alexlab.data.unreadable import UnreadableLog, suggest_skipping
     from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.compare.sources import Evaluated, check_split, recorded_runs, to_kept
-    from alexlab.inference.held_out import check_held_out
-    from alexlab.inference.predictions import predict_split, select_split, split_loader
+    from alexlab.inference.held_out import held_out_split
+    from alexlab.inference.predictions import predict_split, split_loader
     from alexlab.output.progress import track
     from alexlab.records.layout import SKIPPED
     from alexlab.tasks.evaluate import data_settings
@@ -110,8 +110,7 @@ def evaluated_source(members: "Sequence[Member]", config: dict[str, Any], out_di
     model = load_checkpoint([str(member.path) for member in members], device=config["device"])
     settings, from_run = data_settings(model, config["data"])
     check_split(config["split"], from_run=from_run)
-    name, split = select_split(model, settings, config["split"], from_run=from_run)
-    check_held_out(model, settings, name, from_run=from_run)
+    name, split = held_out_split(model, settings, config["split"], from_run=from_run)
 
     def evaluate(part: "Split") -> "KeptPredictions":
         unreadable = UnreadableLog(out_dir / SKIPPED) if settings.on_error == "skip" else None

@@ -87,15 +87,14 @@ def evaluate(model: "TrainedModel", config: dict[str, Any], *, skipped: Path) ->
         skipped: list of unreadable images, written if the data settings skip them.
     """
     from alexlab.data.unreadable import UnreadableLog, suggest_skipping
-    from alexlab.inference.held_out import check_held_out
+    from alexlab.inference.held_out import held_out_split
     from alexlab.inference.members import Member
-    from alexlab.inference.predictions import predict_members, select_split, split_loader
+    from alexlab.inference.predictions import predict_members, split_loader
     from alexlab.inference.report import Evaluation
     from alexlab.output.progress import track
 
     settings, from_run = data_settings(model, config["data"])
-    name, split = select_split(model, settings, config["split"], from_run=from_run)
-    check_held_out(model, settings, name, from_run=from_run)
+    name, split = held_out_split(model, settings, config["split"], from_run=from_run)
     unreadable = UnreadableLog(skipped) if settings.on_error == "skip" else None
     loader = split_loader(split, model.reader(config["views"]), settings, unreadable=unreadable)
     label = f"{name}: {len(split):,} images"
@@ -130,13 +129,14 @@ def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, boo
         del changes["root"]  # keep the run's own splits, so that no training image is evaluated
     from_run = not changes.keys() & {"root", "url"}
     if not from_run:  # a folder may replace shards and shards a folder
-        changes = {"root": None, "url": None, "generate": None, "dataset": None, "splits": {}} | changes
-        if own.get("group") and not own.get("folds") and _has_val(changes):
+        whole = {"folds": None, "fold": None, "fraction": 1.0}
+        changes = {"root": None, "url": None, "generate": None, "dataset": None, "splits": {}} | whole | changes
+        if own.get("group") and _has_val(changes):
             changes["group"] = None  # nothing is left to divide by it
         if str(changes["root"]).lower().endswith(".csv"):
             changes["val_split"] = "val"  # a manifest names its splits
     if changes.get("url") is not None:  # these keys divide or sample files
-        changes = {"sampler": "shuffle", "group": None, "folds": None, "fold": None, "fraction": 1.0} | changes
+        changes = {"sampler": "shuffle", "group": None} | changes
     return data_config({"data": {**model.config["data"], "cache": None, "manifest": None, **changes}}), from_run
 
 

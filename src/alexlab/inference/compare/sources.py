@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alexlab.data.image_file import Decoding
+from alexlab.data.layout import HELD_OUT
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError
 from alexlab.inference.compare.sides import Member, average
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from alexlab.inference.checkpoint import TrainedModel
     from alexlab.inference.predictions import Predictions
 
-HELD_OUT = ("val", "test")  # splits that no net is trained on
 NOT_CONTENT = ("batch_size", "num_workers", "on_error")  # keys of `data` that do not change the predictions
 
 
