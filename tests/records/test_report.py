@@ -23,7 +23,7 @@ from alexlab.records.compare import RunGroup, differing_keys, group_seeds, mean_
 from alexlab.records.lock import RunLock
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.plots import curve_panels, sheet
-from alexlab.records.ranking import rank_groups, verdict
+from alexlab.records.ranking import notes, rank_groups, verdict
 from alexlab.records.report import write_report
 from alexlab.records.report_page import repeat_command, title
 from alexlab.records.results import RunResult, best_run, find_runs, read_run
@@ -323,7 +323,13 @@ def test_numbers_get_a_scale_and_categories_get_rows() -> None:
 
 
 def _group(*epochs: dict[str, float], folder: str = "x", parameters: int = 1, seconds: float = 1.0) -> RunGroup:
-    record = {"status": "finished", "best": {"top1": 0.5}, "parameters": parameters, "scores": {"train_s": seconds}}
+    record = {
+        "status": "finished",
+        "seed": 1,
+        "best": {"top1": 0.5},
+        "parameters": parameters,
+        "scores": {"train_s": seconds},
+    }
     return RunGroup({"lr": folder}, [RunResult(Path(folder), record, epochs)])
 
 
@@ -429,9 +435,74 @@ def test_intervals_of_seeds_and_of_a_single_run() -> None:
     groups = [_group(), _group()]
     groups[0].runs[0].record["data"] = {"counts": {"val": 100}}
     assert mean_interval(groups[0]) == pytest.approx((0.4038, 0.5962), abs=1e-4), "Wilson's, 50 of 100"
-    groups[1].runs.append(RunResult(Path("y"), {"status": "finished", "best": {"top1": 0.52}}, []))
+    groups[1].runs.append(RunResult(Path("y"), {"status": "finished", "seed": 2, "best": {"top1": 0.52}}, []))
     assert mean_interval(groups[1]) == pytest.approx((0.51 - 12.7062 * 0.01, 0.51 + 12.7062 * 0.01), abs=1e-4), "t of 1"
     assert mean_interval(RunGroup({}, [RunResult(Path("z"), {"status": "failed"}, [])])) is None
+
+
+def test_a_repeated_seed_is_no_further_sample(tmp_path: Path) -> None:
+    """The same seed gives the same or, on a GPU, almost the same training; the newest run counts."""
+    for number, (lr, seed, top1) in enumerate([(1.0, 1, 0.8), (1.0, 1, 0.9), (1.0, 2, 0.7), (0.5, 1, 0.5)]):
+        start = [{"start_s": 1e9 + number}]
+        write_run(tmp_path / f"runs/{number}", width=lr, seed=seed, top1=top1, attempts=start)
+    (tmp_path / "runs/link").symlink_to("3")
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path / "runs"), str(tmp_path / "runs/*")])]
+    assert len(runs) == 4, "a link to a run is no further run"
+    groups = group_seeds(runs, differing_keys(runs))
+    assert groups[0].values() == [0.9, 0.7] and groups[0].mean() == pytest.approx(0.8)
+    assert [*groups[0].training_scores().items()] == [(1, 0.9), (2, 0.7)]
+    found = notes(rank_groups(groups))
+    assert "1 run with the seed of a newer run of the same setting is not counted." in found
+    only = rank_groups([RunGroup({}, [runs[0], runs[1]])])
+    assert not any("seeds of each setting" in note for note in notes(only)), "one seed has no spread"
+
+
+def test_folds_with_measured_statistics_are_one_setting(tmp_path: Path) -> None:
+    """Each fold measures its own mean and colours; a mean that is given is a setting of its own."""
+    for fold in range(3):
+        for name, given in (("measured", None), ("given", [0.5, 0.5, 0.5])):
+            folder = write_run(tmp_path / f"runs/{name}_{fold}")
+            mean, axes = [0.4 + fold / 100, 0.4, 0.4], [[1, 0, 0], [0, 1, 0], [0, 0, 1 - fold]]
+            (folder / "statistics.json").write_text(json.dumps({"mean": mean, "std": mean, "eigenvectors": axes}))
+            record = json.loads((folder / "run.json").read_text())
+            record["config"]["data"] |= {"folds": 3, "fold": fold, "mean": given or mean, "std": [0.2] * 3}
+            record["config"]["augmentation"] = {"train": {"pca": {"eigenvectors": axes, "mean": mean}}}
+            (folder / "run.json").write_text(json.dumps(record))
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path / "runs")])]
+    keys = differing_keys(runs)
+    assert keys == ["data.mean"]
+    groups = group_seeds(runs, keys)
+    assert [(group.keys["data.mean"], len(group.runs)) for group in groups] == [([0.5, 0.5, 0.5], 3), ("measured", 3)]
+
+
+def test_folds_of_several_seeds_are_no_independent_samples_of_a_loss(tmp_path: Path) -> None:
+    losses = {1: [0.5, 0.7], 2: [0.6, 0.8], 3: [0.4, 0.7]}
+    for seed, values in losses.items():
+        for fold, loss in enumerate(values):
+            folder = write_run(tmp_path / f"runs/{seed}_{fold}", seed=seed, top1=1 - loss)
+            record = json.loads((folder / "run.json").read_text())
+            record["config"]["data"] |= {"folds": 2, "fold": fold}
+            record |= {"optimized": {"name": "val/loss", "mode": "min"}}
+            record["best"]["count"] = 100
+            (folder / "run.json").write_text(json.dumps(record))
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path / "runs")])]
+    by_seed = [statistics.fmean(values) for values in losses.values()]
+    (group,) = group_seeds(runs, [])
+    half = 4.302653 * statistics.stdev(by_seed) / 3**0.5  # Student's t with 2 degrees of freedom
+    mean = statistics.fmean(by_seed)
+    assert mean_interval(group) == pytest.approx((mean - half, mean + half), abs=1e-6)
+    assert group.sample_statistics() == pytest.approx((mean, statistics.stdev(by_seed), 3))
+    (single,) = group_seeds([run for run in runs if run.seed == 1], [])
+    assert single.samples() == losses[1], "of one seed, its folds"
+
+
+def test_a_failed_first_seed_hides_no_parameters(tmp_path: Path) -> None:
+    failed = write_run(tmp_path / "runs/0", seed=1)
+    record = json.loads((failed / "run.json").read_text())
+    (failed / "run.json").write_text(json.dumps({**record, "status": "failed", "parameters": None}))
+    write_run(tmp_path / "runs/1", seed=2)
+    (group,) = group_seeds([read_run(folder) for folder in find_runs([str(tmp_path / "runs")])], [])
+    assert group.parameters == record["parameters"]
 
 
 def test_tensorboard_hparams_agree_with_the_report(train: Callable[..., float | None], tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import math
 import os
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ IGNORED_KEYS = (
 IGNORED_GROUPS = ("callbacks", "launcher", "logger", "sweep")  # `callbacks` is compared by name, see `_settings`
 IGNORED_CALLBACKS = ("checkpoint", "lr", "progress", "epochs", "layers", "diagnosis", "histograms", "pruning")
 GLOBAL_GROUPS = ("experiment", "ablation")  # whose options may set any key
+MEASURED = "measured"
 FOLD = "data.fold"  # runs that differ only in their fold are grouped, like those of different seeds
 
 
@@ -55,29 +55,45 @@ class RunGroup:
     def optimized(self) -> OptimizedMetric:
         return self.runs[0].optimized
 
+    @property
+    def parameters(self) -> int | None:
+        """Number of parameters; None if no run has recorded it."""
+        return next((count for run in self.runs if (count := run.record.get("parameters")) is not None), None)
+
+    def finished(self) -> list[RunResult]:
+        """Return the finished runs; of repeated runs of a seed and fold, which are no independent samples, the newest one."""
+        finished = [run for run in self.runs if run.status == FINISHED]
+        newest = {(run.seed, run.fold): run for run in sorted(finished, key=lambda run: run.start_s)}
+        return [run for run in finished if newest[run.seed, run.fold] is run]
+
+    @property
+    def num_repeated(self) -> int:
+        """Number of finished runs that repeat the seed and fold of a newer one."""
+        return sum(run.status == FINISHED for run in self.runs) - len(self.finished())
+
     def values(self, name: str | None = None) -> list[float]:
         """Return the scores of the finished runs, by default of the optimized metric."""
         name = name or self.optimized.key
-        scores = [run.finite_score(name) for run in self.runs if run.status == FINISHED]
+        scores = [run.finite_score(name) for run in self.finished()]
         return [score for score in scores if score is not None]
 
-    def trainings(self) -> dict[tuple[int, int], list[RunResult]]:
-        """Return the finished runs of each training: one run, or the folds of one seed.
-
-        A key is a seed and a number, which counts repeated runs of the same seed from 0.
-        """
-        repeats: Counter[tuple[int, int | None]] = Counter()
-        found: dict[tuple[int, int], list[RunResult]] = {}
-        for run in self.runs:
-            if run.status == FINISHED and run.best_score is not None:
-                found.setdefault((run.seed, repeats[run.seed, run.fold]), []).append(run)
-                repeats[run.seed, run.fold] += 1
+    def trainings(self) -> dict[int, list[RunResult]]:
+        """Return the finished runs of each seed: one run, or those of its folds."""
+        found: dict[int, list[RunResult]] = {}
+        for run in self.finished():
+            if run.best_score is not None:
+                found.setdefault(run.seed, []).append(run)
         return dict(sorted(found.items()))
 
-    def training_scores(self) -> dict[tuple[int, int], float]:
-        """Return the score of each training, by the keys of `trainings`, without those that lack folds."""
-        found = {key: runs for key, runs in self.trainings().items() if len(runs) == (self.num_folds or 1)}
-        return {key: RunGroup(self.keys, runs).mean() or 0.0 for key, runs in found.items()}
+    def training_scores(self) -> dict[int, float]:
+        """Return the score of each seed, without those that lack folds."""
+        found = {seed: runs for seed, runs in self.trainings().items() if len(runs) == (self.num_folds or 1)}
+        return {seed: RunGroup(self.keys, runs).mean() or 0.0 for seed, runs in found.items()}
+
+    def samples(self) -> list[float]:
+        """Return independent samples of the optimized metric: the scores of the seeds, or of the folds of a single seed."""
+        seeds = [*self.training_scores().values()]
+        return seeds if len(seeds) > 1 else self.values()
 
     @property
     def num_folds(self) -> int | None:
@@ -87,14 +103,13 @@ class RunGroup:
     @property
     def num_images(self) -> int:
         """Number of different validation images of the finished runs: of all folds, or of one run."""
-        finished = [run for run in self.runs if run.status == FINISHED] or self.runs
+        finished = self.finished() or self.runs
         return sum({run.fold: run.num_val for run in finished}.values())
 
     def mean(self, name: str | None = None) -> float | None:
         """Return the mean over the runs; of folds the pooled score, in which each validation image counts once per seed."""
         name = name or self.optimized.key
-        finished = [run for run in self.runs if run.status == FINISHED]
-        scores = [(score, run.num_val or 1) for run in finished if (score := run.finite_score(name)) is not None]
+        scores = [(score, run.num_val or 1) for run in self.finished() if (score := run.finite_score(name)) is not None]
         if not scores:
             return None
         values, weights = zip(*scores, strict=True)
@@ -102,17 +117,16 @@ class RunGroup:
 
     def std(self, name: str | None = None) -> float | None:
         """Return the standard deviation over the seeds, or over the folds of a single seed; None for fewer than two."""
-        is_optimized = name in (None, self.optimized.key)
-        values = [*self.training_scores().values()] if is_optimized and self.num_folds else []
-        values = values if len(values) > 1 else self.values(name)
+        values = self.samples() if name in (None, self.optimized.key) else self.values(name)
         return statistics.stdev(values) if len(values) > 1 else None
 
     def sample_statistics(self) -> tuple[float, float, int] | None:
         """Return mean, standard deviation and size of the sample: the seeds, or the validation images of folds or a single run.
 
-        None for a single run with another metric than an accuracy, whose spread over the images is not known.
+        With another metric than an accuracy, whose spread over the images is not known, the sample of a single seed is that of
+        its folds, and None without folds.
         """
-        values, mean = self.values(), self.mean() or 0
+        values, mean = self.samples(), self.mean() or 0
         std = statistics.stdev(values) if len(values) > 1 else None
         if self.optimized.is_accuracy and (self.num_folds or std is None):
             return mean, math.sqrt(mean * (1 - mean)), max(2, self.num_images)
@@ -122,10 +136,10 @@ class RunGroup:
 def mean_interval(group: RunGroup) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean score of a group: over its seeds, or over the images of its folds or single run.
 
-    The first is Student's, the second Wilson's. None if the group has no finished run, or a single one whose metric is not an
-    accuracy.
+    The first is Student's, the second Wilson's. With another metric than an accuracy, the interval of a single seed is Student's
+    over its folds. None if the group has no finished run, or a single one whose metric is not an accuracy.
     """
-    values, mean, is_accuracy = group.values(), group.mean(), group.optimized.is_accuracy
+    values, mean, is_accuracy = group.samples(), group.mean(), group.optimized.is_accuracy
     if mean is None or (len(values) == 1 and not is_accuracy):
         return None
     from scipy.stats import t
@@ -170,7 +184,15 @@ def _settings(run: RunResult) -> dict[str, Any]:
     config = run.record["config"]
     callbacks = config.get("callbacks")
     used = sorted(name for name in callbacks if name not in IGNORED_CALLBACKS) if isinstance(callbacks, dict) else []
-    return flatten(config) | {"callbacks": "+".join(used) or "default"}
+    values = flatten(config) | {"callbacks": "+".join(used) or "default"}
+    measured = {key: MEASURED for key, value in values.items() if _is_measured(key, value, run.measured)}
+    return values | measured
+
+
+def _is_measured(key: str, value: Any, measured: dict[str, Any]) -> bool:
+    """Return whether a value is a statistic that the run has measured; folds and machines differ in it."""
+    name = key.rpartition(".")[2]
+    return name in measured and value == measured[name] and key.startswith(("data.", "augmentation.train."))
 
 
 def _is_ignored(name: str) -> bool:

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from alexlab.output.numbers import counted
 from alexlab.records.compare import RunGroup
 from alexlab.records.image_scores import setting_scores
 from alexlab.records.optimized import OptimizedMetric, metric_label
@@ -144,7 +145,12 @@ def _num_seeds(groups: Sequence[RunGroup]) -> int:
 
 def notes(ranking: Ranking) -> list[str]:
     """Return sentences on how the differences of a ranking were tested, and how many seeds a small difference needs."""
-    return [*_test_notes(ranking), *_seed_notes(ranking)]
+    repeated = sum(group.num_repeated for group in ranking.groups)
+    found = [*_test_notes(ranking), *_seed_notes(ranking)]
+    if repeated:
+        verb = "is" if repeated == 1 else "are"
+        found.append(f"{counted(repeated, 'run')} with the seed of a newer run of the same setting {verb} not counted.")
+    return found
 
 
 def _test_notes(ranking: Ranking) -> list[str]:
@@ -187,6 +193,8 @@ def _seed_notes(ranking: Ranking) -> list[str]:
         else [[*table.values()] for table in tables]
     )
     std = statistics.fmean(statistics.variance(sample) for sample in samples) ** 0.5
+    if std == 0:
+        return []
     step = POINTS if ranking.metric.is_accuracy else 0.01 * abs(ranking.groups[0].mean() or 0)
     count = seeds_needed(step, std, is_paired=is_paired)
     needed = f"more than {MAX_SEEDS}" if count is None else f"about {count}"

@@ -92,7 +92,7 @@ def _group_table(
             _whole(mean_or_none([run.best_epoch for run in group.runs], digits=1)),
             group.train_s,
             mean_or_none([run.record.get("images_per_s") for run in group.runs], digits=1),
-            group.runs[0].record.get("parameters"),
+            group.parameters,
             ", ".join(f"{statuses.count(status)} {status}" for status in sorted({*statuses})),
         ]
         rows.append(row)

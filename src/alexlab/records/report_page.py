@@ -59,7 +59,7 @@ def render_page(
     failed = [number for number, run in enumerate(runs) if run.status in (FAILED, INTERRUPTED)]
     ranked, metric = ranking.groups, common_metric(runs)
     best = [] if not ranked or metric is None else ["best"] if ranking.is_clear else ["first"]
-    first = best_run(ranked[0].runs) if best else None
+    first = best_run(ranked[0].finished()) if best else None
     return render(
         "report.html",
         title=title(runs, keys),

@@ -10,11 +10,12 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from alexlab.errors import ConfigError
-from alexlab.records.layout import EARLIER, METRICS, RUN_JSON, outputs_dir
+from alexlab.records.layout import EARLIER, METRICS, RUN_JSON, STATISTICS, outputs_dir
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.record import RUNNING, RunRecord
 
@@ -69,6 +70,15 @@ class RunResult:
         """Number of validation images that the scores count; 0 if it is not recorded."""
         return int(self.finite_score("count") or self.record.get("data", {}).get("counts", {}).get("val") or 0)
 
+    @cached_property
+    def measured(self) -> dict[str, Any]:
+        """Statistics that the run measured on its training images; empty if its config gave them."""
+        try:
+            content = json.loads((self.folder / STATISTICS).read_text())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
     @property
     def choices(self) -> dict[str, str]:
         return {name: str(value) for name, value in self.record["choices"].items()}
@@ -116,7 +126,7 @@ class RunResult:
     @property
     def start_s(self) -> float:
         """Unix time of the start of the last attempt; 0 if it is not recorded."""
-        attempts = self.record["attempts"]
+        attempts = self.record.get("attempts")
         return float(attempts[-1]["start_s"]) if attempts else 0.0
 
     @property
@@ -212,13 +222,14 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
     Raises:
         ConfigError: if no run folder is found.
     """
-    found: set[Path] = set()
+    found: dict[str, Path] = {}  # by the real path: a link to a run is no further run
     for pattern in patterns:
-        for name in glob.glob(pattern) or [pattern]:
-            found.update(_run_folders(Path(name)))
+        for name in sorted(glob.glob(pattern)) or [pattern]:
+            for folder in _run_folders(Path(name)):
+                found.setdefault(os.path.realpath(folder), folder)
     if not found:
         raise ConfigError(f"no run found: there is no {RUN_JSON} in or below {', '.join(patterns) or 'nothing'}")
-    return sorted(found, key=_natural_order)
+    return sorted(found.values(), key=_natural_order)
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

@@ -145,7 +145,7 @@ def size_panels(groups: Sequence[RunGroup]) -> list[Panel]:
     panels = []
     score = "Accuracy" if not groups or groups[0].optimized.is_accuracy else metric_title(groups[0].optimized.key)
     for name, xlabel, values in (
-        (f"{score} against size", "Parameters", [group.runs[0].record.get("parameters") for group in groups]),
+        (f"{score} against size", "Parameters", [group.parameters for group in groups]),
         (f"{score} against training time", "Training time, s", [group.train_s for group in groups]),
     ):
         points = [(number, float(x), group) for number, (x, group) in enumerate(zip(values, groups, strict=True)) if x]

@@ -89,8 +89,8 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
     return float(binomtest(only_one, only_one + only_other).pvalue) if only_one + only_other else 1.0
 
 
-def t_difference(value: float, parts: Sequence[tuple[float, int]], test: str) -> Difference:
-    """Return a difference with Student's interval and p-value.
+def t_difference(value: float, parts: Sequence[tuple[float, int]], test: str) -> Difference | None:
+    """Return a difference with Student's interval and p-value; None for samples without any spread, which cannot be tested.
 
     Args:
         value: the difference.
@@ -101,7 +101,7 @@ def t_difference(value: float, parts: Sequence[tuple[float, int]], test: str) ->
 
     variance = sum(part for part, _ in parts)
     if variance == 0:
-        return Difference(value, value, value, float(value == 0), test)
+        return Difference(0.0, 0.0, 0.0, 1.0, test) if value == 0 else None
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
     half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
     p = 2 * float(t.sf(abs(value) / math.sqrt(variance), freedom))
@@ -192,8 +192,6 @@ def seeds_needed(difference: float, std: float, *, is_paired: bool) -> int | Non
     """
     from scipy.stats import nct, t
 
-    if std == 0:
-        return 2
     seeds = np.arange(2, MAX_SEEDS + 1)
     freedom = seeds - 1 if is_paired else 2 * (seeds - 1)
     shift = difference / (std * np.sqrt((1 if is_paired else 2) / seeds))
