@@ -192,7 +192,8 @@ def test_folds_are_put_together(compare: Callable[..., Path], tmp_path: Path) ->
         "cat/2.png": "both right",
         "dog/3.png": "repaired",
     }
-    assert "that did not train on it" in (out / "compare.html").read_text()
+    page = (out / "compare.html").read_text()
+    assert "that did not train on it" in page and re.search(r"<td>data.fold</td>\s*<td>0, 1</td>\s*<td></td>", page)
 
 
 def test_odd_names_are_escaped(compare: Callable[..., Path], tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(compare: Callable[..
     write_run(tmp_path / "mixed/0", kept([0], [0]))
     write_run(tmp_path / "mixed/1", kept([0], [0]), optimized={"name": "val/loss", "mode": "min"})
     for arguments, message in (
-        ([run], "compare needs two runs, sweeps, checkpoints or exported files: compare.py A B; got .*/a"),
+        ([run], "compare needs two runs, sweeps, checkpoints or exported .safetensors files: compare.py A B; got .*/a"),
         ([], "compare.py A B; got nothing"),
         ([run, run, run], "compare.py A B; got "),
         ([run, tmp_path / "no"], "A and B must each be a run folder, .*/no does not exist"),
@@ -299,6 +300,7 @@ def test_files_record_the_run_that_trained_them(
         ):
             assert re.search(r"\s*".join(f"<td[^>]*>{re.escape(cell)}[^<]*</td>" for cell in row), page), row
         assert "<td>machine</td>" not in page, "a checkpoint does not record it"
+        assert not re.search(r"<td[^>]*>data.fold</td>", page)
     content = torch.load(moved, weights_only=True)
     content["alexlab"]["versions"] = {"torch": 1}
     torch.save(content, moved)

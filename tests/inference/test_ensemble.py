@@ -221,6 +221,8 @@ def test_a_sweep_stands_for_its_finished_runs(
     model = load_checkpoint(str(tmp_path / "sweep"))
     assert [member.run_dir for member in model.members] == folders
     assert caplog.messages == [f"ckpt={tmp_path / 'sweep'}: 0_a, 1_b, 10_c", "left out: 2_d (failed)"]
+    (tmp_path / "sweep" / SWEEP_JSON).unlink()
+    assert len(load_checkpoint(str(tmp_path / "sweep")).members) == 3, "any folder of runs"
     with pytest.raises(ConfigError, match=r"weights must be one positive number per checkpoint; got \[1, 2\] for 3"):
         load_checkpoint(str(tmp_path / "sweep"), weights=[1, 2])
     for folder in folders:

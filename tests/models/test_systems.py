@@ -104,6 +104,12 @@ def test_d2l_alexnet_with_two_hidden_layers_matches_its_source() -> None:
     assert sum(parameter.numel() for parameter in net.parameters()) == 46_764_746
 
 
+def test_cnn_s_with_sizes_rounded_down_has_a_smaller_grid() -> None:
+    net = on_meta("model=cnn_s", "model.pool_ceil=false", "model.pool_size=5", num_classes=1000)
+    assert net.features(torch.empty(1, 3, 224, 224, device="meta")).shape[2:] == (5, 5)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 79_839_848
+
+
 @pytest.mark.parametrize("name", [name for name in COUNTS if name in LISTS and name != "nin"])
 def test_average_pooling_is_the_identity_at_the_published_size(name: str) -> None:
     channels, size, *_ = COUNTS[name]

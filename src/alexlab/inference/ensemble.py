@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alexlab.errors import ConfigError
-from alexlab.records.layout import BEST, LAST, SWEEP_JSON
+from alexlab.records.layout import BEST, LAST, RUN_JSON, SWEEP_JSON
 from alexlab.records.record import FINISHED
 from alexlab.records.results import find_runs, read_runs
 from alexlab.training.preprocessing import Inference, average_logits, eval_logits
@@ -104,8 +104,10 @@ def member_names(ckpt: str | Sequence[str]) -> list[str]:
 
 
 def is_sweep(path: Path) -> bool:
-    """Return whether a path is the folder of a sweep."""
-    return (path / SWEEP_JSON).is_file()
+    """Return whether a path is the folder of a sweep, or another folder that contains run folders."""
+    if any((path / name).is_file() for name in (BEST, LAST, RUN_JSON)):
+        return False
+    return (path / SWEEP_JSON).is_file() or any(path.glob(f"*/{RUN_JSON}"))
 
 
 def _finished_runs(sweep: Path) -> list[str]:

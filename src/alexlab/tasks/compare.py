@@ -64,7 +64,9 @@ def check(config: dict[str, Any]) -> None:
     names = config["runs"]
     if len(names) != 2:
         given = ", ".join(map(str, names)) or "nothing"
-        raise ConfigError(f"compare needs two runs, sweeps, checkpoints or exported files: compare.py A B; got {given}")
+        raise ConfigError(
+            f"compare needs two runs, sweeps, checkpoints or exported .safetensors files: compare.py A B; got {given}"
+        )
     check_split(config["split"], from_run=config["data"]["root"] is None and config["data"]["url"] is None)
 
 
@@ -107,7 +109,8 @@ def evaluated_source(members: "Sequence[Member]", config: dict[str, Any], out_di
     from alexlab.records.layout import SKIPPED
     from alexlab.tasks.evaluate import data_settings
 
-    model = load_checkpoint([str(member.path) for member in members], device=config["device"])
+    paths = [str(member.path) for member in members]
+    model = load_checkpoint(paths, class_names=config["class_names"], device=config["device"])
     settings, from_run = data_settings(model, config["data"])
     check_split(config["split"], from_run=from_run)
     name, split = held_out_split(model, settings, config["split"], from_run=from_run)

@@ -92,7 +92,9 @@ class Context:
             return []
         rows = [_overrides(each) for each in config_differences(self.first_runs, groups=True)]
         seeds = [", ".join(dict.fromkeys(str(run.seed) for run in runs)) for runs in self.runs]
-        return [*rows, *([["seed", *seeds]] if seeds[0] != seeds[1] else [])]
+        folds = [", ".join(dict.fromkeys(str(run.fold) for run in runs if run.fold is not None)) for runs in self.runs]
+        more = [row for row in (["seed", *seeds], ["data.fold", *folds]) if row[1] != row[2]]
+        return [*rows, *more]
 
     @cached_property
     def key_rows(self) -> list[list[str]]:

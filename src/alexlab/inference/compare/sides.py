@@ -1,4 +1,4 @@
-"""The two things that `compare.py` compares: runs, sweeps, checkpoints or exported files."""
+"""The two things that `compare.py` compares: runs, sweeps, checkpoints or exported .safetensors files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from alexlab.records.layout import BEST, LAST, RUN_JSON
 from alexlab.records.record import FINISHED
 from alexlab.records.results import RunResult, find_runs, last_run, obstacle, read_run, read_runs
 
-KINDS = "a run folder, the folder of a sweep, a checkpoint or an exported file"
+KINDS = "a run folder, the folder of a sweep, a checkpoint or an exported .safetensors file"
 
 
 @dataclass(frozen=True)
