@@ -93,7 +93,7 @@ def report_page(num_settings: int) -> str:
 def index_page() -> str:
     """Return the page of all runs."""
     run = [[LINK], "failed", 0.5, 0.4, 90, 11_000.5, "2026-11-27 08:00", LONG, f"DataError: {WORD}", [LINK, LINK]]
-    columns = ["run", "status", "val top-1", "test top-1", "epochs", "time s", "started", "tags", "note", "files"]
+    columns = ["run", "status", "best val score", "test top-1", "epochs", "time s", "started", "tags", "note", "files"]
     figure = new_figure(figsize=(5.2, 3.3))
     return render(
         "index.html",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
@@ -11,8 +11,7 @@ from alexlab.output.command_line import short_path
 from alexlab.output.escape import shown
 from alexlab.output.numbers import counted
 from alexlab.output.terminal import Terminal
-from alexlab.records.listing import UNREADABLE, ListEntry, count_statuses, group_sweeps
-from alexlab.records.optimized import metric_label
+from alexlab.records.listing import UNREADABLE, ListEntry, count_statuses, date_text, group_sweeps, score_text
 from alexlab.records.record import FAILED, FINISHED, RUNNING
 from alexlab.records.results import RunResult
 
@@ -73,7 +72,7 @@ def _entry_lines(entry: ListEntry, num_runs: int) -> list[Line]:
         (run,) = entry.runs
         return [_run_line(run, short_path(run.folder))]
     status = f"sweep {entry.num_finished}/{len(entry.runs)}"
-    lines = [Line((status, _score(entry.best), "", "", _date(entry.start_s), ""), short_path(entry.folder))]
+    lines = [Line((status, score_text(entry.best), "", "", date_text(entry.start_s), ""), short_path(entry.folder))]
     lines += [_run_line(run, f"  {run.folder.name}") for run in entry.runs[:num_runs]]
     num_left = len(entry.runs) - num_runs
     return [*lines, Line([""] * len(HEADERS), f"  {num_left} more")] if num_left > 0 else lines
@@ -82,20 +81,9 @@ def _entry_lines(entry: ListEntry, num_runs: int) -> list[Line]:
 def _run_line(run: RunResult, path: str) -> Line:
     epochs = "/".join(str(count) for count in (run.last_epoch, run.max_epochs) if count) if run.last_epoch else ""
     elapsed = "" if run.elapsed_s is None else str(timedelta(seconds=round(run.elapsed_s)))
-    cells = (run.status, _score(run), epochs, elapsed, _date(run.start_s), ", ".join(run.tags))
+    cells = (run.status, score_text(run), epochs, elapsed, date_text(run.start_s), ", ".join(run.tags))
     reason = str(run.record.get("reason") or "") if run.status in (FAILED, UNREADABLE) else ""
     return Line(cells, path, STYLES.get(run.status, ""), reason)
-
-
-def _score(run: RunResult | None) -> str:
-    """Return the best score of a run, with its metric."""
-    if run is None or run.best_score is None:
-        return ""
-    return f"{metric_label(run.optimized.key)} {run.best_score:.4f}"
-
-
-def _date(time_s: float) -> str:
-    return f"{datetime.fromtimestamp(time_s):%Y-%m-%d %H:%M}" if time_s > 0 else ""
 
 
 def _layout(lines: Sequence[Line], width: int | None) -> list[Text]:

@@ -14,15 +14,15 @@ from urllib.parse import quote
 
 from alexlab.errors import ConfigError
 from alexlab.output.command_line import command_line, short_path
-from alexlab.pages.render import Link, render
+from alexlab.pages.render import Estimate, Link, render
 from alexlab.records.atomic import atomic_path
 from alexlab.records.layout import CURVES, LOGS, PREVIEW, outputs_dir
-from alexlab.records.listing import ListEntry, count_statuses, group_sweeps, list_runs
+from alexlab.records.listing import ListEntry, count_statuses, date_text, group_sweeps, list_runs, score_text
 from alexlab.records.results import RunResult
 
 INDEX, LOCK, PENDING = "index.html", ".index.lock", ".index.pending"
-RUN_COLUMNS = ("run", "status", "val top-1", "test top-1", "epochs", "time s", "started", "tags", "note", "files")
-SWEEP_COLUMNS = ("sweep", "runs", "best val top-1", "best run", "started", "report")
+RUN_COLUMNS = ("run", "status", "best val score", "test top-1", "epochs", "time s", "started", "tags", "note", "files")
+SWEEP_COLUMNS = ("sweep", "runs", "best val score", "best run", "started", "report")
 PAGE_COLUMNS = ("page", "command", "folder", "written")
 MAX_CURVES = 6
 TITLE = re.compile(rb"<title>(.*?)</title>", re.DOTALL)
@@ -116,11 +116,11 @@ def _run_row(root: Path, run: RunResult) -> list[Any]:
     return [
         [_link(root, run.folder)],
         run.status,
-        run.score("top1"),
+        _score(run),
         run.record["scores"].get("test/top1"),
         run.last_epoch,
         None if elapsed is None else round(elapsed, 1),
-        _date(run.start_s),
+        date_text(run.start_s),
         ", ".join(run.tags),
         run.note or str(run.record.get("reason") or ""),
         [_link(root, path, name=path.name) for path in files if path.is_file()],
@@ -132,9 +132,9 @@ def _sweep_row(root: Path, sweep: ListEntry, reports: dict[Path, Path]) -> list[
     return [
         [_link(root, sweep.folder)],
         ", ".join(count_statuses(sweep.runs)),
-        None if best is None else best.score("top1"),
+        _score(best),
         [] if best is None else [_link(root, best.folder, name=best.folder.name)],
-        _date(sweep.start_s),
+        date_text(sweep.start_s),
         [] if page is None else [_link(root, page, name=page.name)],
     ]
 
@@ -148,7 +148,7 @@ def _page_row(root: Path, page: Path) -> list[Any]:
         [_link(root, page, name=title)],
         relative.parts[0] if relative.parts else "",
         str(relative),
-        _date(page.stat().st_mtime),
+        date_text(page.stat().st_mtime),
     ]
 
 
@@ -158,7 +158,7 @@ def _curves(root: Path, entries: Sequence[ListEntry]) -> list[tuple[str, str, st
     for run in (entry.best for entry in entries):
         if run is not None and len(found) < MAX_CURVES and (run.folder / CURVES).is_file():
             name, url = _link(root, run.folder)
-            found.append((name, f"{url}/{CURVES}", f"{run.status}, val top-1 {run.score('top1'):.4f}"))
+            found.append((name, f"{url}/{CURVES}", f"{run.status}, val {score_text(run)}"))
     return found
 
 
@@ -171,5 +171,8 @@ def _link(root: Path, path: Path, *, name: str | None = None) -> Link:
     return Link(name or str(relative), quote(os.fsencode(relative)))
 
 
-def _date(time_s: float) -> str:
-    return f"{datetime.fromtimestamp(time_s):%Y-%m-%d %H:%M}" if time_s > 0 else ""
+def _score(run: RunResult | None) -> Estimate | None:
+    """Return a cell of the best score of a run."""
+    if run is None or run.best_score is None:
+        return None
+    return Estimate(run.best_score, score_text(run))

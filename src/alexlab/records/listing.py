@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from alexlab.errors import ConfigError
 from alexlab.records.layout import SWEEP_JSON
+from alexlab.records.optimized import metric_label
 from alexlab.records.record import FINISHED, STATES, default_record
 from alexlab.records.results import RunResult, best_run, find_runs, read_run, with_tags
 
@@ -87,3 +89,15 @@ def _read(folder: Path) -> RunResult:
     except ConfigError as error:
         record = default_record() | {"status": UNREADABLE, "config": {}, "reason": str(error)}
         return RunResult(folder, record, [])
+
+
+def score_text(run: RunResult | None) -> str:
+    """Return the best value of the optimized metric of a run, with its name; empty without one."""
+    if run is None or run.best_score is None:
+        return ""
+    return f"{metric_label(run.optimized.key)} {run.best_score:.4f}"
+
+
+def date_text(time_s: float) -> str:
+    """Return a Unix time as date and time; empty for 0, an unknown time."""
+    return f"{datetime.fromtimestamp(time_s):%Y-%m-%d %H:%M}" if time_s > 0 else ""
