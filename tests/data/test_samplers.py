@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
+from alexlab.data.cache.on_device import CropSampler
 from alexlab.data.dataset import PaddedDataset, SeededDataset
 from alexlab.data.limits import num_limited_batches
 from alexlab.data.samplers import (
@@ -14,6 +16,7 @@ from alexlab.data.samplers import (
     derived_seed,
     stratified_sample,
 )
+from alexlab.data.transforms import RandomCropView, shared_crops
 
 
 class Noisy:
@@ -60,9 +63,10 @@ def test_each_epoch_has_another_order_of_all_images() -> None:
     first = list(chain.from_iterable(batches))
     batches.set_epoch(1)
     second = list(chain.from_iterable(batches))
-    assert [index for _, index in first] != [index for _, index in second]
-    assert sorted(index for _, index in second) == list(range(40))
-    assert {epoch for epoch, _ in second} == {1}
+    assert [index for _, index, _ in first] != [index for _, index, _ in second]
+    assert sorted(index for _, index, _ in second) == list(range(40))
+    assert {epoch for epoch, _, _ in second} == {1}
+    assert [position for _, _, position in second] == list(range(40))
     assert first == list(chain.from_iterable(TrainBatchSampler([0] * 40, batch_size=8, seed=5)))
 
 
@@ -74,7 +78,7 @@ def sharded(**options: Any) -> TrainBatchSampler:
 
 def test_sharded_images_are_read_shard_by_shard_and_shuffled() -> None:
     batches = sharded()
-    first = np.array([index for _, index in chain.from_iterable(batches)])
+    first = np.array([index for _, index, _ in chain.from_iterable(batches)])
     assert sorted(first) == list(range(20_000)), "every image once"
     order = batches.shard_order(0)
     assert sorted(order) == list(range(200)) and list(order) == list(dict.fromkeys((first // 100).tolist()))
@@ -89,22 +93,22 @@ def test_sharded_images_are_read_shard_by_shard_and_shuffled() -> None:
     share = np.array([np.bincount(step, minlength=200).max() for step in steps[8:-8]])
     assert share.mean() < 25, "no shard dominates a batch; 12.5 images are expected of each"
     batches.set_epoch(1)
-    second = [index for _, index in chain.from_iterable(batches)]
+    second = [index for _, index, _ in chain.from_iterable(batches)]
     assert list(first) != second and sorted(second) == list(range(20_000))
-    assert [index for _, index in chain.from_iterable(sharded())] == list(first)
+    assert [index for _, index, _ in chain.from_iterable(sharded())] == list(first)
     overfit = sharded(overfit=True)
     overfit.set_epoch(1)
-    assert [index for _, index in chain.from_iterable(overfit)] == list(first)
+    assert [index for _, index, _ in chain.from_iterable(overfit)] == list(first)
     resumed = sharded(resume_at=(0, 150))
     assert list(resumed) == list(sharded())[150:]
 
 
 def test_most_shards_are_read_by_one_rank() -> None:
     ranks = [list(sharded(num_ranks=4, rank=rank)) for rank in range(4)]
-    fetched = [{index // 100 for _, index in chain.from_iterable(batches)} for batches in ranks]
+    fetched = [{index // 100 for _, index, _ in chain.from_iterable(batches)} for batches in ranks]
     for rank, batches in enumerate(ranks):
         expected = sharded(num_ranks=4, rank=rank).shard_order(0).tolist()
-        assert expected == list(dict.fromkeys(index // 100 for _, index in chain.from_iterable(batches)))
+        assert expected == list(dict.fromkeys(index // 100 for _, index, _ in chain.from_iterable(batches)))
     assert set.union(*fetched) == set(range(200))
     assert sum(map(len, fetched)) < 2.2 * 200, "4 x 200 if every rank read every shard"
 
@@ -117,6 +121,41 @@ def test_on_epoch_is_called_once_per_epoch() -> None:
     assert epochs == [0, 1, 3]
 
 
+@pytest.mark.parametrize(("num_ranks", "accumulate"), [(1, 1), (2, 1), (2, 2)])
+def test_consecutive_images_share_a_crop_on_any_number_of_ranks(num_ranks: int, accumulate: int) -> None:
+    """As with `data.cache=device`, whose sampler of crops draws the same positions."""
+    corners = torch.arange(32 * 32).view(1, 32, 32)
+    crop = RandomCropView(28, square=True, images_per_crop=4)
+    recipe = v2.Compose([crop, v2.RandomHorizontalFlip(0.0)])
+    packed = CropSampler(recipe, 32)
+
+    class Views:
+        def __len__(self) -> int:
+            return 16
+
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            top, left, *_ = packed.draw()
+            assert recipe(corners)[0, 0, 0] == 32 * top + left
+            return (top, left), index
+
+    items = SeededDataset(Views(), seed=3, shared=shared_crops(recipe))
+    found: dict[int, tuple[int, int]] = {}
+    for epoch in range(2):
+        for rank in range(num_ranks):
+            options = {"num_ranks": num_ranks, "rank": rank, "accumulation_steps": accumulate}
+            sampler = TrainBatchSampler([0] * 16, batch_size=8, seed=5, **options)
+            sampler.set_epoch(epoch)
+            for batch in sampler:
+                found |= {
+                    16 * epoch + key[2]: item[0] for key, item in zip(batch, items.__getitems__(batch), strict=True)
+                }
+    groups = [{found[4 * group + number] for number in range(4)} for group in range(8)]
+    assert [len(group) for group in groups] == [1] * 8 and len(set.union(*groups)) > 4
+    one = SeededDataset(Views(), seed=3, shared=shared_crops(recipe))
+    whole = TrainBatchSampler([0] * 16, batch_size=8, seed=5)
+    assert [item[0] for batch in whole for item in one.__getitems__(batch)] == [found[number] for number in range(16)]
+
+
 def test_set_epoch_is_where_lightning_looks_for_it() -> None:
     batches = TrainBatchSampler([0] * 4, batch_size=2)
     assert batches.sampler is batches
@@ -125,7 +164,7 @@ def test_set_epoch_is_where_lightning_looks_for_it() -> None:
 def test_balanced_sampling_draws_every_class_equally_often() -> None:
     labels = [0] * 900 + [1] * 100
     drawn = Counter(
-        labels[index] for _, index in chain.from_iterable(TrainBatchSampler(labels, batch_size=1000, balanced=True))
+        labels[index] for _, index, _ in chain.from_iterable(TrainBatchSampler(labels, batch_size=1000, balanced=True))
     )
     assert drawn[1] / 1000 == pytest.approx(0.5, abs=0.06)
 

@@ -24,7 +24,7 @@ from alexlab.data.prefetch import DevicePrefetcher, PostProcess, PrefetchLoader
 from alexlab.data.samplers import EvalBatchSampler, TrainBatchSampler, data_ranks, stratified_sample
 from alexlab.data.splits import Split, Splits
 from alexlab.data.streaming.reader import ShardedImages
-from alexlab.data.transforms import set_epoch
+from alexlab.data.transforms import set_epoch, shared_crops
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.distributed.hardware import die_with_parent
 from alexlab.distributed.signals import ignore_first_sigterm
@@ -118,7 +118,9 @@ class ImageDataModule(lightning.LightningDataModule):
         # Lightning sets the epoch of a resumed run only after the loader processes have begun to prefetch.
         sampler.set_epoch(max(self.resume_at[0], self.trainer.current_epoch))
         on_epoch = partial(_begin_epoch, self.train_transform, sampler, sharded)
-        return self._loader(SeededDataset(dataset, seed=self.seed, on_epoch=on_epoch), sampler, post_process)
+        shared = shared_crops(self.train_transform)
+        seeded = SeededDataset(dataset, seed=self.seed, on_epoch=on_epoch, shared=shared)
+        return self._loader(seeded, sampler, post_process)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return this rank's batches of the validation split."""

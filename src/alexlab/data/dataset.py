@@ -14,9 +14,11 @@ from alexlab.data.image_file import DEFAULT_DECODING, Decoding
 from alexlab.data.labels import PADDING, UNREADABLE
 from alexlab.data.samplers import derived_seed
 from alexlab.data.splits import Split
-from alexlab.data.transforms import crop_rule
+from alexlab.data.transforms import RandomCropView, crop_rule
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ImageError
+
+SHARED = 1  # distinguishes the seeds of shared crops from those of images
 
 
 class MapDataset(Protocol):
@@ -148,34 +150,47 @@ def _load_black(decoding: Decoding, /, *, crop: CropRule | None = None) -> np.nd
 
 
 class SeededDataset:
-    """Dataset with keys (epoch, index), whose random draws come from a generator seeded by (seed, epoch, index).
+    """Dataset with keys (epoch, index, position), whose random draws come from a generator seeded by (seed, epoch, index).
+
+    The position in the epoch decides which images share a crop, see `RandomCropView`; it may be left out if none do.
 
     Args:
         dataset: the items.
         seed: seed of the run.
         on_epoch: function called with each new epoch, in the process that reads.
+        shared: crops of the dataset's transform that several images share.
     """
 
-    def __init__(self, dataset: MapDataset, *, seed: int, on_epoch: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: MapDataset,
+        *,
+        seed: int,
+        on_epoch: Callable[[int], None] | None = None,
+        shared: Sequence[RandomCropView] = (),
+    ) -> None:
         self.dataset = dataset
         self.seed = seed
         self.on_epoch = on_epoch
+        self.shared = shared
         self.epoch: int | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int]:
+    def __getitem__(self, key: tuple[int, ...]) -> tuple[Any, int]:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[tuple[Any, int]]:
+    def __getitems__(self, keys: Sequence[tuple[int, ...]]) -> list[tuple[Any, int]]:
         """Return the items of a batch, which DataLoader fetches at once."""
         items = []
         with torch.random.fork_rng(devices=[]):
-            for epoch, index in keys:
+            for epoch, index, *position in keys:
                 if epoch != self.epoch and self.on_epoch is not None:
                     self.on_epoch(epoch)
                 self.epoch = epoch
+                for crop in self.shared:
+                    crop.shared_seed = derived_seed(self.seed, epoch, position[0] // crop.images_per_crop, SHARED)
                 torch.default_generator.manual_seed(derived_seed(self.seed, epoch, index))
                 items.append(self.dataset[index])
         return items

@@ -35,7 +35,9 @@ def data_ranks(trainer: "lightning.Trainer") -> tuple[int, int]:
 
 
 class TrainBatchSampler:
-    """Training batches of one rank, as lists of (epoch, index). An incomplete global batch at the end is dropped.
+    """Training batches of one rank, as lists of (epoch, index, position in the epoch).
+
+    An incomplete global batch at the end is dropped.
 
     Sharded images are read shard by shard, `shuffle_shards` of them shuffled together: the shard at position p of an epoch is
     read while the shards at positions p to p + shuffle_shards begin. The images of a global batch are sorted before they are
@@ -90,7 +92,7 @@ class TrainBatchSampler:
     def __len__(self) -> int:
         return len(self.labels) // self.batch_size * self.accumulation_steps
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         if self.paused:
             return
         # The start is not consumed, because a loader with workers creates its first iterator twice. The length remains that of
@@ -98,13 +100,14 @@ class TrainBatchSampler:
         start = self.resume_at[1] if self.epoch == self.resume_at[0] else 0
         yield from self.batches(range(start, len(self)))
 
-    def batches(self, numbers: range) -> Iterator[list[tuple[int, int]]]:
+    def batches(self, numbers: range) -> Iterator[list[tuple[int, int, int]]]:
         """Yield some batches of the current epoch, by their numbers within this rank."""
         epoch = 0 if self.overfit else self.epoch
         order = self._order(epoch)
         for number in numbers:
             start = (number * self.num_ranks + self.rank) * self.rank_batch_size
-            yield [(epoch, int(index)) for index in order[start : start + self.rank_batch_size]]
+            indices = order[start : start + self.rank_batch_size].tolist()
+            yield [(epoch, index, position) for position, index in enumerate(indices, start)]
 
     def shard_order(self, epoch: int) -> np.ndarray:
         """Return the numbers of the shards that this rank reads in an epoch, in the order of their first image."""

@@ -4,7 +4,8 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -72,17 +73,35 @@ class RandomCropView(torch.nn.Module):
         size: side of the crop, in pixels.
         ratio: as in CenterView.
         square: crop from the central square of `size` / `ratio` only, as the paper did, rather than from the whole image.
+        images_per_crop: number of consecutive training images of an epoch that share the position of their crop; 32 in the
+            authors' code of 2012.
     """
 
-    def __init__(self, size: int, ratio: float = 0.875, square: bool = False) -> None:
+    def __init__(self, size: int, ratio: float = 0.875, square: bool = False, images_per_crop: int = 1) -> None:
         super().__init__()
+        if images_per_crop < 1:
+            raise ValueError(f"images_per_crop must be at least 1; got {images_per_crop}")
         self.resized, self.square = round(size / ratio), square
+        self.images_per_crop = images_per_crop
+        self.shared_seed: int | None = None  # of the position of the next crop, see `share_crops`
         center = [v2.CenterCrop(self.resized)] if square else []
         self.prepare = v2.Compose([v2.Resize(self.resized, antialias=True), *center])
         self.crop = v2.RandomCrop(size)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.crop(image if _is_square(image, self.resized) else self.prepare(image))
+        prepared = image if _is_square(image, self.resized) else self.prepare(image)
+        with self.draws():
+            return self.crop(prepared)
+
+    @contextmanager
+    def draws(self) -> Iterator[None]:
+        """Draw the position of the crop from the generator of the images that share it, if they do."""
+        if self.shared_seed is None:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.shared_seed)
+            yield
 
 
 def _is_square(image: Tensor, side: int) -> bool:
@@ -210,6 +229,12 @@ def set_epoch(transform: Any, epoch: int) -> None:
         transform.epoch = epoch
     for step in getattr(transform, "transforms", ()):
         set_epoch(step, epoch)
+
+
+def shared_crops(transform: Any) -> list[RandomCropView]:
+    """Return the crops of a recipe that several images share."""
+    steps = [transform, *getattr(transform, "transforms", ())]
+    return [step for step in steps if isinstance(step, RandomCropView) and step.images_per_crop > 1]
 
 
 class RandomGeometry(torch.nn.Module):

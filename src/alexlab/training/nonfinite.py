@@ -110,7 +110,7 @@ class NonFiniteReport(RunFileWriter, Callback):
         rows: list[tuple[Any, ...]] = [("epoch", "batch", "path", "class")]
         sampler: Any = trainer.train_dataloader.batch_sampler  # type: ignore[union-attr]
         for number, batch in zip(exception.batches, sampler.batches(exception.batches), strict=True):
-            for _, index in batch:
+            for _, index, _ in batch:
                 label = trainer.datamodule.splits.classes[split.labels[index]]  # type: ignore[attr-defined]
                 rows.append((trainer.current_epoch + 1, number, split.paths[index], label))
         path = Path(trainer.default_root_dir) / NOT_FINITE.format(rank=trainer.global_rank)

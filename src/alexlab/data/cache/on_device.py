@@ -5,6 +5,7 @@ most 2 of 256 levels.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,8 +40,9 @@ class CropSampler:
         self.image_stub = [torch.empty(1, side, side, device="meta")]
         if isinstance(first, CenterView | RandomCropView):
             self.crop: Any = first.crop
+            self.draws = getattr(first, "draws", nullcontext)
         elif isinstance(first, v2.RandomResizedCrop):
-            self.crop = first
+            self.crop, self.draws = first, nullcontext
         else:
             raise ConfigError(f"the first transform must crop a square; got {type(first).__name__}")
         self.flips = [step for step in flips if isinstance(step, v2.RandomHorizontalFlip)]
@@ -59,7 +61,8 @@ class CropSampler:
             edge = round((self.side - self.size) / 2.0)  # torchvision's rule
             box = [edge, edge, self.size, self.size]
         else:
-            params = self.crop.make_params(self.image_stub)
+            with self.draws():
+                params = self.crop.make_params(self.image_stub)
             box = [params[name] for name in ("top", "left", "height", "width")]
         mirrored = 0
         for flip in self.flips:
