@@ -50,7 +50,9 @@ def test_split_equals_that_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("link", ["copy", "hardlink", "symlink"])
 def test_files_are_copied_or_linked(tmp_path: Path, link: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_images(tmp_path / "data", {"a": 6, "b": 6})
+    (root / "a/link.png").symlink_to("000.png")
     out = split(tmp_path, f"data.root={root}", f"link={link}")
+    assert all((out / name).is_file() and (out / name).is_symlink() == (link == "symlink") for name in files(out))
     one = out / sorted(files(out))[0]
     original = root / one.relative_to(out).relative_to("train")
     assert one.read_bytes() == original.read_bytes()
