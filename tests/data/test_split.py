@@ -37,10 +37,11 @@ def files(folder: Path) -> set[str]:
     return {os.path.relpath(path, folder) for path in folder.rglob("*.png")}
 
 
-def test_split_equals_that_of_a_run(tmp_path: Path) -> None:
-    root = write_images(tmp_path / "data", {"a": 20, "b": 30, "b/deep": 10})
+def test_split_equals_that_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_images(tmp_path / "data", {"a": 20, "b": 30, "b/deep": 10, ".": 2})
     out = split(tmp_path, f"data.root={root}", "data.val_fraction=0.25", "data.test_fraction=0.1")
     expected = find_splits(str(root), val_fraction=0.25, test_fraction=0.1)
+    assert "skipped 2 images outside the class folders" in capsys.readouterr().out.replace("\n", " ")
     assert files(out) == {f"{name}/{path}" for name, part in expected.items() for path in part.paths}
     again = find_splits(str(out), val_fraction=0.5, test_fraction=0.5 - 0.1)
     assert [part.class_counts() for _, part in again.items()] == [part.class_counts() for _, part in expected.items()]
@@ -163,6 +164,9 @@ def test_unusable_folders_are_rejected(tmp_path: Path, flat: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         split(tmp_path, f"data.root={tmp_path / 'empty'}")
+    (write_images(tmp_path / "hollow", {"a": 3, "b": 3}) / "c").mkdir()
+    with pytest.raises(DataError, match=r"every class folder must contain an image; .*hollow/c has none"):
+        split(tmp_path, f"data.root={tmp_path / 'hollow'}")
     with pytest.raises(DataError, match="no such folder"):
         split(tmp_path, "data.root=missing")
     (tmp_path / "out").mkdir()

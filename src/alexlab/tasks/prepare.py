@@ -101,6 +101,8 @@ def split(config: dict[str, Any], run_dir: Path) -> None:
     dataset = find_unsplit(
         root, labels=config["labels"], pattern=config["pattern"], group=config["group"], folders=data["splits"]
     )
+    for note in dataset.notes:
+        print_line(note)
     fractions = {"val": data["val_fraction"], "test": data["test_fraction"]}
     splits = assign_splits(dataset, fractions, data["split_seed"])
     out = Path(config["out"] or _sibling(root, "_split"))
