@@ -49,7 +49,7 @@ class Listing:
 
     Args:
         root: folder of the dataset, to which paths are relative.
-        folder: folder of the split inside the root, or "".
+        folder: folder of the split inside the root, or ""; for a manifest its name and a hash of its paths.
         classes: sorted names of the class folders.
         paths: paths of the images.
         labels: int64 (N,), class index of each image.
