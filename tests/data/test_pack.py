@@ -141,7 +141,7 @@ def test_a_pack_is_built_once_and_reused(
         (["augmentation.train.crop.square=false"], "augmentation.train cannot read the pack .*: it crops from the whole image: use data.pack.crop=full, or square=true for the crop"),
         (["data.pack.size=256"], "augmentation.eval cannot .*: it resizes the shorter side to 73: use data.pack.resize=shorter data.pack.size=73"),
         (["augmentation=inception", "data.pack.resize=squash"], "augmentation.eval cannot"),
-        (["augmentation=squash", "data.pack.resize=squash", "test.views=five"], "test.views cannot"),
+        (["augmentation=squash", "data.pack.resize=squash", "test.views=five"], "test.views=five needs the central crop"),
         (["data.pack.crop=middle"], "data.pack.crop must be center or full; got 'middle'"),
         (["data.pack.resize=longer"], "data.pack.resize must be shorter, squash or nearest; got 'longer'"),
         (["data.pack.size=0"], "data.pack.size must be a positive number of pixels; got 0"),
