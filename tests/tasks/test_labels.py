@@ -98,7 +98,7 @@ def test_label_errors_are_found_decided_and_corrected(
     moved, count, hidden, chosen, text = evaluate_script(out / "labels.html", script)
     assert (moved, count, hidden, chosen) == (True, "2 of 2 decided", True, "accept")
     (tmp_path / "decisions.csv").write_text(text, newline="")
-    corrected = tmp_path / "corrected.csv"
+    corrected = tmp_path / "new/corrected.csv"
     arguments = (f"data.root={out / 'manifest.csv'}", f"decisions={tmp_path / 'decisions.csv'}", f"out={corrected}")
     prepare(tmp_path / "relabel", "action=relabel", *arguments)
     assert "corrected 1 label, removed 1 image, rejected 0 proposals, 0 undecided" in capsys.readouterr().out
@@ -107,6 +107,8 @@ def test_label_errors_are_found_decided_and_corrected(
     assert before.keys() - after.keys() == {removed}
     assert after[accepted]["class"] == found[0]["proposed"]
     assert {path for path in after if after[path] != before[path]} == {accepted}
+    with pytest.raises(ConfigError, match=r"out must be a folder; .*corrected.csv cannot be one"):
+        prepare(tmp_path / "inside", "action=relabel", *arguments[:2], f"out={corrected / 'x.csv'}")
     with pytest.raises(ConfigError, match="out must be a new file"):
         prepare(tmp_path / "again", "action=relabel", *arguments)
 
