@@ -157,6 +157,19 @@ def test_invalid_arguments_are_rejected(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["action=shard", "group='p(.)'"], "group must not be given with action=shard, which ignores it: it is an option of action=split"),
+        (["dataset=mnist", "link=symlink"], "link must not be given with action=download, .*: it is an option of action=split"),
+        (["action=split", "data.pack.size=3"], "data.pack.size must not be given with action=split.* option of action=relabel, pack, shard"),
+    ],
+)  # fmt: skip
+def test_options_of_other_actions_are_rejected(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main(Run(config=plain(*overrides, name="prepare"), dir=tmp_path, overrides=overrides))
+
+
 def test_unusable_folders_are_rejected(tmp_path: Path, flat: Path) -> None:
     divided = write_images(tmp_path / "divided", {"train/a": 3, "train/b": 3, "val/a": 1})
     with pytest.raises(DataError, match="is already split: it has train, val"):
