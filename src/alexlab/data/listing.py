@@ -1,5 +1,6 @@
 """List of the image files below a folder, from one walk over it or from the cache."""
 
+import hashlib
 import os
 import stat
 import time
@@ -49,7 +50,7 @@ class Listing:
 
     Args:
         root: folder of the dataset, to which paths are relative.
-        folder: folder of the split inside the root, or ""; for a manifest its name and a hash of its paths.
+        folder: folder of the split inside the root, or "", or the name from `chosen_images`.
         classes: sorted names of the class folders.
         paths: paths of the images.
         labels: int64 (N,), class index of each image.
@@ -96,6 +97,17 @@ def list_images(
         if listing_cache.detects_changes(listing.folders.values(), settled_ns):
             listing_cache.write_listing(vars(listing), path)
     return listing
+
+
+def chosen_images(root: str, name: str, classes: Sequence[str], paths: PathArray, labels: np.ndarray) -> Listing:
+    """Return the listing of images that are not all of one folder.
+
+    Args:
+        root, classes, paths, labels: as in `Listing`.
+        name: name of the choice. A hash of the paths is added to it, because packs have the name of their listing.
+    """
+    digest = hashlib.blake2b(paths.block.tobytes(), digest_size=4).hexdigest()
+    return Listing(root, f"{name}-{digest}", classes, paths, labels, {}, {})
 
 
 def _walk(root: str, folder: str, findings: list[Finding] | None = None) -> Listing:

@@ -1,6 +1,5 @@
 """Splits from a manifest, and splits whose files must match a manifest."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +8,7 @@ import numpy as np
 
 from alexlab.data.class_names import check_class_names
 from alexlab.data.layout import SPLITS
-from alexlab.data.listing import Listing
+from alexlab.data.listing import chosen_images
 from alexlab.data.manifest import ManifestRow, locator, read_manifest
 from alexlab.data.paths import PathArray
 from alexlab.data.splits import Split, Splits
@@ -38,9 +37,7 @@ def read_manifest_splits(manifest: str) -> Splits:
     used = [row for row in rows if row.split]
     labels = np.array([label_of[row.label] for row in used], np.int64)
     paths = PathArray.from_list([row.path for row in used])
-    # Manifests of the same name, such as corrected.csv, need packs of their own.
-    name = f"{os.path.basename(manifest)}-{hashlib.blake2b(paths.block.tobytes(), digest_size=4).hexdigest()}"
-    listing = Listing(root, name, classes, paths, labels, {}, {})
+    listing = chosen_images(root, os.path.basename(manifest), classes, paths, labels)
     hashes = _hashes([row.sha256 for row in used]) if all(row.sha256 for row in used) else None
     whole = Split(root, classes, paths, labels, listing, hashes=hashes)
     parts = {split: whole.take(np.flatnonzero([row.split == split for row in used])) for split in SPLITS}
