@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from alexlab.data.config import DataConfig
+from alexlab.data.discovery import find_splits
 from alexlab.errors import ConfigError
+from support.images import write_images
 
 KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "std": [1.0, 1.0, 1.0], "batch_size": 4}
 
@@ -39,6 +41,13 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
 def test_invalid_values_are_rejected(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         DataConfig(**(KEYS | options))
+
+
+def test_an_unused_test_fraction_is_noted(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 4, "b": 4})
+    find_splits(str(tmp_path), val_fraction=0.25, test_fraction=0.0).write_manifest(tmp_path / "split.csv")
+    config = DataConfig(**(KEYS | {"root": str(tmp_path / "split.csv"), "test_fraction": 0.1}))
+    assert "data.test_fraction=0.1 is not used: only folders are split" in config.find_splits().notes[-1]
 
 
 def test_three_numbers_are_averaged_for_one_channel() -> None:

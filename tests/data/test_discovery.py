@@ -66,9 +66,22 @@ def test_a_missing_val_folder_is_split_from_train(tmp_path: Path) -> None:
     assert [split.class_counts() for _, split in splits.items()] == [[6, 6], [2, 2], [3, 3]]
     assert splits.auto_split
     assert "4 of 16 training images became the validation split" in splits.notes[0]
+    with_test = find_splits(str(tmp_path), val_fraction=0.25, test_fraction=0.25)
+    assert list(with_test.test.paths) == list(splits.test.paths), "the test folder is used unchanged"
     on_test = find_splits(str(tmp_path), **FRACTIONS, val_split="test")
     assert (len(on_test.train), on_test.val.class_counts(), on_test.test) == (16, [3, 3], None)
     assert "validating on the test split" in on_test.notes[0]
+
+
+@pytest.mark.parametrize("val", [True, False])
+def test_a_missing_test_folder_is_split_from_train_if_a_fraction_is_given(tmp_path: Path, val: bool) -> None:
+    write_images(tmp_path, {"train/a": 8, "train/b": 8} | ({"val/a": 3, "val/b": 3} if val else {}))
+    splits = find_splits(str(tmp_path), val_fraction=0.25, test_fraction=0.125)
+    counts = [split.class_counts() for _, split in splits.items()]
+    assert counts == ([[7, 7], [3, 3], [1, 1]] if val else [[5, 5], [2, 2], [1, 1]])
+    assert len({path for _, split in splits.items() for path in split.paths}) == (22 if val else 16)
+    assert splits.auto_split
+    assert splits.notes[-1] == "no test folder: 2 of 16 training images became the test split"
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -81,6 +94,21 @@ def test_all_splits_share_the_classes_of_train(tmp_path: Path) -> None:
     splits = find_splits(str(tmp_path), **FRACTIONS)
     assert list(splits.val.labels) == [0, 2]
     assert splits.notes == ("the val split has no image of b",)
+
+
+def test_classes_without_validation_images_are_noted_for_groups_and_manifests(tmp_path: Path) -> None:
+    """Groups with images of several classes need not have all of them in val."""
+    pairs = ["ab", "ab", "ab", "ab", "bc"]
+    root = write_images(tmp_path, {f"{name}/g{number}": 2 for number, pair in enumerate(pairs) for name in pair})
+    options = {"val_fraction": 0.2, "test_fraction": 0.0, "group": "g[0-9]"}
+    splits = find_splits(str(root), **options, split_seed=0)
+    assert splits.notes[-1] == "the val split has no image of c"
+    splits.write_manifest(root / "split.csv")
+    assert find_splits(str(root / "split.csv"), **FRACTIONS).notes[-1] == "the val split has no image of c"
+    (train_only := root / "set/train").mkdir(parents=True)
+    for name in "abc":
+        (root / name).rename(train_only / name)
+    assert find_splits(str(root / "set"), **options).notes[-1] == "the val split has no image of c"
 
 
 def test_hidden_files_are_skipped(tmp_path: Path) -> None:

@@ -81,6 +81,16 @@ def test_a_smaller_fraction_is_a_part_of_a_larger_one(tmp_path: Path, counts: di
     assert f"data.fraction=0.25: {len(kept[1])} of {len(whole.train)} training images" in parts[1].notes
 
 
+def test_folds_of_other_images_have_packs_of_their_own(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "images", {"train/a": 9, "train/b": 12, "val/a": 4, "val/b": 5})
+    listings = [
+        splits(root, "data.folds=2", f"data.fold={fold}", f"data.test_fraction={fraction}").train.listing
+        for fold, fraction in ((0, 0), (1, 0), (0, 0.2))
+    ]
+    first, same, other = (listing.folder for listing in listings if listing is not None)
+    assert first == same != other
+
+
 def test_groups_are_not_divided(tmp_path: Path) -> None:
     root = tmp_path / "images"
     for person in range(12):

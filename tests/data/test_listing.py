@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alexlab.data import listing, listing_cache
+from alexlab.data.audit.audit import audit_dataset
 from alexlab.data.discovery import find_splits
 from alexlab.data.file_types import HAS_HEIF
 from alexlab.data.listing import list_images
@@ -106,7 +107,7 @@ def test_a_file_system_with_one_time_for_all_folders_is_not_cached() -> None:
     assert not listing_cache.detects_changes([[0, 5, 1], [0, 11, 2]], before_ns=10)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"version": 3}', b""])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"version": 4}', b""])
 @pytest.mark.parametrize("name", ["index.json", "paths.npy", "labels.npy"])
 def test_a_corrupt_cache_is_replaced(name: str, content: bytes, settled: Settled, tmp_path: Path) -> None:
     root, cache = write_images(tmp_path / "data", {"a": 3, "b": 2}), tmp_path / "cache"
@@ -185,6 +186,35 @@ def test_only_regular_files_are_listed_and_the_others_are_noted(cached: bool, se
     assert {"b/ring.png", "b/gone.png", "b/to.png"} <= names
     text = "skipped entries that are not regular files: a/null.png (a device), a/pipe.jpg (a FIFO)"
     assert f"{root}/: {text}" in splits.notes
+
+
+@pytest.mark.parametrize("link", ["c", "a/more", "b/deep/more", "train/a/more", "val/b", "test"])
+def test_links_that_cannot_be_resolved_are_errors_until_they_are_restored(
+    link: str, settled: Settled, tmp_path: Path
+) -> None:
+    """The link may be that of a class, a split or a part of them, such as on a disk that is not mounted."""
+    prefixes = ("train/", "val/") if link.startswith(("train", "val", "test")) else ("",)
+    root = write_images(tmp_path / "data", {f"{prefix}{name}": 4 for prefix in prefixes for name in ("a", "b/deep")})
+    if link == "val/b":
+        shutil.rmtree(root / link)
+    disk = write_images(tmp_path / "disk", {"c/1" if link == "test" else ".": 3})
+    (root / link).symlink_to(disk / "c" if link == "test" else disk)
+    options = {"val_fraction": 0.25, "test_fraction": 0.0, "cache_dir": tmp_path / "cache"}
+    moved = disk.rename(tmp_path / "moved")
+    settled(root)
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=f"{link}.* is a link that cannot be resolved: restore its target or remove"
+        ):
+            find_splits(str(root), **options)
+    result = audit_dataset(str(root))
+    found = [(finding.code, finding.path) for finding in result.findings if "link that cannot" in finding.text]
+    assert found == [("unclear_splits", ".") if link == "test" else ("broken_link", link)]
+    moved.rename(disk)
+    if link == "test":
+        shutil.move(disk / "c/1", disk / "c/a")
+    splits = find_splits(str(root), **options)
+    assert any(path.startswith(f"{link}/") for _, split in splits.items() for path in split.paths)
 
 
 def test_images_outside_the_class_folders_are_counted(tmp_path: Path) -> None:

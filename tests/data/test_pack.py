@@ -17,13 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
+from alexlab.data.audit.relabel import corrected_rows
 from alexlab.data.cache import pack as packed
 from alexlab.data.cache.build_pack import open_pack
 from alexlab.data.cache.pack import PackConfig, PackedImages, pack_path
 from alexlab.data.dataset import to_tensor
 from alexlab.data.decode import decode
+from alexlab.data.discovery import find_splits
 from alexlab.data.image_file import Decoding
 from alexlab.data.listing import list_images
+from alexlab.data.manifest import ManifestRow, write_manifest
 from alexlab.data.transforms import CenterView
 from alexlab.errors import ConfigError, DataError, ImageError
 from support.images import replace_unseen
@@ -138,7 +141,7 @@ def test_a_pack_is_built_once_and_reused(
         (["augmentation.train.crop.square=false"], "augmentation.train cannot read the pack .*: it crops from the whole image: use data.pack.crop=full, or square=true for the crop"),
         (["data.pack.size=256"], "augmentation.eval cannot .*: it resizes the shorter side to 73: use data.pack.resize=shorter data.pack.size=73"),
         (["augmentation=inception", "data.pack.resize=squash"], "augmentation.eval cannot"),
-        (["augmentation=squash", "data.pack.resize=squash", "test.views=five"], "test.views cannot"),
+        (["augmentation=squash", "data.pack.resize=squash", "test.views=five"], "test.views=five needs the central crop"),
         (["data.pack.crop=middle"], "data.pack.crop must be center or full; got 'middle'"),
         (["data.pack.resize=longer"], "data.pack.resize must be shorter, squash or nearest; got 'longer'"),
         (["data.pack.size=0"], "data.pack.size must be a positive number of pixels; got 0"),
@@ -274,6 +277,23 @@ def test_files_that_no_split_uses_need_no_hash(photos: Path, tmp_path: Path) -> 
     hashes[1] = 1
     with pytest.raises(DataError, match="SHA-256"):
         open_pack(listing, PackConfig(size=72), hashes=hashes, **options)
+
+
+def test_each_manifest_has_a_pack_of_its_images(photos: Path, tmp_path: Path) -> None:
+    """Images that are removed or have no split are not decoded."""
+    splits = find_splits(str(photos), val_fraction=0.25, test_fraction=0.0)
+    (photos / "a/bad.jpg").write_bytes(b"x")
+    first, second = tmp_path / "one/corrected.csv", tmp_path / "two/corrected.csv"
+    for file, removed in ((first, set()), (second, {splits.train.paths[0]})):
+        file.parent.mkdir()
+        rows = [row for row in corrected_rows(splits, []) if row.path not in removed]
+        write_manifest([*rows, ManifestRow("a/bad.jpg", label="a", root=str(photos))], file, with_root=True)
+    for file, count in ((first, 70), (second, 69), (first, 70)):
+        listing = find_splits(str(file), val_fraction=0.25, test_fraction=0.0).train.listing
+        assert listing is not None
+        packed_images = open_pack(listing, PackConfig(size=73), decoding=Decoding(), cache_dir=tmp_path / "cache")
+        assert len(packed_images) == count
+    assert len([path for path in tmp_path.glob("cache/*/pack-corrected.csv-*") if path.is_dir()]) == 2
 
 
 def test_a_second_process_waits_and_logs_why(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

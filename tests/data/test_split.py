@@ -37,10 +37,11 @@ def files(folder: Path) -> set[str]:
     return {os.path.relpath(path, folder) for path in folder.rglob("*.png")}
 
 
-def test_split_equals_that_of_a_run(tmp_path: Path) -> None:
-    root = write_images(tmp_path / "data", {"a": 20, "b": 30, "b/deep": 10})
+def test_split_equals_that_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_images(tmp_path / "data", {"a": 20, "b": 30, "b/deep": 10, ".": 2})
     out = split(tmp_path, f"data.root={root}", "data.val_fraction=0.25", "data.test_fraction=0.1")
     expected = find_splits(str(root), val_fraction=0.25, test_fraction=0.1)
+    assert "skipped 2 images outside the class folders" in capsys.readouterr().out.replace("\n", " ")
     assert files(out) == {f"{name}/{path}" for name, part in expected.items() for path in part.paths}
     again = find_splits(str(out), val_fraction=0.5, test_fraction=0.5 - 0.1)
     assert [part.class_counts() for _, part in again.items()] == [part.class_counts() for _, part in expected.items()]
@@ -50,7 +51,9 @@ def test_split_equals_that_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("link", ["copy", "hardlink", "symlink"])
 def test_files_are_copied_or_linked(tmp_path: Path, link: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_images(tmp_path / "data", {"a": 6, "b": 6})
+    (root / "a/link.png").symlink_to("000.png")
     out = split(tmp_path, f"data.root={root}", f"link={link}")
+    assert all((out / name).is_file() and (out / name).is_symlink() == (link == "symlink") for name in files(out))
     one = out / sorted(files(out))[0]
     original = root / one.relative_to(out).relative_to("train")
     assert one.read_bytes() == original.read_bytes()
@@ -154,6 +157,19 @@ def test_invalid_arguments_are_rejected(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["action=shard", "group='p(.)'"], "group must not be given with action=shard, which ignores it: it is an option of action=split"),
+        (["dataset=mnist", "link=symlink"], "link must not be given with action=download, .*: it is an option of action=split"),
+        (["action=split", "data.pack.size=3"], "data.pack.size must not be given with action=split.* option of action=relabel, pack, shard"),
+    ],
+)  # fmt: skip
+def test_options_of_other_actions_are_rejected(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main(Run(config=plain(*overrides, name="prepare"), dir=tmp_path, overrides=overrides))
+
+
 def test_unusable_folders_are_rejected(tmp_path: Path, flat: Path) -> None:
     divided = write_images(tmp_path / "divided", {"train/a": 3, "train/b": 3, "val/a": 1})
     with pytest.raises(DataError, match="is already split: it has train, val"):
@@ -161,6 +177,9 @@ def test_unusable_folders_are_rejected(tmp_path: Path, flat: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         split(tmp_path, f"data.root={tmp_path / 'empty'}")
+    (write_images(tmp_path / "hollow", {"a": 3, "b": 3}) / "c").mkdir()
+    with pytest.raises(DataError, match=r"every class folder must contain an image; .*hollow/c has none"):
+        split(tmp_path, f"data.root={tmp_path / 'hollow'}")
     with pytest.raises(DataError, match="no such folder"):
         split(tmp_path, "data.root=missing")
     (tmp_path / "out").mkdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from alexlab.data.discovery import find_splits
 from alexlab.data.image_file import unreadable
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import DataError, ImageError
@@ -39,6 +40,9 @@ def test_the_error_names_the_file_and_the_remedies_in_one_line(
     remedies = f"data.on_error=skip leaves unreadable images out, and alexlab prepare action=check data.root={corrupt} lists them"
     assert text.endswith(f"; {remedies}")
     assert "\n" not in text
+    find_splits(str(corrupt), val_fraction=0.2, test_fraction=0).write_manifest(corrupt / "split.csv")
+    with pytest.raises(DataError, match=r"; data.on_error=skip leaves unreadable images out$"):
+        train(f"data.root={corrupt / 'split.csv'}", f"data.num_workers={workers}", run_dir=tmp_path / "manifest")
     assert RunRecord(tmp_path / "run").read()["reason"] == f"ImageError: {text}"
 
 

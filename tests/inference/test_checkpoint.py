@@ -71,13 +71,25 @@ def test_a_torchvision_state_dict_is_loaded_without_a_config(suffix: str, tmp_pa
     )
 
 
-def test_a_state_dict_with_other_classes_needs_class_names(tmp_path: Path) -> None:
-    torch.save(models.alexnet(num_classes=3).state_dict(), tmp_path / "net.pth")
-    with pytest.raises(ConfigError, match=r"does not name its 3 classes; class_names=FILE.json must have one key per"):
+@pytest.mark.parametrize(
+    ("keys", "classes"),
+    [
+        ("c a b", "a b c"),
+        ("2 10 0 1 3 4 5 6 7 8 9", "0 1 2 3 4 5 6 7 8 9 10"),
+        ("1 2 3 4 5 6 7 8 9 10 11", "1 10 11 2 3 4 5 6 7 8 9"),
+    ],
+    ids=["names", "numbers of classes", "folders"],
+)
+def test_a_state_dict_with_other_classes_needs_class_names(keys: str, classes: str, tmp_path: Path) -> None:
+    count = len(keys.split())
+    torch.save(models.alexnet(num_classes=count).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(
+        ConfigError, match=rf"does not name its {count} classes; class_names=FILE.json must have one key per"
+    ):
         load_checkpoint(str(tmp_path / "net.pth"))
-    (tmp_path / "names.json").write_text('{"c": "C", "a": "A", "b": "B"}')
+    (tmp_path / "names.json").write_text(json.dumps({key: f"the {key}" for key in keys.split()}))
     model = load_checkpoint(str(tmp_path / "net.pth"), class_names=str(tmp_path / "names.json"))
-    assert (model.classes, model.names) == (["a", "b", "c"], ["A", "B", "C"])
+    assert (model.classes, model.names) == (classes.split(), [f"the {name}" for name in classes.split()])
 
 
 class Evil:
@@ -94,6 +106,9 @@ def test_error_messages_for_files_that_are_not_trained_models(
     torch.save({"number": 1}, tmp_path / "plain.pth")
     torch.save(models.resnet18(num_classes=1000).state_dict(), tmp_path / "resnet.pth")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "vector.pth")
+    wide = models.alexnet()
+    wide.features[8], wide.features[10] = torch.nn.Conv2d(384, 384, 3), torch.nn.Conv2d(384, 256, 3)
+    torch.save(wide.state_dict(), tmp_path / "wide.pth")
     other = torch.load(trained_run / "checkpoints/best.ckpt", weights_only=True)
     other["alexlab"]["config"]["model"]["fc_widths"] = [17]
     torch.save(other, tmp_path / "other.ckpt")
@@ -105,6 +120,8 @@ def test_error_messages_for_files_that_are_not_trained_models(
         "plain.pth": r"/plain.pth must contain a state dict: it contains no tensors by name",
         "resnet.pth": r"resnet.pth does not fit the net in any layer",
         "vector.pth": r"ckpt must be a run folder.*; got .*/vector.pth",
+        "wide.pth": r"in .*/wide.pth these tensors do not fit: features.conv4 \(384 x 384 x 3 x 3 -> 256 x 384 x 3 x 3\), "
+        r"features.conv5",
         "other.ckpt": r"the weights of .*/other.ckpt do not fit the net of its config: .*size mismatch",
     }.items():
         with pytest.raises(ConfigError, match=message) as caught:

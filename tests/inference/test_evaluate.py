@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,25 @@ def test_ten_crops_are_ten_single_crops(trained_run: Path, images: Path) -> None
     assert torch.allclose(ten, torch.stack(single).mean(0), atol=1e-6)
     assert torch.allclose(five, torch.stack(single[:5]).mean(0), atol=1e-6)
     assert not torch.allclose(ten, five, atol=1e-6)
+
+
+def test_views_have_the_scale_of_the_central_crop_and_need_it(trained_run: Path, images: Path) -> None:
+    model = load_checkpoint(str(trained_run))
+    image = to_tensor(decode(images / "val/cat/000.png"))
+    recipe = {"_target_": "alexlab.data.transforms.CenterView", "size": 64, "ratio": 0.95}
+    config = {**model.config, "augmentation": {"eval": {"center": recipe}}}
+    five = build_data.eval_view(config, "five")(image)
+    assert torch.equal(five[4], build_data.eval_view(config)(image))
+    for name in ("keras", "squash"):
+        config = plain("data.image_size=64", f"augmentation={name}", "test.views=ten_crop")
+        for call, key in (
+            (build_data.extra_views, "test.views"),
+            (partial(build_data.eval_view, views="ten_crop"), "views"),
+        ):
+            with pytest.raises(
+                ConfigError, match=f"^{key}=ten_crop needs the central crop of augmentation/eval=center, which"
+            ):
+                call(config)
 
 
 def test_views_change_the_metrics(evaluate: Evaluate) -> None:

@@ -4,14 +4,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from alexlab.data.orientation import ORIENTATION
 from alexlab.errors import ConfigError, DataError, NumericError
 from alexlab.inference import export as exporting
 from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.export import FORMATS, largest_difference
+from alexlab.inference.file_content import metadata
 from alexlab.inference.sequential import sequential_layers
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
@@ -39,26 +43,38 @@ def export(trained_run: Path, tmp_path: Path) -> Callable[..., Path]:
     return call
 
 
+def rotated_photo(path: Path) -> Path:
+    """Write a JPEG of an upright gradient that is stored sideways, as phones do."""
+    pixels = np.zeros((90, 120, 3), np.uint8)
+    pixels[..., 0], pixels[..., 2] = np.linspace(0, 255, 120), np.linspace(255, 0, 90)[:, None]
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(pixels).rotate(90, expand=True).save(path, quality=95, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("options", [(), ("data.mean=null", "data.mean_image=true")], ids=["mean", "mean_image"])
 @pytest.mark.parametrize("form", [form for form in FORMATS if form != "pth"])
 def test_the_example_of_the_readme_gives_the_predictions_of_the_checkpoint(
     form: str,
+    options: tuple[str, ...],
     export: Callable[..., Path],
-    trained_run: Path,
-    images: Path,
+    train: Callable[..., float | None],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The example uses the file alone and does not import this package."""
-    path = export(form, "num_images=5")
+    train("data.std=[0.005]", "trainer.max_epochs=3", *options)
+    path = export(form, "num_images=5", ckpt=tmp_path / "run")
     assert re.search(r"on 5 images: logits differ by at most \d", capsys.readouterr().out)
     (code,) = [example for example in EXAMPLES if f'"net{path.suffix}"' in example]
     assert "alexlab" not in code
     assert len(code.strip().splitlines()) <= 15
-    photo = images / "val/cat/001.png"
+    photo = rotated_photo(tmp_path / "photo.jpg")
     code = code.replace(f'"net{path.suffix}"', repr(str(path))).replace('"photo.jpg"', repr(str(photo)))
     exec(compile(code, form, "exec"), {})
     printed = capsys.readouterr().out.split()
-    model = load_checkpoint(str(trained_run))
+    model = load_checkpoint(str(tmp_path / "run"))
     from alexlab.config import build_data
     from alexlab.data.dataset import to_tensor
     from alexlab.data.decode import decode
@@ -66,8 +82,12 @@ def test_the_example_of_the_readme_gives_the_predictions_of_the_checkpoint(
     with torch.inference_mode():
         probs = model.inference.probs(build_data.eval_view(model.config)(to_tensor(decode(photo)))[None])[0]
     assert printed[0] == model.names[int(probs.argmax())]
+    sideways = to_tensor(np.array(Image.open(photo)))
+    with torch.inference_mode():
+        others = model.inference.probs(build_data.eval_view(model.config)(sideways)[None])[0]
+    assert abs(others.max() - probs.max()) > 0.01
     # Pillow's resizing is not bit-for-bit that of PyTorch.
-    assert float(printed[1]) == pytest.approx(probs.max().item(), abs=0.02)
+    assert float(printed[1]) == pytest.approx(probs.max().item(), abs=0.005)
 
 
 def test_an_exported_file_is_a_checkpoint(export: Callable[..., Path], trained_run: Path, tmp_path: Path) -> None:
@@ -97,15 +117,33 @@ def test_metadata(export: Callable[..., Path]) -> None:
     assert ["Flatten", {}] in about["layers"]
 
 
-def test_metadata_of_squashed_images(
-    train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path
+CENTER = {"_target_": "alexlab.data.transforms.CenterView", "size": 64}
+BICUBIC = {"_target_": "torchvision.transforms.v2.Resize", "size": [64, 64], "interpolation": "bicubic"}
+FLIP = {"_target_": "torchvision.transforms.v2.RandomHorizontalFlip", "p": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "expected"),
+    [
+        (["augmentation=keras"], None, {"shorter_side": None, "crop": None, "interpolation": "nearest"}),
+        (["augmentation=squash"], None, {"shorter_side": None, "crop": None, "interpolation": "bilinear"}),
+        ([], [CENTER], {"shorter_side": 73, "crop": "center", "interpolation": "bilinear"}),
+        ([], [CENTER | {"ratio": 0.5}], {"shorter_side": 128, "crop": "center", "interpolation": "bilinear"}),
+        ([], [BICUBIC], None),
+        ([], [CENTER, FLIP], None),
+    ],
+)
+def test_the_metadata_describe_any_eval_transform(
+    overrides: list[str], nodes: list[dict] | None, expected: dict | None, trained_run: Path
 ) -> None:
-    train("augmentation=keras")
-    path = export("torch_export", ckpt=tmp_path / "run")
-    extra = {"about.json": ""}
-    torch.export.load(path, extra_files=extra)
-    expected = {"shorter_side": None, "crop": None, "interpolation": "nearest"}
-    assert json.loads(extra["about.json"])["resize"] == expected
+    model = load_checkpoint(str(trained_run), device="cpu")
+    views = plain("data.image_size=64", *overrides)["augmentation"]["eval"]
+    if nodes is not None:
+        views = {"center": None} | {f"step{number}": node for number, node in enumerate(nodes)}
+    about = metadata(replace(model, config={**model.config, "augmentation": {"eval": views}}))
+    assert about["resize"] == expected
+    assert about.get("transforms") == (None if expected else nodes)
+    assert "upright" in about["input"]
 
 
 def test_a_pth_is_a_plain_state_dict(export: Callable[..., Path], trained_run: Path) -> None:

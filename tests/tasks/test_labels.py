@@ -98,7 +98,7 @@ def test_label_errors_are_found_decided_and_corrected(
     moved, count, hidden, chosen, text = evaluate_script(out / "labels.html", script)
     assert (moved, count, hidden, chosen) == (True, "2 of 2 decided", True, "accept")
     (tmp_path / "decisions.csv").write_text(text, newline="")
-    corrected = tmp_path / "corrected.csv"
+    corrected = tmp_path / "new/corrected.csv"
     arguments = (f"data.root={out / 'manifest.csv'}", f"decisions={tmp_path / 'decisions.csv'}", f"out={corrected}")
     prepare(tmp_path / "relabel", "action=relabel", *arguments)
     assert "corrected 1 label, removed 1 image, rejected 0 proposals, 0 undecided" in capsys.readouterr().out
@@ -107,6 +107,8 @@ def test_label_errors_are_found_decided_and_corrected(
     assert before.keys() - after.keys() == {removed}
     assert after[accepted]["class"] == found[0]["proposed"]
     assert {path for path in after if after[path] != before[path]} == {accepted}
+    with pytest.raises(ConfigError, match=r"out must be a folder; .*corrected.csv cannot be one"):
+        prepare(tmp_path / "inside", "action=relabel", *arguments[:2], f"out={corrected / 'x.csv'}")
     with pytest.raises(ConfigError, match="out must be a new file"):
         prepare(tmp_path / "again", "action=relabel", *arguments)
 
@@ -180,6 +182,10 @@ def change(sweep: Path, images: Path, name: str, *, status: str = "finished", **
     write_record(sweep / name, status=status, config={**config, "data": {**config["data"], **values}}, seed=1)
 
 
+def other_settings(sweep: Path, images: Path) -> None:
+    change(sweep, images, "1_1", fraction=0.5)
+
+
 def no_predictions(sweep: Path, images: Path) -> None:
     shutil.rmtree(sweep / "0_1" / "predictions")
 
@@ -200,6 +206,7 @@ def repeated_images(sweep: Path, images: Path) -> None:
         (unfinished, "each of the 3 folds must have a finished run; {sweep} has none of fold 1 (1_1 is failed)"),
         (other_seed, "the runs of a cross-validation must have the same data.split_seed; {sweep}/0_1 has 0, {sweep}/1_1 has 4"),
         (no_folds, "ckpt must be the folder of a cross-validation (-m 'data.fold=range(5)' data.folds=5); the run {sweep}/1_1 has no folds"),
+        (other_settings, "the runs of a cross-validation must differ only in fold and seed; those of {sweep} differ in data.fraction: name the runs of one setting by their folders, such as ckpt='{sweep}/*model-alexnet*'"),
         (no_predictions, "the run {sweep}/0_1 kept no predictions of its validation images; train it again"),
         (other_images, "runs of the same fold must validate on the same images; {sweep}/0_1 and {sweep}/0_2 do not"),
         (repeated_images, "each image must be in one fold; a/000.png is in several of {sweep}"),
@@ -213,6 +220,14 @@ def test_what_is_missing_is_one_sentence(sweep: Path, images: Path, tmp_path: Pa
     if damage is repeated_images:
         text, message = text.partition(" is in ")[2], message.partition(" is in ")[2]
     assert text == message.format(sweep=sweep)
+
+
+def test_the_runs_of_one_setting_are_chosen_by_their_folders(
+    sweep: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(sweep, images, "1_1", fraction=0.5)
+    prepare(tmp_path / "out", "action=labels", f"ckpt='{sweep}/*_2'")
+    assert "2 of 60 images have a suspicious label" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_changed_dataset_is_one_sentence(sweep: Path, images: Path, tmp_path: Path) -> None:

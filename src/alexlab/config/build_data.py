@@ -17,7 +17,7 @@ from alexlab.data.cache.on_device import check_crops
 from alexlab.data.cache.pack import PackConfig, PackedImages, pack_mismatch, required_size
 from alexlab.data.datamodule import ImageDataModule
 from alexlab.data.splits import Split, Splits
-from alexlab.data.transforms import Views
+from alexlab.data.transforms import CenterView, Views
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import ConfigError
 from alexlab.records.layout import SKIPPED
@@ -98,7 +98,7 @@ def eval_view(config: Config, views: str = "center") -> Callable[..., Any]:
     if views == "center":
         return _transforms(config["augmentation"]["eval"], "augmentation.eval")
     try:
-        return Views(data_config(config).image_size, views)
+        return _several_views(config, views=views)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -106,14 +106,32 @@ def eval_view(config: Config, views: str = "center") -> Callable[..., Any]:
 def extra_views(config: Config) -> Views | None:
     """Return the views of the `test` node, or None for the centre view, which is always evaluated."""
     bind(Views, "test", 1, **config["test"])
+    if config["test"]["views"] == "center":
+        return None
     try:
-        views = Views(data_config(config).image_size, **config["test"])
+        return _several_views(config, **config["test"])
     except ValueError as error:
         raise ConfigError(f"test.{error}") from error
-    return None if config["test"]["views"] == "center" else views
 
 
-def _transforms(nodes: Config, where: str) -> Callable[..., Any]:
+def _several_views(config: Config, **options: Any) -> Views:
+    """Return crops of the same size and scale as that of the evaluation, `Views` with its options.
+
+    Raises:
+        ValueError: if an option is invalid, or the evaluation does not take the central crop.
+    """
+    steps = _transforms(config["augmentation"]["eval"], "augmentation.eval").transforms
+    center = steps[0] if len(steps) == 1 and isinstance(steps[0], CenterView) else None
+    views = Views(data_config(config).image_size, **{"ratio": 1.0 if center is None else center.ratio} | options)
+    if center is None:
+        raise ValueError(
+            f"views={views.views} needs the central crop of augmentation/eval=center, which it moves; got "
+            f"{', '.join(type(step).__name__ for step in steps)}: use views=center"
+        )
+    return views
+
+
+def _transforms(nodes: Config, where: str) -> v2.Compose:
     if not entries(nodes):
         raise ConfigError(f"{where} must have a transform that returns images of data.image_size; it has none")
     return v2.Compose([make(node, f"{where}.{name}") for name, node in entries(nodes).items()])

@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from alexlab.data.hidden_names import is_hidden
@@ -91,6 +91,12 @@ def display_names(classes: Sequence[str], names: Mapping[str, str] | None) -> li
             f"{_first_five(list(by_folder))}"
         )
     return [name or folder for name, folder in zip(found, classes, strict=True)]
+
+
+def sorted_classes(names: Collection[str]) -> list[str]:
+    """Return folder names in the order of their labels: the numbers of the classes from 0 by number, other names as text."""
+    numbers = [str(number) for number in range(len(names))]
+    return numbers if {*names} == {*numbers} else sorted(names)
 
 
 def _first_five(names: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,9 @@ class DataConfig:
             raise ConfigError(
                 f"data.group needs data.folds, data.fraction or a dataset without a val split; {shown(self.location)} has one"
             )
+        if self.test_fraction and splits.test is None and self.val_split == "val":
+            note = f"data.test_fraction={self.test_fraction:g} is not used: only folders are split into train, val and test"
+            splits = replace(splits, notes=(*splits.notes, note))
         if self.fraction < 1:
             splits = select_fraction(splits, self.fraction, **options)
         return splits if self.manifest is None else add_manifest_hashes(splits, self.manifest)

@@ -2,7 +2,7 @@
 
 (a) root/{train,val[,test]}/<class>/...    split folders, under these or similar names, see `layout`
 (b) root/<class>/...                       split here, by a hash of each file's path
-(c) root/train/<class>/... [root/test/...] without val: a part of train becomes val
+(c) root/train/<class>/... [root/{val,test}/...] without val, or without test: a part of train becomes val or test
 (d) root.csv                               manifest: class and split of each image
 """
 
@@ -82,12 +82,13 @@ def find_splits(
             raise DataError(
                 f"data.val_split must be val for a manifest, which names the splits itself; got {val_split!r}"
             )
-        return read_manifest_splits(root)
+        return read_manifest_splits(root).with_missing_class_notes()
     check_root(root)
     options = SplitOptions(val_fraction, test_fraction, val_split, split_seed, group, cache_dir)
     layout = find_layout(root, folders)
     layout.check()
-    return _from_split_folders(root, layout, options) if layout.folders else _from_class_folders(root, options)
+    splits = _from_split_folders(root, layout, options) if layout.folders else _from_class_folders(root, options)
+    return splits.with_missing_class_notes()
 
 
 def check_val_split(val_split: str) -> None:
@@ -114,14 +115,22 @@ def _from_split_folders(root: str, layout: Layout, options: SplitOptions) -> Spl
         if test is None:
             raise _no_test_split(root)
         notes.append("validating on the test split (data.val_split=test): its scores do not estimate unseen images")
-        return Splits(train, test, None, notes=(*notes, *test.missing_class_notes("test")))
-    if val_folder is not None:
-        val = scan_folder(root, val_folder, train.classes, options.cache_dir, notes)
-        missing = (*val.missing_class_notes("val"), *(test.missing_class_notes("test") if test else ()))
-        return Splits(train, val, test, notes=(*notes, *missing))
-    parts = _split_by_hash(train, {"val": options.val_fraction}, options)
-    notes.append(f"no val folder: {len(parts['val'])} of {len(train)} training images became the validation split")
-    return Splits(parts["train"], parts["val"], test, auto_split=True, notes=tuple(notes))
+        return Splits(train, test, None, notes=tuple(notes))
+    val = None if val_folder is None else scan_folder(root, val_folder, train.classes, options.cache_dir, notes)
+    fractions = {"val": options.val_fraction} if val is None else {}
+    if test is None and options.test_fraction:
+        fractions["test"] = options.test_fraction
+    parts = _split_by_hash(train, fractions, options) if fractions else {"train": train}
+    for name in fractions:
+        kind = {"val": "validation", "test": "test"}[name]
+        notes.append(f"no {name} folder: {len(parts[name])} of {len(train)} training images became the {kind} split")
+    return Splits(
+        parts["train"],
+        parts["val"] if val is None else val,
+        parts.get("test", test),
+        auto_split=bool(fractions),
+        notes=tuple(notes),
+    )
 
 
 def _from_class_folders(root: str, options: SplitOptions) -> Splits:

@@ -23,7 +23,7 @@ SPECIAL_FILES = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR
 def file_type(entry: "os.DirEntry[str] | os.DirEntry[bytes]") -> int:
     """Return the type of a directory entry, following links: `stat.S_IFREG`, `stat.S_IFDIR`, ...
 
-    A broken link counts as a regular file: reading it reports the reason.
+    A broken link counts as a regular file: reading one that is named like an image reports the reason.
     """
     if entry.is_file(follow_symlinks=False):
         return stat.S_IFREG
@@ -31,6 +31,18 @@ def file_type(entry: "os.DirEntry[str] | os.DirEntry[bytes]") -> int:
         return stat.S_IFMT(entry.stat().st_mode)
     except OSError:
         return stat.S_IFREG
+
+
+def is_broken_link(entry: "os.DirEntry[str] | os.DirEntry[bytes]") -> bool:
+    """Return whether an entry is a link that cannot be resolved, such as to a folder on a disk that is not mounted."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def broken_links(top: str) -> list[str]:
+    """Return the sorted names of the links in `top` that cannot be resolved, without hidden ones and those named like images."""
+    with os.scandir(top) as entries:
+        found = [entry.name for entry in entries if not is_hidden(entry.name) and is_broken_link(entry)]
+    return sorted(name for name in found if not name.lower().endswith(IMAGE_EXTENSIONS))
 
 
 def class_folders(top: str) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from alexlab.data.hash_split import assign_folds, find_groups, first_by_hash
-from alexlab.data.listing import Listing
+from alexlab.data.listing import chosen_images
 from alexlab.data.paths import PathArray
 from alexlab.data.splits import Split, Splits
 from alexlab.errors import ConfigError, DataError
@@ -86,8 +86,8 @@ def merge(train: Split, val: Split) -> Split:
         raise ConfigError(
             "data.folds needs image files, or a data.dataset without a split val; this one has a val split"
         )
-    folder = f"{train.listing.folder}+{val.listing.folder}"
-    listing = Listing(train.root, folder, train.classes, PathArray.from_list([*merged.paths]), labels, {}, {})
+    name, paths = f"{train.listing.folder}+{val.listing.folder}", PathArray.from_list([*merged.paths])
+    listing = chosen_images(train.root, name, train.classes, paths, labels)
     return replace(merged, listing=listing, rows=None)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alexlab.data.file_types import IMAGE_EXTENSIONS, class_folders
+from alexlab.data.file_types import IMAGE_EXTENSIONS, broken_links, class_folders
 from alexlab.data.hidden_names import format_counts, hidden_kind, is_hidden
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
@@ -165,6 +165,10 @@ def _unclear_nesting(root: str, names: Sequence[str]) -> str | None:
 def _unclear_splits(root: str, found: Mapping[str, Sequence[str]], others: Sequence[str]) -> str | None:
     """Return why the folders that are named like splits may be too many, too few, or not splits."""
     split_names = [name for names in found.values() for name in names]
+    broken = broken_links(root)
+    if broken:
+        reason = f"{_format_names(broken)} is a link that cannot be resolved: restore its target or remove it"
+        return _ambiguity(root, reason, split_names)
     for split, names in found.items():
         if len(names) > 1:
             return _ambiguity(root, f"{_format_names(names)} are all named like {split}", split_names)

@@ -1,5 +1,6 @@
 """List of the image files below a folder, from one walk over it or from the cache."""
 
+import hashlib
 import os
 import stat
 import time
@@ -11,7 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from alexlab.data import listing_cache
-from alexlab.data.file_types import IMAGE_EXTENSIONS, SPECIAL_FILES, class_folders, file_type
+from alexlab.data.file_types import (
+    IMAGE_EXTENSIONS,
+    SPECIAL_FILES,
+    broken_links,
+    class_folders,
+    file_type,
+    is_broken_link,
+)
 from alexlab.data.hidden_names import hidden_kind, is_hidden
 from alexlab.data.paths import TERMINATOR, PathArray
 from alexlab.errors import DataError
@@ -42,7 +50,7 @@ class Listing:
 
     Args:
         root: folder of the dataset, to which paths are relative.
-        folder: folder of the split inside the root, or "".
+        folder: folder of the split inside the root, or "", or the name from `chosen_images`.
         classes: sorted names of the class folders.
         paths: paths of the images.
         labels: int64 (N,), class index of each image.
@@ -72,10 +80,10 @@ def list_images(
         root: folder of the dataset.
         folder: folder of the split inside the root, or "".
         cache_dir: folder for cached listings, which replace the walk as long as no folder has changed; None for no cache.
-        findings: list to which unreadable folders are added, which are then skipped; None raises the first.
+        findings: list to which unreadable folders and links are added, which are then skipped; None raises the first.
 
     Raises:
-        DataError: if a folder cannot be read, or a link leads back to a folder that was already read.
+        DataError: if a folder cannot be read, or a link cannot be resolved or leads back to a folder that was already read.
     """
     path = None if cache_dir is None else listing_cache.listing_path(cache_dir, root, folder)
     if path is not None:
@@ -91,11 +99,24 @@ def list_images(
     return listing
 
 
+def chosen_images(root: str, name: str, classes: Sequence[str], paths: PathArray, labels: np.ndarray) -> Listing:
+    """Return the listing of images that are not all of one folder.
+
+    Args:
+        root, classes, paths, labels: as in `Listing`.
+        name: name of the choice. A hash of the paths is added to it, because packs have the name of their listing.
+    """
+    digest = hashlib.blake2b(paths.block.tobytes(), digest_size=4).hexdigest()
+    return Listing(root, f"{name}-{digest}", classes, paths, labels, {}, {})
+
+
 def _walk(root: str, folder: str, findings: list[Finding] | None = None) -> Listing:
     top = os.path.join(root, folder)
     classes, walk = class_folders(top), _Walk(root, findings)
     walk.folders[folder] = listing_cache.folder_state(os.stat(top))
     walk.hidden.update(hidden_kind(name) for name in os.listdir(top) if is_hidden(name))
+    for name in broken_links(top):
+        walk.report_broken_link(folder, name)
     blocks: list[bytes] = []
     labels = [np.zeros(0, np.int64)]
     for label, name in enumerate(classes):
@@ -189,9 +210,16 @@ class _Walk:
             return True
         elif has_extension:
             self.special_files.append((f"{folder}/{name}", SPECIAL_FILES.get(kind, "not a regular file")))
+        elif is_broken_link(entry):
+            self.report_broken_link(folder, name)
         else:
             self.ignored[os.path.splitext(name)[1].lower()] += 1
         return False
+
+    def report_broken_link(self, folder: str, name: str) -> None:
+        """Report a link that may be that of a folder of images."""
+        text = "is a link that cannot be resolved: restore its target or remove the link"
+        self._report(Finding("broken_link", os.path.join(folder, name), text))
 
     def _report(self, finding: Finding) -> None:
         if self.findings is None:

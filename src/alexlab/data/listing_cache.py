@@ -15,7 +15,7 @@ from alexlab.data.file_types import IMAGE_EXTENSIONS
 from alexlab.data.paths import PathArray
 from alexlab.records.atomic import atomic_dir
 
-VERSION = 3  # of the file format
+VERSION = 4  # of the file format
 SETTLE_S = 2.0  # a folder that changed more recently may change again within the same clock tick of the file system
 FIELDS = ("classes", "ignored", "folders", "hidden", "special_files")  # of Listing, stored as JSON
 

@@ -1,14 +1,14 @@
 """Splits from a manifest, and splits whose files must match a manifest."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from alexlab.data.class_names import check_class_names
 from alexlab.data.layout import SPLITS
-from alexlab.data.listing import Listing
+from alexlab.data.listing import chosen_images
 from alexlab.data.manifest import ManifestRow, locator, read_manifest
 from alexlab.data.paths import PathArray
 from alexlab.data.splits import Split, Splits
@@ -32,24 +32,20 @@ def read_manifest_splits(manifest: str) -> Splits:
     if len(roots) > 1:
         raise DataError(f"the root of all images must be the same; {manifest} has {', '.join(map(repr, roots[:3]))}")
     root = os.path.join(folder, roots[0]) if roots[0] else folder
-    by_split = {name: [number for number, row in enumerate(rows) if row.split == name] for name in SPLITS}
-    classes = _check_rows(rows, by_split, manifest)
+    classes = _check_rows(rows, manifest)
     label_of = {name: label for label, name in enumerate(classes)}
-    labels = np.array([label_of[row.label] for row in rows], np.int64)
-    paths = PathArray.from_list([row.path for row in rows])
-    listing = Listing(root, os.path.basename(manifest), classes, paths, labels, {}, {})
-    hashes = _hashes([row.sha256 for row in rows]) if all(row.sha256 for row in rows) else None
+    used = [row for row in rows if row.split]
+    labels = np.array([label_of[row.label] for row in used], np.int64)
+    paths = PathArray.from_list([row.path for row in used])
+    listing = chosen_images(root, os.path.basename(manifest), classes, paths, labels)
+    hashes = _hashes([row.sha256 for row in used]) if all(row.sha256 for row in used) else None
     whole = Split(root, classes, paths, labels, listing, hashes=hashes)
-
-    def part(name: str) -> Split:
-        return whole.take(np.array(by_split[name], np.int64))
-
+    parts = {split: whole.take(np.flatnonzero([row.split == split for row in used])) for split in SPLITS}
     verified = "" if hashes is None else ", and each file must have its SHA-256"
     notes = [f"the splits are those of {manifest}{verified}"]
-    num_unused = len(rows) - sum(map(len, by_split.values()))
-    if num_unused:
-        notes.append(f"{manifest}: skipped {counted(num_unused, 'image')} without a split")
-    return Splits(part("train"), part("val"), part("test") if by_split["test"] else None, notes=notes)
+    if len(used) < len(rows):
+        notes.append(f"{manifest}: skipped {counted(len(rows) - len(used), 'image')} without a split")
+    return Splits(parts["train"], parts["val"], parts["test"] if len(parts["test"]) else None, notes=notes)
 
 
 def add_manifest_hashes(splits: Splits, manifest: str) -> Splits:
@@ -73,10 +69,10 @@ def add_manifest_hashes(splits: Splits, manifest: str) -> Splits:
     return replace(splits, train=parts["train"], val=parts["val"], test=parts.get("test"))
 
 
-def _check_rows(rows: Sequence[ManifestRow], by_split: Mapping[str, Sequence[int]], manifest: str) -> list[str]:
+def _check_rows(rows: Sequence[ManifestRow], manifest: str) -> list[str]:
     """Check that a run can use the rows of a manifest, and return the classes of its training split, sorted."""
     for name in ("train", "val"):
-        if not by_split[name]:
+        if not any(row.split == name for row in rows):
             raise DataError(f"a training manifest must have rows of the split {name}; {manifest} has none")
     invalid = next((row for row in rows if row.split not in ("", *SPLITS)), None)
     if invalid is not None:
@@ -89,7 +85,7 @@ def _check_rows(rows: Sequence[ManifestRow], by_split: Mapping[str, Sequence[int
         raise DataError(
             f"every row of a training manifest needs a class; {manifest} has none for {shown(unlabelled.path)}"
         )
-    classes = sorted({rows[number].label for number in by_split["train"]})
+    classes = sorted({row.label for row in rows if row.split == "train"})
     unknown = sorted({row.label for row in rows} - set(classes))
     if unknown:
         raise DataError(f"every class must be in the training split; {manifest} has {', '.join(unknown)} elsewhere")

@@ -82,7 +82,7 @@ def dataset_splits(make: partial[Any], *, channels: int, val_fraction: float, sp
         if split is not None and split.classes != train.classes:
             raise DataError(f"{KEY} must have the same classes in every split; those of {name} differ from train")
     if val is not None:
-        return Splits(train, val, test, notes=notes)
+        return Splits(train, val, test, notes=notes).with_missing_class_notes()
     count = round(val_fraction * len(train))
     if not 0 < count < len(train):
         raise DataError(
@@ -91,7 +91,8 @@ def dataset_splits(make: partial[Any], *, channels: int, val_fraction: float, sp
     rows = stratified_sample(train.labels, count, seed=split_seed)
     others = np.setdiff1d(np.arange(len(train)), rows)
     note = f"no val split: {count} of {len(train)} training images became the validation split"
-    return Splits(train.take(others), train.take(rows), test, auto_split=True, notes=(*notes, note))
+    splits = Splits(train.take(others), train.take(rows), test, auto_split=True, notes=(*notes, note))
+    return splits.with_missing_class_notes()
 
 
 def _seed_others(seed: int) -> None:

@@ -161,6 +161,11 @@ class Splits:
         if self.test is not None:
             yield "test", self.test
 
+    def with_missing_class_notes(self) -> "Splits":
+        """Return the splits with a note for each split that lacks some classes."""
+        missing = [note for name, split in self.items() for note in split.missing_class_notes(name)]
+        return replace(self, notes=(*self.notes, *missing))
+
     def hashes_of(self, listing: Listing) -> np.ndarray | None:
         """Return the required SHA-256 of each file of a listing, uint8 (N, 32); None if any content is accepted."""
         hashes = np.zeros((len(listing.paths), 32), np.uint8)

@@ -57,7 +57,7 @@ class CenterView(torch.nn.Module):
 
     def __init__(self, size: int, ratio: float = 0.875) -> None:
         super().__init__()
-        self.resized = round(size / ratio)
+        self.ratio, self.resized = ratio, round(size / ratio)
         # Two crops, so that a packed central square gives the same pixels, even if the margins are odd.
         self.to_square = v2.Compose([v2.Resize(self.resized, antialias=True), v2.CenterCrop(self.resized)])
         self.crop = v2.CenterCrop(size)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,6 @@ def suggest_skipping(data: Mapping[str, Any]) -> Iterator[None]:
             raise
         hint = "data.on_error=skip leaves unreadable images out"
         root = data.get("root")
-        if root is not None:
+        if root is not None and os.path.isdir(root):  # the images of a manifest may be anywhere
             hint += f", and {command_line('prepare', 'action=check', f'data.root={root}')} lists them"
         raise error.with_hint(hint) from error

@@ -18,7 +18,7 @@ from alexlab.config import CONFIG_DIR, build, build_data
 from alexlab.config.allowlist import check_targets
 from alexlab.config.confinement import confined_data
 from alexlab.config.data import data_config
-from alexlab.data.class_names import display_names, read_class_names
+from alexlab.data.class_names import display_names, read_class_names, sorted_classes
 from alexlab.data.config import DataConfig
 from alexlab.data.dataset import Reader, SeveralReaders, ViewReader
 from alexlab.data.image_file import Decoding
@@ -274,7 +274,7 @@ def _load_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | N
         raise ConfigError(f"ckpt must be {KINDS}; got {path}")
     count = len(matrices[-1])
     if names is not None and len(names) == count:
-        classes = sorted(names)
+        classes = sorted_classes(names)
     elif count == len(AlexNet_Weights.IMAGENET1K_V1.meta["categories"]):
         classes = list(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
     else:
@@ -285,10 +285,9 @@ def _load_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | N
     config = default_config("model=alexnet", "data=folder", f"data.root='{NO_DATA}'")
     inference = build.inference(config, count)
     matched = match_weights(inference.net, WeightSource(str(path), weights.state), key="ckpt", head=(), classes=classes)
-    if matched.unmatched or matched.unused:
-        raise ConfigError(
-            f"ckpt must be {KINDS}; in {path} these tensors do not fit: {', '.join([*matched.unmatched, *matched.unused])}"
-        )
+    misfits = [*matched.unmatched, *matched.sliced, *matched.unused]
+    if misfits:
+        raise ConfigError(f"ckpt must be {KINDS}; in {path} these tensors do not fit: {', '.join(misfits)}")
     load_state(inference.net, matched.matched)
     inference = inference.eval().to(_select_device(device), torch.float32)
     return TrainedModel(path, config, {"model": "alexnet"}, classes, display_names(classes, names), {}, inference)

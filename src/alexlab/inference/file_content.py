@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
+from alexlab.config.instantiate import Config, entries, make
+from alexlab.data.transforms import CenterView, NearestResize, crop_rule
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.ensemble import EnsembleInference
@@ -109,17 +112,18 @@ def normalized_mean_image(inference: Inference) -> Tensor | None:
 
 def metadata(model: TrainedModel) -> dict[str, Any]:
     """Return the classes and the preprocessing, which a program needs besides the weights, as plain data."""
-    data, views = model.config["data"], model.config["augmentation"]["eval"]
+    data = model.config["data"]
     mean, std = _mean_and_std(model.inference, data["channels"])
     return {
         "classes": model.names,
         "folders": model.classes,
         "image_size": data["image_size"],
         "channels": data["channels"],
-        "resize": _resize(views, data["image_size"]),
+        **_view(model.config),
         "mean": mean,
         "std": std,
-        "input": "float32 (N, channels, image_size, image_size): values in [0, 1], minus mean, divided by std",
+        "input": "float32 (N, channels, image_size, image_size): upright images (EXIF orientation applied), values in [0, 1], "
+        "minus mean, divided by std",
         "output": output_text(model),
     }
 
@@ -140,12 +144,20 @@ def _mean_and_std(inference: Inference | EnsembleInference, channels: int) -> tu
     return mean, (inference.std.flatten() / 255).tolist()
 
 
-def _resize(views: dict[str, Any], size: int) -> dict[str, Any]:
-    """Return the resize as plain data: interpolation, and length of the shorter side and crop, both None for squashed images."""
-    interpolation = "bilinear"
-    for node in views.values():
-        if node is not None and node["_target_"].endswith(".CenterView"):
-            return {"shorter_side": round(size / node["ratio"]), "crop": "center", "interpolation": interpolation}
-        if node is not None and node["_target_"].endswith(".NearestResize"):
-            interpolation = "nearest"
-    return {"shorter_side": None, "crop": None, "interpolation": interpolation}
+def _view(config: Config) -> dict[str, Any]:
+    """Return the evaluation transform as plain data.
+
+    `resize` has the interpolation, and the length of the shorter side and the crop, both None for squashed images. It is None for
+    any other transform; `transforms` then has the config nodes, which take a uint8 image (C, H, W).
+    """
+    nodes = entries(config["augmentation"]["eval"])
+    views = [make(node, f"augmentation.eval.{name}") for name, node in nodes.items()]
+    view: Any = views[0] if len(views) == 1 else None
+    resize: dict[str, Any] = {"shorter_side": None, "crop": None, "interpolation": "bilinear"}
+    if type(view) is CenterView:
+        return {"resize": resize | {"shorter_side": view.resized, "crop": "center"}}
+    if type(view) is NearestResize:
+        return {"resize": resize | {"interpolation": "nearest"}}
+    if type(view) is v2.Resize and len(view.size) == 2 and crop_rule(view) is not None:  # bilinear, antialiased
+        return {"resize": resize}
+    return {"resize": None, "transforms": [*nodes.values()]}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from alexlab.errors import ConfigError
+from alexlab.records.compare import differing_keys
 from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.record import FINISHED
 from alexlab.records.results import RunResult, find_runs, read_run
@@ -47,6 +48,9 @@ class OutOfFold:
 def read_out_of_fold(folder: str) -> OutOfFold:
     """Return the out-of-fold predictions of the runs in a folder: one run of each fold, or several with other seeds.
 
+    Args:
+        folder: folder of the runs, or a glob of their folders.
+
     Raises:
         ConfigError: if they are not the finished runs of a cross-validation that predicted each image in one fold.
     """
@@ -85,6 +89,12 @@ def _check_folds(folder: str, runs: Sequence[RunResult], finished: Sequence[RunR
                 f"the runs of a cross-validation must have the same data.{changed}; "
                 f"{runs[0].folder} has {first.get(changed)!r}, {run.folder} has {node.get(changed)!r}"
             )
+    keys = differing_keys(finished) if finished else []
+    if keys:
+        raise ConfigError(
+            f"the runs of a cross-validation must differ only in fold and seed; those of {folder} differ in {', '.join(keys)}: "
+            f"name the runs of one setting by their folders, such as ckpt='{folder}/*model-alexnet*'"
+        )
     missing = sorted({*range(runs[0].num_folds or 0)} - {run.fold for run in finished if run.fold is not None})
     if missing:
         unfinished = [f"{run.folder.name} is {run.status}" for run in runs if run.fold in missing]

@@ -1,7 +1,7 @@
 """Task of `python src/prepare.py`: download, check, relabel, split, pack and shard datasets."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ def main(run: Run) -> None:
     Raises:
         AlexlabError: if the action fails.
     """
+    action = _action(run.config)
+    _check_options(action, run.overrides)
     with suggest_skipping(run.config["data"]):
-        ACTIONS[_action(run.config)](run.config, run.dir)
+        ACTIONS[action][0](run.config, run.dir)
 
 
 def check(config: dict[str, Any]) -> None:
@@ -46,6 +48,22 @@ def _action(config: dict[str, Any]) -> str:
     if action not in ACTIONS:
         raise ConfigError(f"action must be one of {', '.join(ACTIONS)}; got {action!r}")
     return str(action)
+
+
+def _check_options(action: str, overrides: Sequence[str]) -> None:
+    """Check that the action reads every key that is given on the command line."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        readers = [name for name, (_, keys) in ACTIONS.items() if _contains(keys.split(), key)]
+        if key != "action" and action not in readers:
+            owners = ", ".join(readers)
+            raise ConfigError(
+                f"{key} must not be given with action={action}, which ignores it: it is an option of action={owners}"
+            )
+
+
+def _contains(keys: Sequence[str], given: str) -> bool:
+    return any(given == key or given.startswith(f"{key}.") for key in keys)
 
 
 def download(config: dict[str, Any], run_dir: Path) -> None:
@@ -101,6 +119,8 @@ def split(config: dict[str, Any], run_dir: Path) -> None:
     dataset = find_unsplit(
         root, labels=config["labels"], pattern=config["pattern"], group=config["group"], folders=data["splits"]
     )
+    for note in dataset.notes:
+        print_line(note)
     fractions = {"val": data["val_fraction"], "test": data["test_fraction"]}
     splits = assign_splits(dataset, fractions, data["split_seed"])
     out = Path(config["out"] or _sibling(root, "_split"))
@@ -178,15 +198,18 @@ def relabel(config: dict[str, Any], run_dir: Path) -> None:
     labels.apply_decisions(config, _data_config(config), run_dir)
 
 
-ACTIONS: dict[str, Callable[[dict[str, Any], Path], None]] = {
-    "download": download,
-    "check": check_images,
-    "restore": restore,
-    "labels": labels.find_errors,
-    "relabel": relabel,
-    "split": split,
-    "pack": pack,
-    "shard": shard,
+_DECODING = "data.max_megapixels data.jpeg_scaling data.intensity_range"
+_SPLITTING = "data.splits data.val_fraction data.test_fraction data.split_seed"
+# Function and keys of each action; `data` stands for the whole node.
+ACTIONS: dict[str, tuple[Callable[[dict[str, Any], Path], None], str]] = {
+    "download": (download, "dataset downloads out"),
+    "check": (check_images, f"manifest fix quarantine data.root data.splits {_DECODING}"),
+    "restore": (restore, "quarantine data.root"),
+    "labels": (labels.find_errors, "ckpt data.root"),
+    "relabel": (relabel, "decisions accept train_only out data"),
+    "split": (split, f"labels pattern group link dry_run out data.root {_SPLITTING}"),
+    "pack": (pack, "data"),
+    "shard": (shard, "shard_mb out data"),
 }
 
 

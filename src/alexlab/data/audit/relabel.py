@@ -9,6 +9,7 @@ from alexlab.data.splits import Splits
 from alexlab.data.table import read_table
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
+from alexlab.records.disk_errors import make_out_dir
 
 DECISIONS = ("accept", "reject", "remove")
 COLUMNS = ("path", "class", "proposed", "quality", "proposed_prob", "decision")
@@ -116,12 +117,15 @@ def corrected_rows(splits: Splits, decisions: list[Decision]) -> list[ManifestRo
 
 
 def write_corrected(splits: Splits, decisions: list[Decision], path: Path) -> None:
-    """Write the manifest of `corrected_rows`.
+    """Write the manifest of `corrected_rows`, and its folder if that does not exist.
 
     Raises:
+        ConfigError: if the folder cannot be one.
         DataError: as `corrected_rows`; nothing is written then.
     """
-    write_manifest(corrected_rows(splits, decisions), path, with_root=True)
+    rows = corrected_rows(splits, decisions)
+    make_out_dir(path.parent)
+    write_manifest(rows, path, with_root=True)
 
 
 def _check(decision: Decision, label: str, splits: Splits) -> None:

@@ -44,6 +44,7 @@ TITLES = {
     "unclear_splits": "Ambiguous split folders",
     "no_images": "No images",
     "no_permission": "Folders without read permission",
+    "broken_link": "Links that cannot be resolved",
     "loop": "Links back to a folder that contains them",
     "special_file": "Entries that are not regular files",
     "manifest_gone": "Files of the manifest that are missing",

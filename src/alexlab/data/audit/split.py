@@ -105,7 +105,7 @@ def _write_file(dataset: UnsplitDataset, index: int, folder: Path, link: str) ->
         if link == "copy":
             shutil.copyfile(original, target)
         elif link == "hardlink":
-            os.link(original, target)
+            os.link(os.path.realpath(original), target)  # of a link, the file: a relative link leads nowhere in `out`
         else:
             target.symlink_to(original)
     except OSError as error:

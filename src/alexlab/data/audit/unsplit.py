@@ -10,9 +10,8 @@ from alexlab.data.file_types import IMAGE_EXTENSIONS, class_folders, file_type
 from alexlab.data.hash_split import compile_pattern, find_groups
 from alexlab.data.hidden_names import is_hidden
 from alexlab.data.layout import find_layout
-from alexlab.data.listing import list_images
 from alexlab.data.manifest import locator
-from alexlab.data.scan import check_root
+from alexlab.data.scan import check_root, scan_folder
 from alexlab.data.table import read_table
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.escape import shown
@@ -27,12 +26,14 @@ class UnsplitDataset:
         paths: paths of the images.
         classes: class name of each image.
         groups: group name of each image (images of a group go to the same split); None if there are no groups.
+        notes: remarks for the user, such as on files that are left out.
     """
 
     root: str
     paths: Sequence[str]
     classes: Sequence[str]
     groups: Sequence[str] | None = None
+    notes: Sequence[str] = ()
 
 
 def find_unsplit(
@@ -54,23 +55,26 @@ def find_unsplit(
 
     Raises:
         ConfigError: if `pattern` or `group` is not a valid regular expression.
-        DataError: if there are no images, a file name does not match, or a class name is not usable as a folder name.
+        DataError: if there are no images, a class folder is empty, a file name does not match, or a class name is not usable as
+            a folder name.
     """
     check_root(root)
+    notes: list[str] = []
     if labels is not None:
         paths, classes = _from_table(labels, root)
     elif class_folders(root):
         layout = find_layout(root, folders)
         if layout.folder("train") != "" and layout.folders:
             raise DataError(f"{root} is already split: it has {', '.join(class_folders(root))}")
-        listing = list_images(root)
-        paths, classes = list(listing.paths), [listing.classes[label] for label in listing.labels.tolist()]
+        notes += layout.notes
+        whole = scan_folder(root, notes=notes)
+        paths, classes = list(whole.paths), [whole.classes[label] for label in whole.labels.tolist()]
     else:
         paths, classes = _from_file_names(root, pattern)
     if not paths:
         raise DataError(f"{root} holds no images: looked for {', '.join(IMAGE_EXTENSIONS)}")
     check_class_names(sorted(set(classes)), labels or root)
-    return UnsplitDataset(root, paths, classes, None if group is None else find_groups(paths, group, "group"))
+    return UnsplitDataset(root, paths, classes, None if group is None else find_groups(paths, group, "group"), notes)
 
 
 def _from_file_names(root: str, pattern: str) -> tuple[list[str], list[str]]:

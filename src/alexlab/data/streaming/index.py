@@ -111,9 +111,7 @@ def _combine(splits: Mapping[str, Split], notes: Sequence[str], val_split: str, 
             raise DataError(f"data.val_split=test needs a test split; {url} has none")
         val, test = test, None
         swapped = ("validating on the test split (data.val_split=test): its scores do not estimate unseen images",)
-    others = {"val": val} | ({} if test is None else {"test": test})
-    missing = [note for name, split in others.items() for note in split.missing_class_notes(name)]
-    return Splits(train, val, test, notes=(*notes, *swapped, *missing))
+    return Splits(train, val, test, notes=(*notes, *swapped)).with_missing_class_notes()
 
 
 def _read_index(store: Store, key: str) -> dict[str, Any]:
