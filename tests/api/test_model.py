@@ -1,5 +1,6 @@
 """Trained models from Python, compared with the commands."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,16 @@ def test_an_explanation_is_displayed_as_an_image(model: Model, files: list[Path]
         model.explain(files[0], label="zebra")
     with pytest.raises(DataError, match="explain takes one image"):
         model.explain(files[:2])
+
+
+def test_threads_share_a_model(model: Model, files: list[Path]) -> None:
+    many = files * 6
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(lambda file: model.features(file)[0], many))
+        cams = list(pool.map(lambda file: model.explain(file).cam, many))
+    for number, file in enumerate(many):
+        assert torch.equal(rows[number], model.features(file)[0])
+        assert np.array_equal(cams[number], model.explain(file).cam)
 
 
 def test_an_exported_file_is_loaded_again(
