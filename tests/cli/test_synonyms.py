@@ -158,7 +158,8 @@ def test_other_commands_answer_too(monkeypatch: pytest.MonkeyPatch, command: str
         ("--optimizer.lr -0.1 --amp --no-aug", "optimizer.lr=-0.1 amp=true no_aug=true"),
         ("optimizer.lr = 0.1 seed= 2 model.width =0.5", "optimizer.lr=0.1 seed=2 model.width=0.5"),
         ("-m seed=1,2 --cfg job --info", "-m seed=1,2 --cfg job --info"),
-        ("-i seed=1 --config-dir my --multi -cjob", "-i seed=1 --config-dir my --multi -cjob"),
+        ("-i seed=1 --config-dir my --multi -cjob", "-i seed=1 --config-dir my --multirun -cjob"),
+        ("--config-d=my --reso --config --cfg=job", "--config-dir=my --resolve --config --cfg=job"),
         ("model.weights= seed=1 ~callbacks.lr --fast ~x", "model.weights= seed=1 ~callbacks.lr fast=true ~x"),
     ],
 )
