@@ -227,16 +227,18 @@ def check_arguments(command: str, arguments: Sequence[str]) -> None:
     """Raise ConfigError for arguments for which Hydra has no helpful message.
 
     These are `--cfg` in a sweep, options that are not text, such as `model=null` and `debug=true`, or are paths that Hydra
-    cannot parse, `resume=true`, and words without a key.
+    cannot parse, `resume=true`, a path as `weights`, and words without a key.
     """
     flags = [item for item in arguments if item in ("-c", "-i") or item.partition("=")[0] in ("--cfg", "--info")]
     if flags and is_multirun(arguments):
         raise ConfigError(f"{flags[0]} prints the config of one run, and -m starts a sweep: use one of them")
+    trains = command in ("train", "benchmark")
+    checked, expected = ("resume", "a run folder or last") if trains else ("weights", "numbers, one per checkpoint")
     for argument in order_arguments(arguments):
         key, _, value = argument.partition("=")
-        instead = replacement(command, key, value) if key == "resume" else None
+        instead = replacement(command, key, value) if key == checked else None
         if instead is not None:
-            raise ConfigError(f"resume must be a run folder or last; got {value}; {instead}")
+            raise ConfigError(f"{key} must be {expected}; got {value}; {instead}")
         if (
             key
             and (CONFIG_DIR / key).is_dir()
