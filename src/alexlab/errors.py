@@ -2,6 +2,8 @@
 
 from alexlab.output.escape import shown
 
+BUG = 70  # exit code of an error that is not a user error: EX_SOFTWARE of <sysexits.h>
+
 
 class AlexlabError(Exception):
     """Error that the user can act on, printed as one sentence without a traceback.
@@ -13,7 +15,7 @@ class AlexlabError(Exception):
         lines: further lines to print below it.
     """
 
-    exit_code = 70
+    exit_code = 1
     refused = False  # True if raised before any work, so that the new run folder is removed
 
     def __init__(self, text: str, *lines: str) -> None:
@@ -28,19 +30,13 @@ class AlexlabError(Exception):
 class ConfigError(AlexlabError, ValueError):
     """Invalid configuration."""
 
-    exit_code = 1
-
 
 class DiskError(AlexlabError):
     """File that cannot be written."""
 
-    exit_code = 1
-
 
 class FindingsError(AlexlabError):
     """Findings of a check, reported by its exit code. The command itself did not fail."""
-
-    exit_code = 1
 
 
 class DataError(AlexlabError, ValueError):
@@ -99,3 +95,8 @@ class RankError(AlexlabError, RuntimeError):
 
 class LostPeerError(RankError):
     """Lost connection to another rank, whose own error has the cause."""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code for an error that stops a command."""
+    return error.exit_code if isinstance(error, AlexlabError) else BUG

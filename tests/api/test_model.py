@@ -1,5 +1,6 @@
 """Trained models from Python, compared with the commands."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,37 @@ def test_features_are_the_last_hidden_layer(model: Model, files: list[Path]) -> 
     assert [model.classes[number] for number in logits.argmax(1).tolist()] == [p.label for p in model.predict(files)]
 
 
+def test_features_need_the_memory_of_one_batch(model: Model, files: list[Path]) -> None:
+    taken: list[Path] = []
+    taken_at_forward: list[int] = []
+    handle = model.net.register_forward_hook(lambda *_: taken_at_forward.append(len(taken)))
+    try:
+        model.features((taken.append(file) or file for file in files), batch_size=3)  # type: ignore[func-returns-value]
+    finally:
+        handle.remove()
+    assert taken_at_forward[0] == 3 and taken_at_forward[-1] == len(files)
+    with pytest.raises(ConfigError, match="batch_size must be at least 1; got 0"):
+        model.features(files, batch_size=0)
+
+
+def test_the_home_folder_can_be_written_as_a_tilde(
+    model: Model, trained_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "run").symlink_to(trained_run)
+    (tmp_path / "images").symlink_to(images)
+    (tmp_path / "names.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    again = alexlab.load("~/run", class_names="~/names.json", device="cpu")
+    assert alexlab.load([Path("~/run")], device="cpu").classes == again.classes == model.classes
+    assert isinstance(again.predict("~/images/test/ant/000.png"), Prediction)
+    assert again.evaluate("~/images/val").metrics["images"] == model.evaluate(images / "val").metrics["images"]
+    assert again.export("~/net.pth", images="~/images/test/*/*") <= 1e-4
+    assert alexlab.runs("~/r[u]n").report("~/report").is_relative_to(tmp_path / "report")
+    assert not Path("~").exists()
+
+
 def test_an_explanation_is_displayed_as_an_image(model: Model, files: list[Path]) -> None:
     explanation = model.explain(files[0])
     prediction = model.predict(files[0])
@@ -99,6 +131,16 @@ def test_an_explanation_is_displayed_as_an_image(model: Model, files: list[Path]
         model.explain(files[0], label="zebra")
     with pytest.raises(DataError, match="explain takes one image"):
         model.explain(files[:2])
+
+
+def test_threads_share_a_model(model: Model, files: list[Path]) -> None:
+    many = files * 6
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(lambda file: model.features(file)[0], many))
+        cams = list(pool.map(lambda file: model.explain(file).cam, many))
+    for number, file in enumerate(many):
+        assert torch.equal(rows[number], model.features(file)[0])
+        assert np.array_equal(cams[number], model.explain(file).cam)
 
 
 def test_an_exported_file_is_loaded_again(

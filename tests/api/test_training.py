@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sys
 import threading
 import time
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,25 @@ def test_runs_are_a_table(trained_run: Path) -> None:
     assert len(runs) == 1 and runs[0].folder == trained_run and repr(runs[0]) in repr(runs)
     with pytest.raises(ConfigError, match="no run found"):
         alexlab.runs("/no where")
+
+
+@pytest.mark.parametrize("name", ["my", "~/my"])
+def test_runs_and_models_find_the_code_in_config_dir_from_another_folder(
+    name: str, trained_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def predict() -> None:
+        monkeypatch.chdir(tmp_path)
+        run, model = alexlab.runs(trained_run, config_dir=name)[0], alexlab.load(trained_run, config_dir=name)
+        monkeypatch.chdir("/")
+        for each in (run.load(), model):
+            each.predict(images / "test/ant")
+        assert run.config_dir == tmp_path / "my"
+
+    copy_context().run(predict)  # trusted folders belong to a context
 
 
 def test_the_best_run_needs_scores() -> None:

@@ -105,8 +105,9 @@ def test_a_failure_is_raised_with_its_message_and_its_log(tmp_path: Path) -> Non
 
 
 def test_a_candidate_that_exits_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(AlexlabError, match="gone exited in the middle of its turn"):
+    with pytest.raises(AlexlabError, match="gone exited in the middle of its turn") as caught:
         interleave([Candidate("gone", lambda turn: os._exit(3))], num_rounds=1, log_dir=tmp_path, title="test")
+    assert caught.value.exit_code == 1, "it is not a bug"
     with pytest.raises(AlexlabError, match="short failed: it returned before its last turn"):
         interleave([Candidate("short", lambda turn: None)], num_rounds=1, log_dir=tmp_path, title="test")
 

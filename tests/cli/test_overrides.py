@@ -13,6 +13,7 @@ from alexlab.cli.arguments import (
     quote_paths,
     select_data,
 )
+from alexlab.cli.invocation import parse_invocation
 from alexlab.config import CONFIG_DIR
 from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError
@@ -56,6 +57,16 @@ def test_commas_separate_paths_in_a_sweep(path: str) -> None:
         OverridesParser.create().parse_override(f"x={value}").value() for value in override.sweep_string_iterator()
     ]
     assert [str(value) for value in found] == [path, "/other one"]
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun", "--multi", "--m"])
+def test_the_flag_of_a_sweep_may_be_abbreviated(flag: str) -> None:
+    assert "data.root='/a,/b'" in parse_invocation("train", ["data.root=/a,/b"]).arguments
+    assert "data.root=/a,/b" in parse_invocation("train", [flag, "data.root=/a,/b"]).arguments
+    with pytest.raises(ConfigError, match="-m starts a sweep: use one of them"):
+        parse_invocation("train", [flag, "--cf", "job"])
+    with pytest.raises(ConfigError, match="-m resume= needs the folder of a sweep"):
+        parse_invocation("train", [flag, "resume=nothing"])
 
 
 def test_existing_paths_with_commas_are_not_split(tmp_path) -> None:
@@ -122,6 +133,20 @@ def test_tags_and_notes_are_taken_as_typed() -> None:
     assert quote_paths(["-m", *typed])[1:] == quote_paths(typed)  # a comma in a note does not start a sweep
     with pytest.raises(ConfigError, match=r"tags must be a list, like its default \[\]; got 'a'. Write \[a\]"):
         composed("tags=a")
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("16", 16),
+        ("-1", -1),
+        ("null", None),
+        ("cat/été (1).jpg", "cat/été (1).jpg"),
+        ("[cat/a (1).jpg,'b, c.jpg', été.jpg]", ["cat/a (1).jpg", "b, c.jpg", "été.jpg"]),
+    ],
+)
+def test_images_to_show_are_a_number_or_paths_as_typed(typed: str, expected: object) -> None:
+    assert composed("ckpt=x", *quote_paths([f"show={typed}"]), name="evaluate").show == expected
 
 
 def test_a_dollar_and_braces_are_an_interpolation_unless_a_file_has_them(tmp_path: Path) -> None:

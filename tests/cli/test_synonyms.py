@@ -44,7 +44,13 @@ def message(command: str, typed: str) -> str:
         ("--epochs 5", "unknown key epochs; use trainer.max_epochs=5"),
         ("--batch-size 32", "unknown key batch_size; use data.batch_size=32"),
         ("-b 32", "unknown key b; use data.batch_size=32"),
-        ("--amp", "unknown key amp; use trainer.precision=16-mixed"),
+        ("--amp", "unknown key amp; omit it: trainer.precision=auto already uses bf16-mixed where the device supports it"),
+        ("amp=false", "unknown key amp; use trainer.precision=32-true"),
+        ("freeze=10", "use callbacks=finetune callbacks.finetune.freeze=MODULE, such as features"),
+        ("freeze_epochs=3", "use callbacks=finetune callbacks.finetune.unfreeze_epoch=3"),
+        ("save_period=5", "use callbacks.checkpoint.every_n_epochs=5 callbacks.checkpoint.keep_last=3"),
+        ("trainer.auto_scale_batch_size=true", "omit it: alexlab benchmark suite=memory measures what fits"),
+        ("weights=best.pt", "unknown key weights; use model.weights=best.pt"),
         ("lr = 0.1", "unknown key lr; use optimizer.lr=0.1"),
         ("--model resnet18", "unknown option model=resnet18; use model=torchvision model.name=resnet18"),
         ("trainer.logger=false", "use logger=[]"),
@@ -60,9 +66,9 @@ def message(command: str, typed: str) -> str:
         ("data=cifar10", "unknown option data=cifar10; use data.root=data/cifar10 after alexlab prepare dataset=cifar10"),
         ("launcher=slurm", "unknown option launcher=slurm; use -m launcher=submitit"),
         ("hydra/launcher=joblib", "use -m launcher=parallel"),
-        ("logger=tb", "leave it out, since tensorboard and csv are the default loggers"),
-        ("logger=[tb,wandb]", "unknown option logger=tb; leave it out"),
-        ("callbacks=model_checkpoint", "leave it out, since it is one of the default callbacks"),
+        ("logger=tb", "omit it: tensorboard and csv are the default loggers"),
+        ("logger=[tb,wandb]", "unknown option logger=tb; omit it"),
+        ("callbacks=model_checkpoint", "omit it: it is one of the default callbacks"),
         ("trainer=ddp_sim", "use trainer=ddp trainer.accelerator=cpu"),
         ("debug=fdr", "unknown option debug=fdr; use debug=fast"),
         ("debug=profiler", "use debug=profile"),
@@ -83,7 +89,7 @@ def message(command: str, typed: str) -> str:
         ("datamodule.batch_size=3", "use data.batch_size=3"),
         ("train=False", "unknown key train; use alexlab evaluate ckpt=RUN"),
         ("test=False", "test must be a mapping; got False; use trainer.limit_test_batches=0"),
-        ("test=True", "leave it out, since a run scores its best checkpoint on the test split at the end"),
+        ("test=True", "omit it: a run scores its best checkpoint on the test split at the end"),
         ("task_name=x", "use 'tags=[x]', or hydra.run.dir=DIR for another folder"),
         ("name=y", "unknown key name; use 'tags=[y]'"),
         ("project=x", "or logger=wandb logger.wandb.project=x"),
@@ -93,14 +99,14 @@ def message(command: str, typed: str) -> str:
         ("device=0", "use trainer.accelerator=gpu trainer.devices=[INDEX]"),
         ("device=cuda", "use trainer.accelerator=gpu"),
         ("pretrained=true", "use model.weights=IMAGENET1K_V1"),
-        ("pretrained=false", "leave it out, since nets start from random weights"),
+        ("pretrained=false", "omit it: by default nets start from random weights"),
         ("pretrained=best.pt", "use model.weights=best.pt"),
         ("momentum=0.8", "use optimizer=sgd optimizer.momentum=0.8"),
         ("optimizer=sgd momentum=0.8", "unknown key momentum; use optimizer.momentum=0.8"),
         ("patience=5", "use callbacks=early_stopping callbacks.early_stopping.patience=5"),
         ("ema=true", "use callbacks=ema"),
         ("trainer.callbacks=ema", "use callbacks=ema"),
-        ("num_classes=10", "leave it out, since the classes are the folders of data.root"),
+        ("num_classes=10", "omit it: the classes are the folders of data.root"),
         ("'+paths={data_dir: x}'", "unknown key paths.data_dir; use data.root=x"),
         ("resume=true", "resume must be a run folder or last; got true; use resume=last"),
         ("alexnet_half", "alexnet_half must be KEY=VALUE; use model=alexnet_half"),
@@ -126,6 +132,12 @@ def test_arguments_of_other_frameworks_are_answered(typed: str, instead: str) ->
 @pytest.mark.parametrize(
     ("command", "typed", "instead"),
     [
+        ("evaluate", "weights=best.pt", "weights must be numbers, one per checkpoint; got best.pt; use ckpt=best.pt"),
+        (
+            "predict",
+            "--weights runs/a input=x",
+            "weights must be numbers, one per checkpoint; got runs/a; use ckpt=runs/a",
+        ),
         ("evaluate", "ckpt_path=x", "unknown key ckpt_path; use ckpt=x"),
         ("evaluate", "ckpt=x model=y.pt", "this command has no config group model; use ckpt=y.pt"),
         ("evaluate", "ckpt=x data=DIR", "this command has no config group data; use data.root=DIR"),
@@ -137,7 +149,7 @@ def test_arguments_of_other_frameworks_are_answered(typed: str, instead: str) ->
         ("predict", "ckpt=x --batch 3", "use batch_size=3"),
         ("explain", "ckpt=x test=true", "use split=NAME"),
         ("export", "ckpt=x output=x.onnx", "use out=x.onnx"),
-        ("export", "ckpt=x accelerator=cpu", "leave it out, since the file is written on the CPU"),
+        ("export", "ckpt=x accelerator=cpu", "omit it: the file is written on the CPU"),
         ("reproduce", "conf", "conf must be KEY=VALUE; use data.root=conf"),
         ("demo", "pretrained=x", "use ckpt=x"),
         ("prepare", "name=mnist", "use dataset=mnist"),
@@ -149,6 +161,7 @@ def test_arguments_of_other_frameworks_are_answered(typed: str, instead: str) ->
 def test_other_commands_answer_too(monkeypatch: pytest.MonkeyPatch, command: str, typed: str, instead: str) -> None:
     monkeypatch.chdir(CONFIG_DIR.parent)
     assert instead in message(command, typed)
+    assert "weights=[2,1]" in parse_invocation("evaluate", ["ckpt=[a,b]", "weights=[2,1]"]).arguments
 
 
 @pytest.mark.parametrize(
@@ -158,7 +171,8 @@ def test_other_commands_answer_too(monkeypatch: pytest.MonkeyPatch, command: str
         ("--optimizer.lr -0.1 --amp --no-aug", "optimizer.lr=-0.1 amp=true no_aug=true"),
         ("optimizer.lr = 0.1 seed= 2 model.width =0.5", "optimizer.lr=0.1 seed=2 model.width=0.5"),
         ("-m seed=1,2 --cfg job --info", "-m seed=1,2 --cfg job --info"),
-        ("-i seed=1 --config-dir my --multi -cjob", "-i seed=1 --config-dir my --multi -cjob"),
+        ("-i seed=1 --config-dir my --multi -cjob", "-i seed=1 --config-dir my --multirun -cjob"),
+        ("--config-d=my --reso --config --cfg=job", "--config-dir=my --resolve --config --cfg=job"),
         ("model.weights= seed=1 ~callbacks.lr --fast ~x", "model.weights= seed=1 ~callbacks.lr fast=true ~x"),
     ],
 )

@@ -16,7 +16,7 @@ from alexlab.cli.exits import report_bug
 from alexlab.config import allowlist, preflight, rehearsal
 from alexlab.config.instantiate import make
 from alexlab.distributed.devices import num_ranks
-from alexlab.errors import AlexlabError, ConfigError
+from alexlab.errors import AlexlabError, ConfigError, exit_code_of
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.tasks.train import check
 from support.runs import TINY, plain
@@ -284,6 +284,7 @@ def test_an_error_without_a_responsible_key_is_a_bug(
     output = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert output[1] == f"This is a bug in alexlab. Please report it with the traceback above and {tmp_path}/run.json."
     assert output[3] == "This is a bug in alexlab. Please report it with the traceback above."
+    assert exit_code_of(KeyError("ours")) == 70
 
 
 def test_a_killed_or_hanging_rehearsal_is_ignored(changed: Changed, monkeypatch: pytest.MonkeyPatch) -> None:

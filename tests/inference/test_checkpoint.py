@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.version import getbase
 from torchvision import models
 
 from alexlab.errors import ConfigError
@@ -65,7 +67,10 @@ def test_a_torchvision_state_dict_is_loaded_without_a_config(suffix: str, tmp_pa
     assert mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     names = {f"n{number:08d}": f"thing {number}" for number in range(1000)}
     (tmp_path / "names.json").write_text(json.dumps(names))
-    named = load_checkpoint(str(file), class_names=str(tmp_path / "names.json"))
+    (tmp_path / "app.yaml").write_text("key: value\nhydra: {job: {name: app}}")
+    with initialize_config_dir(str(tmp_path), version_base="1.2"):  # another program that uses Hydra
+        named = load_checkpoint(str(file), class_names=str(tmp_path / "names.json"))
+        assert compose("app") == {"key": "value"} and str(getbase()) == "1.2"
     assert (named.classes[7], named.names[7]) == ("n00000007", "thing 7"), (
         "classes are the sorted folder names of ImageNet"
     )

@@ -248,7 +248,7 @@ def test_the_page_has_all_sections(
     assert {f"evaluation/{path.stem}" for path in out.glob("*.png")} == set(board.Tags()["images"])
 
 
-def test_missing_training_data(
+def test_missing_or_unreadable_training_data(
     train: Callable[..., float | None],
     images: Path,
     tmp_path: Path,
@@ -272,6 +272,13 @@ def test_missing_training_data(
     assert (whole / "neighbours.png").exists() and (whole / "grad_cam.png").exists()
     sizes = sorted(len(np.load(path)) for path in (tmp_path / "data/cache/features").iterdir())
     assert sizes == [24, 24], "all images of a folder without splits"
+    (tmp_path / "unsplit/ant/000.png").write_bytes(b"no image")
+    caplog.clear()
+    rest = explain(
+        tmp_path / "run", tmp_path / "d", f"data.root='{images}'", f"neighbours.root='{tmp_path / 'unsplit'}'"
+    )
+    assert not (rest / "neighbours.png").exists() and (rest / "filters.png").exists()
+    assert re.search(r"no neighbours: .*/unsplit/ant/000\.png.*; neighbours\.root=DIR reads the training", caplog.text)
 
 
 def test_error_messages(trained_run: Path, tmp_path: Path) -> None:

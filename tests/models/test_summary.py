@@ -6,7 +6,7 @@ import torch
 
 from alexlab.config import build
 from alexlab.errors import ConfigError
-from alexlab.models.summary import layer_rows
+from alexlab.models.summary import OTHER, layer_rows
 from alexlab.records.run import Run
 from alexlab.tasks.summary import main
 from support.runs import plain, rows
@@ -42,6 +42,31 @@ def test_two_groups_halve_the_multiply_adds() -> None:
         for options in ((), ("model.groups=[1,1,1,1,1]",))
     )
     assert [one[f"features.conv{n}"] / two[f"features.conv{n}"] for n in range(1, 6)] == [1, 2, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "giga"),
+    # torchvision counts 17.564 G, 4.491 G with the window attention of swin_t, 4.456 G and 1.814 G.
+    [
+        ("vit_b_16", 152_064, 17.56),
+        ("swin_t", 8_667_162, 2.963),
+        ("convnext_tiny", 6_624, 4.456),
+        ("resnet18", 0, 1.814),
+    ],
+)
+def test_all_parameters_are_in_the_table(name: str, other: int, giga: float) -> None:
+    net = on_meta("model=torchvision", f"model.name={name}")
+    found = layer_rows(net, channels=3, size=224)
+    assert sum(row.parameters for row in found) == sum(parameter.numel() for parameter in net.parameters())
+    assert sum(row.parameters for row in found if row.name == OTHER) == other
+    assert sum(row.multiply_adds for row in found) / 1e9 == pytest.approx(giga, rel=1e-3)
+
+
+def test_shared_parameters_are_counted_once() -> None:
+    with torch.device("meta"):
+        layer = torch.nn.Conv2d(3, 3, 1)
+    found = layer_rows(torch.nn.Sequential(layer, layer), channels=3, size=8)
+    assert [(row.parameters, row.multiply_adds) for row in found] == [(12, 576), (0, 576)]
 
 
 def test_the_command_prints_and_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

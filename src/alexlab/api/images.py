@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from alexlab.config.grammar import expand_home
 from alexlab.data.crop import CropRule, part_of
 from alexlab.data.dataset import Load
 from alexlab.data.decode import decode
@@ -29,7 +30,7 @@ KINDS = (
 def is_single(images: Images) -> bool:
     """Return whether `images` is one image, not a folder, a batch or a list."""
     if isinstance(images, str | os.PathLike):
-        return os.path.isfile(images)  # else a folder or a glob
+        return os.path.isfile(expand_home(images))  # else a folder or a glob
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
     return isinstance(images, Image.Image)
@@ -46,7 +47,7 @@ def load_images(images: Images) -> Iterator[tuple[str, Load]]:
         DataError: if the images have another type, shape or range.
     """
     if isinstance(images, str | os.PathLike):
-        for path in find_files(os.fspath(images)):
+        for path in find_files(expand_home(images)):
             yield path, partial(decode, path)
     elif isinstance(images, Image.Image):
         yield "", partial(_convert, from_pil, images)

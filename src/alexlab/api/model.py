@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from alexlab.api.images import Images, is_single, load_images
+from alexlab.config.grammar import expand_home
 from alexlab.config.own_code import add_folder
 from alexlab.data.dataset import Load, Reader, to_tensor
 from alexlab.errors import ConfigError, DataError
@@ -29,6 +30,7 @@ from alexlab.records.layout import SKIPPED
 from alexlab.tasks import evaluate, export
 
 MIN_SIDE = 256  # pixels of a displayed explanation
+NO_IMAGES = "images must have at least one image; found none"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Model:
     """
 
     def __init__(self, trained: TrainedModel, *, config_dir: str | Path | None = None) -> None:
-        self._trained, self._config_dir = trained, config_dir
+        self._trained = trained
+        self._config_dir = None if config_dir is None else Path(config_dir).expanduser().absolute()
 
     def __repr__(self) -> str:
         return f"<alexlab.Model {self._trained.description}, {self._trained.inference.device}, {self._trained.label}>"
@@ -132,7 +135,7 @@ class Model:
         Args:
             images: see `alexlab.api.images.load_images`.
         """
-        return self._trained.single.normalize(self._views(images))
+        return self._trained.single.normalize(self._inputs(load_images(images)))
 
     def predict(
         self, images: Images, *, top_k: int = 5, views: str = "center", batch_size: int = 64
@@ -152,20 +155,16 @@ class Model:
             ImageError: if a file cannot be read; `python src/predict.py` lists such files instead.
             DataError: if the images have another type, shape or range.
         """
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1; got {value}")
+        if top_k < 1:
+            raise ConfigError(f"top_k must be at least 1; got {top_k}")
         found = list(self._predict(images, top_k, views, batch_size))
         return found[0] if is_single(images) else found
 
     @torch.inference_mode()
     def _predict(self, images: Images, top_k: int, views: str, batch_size: int) -> Iterator[Prediction]:
-        read = self._reader(views)
-        loaded = load_images(images)
-        while batch := list(islice(loaded, batch_size)):
-            inputs = default_collate([read(load) for _, load in batch])
+        for paths, inputs in self._batches(images, batch_size, views):
             top = self._trained.inference.probs(inputs).cpu().topk(min(top_k, len(self.classes)))
-            for (path, _), numbers, probs in zip(batch, top.indices.tolist(), top.values.tolist(), strict=True):
+            for path, numbers, probs in zip(paths, top.indices.tolist(), top.values.tolist(), strict=True):
                 yield Prediction(tuple(self.classes[number] for number in numbers), tuple(probs), path)
 
     def evaluate(
@@ -189,7 +188,11 @@ class Model:
             DataError: if the folder or the split does not exist, or an image cannot be read.
         """
         _trust(self._config_dir)
-        data = {"root": None if root is None else str(root), "batch_size": batch_size, "num_workers": num_workers}
+        data = {
+            "root": None if root is None else expand_home(root),
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+        }
         data["on_error"] = "raise"
         with tempfile.TemporaryDirectory() as folder:
             selected = {"split": split, "views": views, "data": data}
@@ -204,9 +207,11 @@ class Model:
             batch_size: images per forward pass.
         """
         inference, rows, layer = self._trained.single, [], ""
-        for batch in self._views(images).split(batch_size):
-            layer = layer or head_layer(inference.net, inference.normalize(batch[:1]))
-            rows.append(features(inference, batch, layer))
+        for _, views in self._batches(images, batch_size):
+            layer = layer or head_layer(inference.net, inference.normalize(views[:1]))
+            rows.append(features(inference, views, layer))
+        if not rows:
+            raise DataError(NO_IMAGES)
         return torch.cat(rows)
 
     def explain(self, image: Images, label: str | None = None) -> Explanation:
@@ -216,7 +221,7 @@ class Model:
             image: see `alexlab.api.images.load_images`.
             label: display name of the class to explain; None for the most probable one.
         """
-        inference, views = self._trained.single, self._views(image)
+        inference, views = self._trained.single, self._inputs(load_images(image))
         if len(views) != 1:
             raise DataError(f"explain takes one image; got {len(views)}")
         if label is not None and label not in self.classes:
@@ -245,7 +250,8 @@ class Model:
             NumericError: if the logits differ; then no file is left.
         """
         formats = {suffix: name for name, (suffix, _) in FORMATS.items()}
-        if Path(path).suffix not in formats:
+        file = Path(expand_home(path))
+        if file.suffix not in formats:
             raise ConfigError(f"path must end in {', '.join(formats)}; got {path}")
         _trust(self._config_dir)
         model = self._trained.on_cpu()
@@ -253,24 +259,27 @@ class Model:
             views = export.comparison_images({"num_images": num_images, "input": None}, model)
         else:
             views = self._inputs(islice(load_images(images), num_images))
-        return export.export(model, formats[Path(path).suffix], Path(path), views)
+        return export.export(model, formats[file.suffix], file, views)
 
     def _reader(self, views: str = "center") -> Reader:
         _trust(self._config_dir)
         return self._trained.reader(views)
+
+    def _batches(self, images: Images, batch_size: int, views: str = "center") -> Iterator[tuple[list[str], Any]]:
+        """Yield the paths and the views of `batch_size` images at a time."""
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1; got {batch_size}")
+        read, loaded = self._reader(views), load_images(images)
+        while batch := list(islice(loaded, batch_size)):
+            yield [path for path, _ in batch], default_collate([read(load) for _, load in batch])
 
     def _inputs(self, loaded: Iterable[tuple[str, Load]]) -> Any:
         """Return the centre view of each image, uint8 (N, C, H, W); a list of them for an ensemble."""
         read = self._reader()
         inputs = [read(load) for _, load in loaded]
         if not inputs:
-            raise DataError("images must have at least one image; found none")
+            raise DataError(NO_IMAGES)
         return default_collate(inputs)
-
-    def _views(self, images: Images) -> Tensor:
-        """Return the centre view of each image, uint8 (N, C, H, W), for a single network."""
-        views: Tensor = self._inputs(load_images(images))
-        return views
 
 
 def _trust(config_dir: str | Path | None) -> None:
@@ -301,7 +310,7 @@ def load(
         ConfigError: if the file is not a trained model, it needs code of yours, or the device is not available.
     """
     _trust(config_dir)
-    names = None if class_names is None else str(class_names)
-    paths = str(path) if isinstance(path, str | os.PathLike) else [str(each) for each in path]
+    names = None if class_names is None else expand_home(class_names)
+    paths = expand_home(path) if isinstance(path, str | os.PathLike) else [expand_home(each) for each in path]
     trained = load_checkpoint(paths, weights=weights, class_names=names, device=device)
     return Model(trained, config_dir=config_dir)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import alexlab
 from alexlab.cli.arguments import PATH_KEYS
-from alexlab.config.grammar import to_text
+from alexlab.config.grammar import expand_home, to_text
 from alexlab.distributed.imports import python_path
 from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
 from alexlab.output.numbers import counted
@@ -77,7 +77,9 @@ class Runs(Sequence[TrainedRun]):
 
     def __init__(self, results: Sequence[RunResult], *, config_dir: str | Path | None = None) -> None:
         known = [{field.name: getattr(result, field.name) for field in fields(RunResult)} for result in results]
-        folder = None if config_dir is None else Path(config_dir).absolute()  # the program may change its folder
+        folder = (
+            None if config_dir is None else Path(config_dir).expanduser().absolute()
+        )  # the program may change its folder
         self._runs = [TrainedRun(**values, config_dir=folder) for values in known]
 
     def __getitem__(self, index: Any) -> Any:
@@ -128,7 +130,7 @@ class Runs(Sequence[TrainedRun]):
 
     def report(self, folder: str | Path) -> Path:
         """Write `report.html`, `report.md`, `report.csv` and plots to a folder; return the path of the page."""
-        return write_report([str(run.folder) for run in self._runs], Path(folder))
+        return write_report([str(run.folder) for run in self._runs], Path(expand_home(folder)))
 
 
 def train(*overrides: Overrides, config_dir: str | Path | None = None) -> TrainedRun:
@@ -178,7 +180,8 @@ def runs(*patterns: str | Path, config_dir: str | Path | None = None) -> Runs:
     Raises:
         ConfigError: if no run is found.
     """
-    return Runs(read_runs(find_runs([str(pattern) for pattern in patterns or (outputs_dir(),)])), config_dir=config_dir)
+    found = find_runs([expand_home(pattern) for pattern in patterns or (outputs_dir(),)])
+    return Runs(read_runs(found), config_dir=config_dir)
 
 
 def _flag(config_dir: str | Path | None) -> list[str]:

@@ -23,23 +23,25 @@ from alexlab.records.results import last_run
 # Keys whose values are paths and are taken as typed, see `quote_path`.
 PATH_KEYS = (
     *("data.root", "cifar10.root", "data.url", "data.manifest", "data.cache_dir", "class_names", "model.weights"),
-    *("resume", "rerun", "ckpt", "input", "image", "neighbours.root", "out"),
+    *("resume", "rerun", "ckpt", "input", "image", "show", "neighbours.root", "out"),
     *("data.splits.train", "data.splits.val", "data.splits.test"),
     *("downloads", "manifest", "quarantine", "labels", "decisions"),
     *("peer", "benchmark.shards"),  # a command line, and a folder or a URL
     "logger.mlflow.tracking_uri",
     *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"),
 )
-PATH_LISTS = ("ckpt",)  # of these, keys that also take a list of paths
+PATH_LISTS = ("ckpt", "show")  # of these, keys that also take a list of paths
+COUNT_KEY = "show"  # of these, the key that also takes a number
 TAKES_RUNS = ("report", "compare")  # commands whose arguments without a key are the list `runs`
 TEXT_KEY, LIST_KEY = "note", "tags"  # a text and a list of texts, taken as typed
 EMPTY_GROUPS = ("callbacks", "logger", "metrics", "ablation")  # groups of which no option need be selected
 REDUNDANT = ("experiment=null", "debug=null", "sweep=null")  # the defaults, which Hydra refuses on the command line
 SCALAR = r"null|true|false|yes|no|[-+]?[\d.]+(e[-+]?\d+)?"  # what Hydra does not read as the name of an option
 
+MULTIRUN = ("-m", "--multirun")
 # Flags of Hydra's parser; those of the second tuple take a value.
 FLAGS = (
-    *("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun"),
+    *("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", *MULTIRUN),
     *("-sc", "--shell-completion"),
 )
 VALUE_FLAGS = (
@@ -49,7 +51,7 @@ VALUE_FLAGS = (
 
 
 def join_arguments(arguments: Sequence[str]) -> list[str]:
-    """Write `--seed 2`, `--seed=2` and `seed = 2` as `seed=2`, and leave the flags of Hydra unchanged."""
+    """Write `--seed 2`, `--seed=2` and `seed = 2` as `seed=2`, and abbreviated flags of Hydra, such as `--multi`, in full."""
     rest, joined = list(arguments), []
     while rest:
         argument = rest.pop(0)
@@ -57,7 +59,8 @@ def join_arguments(arguments: Sequence[str]) -> list[str]:
         if argument.startswith("-") and not re.match(r"-[\d.]|-$", argument):
             flag, equals, value = argument.partition("=")
             if _is_of_hydra(flag):
-                joined.append(argument)
+                names = [own for own in (*FLAGS, *VALUE_FLAGS) if own.startswith(flag)] if flag.startswith("--") else []
+                joined.append(f"{names[0]}{equals}{value}" if len(names) == 1 else argument)
                 if _is_of_hydra(flag, VALUE_FLAGS) and not equals and value_follows:
                     joined.append(rest.pop(0))
                 continue
@@ -89,12 +92,23 @@ def _takes_value(flag: str) -> bool:
     return _is_of_hydra(flag, VALUE_FLAGS) and (flag.startswith("--") or flag in VALUE_FLAGS)
 
 
+def is_multirun(arguments: Sequence[str]) -> bool:
+    """Return whether the arguments, from `join_arguments`, start a sweep."""
+    return not {*MULTIRUN}.isdisjoint(arguments)
+
+
+def last_value(key: str, arguments: Sequence[str]) -> str | None:
+    """Return the value of a key, which is the last one if it is given several times; None if it is not given."""
+    values = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{key}=")]
+    return values[-1] if values else None
+
+
 def quote_paths(arguments: Sequence[str]) -> list[str]:
     """Quote the values of path keys, the note and the tags, so that Hydra takes them as typed: `data.root=/data/cats & dogs`.
 
     In a sweep a comma separates values, unless the whole value is an existing path.
     """
-    is_sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    is_sweep = is_multirun(arguments)
     return [_quote_value(argument, is_sweep) for argument in arguments]
 
 
@@ -105,7 +119,7 @@ def _quote_value(argument: str, is_sweep: bool) -> str:
         return f"{key}={quote_path(value)}"
     if name == LIST_KEY and re.fullmatch(r"\[[^\[\]{}$'\"]+\]", value):
         return f"{key}=[{','.join(quote(item.strip()) for item in value[1:-1].split(','))}]"
-    if not equals or name not in PATH_KEYS:
+    if not equals or name not in PATH_KEYS or (name == COUNT_KEY and re.fullmatch(r"[-+]?\d+", value)):
         return argument
     is_swept = is_sweep and not name.startswith("hydra.")
     if is_swept and re.match(r"(choice|glob)\(", value):
@@ -156,10 +170,10 @@ def pop_outputs(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: if no folder is named.
     """
-    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("outputs=")]
-    if given and not given[-1].strip("'\""):
+    given = last_value("outputs", arguments)
+    folder = os.environ.pop(OUTPUTS, "") if given is None else given.strip("'\"")
+    if given is not None and not folder:
         raise ConfigError("outputs must be a folder: outputs=DIR")
-    folder = given[-1].strip("'\"") if given else os.environ.pop(OUTPUTS, "")
     if folder:
         os.environ[OUTPUTS] = expand_home(folder)
     return [argument for argument in arguments if not argument.startswith("outputs=")]
@@ -213,16 +227,18 @@ def check_arguments(command: str, arguments: Sequence[str]) -> None:
     """Raise ConfigError for arguments for which Hydra has no helpful message.
 
     These are `--cfg` in a sweep, options that are not text, such as `model=null` and `debug=true`, or are paths that Hydra
-    cannot parse, `resume=true`, and words without a key.
+    cannot parse, `resume=true`, a path as `weights`, and words without a key.
     """
     flags = [item for item in arguments if item in ("-c", "-i") or item.partition("=")[0] in ("--cfg", "--info")]
-    if flags and any(argument in ("-m", "--multirun") for argument in arguments):
+    if flags and is_multirun(arguments):
         raise ConfigError(f"{flags[0]} prints the config of one run, and -m starts a sweep: use one of them")
+    trains = command in ("train", "benchmark")
+    checked, expected = ("resume", "a run folder or last") if trains else ("weights", "numbers, one per checkpoint")
     for argument in order_arguments(arguments):
         key, _, value = argument.partition("=")
-        instead = replacement(command, key, value) if key == "resume" else None
+        instead = replacement(command, key, value) if key == checked else None
         if instead is not None:
-            raise ConfigError(f"resume must be a run folder or last; got {value}; {instead}")
+            raise ConfigError(f"{key} must be {expected}; got {value}; {instead}")
         if (
             key
             and (CONFIG_DIR / key).is_dir()

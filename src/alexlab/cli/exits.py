@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 
 from alexlab.distributed.failures import translate_errors
-from alexlab.errors import AlexlabError, ConfigError, PrunedError
+from alexlab.errors import AlexlabError, ConfigError, PrunedError, exit_code_of
 from alexlab.output.escape import print_line
 from alexlab.records.layout import RUN_JSON
 
@@ -63,7 +63,7 @@ def report_errors(run_dir: Path, exit_codes: list[int]) -> Iterator[None]:
             report_bug(error, run_dir)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
-        exit_codes.append(error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code)
+        exit_codes.append(exit_code_of(error))
 
 
 def report_bug(error: Exception, run_dir: Path) -> None:

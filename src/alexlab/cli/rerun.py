@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from alexlab.cli.arguments import quote_paths
+from alexlab.cli.arguments import last_value, quote_paths
 from alexlab.cli.resume import check_foreign, is_unchanged, override_keys
 from alexlab.config.grammar import quote_path
 from alexlab.distributed import rendezvous
@@ -71,10 +71,10 @@ def find_rerun(arguments: Sequence[str]) -> Rerun | None:
     Raises:
         ConfigError: if the run does not exist, or an override would change it.
     """
-    wanted = [argument.partition("=")[2] for argument in arguments if argument.startswith("rerun=")]
-    if not wanted:
+    wanted = last_value("rerun", arguments)
+    if wanted is None:
         return None
-    first = Path(wanted[-1]).expanduser()
+    first = Path(wanted).expanduser()
     record = RunRecord(first).read()
     others = [argument for argument in arguments if not argument.startswith("rerun=")]
     try:

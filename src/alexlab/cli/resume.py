@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexlab.cli import overrides
-from alexlab.cli.arguments import quote_paths
+from alexlab.cli.arguments import last_value, quote_paths
 from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import check_targets
 from alexlab.config.confinement import check_confined, check_folder
@@ -116,12 +116,12 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
         ConfigError: if the run does not exist, is running or finished, an override would change what it computes, or its
             config or folder refers to files outside the folder.
     """
-    wanted = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
-    if not wanted:
+    wanted = last_value("resume", arguments)
+    if wanted is None:
         if any(argument.startswith(ON_CHANGED_DATA) for argument in arguments):
             raise ConfigError(f"{ON_CHANGED_DATA}true needs resume=RUN_DIR")
         return None
-    run_dir = last_run("resume=last", [RUN_JSON]) if wanted[-1] == "last" else _run_folder(wanted[-1])
+    run_dir = last_run("resume=last", [RUN_JSON]) if wanted == "last" else _run_folder(wanted)
     if (run_dir / RECORD).is_file():
         raise ConfigError(f"{run_dir} is a sweep folder; use {command_line('train', '-m', f'resume={run_dir}')}")
     record = _read(run_dir)

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from alexlab.cli.arguments import quote_paths
+from alexlab.cli.arguments import MULTIRUN, is_multirun, last_value, quote_paths
 from alexlab.cli.resume import ON_CHANGED_DATA, accepts_changed_data, check_foreign, override_keys
 from alexlab.config.confinement import check_folder
 from alexlab.config.grammar import quote_path
@@ -48,16 +48,14 @@ def find_resumed_sweep(arguments: Sequence[str]) -> ResumedSweep | None:
     Raises:
         ConfigError: if it is not a sweep folder, its record is corrupt, or an argument would change its jobs.
     """
-    wanted = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
-    if not wanted or not any(argument in ("-m", "--multirun") for argument in arguments):
+    wanted = last_value("resume", arguments)
+    if wanted is None or not is_multirun(arguments):
         return None
-    folder = Path(wanted[-1]).expanduser()
+    folder = Path(wanted).expanduser()
     record = read_record(folder)
     check_folder(folder)
     own = ("resume=", ON_CHANGED_DATA)
-    others = [
-        argument for argument in arguments if argument not in ("-m", "--multirun") and not argument.startswith(own)
-    ]
+    others = [argument for argument in arguments if argument not in MULTIRUN and not argument.startswith(own)]
     confirmed = [override for override in others if _repeats(override, record.overrides)]
     others = [override for override in others if override not in confirmed]
     refused = [override for override in others if not override.startswith((*LAUNCHER_OVERRIDES, NUM_TRIALS))]

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from alexlab.cli.arguments import last_value
 from alexlab.cli.exits import UNRESOLVED, report_errors, unresolved
 from alexlab.cli.hydra_state import ProcessState
 from alexlab.cli.invocation import Invocation
@@ -183,8 +184,7 @@ class CommandTask:
 
 def selected_ablations(overrides: Sequence[str]) -> str:
     """Return the options of `ablation=`, joined by commas; Hydra records no choice for a group that takes a list."""
-    given = [value for key, _, value in (override.partition("=") for override in overrides) if key == "ablation"]
-    selected = given[-1].strip("[]") if given else ""
+    selected = (last_value("ablation", overrides) or "").strip("[]")
     return "none" if selected in ("", "null") else selected
 
 

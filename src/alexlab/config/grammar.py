@@ -21,8 +21,9 @@ def raw_overrides(overrides: Sequence[str]) -> list[str]:
     return [str(override) for override in container]
 
 
-def expand_home(path: str) -> str:
+def expand_home(path: str | os.PathLike[str]) -> str:
     """Return a path with a leading `~` or `~user` replaced by the home folder, unless a file of that name exists."""
+    path = os.fspath(path)
     return os.path.expanduser(path) if path.startswith("~") and not os.path.lexists(path) else path
 
 

@@ -26,7 +26,7 @@ from alexlab.distributed.environment import LOOPBACK
 from alexlab.distributed.signals import Interrupted, signals
 from alexlab.distributed.socket_paths import ensure_short_socket_paths
 from alexlab.distributed.supervisor import INTERRUPTED, RETURNED, supervise
-from alexlab.errors import AlexlabError, ConfigError, RankError
+from alexlab.errors import ConfigError, RankError, exit_code_of
 from alexlab.records.disk_errors import check_free_space
 
 FORK = multiprocessing.get_context("fork")
@@ -156,6 +156,6 @@ def run_rank(task: Callable[[], Any], variables: dict[str, str], results: Any, p
         result = (INTERRUPTED, error.signum)  # on all ranks after the same step: not a failure
     except Exception as error:
         error_files.write_error_file(error)
-        sys.exit(error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code)
+        sys.exit(exit_code_of(error))
     if variables["RANK"] == "0":
         results.send_bytes(pickle.dumps(result))  # by value: `send` would leave tensors in this process's shared memory

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 from torchvision.models import AlexNet_Weights
 
-from alexlab.config import CONFIG_DIR, build, build_data
+from alexlab.config import build, build_data
 from alexlab.config.allowlist import check_targets
 from alexlab.config.confinement import confined_data
 from alexlab.config.data import data_config
+from alexlab.config.default import default_config
 from alexlab.data.class_names import display_names, read_class_names, sorted_classes
 from alexlab.data.config import DataConfig
 from alexlab.data.dataset import Reader, SeveralReaders, ViewReader
@@ -291,17 +289,6 @@ def _load_torchvision(path: Path, weights: WeightFile, names: dict[str, str] | N
     load_state(inference.net, matched.matched)
     inference = inference.eval().to(_select_device(device), torch.float32)
     return TrainedModel(path, config, {"model": "alexnet"}, classes, display_names(classes, names), {}, inference)
-
-
-def default_config(*overrides: str) -> dict[str, Any]:
-    """Return the config of `train.py` with overrides, plain data."""
-    if GlobalHydra.instance().is_initialized():
-        composed = compose("train", [*overrides])
-    else:
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            composed = compose("train", [*overrides])
-    plain: Any = OmegaConf.to_container(composed, resolve=True)
-    return dict(plain)
 
 
 def _select_device(name: str) -> torch.device:

@@ -13,6 +13,9 @@ from alexlab.models.layers import WINDOWED
 from alexlab.output.csv_files import write_csv
 from alexlab.output.terminal import Terminal
 
+ATTENTION = nn.MultiheadAttention  # a layer, although it has a child
+OTHER = "other parameters"
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -24,8 +27,9 @@ class Layer:
         kernel, stride, padding: kernel size, stride and padding of a convolution or pooling, such as "11 x 11", "4" and "2".
         number: number of output channels or features.
         input, output: shapes without the batch dimension, such as "64 x 55 x 55".
-        parameters: number of parameters, trainable or not.
-        multiply_adds: multiply-adds per image.
+        parameters: number of parameters, trainable or not; 0 for those that an earlier row has counted.
+        multiply_adds: multiply-adds per image of a convolution, linear layer or `nn.MultiheadAttention`; 0 for other layers, and
+            not counted in code outside layers, such as the window attention of torchvision's Swin.
         memory_mib: size of the output of one image in float32, in MiB.
     """
 
@@ -45,6 +49,8 @@ class Layer:
 def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
     """Return the layers of a net in the order of the forward pass of an image (channels, size, size).
 
+    Parameters that no layer holds or that the net uses without calling their layer are in a last row, OTHER.
+
     Args:
         net: net on the meta device.
         channels: channels of the image.
@@ -58,11 +64,14 @@ def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
         check_size(size)
     rows: list[Layer] = []
     names = {layer: name for name, layer in net.named_modules()}
+    sizes = {parameter: parameter.numel() for parameter in net.parameters()}  # of the parameters without a row
 
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        rows.append(_row(names[layer], layer, inputs[0], output))
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        parameters = sum(sizes.pop(parameter, 0) for parameter in layer.parameters())
+        first = output[0] if isinstance(output, tuple) else output  # attention returns its weights, too
+        rows.append(_row(names[layer], layer, inputs[0], first, parameters))
 
-    leaves = [layer for layer in net.modules() if not list(layer.children())]
+    leaves = [layer for layer in net.modules() if not list(layer.children()) or isinstance(layer, ATTENTION)]
     hooks = [layer.register_forward_hook(record) for layer in leaves]
     training = net.training
     net.eval()
@@ -70,10 +79,12 @@ def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
     net.train(training)
     for hook in hooks:
         hook.remove()
+    if sizes:
+        rows.append(Layer(OTHER, "", "", 0, "", "", "", "", sum(sizes.values()), 0, 0.0))
     return rows
 
 
-def _row(name: str, layer: nn.Module, input: Tensor, output: Tensor) -> Layer:
+def _row(name: str, layer: nn.Module, input: Tensor, output: Tensor, parameters: int) -> Layer:
     shape = tuple(output.shape[1:])
     window: Any = layer if isinstance(layer, WINDOWED) else None
     return Layer(
@@ -85,7 +96,7 @@ def _row(name: str, layer: nn.Module, input: Tensor, output: Tensor) -> Layer:
         stride=_single(window.stride) if window else "",
         input=_size(input.shape[1:]),
         output=_size(shape),
-        parameters=sum(parameter.numel() for parameter in layer.parameters()),
+        parameters=parameters,
         multiply_adds=_multiply_adds(layer, output),
         memory_mib=math.prod(shape) * 4 / 2**20,
     )
@@ -124,6 +135,10 @@ def write_rows(rows: list[Layer], path: Path) -> None:
 def _multiply_adds(layer: nn.Module, output: Tensor) -> int:
     if isinstance(layer, nn.Conv2d | nn.Linear):
         return output[0].numel() * layer.weight[0].numel()
+    if isinstance(layer, ATTENTION):
+        width = layer.embed_dim
+        length = output[0].numel() // width
+        return length * width * (4 * width + 2 * length)  # four projections; the scores, and the sums that they weight
     return 0
 
 

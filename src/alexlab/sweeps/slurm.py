@@ -8,16 +8,18 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from alexlab.distributed.imports import python_path
 from alexlab.errors import ConfigError
+from alexlab.output.numbers import counted
 from alexlab.sweeps import squeue
 from alexlab.sweeps.jobs import RUNNING, Job
 from alexlab.sweeps.runner import POLL_S, JobRunner
 from alexlab.sweeps.slurm_job import SIGNAL, job_main
-from alexlab.sweeps.submitted import SubmittedJob, poll_slurm
+from alexlab.sweeps.submitted import SubmittedJob, poll_slurm, shielded_from_terminal, terminate
 from alexlab.sweeps.table import JobTable
 
 SUBMITIT_DIR = ".submitit"  # in the sweep folder: files of submitit
@@ -68,6 +70,8 @@ class Submitit(JobRunner):
         self.queued = self._queued()  # before the run records are read: a job may end meanwhile
 
     def _check(self) -> None:
+        from alexlab.distributed.devices import num_gpus
+
         if importlib.util.find_spec("submitit") is None:
             raise ConfigError("launcher=submitit needs the package submitit: pip install 'alexlab[submitit]'")
         if self.cluster not in ("slurm", "local"):
@@ -75,6 +79,11 @@ class Submitit(JobRunner):
         if self.cluster == "slurm" and not shutil.which("sbatch"):
             raise ConfigError(
                 "launcher.cluster=slurm needs SLURM's sbatch, which was not found; use launcher.cluster=local"
+            )
+        if self.cluster == "local" and (count := num_gpus()):
+            raise ConfigError(
+                f"launcher.cluster=local does not divide GPUs among jobs, and this machine has {counted(count, 'GPU')}; use "
+                "launcher=parallel"
             )
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"launcher.jobs must be null or at least 1; got {self.jobs}")
@@ -104,7 +113,8 @@ class Submitit(JobRunner):
                 while True:
                     batch = list(itertools.islice(jobs, None if self.jobs is None else self.jobs - len(running)))
                     if batch:
-                        running += self.submit(batch, work, table=table, restore=restore)
+                        with shielded_from_terminal() if self.cluster == "local" else nullcontext():
+                            running += self.submit(batch, work, table=table, restore=restore)
                     if not running:
                         break
                     refresh()
@@ -119,8 +129,7 @@ class Submitit(JobRunner):
                         table.report_end(each.job)
             finally:
                 if self.cluster == "local":  # jobs of a cluster stay in its queue
-                    for each in running:
-                        each.handle.cancel()
+                    terminate(running)
 
     def submit(
         self, batch: Sequence[Job], work: Callable[[Job], None], *, table: JobTable, restore: Callable[[], None]

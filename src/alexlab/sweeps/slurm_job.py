@@ -3,8 +3,10 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 
-from alexlab.distributed.signals import Interrupted
+from alexlab.distributed import hardware
+from alexlab.distributed.signals import Interrupted, signals
 from alexlab.errors import ConfigError
 from alexlab.records.layout import OUTPUT, SLURM_LOG
 from alexlab.sweeps import squeue
@@ -26,20 +28,24 @@ def job_main(
     """
     import submitit
 
-    restore()
     environment = submitit.JobEnvironment()
+    is_local = environment.cluster == "local"
+    if is_local:
+        hardware.die_with_parent(os.getppid())
+    restore()
     job.folder.mkdir(parents=True, exist_ok=True)
     is_first = environment.global_rank == 0  # the output of the others is in submitit's files only
-    if is_first and environment.cluster == "slurm":
+    if is_first and not is_local:
         link = job.folder / SLURM_LOG
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(environment.paths.stderr, job.folder))
     if is_first:
         redirect_output(job.folder / OUTPUT)
     try:
-        work(job)
+        with signals.install() if is_local else nullcontext():  # submitit's handler ignores SIGTERM
+            work(job)
     except Interrupted as error:
-        if environment.cluster != "slurm":
+        if is_local:
             job.interrupt(error)
         elif not is_first:
             raise SystemExit(error.exit_code) from error

@@ -1,7 +1,10 @@
 """A job submitted to SLURM or to submitit's local executor, as seen by the sweep that waits for it."""
 
+import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +12,9 @@ from alexlab.errors import ConfigError
 from alexlab.records.record import INTERRUPTED, RunRecord
 from alexlab.sweeps import squeue
 from alexlab.sweeps.jobs import FAILED, Job, previous_attempt
+
+STOP_POLL_S = 0.1  # between two polls of jobs that are being stopped
+TERMINAL = (signal.SIGINT, signal.SIGHUP)  # signals that a terminal sends to all processes of a command
 
 
 @dataclass
@@ -83,3 +89,33 @@ def poll_slurm(running: Sequence[SubmittedJob]) -> None:
             each.ended_s = 0.0
         elif not each.ended_s:
             each.ended_s = time.monotonic()
+
+
+@contextmanager
+def shielded_from_terminal() -> Iterator[None]:
+    """Block the signals of the terminal in processes started meanwhile; this process handles them afterwards.
+
+    On SIGINT submitit's local controller kills its job one second later, before it can save a checkpoint.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def terminate(running: Sequence[SubmittedJob]) -> None:
+    """Stop jobs on this machine and wait, so that each saves a checkpoint; a second signal kills them."""
+    try:
+        _stop(running, signal.SIGTERM)  # which submitit's controller forwards to its job
+    finally:
+        _stop(running, signal.SIGKILL)  # each job dies with its controller
+
+
+def _stop(running: Sequence[SubmittedJob], signum: int) -> None:
+    """Send a signal to the controllers of the jobs that have not ended, and wait until they exit."""
+    waiting = [each for each in running if not each.is_done("local")]
+    for each in waiting:
+        os.kill(int(each.handle.job_id), signum)
+    while not all(each.is_done("local") for each in waiting):
+        time.sleep(STOP_POLL_S)

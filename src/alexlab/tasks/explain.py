@@ -103,7 +103,7 @@ def _image(
 def _neighbour_grids(
     config: dict[str, Any], model: "TrainedModel", predictions: "Predictions", view: "View"
 ) -> "Grids":
-    """Return the nearest training images; nothing if the training data is missing."""
+    """Return the nearest training images; nothing if the training data is missing or one of its images is unreadable."""
     from alexlab.config.data import data_config
     from alexlab.data.layout import find_layout
     from alexlab.inference.explain import sections
@@ -123,20 +123,20 @@ def _neighbour_grids(
     )
     try:
         _, train = select_split(model, settings, name, from_run=root is None)
+        return sections.neighbour_grids(
+            model,
+            predictions,
+            view,
+            train,
+            settings,
+            num_images=options["num_images"],
+            k=options["k"],
+            metric=options["metric"],
+            progress=partial(track, title=f"train: {len(train):,} images"),
+        )
     except (DataError, ConfigError) as error:
-        log.warning("no neighbours: %s; set neighbours.root=DIR to the folder of the training images", error)
+        log.warning("no neighbours: %s; neighbours.root=DIR reads the training images from another folder", error)
         return {}
-    return sections.neighbour_grids(
-        model,
-        predictions,
-        view,
-        train,
-        settings,
-        num_images=options["num_images"],
-        k=options["k"],
-        metric=options["metric"],
-        progress=partial(track, title=f"train: {len(train):,} images"),
-    )
 
 
 def _write_to_tensorboard(model: Any, run_dir: Path) -> None:

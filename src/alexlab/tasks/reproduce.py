@@ -92,6 +92,12 @@ def launcher_overrides(run: Run) -> list[str]:
     return [f"launcher={option}", *others]
 
 
+def _num_parallel(launcher: list[str]) -> int:
+    """Return the number of runs at a time, 1 if `launcher.jobs` gives none."""
+    jobs = ["1", *(item.partition("=")[2] for item in launcher if item.startswith("launcher.jobs="))][-1]
+    return max(1, int(jobs)) if jobs.isdecimal() else 1
+
+
 def _train(reproduction: "Reproduction", runs: "list[PaperRun]", launcher: list[str]) -> None:
     """Train the runs that are not finished.
 
@@ -104,8 +110,7 @@ def _train(reproduction: "Reproduction", runs: "list[PaperRun]", launcher: list[
     states = state_of(runs, reproduction.runs_dir)
     if all(run is not None and run.status == FINISHED for run in states.values()):
         return
-    num_parallel = int(next((item.partition("=")[2] for item in launcher if item.startswith("launcher.jobs=")), 1))
-    print_line(f"{short_path(reproduction.folder)}: {describe(states, runs, num_parallel)}")
+    print_line(f"{short_path(reproduction.folder)}: {describe(states, runs, _num_parallel(launcher))}")
     code = train(runs, reproduction.runs_dir, launcher)
     if code in (INTERRUPTED, PREEMPTED):
         print_line("every run has saved its last checkpoint; repeat the command to resume and to update the page")

@@ -16,7 +16,7 @@ from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.hardware import describe_hardware
 from alexlab.distributed.imports import import_lightning
 from alexlab.distributed.signals import Interrupted, signals
-from alexlab.errors import AlexlabError, DiskError, PrunedError
+from alexlab.errors import AlexlabError, DiskError, PrunedError, exit_code_of
 from alexlab.output.command_line import command_line, short_path
 from alexlab.output.log_handler import WHOLE
 from alexlab.records.layout import LAST, MEAN_IMAGE_FILE, RUN_JSON, STATISTICS
@@ -143,8 +143,7 @@ def _recording(run: Run, **entries: Any) -> Iterator[dict[str, float]]:
         _finish(record, PRUNED, reason=str(error))
         raise
     except BaseException as error:
-        code = error.exit_code if isinstance(error, AlexlabError) else AlexlabError.exit_code
-        _finish(record, FAILED, reason=f"{type(error).__name__}: {error}", exit_code=code)
+        _finish(record, FAILED, reason=f"{type(error).__name__}: {error}", exit_code=exit_code_of(error))
         raise
     best = {name.removeprefix("best/"): value for name, value in scores.items() if name.startswith("best/")}
     record.finish(FINISHED, scores=scores, best=best)

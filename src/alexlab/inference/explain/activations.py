@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -17,10 +18,14 @@ def convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
 
 @contextmanager
 def call_on_layers(net: nn.Module, function: Callable[[str, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `function(name, input, output)` after each leaf layer runs. If it returns a tensor, that replaces the output."""
+    """Call `function(name, input, output)` after each leaf layer runs in this thread: other threads may share the network.
+
+    If it returns a tensor, that replaces the output.
+    """
+    own = get_ident()
 
     def hook(name: str) -> Any:
-        return lambda layer, inputs, output: function(name, inputs[0], output)
+        return lambda layer, inputs, output: function(name, inputs[0], output) if get_ident() == own else None
 
     handles = [
         layer.register_forward_hook(hook(name)) for name, layer in net.named_modules() if not list(layer.children())
