@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 
 from alexlab.config import build
 from alexlab.config.data import data_config
@@ -124,6 +125,19 @@ def test_a_malformed_checkpoint_is_rejected(where: str, value: Any, message: str
     with pytest.raises(ValueError, match=message) as caught:
         check_checkpoint(content, parts.module, parts.trainer)
     assert "\n" not in str(caught.value)
+
+
+def test_callbacks_of_other_packages_may_change_the_types_of_their_values(
+    parts: Any, content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, stopped = EarlyStopping("val/top1"), EarlyStopping("val/top1")
+    stopped.stopping_reason_message = "no improvement"
+    monkeypatch.setattr(parts.trainer, "callbacks", [fresh])
+    content["callbacks"][fresh.state_key] = stopped.state_dict()
+    check_checkpoint(content, parts.module, parts.trainer)
+    del content["callbacks"][fresh.state_key]["wait_count"]
+    with pytest.raises(ValueError, match=r"it has no callbacks\.EarlyStopping.*\.wait_count"):
+        check_checkpoint(content, parts.module, parts.trainer)
 
 
 @pytest.mark.parametrize("content", [None, 7, "text", [], [torch.ones(3)], torch.ones(3), {}])
