@@ -38,9 +38,11 @@ def test_resuming_from_every_checkpoint_is_exact(train: Train, images: Path, tmp
     points = sorted(whole.iterdir())
     assert len(points) == EPOCHS * (3 if recipe == "overfit three batches" else STEPS), "every step was saved"
     compared = 0
-    for point in points[:-1]:
+    for point in points:
         resumed = run(*overrides, name=f"from_{point.stem}", begin=point)
         compared += compare(whole, resumed, point.name)
+        if point == points[-1]:  # nothing was left to train
+            break
         last = [rows(tmp_path / name / "metrics.csv")[-1] for name in ("whole", f"from_{point.stem}")]
         for row in last:
             del row["train/images_per_s"]
