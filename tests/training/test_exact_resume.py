@@ -120,8 +120,9 @@ def test_resuming_with_other_accumulation_steps_keeps_the_global_batches(
     [
         ("scheduler=any", "scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=1"),
         ("scheduler=plateau", "scheduler.monitor=train/loss", "scheduler.mode=min", "scheduler.patience=0"),
+        ("trainer.val_check_interval=2",),
     ],
-    ids=["by epoch", "by training loss"],
+    ids=["by epoch", "by training loss", "at a validation"],
 )
 def test_an_epoch_that_a_limit_cut_short_is_completed(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, schedule: tuple[str, ...]
@@ -151,6 +152,26 @@ def test_an_epoch_that_a_limit_cut_short_is_completed(
     for row in (*tables[0], *tables[1]):
         del row["train/images_per_s"]
     assert tables[0] == tables[1]
+
+
+def test_an_epoch_cut_within_an_optimizer_step_leaves_no_training_metrics(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not completed, so its images must not count in the next epoch, nor the loss of the epoch before it again."""
+    original = Classifier.on_train_batch_end
+
+    def stop(module: Classifier, *args: Any) -> None:
+        original(module, *args)
+        module.trainer.should_stop = (module.current_epoch, args[2]) == (1, 2)
+
+    monkeypatch.setattr(Classifier, "on_train_batch_end", stop)
+    plateau = ("scheduler=plateau", "scheduler.monitor=train/loss", "scheduler.mode=min")
+    train("trainer.accumulate_grad_batches=2", "trainer.max_epochs=3", *plateau)
+    last = load_file(tmp_path / "run" / LAST)
+    assert position(last) == (2, 0)
+    mid_epoch = last["alexlab"]["mid_epoch"]
+    assert mid_epoch["train_metrics"] == {} and mid_epoch["train_counts"][0]["count"] == 0
+    assert last["lr_schedulers"][0]["last_epoch"] == 1
 
 
 def test_every_s_saves_on_all_ranks_by_one_clock(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

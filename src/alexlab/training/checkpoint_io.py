@@ -62,11 +62,12 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     epochs, batches = compat.loop_progress(checkpoint)
     ready = batches["current"]["ready"]
     accumulate = checkpoint[CHECKPOINT_KEY]["mid_epoch"]["accumulate_grad_batches"]
-    if batches["is_last_batch"] or not ready or ready % accumulate:
+    is_open = epochs["current"]["processed"] < epochs["current"]["ready"]
+    if is_open or batches["is_last_batch"] or not ready or ready % accumulate:
         return
     for counts in (epochs["total"], epochs["current"]):
-        if counts["processed"] == counts["ready"]:
-            counts["processed"] = counts["completed"] = counts["ready"] - 1
+        counts["processed"] = counts["completed"] = counts["ready"] - 1
+    compat.reopen_batch(checkpoint)
 
 
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
