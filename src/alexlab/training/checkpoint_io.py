@@ -54,6 +54,14 @@ def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     return epochs["processed"], batches["ready"] if inside else 0
 
 
+def is_within_step(checkpoint: dict[str, Any]) -> bool:
+    """Return whether a checkpoint was saved between the accumulated batches of an optimizer step, whose gradients it lacks."""
+    epochs, batches = compat.loop_progress(checkpoint)
+    accumulate = checkpoint[CHECKPOINT_KEY]["mid_epoch"]["accumulate_grad_batches"]
+    is_open = epochs["current"]["processed"] < epochs["current"]["ready"] and not batches["is_last_batch"]
+    return bool(is_open and batches["current"]["ready"] % accumulate)
+
+
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     """Undo the end of an epoch that `max_time`, `max_steps` or early stopping cut short, so that a resumed run completes it.
 
