@@ -109,6 +109,8 @@ def _build_module(run: Run, trainer: lightning.Trainer, data: ImageDataModule, *
             log.info("weights: %s", line)
     if isinstance(trainer.strategy, TwoTowerStrategy):
         module.net = Tower(module.net, ranks.rank())
+        for metrics in module.extra_metrics.values():
+            metrics.keep_local()  # type: ignore[operator]
     return module
 
 

@@ -304,8 +304,7 @@ class Classifier(lightning.LightningModule):
         images, labels = batch
         logits, losses = evaluate_batch(self, images, labels, autocast=autocast)
         self._count(stage, logits, labels, losses)
-        if data_ranks(self.trainer)[0] > self.trainer.global_rank:
-            self.extra_metrics[stage].update(logits, labels)  # type: ignore[operator]
+        self.extra_metrics[stage].update(logits, labels)  # type: ignore[operator]
         return logits
 
     def _count(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
