@@ -141,6 +141,7 @@ def difference(one: Any, other: Any, where: str = "") -> str | None:
 def content(path: Path) -> Any:
     """Return a checkpoint without durations."""
     found = torch.load(path, weights_only=True)
+    del found["callbacks"]["RunRecordUpdates"]["train_s"]
     for name, state in found["callbacks"].items():
         if name.startswith("EpochLog"):
             for row in state["rows"]:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from alexlab.config import resolve
+from alexlab.distributed import ranks
 from alexlab.errors import ConfigError
 from alexlab.records.layout import LAST
 from alexlab.records.record import RunRecord
@@ -154,6 +156,29 @@ def test_early_stopping_counts_each_value_once(train: Train, tmp_path: Path) -> 
     within = ("trainer.val_check_interval=0.5", "trainer.max_epochs=2", "trainer.max_steps=5")
     assert waits("val", *within) == 4, "validations after steps 1 to 5"
     assert waits("train", *within, "callbacks.early_stopping.monitor=train/loss") == 0
+
+
+def test_a_resumed_run_adds_its_training_time_and_warns_about_another_precision(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    precision, last = "trainer.precision=32-true", tmp_path / "run" / LAST
+    monkeypatch.setattr(resolve, "cpu_has_bfloat16", lambda: False)
+    train(without=[precision])
+    content = load_file(last)
+    assert 0 < content["callbacks"]["RunRecordUpdates"]["train_s"] < 1000
+    content["callbacks"]["RunRecordUpdates"]["train_s"] = 1000.0
+    torch.save(content, last)
+    monkeypatch.setattr(resolve, "cpu_has_bfloat16", lambda: True)
+    train("trainer.max_epochs=2", without=[precision], resumed=True)
+    record = RunRecord(tmp_path / "run").read()
+    assert record["precision"] == "bf16-mixed" and record["scores"]["train_s"] > 1000
+    assert "trained with precision 32-true and continues with bf16-mixed" in caplog.text
+
+
+def test_all_ranks_must_train_in_the_same_precision(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "cpu_has_bfloat16", lambda: ranks.rank() == 0)
+    with pytest.raises(ConfigError, match="resolves to bf16-mixed on rank 0 and to 32-true on rank 1: set"):
+        train("trainer.devices=2", without=["trainer.precision=32-true"])
 
 
 def test_an_epoch_without_validation_has_no_scores(

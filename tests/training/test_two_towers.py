@@ -168,7 +168,7 @@ def test_only_the_connections_of_the_figure_are_sent(
 ) -> None:
     """Halves of the inputs of conv3, fc6, fc7 and fc8, forward and backward, and of the logits, forward only.
 
-    For 3 steps with 8 images and a validation of 11 images.
+    For 3 steps with 8 images and a validation of 11 images, and as much in a resumed run.
     """
     path = tmp_path / "sent"
     original = rank.log_communication
@@ -178,10 +178,11 @@ def test_only_the_connections_of_the_figure_are_sent(
         original(tower, steps)
 
     monkeypatch.setattr(rank, "log_communication", noted)
-    train(*OVERRIDES, *TWO, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     backward = 8 * 3 * 3 + 8 * 6 * 6 + 8 + 8
     forward = backward + 2  # half of 3 logits, padded
-    assert path.read_text() == f"{4 * (3 * 8 * (forward + backward) + 11 * forward)} 3"
+    for epochs in (1, 2):
+        train(*OVERRIDES, *TWO, f"trainer.max_epochs={epochs}", resumed=epochs > 1)
+        assert path.read_text() == f"{4 * (3 * 8 * (forward + backward) + 11 * forward)} 3"
 
 
 @pytest.mark.parametrize(

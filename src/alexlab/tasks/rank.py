@@ -1,7 +1,6 @@
 """Training on one rank: build the objects, resume, fit, and score the best checkpoint."""
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from alexlab.distributed import ranks, transfer
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.hardware import keep_memory
 from alexlab.distributed.signals import signals
+from alexlab.errors import ConfigError
 from alexlab.models.two_tower import Tower
 from alexlab.output.escape import shown
 from alexlab.output.numbers import counted
@@ -31,6 +31,7 @@ from alexlab.records.safe_load import load_file
 from alexlab.tasks.best import score_best
 from alexlab.training import checkpoint_io
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
+from alexlab.training.callbacks.run_record import RunRecordUpdates
 from alexlab.training.console import log_batches, log_communication, log_model
 from alexlab.training.loggers import EpochCSV, TensorBoard, open_loggers
 from alexlab.training.module import Classifier
@@ -51,6 +52,7 @@ def train(run: Run, splits: Splits) -> dict[str, float]:
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     keep_memory()
     trainer = _build_trainer(run)
+    (updates,) = (callback for callback in trainer.callbacks if isinstance(callback, RunRecordUpdates))  # type: ignore[attr-defined]
     data = build_data.datamodule(config, splits, run.dir)
     ckpt_path = _resume(config, trainer, data)
     data.trainer = trainer
@@ -59,16 +61,15 @@ def train(run: Run, splits: Splits) -> dict[str, float]:
             data.start_workers()
             module = _build_module(run, trainer, data, with_weights=ckpt_path is None)
             boards = _start_logging(run, trainer, data, module)
-            start_s = time.perf_counter()
             try:
                 with signals.handler(lambda signum: None):  # the ranks agree on the step after which they stop
                     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
                 signals.raise_pending()
                 if isinstance(module.net, Tower) and trainer.is_global_zero:
-                    log_communication(module.net, trainer.global_step)
+                    log_communication(module.net, trainer.global_step - updates.start_step)
                 scores: dict[str, float] = {}
                 if module.best:
-                    scores = {"train_s": time.perf_counter() - start_s, **score_best(run, trainer, module, data)}
+                    scores = {"train_s": updates.train_s, **score_best(run, trainer, module, data)}
                     scores = {f"best/{name}": value for name, value in module.best.items()} | scores
             finally:
                 for board in boards:
@@ -87,7 +88,16 @@ def _build_trainer(run: Run) -> lightning.Trainer:
     steps = accumulation_steps(run.config, num_ranks)
     present = {"num_nodes": ranks.num_nodes(), "accumulate_grad_batches": steps}
     config = {**run.config, "trainer": {**run.config["trainer"], **present}}
-    return build_trainer(config, run.dir, num_ranks=num_ranks)
+    trainer = build_trainer(config, run.dir, num_ranks=num_ranks)
+    # Not with the config before the ranks start: the precisions of a GPU initialize CUDA in the process that forks them.
+    precisions = ranks.all_gather("precision", trainer.precision)
+    for number, precision in enumerate(precisions):
+        if precision != precisions[0]:
+            raise ConfigError(
+                f"all ranks must train in the same precision; trainer.precision=auto resolves to {precisions[0]} on rank 0 and "
+                f"to {precision} on rank {number}: set trainer.precision=32-true"
+            )
+    return trainer
 
 
 def _build_module(run: Run, trainer: lightning.Trainer, data: ImageDataModule, *, with_weights: bool) -> Classifier:
