@@ -83,17 +83,25 @@ def test_a_run_on_two_ranks_can_resume_on_one(train: Train, tmp_path: Path) -> N
     assert float(first[0]["train/loss"]) == pytest.approx(float(first[1]["train/loss"]), rel=1e-4)
 
 
-@pytest.mark.parametrize("accumulated", [(1, 2), (2, 1), (2, 4)])
+@pytest.mark.parametrize(
+    ("accumulated", "limits"),
+    [
+        *(((1, 2), ()), ((2, 1), ()), ((2, 4), ())),
+        ((1, 2), ("trainer.limit_train_batches=2", "trainer.val_check_interval=1")),
+        ((2, 4), ("trainer.overfit_batches=2",)),
+    ],
+)
 def test_resuming_with_other_accumulation_steps_keeps_the_global_batches(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulated: tuple[int, int]
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulated: tuple[int, int], limits: tuple[str, ...]
 ) -> None:
     """As after the loss of a node within an epoch: steps, images and metrics match an uninterrupted run."""
     overrides = ("trainer.max_epochs=3", "optimizer=sgd", "model.dropout=0", "callbacks.checkpoint.every_n_steps=1")
+    overrides, num_steps = (*overrides, *limits), 2 if limits else 3
     train(*overrides, run_dir=tmp_path / "whole")
     original = Classifier.training_step
 
     def interrupt(module: Classifier, batch: Any, batch_idx: int) -> Any:
-        if module.global_step == 4:
+        if module.global_step == num_steps + 1:
             raise Interrupted(signal.SIGTERM)
         return original(module, batch, batch_idx)
 
@@ -110,7 +118,7 @@ def test_resuming_with_other_accumulation_steps_keeps_the_global_batches(
         for name in ("train/loss", "val/loss"):
             assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-5)
     last = load_file(tmp_path / "part" / LAST)
-    assert last["global_step"] == 9
+    assert last["global_step"] == 3 * num_steps
     assert position(last) == (3, 0)
 
 

@@ -86,9 +86,14 @@ def _build_trainer(run: Run) -> lightning.Trainer:
     """Return the Trainer for the ranks that are present, which after a restart may be fewer than configured."""
     num_ranks = ranks.world_size()
     steps = accumulation_steps(run.config, num_ranks)
+    assert steps is not None, "checked before the run"
     present = {"num_nodes": ranks.num_nodes(), "accumulate_grad_batches": steps}
     config = {**run.config, "trainer": {**run.config["trainer"], **present}}
     trainer = build_trainer(config, run.dir, num_ranks=num_ranks)
+    for name in ("limit_train_batches", "val_check_interval"):
+        limit = getattr(trainer, name)
+        if isinstance(limit, int):  # a number of batches, of which a step now accumulates more
+            setattr(trainer, name, limit * steps // run.config["trainer"]["accumulate_grad_batches"])
     # Not with the config before the ranks start: the precisions of a GPU initialize CUDA in the process that forks them.
     precisions = ranks.all_gather("precision", trainer.precision)
     for number, precision in enumerate(precisions):
