@@ -156,8 +156,6 @@ def _resume(config: dict[str, Any], trainer: lightning.Trainer, data: ImageDataM
     last = Path(trainer.default_root_dir) / layout.LAST
 
     def choose() -> dict[str, Any]:
-        if not any(last.parent.glob("*.ckpt")):
-            return {"name": last.name, "best_is_lost": False}
         return choose_checkpoint(last, build.classifier(config, data.splits, device="meta"), trainer)
 
     chosen = ranks.broadcast("checkpoint", choose)
@@ -177,8 +175,10 @@ def _resume(config: dict[str, Any], trainer: lightning.Trainer, data: ImageDataM
     position = f", batch {num_batches} of epoch {num_epochs + 1}" if num_batches else ""
     log.info("resuming after %s%s, step %d", counted(num_epochs, "epoch"), position, checkpoint["global_step"])
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoard | EpochCSV):
-            logger.resume(num_epochs=num_epochs, step=checkpoint["global_step"])
+        if isinstance(logger, TensorBoard):
+            logger.purge_step = checkpoint["global_step"]
+        elif isinstance(logger, EpochCSV):
+            logger.resume(num_epochs)
     return path
 
 

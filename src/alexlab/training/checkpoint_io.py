@@ -84,7 +84,7 @@ def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
     A run resumed on fewer nodes accumulates more batches per optimizer step. Checkpoints are only saved between two steps.
     """
     inside = checkpoint[CHECKPOINT_KEY]["mid_epoch"]
-    before, inside["accumulate_grad_batches"] = inside.get("accumulate_grad_batches", accumulate), accumulate
+    before, inside["accumulate_grad_batches"] = inside["accumulate_grad_batches"], accumulate
     if before == accumulate:
         return
     _, progress = compat.loop_progress(checkpoint)

@@ -71,10 +71,6 @@ class ByStep(LRScheduler):
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 
-    def get_last_lr(self) -> list[Any]:
-        """Return the current rate of each group."""
-        return [group["lr"] for group in self.optimizer.param_groups]
-
 
 def constant(
     optimizer: Optimizer,
