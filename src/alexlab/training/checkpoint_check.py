@@ -52,10 +52,8 @@ def check_checkpoint(content: Any, module: Classifier, trainer: lightning.Traine
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if callback.state_key in content["callbacks"]:
             own = callback.state_dict()
-            if not type(callback).__module__.startswith(
-                "alexlab."
-            ):  # values may change their types, as None to a text does
-                own = dict.fromkeys(own, ANYTHING)
+            if not type(callback).__module__.startswith("alexlab."):
+                own = dict.fromkeys(own, ANYTHING)  # any value may change its type, as None to a text does
             compare(content["callbacks"][callback.state_key], own, f"callbacks.{callback.state_key}")
     _check_optimizer(content, module)
 
