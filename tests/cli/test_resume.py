@@ -240,6 +240,12 @@ def test_finding_the_run_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = find_resumption(["resume=last"])
     assert found is not None
     assert found.run_dir == Path("outputs/train/day/2")
+    (found.run_dir / "run.json").write_text(json.dumps(record | {"attempts": [{"start_s": 2}], "last": {"epoch": 10}}))
+    assert find_resumption(["resume=last", "trainer.max_epochs=10"]) is not None
+    with pytest.raises(
+        ConfigError, match=r"must be at least the 10 epochs that outputs/train/day/2 has trained; got 5"
+    ):
+        find_resumption(["resume=last", "trainer.max_epochs=5"])
     with pytest.raises(
         ConfigError, match=r"ckpt=last needs a run in outputs/train/\*/\* that has checkpoints/best\.ckpt"
     ):

@@ -312,6 +312,24 @@ def test_resume_by_epochs(tmp_path: Path) -> None:
         assert (resumed.global_step, resumed.fit_loop.epoch_progress.current.processed) == (8, expected)
 
 
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before the epoch ended")
+def test_reopen_batch(tmp_path: Path) -> None:
+    """An epoch of four batches was cut short after a validation; Lightning alone counts five steps."""
+    trainer(tmp_path, SaveAtEpochEnd(True), max_steps=2, val_check_interval=2).fit(BoringModel())
+    path = tmp_path / "epoch0.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for counts in compat.loop_progress(checkpoint)[0].values():
+        counts["processed"] = counts["completed"] = 0
+    for expected in (5, 4):
+        if expected == 4:
+            compat.reopen_batch(checkpoint)
+        torch.save(checkpoint, path)
+        resumed = trainer(tmp_path / "resumed", SaveAtEpochEnd(True), max_epochs=1, val_check_interval=2)
+        resumed.fit(BoringModel(), ckpt_path=path)
+        saved = torch.load(tmp_path / "resumed/epoch0.ckpt", weights_only=True)["loops"]["fit_loop"]
+        assert saved["epoch_loop.state_dict"] == {"_batches_that_stepped": expected}
+
+
 # Hydra
 
 

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.rehearsed, pytest.mark.slow]
 
 Changed = Callable[..., dict[str, Any]]
 CALLBACKS = "lightning.pytorch.callbacks"
+EARLY_STOPPING = "alexlab.training.callbacks.early_stopping.EarlyStopping"
 V2 = "torchvision.transforms.v2"
 
 
@@ -53,6 +54,10 @@ ALONE = [
     ({"trainer.accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches must be at least 1; got 0"),
     ({"trainer.check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch must be at least 1; got 0"),
     ({"trainer.gradient_clip_val": -1.0}, "trainer.gradient_clip_val must be at least 0; got -1.0"),
+    ({"callbacks.b": {"_target_": f"{CALLBACKS}.StochasticWeightAveraging", "swa_lrs": 0.01}}, "neither validated nor saved; use callbacks=ema"),
+    ({"callbacks.b": {"_target_": f"{CALLBACKS}.EarlyStopping", "monitor": "val/top1"}}, "callbacks.b must be callbacks=early_stopping"),
+    ({"callbacks.b": {"_target_": EARLY_STOPPING}, "trainer.limit_val_batches": 0}, "callbacks.b.monitor=val/top1 needs validations, which trainer.limit_val_batches=0 turns off"),
+    ({"scheduler": {"_target_": f"{SCHEDULES}.plateau"}, "trainer.limit_val_batches": 0}, "scheduler.monitor=val/top1 needs validations"),
     ({"trainer.strategy": "fsdp"}, "trainer.strategy must be one of auto, ddp,"),
     ({"trainer.strategy": "deepspeed"}, "the net fits on one device and DDP"),
     ({"trainer.strategy": "ddp_spawn"}, "trainer.strategy must be one of auto, ddp,"),
@@ -171,8 +176,7 @@ def test_distribution_arguments_are_validated_after_compilation(
         {"data.num_workers": None},
         {"optimizer.capturable": True},
         {"optimizer.lr": 1e35, "trainer.log_every_n_steps": 1},
-        {"callbacks": {"b": {"_target_": f"{CALLBACKS}.StochasticWeightAveraging", "swa_lrs": 0.01}}},
-        {"callbacks.early": {"_target_": f"{CALLBACKS}.EarlyStopping", "monitor": "train/loss"}},
+        {"callbacks.early": {"_target_": EARLY_STOPPING, "monitor": "train/loss", "mode": "auto"}, "trainer.limit_val_batches": 0},
         {"augmentation.train.erase": {"_target_": f"{V2}.RandomErasing", "p": 1.0, "value": "random"}},
         {"augmentation.train.r": {"_target_": f"{V2}.RandomApply", "transforms": [{"_target_": f"{V2}.GaussianBlur", "kernel_size": 3}]}},
         {"augmentation.batch": {"m": {"_target_": f"{V2}.CutMix"}}, "loss.class_weights": "balanced"},

@@ -19,6 +19,12 @@ BASE = (
     f"trainer.max_epochs={EPOCHS}",
     "callbacks.checkpoint.every_n_steps=1",
 )
+# The first validation is the best; the second one ends the run.
+STOPS = (
+    "callbacks=[default,early_stopping]",
+    "callbacks.early_stopping.patience=1",
+    "callbacks.early_stopping.min_delta=1.0",
+)
 RECIPES = {
     "mixup": ("scheduler=cosine", "augmentation=mixup", "optimizer=sgd"),
     "accumulated": ("trainer.accumulate_grad_batches=2", "scheduler=cosine", "optimizer=sgd"),
@@ -51,6 +57,7 @@ RECIPES = {
         *("trainer.val_check_interval=0.7", "scheduler=plateau", "scheduler.patience=0"),
     ),
     "validation within an epoch": ("trainer.val_check_interval=0.5", "scheduler=plateau", "scheduler.patience=0"),
+    "validation every second epoch": ("trainer.check_val_every_n_epoch=2", "scheduler=plateau", "scheduler.patience=0"),
     "validation within an epoch, accumulated": ("trainer.val_check_interval=0.5", "trainer.accumulate_grad_batches=2"),
     "packed, two workers": ("data.cache=packed", "data.num_workers=2", "scheduler=one_cycle"),
     "overfit three batches": ("trainer.overfit_batches=3", "optimizer=sgd"),
@@ -66,6 +73,10 @@ RECIPES = {
     "a number of steps": (
         *(f"trainer.max_steps={EPOCHS * STEPS}", "trainer.max_epochs=10", "scheduler=cosine"),
         "callbacks=[default,early_stopping]",
+    ),
+    "early stopping": (*STOPS, "trainer.max_epochs=4"),
+    "early stopping before min_epochs": (
+        *(*STOPS, "trainer.max_epochs=4", "trainer.min_epochs=2", "trainer.val_check_interval=0.5"),
     ),
     "balanced": ("data.sampler=balanced", "callbacks=[default,early_stopping]"),
 }
@@ -130,6 +141,7 @@ def difference(one: Any, other: Any, where: str = "") -> str | None:
 def content(path: Path) -> Any:
     """Return a checkpoint without durations."""
     found = torch.load(path, weights_only=True)
+    del found["callbacks"]["RunRecordUpdates"]["train_s"]
     for name, state in found["callbacks"].items():
         if name.startswith("EpochLog"):
             for row in state["rows"]:

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from alexlab.config import resolve
+from alexlab.distributed import ranks
 from alexlab.errors import ConfigError
+from alexlab.records.layout import LAST
+from alexlab.records.record import RunRecord
+from alexlab.records.safe_load import load_file
 from support.images import write_images
 from support.runs import names, rows, scalars
 
@@ -126,14 +131,65 @@ def test_balanced_sampler_and_weights(train: Train, tmp_path: Path) -> None:
     )
 
 
-def test_early_stopping_is_added(train: Train, tmp_path: Path) -> None:
-    train(
-        "callbacks=early_stopping",
-        "callbacks.early_stopping.patience=1",
-        "callbacks.early_stopping.min_delta=1.0",
-        "trainer.max_epochs=9",
-    )
-    assert len(rows(tmp_path / "run/metrics.csv")) == 2
+STOPS = ("callbacks=early_stopping", "callbacks.early_stopping.min_delta=1.0")
+
+
+def test_a_resumed_run_remains_stopped_unless_it_gets_longer_or_more_patient(train: Train, tmp_path: Path) -> None:
+    for resumed, changes, epochs in (
+        (False, ("patience=1", "trainer.max_epochs=9"), 2),
+        (True, ("patience=1", "trainer.max_epochs=9"), 2),
+        (True, ("patience=3", "trainer.max_epochs=9"), 4),
+        (True, ("patience=3", "trainer.max_epochs=10"), 5),
+    ):
+        train(*STOPS, f"callbacks.early_stopping.{changes[0]}", changes[1], resumed=resumed)
+        assert len(rows(tmp_path / "run/metrics.csv")) == epochs, changes
+
+
+def test_early_stopping_counts_each_value_once(train: Train, tmp_path: Path) -> None:
+    def waits(name: str, *overrides: str) -> int:
+        train(*STOPS, "callbacks.early_stopping.patience=5", *overrides, run_dir=tmp_path / name)
+        states = load_file(tmp_path / name / LAST)["callbacks"]
+        return next(state["wait_count"] for key, state in states.items() if key.startswith("EarlyStopping"))
+
+    assert waits("unmeasured", "trainer.max_steps=2") == 0
+    assert waits("cut", "trainer.max_epochs=9", "trainer.max_steps=4") == 0
+    within = ("trainer.val_check_interval=0.5", "trainer.max_epochs=2", "trainer.max_steps=5")
+    assert waits("val", *within) == 4, "validations after steps 1 to 5"
+    assert waits("train", *within, "callbacks.early_stopping.monitor=train/loss") == 0
+
+
+def test_a_resumed_run_adds_its_training_time_and_warns_about_another_precision(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    precision, last = "trainer.precision=32-true", tmp_path / "run" / LAST
+    monkeypatch.setattr(resolve, "cpu_has_bfloat16", lambda: False)
+    train(without=[precision])
+    content = load_file(last)
+    assert 0 < content["callbacks"]["RunRecordUpdates"]["train_s"] < 1000
+    content["callbacks"]["RunRecordUpdates"]["train_s"] = 1000.0
+    torch.save(content, last)
+    monkeypatch.setattr(resolve, "cpu_has_bfloat16", lambda: True)
+    train("trainer.max_epochs=2", without=[precision], resumed=True)
+    record = RunRecord(tmp_path / "run").read()
+    assert record["precision"] == "bf16-mixed" and record["scores"]["train_s"] > 1000
+    assert "trained with precision 32-true and continues with bf16-mixed" in caplog.text
+
+
+def test_all_ranks_must_train_in_the_same_precision(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "cpu_has_bfloat16", lambda: ranks.rank() == 0)
+    with pytest.raises(ConfigError, match="resolves to bf16-mixed on rank 0 and to 32-true on rank 1: set"):
+        train("trainer.devices=2", without=["trainer.precision=32-true"])
+
+
+def test_an_epoch_without_validation_has_no_scores(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    train("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3")
+    lines = [message for message in caplog.messages if message.startswith("epoch ")]
+    assert ["val loss" in line for line in lines] == [False, True, False]
+    assert all("train loss" in line for line in lines)
+    assert not any(name.startswith(("val/", "best/")) for name in RunRecord(tmp_path / "run").read()["last"])
 
 
 def test_plateau_schedule_with_warmup(train: Train, tmp_path: Path) -> None:

@@ -38,9 +38,11 @@ def test_resuming_from_every_checkpoint_is_exact(train: Train, images: Path, tmp
     points = sorted(whole.iterdir())
     assert len(points) == EPOCHS * (3 if recipe == "overfit three batches" else STEPS), "every step was saved"
     compared = 0
-    for point in points[:-1]:
+    for point in points:
         resumed = run(*overrides, name=f"from_{point.stem}", begin=point)
         compared += compare(whole, resumed, point.name)
+        if point == points[-1]:  # nothing was left to train
+            break
         last = [rows(tmp_path / name / "metrics.csv")[-1] for name in ("whole", f"from_{point.stem}")]
         for row in last:
             del row["train/images_per_s"]
@@ -81,17 +83,25 @@ def test_a_run_on_two_ranks_can_resume_on_one(train: Train, tmp_path: Path) -> N
     assert float(first[0]["train/loss"]) == pytest.approx(float(first[1]["train/loss"]), rel=1e-4)
 
 
-@pytest.mark.parametrize("accumulated", [(1, 2), (2, 1), (2, 4)])
+@pytest.mark.parametrize(
+    ("accumulated", "limits"),
+    [
+        *(((1, 2), ()), ((2, 1), ()), ((2, 4), ())),
+        ((1, 2), ("trainer.limit_train_batches=2", "trainer.val_check_interval=1")),
+        ((2, 4), ("trainer.overfit_batches=2",)),
+    ],
+)
 def test_resuming_with_other_accumulation_steps_keeps_the_global_batches(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulated: tuple[int, int]
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulated: tuple[int, int], limits: tuple[str, ...]
 ) -> None:
     """As after the loss of a node within an epoch: steps, images and metrics match an uninterrupted run."""
     overrides = ("trainer.max_epochs=3", "optimizer=sgd", "model.dropout=0", "callbacks.checkpoint.every_n_steps=1")
+    overrides, num_steps = (*overrides, *limits), 2 if limits else 3
     train(*overrides, run_dir=tmp_path / "whole")
     original = Classifier.training_step
 
     def interrupt(module: Classifier, batch: Any, batch_idx: int) -> Any:
-        if module.global_step == 4:
+        if module.global_step == num_steps + 1:
             raise Interrupted(signal.SIGTERM)
         return original(module, batch, batch_idx)
 
@@ -108,7 +118,7 @@ def test_resuming_with_other_accumulation_steps_keeps_the_global_batches(
         for name in ("train/loss", "val/loss"):
             assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-5)
     last = load_file(tmp_path / "part" / LAST)
-    assert last["global_step"] == 9
+    assert last["global_step"] == 3 * num_steps
     assert position(last) == (3, 0)
 
 
@@ -118,8 +128,9 @@ def test_resuming_with_other_accumulation_steps_keeps_the_global_batches(
     [
         ("scheduler=any", "scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.step_size=1"),
         ("scheduler=plateau", "scheduler.monitor=train/loss", "scheduler.mode=min", "scheduler.patience=0"),
+        ("trainer.val_check_interval=2",),
     ],
-    ids=["by epoch", "by training loss"],
+    ids=["by epoch", "by training loss", "at a validation"],
 )
 def test_an_epoch_that_a_limit_cut_short_is_completed(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, schedule: tuple[str, ...]
@@ -149,6 +160,26 @@ def test_an_epoch_that_a_limit_cut_short_is_completed(
     for row in (*tables[0], *tables[1]):
         del row["train/images_per_s"]
     assert tables[0] == tables[1]
+
+
+def test_an_epoch_cut_within_an_optimizer_step_leaves_no_training_metrics(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not completed, so its images must not count in the next epoch, nor the loss of the epoch before it again."""
+    original = Classifier.on_train_batch_end
+
+    def stop(module: Classifier, *args: Any) -> None:
+        original(module, *args)
+        module.trainer.should_stop = (module.current_epoch, args[2]) == (1, 2)
+
+    monkeypatch.setattr(Classifier, "on_train_batch_end", stop)
+    plateau = ("scheduler=plateau", "scheduler.monitor=train/loss", "scheduler.mode=min")
+    train("trainer.accumulate_grad_batches=2", "trainer.max_epochs=3", *plateau)
+    last = load_file(tmp_path / "run" / LAST)
+    assert position(last) == (2, 0)
+    mid_epoch = last["alexlab"]["mid_epoch"]
+    assert mid_epoch["train_metrics"] == {} and mid_epoch["train_counts"][0]["count"] == 0
+    assert last["lr_schedulers"][0]["last_epoch"] == 1
 
 
 def test_every_s_saves_on_all_ranks_by_one_clock(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

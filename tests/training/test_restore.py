@@ -3,12 +3,14 @@
 import copy
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 
 from alexlab.config import build
 from alexlab.config.data import data_config
@@ -126,6 +128,19 @@ def test_a_malformed_checkpoint_is_rejected(where: str, value: Any, message: str
     assert "\n" not in str(caught.value)
 
 
+def test_callbacks_of_other_packages_may_change_the_types_of_their_values(
+    parts: Any, content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, stopped = EarlyStopping("val/top1"), EarlyStopping("val/top1")
+    stopped.stopping_reason_message = "no improvement"
+    monkeypatch.setattr(parts.trainer, "callbacks", [fresh])
+    content["callbacks"][fresh.state_key] = stopped.state_dict()
+    check_checkpoint(content, parts.module, parts.trainer)
+    del content["callbacks"][fresh.state_key]["wait_count"]
+    with pytest.raises(ValueError, match=r"it has no callbacks\.EarlyStopping.*\.wait_count"):
+        check_checkpoint(content, parts.module, parts.trainer)
+
+
 @pytest.mark.parametrize("content", [None, 7, "text", [], [torch.ones(3)], torch.ones(3), {}])
 def test_other_content_is_rejected(content: Any, parts: Any) -> None:
     with pytest.raises(ValueError, match=r"a checkpoint must be a dict; got|it has no epoch"):
@@ -166,6 +181,19 @@ def test_the_latest_valid_checkpoint_is_resumed(
     assert chosen["best_is_lost"] == (isinstance(steps.get("best"), bytes))
     if expected != "last.ckpt":
         assert f"resuming from {expected}, step {steps[expected[:-5]]}, because last.ckpt: " in caplog.text
+
+
+def test_a_best_checkpoint_within_an_optimizer_step_is_not_resumed(
+    parts: Any, content: Content, tmp_path: Path
+) -> None:
+    """As after a validation between two accumulated batches: the gradients of the first are not saved."""
+    put(content, f"{FIT}/epoch_progress/current/processed", 2)
+    put(content, f"{FIT}/epoch_loop.batch_progress/is_last_batch", False)
+    for accumulate, message in ((3, None), (2, r"best\.ckpt: it was saved within an optimizer step")):
+        put(content, "alexlab/mid_epoch/accumulate_grad_batches", accumulate)
+        last = folder(tmp_path, content, last=b"half", best=9)
+        with pytest.raises(ConfigError, match=message) if message else nullcontext():
+            assert choose_checkpoint(last, parts.module, parts.trainer)["name"] == "best.ckpt"
 
 
 def test_a_corrupt_best_checkpoint_is_an_error_after_the_last_epoch(

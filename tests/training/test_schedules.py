@@ -115,7 +115,7 @@ def test_plateau_reduces_when_the_metric_stops_improving() -> None:
 
 
 def test_plateau_does_not_count_validations_of_its_cooldown() -> None:
-    """With a patience of 0, every counted validation without improvement halves the rate. Keras' callback does the same."""
+    """With a patience of 0, every counted validation without improvement halves the rate."""
     found = {}
     for cooldown in (0, 2):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -53,7 +53,12 @@ def losses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list
     return pop
 
 
-@pytest.mark.parametrize("overrides", [(), ("optimizer=adamw", "optimizer.lr=0.002", "data.batch_size=5")])
+# Its state holds the logits of all images.
+AUROC = "+metrics.auroc._target_=torchmetrics.classification.MulticlassAUROC"
+
+
+@pytest.mark.filterwarnings("ignore:No positive samples")  # in the check of the metric, on two images
+@pytest.mark.parametrize("overrides", [(AUROC,), ("optimizer=adamw", "optimizer.lr=0.002", "data.batch_size=5")])
 def test_two_devices_take_the_same_steps_as_one(
     train: Train, tmp_path: Path, losses: Callable[[], list[float]], overrides: tuple[str, ...]
 ) -> None:
@@ -67,6 +72,7 @@ def test_two_devices_take_the_same_steps_as_one(
     for row1, row2 in zip(rows(tmp_path / "one/metrics.csv"), rows(tmp_path / "two/metrics.csv"), strict=True):
         assert (row1["val/top1"], row1["train/top1"]) == (row2["val/top1"], row2["train/top1"])
         assert float(row2["val/loss"]) == pytest.approx(float(row1["val/loss"]), rel=1e-5)
+        assert row1.get("val/auroc") == row2.get("val/auroc")
     kept1, kept2 = (read_predictions(tmp_path / name, "val") for name in ("one", "two"))
     assert kept1 is not None and kept2 is not None and kept1.paths.tolist() == kept2.paths.tolist()
     assert kept2.label_prob == pytest.approx(kept1.label_prob, rel=1e-3)
@@ -162,7 +168,7 @@ def test_only_the_connections_of_the_figure_are_sent(
 ) -> None:
     """Halves of the inputs of conv3, fc6, fc7 and fc8, forward and backward, and of the logits, forward only.
 
-    For 3 steps with 8 images and a validation of 11 images.
+    For 3 steps with 8 images and a validation of 11 images, and as much in a resumed run.
     """
     path = tmp_path / "sent"
     original = rank.log_communication
@@ -172,10 +178,11 @@ def test_only_the_connections_of_the_figure_are_sent(
         original(tower, steps)
 
     monkeypatch.setattr(rank, "log_communication", noted)
-    train(*OVERRIDES, *TWO, "trainer.max_epochs=1", run_dir=tmp_path / "run")
     backward = 8 * 3 * 3 + 8 * 6 * 6 + 8 + 8
     forward = backward + 2  # half of 3 logits, padded
-    assert path.read_text() == f"{4 * (3 * 8 * (forward + backward) + 11 * forward)} 3"
+    for epochs in (1, 2):
+        train(*OVERRIDES, *TWO, f"trainer.max_epochs={epochs}", resumed=epochs > 1)
+        assert path.read_text() == f"{4 * (3 * 8 * (forward + backward) + 11 * forward)} 3"
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,8 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
     """Return the run that `resume=RUN_DIR` or `resume=last` names, or None without this argument.
 
     Raises:
-        ConfigError: if the run does not exist, is running or finished, an override would change what it computes, or its
-            config or folder refers to files outside the folder.
+        ConfigError: if the run does not exist, is running or finished or has trained for longer, an override would change what
+            it computes, or its config or folder refers to files outside the folder.
     """
     wanted = last_value("resume", arguments)
     if wanted is None:
@@ -144,6 +144,12 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
         limits = [(name, before.get(name)) for name in (*LENGTHS, "max_time")]
         given = " and ".join(f"trainer.{name}={limit}" for name, limit in limits if limit not in (None, -1))
         raise ConfigError(f"{run_dir} is finished with {given}; set a larger value to extend it")
+    longest, done = config["trainer"].get("max_epochs"), record["last"].get("epoch", 0)
+    if longest not in (None, -1) and longest < done:
+        raise ConfigError(
+            f"trainer.max_epochs must be at least the {done} epochs that {run_dir} has trained; got {longest}; "
+            f"trainer.max_epochs={done} ends it there and scores its best checkpoint"
+        )
     return resumption
 
 

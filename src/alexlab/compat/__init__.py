@@ -11,6 +11,7 @@ from alexlab.compat.hydra import ConfigRepository, config_file, hook_hydra, job_
 from alexlab.compat.lightning import (
     disable_signal_handlers,
     loop_progress,
+    reopen_batch,
     repeat_validation,
     resume_by_epochs,
     validation_is_due,
@@ -37,6 +38,7 @@ __all__ = [
     "pet_item",
     "pickled_module",
     "python3_name",
+    "reopen_batch",
     "reopen_trial",
     "repeat_validation",
     "resume_by_epochs",

@@ -60,3 +60,14 @@ def loop_progress(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     """
     loops = checkpoint["loops"]["fit_loop"]
     return loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+
+
+def reopen_batch(checkpoint: Mapping[str, Any]) -> None:
+    """Change a checkpoint to one saved by `on_train_batch_end` of its last batch, so that its step is not counted again.
+
+    Works around: Lightning resumes after a batch that was followed by a validation by ending that batch once more. Checked with
+    lightning 2.6.6.
+    """
+    for counts in (loop_progress(checkpoint)[1][name] for name in ("total", "current")):
+        counts["completed"] = counts["processed"] - 1
+    checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1

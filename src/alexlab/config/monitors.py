@@ -46,6 +46,15 @@ def check_monitor(monitor: str | None, where: str, config: Config) -> None:
         raise ConfigError(f"{where}.monitor must be a logged metric: {', '.join(choices)}; got {monitor!r}")
 
 
+def require_validations(monitor: str, where: str, config: Config) -> None:
+    """Raise ConfigError for a metric of the validation split if the run never validates."""
+    if monitor.startswith(VAL) and config["trainer"]["limit_val_batches"] == 0:
+        raise ConfigError(
+            f"{where}.monitor={monitor} needs validations, which trainer.limit_val_batches=0 turns off; monitor "
+            f"{' or '.join(TRAIN_METRICS)}"
+        )
+
+
 def _val_metrics(config: Config) -> Sequence[str]:
     return [f"{VAL}{name}" for name in (*MODES, *entries(config["metrics"]))]
 

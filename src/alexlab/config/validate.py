@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
@@ -14,11 +15,8 @@ from alexlab.config import build, build_data
 from alexlab.config.culprits import sentence
 from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config, bind, entries, parts, value_of
-from alexlab.config.monitors import check_monitor
-from alexlab.config.resolve import (
-    TWO_TOWERS,
-    data_world_size,
-)
+from alexlab.config.monitors import check_monitor, require_validations
+from alexlab.config.resolve import TWO_TOWERS, data_world_size
 from alexlab.config.trainer import build_strategy, split_trainer_keys
 from alexlab.data.config import DataConfig
 from alexlab.data.limits import check_batch_size, check_limits
@@ -28,7 +26,9 @@ from alexlab.distributed.devices import requested_gpus
 from alexlab.errors import ConfigError
 from alexlab.models.two_tower import check_towers
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
+from alexlab.training.callbacks.early_stopping import EarlyStopping
 from alexlab.training.callbacks.finetune import Finetune
+from alexlab.training.callbacks.lr_finder import LearningRateFinder
 from alexlab.training.loggers import check_wandb
 from alexlab.training.module import Classifier
 
@@ -89,14 +89,31 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
     build_data.extra_views(config)
     build_data.pack_config(config)
     _check_loggers(config)
-    for name, callback in zip(entries(config["callbacks"]), build.callbacks(config), strict=True):
+    callbacks = build.callbacks(config)
+    for name, callback in zip(entries(config["callbacks"]), callbacks, strict=True):
+        _check_callback(callback, f"callbacks.{name}", config)
         if isinstance(callback, Finetune):
             callback.check(module.net)
-        if isinstance(callback, CheckpointCallback | EarlyStopping):
-            check_monitor(callback.monitor, f"callbacks.{name}", config)
     for entry in schedule:
         if "monitor" in entry:
             check_monitor(entry["monitor"], "scheduler", config)
+            if not any(isinstance(callback, LearningRateFinder) for callback in callbacks):  # it sets the rates itself
+                require_validations(entry["monitor"], "scheduler", config)
+
+
+def _check_callback(callback: Callback, where: str, config: Config) -> None:
+    if isinstance(callback, StochasticWeightAveraging):
+        raise ConfigError(
+            f"{where} must not be StochasticWeightAveraging, whose average is neither validated nor saved; use callbacks=ema"
+        )
+    if type(callback) is LightningEarlyStopping:
+        raise ConfigError(
+            f"{where} must be callbacks=early_stopping: Lightning's EarlyStopping does not survive a resume"
+        )
+    if isinstance(callback, CheckpointCallback | EarlyStopping):
+        check_monitor(callback.monitor, where, config)
+    if isinstance(callback, EarlyStopping):
+        require_validations(callback.monitor, where, config)
 
 
 def _check_loggers(config: Config) -> None:

@@ -1,7 +1,6 @@
 """Training on one rank: build the objects, resume, fit, and score the best checkpoint."""
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from alexlab.distributed import ranks, transfer
 from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.hardware import keep_memory
 from alexlab.distributed.signals import signals
+from alexlab.errors import ConfigError
 from alexlab.models.two_tower import Tower
 from alexlab.output.escape import shown
 from alexlab.output.numbers import counted
@@ -31,6 +31,7 @@ from alexlab.records.safe_load import load_file
 from alexlab.tasks.best import score_best
 from alexlab.training import checkpoint_io
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
+from alexlab.training.callbacks.run_record import RunRecordUpdates
 from alexlab.training.console import log_batches, log_communication, log_model
 from alexlab.training.loggers import EpochCSV, TensorBoard, open_loggers
 from alexlab.training.module import Classifier
@@ -51,6 +52,7 @@ def train(run: Run, splits: Splits) -> dict[str, float]:
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     keep_memory()
     trainer = _build_trainer(run)
+    (updates,) = (callback for callback in trainer.callbacks if isinstance(callback, RunRecordUpdates))  # type: ignore[attr-defined]
     data = build_data.datamodule(config, splits, run.dir)
     ckpt_path = _resume(config, trainer, data)
     data.trainer = trainer
@@ -59,16 +61,15 @@ def train(run: Run, splits: Splits) -> dict[str, float]:
             data.start_workers()
             module = _build_module(run, trainer, data, with_weights=ckpt_path is None)
             boards = _start_logging(run, trainer, data, module)
-            start_s = time.perf_counter()
             try:
                 with signals.handler(lambda signum: None):  # the ranks agree on the step after which they stop
                     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
                 signals.raise_pending()
                 if isinstance(module.net, Tower) and trainer.is_global_zero:
-                    log_communication(module.net, trainer.global_step)
+                    log_communication(module.net, trainer.global_step - updates.start_step)
                 scores: dict[str, float] = {}
                 if module.best:
-                    scores = {"train_s": time.perf_counter() - start_s, **score_best(run, trainer, module, data)}
+                    scores = {"train_s": updates.train_s, **score_best(run, trainer, module, data)}
                     scores = {f"best/{name}": value for name, value in module.best.items()} | scores
             finally:
                 for board in boards:
@@ -85,9 +86,23 @@ def _build_trainer(run: Run) -> lightning.Trainer:
     """Return the Trainer for the ranks that are present, which after a restart may be fewer than configured."""
     num_ranks = ranks.world_size()
     steps = accumulation_steps(run.config, num_ranks)
+    assert steps is not None, "checked before the run"
     present = {"num_nodes": ranks.num_nodes(), "accumulate_grad_batches": steps}
     config = {**run.config, "trainer": {**run.config["trainer"], **present}}
-    return build_trainer(config, run.dir, num_ranks=num_ranks)
+    trainer = build_trainer(config, run.dir, num_ranks=num_ranks)
+    for name in ("limit_train_batches", "val_check_interval"):
+        limit = getattr(trainer, name)
+        if isinstance(limit, int):  # a number of batches, of which a step now accumulates more
+            setattr(trainer, name, limit * steps // run.config["trainer"]["accumulate_grad_batches"])
+    # Not with the config before the ranks start: the precisions of a GPU initialize CUDA in the process that forks them.
+    precisions = ranks.all_gather("precision", trainer.precision)
+    for number, precision in enumerate(precisions):
+        if precision != precisions[0]:
+            raise ConfigError(
+                f"all ranks must train in the same precision; trainer.precision=auto resolves to {precisions[0]} on rank 0 and "
+                f"to {precision} on rank {number}: set trainer.precision=32-true"
+            )
+    return trainer
 
 
 def _build_module(run: Run, trainer: lightning.Trainer, data: ImageDataModule, *, with_weights: bool) -> Classifier:
@@ -109,6 +124,8 @@ def _build_module(run: Run, trainer: lightning.Trainer, data: ImageDataModule, *
             log.info("weights: %s", line)
     if isinstance(trainer.strategy, TwoTowerStrategy):
         module.net = Tower(module.net, ranks.rank())
+        for metrics in module.extra_metrics.values():
+            metrics.keep_local()  # type: ignore[operator]
     return module
 
 
@@ -139,8 +156,6 @@ def _resume(config: dict[str, Any], trainer: lightning.Trainer, data: ImageDataM
     last = Path(trainer.default_root_dir) / layout.LAST
 
     def choose() -> dict[str, Any]:
-        if not any(last.parent.glob("*.ckpt")):
-            return {"name": last.name, "best_is_lost": False}
         return choose_checkpoint(last, build.classifier(config, data.splits, device="meta"), trainer)
 
     chosen = ranks.broadcast("checkpoint", choose)
@@ -160,8 +175,10 @@ def _resume(config: dict[str, Any], trainer: lightning.Trainer, data: ImageDataM
     position = f", batch {num_batches} of epoch {num_epochs + 1}" if num_batches else ""
     log.info("resuming after %s%s, step %d", counted(num_epochs, "epoch"), position, checkpoint["global_step"])
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoard | EpochCSV):
-            logger.resume(num_epochs=num_epochs, step=checkpoint["global_step"])
+        if isinstance(logger, TensorBoard):
+            logger.purge_step = checkpoint["global_step"]
+        elif isinstance(logger, EpochCSV):
+            logger.resume(num_epochs)
     return path
 
 

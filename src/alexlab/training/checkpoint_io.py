@@ -54,6 +54,14 @@ def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     return epochs["processed"], batches["ready"] if inside else 0
 
 
+def is_within_step(checkpoint: dict[str, Any]) -> bool:
+    """Return whether a checkpoint was saved between the accumulated batches of an optimizer step, whose gradients it lacks."""
+    epochs, batches = compat.loop_progress(checkpoint)
+    accumulate = checkpoint[CHECKPOINT_KEY]["mid_epoch"]["accumulate_grad_batches"]
+    is_open = epochs["current"]["processed"] < epochs["current"]["ready"] and not batches["is_last_batch"]
+    return bool(is_open and batches["current"]["ready"] % accumulate)
+
+
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     """Undo the end of an epoch that `max_time`, `max_steps` or early stopping cut short, so that a resumed run completes it.
 
@@ -62,11 +70,12 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     epochs, batches = compat.loop_progress(checkpoint)
     ready = batches["current"]["ready"]
     accumulate = checkpoint[CHECKPOINT_KEY]["mid_epoch"]["accumulate_grad_batches"]
-    if batches["is_last_batch"] or not ready or ready % accumulate:
+    is_open = epochs["current"]["processed"] < epochs["current"]["ready"]
+    if is_open or batches["is_last_batch"] or not ready or ready % accumulate:
         return
     for counts in (epochs["total"], epochs["current"]):
-        if counts["processed"] == counts["ready"]:
-            counts["processed"] = counts["completed"] = counts["ready"] - 1
+        counts["processed"] = counts["completed"] = counts["ready"] - 1
+    compat.reopen_batch(checkpoint)
 
 
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
@@ -75,7 +84,7 @@ def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:
     A run resumed on fewer nodes accumulates more batches per optimizer step. Checkpoints are only saved between two steps.
     """
     inside = checkpoint[CHECKPOINT_KEY]["mid_epoch"]
-    before, inside["accumulate_grad_batches"] = inside.get("accumulate_grad_batches", accumulate), accumulate
+    before, inside["accumulate_grad_batches"] = inside["accumulate_grad_batches"], accumulate
     if before == accumulate:
         return
     _, progress = compat.loop_progress(checkpoint)

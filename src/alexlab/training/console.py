@@ -76,7 +76,7 @@ def log_batches(batch_size: int, trainer: lightning.Trainer) -> None:
 
 
 def log_communication(tower: Tower, num_steps: int) -> None:
-    """Log the traffic of a run with two towers, compared with that of DDP."""
+    """Log the traffic of `num_steps` steps of a run with two towers, compared with that of DDP."""
     sizes = [4 * shape.numel() / 1e6 for shape in tower.shapes.values()]
     own = sum(value.nbytes for value in tower.parameters()) / 1e6
     sent = tower.peer.sent_bytes / max(1, num_steps) / 1e6

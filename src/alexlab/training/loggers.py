@@ -124,7 +124,7 @@ class TensorBoard(RunFileWriter, _EpochsFromOne, TensorBoardLogger):
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
         self.board: Any = None  # the SummaryWriter, once it is open
-        self.purge_step: int | None = None
+        self.purge_step: int | None = None  # TensorBoard hides events of earlier files from this step on
 
     @property
     @rank_zero_experiment
@@ -135,10 +135,6 @@ class TensorBoard(RunFileWriter, _EpochsFromOne, TensorBoardLogger):
 
             self.board = compat.summary_writer(self.log_dir, EventFile, purge_step=self.purge_step)
         return self.board
-
-    def resume(self, *, num_epochs: int, step: int) -> None:
-        """Resume at a step: TensorBoard then hides later events of earlier files."""
-        self.purge_step = step
 
     @rank_zero_only
     def start_charts(self, names: Iterable[str]) -> None:
@@ -193,7 +189,7 @@ class EpochCSV(RunFileWriter, Logger):
         self.path = Path(save_dir) / "metrics.csv"
         self.rows: dict[int, dict[str, Any]] = {}
 
-    def resume(self, *, num_epochs: int, step: int) -> None:
+    def resume(self, num_epochs: int) -> None:
         """Resume after some epochs: keep their rows."""
         if self.path.is_file():
             with self.path.open(newline="") as file:

@@ -135,6 +135,12 @@ class ExtraMetrics(nn.Module):
         super().__init__()
         self.by_name = nn.ModuleDict({name: metric.clone() for name, metric in metrics.items()})
 
+    def keep_local(self) -> None:
+        """Do not combine the ranks, each of which sees every image."""
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.distributed_available_fn = _never
+
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch. The selection of the valid images waits for the device; without metrics nothing does."""
         if not self.by_name:
@@ -153,3 +159,7 @@ class ExtraMetrics(nn.Module):
                 found[name] = float(metric.compute())  # type: ignore[operator]
                 metric.reset()  # type: ignore[operator]
         return found
+
+
+def _never() -> bool:
+    return False

@@ -23,7 +23,7 @@ from alexlab.training.checkpoint_io import reopen_epoch, rescale_progress
 from alexlab.training.collector import PredictionCollector
 from alexlab.training.metrics import ClassificationMetrics, ExtraMetrics, evaluate_batch
 from alexlab.training.param_groups import ParamGroup
-from alexlab.training.preprocessing import expand_binary_logits, normalize, pixel_levels
+from alexlab.training.preprocessing import drop_unreadable, expand_binary_logits, normalize, pixel_levels
 from alexlab.training.schedules import NEVER, Schedule
 
 
@@ -117,6 +117,10 @@ class Classifier(lightning.LightningModule):
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter).copy_(value)
 
+    def on_train_epoch_start(self) -> None:
+        """Forget the metrics of earlier epochs, which Lightning keeps: an epoch without validation has no scores."""
+        self.trainer.callback_metrics.clear()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and mixing by (seed, epoch, batch, rank), so that resuming needs no generator state."""
         torch.manual_seed(derived_seed(self.seed, self.current_epoch, batch_idx, data_ranks(self.trainer)[1]))
@@ -126,7 +130,7 @@ class Classifier(lightning.LightningModule):
         images, labels = self.normalize(batch[0]), batch[1]
         num_images = len(labels)
         if self.skip_unreadable:
-            images, labels = self._drop_unreadable(images, labels)
+            images, labels = drop_unreadable(images, labels)
         if self.mix is not None and len(images) == len(labels):
             images, labels = self.mix(images, labels)
         logits = self._logits(images)
@@ -148,8 +152,6 @@ class Classifier(lightning.LightningModule):
         if self.trainer.precision == "16-mixed":
             return  # its gradient scaler skips steps with non-finite gradients
         gradients = {name: param.grad for name, param in self.net.named_parameters() if param.grad is not None}
-        if not gradients:  # in the extra pass of StochasticWeightAveraging for batch norms
-            return
         batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
         num_accumulated = batch_idx % self.trainer.accumulate_grad_batches + 1
         norms = compat.foreach_norms(list(gradients.values()))
@@ -226,8 +228,11 @@ class Classifier(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Step the schedulers with the interval `epoch`, but not ReduceLROnPlateau of a metric of the validation."""
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if not self.trainer.is_last_batch and batches % self.trainer.accumulate_grad_batches == 0:
-            return  # cut short by a limit; a resumed run completes the epoch, see `reopen_epoch`
+        if not self.trainer.is_last_batch:  # cut short by a limit
+            if batches % self.trainer.accumulate_grad_batches == 0:
+                return  # a resumed run completes the epoch, see `reopen_epoch`
+            self._stage_metrics("train").reset()
+            self.train_metrics = {}
         self.validated_in_epoch = False
         for entry in self.trainer.lr_scheduler_configs:
             # Not a second time in a run that is resumed from the checkpoint of this epoch's end.
@@ -299,22 +304,13 @@ class Classifier(lightning.LightningModule):
         images, labels = batch
         logits, losses = evaluate_batch(self, images, labels, autocast=autocast)
         self._count(stage, logits, labels, losses)
-        if data_ranks(self.trainer)[0] > self.trainer.global_rank:
-            self.extra_metrics[stage].update(logits, labels)  # type: ignore[operator]
+        self.extra_metrics[stage].update(logits, labels)  # type: ignore[operator]
         return logits
 
     def _count(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         if self.trainer.global_rank >= data_ranks(self.trainer)[0]:  # another rank counts the same images
             labels = torch.full_like(labels, PADDING)
         self._stage_metrics(stage).update(logits, labels, losses)
-
-    def _drop_unreadable(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the readable images, or two images with fewer labels, so that all ranks run the net: norms need two images."""
-        keep = labels >= 0
-        if int(keep.sum()) < 2:
-            images = images[(~keep).int().argsort(stable=True)[:2]]  # the readable one, if any, comes first
-            return images, labels[keep]
-        return images[keep], labels[keep]
 
     def _compute_and_reset(self, stage: str) -> dict[str, Tensor]:
         scores = self._stage_metrics(stage).compute()

@@ -31,6 +31,15 @@ def pixel_levels(values: Sequence[float] | Tensor) -> Tensor:
     return levels[None] if levels.ndim == 3 else levels.view(1, -1, 1, 1)
 
 
+def drop_unreadable(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the readable images, or two images with fewer labels, so that all ranks run the net: norms need two images."""
+    keep = labels >= 0
+    if int(keep.sum()) < 2:
+        images = images[(~keep).int().argsort(stable=True)[:2]]  # the readable one, if any, comes first
+        return images, labels[keep]
+    return images[keep], labels[keep]
+
+
 def expand_binary_logits(logits: Tensor) -> Tensor:
     """Expand a single logit z (N, 1) to the two logits (0, z), see BinaryCrossEntropy; return others (N, K) unchanged."""
     return F.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits

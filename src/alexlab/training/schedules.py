@@ -71,10 +71,6 @@ class ByStep(LRScheduler):
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 
-    def get_last_lr(self) -> list[Any]:
-        """Return the current rate of each group."""
-        return [group["lr"] for group in self.optimizer.param_groups]
-
 
 def constant(
     optimizer: Optimizer,
@@ -220,7 +216,8 @@ def plateau(
 ) -> Schedule:
     """Return a schedule that multiplies by `factor` after more than `patience` validations without a better `monitor`.
 
-    After each reduction, `cooldown` validations are not counted (PyTorch's ReduceLROnPlateau, and Keras' callback of that name).
+    After each reduction, `cooldown` validations are not counted, as in PyTorch's ReduceLROnPlateau; Keras' callback of that name
+    needs a cooldown of one more, since it counts the epoch in which its cooldown ends.
 
     The AlexNet paper, section 5, divides the rate by 10 whenever the validation error stops improving.
     """
