@@ -8,8 +8,8 @@ from alexlab.output.escape import print_line
 
 COMMANDS = {
     "train": "train a network on a folder of images",
-    "evaluate": "measure a trained network on labelled images",
-    "predict": "predict unlabelled images",
+    "evaluate": "evaluate a trained network on labelled images",
+    "predict": "classify unlabelled images",
     "explain": "show mistakes, kernels, neighbours and the evidence for a prediction",
     "export": "write a network as safetensors, ONNX, torch.export or .pth",
     "prepare": "check, split, pack, shard or download a dataset",
@@ -18,12 +18,12 @@ COMMANDS = {
     "reproduce": "check the claims of a paper: train, measure, write one page",
     "summary": "list the layers of a network",
     "benchmark": "measure speed and memory",
-    "demo": "serve a page to try a trained network",
+    "demo": "serve a web page for trying a trained network",
 }
 WITHOUT_CONFIG = {
     "runs": "list all runs with status and score",
     "completion": "print shell code that completes commands and keys",
-    "new": "write a folder for your own nets, datasets and experiments",
+    "new": "create a folder for your own nets, datasets and experiments",
 }
 
 

@@ -105,8 +105,8 @@ def test_scaling(photographs: Path, tmp_path: Path) -> None:
         "10 files: known from the index | torchvision's ImageFolder",
         "step, 5 classes | 3 classes",
         "step, width 2 | width 1",
-        "loader, 1 loader processes: alexnet, JPEG | 0 loader processes",
-        "training, 1 loader processes: alexnet, JPEG | 0 loader processes",
+        "loader, 1 DataLoader workers: alexnet, JPEG | 0 DataLoader workers",
+        "training, 1 DataLoader workers: alexnet, JPEG | 0 DataLoader workers",
         "training, 2 ranks: alexnet, JPEG | 1 rank",
     ):
         assert name in rows, list(rows)
@@ -118,7 +118,7 @@ def test_memory(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = run_suite("memory", photographs, tmp_path, "data.num_workers=1")
     row = rows["all processes: alexnet, packed | torchvision's reference"]
     main = rows["the process that trains: alexnet, packed | torchvision's reference"]
-    worker = rows["a loader process: alexnet, packed | torchvision's reference"]
+    worker = rows["a DataLoader worker: alexnet, packed | torchvision's reference"]
     # Pages shared after the fork count in equal parts, so that neither process need be the larger one.
     assert row["median"] > max(main["median"], worker["median"])
     assert min(main["median"], worker["median"]) > 0

@@ -62,7 +62,7 @@ TESTS: dict[str, str] = {
     "special_files": "FIFOs, devices, sockets and endless files among the images: reported, nothing hangs",
     "disk_full_in_run": "full disks at the start and during a run: reported, or the run continues",
     "schedules": "resumed with a different length under each schedule: the learning rates of a run of that length",
-    "loader_processes": "killed loader processes: reported in one sentence",
+    "loader_processes": "killed DataLoader workers: reported in one sentence",
     "corrupt_files": "corrupt records and checkpoints: reported, and resumed from an intact checkpoint",
     "foreign_checkpoints": "checkpoints of unbounded nets, with NaN or with invalid classes: refused in bounded time",
     "decompression_bombs": "files of at most 1 MB, oversized or corrupt: within 1 GB and 10 s",

@@ -68,7 +68,7 @@ def resume_points(workspace: Workspace, tries: int, rng: random.Random) -> Resul
                     failed += 1
     return Result(
         "resume_points",
-        "resume from every step, with 0 and 2 loader processes, 1 and 2 accumulation steps, 1 and 2 ranks: bit-identical",
+        "resume from every step, with 0 and 2 DataLoader workers, 1 and 2 accumulation steps, 1 and 2 ranks: bit-identical",
         points - failed,
         points,
         f"{compared} later checkpoints are identical; each is the start of a second resume",
@@ -196,7 +196,7 @@ def restarts(workspace: Workspace, tries: int, rng: random.Random) -> Result:
 
 
 def repeat(workspace: Workspace, tries: int, rng: random.Random) -> Result:
-    """Repeat a run with the same seed and other numbers of loader processes."""
+    """Repeat a run with the same seed and other numbers of DataLoader workers."""
     passed = 0
     overrides = ("augmentation=inception",)
     expected = workspace.uninterrupted(*overrides)
@@ -207,7 +207,7 @@ def repeat(workspace: Workspace, tries: int, rng: random.Random) -> Result:
     assert content(expected / LAST)["global_step"] == 12
     return Result(
         "repeat",
-        "the same seed again, with 0, 1, 2 and 4 loader processes: bit-identical",
+        "the same seed again, with 0, 1, 2 and 4 DataLoader workers: bit-identical",
         passed,
         min(tries, 4),
     )

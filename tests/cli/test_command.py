@@ -68,7 +68,7 @@ def test_help_fits_a_page_and_does_not_import_torch(tmp_path: Path) -> None:
         (["--cfg", "job"], "max_epochs: 20", 0),
         (["modle=x"], "unknown key modle; did you mean module or model?", 1),
         (["seed=(1"], "seed=(1 must be KEY=VALUE in Hydra's grammar", 1),
-        (["trainer.max_epochs=x"], "trainer.max_epochs must be a whole number", 1),
+        (["trainer.max_epochs=x"], "trainer.max_epochs must be an integer", 1),
         (["data.root=/no where"], "got '/no where': no such folder", 3),
         (["data=folder"], "data.root is required: data.root=VALUE", 1),
         (
@@ -77,7 +77,7 @@ def test_help_fits_a_page_and_does_not_import_torch(tmp_path: Path) -> None:
             1,
         ),
         (["hydra.run.dir=old"], "a run needs its own folder; old already holds one", 1),
-        (["-m", "trainer.max_epochs=1,x"], "trainer.max_epochs must be a whole number", 1),
+        (["-m", "trainer.max_epochs=1,x"], "trainer.max_epochs must be an integer", 1),
         (
             ["optimizer.lr=${nope}", "data.root=."],
             "optimizer.lr: cannot resolve the interpolation; Interpolation key 'nope'",

@@ -41,7 +41,7 @@ EXPERIMENTS = {
     GLOBAL + "optimizer:\n  lr: ${oops\n": "mine.yaml: no viable alternative at input '${oops'",
     GLOBAL + "optimizer:\n  lr: 0,001\n": "mine.yaml, line 3: optimizer.lr must be a number, like its default 0.001; got '0,001'. Write 0.001",
     GLOBAL + 'optimizer:\n  lr: "0.001"\n': "got '0.001'. Write it without quotes",
-    GLOBAL + "trainer: {max_epochs: 1.5}\n": "trainer.max_epochs must be a whole number, like its default 20; got 1.5",
+    GLOBAL + "trainer: {max_epochs: 1.5}\n": "trainer.max_epochs must be an integer, like its default 20; got 1.5",
     GLOBAL + "optimizer:\n": "mine.yaml, line 2: optimizer must be a mapping; got null",
     GLOBAL + "callbacks:\n": "callbacks must be a mapping; got null",
     GLOBAL + "model: alexnet\n": "model must be a mapping; got 'alexnet'",

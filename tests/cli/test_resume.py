@@ -215,7 +215,7 @@ def test_changeable_keys(train: Train, tmp_path: Path) -> None:
         (["optimizer.lr=0.1"], r"a resumed run keeps its config, so optimizer.lr=0.1 is refused; of .* you can change trainer.max_epochs"),
         (["+trainer.max_epochs=3"], "is refused"),
         (["trainer.devices=0,1"], r"trainer.devices=0,1 has several values; a list needs brackets: trainer.devices=\[0,1\]"),
-        (["trainer.max_epochs=many"], "trainer.max_epochs must be a whole number"),
+        (["trainer.max_epochs=many"], "trainer.max_epochs must be an integer"),
         (["callbacks.chekpoint.every_n_epochs=2"], "unknown key callbacks.chekpoint.every_n_epochs; use callbacks.checkpoint.every_n_epochs=2"),
         (["trainer.max_epochs=[1"], "no viable alternative at input"),
     ],

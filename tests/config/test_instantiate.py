@@ -22,7 +22,7 @@ def of_numbers(
         ({"lr": "0,1"}, "x.lr must be a number; got '0,1'"),
         ({"lr": "0.1"}, "x.lr must be a number; got '0.1'"),
         ({"lr": None}, "x.lr must be a number; got null"),
-        ({"steps": "1e3"}, "x.steps must be a whole number; got '1e3'"),
+        ({"steps": "1e3"}, "x.steps must be an integer; got '1e3'"),
         ({"nesterov": "false"}, "x.nesterov must be true or false; got 'false'"),
         ({"rate": "1"}, "x.rate must be a number; got '1'"),
     ],

@@ -431,7 +431,7 @@ def test_a_manifest_can_be_the_data_set(clean: Path, tmp_path: Path) -> None:
             "every class must be in the training split; .* has y elsewhere",
         ),
         ("path,split,class\na.jpg,train,x\nb.jpg,val,x\n", "at least 2 classes; .* has one, x"),
-        ("path,size\na.jpg,big\n", "line 2: size must be a whole number; got 'big'"),
+        ("path,size\na.jpg,big\n", "line 2: size must be an integer; got 'big'"),
         ("path,size\n,3\n", "line 2: the path must not be empty"),
         ("\n".join([lines[0], lines[1].replace(lines[1].split(",")[2], "xyz"), *lines[2:]]), "64 hexadecimal digits"),
     ):

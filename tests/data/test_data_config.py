@@ -35,7 +35,7 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
             {"root": None, "url": "x", "splits": {"train": "x", "val": None}},
             "data.splits must be null with data.url, whose splits are fixed; got {'train': 'x', 'val': None}",
         ),
-        ({"batch_size": 0}, "data.batch_size must be a whole number of at least 1; got 0"),
+        ({"batch_size": 0}, "data.batch_size must be an integer of at least 1; got 0"),
     ],
 )
 def test_invalid_values_are_rejected(options: dict, message: str) -> None:

@@ -154,7 +154,7 @@ def test_a_resumed_run_subtracts_the_image_of_its_checkpoint(train: Callable[...
 
 
 def test_two_devices_train_the_recipe_of_one(train: Callable[..., Any], tmp_path: Path) -> None:
-    """The mean image, the colour noise until its last epoch, and the rates, with loader processes that persist over epochs."""
+    """The mean image, the colour noise until its last epoch, and the rates, with DataLoader workers that persist over epochs."""
     recipe = (
         *("augmentation=paper2012", "augmentation.train.pca.scale=std", "augmentation.train.pca.end_epoch=1"),
         *("optimizer=velocity_sgd", "param_groups.bias_lr=0.02", "trainer.max_epochs=2", "data.num_workers=1"),

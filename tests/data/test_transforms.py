@@ -114,7 +114,7 @@ def test_colour_noise_by_hand(scale: str, expected: list[int], monkeypatch: pyte
 
 
 def test_colour_noise_ends_with_its_last_epoch() -> None:
-    """It depends on the epoch of each image only, in any order, so that resumed runs and loader processes agree."""
+    """It depends on the epoch of each image only, in any order, so that resumed runs and DataLoader workers agree."""
     images = [(torch.full((3, 2, 2), 100 + index, dtype=torch.uint8), index) for index in range(3)]
     recipe = v2.Compose([v2.Identity(), PCAColorNoise([0.5, 0.1, 0.1], AXES, [0.5] * 3, scale="std", end_epoch=2)])
 
@@ -151,7 +151,7 @@ def test_colour_noise_without_valid_components_is_rejected() -> None:
 @pytest.mark.parametrize("sides", [(375, 500), (500, 375), (281, 300), (30, 40), (224, 224), (1, 7), (1024, 3)])
 @pytest.mark.parametrize("size", [224, 150, 64, 299])
 def test_nearest_resize_equals_pillow(sides: tuple[int, int], size: int) -> None:
-    """Pillow's positions, some of which are whole numbers: 1.5 x 500 / 150 = 5, for example."""
+    """Pillow's positions, some of which are integers: 1.5 x 500 / 150 = 5, for example."""
     image = random_image(*sides)
     expected = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.NEAREST)
     assert torch.equal(NearestResize(size)(image).permute(1, 2, 0), torch.from_numpy(np.array(expected)))

@@ -1,4 +1,4 @@
-"""Private memory of a loader process over ten epochs, which must not grow with the number of files."""
+"""Private memory of a DataLoader worker over ten epochs, which must not grow with the number of files."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def private_dirty_mb(pid: int) -> float:
 def memory_of_epochs(
     root: Path, cache_dir: Path, *, num_epochs: int, paths: Callable[[Any], Sequence[str]] = lambda paths: paths
 ) -> list[float]:
-    """Return the private memory of a loader process after each epoch, in MB.
+    """Return the private memory of a DataLoader worker after each epoch, in MB.
 
     Args:
         root: folder of images.

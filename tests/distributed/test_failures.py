@@ -24,7 +24,7 @@ pytestmark = pytest.mark.scenario(name="loader_processes")
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
             RankError,
-            r"a loader process \(pid 7\) was killed by SIGKILL; .*out of memory: use a smaller data.num_workers, or 0",
+            r"a DataLoader worker \(pid 7\) was killed by SIGKILL; .*out of memory: use a smaller data.num_workers, or 0",
         ),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ... "),
@@ -34,12 +34,12 @@ pytestmark = pytest.mark.scenario(name="loader_processes")
         (
             RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"),
             RankError,
-            r"a loader process \(pid 7, 8\) exited unexpectedly; usually",
+            r"a DataLoader worker \(pid 7, 8\) exited unexpectedly; usually",
         ),
         (
             RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)"),
             DiskError,
-            r"loader processes need shared memory: .*No space left.*or use data.num_workers=0",
+            r"DataLoader workers need shared memory: .*No space left.*or use data.num_workers=0",
         ),
         (BrokenProcessPool("terminated abruptly"), RankError, "a process that reads images was killed; usually"),
         (OSError(errno.ENOSPC, "No space left"), DiskError, "cannot write run: No space left; "),
@@ -56,7 +56,7 @@ def test_failures_become_user_errors(error: Exception, kind: type[AlexlabError],
 
 def test_bugs_and_user_errors_are_not_translated() -> None:
     assert as_user_error(KeyError("a bug"), Path("run")) is None
-    assert as_user_error(EOFError(), Path("run")) is None, "not raised while reading from a loader process"
+    assert as_user_error(EOFError(), Path("run")) is None, "not raised while reading from a DataLoader worker"
     own = ConfigError("a user error")
     with pytest.raises(ConfigError) as raised, translate_errors(Path("run")):
         raise own
@@ -69,7 +69,7 @@ def test_semaphores_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", full)
     with (
-        pytest.raises(DiskError, match="loader processes need shared memory: No space left on device; "),
+        pytest.raises(DiskError, match="DataLoader workers need shared memory: No space left on device; "),
         translate_errors(Path("run")),
     ):
         multiprocessing.get_context("fork").Queue()
@@ -84,7 +84,7 @@ def test_a_killed_loader_process_fails_the_run_with_a_user_error(
         time.sleep(0.5)
 
     monkeypatch.setattr(Classifier, step, killing)
-    with pytest.raises(RankError, match=r"a loader process \(pid [\d, ]+\) .*data.num_workers") as raised:
+    with pytest.raises(RankError, match=r"a DataLoader worker \(pid [\d, ]+\) .*data.num_workers") as raised:
         train("data.num_workers=2")
     assert raised.value.exit_code == 5
     assert not multiprocessing.active_children()

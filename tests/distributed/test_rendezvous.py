@@ -206,8 +206,8 @@ def test_detection_from_variables(
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK must be a whole number; got 'one'"),
-        ({"RANK": "0", "WORLD_SIZE": "-2"}, "WORLD_SIZE must be a whole number; got '-2'"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK must be an integer; got 'one'"),
+        ({"RANK": "0", "WORLD_SIZE": "-2"}, "WORLD_SIZE must be an integer; got '-2'"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "got rank 2 of 2 from RANK and WORLD_SIZE"),
         ({"PMI_SIZE": "2"}, "a rank started by mpirun must have the variables PMI_RANK and PMI_SIZE"),
     ],

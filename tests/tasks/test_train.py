@@ -305,7 +305,7 @@ def test_validation_on_the_test_split(train: Train, tmp_path: Path, caplog: pyte
         (["+data.pack.quality=9"], "data.pack.quality is not an argument of alexlab.data.cache.pack.PackConfig"),
         (["+data.stream.mx=9"], "data.stream.mx is not an argument of alexlab.data.streaming.index.StreamConfig"),
         (["optimizer.lr=null"], "optimizer.lr must be a number; got null"),
-        (["data.batch_size=null"], "data.batch_size must be a whole number; got null"),
+        (["data.batch_size=null"], "data.batch_size must be an integer; got null"),
         (["~optimizer.lr"], "optimizer.lr must be given: optimizer.lr=VALUE"),
         (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
         (["model.num_classes=7"], "model.num_classes must be null or the 3 classes of the data; got 7"),

@@ -1,4 +1,4 @@
-"""Suite `memory`: peak memory of a training and of each of its loader processes."""
+"""Suite `memory`: peak memory of a training and of each of its DataLoader workers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from alexlab.benchmark.table import Row
 from alexlab.benchmark.workload import Workload
 
 BASELINE = "torchvision's reference"
-LABELS = {"all": "all processes", "main": "the process that trains", "worker": "a loader process"}  # by figure
+LABELS = {"all": "all processes", "main": "the process that trains", "worker": "a DataLoader worker"}  # by figure
 
 
 def suite(context: BenchmarkContext) -> list[Row]:
@@ -36,7 +36,7 @@ def suite(context: BenchmarkContext) -> list[Row]:
     for name in ("JPEG", "packed"):
         for figure, what in LABELS.items():
             values, baseline_values = (per_round(results[f"memory {each}"], figure) for each in (name, BASELINE))
-            if not min(values):  # no loader process
+            if not min(values):  # no DataLoader worker
                 continue
             label = f"{what}: {context.model}, {name}"
             rows.append(Row("memory", label, values, "MB", BASELINE, baseline_values))

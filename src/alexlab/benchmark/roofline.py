@@ -109,7 +109,7 @@ def train_flops(config: Config, num_classes: int) -> tuple[float, float]:
     """Return the floating-point operations per image of a training step and of an evaluation.
 
     A training step is the forward pass, and as much again for the gradients of the weights and of the inputs; conv1 needs none of
-    its input. Activations, poolings and norms are not counted.
+    its input. Activations, pooling layers and norms are not counted.
     """
     node: Config = {**copy.deepcopy(config), "model": {**config["model"], "weights": None}}
     with torch.device("meta"):

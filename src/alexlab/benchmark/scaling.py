@@ -1,4 +1,4 @@
-"""Suite `scaling`: the cost of more files, classes, loader processes, ranks and width."""
+"""Suite `scaling`: the cost of more files, classes, DataLoader workers, ranks and width."""
 
 import copy
 import os
@@ -104,16 +104,16 @@ def with_width(workload: Workload, width: float) -> Workload:
 
 
 def scale_workers(context: BenchmarkContext) -> list[Row]:
-    """Compare the images/s of the training loader alone, and of a training, with several numbers of loader processes."""
+    """Compare the images/s of the training loader alone, and of a training, with several numbers of DataLoader workers."""
     loaders, trainings = [], []
     for count in context.settings.workers:
-        name = f"{count} loader processes"
+        name = f"{count} DataLoader workers"
         config = {**context.config, "data": {**context.config["data"], "num_workers": count}}
         workload = replace(context.workload(name), config=config)
         loaders.append(Candidate(name, loop(prepare_passes, workload)))
         trainings.append(Candidate(name, partial(ours, workload)))
-    loader_results = context.interleave(loaders, "scaling: loader processes")
-    train_results = context.interleave(trainings, "scaling: loader processes of a training")
+    loader_results = context.interleave(loaders, "scaling: DataLoader workers")
+    train_results = context.interleave(trainings, "scaling: DataLoader workers of a training")
     return [
         *compare_with_first(loader_results, "rate", f"loader, {{}}: {context.label}"),
         *compare_with_first(train_results, "train", f"training, {{}}: {context.label}"),

@@ -262,5 +262,5 @@ def _fits(value: Any, default: Any) -> bool:
 def _kind(default: Any) -> str:
     if isinstance(default, list):
         return f"a list, each item {_kind(default[0])}" if default else "a list"
-    names = {bool: "true or false", int: "a whole number", float: "a number", dict: "a mapping"}
+    names = {bool: "true or false", int: "an integer", float: "a number", dict: "a mapping"}
     return names.get(type(default), "text")

@@ -11,7 +11,7 @@ from alexlab.config.allowlist import check_resolved, check_target
 from alexlab.errors import AlexlabError, ConfigError
 
 Config = dict[str, Any]
-TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number"}
 KINDS = {kind.__name__: kind for kind in TYPE_NAMES}
 _NUMBER = r"[-+]?[\d.,]+(e[-+]?\d+)?"
 TEXTS = {bool: "true|false|yes|no|on|off", int: _NUMBER, float: _NUMBER}  # strings that were meant as another type

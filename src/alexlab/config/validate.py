@@ -58,7 +58,7 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
     _check_numbers(config, "")
     for number, tag in enumerate(config["tags"] or ()):
         if not isinstance(tag, str):
-            raise ConfigError(f"tags must be texts, such as tags=[baseline,paper]; tag {number + 1} is {tag!r}")
+            raise ConfigError(f"tags must be strings, such as tags=[baseline,paper]; tag {number + 1} is {tag!r}")
     if not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"seed must be an integer from 0 to {2**32 - 1}; got {config['seed']}")
     _check_trainer(config, num_ranks, remote=remote)

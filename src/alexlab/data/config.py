@@ -21,7 +21,7 @@ from alexlab.distributed.hardware import num_cores
 from alexlab.errors import ConfigError
 from alexlab.output.escape import shown
 
-MAX_WORKERS = 1024  # per rank; more loader processes than cores only wait for one another
+MAX_WORKERS = 1024  # per rank; more DataLoader workers than cores only wait for one another
 GENERATORS: dict[str, Callable[[str], Any]] = {
     "digits": write_digits,
     "photographs": write_synthetic_photos,
@@ -45,7 +45,7 @@ class DataConfig:
         mean_image: subtract the mean image of the training split instead of `mean`, which must be None or 0: the mean of each
             pixel of the evaluation's view, as in the 2012 paper. Runs measure it once and store it in their checkpoints.
         batch_size: images of one optimizer step, over all devices and accumulated batches.
-        num_workers: loader processes per rank; None for one per core of the rank, at most 8.
+        num_workers: DataLoader workers per rank; None for one per core of the rank, at most 8.
         val_fraction, test_fraction: fraction of each class, 0..1, that becomes val and test if the dataset lacks them.
         val_split: `val`, or `test` to validate on the test split.
         split_seed: seed for splitting a dataset that lacks splits, and for `folds` and `fraction`.
@@ -138,7 +138,7 @@ class DataConfig:
             )
         for name in ("batch_size", "image_size"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} must be a whole number of at least 1; got {getattr(self, name)}")
+                raise ConfigError(f"data.{name} must be an integer of at least 1; got {getattr(self, name)}")
 
     def _check_folds(self) -> None:
         if self.folds is None and self.fold is not None:
@@ -251,7 +251,7 @@ class DataConfig:
         return [sum(values) / len(values)] * self.channels
 
     def workers_per_rank(self, num_ranks: int) -> int:
-        """Return the number of loader processes of each of `num_ranks` ranks on this node."""
+        """Return the number of DataLoader workers of each of `num_ranks` ranks on this node."""
         if self.num_workers is not None:
             return self.num_workers
         return min(8, max(1, num_cores() // num_ranks))

@@ -67,7 +67,7 @@ class ImageDataModule(lightning.LightningDataModule):
         return ImageDataset(split, transform=transform, decoding=self.config.decoding, unreadable=self.unreadable)
 
     def start_workers(self) -> None:
-        """Fork the loader processes for training and validation now, while this process uses little memory.
+        """Fork the DataLoader workers for training and validation now, while this process uses little memory.
 
         A page that this process modifies after the fork is duplicated for as long as its children live: processes forked
         after the first epoch hold a second copy of weights, gradients and activations.
@@ -84,7 +84,7 @@ class ImageDataModule(lightning.LightningDataModule):
             loader.batch_sampler.paused = False
 
     def stop_workers(self) -> None:
-        """Terminate the loader processes that are still running.
+        """Terminate the DataLoader workers that are still running.
 
         A failed Trainer leaves them running. If they are garbage collected with it, their queues may be closed first, which
         raises in a thread.
@@ -115,7 +115,7 @@ class ImageDataModule(lightning.LightningDataModule):
             shuffle_shards=1 if sharded is None else sharded.shuffle_shards,
             resume_at=self.resume_at,
         )
-        # Lightning sets the epoch of a resumed run only after the loader processes have begun to prefetch.
+        # Lightning sets the epoch of a resumed run only after the DataLoader workers have begun to prefetch.
         sampler.set_epoch(max(self.resume_at[0], self.trainer.current_epoch))
         on_epoch = partial(_begin_epoch, self.train_transform, sampler, sharded)
         shared = shared_crops(self.train_transform)
@@ -164,7 +164,7 @@ class ImageDataModule(lightning.LightningDataModule):
         return self._loader(PaddedDataset(dataset), sampler, post_process)
 
     def _dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> tuple[MapDataset, PostProcess | None]:
-        """Return the dataset that the loader processes read, and the post-processing of its batches on the device."""
+        """Return the dataset that the DataLoader workers read, and the post-processing of its batches on the device."""
         if self.config.cache != "device" or transform not in (self.train_transform, self.eval_transform):
             return self.dataset(split, transform), None
         assert isinstance(split.images, PackedImages)
@@ -191,7 +191,7 @@ class ImageDataModule(lightning.LightningDataModule):
 
 
 def init_worker(parent: int, worker: int) -> None:
-    """Prepare a loader process: it must die with its parent, because it holds the parent's lock on the run folder too.
+    """Prepare a DataLoader worker: it must die with its parent, because it holds the parent's lock on the run folder too.
 
     Args:
         parent: pid of the parent.
@@ -204,7 +204,7 @@ def init_worker(parent: int, worker: int) -> None:
 
 
 def _log_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an uncaught error, unless another loader process has died: the parent reports that."""
+    """Print an uncaught error, unless another DataLoader worker has died: the parent reports that."""
     if not isinstance(error, ConnectionError):
         sys.__excepthook__(kind, error, trace)
 
@@ -221,7 +221,7 @@ def collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     """Collate images ([V,] C, H, W) and labels into a batch with the memory format of the first image.
 
     Images that are only cropped are channels-last, as the decoder and the pack return them and as the network reads them.
-    Images that torchvision has resized are not, and transposing them would limit a loader process to 9,000 images/s.
+    Images that torchvision has resized are not, and transposing them would limit a DataLoader worker to 9,000 images/s.
     """
     if items[0][0].stride(-3) != 1:
         images, labels = default_collate(items)

@@ -102,7 +102,7 @@ def _parse_row(cells: dict[str, str], where: str) -> ManifestRow:
     def number(name: str) -> int | None:
         text = cells.get(name, "")
         if text and not text.isdigit():
-            raise DataError(f"{where}: {name} must be a whole number; got {text!r}")
+            raise DataError(f"{where}: {name} must be an integer; got {text!r}")
         return int(text) if text else None
 
     def text(name: str) -> str:

@@ -36,7 +36,7 @@ def measure_mean_image(
 ) -> np.ndarray:
     """Return the mean of all images of a split, float32 (C, H, W) of values in [0, 1], from the cache if they are unchanged.
 
-    The levels are added up as whole numbers, so the number of processes does not change the result.
+    The levels are added up as integers, so the number of processes does not change the result.
 
     Args:
         split: images, all of which are read.

@@ -118,7 +118,7 @@ def _split(make: Callable[[str], Any], name: str, channels: int, seed: int) -> S
         raise DataError(f"{KEY} {CONTRACT}; split {name}: {' '.join(str(error).split())}") from error
     if labels.shape != (len(dataset),) or labels.dtype.kind not in "iu" or len(dataset) == 0:
         raise DataError(
-            f"{KEY}.targets must be one whole number per image; the split {name} has {len(dataset)} images and targets of "
+            f"{KEY}.targets must be one integer per image; the split {name} has {len(dataset)} images and targets of "
             f"shape {labels.shape} and type {labels.dtype}"
         )
     if len(set(classes)) != len(classes) or labels.min() < 0 or labels.max() >= len(classes):

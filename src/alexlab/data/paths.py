@@ -1,7 +1,7 @@
 """Memory-efficient sequence of paths.
 
 A list of a million Python strings takes 100 MB in each process that touches it, because counting references copies its pages.
-Here the paths are one block of bytes, which loader processes share with their parent.
+Here the paths are one block of bytes, which DataLoader workers share with their parent.
 """
 
 import os

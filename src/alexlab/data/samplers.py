@@ -20,7 +20,7 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def derived_seed(*numbers: int) -> int:
-    """Return a 63-bit seed from whole numbers; different numbers give unrelated seeds."""
+    """Return a 63-bit seed from integers; different numbers give unrelated seeds."""
     digest = hashlib.blake2b(struct.pack(f"{len(numbers)}q", *numbers), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -131,7 +131,7 @@ class NearestResize(torch.nn.Module):
 def _nearest(length: int, size: int) -> Tensor:
     """Return the positions in a line of `length` pixels that Pillow copies to a line of `size`."""
     scale = length / size
-    # A running sum in 64 bits, as in ImagingScaleAffine of Pillow 12: the product differs where it is a whole number.
+    # A running sum in 64 bits, as in ImagingScaleAffine of Pillow 12: the product differs where it is an integer.
     positions = torch.tensor([0.5 * scale, *[scale] * (size - 1)], dtype=torch.float64).cumsum(0)
     return positions.long()
 

@@ -86,7 +86,7 @@ def _exceeds_one(name: str) -> bool:
 def _number(name: str) -> int | None:
     text = os.environ.get(name)
     if text is not None and not (text.isascii() and text.isdigit()):
-        raise ConfigError(f"the environment variable {name} must be a whole number; got {text!r}: correct or unset it")
+        raise ConfigError(f"the environment variable {name} must be an integer; got {text!r}: correct or unset it")
     return None if text is None else int(text)
 
 

@@ -62,15 +62,15 @@ def _as_user_error(error: BaseException, run_dir: Path) -> AlexlabError | None:
             name = next((each.name for each in signal.Signals if f"{signal.strsignal(each)}." in worker[2]), None)
             event = f"was killed by {name}" if name else worker[2].rstrip(". ")
             remedy = _shared_memory() if name == "SIGBUS" else REMEDY
-            return RankError(f"a loader process (pid {worker[1]}) {event}; {remedy}")
+            return RankError(f"a DataLoader worker (pid {worker[1]}) {event}; {remedy}")
     if isinstance(error, RuntimeError) and PEERS.search(message):
         return LostPeerError(f"the connection to another rank was lost: {message.splitlines()[0].rpartition('] ')[2]}")
     if isinstance(error, RuntimeError | OSError) and re.search(r"shared memory|</?torch_\d+|/dev/shm", message):
-        return DiskError(f"loader processes need shared memory: {message.splitlines()[-1]}; {_shared_memory()}")
+        return DiskError(f"DataLoader workers need shared memory: {message.splitlines()[-1]}; {_shared_memory()}")
     if isinstance(error, OSError) and _passed_through(error, SEMAPHORES):
-        return DiskError(f"loader processes need shared memory: {error.strerror}; {_shared_memory()}")
+        return DiskError(f"DataLoader workers need shared memory: {error.strerror}; {_shared_memory()}")
     if isinstance(error, EOFError | ConnectionError | FileNotFoundError) and _passed_through(error, LOADERS):
-        return RankError(f"a loader process exited; {REMEDY}")
+        return RankError(f"a DataLoader worker exited; {REMEDY}")
     return disk_error(error, run_dir) if isinstance(error, OSError) else None
 
 

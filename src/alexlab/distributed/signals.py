@@ -119,7 +119,7 @@ signals = Signals()
 
 
 def ignore_first_sigterm(worker: int) -> None:
-    """Ignore one SIGTERM in a loader process, so that a signal to every process of a run leaves it alive to finish the step.
+    """Ignore one SIGTERM in a DataLoader worker, so that a signal to every process of a run leaves it alive to finish the step.
 
     Args:
         worker: id of the worker, as DataLoader passes it.

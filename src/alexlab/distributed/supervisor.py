@@ -40,7 +40,7 @@ def supervise(processes: Sequence[ForkProcess], results: Connection, *, error_di
     try:
         with signals.handler(partial(_forward, processes)):
             while any(map(_is_alive, processes)) and not _any_failed(processes):
-                # With a timeout: the sentinel of a rank stays open as long as one of its loader processes lives.
+                # With a timeout: the sentinel of a rank stays open as long as one of its DataLoader workers lives.
                 sentinels = [process.sentinel for process in filter(_is_alive, processes)]
                 connection.wait([*sentinels, *([results] if result is None else [])], POLL_S)
                 result = result or _received(results)

@@ -61,11 +61,11 @@ class AlexNet(nn.Module):
         kernels, strides, paddings: kernel sizes, strides and paddings of the convolutions.
         groups: channel groups of the convolutions; (1, 2, 1, 2, 2) are the two towers of the paper.
         conv_ceil: add zeros at the right and bottom so that the sizes of the outputs are rounded up, as in cuda-convnet.
-        skip_convs: convolutions to leave out, with their norm and activation; poolings are kept.
+        skip_convs: convolutions to leave out, with their norm and activation; pooling layers are kept.
         pool_layers: convolutions that are followed by a pooling.
         pool_kinds: `max` or `avg` for each pooling.
-        pool_kernels, pool_strides: kernel sizes and strides of the poolings; windows of 3 with a stride of 2 overlap.
-        pool_ceil: round the sizes of the poolings' outputs up, as in Caffe and cuda-convnet.
+        pool_kernels, pool_strides: kernel sizes and strides of the pooling layers; windows of 3 with a stride of 2 overlap.
+        pool_ceil: round the sizes of the pooling layers' outputs up, as in Caffe and cuda-convnet.
         pool_size: the features are average-pooled to pool_size x pool_size before the classifier.
         fc_widths: output features of the hidden linear layers, of which there may be any number.
         activation: `relu`, `tanh` or another activation of torch.nn, in lower case.

@@ -1,4 +1,4 @@
-"""Layers whose gradients can be deterministic on a GPU, and a check that an image survives all convolutions and poolings.
+"""Layers whose gradients can be deterministic on a GPU, and a check that an image survives all convolutions and pooling layers.
 
 PyTorch's CUDA kernels for the gradients of adaptive average pooling and of three-dimensional average pooling, which its local
 response normalization of images uses, add in random order, so that both raise with `trainer.deterministic=true` (torch 2.11).
@@ -111,7 +111,7 @@ def _pooling_matrix(length: int, size: int) -> Tensor:
 
 
 def check_image_size(features: nn.Sequential, size: int) -> None:
-    """Check that an image of size x size survives all convolutions and poolings.
+    """Check that an image of size x size survives all convolutions and pooling layers.
 
     Raises:
         ValueError: if the output of a layer would be empty; with its name, its size formula and the smallest image size.

@@ -31,7 +31,7 @@ def progress_bar() -> "Progress":
 
 
 def line_progress() -> "Progress":
-    """Return a bar on one line for `fit`, drawn only by `refresh()`: forked loader processes need a process without threads.
+    """Return a bar on one line for `fit`, drawn only by `refresh()`: forked DataLoader workers need a process without threads.
 
     Its tasks have the text fields `count`, `values` and `left`. It leaves columns free: the `^C` of an interruption would move to
     the next line from a full one, and the bar would not be erased.

@@ -88,7 +88,7 @@ def new_figure(**kwargs: Any) -> "Figure":
 
 
 def integer_ticks(axes: "Axes", low: int, high: int) -> None:
-    """Let the x axis show whole numbers only, from `low` to `high`."""
+    """Let the x axis show integers only, from `low` to `high`."""
     from matplotlib.ticker import MaxNLocator
 
     margin = max(0.4, 0.02 * (high - low))

@@ -47,7 +47,7 @@ class KeptPredictions:
         for name in ("labels", "top_classes"):
             indices = getattr(self, name)
             if indices.dtype.kind != "i" or ((indices < 0) | (indices >= num_classes)).any():
-                raise ValueError(f"{name} must be whole numbers from 0 to {num_classes - 1}")
+                raise ValueError(f"{name} must be integers from 0 to {num_classes - 1}")
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -42,7 +42,7 @@ class RunLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Forked loader processes hold a copy of the file, so closing this one would not release the lock.
+        # Forked DataLoader workers hold a copy of the file, so closing this one would not release the lock.
         fcntl.flock(self.file, fcntl.LOCK_UN)
         self.file.close()
 

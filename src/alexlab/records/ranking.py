@@ -173,7 +173,7 @@ def _test_notes(ranking: Ranking) -> list[str]:
         )
     if tests and _num_seeds(ranking.groups) == 1:
         found.append(
-            "With one seed, a test covers the images but not the training: another seed may give another result."
+            "With one seed per setting, the test accounts for the choice of images but not for the randomness of training."
         )
     if len(tested) > 1:
         found.append(f"p-values are corrected for {len(tested)} comparisons (Holm); intervals are not.")

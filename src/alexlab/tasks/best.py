@@ -87,7 +87,7 @@ def _evaluations(
 def _free_training(trainer: lightning.Trainer, module: Classifier) -> None:
     """Free the gradients, the optimizer and the memory of the training steps.
 
-    Later loader processes are forked from this one, and each memory page that it then writes to is copied.
+    Later DataLoader workers are forked from this one, and each memory page that it then writes to is copied.
     """
     module.zero_grad(set_to_none=True)
     trainer.optimizers, trainer.strategy.lr_scheduler_configs = [], []

@@ -29,7 +29,7 @@ from alexlab.records.run import Run
 from alexlab.training.callbacks.diagnosis import MIN_STEPS, Diagnosis
 from alexlab.training.diagnosis import State, describe, find_cause
 
-LEARNS = 0.9  # fraction of the loss of guessing below which a trial counts as learning
+LEARNS = 0.9  # fraction of the chance-level loss below which a trial counts as learning
 CSV = "doctor.csv"
 COLUMNS = ("remedy", "loss", "spread of logits", "dead units", "verdict")
 # A trial neither validates nor writes, and is stopped by its callback, so that the schedule is that of the whole run.
@@ -197,7 +197,7 @@ def report(rows: list[Row], run: Run) -> None:
     cells: list[tuple[str, ...]] = [row.cells() for row in rows]
     write_csv(run.dir / CSV, [COLUMNS, *cells])
     states = [row.state for row in rows if row.state is not None]
-    guessing = f"; the loss of guessing is {states[0].guessing:.3f}" if states else ""
+    guessing = f"; chance-level loss: {states[0].guessing:.3f}" if states else ""
     table = Table(title=f"after {states[0].num_steps if states else 0} steps{guessing}")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("remedy", "verdict") else "right")
@@ -207,7 +207,7 @@ def report(rows: list[Row], run: Run) -> None:
     best = min(rows, key=lambda row: row.loss)
     given = [override for override in run.overrides if not override.startswith(("debug=", "doctor."))]
     if rows[0].learns:
-        log.info("the config as given learns")
+        log.info("the loss falls with the given config")
     falls = best.state is not None and not best.state.is_stalled
     if falls and best is not rows[0]:
         log.info("the loss is lowest with %s:", best.remedy)

@@ -11,14 +11,14 @@ from torch import Tensor
 from alexlab.training.measurement import Signal
 
 # Thresholds, with what was measured on 2 cores on 2026-11-27 (digits, Fashion-MNIST, cats and dogs).
-AT_GUESSING = 0.98  # of the loss of guessing: stalled nets have 0.99 to 1.01 of it after 100 steps
+AT_GUESSING = 0.98  # of the chance-level loss: stalled nets have 0.99 to 1.01 of it after 100 steps
 # Spread of the logits: VGG11/8, NiN and GoogLeNet start at 4e-5, 2e-6 and 3e-7, AlexNets at 2e-4 to 2.
 FLAT_LOGITS = 1e-4
 LOST = 0.01  # of the spread of the logits at the start
 FLAT_LAYER = 0.01  # spread of a layer relative to its output, to name the first layer that loses the signal
 FLAT_IMAGES = 1e-3  # spread of the normalized images; of photographs it is about 0.7
 BLOWN_UP = 10.0  # growth of a weight
-WORSE_THAN_GUESSING = 1.5  # of the loss of guessing
+WORSE_THAN_GUESSING = 1.5  # of the chance-level loss
 FROZEN_STEP = 1e-6  # change of the weights per step, relative to their size
 # The mean change per step that a higher learning rate aims at; of AlexNets, AdamW 1e-4 makes 1e-3, SGD 0.01 1e-4.
 GOOD_STEP = 3e-4
@@ -27,7 +27,7 @@ GOOD_FIRST_STEP = 0.1
 DYING, ALIVE = 0.9, 0.5  # fraction of dead units of a layer now and at the start
 DYING_UNITS = "dying units"  # the cause that is reported although the loss falls
 MIN_IMAGES_PER_CLASS = 100  # with fewer, a loss no better than guessing is expected
-MAX_CLASSES = 256  # classes for which the loss of guessing is averaged
+MAX_CLASSES = 256  # classes for which the chance-level loss is averaged
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ DECODED = 256  # images per measurement of the decoders
 
 
 def measure_epochs(context: GpuContext) -> Iterator[Row | Check]:
-    """Time epochs with a loader process per core; the goals compare their medians."""
+    """Time epochs with a DataLoader worker per core; the goals compare their medians."""
     net, changes = next(iter(context.settings.nets.items()))
     sources = {
         JPEG: ("jpeg", None, ours),

@@ -1,4 +1,4 @@
-"""Packed images in device memory, cropped on the device: loader processes draw crop positions and touch no pixels.
+"""Packed images in device memory, cropped on the device: DataLoader workers draw crop positions and touch no pixels.
 
 Random draws are those of `data.cache=packed`, so cropped and mirrored images are equal bit for bit; resized crops differ by at
 most 2 of 256 levels.
