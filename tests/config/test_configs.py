@@ -88,6 +88,7 @@ def test_the_authors_recipe_differs_from_the_text_of_the_paper_as_published() ->
         "model.spatial_layers": ([], [2]),
         "augmentation.train.pca.scale": ("eigenvalue", "std"),
         "augmentation.train.pca.end_epoch": (None, 68),
+        "augmentation.train.crop.images_per_crop": (1, 32),
         "param_groups.bias_lr": (None, 0.02),
         "param_groups.bias_weight_decay": (None, 0.0),
         "param_groups.layer_lrs": ({}, None),

@@ -107,5 +107,5 @@ def test_a_report_has_one_heading_per_section_and_a_text_for_each_picture(num_se
     assert page.count("<h1>") == page.count("<main>") == page.count("</main>") == 1
     assert page.count("<section>") == page.count("<h2>") == page.count("</section>")
     assert page.count("<svg ") == page.count("aria-label=")
-    assert ("have a colour" in page) == (num_settings > 10)
+    assert ("are coloured" in page) == (num_settings > 10)
     assert page.count('class="best"') == 1
