@@ -76,7 +76,7 @@ def test_single_runs_are_compared_by_mcnemar(tmp_path: Path) -> None:
     )
     assert notes(found) == [
         "Differences to the best are those on the same 200 validation images, tested by McNemar's exact test.",
-        "With one seed, a test covers the images but not the training: another seed may give another result.",
+        "With one seed per setting, the test accounts for the choice of images but not for the randomness of training.",
     ]
     write_report([str(tmp_path)], tmp_path / "out")
     table = (tmp_path / "out/report.md").read_text()

@@ -19,7 +19,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from alexlab.cli.arguments import collect_runs
 from alexlab.errors import ConfigError
-from alexlab.records.compare import RunGroup, differing_keys, group_seeds, mean_interval, relative
+from alexlab.output.command_line import short_path
+from alexlab.records.compare import RunGroup, differing_keys, group_seeds, mean_interval
 from alexlab.records.lock import RunLock
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.plots import curve_panels, sheet
@@ -406,7 +407,7 @@ def test_the_optimized_metric_ranks_the_runs_and_different_ones_are_not_ranked(t
 
 def test_the_command_repeats_the_best_run(sweep: Path, tmp_path: Path) -> None:
     run = read_run(sweep / "8_x")
-    assert repeat_command(run) == f"python src/train.py rerun={relative(run.folder)}", "it has no overrides on disk"
+    assert repeat_command(run) == f"python src/train.py rerun={short_path(run.folder)}", "it has no overrides on disk"
     (sweep / "8_x/.hydra").mkdir()
     overrides = "- data.root='/data/a'\n- model=alexnet\n- launcher=slurm\n- 'note=\"a b\"'\n"
     (sweep / "8_x/.hydra/overrides.yaml").write_text(overrides)

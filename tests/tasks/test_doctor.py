@@ -86,7 +86,7 @@ def test_verdicts(found: State | None, verdict: str) -> None:
             ],
         ),
         (2.3, 2.1, ["the loss is lowest with model.init=he optimizer.lr=0.1:"]),
-        (1.2, 1.5, ["the config as given learns"]),
+        (1.2, 1.5, ["the loss falls with the given config"]),
         (2.3, 2.29, ["no remedy makes the loss fall within these steps"]),
     ],
 )

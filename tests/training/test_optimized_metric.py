@@ -84,8 +84,8 @@ def test_a_resumed_run_keeps_its_metric(override: str) -> None:
         _check_changeable(parsed, Path("run"))
 
 
-def test_tags_must_be_texts(train: Train) -> None:
+def test_tags_must_be_strings(train: Train) -> None:
     with pytest.raises(
-        ConfigError, match=re.escape("tags must be texts, such as tags=[baseline,paper]; tag 2 is None")
+        ConfigError, match=re.escape("tags must be strings, such as tags=[baseline,paper]; tag 2 is None")
     ):
         train("tags=[a,null]")

@@ -106,9 +106,10 @@ def eval_view(config: Config, views: str = "center") -> Callable[..., Any]:
 def extra_views(config: Config) -> Views | None:
     """Return the views of the `test` node, or None for the centre view, which is always evaluated."""
     bind(Views, "test", 1, **config["test"])
-    if config["test"]["views"] == "center":
-        return None
     try:
+        if config["test"]["views"] == "center":
+            Views(data_config(config).image_size, **config["test"])  # checks the other options
+            return None
         return _several_views(config, **config["test"])
     except ValueError as error:
         raise ConfigError(f"test.{error}") from error

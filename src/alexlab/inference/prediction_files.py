@@ -14,6 +14,7 @@ from alexlab.data.decode import decode
 from alexlab.errors import DataError
 from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.predict import Prediction
+from alexlab.output.command_line import short_path
 from alexlab.output.csv_files import CellWriter
 from alexlab.output.escape import print_line, writable
 from alexlab.output.numbers import counted
@@ -107,7 +108,7 @@ class PredictionWriter:
             Terminal().print_table(counts)
         if self.num_failed:
             print_line(
-                f"{counted(self.num_failed, 'file')} could not be read: {os.path.relpath(self.out_dir / 'failed.csv')}"
+                f"{counted(self.num_failed, 'file')} could not be read: {short_path(self.out_dir / 'failed.csv')}"
             )
 
     def _first_table(self) -> Table:

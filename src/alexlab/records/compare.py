@@ -1,11 +1,9 @@
 """Comparison of runs: grouped by the keys that differ, averaged over seeds, ranked."""
 
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from alexlab.records.optimized import MODES, OptimizedMetric
@@ -307,8 +305,3 @@ def mean_or_none(values: Sequence[float | None], *, digits: int | None = None) -
         return None
     mean = sum(known) / len(known)
     return mean if digits is None else round(mean, digits)
-
-
-def relative(path: Path) -> str:
-    """Return a path relative to the working folder."""
-    return os.path.relpath(path)

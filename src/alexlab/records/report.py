@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alexlab.output.command_line import short_path
 from alexlab.output.csv_files import write_csv
 from alexlab.output.escape import escape_markdown
 from alexlab.pages.render import Estimate, Interval, column_digits, format_value
@@ -14,7 +15,6 @@ from alexlab.records.compare import (
     key_values,
     mean_interval,
     mean_or_none,
-    relative,
     run_keys,
     score_names,
 )
@@ -180,7 +180,7 @@ def _write_csv(runs: Sequence[RunResult], keys: Sequence[str], scores: Sequence[
     keys = run_keys(runs, keys)
     rows = [
         [
-            relative(run.folder),
+            short_path(run.folder),
             *_run_values(run, keys, scores),
             *(run.status, run.record.get("parameters"), run.record.get("reason")),
             *(_label(run, name) for name in LABELS),
@@ -202,6 +202,6 @@ def _markdown_report(title: str, sentences: Sequence[str], table: Table, runs: S
     failures = [run for run in runs if run.status in (FAILED, INTERRUPTED)]
     if failures:
         lines += ["", "## Failures", ""]
-        texts = [f"{relative(run.folder)}: {run.status}: {run.record.get('reason')}" for run in failures]
+        texts = [f"{short_path(run.folder)}: {run.status}: {run.record.get('reason')}" for run in failures]
         lines += [f"- {escape_markdown(text)}" for text in texts]
     return "\n".join(lines) + "\n"

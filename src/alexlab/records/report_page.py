@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import yaml
 from markupsafe import Markup
 
+from alexlab.output.command_line import short_path
 from alexlab.output.numbers import counted
 from alexlab.pages.plots import png, svg
 from alexlab.pages.render import Link, file_links, render
-from alexlab.records.compare import RunGroup, main_effects, relative
+from alexlab.records.compare import RunGroup, main_effects
 from alexlab.records.layout import CURVES, LAUNCHER_OVERRIDES, LOGS
 from alexlab.records.optimized import OptimizedMetric, metric_label
 from alexlab.records.out_of_fold import OUT_OF_FOLD
@@ -104,7 +105,7 @@ def repeat_command(run: RunResult) -> str:
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         overrides = None
     if not isinstance(overrides, list) or (run.folder / ".hydra/resume_1").exists():
-        return shlex.join([*start, f"rerun={relative(run.folder)}"])
+        return shlex.join([*start, f"rerun={short_path(run.folder)}"])
     typed = run.record["command"][1:]
     start += [each for each in typed if each.startswith(("--config-dir=", "-cd=", "trusted_targets="))]
     start += [f"--config-dir={value}" for flag, value in pairwise(typed) if flag in ("--config-dir", "-cd")]
@@ -154,7 +155,7 @@ def _facts(runs: Sequence[RunResult], root: Path, out_dir: Path) -> dict[str, An
         "Command": _join(shlex.join(run.record["command"]) for run in runs),
         "Data": _join(map(_data_text, runs)),
         "Runs": ", ".join(f"{statuses.count(status)} {status}" for status in STATES if status in statuses),
-        "Folder": [Link(f"{relative(root)}/", f"{file_links([root], out_dir)[0].href}/")],
+        "Folder": [Link(f"{short_path(root)}/", f"{file_links([root], out_dir)[0].href}/")],
         "Out of fold": file_links([out_dir / OUT_OF_FOLD], out_dir) if any(run.num_folds for run in runs) else [],
         "Started": time.strftime("%Y-%m-%d %H:%M", time.localtime(min(starts))) if starts else "",
         "Parameters": parameters.pop() if len(parameters) == 1 else None,

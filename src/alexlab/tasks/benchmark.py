@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alexlab.config.instantiate import bind
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
+from alexlab.output.command_line import short_path
 from alexlab.output.escape import print_line
 from alexlab.records.run import Run
 from alexlab.tasks import train
@@ -52,7 +53,7 @@ def main(run: Run) -> None:
     finally:
         shutil.rmtree(context.config["data"]["cache_dir"], ignore_errors=True)
     Terminal().print_table(table.table(rows, _title(about)))
-    print_line(os.path.relpath(run.dir / "benchmark.json"))
+    print_line(short_path(run.dir / "benchmark.json"))
 
 
 def _run_gpu_suite(run: Run) -> None:
@@ -64,7 +65,7 @@ def _run_gpu_suite(run: Run) -> None:
     bind(GpuConfig, "gpu", **run.config["gpu"])
     quiet_lightning()
     results = run_suite(run, _train_config(run.config), train.main)
-    print_line(os.path.relpath(run.dir / "gpu.md"))
+    print_line(short_path(run.dir / "gpu.md"))
     raise_problems(results)
 
 

@@ -1,12 +1,12 @@
 """Task of `python src/compare.py A B`: two nets image by image."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
+from alexlab.output.command_line import short_path
 from alexlab.output.escape import print_line
 from alexlab.records.run import Run
 
@@ -50,7 +50,7 @@ def main(run: Run) -> None:
     grids = picture_grids(comparison, context, run.config["num_images"])
     write_files(comparison, context, run.dir)
     write_page(comparison, context, run.dir / "compare.html", grids)
-    print_line(f"{os.path.relpath(run.dir)}/compare.html, comparison.csv, scores.json")
+    print_line(f"{short_path(run.dir)}/compare.html, comparison.csv, scores.json")
 
 
 def check(config: dict[str, Any]) -> None:

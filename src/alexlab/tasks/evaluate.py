@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
+from alexlab.output.command_line import short_path
 from alexlab.output.escape import print_line
 from alexlab.output.numbers import counted
 from alexlab.records.run import Run
@@ -42,7 +43,7 @@ def main(run: Run) -> float:
     mistakes = mistake_grid(model, evaluation.predictions, run.config["num_mistakes"])
     grids = [*chosen.values(), *mistakes]
     write_page(evaluation, run.dir / "evaluation.html", title(model, evaluation), grids=grids)
-    folder = os.path.relpath(run.dir)
+    folder = short_path(run.dir)
     if num_unreadable := len(evaluation.predictions.split) - len(evaluation.predictions.labels):
         print_line(f"{counted(num_unreadable, 'image')} could not be read: {Path(folder) / SKIPPED}")
     names = ["scores.json", "classes.csv", "confusion.csv", "predictions.csv", *(f"{name}.png" for name in chosen)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError, DataError
+from alexlab.output.command_line import short_path
 from alexlab.output.escape import print_line
 from alexlab.output.numbers import counted
 from alexlab.records.run import Run
@@ -67,7 +68,7 @@ def main(run: Run) -> None:
     if config["tensorboard"]:
         _write_to_tensorboard(model, run.dir)
     print_line(f"misclassified: {int((~predictions.correct).sum()):,} of {counted(len(predictions.labels), 'image')}")
-    print_line(f"{os.path.relpath(run.dir)}/explain.html, {', '.join(f'{name}.png' for name in grids)}")
+    print_line(f"{short_path(run.dir)}/explain.html, {', '.join(f'{name}.png' for name in grids)}")
 
 
 def check(config: dict[str, Any]) -> None:

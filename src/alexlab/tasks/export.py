@@ -1,6 +1,5 @@
 """Task of `python src/export.py`: a trained network for other programs."""
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError, DataError
+from alexlab.output.command_line import short_path
 from alexlab.output.escape import print_line
 from alexlab.records.run import Run
 from alexlab.tasks import evaluate
@@ -43,7 +43,7 @@ def main(run: Run) -> None:
     difference = export(model, config["format"], path, images)
     size = path.stat().st_size / 1e6
     content = f"{len(model.members)} networks" if model.members else str(metadata(model)["input"])
-    print_line(f"{os.path.relpath(path)}: {size:.1f} MB, {len(model.classes)} classes, {content}")
+    print_line(f"{short_path(path)}: {size:.1f} MB, {len(model.classes)} classes, {content}")
     count = len(batches(images, 1))
     print_line(f"compared with the checkpoint on {count} images: logits differ by at most {difference:.3g}")
 

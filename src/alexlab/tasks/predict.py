@@ -1,9 +1,8 @@
 """Task of `python src/predict.py`: predictions for unlabelled images."""
 
-import os
-
 from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError
+from alexlab.output.command_line import short_path
 from alexlab.output.escape import print_line
 from alexlab.records.run import Run
 from alexlab.tasks import evaluate
@@ -42,4 +41,4 @@ def main(run: Run) -> None:
             writer.write(prediction)
     writer.print_summary()
     names = [path.name for path in sorted(run.dir.iterdir()) if path.suffix in (".csv", ".jsonl", ".html")]
-    print_line(f"{os.path.relpath(run.dir)}: {', '.join(names)}")
+    print_line(f"{short_path(run.dir)}: {', '.join(names)}")

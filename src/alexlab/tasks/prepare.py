@@ -18,7 +18,7 @@ from alexlab.data.manifest import write_manifest
 from alexlab.data.streaming.writer import write_shards
 from alexlab.data.unreadable import suggest_skipping
 from alexlab.errors import ConfigError, FindingsError
-from alexlab.output.command_line import command_line
+from alexlab.output.command_line import command_line, short_path
 from alexlab.output.escape import print_line
 from alexlab.output.numbers import counted
 from alexlab.output.terminal import Terminal
@@ -94,7 +94,7 @@ def check_images(config: dict[str, Any], run_dir: Path) -> None:
     write_manifest(result.rows, run_dir / "manifest.csv")
     report.write_json(result, run_dir / "check.json")
     report.write_page(result, run_dir / "check.html")
-    print_line(f"{os.path.relpath(run_dir)}/check.html, check.json, manifest.csv")
+    print_line(f"{short_path(run_dir)}/check.html, check.json, manifest.csv")
     if config["fix"] and result.unreadable:
         folder = Path(config["quarantine"] or _sibling(root, ".quarantine"))
         count = quarantine.quarantine(root, result.unreadable, folder)
