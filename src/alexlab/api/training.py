@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import alexlab
 from alexlab.cli.arguments import PATH_KEYS
 from alexlab.config.grammar import expand_home, to_text
+from alexlab.distributed.consistency import flatten
 from alexlab.distributed.imports import python_path
 from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
 from alexlab.output.numbers import counted
@@ -194,18 +195,10 @@ def _to_arguments(overrides: Sequence[Overrides], *, swept: bool = False) -> lis
         if isinstance(override, str):
             arguments.append(override)
         elif isinstance(override, Mapping):
-            arguments += (_to_argument(key, value, swept) for key, value in _flatten(override))
+            arguments += (_to_argument(key, _to_plain(value), swept) for key, value in flatten(override))
         else:
             raise ConfigError(f"an override must be 'KEY=VALUE' or a dict; got {type(override).__name__}")
     return arguments
-
-
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _to_plain(value)
 
 
 def _to_plain(value: Any) -> Any:

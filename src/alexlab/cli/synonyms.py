@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from alexlab.distributed.consistency import flatten
 from alexlab.output.command_line import own_commands
 
 FILE_SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors", ".bin", ".csv")  # of checkpoints and manifests
@@ -29,7 +30,7 @@ def replacement(command: str, key: str, value: str, config: Mapping[str, Any] | 
     """
     tables = [section for section in read_table() if command in section["commands"]]
     parts = [part.lower().replace("-", "_") for part in key.split(".")]
-    own = _leaves(config or {})
+    own = [name for name, _ in flatten(config or {})]
     for start in range(len(parts)):
         last = ".".join(parts[start:])
         if start and last in own:
@@ -87,12 +88,3 @@ def _filled(word: str, value: str) -> str:
     comma = "," if word.endswith(",") else ""
     plain = word.removesuffix(",").replace("{value}", value).replace("{lower}", value.lower())
     return shlex.quote(plain) + comma
-
-
-def _leaves(node: Mapping[str, Any], parents: Sequence[str] = ()) -> list[str]:
-    """Return the keys of the values in a config."""
-    keys: list[str] = []
-    for name, value in node.items():
-        path = [*parents, str(name)]
-        keys += _leaves(value, path) if isinstance(value, dict) and value else [".".join(path)]
-    return keys
