@@ -1,4 +1,4 @@
-"""Evaluations after the images of a run have changed: no image that trained a network is scored as held out."""
+"""Evaluations after the images of a run have changed: no training image is scored as held out."""
 
 import csv
 import logging
@@ -48,19 +48,27 @@ def test_deleted_images_move_no_training_image_into_the_validation(
     shutil.copy(run / "checkpoints/best.ckpt", moved)
     val = recorded(run, "val")
     assert {*split_of(run, "val")} == {*split_of(moved, "val")} == val
-    assert "those that the run recorded" not in caplog.text
+    assert "by the split that the run recorded" not in caplog.text
     gone = sorted(val)[:5]
     for path in gone:
         (folder / path).unlink()
     (folder / "ant/new.png").write_bytes((folder / sorted(val)[-1]).read_bytes())
     assert {*split_of(run, "val")} == val - {*gone}
-    assert f"val: {len(val) - 5} images, those that the run recorded in this split" in caplog.text
+    assert f"val: {len(val) - 5} images, by the split that the run recorded" in caplog.text
     if "data.test_fraction=0.2" in overrides:
         assert {*split_of(run, None)} == recorded(run, "test"), "the test split is the default"
     assert len(split_of(run, "train")) > len(val), "is no held-out split"
     message = "must be those of the run, so that split=val has none that a network was trained on; they have changed"
     with pytest.raises(DataError, match=message):
         split_of(moved, "val")
+
+
+def test_a_test_split_that_was_added_later_is_evaluated(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "images", {f"train/{name}": 10 for name in ("ant", "bee", "cat")})
+    trains_on(root, tmp_path)()
+    write_images(root, {f"test/{name}": 2 for name in ("ant", "bee", "cat")})
+    assert len(split_of(tmp_path / "run", None)) == 6
+    assert {*split_of(tmp_path / "run", "val")} == recorded(tmp_path / "run", "val")
 
 
 def test_folds_stay_the_same_when_labels_are_corrected(folder: Path, tmp_path: Path) -> None:
@@ -93,9 +101,7 @@ def test_the_images_of_any_member_are_left_out(folder: Path, tmp_path: Path) -> 
     model = load_checkpoint([a, b], device="cpu")
     settings, from_run = data_settings(model, node)
     assert {*held_out_split(model, settings, "val", from_run=from_run)[1].paths} == recorded(tmp_path / "b", "val")
-    with pytest.raises(
-        ConfigError, match=r"must not have trained a network; \d+ of 60 images in .* did: set split=val"
-    ):
+    with pytest.raises(ConfigError, match=r"\d+ of 60 images in .* are training images: set split=val"):
         held_out_split(model, settings, None, from_run=from_run)
     assert len(held_out_split(model, settings, "all", from_run=from_run)[1]) == 60
     model = load_checkpoint([b, a], device="cpu")

@@ -106,9 +106,9 @@ def _check_callback(callback: Callback, where: str, config: Config) -> None:
         raise ConfigError(
             f"{where} must not be StochasticWeightAveraging, whose average is neither validated nor saved; use callbacks=ema"
         )
-    if type(callback) is LightningEarlyStopping:
+    if isinstance(callback, LightningEarlyStopping) and not isinstance(callback, EarlyStopping):
         raise ConfigError(
-            f"{where} must be callbacks=early_stopping: Lightning's EarlyStopping does not survive a resume"
+            f"{where} must be callbacks=early_stopping: Lightning's own EarlyStopping loses its decision when a run is resumed"
         )
     if isinstance(callback, CheckpointCallback | EarlyStopping):
         check_monitor(callback.monitor, where, config)

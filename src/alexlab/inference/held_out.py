@@ -1,12 +1,13 @@
-"""Evaluation images that no network was trained on."""
+"""Evaluation on images that no network was trained on."""
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from alexlab.config.data import data_config
 from alexlab.data.config import DataConfig
 from alexlab.data.fingerprint import describe_images
 from alexlab.data.folds import merge
@@ -44,23 +45,26 @@ def held_out_split(
     name, split = select_split(model, settings, requested, from_run=from_run)
     nets = model.members or (model,)
     _check_members(model, settings, name, from_run=from_run)
-    if settings.root is None:  # shards or a dataset class
+    is_default = name == "all" and requested is None
+    if settings.root is None or not (name in HELD_OUT or is_default):  # shards or a dataset class; or as requested
         return name, split
-    records = [found for net in nets if (found := _recorded(net, split.root if from_run else None))]
-    located = locator(split.root)
-    if name in HELD_OUT and records:
-        return name, _as_recorded(name, split, records, located, settings, from_run=from_run)
-    if name in HELD_OUT and from_run:
-        _check_unchanged(nets, settings, name)
-    if name == "all" and requested is None:
-        trained = sum(any(record.get(place) == "train" for record in records) for place in map(located, split.paths))
-        same = any(_real(net.config["data"].get("root")) == _real(settings.root) for net in nets)
-        if trained or same:
-            number = f"{trained:,} of {counted(len(split), 'image')}" if trained else "images"
-            raise ConfigError(
-                f"the images of an evaluation must not have trained a network; {number} in {settings.root} did: set "
-                "split=val, or split=all to evaluate them all the same"
-            )
+    recorded = [_recorded(net, split.root if from_run else None) for net in nets]
+    records = [record for record in recorded if record]
+    if name in HELD_OUT:
+        for net, record in zip(nets, recorded, strict=True):
+            if from_run and not record:
+                _check_unchanged(net, settings.location, name)
+        return name, _as_recorded(name, split, records, settings, from_run=from_run) if records else split
+    trained = sum(
+        any(record.get(place) == "train" for record in records) for place in map(locator(split.root), split.paths)
+    )
+    same = any(_real(net.config["data"].get("root")) == _real(settings.root) for net in nets)
+    if trained or same:
+        number = f"{trained:,} of {counted(len(split), 'image')}" if trained else "those"
+        raise ConfigError(
+            f"a network must not be evaluated on images that it was trained on; {number} in {settings.root} are training images: "
+            "set split=val, or split=all to evaluate them all the same"
+        )
     return name, split
 
 
@@ -90,55 +94,55 @@ def _image_root(node: Mapping[str, Any]) -> str | None:
 
 
 def _as_recorded(
-    name: str,
-    split: Split,
-    records: Sequence[Mapping[str, str]],
-    located: Callable[[str], str],
-    settings: DataConfig,
-    *,
-    from_run: bool,
+    name: str, split: Split, records: Sequence[Mapping[str, str]], settings: DataConfig, *, from_run: bool
 ) -> Split:
-    """Return the images that each run has in its split `name`; the split as it is if it has no image of the runs."""
+    """Return the images of a split that no run has in another split, and those of other splits that the runs have in this one.
 
-    def is_held_out(path: str) -> bool:
-        found = [record[place] for record in records if (place := located(path)) in record]
-        return bool(found) and all(each == name for each in found)
+    Images that no run has recorded are kept, unless they are in the folder of a run that has recorded the split.
+    """
+    located = locator(split.root)
+    is_complete = from_run and any(name in record.values() for record in records)
 
-    rows = [row for row, path in enumerate(split.paths) if is_held_out(path)]
-    if len(rows) == len(split) == sum(each == name for each in records[0].values()):
+    def is_held_out(path: str, is_selected: bool) -> bool:
+        place = located(path)
+        found = {record[place] for record in records if place in record}
+        return found == {name} or (not found and is_selected and not is_complete)
+
+    def take(part: Split, *, is_selected: bool) -> Split:
+        rows = [row for row, path in enumerate(part.paths) if is_held_out(path, is_selected)]
+        return part if len(rows) == len(part) else part.take(np.array(rows, np.int64))
+
+    found = take(split, is_selected=True)
+    if is_complete and found is split and len(split) == sum(each == name for each in records[0].values()):
         return split
     try:
-        parts = [part.relabel(split.classes, OWNER) for _, part in settings.find_splits().items()]
+        others = [part.relabel(split.classes, OWNER) for other, part in settings.find_splits().items() if other != name]
     except DataError:  # a folder without a training split
-        parts = [split]
-    if not from_run and not any(located(path) in record for part in parts for path in part.paths for record in records):
-        return split
-    kept = [
-        part.take(np.array([row for row, path in enumerate(part.paths) if is_held_out(path)], np.int64))
-        for part in parts
-    ]
-    kept = [part for part in kept if len(part)]
-    if not kept:
+        others = []
+    for part in (take(other, is_selected=False) for other in others):
+        if len(part):
+            found = merge(found, part) if len(found) else part
+    if not len(found):
         raise DataError(
             f"split={name} must have images that no network was trained on; {settings.location} has none of the images that "
             f"the run recorded in its split {name}"
         )
-    found, *others = kept
-    for other in others:
-        found = merge(found, other)
-    log.info("%s: %s, those that the run recorded in this split", name, counted(len(found), "image"))
+    if found is not split:
+        log.info("%s: %s, by the split that the run recorded", name, counted(len(found), "image"))
     return found
 
 
-def _check_unchanged(nets: Sequence[TrainedModel], settings: DataConfig, name: str) -> None:
-    """Check that the images that alexlab splits are those of the runs, whose splits are not recorded."""
-    data = [net.recorded.get("data") for net in nets if net.recorded is not None]
-    known = {str(each["fingerprint"]) for each in data if isinstance(each, dict) and each.get("fingerprint")}
-    splits = settings.find_splits() if known else None
-    if splits is not None and splits.auto_split and known != {describe_images(splits)["fingerprint"]}:
+def _check_unchanged(net: TrainedModel, location: str, name: str) -> None:
+    """Check that the images that alexlab has split are those of the net's run, whose split is not recorded."""
+    data = (net.recorded or {}).get("data")
+    known = data.get("fingerprint") if isinstance(data, dict) else None
+    if known is None:
+        return
+    splits = data_config({"data": {**net.config["data"], "cache": None, "manifest": None}}).find_splits()
+    if splits.auto_split and known != describe_images(splits)["fingerprint"]:
         raise DataError(
-            f"the images in {settings.location} must be those of the run, so that split={name} has none that a network was "
-            "trained on; they have changed since. Evaluate the checkpoint in its run folder, which has the run's split, or set "
+            f"the images in {location} must be those of the run, so that split={name} has none that a network was trained on; "
+            "they have changed since. Evaluate the checkpoint in its run folder, which has the run's split, or set "
             "data.root=DIR to other images"
         )
 

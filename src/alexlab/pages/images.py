@@ -19,7 +19,7 @@ def thumbnail_url(pixels: np.ndarray, height: int = THUMBNAIL_HEIGHT) -> str:
 
     Args:
         pixels: uint8 (H, W, 1) or (H, W, 3).
-        height: maximum height in pixels; a smaller image is enlarged by an integer.
+        height: maximum height in pixels; a smaller image is enlarged by an integer factor.
     """
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     factor = min(height // image.height, 2 * height // image.width)

@@ -132,8 +132,8 @@ def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, boo
     if not from_run:  # a folder may replace shards and shards a folder
         whole = {"folds": None, "fold": None, "fraction": 1.0}
         changes = {"root": None, "url": None, "generate": None, "dataset": None, "splits": {}} | whole | changes
-        if own.get("group") and _has_val(changes):
-            changes["group"] = None  # nothing is left to divide by it
+        if _has_val(changes):  # nothing is left to divide
+            changes |= {"group": None, "test_fraction": 0.0}
         if str(changes["root"]).lower().endswith(".csv"):
             changes["val_split"] = "val"  # a manifest names its splits
     if changes.get("url") is not None:  # these keys divide or sample files

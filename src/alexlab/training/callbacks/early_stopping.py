@@ -1,5 +1,6 @@
 """Early stopping, also of a resumed run."""
 
+import math
 from typing import Any
 
 import lightning
@@ -60,7 +61,11 @@ class EarlyStopping(LightningEarlyStopping):
         """Restore the counts; a longer run or more patience overrules the decision to stop."""
         super().load_state_dict({**state_dict, "patience": self.patience})
         is_patient = self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED and self.wait_count < self.patience
-        if is_patient or state_dict["limits"] != self.limits:
+        before, now = (
+            [math.inf if limit in (None, -1) else limit for limit in limits]
+            for limits in (state_dict["limits"], self.limits)
+        )
+        if is_patient or any(new > old for old, new in zip(before, now, strict=True)):
             self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
