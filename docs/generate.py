@@ -20,8 +20,8 @@ PAGES = {
     "results": """# Results
 
 Accuracies measured with this code. Every table gives its command, date, hardware and seeds; `RUN` is a run folder and `DIR`
-a folder of images. The tables of cats and dogs, CIFAR-10 and Imagenette come from the records of the runs; the others were
-entered by hand from the output. Nothing was measured on a GPU or on ImageNet.
+a folder of images. The tables of cats and dogs, CIFAR-10, the 2012 paper and Imagenette come from the records of the runs; the
+others were entered by hand from the output. Nothing was measured on a GPU or on ImageNet.
 """,
     "benchmarks": """# Benchmarks
 

@@ -78,9 +78,8 @@ class Runs(Sequence[TrainedRun]):
 
     def __init__(self, results: Sequence[RunResult], *, config_dir: str | Path | None = None) -> None:
         known = [{field.name: getattr(result, field.name) for field in fields(RunResult)} for result in results]
-        folder = (
-            None if config_dir is None else Path(config_dir).expanduser().absolute()
-        )  # the program may change its folder
+        # Absolute: the program may change its folder.
+        folder = None if config_dir is None else Path(config_dir).expanduser().absolute()
         self._runs = [TrainedRun(**values, config_dir=folder) for values in known]
 
     def __getitem__(self, index: Any) -> Any:

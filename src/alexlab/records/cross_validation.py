@@ -93,7 +93,7 @@ def _check_folds(folder: str, runs: Sequence[RunResult], finished: Sequence[RunR
     if keys:
         raise ConfigError(
             f"the runs of a cross-validation must differ only in fold and seed; those of {folder} differ in {', '.join(keys)}: "
-            f"name the runs of one setting by their folders, such as ckpt='{folder}/*model-alexnet*'"
+            f"name the runs of one setting by their folders, such as ckpt='{runs[0].folder.parent}/*model-alexnet*'"
         )
     missing = sorted({*range(runs[0].num_folds or 0)} - {run.fold for run in finished if run.fold is not None})
     if missing:

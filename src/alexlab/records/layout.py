@@ -12,9 +12,8 @@ EARLIER_LASTS = "step_*.ckpt"  # older checkpoints next to them, see callbacks.c
 RUN_JSON, LOCK, CODE_DIFF = "run.json", ".lock", "code.diff"
 SWEEP_JSON = "sweep.json"  # in the folder of a sweep
 EARLIER = ".earlier"  # files of failed attempts at a job
-CHECKPOINT_KEY = (
-    "alexlab"  # entry of a checkpoint with config, choices, classes, best scores, versions, code and images
-)
+# Entry of a checkpoint with the config, choices, classes, best scores, versions, code and images of its run.
+CHECKPOINT_KEY = "alexlab"
 MEAN_IMAGE = "mean_image"  # tensor in that entry, and in exported files
 # Overrides that decide where jobs run, not what they compute.
 LAUNCHER_OVERRIDES = ("launcher=", "launcher.", "hydra.launcher", "+hydra.launcher")
