@@ -19,10 +19,10 @@ from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.demo import predict_image
 from alexlab.inference.members import short_names
-from alexlab.inference.metrics import paired_interval
 from alexlab.models.weights.pretrained import read_source
 from alexlab.records.layout import BEST, SWEEP_JSON
 from alexlab.records.run import Run
+from alexlab.records.significance import paired_interval
 from alexlab.tasks import evaluate, explain, export, predict
 from alexlab.training.preprocessing import average_logits
 from support.runs import TINY, composed, names, plain, rows, write_record

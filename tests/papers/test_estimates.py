@@ -26,6 +26,16 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert mean_estimate([1.0]) == Estimate(1.0)
 
 
+def test_equal_scores_have_no_interval_and_no_verdict() -> None:
+    for gains in ([0.004, 0.004], [0.684 - 0.680, 0.672 - 0.668]):
+        found = mean_estimate(gains)
+        assert found.low is None and verdict_of_difference(found) == UNDECIDED
+    found = difference_estimate([0.66, 0.66], [0.64, 0.64])
+    assert found == Estimate(pytest.approx(0.02)) and verdict_of_difference(found) == UNDECIDED
+    assert verdict_of_score(mean_estimate([0.89, 0.89]), 0.902) == UNDECIDED
+    assert ratio_estimate([4.0, 4.0], [2.0, 2.0]).low is None
+
+
 def test_the_interval_of_a_difference_pools_the_variance_over_all_settings() -> None:
     first, second, third = [0.5, 0.6], [0.3, 0.4], [0.1, 0.4]
     found = difference_estimate(first, second)

@@ -1,5 +1,6 @@
 """Settings compared on the images that their runs predicted, in run folders written by the tests."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from alexlab.records.kept_predictions import KeptPredictions
 from alexlab.records.ranking import Ranking, notes, rank_groups, verdict
 from alexlab.records.report import write_report
 from alexlab.records.results import find_runs, read_runs
-from alexlab.records.significance import BOOTSTRAP, MCNEMAR, PAIRED_T, WELCH
+from alexlab.records.significance import BOOTSTRAP, MCNEMAR, PAIRED_T, WELCH, paired_interval, seeds_needed
 from support.runs import rows, write_record
 
 LOSS = {"name": "val/loss", "mode": "min"}
@@ -80,7 +81,8 @@ def test_single_runs_are_compared_by_mcnemar(tmp_path: Path) -> None:
     ]
     write_report([str(tmp_path)], tmp_path / "out")
     table = (tmp_path / "out/report.md").read_text()
-    assert "| -6.00 (-10.50 to -2.00) | 0.012 |" in table or "| -6.00 (-10.00 to -2.00) | 0.012 |" in table
+    _, low, high = paired_interval(other.astype(float) - best)
+    assert f"| -6.00 ({100 * low:.2f} to {100 * high:.2f}) | 0.012 |" in table
 
 
 def test_the_best_of_many_settings_can_be_significant(tmp_path: Path) -> None:
@@ -150,10 +152,77 @@ def test_the_verdict_names_the_settings_that_are_not_significantly_worse(tmp_pat
     )
     first, holm, power = notes(found)
     assert first.endswith("the same 400 validation images, tested by a paired bootstrap.") and "5 comparisons" in holm
+    assert power.startswith("To detect a difference of 0.5 points, you need at least about ")
+    assert "(80 % power; standard error due to the choice of these 400 images: " in power
+
+
+def test_the_number_of_seeds_follows_from_the_measured_spread(tmp_path: Path) -> None:
+    """Images that are either easy or hard for every net add no error of their own: each seed loses other ones."""
+    generator, labels = np.random.default_rng(0), np.repeat([0, 1], 2000)
+    for lr in (0.1, 0.2):
+        for seed in (1, 2, 3):
+            correct = np.ones(4000, bool)
+            correct[generator.choice(4000, generator.integers(100, 180), replace=False)] = False
+            write_run(tmp_path / f"{lr}_{seed}", correct_for(labels, correct), labels, lr=lr, seed=seed)
+    found = ranking(tmp_path)
     tables = [group.training_scores() for group in found.groups]
-    spread = np.sqrt(np.mean([np.var([t[key] - tables[0][key] for key in t], ddof=1) for t in tables[1:]]))
-    assert f"deviation of the differences between paired seeds: {100 * spread:.2g} points)" in power
-    assert power.startswith("To detect a difference of 0.5 points on these images, you need about ")
+    spread = np.std([tables[1][seed] - tables[0][seed] for seed in (1, 2, 3)], ddof=1)
+    error = found.differences[1].image_error if found.differences[1] else 0
+    count = seeds_needed(0.005, spread, is_paired=True, image_error=error)
+    of_images = f", standard error due to the images: {100 * error:.2g} points" if error else ""
+    assert notes(found)[-1] == (
+        f"To detect a difference of 0.5 points{'' if error else ' on these images'}, you need about {count} seeds of each setting "
+        f"(80 % power; measured standard deviation of the differences between paired seeds: {100 * spread:.2g} points{of_images})."
+    )
+
+
+def test_seeds_on_other_images_are_tested_with_the_choice_of_the_images(tmp_path: Path) -> None:
+    """Settings that differ in data.split_seed: every net gets the easy images of its own validation split right."""
+    labels = np.repeat([0, 1], 150)
+    for split_seed, wrong in ((0, 105), (1, 120)):
+        paths = np.array([f"{split_seed}/{number:03d}" for number in range(300)])
+        for seed in (1, 2, 3):
+            correct = np.arange(300) >= wrong + seed * (1 + split_seed)
+            data = {"split_seed": split_seed}
+            write_run(tmp_path / f"{split_seed}_{seed}", correct_for(labels, correct), labels, lr=0.1, seed=seed, paths=paths, data=data)  # fmt: skip
+    found = ranking(tmp_path)
+    difference = found.differences[1]
+    assert difference is not None and difference.test == WELCH
+    p = 1 - np.array([124, 107]) / 300
+    error = np.sqrt((p * (1 - p)).sum() / 300)
+    assert difference.image_error == pytest.approx(error)
+    assert difference.p == pytest.approx(2 * stats.norm.sf(17 / 300 / error), abs=0.01) and not found.is_clear
+    assert "standard error due to the choice of these 300 images: 4 points" in notes(found)[-1]
+
+    # Another metric has no known spread over the images, so its seeds tell nothing about other images.
+    for folder in tmp_path.iterdir():
+        record = json.loads((folder / "run.json").read_text())
+        record |= {"optimized": {"name": "val/f1", "mode": "max"}}
+        record["best"]["f1"] = record["best"]["top1"]
+        (folder / "run.json").write_text(json.dumps(record))
+    by_f1 = ranking(tmp_path)
+    assert by_f1.differences == [None, None]
+    assert verdict(by_f1).endswith("a test of their difference needs several seeds of each on the same images, with kept predictions.")  # fmt: skip
+
+
+def test_one_seed_compared_with_several_is_no_firm_result(tmp_path: Path) -> None:
+    """A new setting of one seed is within the spread of the five seeds of the baseline, whose mean is significantly lower alone."""
+    labels = np.repeat([0, 1], 2500)
+    for seed, right in enumerate((3600, 3700, 3800, 3900, 4000)):
+        write_run(tmp_path / f"a_{seed}", correct_for(labels, np.arange(5000) < right), labels, lr=0.1, seed=seed)
+    write_run(tmp_path / "b", correct_for(labels, np.arange(5000) < 3950), labels, lr=0.2)
+    found = ranking(tmp_path)
+    difference = found.differences[1]
+    assert difference is not None and difference.test == BOOTSTRAP and difference.p > 0.2
+    assert verdict(found).startswith("No clear winner among 2 settings")
+    assert (
+        "optimizer.lr=0.2 has one seed: the randomness of its training is taken from the setting that it is compared with, and left "
+        "out if that has one seed too." in notes(found)
+    )
+    for folder in tmp_path.iterdir():
+        (folder / "predictions/val.npz").unlink()
+    unpaired = ranking(tmp_path).differences[1]
+    assert unpaired is not None and unpaired.test == WELCH and unpaired.p > 0.2
 
 
 def test_losses_are_compared_image_by_image_and_other_metrics_by_seed(tmp_path: Path) -> None:
@@ -197,8 +266,9 @@ def test_the_score_of_folds_is_that_of_pooled_predictions(tmp_path: Path) -> Non
         assert group.mean() == pytest.approx(accuracy_score(labels, pooled[group.keys["optimizer.lr"]]))
     best, other = (pooled[group.keys["optimizer.lr"]] == labels for group in found.groups)
     difference = found.differences[1]
-    assert difference is not None and difference.test == BOOTSTRAP
+    assert difference is not None and difference.test == MCNEMAR
     assert difference.value == pytest.approx(other.mean() - best.mean())
+    assert difference.p == pytest.approx(stats.binomtest((best > other).sum(), (best != other).sum()).pvalue)
     write_report([str(tmp_path / "runs")], tmp_path / "out")
     table = rows(tmp_path / "out/out_of_fold.csv")
     assert list(table[0]) == ["optimizer.lr", "seed", "data.fold", "path", "label", "predicted", "label_prob"]

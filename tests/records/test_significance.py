@@ -14,16 +14,16 @@ from alexlab.records.significance import (
     corrected,
     holm,
     image_differences,
+    images_needed,
     mcnemar,
+    paired_interval,
     seeds_needed,
     t_difference,
 )
 
 
-def scores(values: np.ndarray, *, seeds: tuple[object, ...] | None = None, is_single: bool = False) -> ImageScores:
-    return ImageScores(
-        seeds or tuple(range(len(values))), values.astype(float), bool(np.isin(values, (0, 1)).all()), is_single
-    )
+def scores(values: np.ndarray, *, seeds: tuple[object, ...] | None = None) -> ImageScores:
+    return ImageScores(seeds or tuple(range(len(values))), values.astype(float), bool(np.isin(values, (0, 1)).all()))
 
 
 def pair(both: int, only_best: int, only_other: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,18 +62,22 @@ def test_t_intervals_are_those_of_scipy() -> None:
     assert (found.p, found.low, found.high) == pytest.approx((paired.pvalue, *paired.confidence_interval()))
     same = t_difference(0.0, [(0.0, 1)], "x")
     assert same is not None and same.p == 1
-    assert t_difference(0.1, [(0.0, 1)], "x") is None, "samples without spread cannot be tested"
+    for spread in (0.0, 1e-34):
+        assert t_difference(0.1, [(spread, 1)], "x") is None, "samples without spread cannot be tested"
 
 
 def test_single_runs_are_compared_by_mcnemar_with_the_interval_of_paired_proportions() -> None:
     best, other = pair(800, 60, 40, 100)
-    (found,) = image_differences(scores(best[None], is_single=True), [scores(other[None], is_single=True)])
-    error = np.sqrt((100 - 20**2 / 1000) / 1000**2)  # of paired proportions: sqrt(b + c - (b - c)^2 / n) / n
+    (found,) = image_differences(scores(best[None]), [scores(other[None])])
     assert found.test == MCNEMAR and found.p == pytest.approx(stats.binomtest(40, 100).pvalue)
-    assert found.value == pytest.approx(-0.02)
-    assert (found.low, found.high) == pytest.approx((-0.02 - 1.96 * error, -0.02 + 1.96 * error), abs=0.08 * error)
-    folds = image_differences(scores(best[None]), [scores(other[None])])[0]
-    assert folds.test == BOOTSTRAP and folds.p == pytest.approx(2 * stats.norm.sf(0.02 / error), abs=0.02)
+    assert (found.value, found.low, found.high) == paired_interval(other - best) and found.value == pytest.approx(-0.02)
+
+
+def test_four_images_make_no_winner() -> None:
+    """Of 270 images four are right only with the best setting, none only with the other; the exact test has p = 2 / 2^4."""
+    best, other = pair(264, 4, 0, 2)
+    (found,) = image_differences(scores(best[None]), [scores(other[None])])
+    assert found.p == pytest.approx(0.125) and not found.is_significant and found.low < 0 < found.high
 
 
 def simulated(
@@ -97,6 +101,8 @@ def test_the_interval_agrees_with_the_normal_approximation_of_a_two_way_layout()
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.08)
     (unpaired,) = image_differences(scores(best), [scores(other, seeds=tuple(range(40, 80)))])
     assert unpaired.value == found.value and max(found.p, unpaired.p) <= 0.01
+    of_images = np.sqrt(difference.mean(0).var(ddof=1) / 500 - noise)
+    assert found.image_error == pytest.approx(of_images)
     assert image_differences(scores(best), [scores(best)])[0] == Difference(0, 0, 0, 1, BOOTSTRAP)
 
 
@@ -113,6 +119,21 @@ def test_intervals_cover_the_true_difference(num_seeds: int, is_paired: bool) ->
         significant += found.is_significant
     assert 0.92 <= covered / 400 <= 0.985, covered / 400
     assert abs(400 - covered - significant) <= 8
+
+
+@pytest.mark.parametrize("num_images", [250, 4000])
+def test_a_single_seed_compared_with_several_has_their_spread(num_images: int) -> None:
+    """In 400 simulated comparisons of equal settings, one with five seeds and one with a single seed, few are significant."""
+    generator, significant = np.random.default_rng(5), 0
+    for _ in range(400):
+        many, single = simulated(generator, 0, 0, num_seeds=5, num_images=num_images, luck=0.15)
+        (found,) = image_differences(scores(many), [scores(single[:1])], resamples=800)
+        (turned,) = image_differences(scores(single[:1]), [scores(many)], resamples=800)
+        assert (turned.value == -found.value and turned.is_significant == found.is_significant) or abs(
+            found.p - turned.p
+        ) < 0.03
+        significant += found.is_significant
+    assert significant / 400 < 0.075, significant / 400
 
 
 def test_eight_settings_of_ten_thousand_images_take_about_a_second() -> None:
@@ -135,8 +156,22 @@ def test_the_number_of_seeds_is_that_of_published_tables(
     assert seeds_needed(difference, 1.0, is_paired=is_paired) == expected
 
 
-def test_the_number_of_seeds_has_the_power_in_a_simulation() -> None:
+@pytest.mark.parametrize("image_error", [0.0, 0.15])
+def test_the_number_of_seeds_has_the_power_in_a_simulation(image_error: float) -> None:
     generator = np.random.default_rng(4)
-    count = seeds_needed(0.8, 1.0, is_paired=True)
-    found = stats.ttest_1samp(generator.normal(0.8, 1, (4000, count or 0)), 0, axis=1).pvalue < 0.05
-    assert 0.79 < found.mean() < 0.86
+    count = seeds_needed(0.8, 1.0, is_paired=True, image_error=image_error)
+    assert count is not None
+    images = generator.normal(0, image_error, (4000, 1)) if image_error else 0.0
+    samples = generator.normal(0.8, 1, (4000, count)) + images
+    variance = samples.var(1, ddof=1) / count
+    freedom = (count - 1) * ((variance + image_error**2) / variance) ** 2
+    p_values = 2 * stats.t.sf(abs(samples.mean(1)) / np.sqrt(variance + image_error**2), freedom)
+    assert 0.78 < (p_values < 0.05).mean() < 0.86
+
+
+def test_too_few_images_cannot_be_replaced_by_seeds() -> None:
+    assert seeds_needed(0.005, 0.01, is_paired=True, image_error=0.003) is None
+    count = images_needed(0.005, 1000, 0.003)
+    assert count == pytest.approx(1000 * (2.801585 * 0.003 / 0.005) ** 2, abs=1)
+    less = 0.003 * (1000 / (1.1 * count)) ** 0.5
+    assert seeds_needed(0.005, 0.01, is_paired=True, image_error=less) is not None

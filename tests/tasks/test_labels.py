@@ -89,14 +89,26 @@ def test_label_errors_are_found_decided_and_corrected(
     script = """
       const [first, second] = document.querySelectorAll('#suspects > figure');
       const press = key => document.activeElement.dispatchEvent(new window.KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
-      first.focus(); press('r'); press('ArrowLeft'); press('u'); press('a');
+      first.focus(); press('r'); press('u');
+      const undone = [document.activeElement === first, document.getElementById('count').value];
+      press('a');
       const moved = document.activeElement === second;
+      press('r'); press('u'); press('u'); press('u');
+      const again = window.eval('decisionsCsv()');
+      first.focus(); press('a');
+      // Another tab has decided the second image since.
+      window.eval("localStorage.setItem(storageKey, JSON.stringify({...decisions, 1: 'reject'}))");
+      first.querySelector('[data-decision=accept]').click();
+      const merged = window.eval('decisions[1]');
+      first.querySelector('[data-decision=accept]').click();
       second.querySelector('[data-decision=remove]').click();
       const count = document.getElementById('count').value;
       document.getElementById('undecided').click();
-      return [moved, count, first.hidden, first.dataset.chosen, window.eval('decisionsCsv()')];"""
-    moved, count, hidden, chosen, text = evaluate_script(out / "labels.html", script)
-    assert (moved, count, hidden, chosen) == (True, "2 of 2 decided", True, "accept")
+      return [undone, moved, again, merged, count, first.hidden, first.dataset.chosen, window.eval('decisionsCsv()')];"""
+    undone, moved, again, merged, count, hidden, chosen, text = evaluate_script(out / "labels.html", script)
+    assert (undone, moved, merged) == ([True, "0 of 2 decided"], True, "reject")
+    assert again.splitlines() == (out / "labels.csv").read_text().splitlines(), "undecided images are listed too"
+    assert (count, hidden, chosen) == ("2 of 2 decided", True, "accept")
     (tmp_path / "decisions.csv").write_text(text, newline="")
     corrected = tmp_path / "new/corrected.csv"
     arguments = (f"data.root={out / 'manifest.csv'}", f"decisions={tmp_path / 'decisions.csv'}", f"out={corrected}")
@@ -131,6 +143,8 @@ def test_a_page_has_a_limited_number_of_images(sweep: Path, tmp_path: Path, monk
     page = (out / "labels.html").read_text()
     assert page.count("<figure") == 1
     assert "1 more image is in labels.csv" in page
+    text = evaluate_script(out / "labels.html", "return window.eval('decisionsCsv()');")
+    assert text.splitlines() == (out / "labels.csv").read_text().splitlines(), "with the images that are not shown"
 
 
 @pytest.mark.slow

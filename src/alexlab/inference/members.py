@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alexlab.inference.metrics import compute_metrics, paired_interval
+from alexlab.inference.metrics import compute_metrics
+from alexlab.records.significance import paired_interval
 
 if TYPE_CHECKING:
     from alexlab.inference.predictions import Predictions

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 from sklearn.metrics import confusion_matrix as count_confusions
 from sklearn.metrics import precision_recall_fscore_support
 
 from alexlab.output.csv_files import write_csv
-from alexlab.records.significance import CONFIDENCE, wilson_interval
+from alexlab.records.significance import wilson_interval
 
 if TYPE_CHECKING:
     from alexlab.inference.predictions import Predictions
@@ -30,23 +29,6 @@ class CalibrationBin(NamedTuple):
     confidence: float
     accuracy: float
     num_images: int
-
-
-def paired_interval(differences: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean of the differences between two results on the same N images, in -1..1, and its 95 % interval.
-
-    Agresti and Min, "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005:
-    the interval is that of the normal distribution after half an image of each of the four outcomes is added, so that it has a
-    width even if the results are equal on all images.
-
-    Args:
-        differences: difference on each image, (N,).
-    """
-    count = len(differences) + 2
-    center = differences.sum() / count
-    variance = ((differences**2).sum() + 1) / count - center**2
-    half = norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt(variance / count)
-    return float(differences.mean()), float(max(-1, center - half)), float(min(1, center + half))
 
 
 def compute_metrics(predictions: "Predictions") -> dict[str, Any]:

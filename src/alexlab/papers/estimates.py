@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alexlab.records.significance import CONFIDENCE, wilson_interval
+from alexlab.records.significance import CONFIDENCE, has_spread, wilson_interval
 
 AGREES, DIFFERS, UNDECIDED = "agrees", "differs", "inconclusive"
 MARGIN = 0.01  # by which a score may be below a published one and still agree
@@ -25,20 +25,23 @@ class Estimate:
     high: float | None = None
 
 
-def _student(value: float, error: float, degrees: int) -> Estimate:
-    """Return a value with Student's interval for its standard error."""
+def _student(value: float, variance: float, degrees: int) -> Estimate:
+    """Return a value with Student's interval; without one for a sample whose scores are all equal."""
     from scipy.stats import t
 
+    if not has_spread(variance):
+        return Estimate(value)
+    error = math.sqrt(variance)
     half = float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * error
     return Estimate(value, value - half, value + half)
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of a sample with Student's interval; without one for a single value."""
+    """Return the mean of a sample with Student's interval; without one for a single value or equal ones."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Estimate(mean)
-    return _student(mean, statistics.stdev(values) / math.sqrt(len(values)), len(values) - 1)
+    return _student(mean, statistics.variance(values) / len(values), len(values) - 1)
 
 
 def share_estimate(share: float, count: int) -> Estimate:
@@ -52,7 +55,7 @@ def difference_estimate(
     """Return the difference of the means of two groups of scores, with Student's interval.
 
     The variance over the seeds is pooled over all groups, as in an analysis of variance: three seeds alone give a poor estimate
-    of it. There is no interval if no group has two scores.
+    of it. There is no interval if no group has two different scores.
 
     Args:
         first, second: scores of the two settings, one per seed.
@@ -64,7 +67,7 @@ def difference_estimate(
     if not degrees:
         return Estimate(value)
     squares = sum((score - statistics.fmean(group)) ** 2 for group in groups for score in group)
-    return _student(value, math.sqrt(squares / degrees * (1 / len(first) + 1 / len(second))), degrees)
+    return _student(value, squares / degrees * (1 / len(first) + 1 / len(second)), degrees)
 
 
 def ratio_estimate(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:

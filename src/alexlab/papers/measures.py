@@ -185,7 +185,9 @@ def score(claim: Claim, groups: Groups) -> Measurement:
     number = min(int(runs[0].epochs[-1]["epoch"]), len(claim.published))
     published = claim.published[number - 1]
     estimate = mean_estimate(scores) if len(runs) > 1 else share_estimate(scores[0], max(1, runs[0].num_val))
-    text = f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+    text = f"{estimate.value:.3f}"
+    if estimate.low is not None:
+        text += f" ({estimate.low:.3f} to {estimate.high:.3f})"
     over = f"{len(runs)} seeds" if len(runs) > 1 else f"the {runs[0].num_val:,} images"
     detail = (
         f"After {counted(number, 'epoch')}: published {published:.3f}; the interval is over {over}, and its low end "

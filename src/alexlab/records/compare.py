@@ -118,18 +118,6 @@ class RunGroup:
         values = self.samples() if name in (None, self.optimized.key) else self.values(name)
         return statistics.stdev(values) if len(values) > 1 else None
 
-    def sample_statistics(self) -> tuple[float, float, int] | None:
-        """Return mean, standard deviation and size of the sample: the seeds, or the validation images of folds or a single run.
-
-        With another metric than an accuracy, whose spread over the images is not known, the sample of a single seed is that of
-        its folds, and None without folds.
-        """
-        values, mean = self.samples(), self.mean() or 0
-        std = statistics.stdev(values) if len(values) > 1 else None
-        if self.optimized.is_accuracy and (self.num_folds or std is None):
-            return mean, math.sqrt(mean * (1 - mean)), max(2, self.num_images)
-        return None if std is None else (mean, std, len(values))
-
 
 def mean_interval(group: RunGroup) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean score of a group: over its seeds, or over the images of its folds or single run.

@@ -50,9 +50,8 @@ def setting_scores(group: RunGroup) -> SettingScores | None:
         return None
     if first is None:
         return SettingScores(paths, labels, None)
-    is_single = len(found) == 1 and group.num_folds is None
     values = np.array([each[2] for each in found], np.float64)
-    return SettingScores(paths, labels, ImageScores(tuple(trainings), values, group.optimized.is_accuracy, is_single))
+    return SettingScores(paths, labels, ImageScores(tuple(trainings), values, group.optimized.is_accuracy))
 
 
 def kept_predictions(run: RunResult) -> KeptPredictions | None:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alexlab.output.numbers import counted
 from alexlab.records.compare import RunGroup
@@ -18,7 +18,9 @@ from alexlab.records.significance import (
     WELCH,
     Difference,
     corrected,
+    has_spread,
     image_differences,
+    images_needed,
     seeds_needed,
     t_difference,
 )
@@ -58,8 +60,7 @@ def rank_groups(groups: Sequence[RunGroup]) -> Ranking:
     """Rank settings by the mean of their optimized metric, and test the difference of each to the best one.
 
     Settings that were validated on the same images are paired image by image, see `image_differences`; for a metric that is not a
-    mean over images, by their seeds. The others are tested as independent samples by Welch's t-test: of seeds, or of the
-    validation images of a single run or of folds.
+    mean over images, by their seeds. The others are tested by Welch's t-test, see `_unpaired`.
     """
     scored = [group for group in groups if group.values()]
     metric = common_metric([run for group in scored for run in group.runs])
@@ -88,7 +89,10 @@ def _differences(ranked: Sequence[RunGroup]) -> list[Difference | None]:
         found_differences = image_differences(first, values, resamples=max(RESAMPLES, 200 * len(values)))
         for number, difference in zip(scores, found_differences, strict=True):
             found[number] = difference
-    return [difference or _unpaired(best, other) for difference, other in zip(found, others, strict=True)]
+    return [
+        difference or _unpaired(best, other, same_images=number in paired)
+        for number, (difference, other) in enumerate(zip(found, others, strict=True))
+    ]
 
 
 def _paired_by_seeds(best: RunGroup, other: RunGroup) -> Difference | None:
@@ -101,12 +105,41 @@ def _paired_by_seeds(best: RunGroup, other: RunGroup) -> Difference | None:
     return t_difference(statistics.fmean(values), [(variance, len(values) - 1)], PAIRED_T)
 
 
-def _unpaired(best: RunGroup, other: RunGroup) -> Difference | None:
-    samples = [sample for group in (best, other) if (sample := group.sample_statistics()) is not None]
-    if len(samples) < 2:
+def _unpaired(best: RunGroup, other: RunGroup, *, same_images: bool) -> Difference | None:
+    """Return the difference of two settings by Welch's t-test; None if its variance is not known.
+
+    Its parts are the variance over the seeds and, of an accuracy on other images, that over the images. The spread over the
+    images of another metric is only known from folds.
+    """
+    pair, variances = (best, other), []
+    samples = [sample for group in pair if len(sample := [*group.training_scores().values()]) > 1]
+    if len(samples) == 1:  # the spread of the single seed is assumed to be that of the other setting's seeds
+        (sample,) = samples
+        variances.append((statistics.variance(sample) * (1 + 1 / len(sample)), len(sample) - 1))
+    else:
+        variances += [(statistics.variance(sample) / len(sample), len(sample) - 1) for sample in samples]
+    images = [_image_variance(group) for group in pair]
+    if not same_images:
+        if None in images:
+            return None
+        variances += [part for part in images if part is not None]
+    if not variances:
         return None
-    value = samples[1][0] - samples[0][0]
-    return t_difference(value, [(std**2 / count, count - 1) for _, std, count in samples], WELCH)
+    difference = t_difference((other.mean() or 0) - (best.mean() or 0), variances, WELCH)
+    if difference is None or same_images:
+        return difference
+    return replace(difference, image_error=sum(part[0] for part in images if part is not None) ** 0.5)
+
+
+def _image_variance(group: RunGroup) -> tuple[float, int] | None:
+    """Return the variance of a mean score due to the choice of the images, and its degrees of freedom; None if not known."""
+    mean, count = group.mean() or 0, group.num_images
+    if group.optimized.is_accuracy:
+        return mean * (1 - mean) / max(1, count), max(1, count - 1)
+    folds = group.values()
+    if group.num_folds and len(group.trainings()) == 1 and len(folds) > 1:
+        return statistics.variance(folds) / len(folds), len(folds) - 1
+    return None
 
 
 def verdict(ranking: Ranking) -> str:
@@ -124,19 +157,23 @@ def verdict(ranking: Ranking) -> str:
     if not any(ranking.differences):
         return (
             f"{best.name} is {metric.superlative} ({score}), then {second}; a test of their difference needs several seeds of "
-            "each."
+            "each on the same images, with kept predictions."
         )
     if ranking.is_clear:
         rest = f"{second} is" if len(others) == 1 else f"each of the {len(others)} other settings is"
         return f"{best.name} is best ({score}): {rest} significantly worse."
     names = [f"{group.name} ({group.mean():.4f})" for group in ranking.tied]
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     count = f"{len(names)} of {len(groups)}" if len(names) < len(groups) else str(len(groups))
     advice = "train more seeds of them" if _num_seeds(ranking.tied) > 1 else "train several seeds of each of them"
     return (
-        f"No clear winner among {count} settings: {', '.join(names[:MAX_NAMES])}{more} do not differ significantly in val "
+        f"No clear winner among {count} settings: {_listed(names)} do not differ significantly in val "
         f"{metric_label(metric.key)}. Choose the cheapest one, or {advice}."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def _num_seeds(groups: Sequence[RunGroup]) -> int:
@@ -166,14 +203,20 @@ def _test_notes(ranking: Ranking) -> list[str]:
         if difference is not None and difference.test == WELCH
     ]
     if unpaired:
-        more = f" and {len(unpaired) - MAX_NAMES} more" if len(unpaired) > MAX_NAMES else ""
         found.append(
-            f"Not paired with the best, and tested by {WELCH}: {', '.join(unpaired[:MAX_NAMES])}{more}. Pairing needs the kept "
-            "predictions of all runs, on the same images."
+            f"Not paired with the best, and tested by {WELCH}: {_listed(unpaired)}. Pairing needs the kept predictions of all "
+            "runs, on the same images."
         )
-    if tests and _num_seeds(ranking.groups) == 1:
+    single = [group.name for group in ranking.groups if len(group.trainings()) == 1]
+    if tested and len(single) == len(ranking.groups):
         found.append(
             "With one seed per setting, the test accounts for the choice of images but not for the randomness of training."
+        )
+    elif tested and single:
+        verb, its = ("has", "its") if len(single) == 1 else ("have", "their")
+        found.append(
+            f"{_listed(single)} {verb} one seed: the randomness of {its} training is taken from the setting that it is compared "
+            "with, and left out if that has one seed too."
         )
     if len(tested) > 1:
         found.append(f"p-values are corrected for {len(tested)} comparisons (Holm); intervals are not.")
@@ -192,15 +235,28 @@ def _seed_notes(ranking: Ranking) -> list[str]:
         if is_paired
         else [[*table.values()] for table in tables]
     )
-    std = statistics.fmean(statistics.variance(sample) for sample in samples) ** 0.5
-    if std == 0:
+    variance = statistics.fmean(statistics.variance(sample) for sample in samples)
+    if not has_spread(variance):
         return []
-    step = POINTS if ranking.metric.is_accuracy else 0.01 * abs(ranking.groups[0].mean() or 0)
-    count = seeds_needed(step, std, is_paired=is_paired)
-    needed = f"more than {MAX_SEEDS}" if count is None else f"about {count}"
-    small, spread = (f"{100 * x:.2g} points" if ranking.metric.is_accuracy else f"{x:.2g}" for x in (step, std))
+    std, is_accuracy = variance**0.5, ranking.metric.is_accuracy
+    step = POINTS if is_accuracy else 0.01 * abs(ranking.groups[0].mean() or 0)
+    tested = [difference.image_error for difference in ranking.differences if difference is not None]
+    image_error = statistics.fmean(tested) if tested else 0.0
+    count = seeds_needed(step, std, is_paired=is_paired, image_error=image_error)
+    small, spread, error = (f"{100 * x:.2g} points" if is_accuracy else f"{x:.2g}" for x in (step, std, image_error))
     measured = "of the differences between paired seeds" if is_paired else "of the seeds of a setting"
+    num_images = ranking.groups[0].num_images
+    if image_error and count is None:
+        enough = f"{images_needed(step, num_images, image_error):,}"
+        return [
+            f"To detect a difference of {small}, you need at least about {enough} validation images, with any number of seeds "
+            f"(80 % power; standard error due to the choice of these {num_images:,} images: {error})."
+        ]
+    where, of_images = (
+        (" on these images", "") if not image_error else ("", f", standard error due to the images: {error}")
+    )
+    needed = f"more than {MAX_SEEDS}" if count is None else f"about {count}"
     return [
-        f"To detect a difference of {small} on these images, you need {needed} seeds of each setting (t-test, 80 % power; "
-        f"measured standard deviation {measured}: {spread})."
+        f"To detect a difference of {small}{where}, you need {needed} seeds of each setting (80 % power; measured standard "
+        f"deviation {measured}: {spread}{of_images})."
     ]

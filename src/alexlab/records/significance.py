@@ -12,6 +12,7 @@ POWER = 0.8
 RESAMPLES = 2000
 CHUNK_VALUES = 4_000_000  # numbers of drawn images in memory at once
 MAX_SEEDS = 1000
+ROUNDING = 1e-9
 
 MCNEMAR = "McNemar's exact test"
 BOOTSTRAP = "a paired bootstrap"
@@ -36,6 +37,7 @@ class Difference:
         low, high: ends of its 95 % interval, not corrected for the number of settings.
         p: p-value of the two-sided test, corrected by `holm` if it is one of several.
         test: name of the test.
+        image_error: standard error due to the choice of the validation images, which more seeds do not lower; 0 if it is unknown.
     """
 
     value: float
@@ -43,6 +45,7 @@ class Difference:
     high: float
     p: float
     test: str
+    image_error: float = 0.0
 
     @property
     def is_significant(self) -> bool:
@@ -57,13 +60,11 @@ class ImageScores(NamedTuple):
         seeds: a name of each of the R trainings; equal names in two settings pair their trainings.
         values: float (R, N): correct or not, or the loss of an image.
         is_binary: whether the values are 0 and 1.
-        is_single: whether the setting was trained once, without folds.
     """
 
     seeds: tuple[object, ...]
     values: np.ndarray
     is_binary: bool
-    is_single: bool
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -89,6 +90,30 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
     return float(binomtest(only_one, only_one + only_other).pvalue) if only_one + only_other else 1.0
 
 
+def paired_interval(differences: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean of the differences between two results on the same N images, in -1..1, and its 95 % interval.
+
+    Agresti and Min, "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005:
+    the interval is that of the normal distribution after half an image of each of the four outcomes is added, so that it has a
+    width even if the results are equal on all images.
+
+    Args:
+        differences: difference on each image, (N,).
+    """
+    from scipy.stats import norm
+
+    count = len(differences) + 2
+    center = differences.sum() / count
+    variance = ((differences**2).sum() + 1) / count - center**2
+    half = norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt(variance / count)
+    return float(differences.mean()), float(max(-1, center - half)), float(min(1, center + half))
+
+
+def has_spread(variance: float) -> bool:
+    """Return whether a variance of scores is more than the rounding errors of equal ones."""
+    return math.sqrt(variance) > ROUNDING
+
+
 def t_difference(value: float, parts: Sequence[tuple[float, int]], test: str) -> Difference | None:
     """Return a difference with Student's interval and p-value; None for samples without any spread, which cannot be tested.
 
@@ -100,8 +125,8 @@ def t_difference(value: float, parts: Sequence[tuple[float, int]], test: str) ->
     from scipy.stats import t
 
     variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return Difference(0.0, 0.0, 0.0, 1.0, test) if value == 0 else None
+    if not has_spread(variance):
+        return Difference(0.0, 0.0, 0.0, 1.0, test) if abs(value) <= ROUNDING else None
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
     half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
     p = 2 * float(t.sf(abs(value) / math.sqrt(variance), freedom))
@@ -116,11 +141,13 @@ def image_differences(
     Two factors vary: the images and, with several seeds, the training. A resample is the measured difference, plus the change of
     its mean when the images are drawn with replacement (the same images for every setting), plus a draw of the mean over the
     seeds. The latter comes from Student's t with the measured spread of the seeds, because two or three seeds have too few
-    resamples. Seeds are paired where both settings have the same ones, else their degrees of freedom are Satterthwaite's.
+    resamples. Seeds are paired where both settings have the same ones, else their degrees of freedom are Satterthwaite's. A
+    setting with one seed, compared with one that has several, is assumed to have the spread of the latter.
     The noise of single images under single seeds is in both parts, so the part of the images is scaled to leave it out, as for
     the random effects of Davison and Hinkley, *Bootstrap Methods and their Application* (1997), section 3.8. The interval and
-    the p-value are percentiles; the generator has a fixed seed. Two single trainings are tested by `mcnemar` if the scores are
-    correct or not.
+    the p-value are percentiles; the generator has a fixed seed.
+
+    If both settings have one seed and the scores are correct or not, the test is `mcnemar`, the interval `paired_interval`.
 
     Args:
         best: scores of the best setting.
@@ -132,20 +159,20 @@ def image_differences(
     draws = _image_draws(effects, resamples, generator)
     found = []
     for other, effect, of_images in zip(others, effects, draws, strict=True):
-        value = float(effect.mean())
-        paired = [other.values - best.values] if other.seeds == best.seeds else [other.values, best.values]
-        parts = [_variances(values) for values in paired if len(values) > 1]
-        variance, noise = effect.var(ddof=1) / len(effect), sum(part.noise for part in parts)
-        resampled = value + of_images * math.sqrt(max(0.0, 1 - noise / variance) if variance else 0.0)
-        if of_seeds := sum(part.seeds for part in parts):
-            freedom = of_seeds**2 / sum(part.seeds**2 / part.freedom for part in parts)
-            resampled += math.sqrt(of_seeds) * generator.standard_t(freedom, resamples)
+        if best.is_binary and len(best.values) == len(other.values) == 1:
+            p = mcnemar(best.values[0], other.values[0])
+            found.append(Difference(*paired_interval(effect), p=p, test=MCNEMAR))
+            continue
+        value, training = float(effect.mean()), _training_variances(best, other)
+        variance = effect.var(ddof=1) / len(effect)
+        of_choice = max(0.0, variance - training.noise)
+        resampled = value + of_images * math.sqrt(of_choice / variance if variance else 0.0)
+        if training.seeds:
+            resampled += math.sqrt(training.seeds) * generator.standard_t(training.freedom, resamples)
         low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
-        p, test = min(1.0, 2 * (tail + 1) / (resamples + 1)), BOOTSTRAP
-        if best.is_binary and best.is_single and other.is_single:
-            p, test = mcnemar(best.values[0], other.values[0]), MCNEMAR
-        found.append(Difference(value, float(low), float(high), float(p), test))
+        p = min(1.0, float(2 * (tail + 1) / (resamples + 1)))
+        found.append(Difference(value, float(low), float(high), p, BOOTSTRAP, math.sqrt(of_choice)))
     return found
 
 
@@ -154,16 +181,32 @@ class _Variances(NamedTuple):
 
     seeds: float
     noise: float
-    freedom: int
+    freedom: float
+
+
+def _training_variances(best: ImageScores, other: ImageScores) -> _Variances:
+    """Return the variances of the difference between two settings that are due to the training; 0 if both have one seed."""
+    if other.seeds == best.seeds:
+        return _variances(other.values - best.values)
+    parts = [_variances(scores.values) for scores in (best, other)]
+    known = [part for part in parts if part.freedom]
+    if len(known) == 1:  # the spread of the single seed is assumed to be that of the other setting's seeds
+        seeds, noise, freedom = known[0]
+        return _Variances(seeds * (freedom + 2), noise * (freedom + 2), freedom)
+    total, noise = sum(part.seeds for part in parts), sum(part.noise for part in parts)
+    spread = sum(part.seeds**2 / part.freedom for part in known)
+    return _Variances(total, noise, total**2 / spread if spread else 0)
 
 
 def _variances(values: np.ndarray) -> _Variances:
     """Return the variances of the mean of values (R, N): a two-way analysis of variance without replication."""
     num_seeds, num_images = values.shape
+    if num_seeds == 1:
+        return _Variances(0, 0, 0)
     by_seed = values.mean(1, keepdims=True)
     residuals = values - by_seed - values.mean(0) + values.mean()
     noise = (residuals**2).sum() / ((num_seeds - 1) * max(1, num_images - 1))
-    return _Variances(by_seed.var(ddof=1) / num_seeds, noise / (num_seeds * num_images), num_seeds - 1)
+    return _Variances(float(by_seed.var(ddof=1)) / num_seeds, noise / (num_seeds * num_images), num_seeds - 1)
 
 
 def _image_draws(effects: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
@@ -179,13 +222,14 @@ def _image_draws(effects: np.ndarray, resamples: int, generator: np.random.Gener
     return np.concatenate(found, axis=1) - effects.mean(1, keepdims=True)
 
 
-def seeds_needed(difference: float, std: float, *, is_paired: bool) -> int | None:
+def seeds_needed(difference: float, std: float, *, is_paired: bool, image_error: float = 0.0) -> int | None:
     """Return the smallest number of seeds per setting with which a t-test finds a difference in 80 % of the cases.
 
     Args:
         difference: true difference.
-        std: standard deviation over the seeds, of the differences of paired seeds or within each setting.
+        std: standard deviation over the seeds, of the differences of paired seeds or within each setting; positive.
         is_paired: whether the settings have the same seeds.
+        image_error: standard error of the difference due to the choice of images, which more seeds do not lower.
 
     Returns:
         At least 2; None if more than MAX_SEEDS are needed.
@@ -193,9 +237,26 @@ def seeds_needed(difference: float, std: float, *, is_paired: bool) -> int | Non
     from scipy.stats import nct, t
 
     seeds = np.arange(2, MAX_SEEDS + 1)
-    freedom = seeds - 1 if is_paired else 2 * (seeds - 1)
-    shift = difference / (std * np.sqrt((1 if is_paired else 2) / seeds))
+    of_seeds = std**2 * (1 if is_paired else 2) / seeds
+    variance = of_seeds + image_error**2
+    # Satterthwaite's; from 10,000 on the normal distribution, for which SciPy's noncentral t is slow.
+    freedom = np.minimum(10_000, (seeds - 1 if is_paired else 2 * (seeds - 1)) * (variance / of_seeds) ** 2)
+    shift = difference / np.sqrt(variance)
     critical = t.ppf((1 + CONFIDENCE) / 2, freedom)
     power = nct.sf(critical, freedom, shift) + nct.cdf(-critical, freedom, shift)
     enough = seeds[np.nan_to_num(power, nan=1.0) >= POWER]  # NaN: SciPy gives up on a very large shift
     return int(enough[0]) if len(enough) else None
+
+
+def images_needed(difference: float, num_images: int, image_error: float) -> int:
+    """Return the number of images with which a difference is found in 80 % of the cases, with any number of seeds.
+
+    Args:
+        difference: true difference.
+        num_images: number of images on which the error was measured.
+        image_error: standard error of the difference due to their choice.
+    """
+    from scipy.stats import norm
+
+    factor = float(norm.ppf((1 + CONFIDENCE) / 2) + norm.ppf(POWER))
+    return math.ceil(num_images * (factor * image_error / difference) ** 2)

@@ -150,8 +150,8 @@ def write_page(report: LabelReport, path: Path, *, decoding: Decoding, commands:
         class_columns=CLASS_COLUMNS,
         class_rows=report.class_rows(),
         suspects=suspects,
-        num_left=len(rows) - len(suspects),
-        header=_cells(COLUMNS),
+        others=[_csv_line(row[:-1]) for row in rows[MAX_IMAGES:]],
+        header=escape(_csv_line(COLUMNS)),
         key=hashlib.sha256(csv_bytes(rows, errors="surrogateescape")).hexdigest()[:16],
         commands=commands,
     )
@@ -164,9 +164,9 @@ def _suspect(report: LabelReport, row: tuple[Any, ...], decoding: Decoding) -> S
         url = thumbnail_url(decode(os.path.join(report.root, path), decoding))
     except ImageError:
         url = ""
-    return Suspect(url, path, label, proposed, float(quality), float(proposed_prob), _cells(row[:-1]))
+    return Suspect(url, path, label, proposed, float(quality), float(proposed_prob), escape(_csv_line(row[:-1])))
 
 
-def _cells(cells: Sequence[Any]) -> Markup:
-    """Return cells as a CSV line for an HTML attribute; hidden characters stay as they are, so that paths match."""
-    return escape(csv_bytes([cells], errors="surrogateescape").decode("utf-8", "replace").rstrip("\r\n"))
+def _csv_line(cells: Sequence[Any]) -> str:
+    """Return cells as a CSV line without its end; hidden characters stay as they are, so that paths match."""
+    return csv_bytes([cells], errors="surrogateescape").decode("utf-8", "replace").rstrip("\r\n")

@@ -10,10 +10,9 @@ import numpy as np
 
 from alexlab.data.class_names import display_names
 from alexlab.errors import ConfigError
-from alexlab.inference.metrics import paired_interval
 from alexlab.output.escape import shown
 from alexlab.records.kept_predictions import KeptPredictions
-from alexlab.records.significance import MCNEMAR, Difference, mcnemar
+from alexlab.records.significance import MCNEMAR, Difference, mcnemar, paired_interval
 
 OUTCOMES = ("both right", "repaired", "broken", "both wrong")
 MAX_NAMES = 10  # of classes in a sentence
