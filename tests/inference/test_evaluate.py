@@ -218,7 +218,7 @@ def test_another_folder_is_matched_by_name(evaluate: Evaluate, tmp_path: Path) -
         ("bee", "2", False),
         ("cat", "3", False),
     ]
-    only = write_images(tmp_path / "only", {"test/cat": 3})
+    only = write_images(tmp_path / "only", {"test/cat": 3}, seed=1)
     assert json.loads((evaluate(f"data.root='{only}'", folder="b") / "scores.json").read_text())["split"] == "test"
     with pytest.raises(DataError, match="only has no split val; it has test"):
         evaluate(f"data.root='{only}'", "split=val", folder="c")

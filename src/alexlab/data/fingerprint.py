@@ -3,24 +3,27 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from alexlab.data.image_file import DEFAULT_DECODING, read_image
 from alexlab.data.paths import TERMINATOR, PathArray
-from alexlab.data.splits import Splits
-from alexlab.errors import DataError, ImageError
+from alexlab.data.splits import Split, Splits
+from alexlab.errors import DataError
 
 MAX_SIZES = 10_000  # files of a split whose size goes into the fingerprint, evenly spaced
 MAX_CONTENT = 64_000_000  # bytes of a split whose content goes into the fingerprint: 0.1 s
+# Training images that are recognized elsewhere: at least one of 64 is in a tenth of all with a probability of 0.999.
+SAMPLE_SIZE = 64
+HASH_DIGITS = 16  # hexadecimal digits of a file name's and of a content's hash in the sample
 
 
 def describe_images(splits: Splits) -> dict[str, Any]:
     """Return the counts and classes of a dataset, a hash of its paths, labels and sizes, and one of its contents.
 
-    The latter covers at most MAX_CONTENT bytes of each split, in evenly spaced files.
+    The latter covers at most MAX_CONTENT bytes of each split, in evenly spaced files. `sample` identifies some training images,
+    see `find_sampled`.
     """
     digest, contents = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for name, split in splits.items():
@@ -36,22 +39,42 @@ def describe_images(splits: Splits) -> dict[str, Any]:
         if split.lengths is None:  # shards are checked by their own hashes when they are read
             every = max(1, -(-sum(sizes) // MAX_CONTENT))
             for row in rows[::every]:
-                contents.update(_content(split.file_path(row)))
+                contents.update(split.content(row) or b"")
     return {
         "counts": {name: len(split) for name, split in splits.items()},
         "classes": len(splits.classes),
         "class_names": list(splits.classes),
         "fingerprint": digest.hexdigest(),
         "contents": contents.hexdigest(),
+        "sample": _sample(splits.train),
     }
 
 
-def _content(path: str) -> bytes:
-    """Return the bytes of an image file; b"" if it is unreadable, which is reported when the run loads it."""
-    try:
-        return read_image(path, DEFAULT_DECODING)
-    except ImageError:
-        return b""
+def _sample(train: Split) -> list[str]:
+    """Return hashes of the name and content of some training images; file names may be confidential."""
+    contents = ((train.paths[row], train.content(row)) for row in train.sample_indices(SAMPLE_SIZE))
+    return [_hash_name(path) + _hash(content) for path, content in contents if content is not None]
+
+
+def find_sampled(sample: Collection[str], split: Split) -> list[int]:
+    """Return the rows of those images in a split that a run has in its sample of the training images, in whatever folder.
+
+    Args:
+        sample: `sample` of `describe_images` of the run.
+        split: images, with their file names and contents.
+    """
+    names = {known[:HASH_DIGITS] for known in sample}
+    named = ((row, _hash_name(path)) for row, path in enumerate(split.paths if names else ()))
+    contents = ((row, name, split.content(row)) for row, name in named if name in names)
+    return [row for row, name, content in contents if content is not None and name + _hash(content) in sample]
+
+
+def _hash_name(path: str) -> str:
+    return _hash(os.fsencode(os.path.basename(path)))
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=HASH_DIGITS // 2).hexdigest()
 
 
 def require_same_images(before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:

@@ -5,17 +5,17 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from alexlab.data.crop import CropRule
 from alexlab.data.decode import decode
-from alexlab.data.image_file import Decoding
+from alexlab.data.image_file import DEFAULT_DECODING, Decoding, read_image
 from alexlab.data.listing import Listing
 from alexlab.data.manifest import ManifestRow, write_manifest
 from alexlab.data.paths import PathArray
-from alexlab.errors import DataError
+from alexlab.errors import DataError, ImageError
 from alexlab.output.escape import shown
 
 
@@ -25,6 +25,14 @@ class ImageStore(Protocol):
     def __len__(self) -> int: ...
     def load(self, row: int, crop: CropRule | None = None) -> np.ndarray:
         """Return an image as `alexlab.data.decode.decode` does."""
+
+
+@runtime_checkable
+class FileStore(Protocol):
+    """Store that has the files of its images, such as shards."""
+
+    def content(self, row: int) -> bytes:
+        """Return the content of an image's file."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,17 @@ class Split:
         except OSError:
             return -1, -1, -1
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    def content(self, index: int) -> bytes | None:
+        """Return the content of an image's file; None if it is unreadable or the images are not files."""
+        if isinstance(self.images, FileStore):
+            return self.images.content(index if self.rows is None else int(self.rows[index]))
+        if self.lengths is not None:
+            return None
+        try:
+            return read_image(self.file_path(index), DEFAULT_DECODING)
+        except ImageError:
+            return None
 
     def load(self, index: int, decoding: Decoding, *, crop: CropRule | None = None) -> np.ndarray:
         """Return an image, uint8 (H, W, channels), or the part of it that `alexlab.data.decode.decode` returns for `crop`.

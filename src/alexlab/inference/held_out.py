@@ -3,13 +3,13 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from alexlab.config.data import data_config
 from alexlab.data.config import DataConfig
-from alexlab.data.fingerprint import describe_images
+from alexlab.data.fingerprint import describe_images, find_sampled
 from alexlab.data.folds import merge
 from alexlab.data.layout import HELD_OUT
 from alexlab.data.manifest import locator, read_manifest
@@ -18,6 +18,7 @@ from alexlab.data.splits import Split
 from alexlab.errors import AlexlabError, ConfigError, DataError
 from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.predictions import OWNER, select_split
+from alexlab.output.escape import shown
 from alexlab.output.numbers import counted
 from alexlab.records.layout import MANIFEST
 
@@ -35,37 +36,101 @@ def held_out_split(
 ) -> tuple[str, Split]:
     """Return the split to evaluate, as `select_split` does, without images that a network was trained on.
 
-    The images in a folder may change after a run, and its files are then split differently. A run whose split alexlab has made
-    keeps it in `split.csv`, and its validation and test images are those that it has there.
+    The images in a folder may change after a run, and its files are then split differently. A run that has no folders for its
+    splits keeps the split of each image in `split.csv`, and its validation and test images are those that it has there.
 
     Raises:
-        ConfigError: if the members of an ensemble have split the images differently, or the default split has training images.
+        ConfigError: if the members of an ensemble have split the images differently, or the split has training images.
         DataError: if the images have changed and the run's split is not known.
     """
-    name, split = select_split(model, settings, requested, from_run=from_run)
     nets = model.members or (model,)
-    _check_members(model, settings, name, from_run=from_run)
+    name, split = _select(model, settings, requested, from_run=from_run)
+    same = [net for net in nets if from_run or has_data_of(net, settings.root)]
+    _check_members(same, settings, name, from_run=from_run)
     is_default = name == "all" and requested is None
-    if settings.root is None or not (name in HELD_OUT or is_default):  # shards or a dataset class; or as requested
+    if not (name in HELD_OUT or is_default):  # as requested
         return name, split
-    recorded = [_recorded(net, split.root if from_run else None) for net in nets]
-    records = [record for record in recorded if record]
-    if name in HELD_OUT:
-        for net, record in zip(nets, recorded, strict=True):
-            if from_run and not record:
-                _check_unchanged(net, settings.location, name)
-        return name, _as_recorded(name, split, records, settings, from_run=from_run) if records else split
-    trained = sum(
-        any(record.get(place) == "train" for record in records) for place in map(locator(split.root), split.paths)
-    )
-    same = any(_real(net.config["data"].get("root")) == _real(settings.root) for net in nets)
-    if trained or same:
-        number = f"{trained:,} of {counted(len(split), 'image')}" if trained else "those"
-        raise ConfigError(
-            f"a network must not be evaluated on images that it was trained on; {number} in {settings.root} are training images: "
-            "set split=val, or split=all to evaluate them all the same"
+    if settings.root is not None:  # neither shards nor a dataset class
+        recorded = [_recorded(net, split.root if net in same else None) for net in nets]
+        records = [record for record in recorded if record]
+        if name in HELD_OUT:
+            for net, record in zip(nets, recorded, strict=True):
+                if from_run and not record:
+                    _check_unchanged(net, settings, name)
+            split = _as_recorded(name, split, records, settings, from_run=from_run) if records else split
+        else:
+            located = map(locator(split.root), split.paths)
+            trained = sum(any(record.get(place) == "train" for record in records) for place in located)
+            if trained or same:
+                number = f"{trained:,} of {counted(len(split), 'image')}" if trained else "those"
+                _refuse(settings, number, instead="split=val, or split=all to evaluate them all the same")
+    found = None if from_run else next((rows for net in nets if (rows := find_sampled(_sample(net), split))), None)
+    if found:
+        number = f"images such as {shown(split.paths[found[0]])}"
+        _refuse(
+            settings, number, instead="data.root=DIR to other images, or split=all to evaluate all of them all the same"
         )
     return name, split
+
+
+def _select(model: TrainedModel, settings: DataConfig, requested: str | None, *, from_run: bool) -> tuple[str, Split]:
+    """Return a split as `select_split` does, but of a run that recorded its splits: test, if it has one, by default.
+
+    It has no images if only the record has such a split, as that of a run on a manifest of the folder.
+    """
+    root = _image_root({"root": settings.root}) if from_run and settings.root is not None else None
+    known = {} if root is None else _recorded((model.members or (model,))[0], root)
+    name = requested or ("test" if "test" in known.values() else None)
+    if name in HELD_OUT and name in known.values():
+        splits = settings.find_splits()
+        if name not in dict(splits.items()):
+            return name, splits.train.take(np.empty(0, np.int64)).relabel(model.classes, OWNER)
+    return select_split(model, settings, name, from_run=from_run)
+
+
+def _refuse(settings: DataConfig, images: str, *, instead: str) -> NoReturn:
+    raise ConfigError(
+        f"a network must not be evaluated on images that it was trained on; {images} in {settings.location} are training images: "
+        f"set {instead}"
+    )
+
+
+def _sample(net: TrainedModel) -> set[str]:
+    """Return the training images of a net that `find_sampled` recognizes; nothing if its file does not record them."""
+    data = (net.recorded or {}).get("data")
+    sample = data.get("sample") if isinstance(data, dict) else None
+    return {entry for entry in sample if isinstance(entry, str)} if isinstance(sample, list) else set()
+
+
+def _moved(net: TrainedModel, root: str) -> DataConfig:
+    """Return the data settings of a net's run for another folder."""
+    place = {"root": root, "url": None, "generate": None, "dataset": None}
+    return data_config({"data": {**net.config["data"], "cache": None, "manifest": None, **place}})
+
+
+def has_data_of(net: TrainedModel, root: str | None) -> bool:
+    """Return whether a folder has the images of a net's run; it may be a copy and have changed since.
+
+    Args:
+        net: a single network.
+        root: the folder.
+    """
+    if root is None or _real(net.config["data"].get("root")) == _real(root):
+        return root is not None
+    data, sample = (net.recorded or {}).get("data"), _sample(net)
+    if not isinstance(data, dict) or not sample or not os.path.isdir(root):
+        return False
+    try:
+        splits = _moved(net, root).find_splits()
+    except AlexlabError:
+        return False
+    record = _recorded(net, splits.train.root)
+    if not record:
+        counts = {name: len(split) for name, split in splits.items()}
+        return counts == data.get("counts") and describe_images(splits)["fingerprint"] == data.get("fingerprint")
+    located = locator(splits.train.root)
+    found = [located(split.paths[row]) for _, split in splits.items() for row in find_sampled(sample, split)]
+    return any(record.get(place) == "train" for place in found)
 
 
 def _recorded(net: TrainedModel, root: str | None) -> dict[str, str]:
@@ -132,34 +197,30 @@ def _as_recorded(
     return found
 
 
-def _check_unchanged(net: TrainedModel, location: str, name: str) -> None:
+def _check_unchanged(net: TrainedModel, settings: DataConfig, name: str) -> None:
     """Check that the images that alexlab has split are those of the net's run, whose split is not recorded."""
     data = (net.recorded or {}).get("data")
     known = data.get("fingerprint") if isinstance(data, dict) else None
     if known is None:
         return
-    splits = data_config({"data": {**net.config["data"], "cache": None, "manifest": None}}).find_splits()
+    splits = _moved(net, str(settings.root)).find_splits()
     if splits.auto_split and known != describe_images(splits)["fingerprint"]:
         raise DataError(
-            f"the images in {location} must be those of the run, so that split={name} has none that a network was trained on; "
-            "they have changed since. Evaluate the checkpoint in its run folder, which has the run's split, or set "
+            f"the images in {settings.location} must be those of the run, so that split={name} has none that a network was "
+            "trained on; they have changed since. Evaluate the checkpoint in its run folder, which has the run's split, or set "
             "data.root=DIR to other images"
         )
 
 
-def _check_members(model: TrainedModel, settings: DataConfig, split: str, *, from_run: bool) -> None:
+def _check_members(same: Sequence[TrainedModel], settings: DataConfig, split: str, *, from_run: bool) -> None:
     """Check that the members of an ensemble have split the images of the evaluation alike.
 
     Args:
-        model: an ensemble, or a single network, for which nothing is checked.
+        same: the members whose runs had these images.
         settings: data settings of the evaluation.
         split: val, test, train or all.
         from_run: whether the settings refer to the data of the first member's run.
     """
-    if settings.root is not None and not from_run:
-        same = [each for each in model.members if _real(each.config["data"].get("root")) == _real(settings.root)]
-    else:
-        same = [*model.members] if from_run else []
     for key in SPLIT_KEYS if from_run else SPLIT_KEYS[1:]:
         given = [member.config["data"].get(key) for member in same]
         values = list(dict.fromkeys(_real(value) if key == "root" else str(value) for value in given))

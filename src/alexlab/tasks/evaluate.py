@@ -118,27 +118,32 @@ def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, boo
     """Return the data settings of the model's run with the values of a `data` node that are not null.
 
     Returns:
-        The settings, and whether they still refer to the data of the run.
+        The settings, and whether they still refer to the data of the run, which may have been moved or copied.
     """
     from alexlab.config.data import data_config
+    from alexlab.inference.held_out import has_data_of
 
     changes = {key: value for key, value in node.items() if value is not None}
     if not any(changes.get("splits", {}).values()):
         changes.pop("splits", None)
-    own = model.config["data"]
+    own = {**model.config["data"], "cache": None, "manifest": None}
     if changes.get("root") and os.path.realpath(changes["root"]) == os.path.realpath(str(own["root"])):
         del changes["root"]  # keep the run's own splits, so that no training image is evaluated
-    from_run = not changes.keys() & {"root", "url"}
-    if not from_run:  # a folder may replace shards and shards a folder
-        whole = {"folds": None, "fold": None, "fraction": 1.0}
-        changes = {"root": None, "url": None, "generate": None, "dataset": None, "splits": {}} | whole | changes
-        if _has_val(changes):  # nothing is left to divide
-            changes |= {"group": None, "test_fraction": 0.0}
-        if str(changes["root"]).lower().endswith(".csv"):
-            changes["val_split"] = "val"  # a manifest names its splits
-    if changes.get("url") is not None:  # these keys divide or sample files
-        changes = {"sampler": "shuffle", "group": None} | changes
-    return data_config({"data": {**model.config["data"], "cache": None, "manifest": None, **changes}}), from_run
+    if not changes.keys() & {"root", "url"}:
+        return data_config({"data": _settings(own, changes)}), True
+    changes = {"root": None, "url": None, "generate": None, "dataset": None, **changes}  # shards may replace a folder
+    if has_data_of((model.members or (model,))[0], changes["root"]):
+        return data_config({"data": _settings(own, changes)}), True
+    changes = {"splits": {}, "folds": None, "fold": None, "fraction": 1.0, "val_split": "val", **changes}
+    if _has_val(changes):  # nothing is left to divide
+        changes |= {"group": None, "test_fraction": 0.0}
+    return data_config({"data": _settings(own, changes)}), False
+
+
+def _settings(own: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a `data` node with changes; the keys that divide or sample files do not apply to shards."""
+    of_files = {} if changes.get("url") is None else {"sampler": "shuffle", "group": None}
+    return {**own, **of_files, **changes}
 
 
 def _has_val(changes: dict[str, Any]) -> bool:

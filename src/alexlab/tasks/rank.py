@@ -1,6 +1,7 @@
 """Training on one rank: build the objects, resume, fit, and score the best checkpoint."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,9 @@ def _start_logging(
     run: Run, trainer: lightning.Trainer, data: ImageDataModule, module: Classifier
 ) -> list[TensorBoard]:
     """Write the split list, the preview and the hyperparameters; return the TensorBoard loggers, to be closed at the end."""
-    if data.splits.auto_split and trainer.is_global_zero:
+    node = run.config["data"]
+    is_listed = node.get("url") is not None or os.path.isfile(str(node.get("root")))  # shards, or a manifest
+    if trainer.is_global_zero and (data.splits.auto_split or is_listed):
         data.splits.write_manifest(run.dir / layout.MANIFEST)
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoard)]
     if run.config["data"]["preview"] and trainer.is_global_zero:
@@ -191,7 +194,7 @@ def checkpoint_record(run: Run) -> dict[str, Any]:
     if not (run.dir / layout.RUN_JSON).is_file():
         return about
     record = RunRecord(run.dir).read()
-    data = {name: value for name, value in record["data"].items() if name in ("counts", "fingerprint")}
+    data = {name: value for name, value in record["data"].items() if name in ("counts", "fingerprint", "sample")}
     return about | {"code": record["code"], "data": data}
 
 
