@@ -105,7 +105,9 @@ def _best_setting(name: str, runs: Sequence[RunResult]) -> Side:
         raise ConfigError(f"the runs in {name} have {reason}; name one of them")
     groups = group_seeds(finished, differing_keys(finished))
     best = max(groups, key=lambda group: group.optimized.rank(group.mean(), group.mean("loss")))
-    note = "" if len(groups) == 1 else f"{best.name} is the best of {len(groups)} settings in {name}. "
+    note = ""
+    if len(groups) > 1:
+        note = f"{best.name} is the best of {len(groups)} settings in {name}, so its score on the validation images is too high. "
     if best.num_folds is not None:
         note += f"Each image is predicted by those of the {len(best.runs)} runs (folds and seeds) that did not train on it. "
     elif len(best.runs) > 1:
