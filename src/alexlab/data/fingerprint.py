@@ -16,7 +16,6 @@ MAX_SIZES = 10_000  # files of a split whose size goes into the fingerprint, eve
 MAX_CONTENT = 64_000_000  # bytes of a split whose content goes into the fingerprint: 0.1 s
 # Training images that are recognized elsewhere: at least one of 64 is in a tenth of all with a probability of 0.999.
 SAMPLE_SIZE = 64
-HASH_DIGITS = 16  # hexadecimal digits of a file name's and of a content's hash in the sample
 
 
 def describe_images(splits: Splits) -> dict[str, Any]:
@@ -51,9 +50,11 @@ def describe_images(splits: Splits) -> dict[str, Any]:
 
 
 def _sample(train: Split) -> list[str]:
-    """Return hashes of the name and content of some training images; file names may be confidential."""
-    contents = ((train.paths[row], train.content(row)) for row in train.sample_indices(SAMPLE_SIZE))
-    return [_hash_name(path) + _hash(content) for path, content in contents if content is not None]
+    """Return `name-size-content` of some training images, with hashes of name and content: names may be confidential."""
+    rows = train.sample_indices(SAMPLE_SIZE)
+    every = max(1, -(-sum(train.file_size(row) for row in rows) // MAX_CONTENT))
+    contents = ((row, train.content(row)) for row in rows[::every])
+    return [f"{_key(train, row)}-{_hash(content)}" for row, content in contents if content is not None]
 
 
 def find_sampled(sample: Collection[str], split: Split) -> list[int]:
@@ -63,10 +64,14 @@ def find_sampled(sample: Collection[str], split: Split) -> list[int]:
         sample: `sample` of `describe_images` of the run.
         split: images, with their file names and contents.
     """
-    names = {known[:HASH_DIGITS] for known in sample}
-    named = ((row, _hash_name(path)) for row, path in enumerate(split.paths if names else ()))
-    contents = ((row, name, split.content(row)) for row, name in named if name in names)
-    return [row for row, name, content in contents if content is not None and name + _hash(content) in sample]
+    names, keys = ({entry.rsplit("-", count)[0] for entry in sample} for count in (2, 1))
+    rows = [row for row, path in enumerate(split.paths if sample else ()) if _hash_name(path) in names]
+    same = [row for row in rows if _key(split, row) in keys]
+    return [row for row in same if (content := split.content(row)) and f"{_key(split, row)}-{_hash(content)}" in sample]
+
+
+def _key(split: Split, row: int) -> str:
+    return f"{_hash_name(split.paths[row])}-{split.file_size(row)}"
 
 
 def _hash_name(path: str) -> str:
@@ -74,7 +79,7 @@ def _hash_name(path: str) -> str:
 
 
 def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=HASH_DIGITS // 2).hexdigest()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def require_same_images(before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
