@@ -12,12 +12,15 @@ from sklearn.metrics import accuracy_score
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.naive_bayes import GaussianNB
 
-from alexlab.records.compare import differing_keys, group_seeds
 from alexlab.records.kept_predictions import KeptPredictions
-from alexlab.records.ranking import Ranking, notes, rank_groups, verdict
+from alexlab.records.power import seeds_needed
+from alexlab.records.ranking import Ranking, rank_groups, verdict
+from alexlab.records.ranking_notes import notes
 from alexlab.records.report import write_report
 from alexlab.records.results import find_runs, read_runs
-from alexlab.records.significance import BOOTSTRAP, MCNEMAR, PAIRED_T, WELCH, paired_interval, seeds_needed
+from alexlab.records.run_groups import group_seeds
+from alexlab.records.settings import differing_keys
+from alexlab.records.significance import BOOTSTRAP, MCNEMAR, PAIRED_T, WELCH, paired_interval
 from support.runs import rows, write_record
 
 LOSS = {"name": "val/loss", "mode": "min"}

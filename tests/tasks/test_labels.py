@@ -11,11 +11,11 @@ from alexlab.data.audit import label_report
 from alexlab.data.discovery import find_splits
 from alexlab.data.folds import select_fold
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.records.compare import group_seeds
 from alexlab.records.image_scores import SettingScores, setting_scores
 from alexlab.records.kept_predictions import KeptPredictions
 from alexlab.records.results import read_runs
 from alexlab.records.run import Run
+from alexlab.records.run_groups import group_seeds
 from alexlab.tasks.prepare import main
 from support.browser import evaluate_script
 from support.images import write_images

@@ -18,10 +18,10 @@ from alexlab.output.command_line import command_line
 from alexlab.output.csv_files import csv_bytes
 from alexlab.output.escape import print_line, shown
 from alexlab.output.terminal import Terminal
-from alexlab.records.compare import result_rows
 from alexlab.records.layout import outputs_dir
 from alexlab.records.listing import STATUSES, UNREADABLE, group_sweeps, list_runs
 from alexlab.records.results import RunResult
+from alexlab.records.settings import result_rows
 
 HELP = """usage: {program} [FOLDER ...] [KEY=VALUE ...]
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from alexlab.errors import ConfigError
-from alexlab.records.compare import differing_keys
 from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.record import FINISHED
 from alexlab.records.results import RunResult, find_runs, read_run
+from alexlab.records.settings import differing_keys
 
 # Keys of the data node that decide which images there are and in which fold.
 SAME_KEYS = ("root", "folds", "split_seed", "group", "val_split", "val_fraction", "test_fraction", "splits", "dataset")

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from alexlab.records.compare import differing_keys, has_key, key_values
 from alexlab.records.layout import CODE_DIFF
 from alexlab.records.provenance import CODE_DIR
 from alexlab.records.results import RunResult
+from alexlab.records.settings import differing_keys, has_key, key_values
 
 MAX_DIFF = 200_000  # characters
 Record: TypeAlias = dict[str, Any]  # of a run, checked

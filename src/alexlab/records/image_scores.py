@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from alexlab.errors import ConfigError
-from alexlab.records.compare import RunGroup
 from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.results import RunResult
+from alexlab.records.run_groups import RunGroup
 from alexlab.records.significance import ImageScores
 
 log = logging.getLogger(__name__)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.output.csv_files import write_csv
-from alexlab.records.compare import FOLD, RunGroup
 from alexlab.records.image_scores import kept_predictions
+from alexlab.records.run_groups import RunGroup
+from alexlab.records.settings import FOLD
 
 OUT_OF_FOLD = "out_of_fold.csv"
 COLUMNS = ("seed", FOLD, "path", "label", "predicted", "label_prob")

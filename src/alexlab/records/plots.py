@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from alexlab.output.escape import plot_label
 from alexlab.pages.plots import SERIES, integer_ticks, new_figure, upper_limit
-from alexlab.records.compare import RunGroup
 from alexlab.records.optimized import OptimizedMetric
+from alexlab.records.run_groups import RunGroup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,29 +4,21 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from alexlab.output.numbers import counted
-from alexlab.records.compare import RunGroup
 from alexlab.records.image_scores import setting_scores
 from alexlab.records.optimized import OptimizedMetric, metric_label
 from alexlab.records.results import common_metric, obstacle
+from alexlab.records.run_groups import RunGroup
 from alexlab.records.significance import (
-    BOOTSTRAP,
-    MAX_SEEDS,
-    MCNEMAR,
     PAIRED_T,
     RESAMPLES,
     WELCH,
     Difference,
     corrected,
-    has_spread,
     image_differences,
-    images_needed,
-    seeds_needed,
     t_difference,
 )
 
 MAX_NAMES = 5  # settings that a sentence names
-POINTS = 0.005  # difference of accuracies for which the number of seeds is stated; of other metrics 1 %
 
 
 @dataclass(frozen=True)
@@ -166,97 +158,16 @@ def verdict(ranking: Ranking) -> str:
     count = f"{len(names)} of {len(groups)}" if len(names) < len(groups) else str(len(groups))
     advice = "train more seeds of them" if _num_seeds(ranking.tied) > 1 else "train several seeds of each of them"
     return (
-        f"No clear winner among {count} settings: {_listed(names)} do not differ significantly in val "
+        f"No clear winner among {count} settings: {listed(names)} do not differ significantly in val "
         f"{metric_label(metric.key)}. Choose the cheapest one, or {advice}."
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return the names of settings as text, at most MAX_NAMES of them."""
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + more
 
 
 def _num_seeds(groups: Sequence[RunGroup]) -> int:
     return min(len(group.trainings()) for group in groups)
-
-
-def notes(ranking: Ranking) -> list[str]:
-    """Return sentences on how the differences of a ranking were tested, and how many seeds a small difference needs."""
-    repeated = sum(group.num_repeated for group in ranking.groups)
-    found = [*_test_notes(ranking), *_seed_notes(ranking)]
-    if repeated:
-        verb = "is" if repeated == 1 else "are"
-        found.append(f"{counted(repeated, 'run')} with the seed of a newer run of the same setting {verb} not counted.")
-    return found
-
-
-def _test_notes(ranking: Ranking) -> list[str]:
-    tested = [difference for difference in ranking.differences if difference is not None]
-    tests = [test for test in (MCNEMAR, BOOTSTRAP, PAIRED_T) if any(each.test == test for each in tested)]
-    found = []
-    if tests:
-        images = f"the same {ranking.groups[0].num_images:,} validation images"
-        found.append(f"Differences to the best are those on {images}, tested by {' and '.join(tests)}.")
-    unpaired = [
-        group.name
-        for group, difference in zip(ranking.groups, ranking.differences, strict=True)
-        if difference is not None and difference.test == WELCH
-    ]
-    if unpaired:
-        found.append(
-            f"Not paired with the best, and tested by {WELCH}: {_listed(unpaired)}. Pairing needs the kept predictions of all "
-            "runs, on the same images."
-        )
-    single = [group.name for group in ranking.groups if len(group.trainings()) == 1]
-    if tested and len(single) == len(ranking.groups):
-        found.append(
-            "With one seed per setting, the test accounts for the choice of images but not for the randomness of training."
-        )
-    elif tested and single:
-        verb, its = ("has", "its") if len(single) == 1 else ("have", "their")
-        found.append(
-            f"{_listed(single)} {verb} one seed: the randomness of {its} training is taken from the setting that it is compared "
-            "with, and left out if that has one seed too."
-        )
-    if len(tested) > 1:
-        found.append(f"p-values are corrected for {len(tested)} comparisons (Holm); intervals are not.")
-    return found
-
-
-def _seed_notes(ranking: Ranking) -> list[str]:
-    """Return the number of seeds that a small difference needs to be detected; nothing without several seeds."""
-    tables = [table for group in ranking.groups if len(table := group.training_scores()) > 1]
-    if ranking.metric is None or not tables:
-        return []
-    first, *others = tables
-    is_paired = bool(others) and all(table.keys() == first.keys() for table in others)
-    samples = (
-        [[table[key] - first[key] for key in first] for table in others]
-        if is_paired
-        else [[*table.values()] for table in tables]
-    )
-    variance = statistics.fmean(statistics.variance(sample) for sample in samples)
-    if not has_spread(variance):
-        return []
-    std, is_accuracy = variance**0.5, ranking.metric.is_accuracy
-    step = POINTS if is_accuracy else 0.01 * abs(ranking.groups[0].mean() or 0)
-    tested = [difference.image_error for difference in ranking.differences if difference is not None]
-    image_error = statistics.fmean(tested) if tested else 0.0
-    count = seeds_needed(step, std, is_paired=is_paired, image_error=image_error)
-    small, spread, error = (f"{100 * x:.2g} points" if is_accuracy else f"{x:.2g}" for x in (step, std, image_error))
-    measured = "of the differences between paired seeds" if is_paired else "of the seeds of a setting"
-    num_images = ranking.groups[0].num_images
-    if image_error and count is None:
-        enough = f"{images_needed(step, num_images, image_error):,}"
-        return [
-            f"To detect a difference of {small}, you need at least about {enough} validation images, with any number of seeds "
-            f"(80 % power; standard error due to the choice of these {num_images:,} images: {error})."
-        ]
-    where, of_images = (
-        (" on these images", "") if not image_error else ("", f", standard error due to the images: {error}")
-    )
-    needed = f"more than {MAX_SEEDS}" if count is None else f"about {count}"
-    return [
-        f"To detect a difference of {small}{where}, you need {needed} seeds of each setting (80 % power; measured standard "
-        f"deviation {measured}: {spread}{of_images})."
-    ]

@@ -8,23 +8,16 @@ from alexlab.output.command_line import short_path
 from alexlab.output.csv_files import write_csv
 from alexlab.output.escape import escape_markdown
 from alexlab.pages.render import Estimate, Interval, column_digits, format_value
-from alexlab.records.compare import (
-    RunGroup,
-    differing_keys,
-    group_seeds,
-    key_values,
-    mean_interval,
-    mean_or_none,
-    run_keys,
-    score_names,
-)
 from alexlab.records.disk_errors import make_out_dir
 from alexlab.records.optimized import OptimizedMetric, metric_title
 from alexlab.records.out_of_fold import write_out_of_fold
-from alexlab.records.ranking import notes, rank_groups, verdict
+from alexlab.records.ranking import rank_groups, verdict
+from alexlab.records.ranking_notes import notes
 from alexlab.records.record import FAILED, INTERRUPTED
 from alexlab.records.report_page import Table, render_page, title
 from alexlab.records.results import RunResult, common_metric, find_runs, read_runs, with_tags
+from alexlab.records.run_groups import RunGroup, group_seeds, mean_interval, mean_or_none
+from alexlab.records.settings import differing_keys, key_values, run_keys, score_names
 from alexlab.records.significance import Difference
 
 MEASURES = ("Best epoch", "Training, s", "Images/s")

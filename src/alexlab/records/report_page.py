@@ -16,14 +16,15 @@ from alexlab.output.command_line import short_path
 from alexlab.output.numbers import counted
 from alexlab.pages.plots import png, svg
 from alexlab.pages.render import Link, file_links, render
-from alexlab.records.compare import RunGroup, main_effects
 from alexlab.records.layout import CURVES, LAUNCHER_OVERRIDES, LOGS
 from alexlab.records.optimized import OptimizedMetric, metric_label
 from alexlab.records.out_of_fold import OUT_OF_FOLD
 from alexlab.records.plots import MAX_SERIES, Panel, curve_panels, sheet
-from alexlab.records.ranking import Ranking, notes, verdict
+from alexlab.records.ranking import Ranking, verdict
+from alexlab.records.ranking_notes import notes
 from alexlab.records.record import FAILED, INTERRUPTED, STATES
 from alexlab.records.results import RunResult, best_run, common_metric
+from alexlab.records.run_groups import RunGroup, main_effects
 from alexlab.records.setting_plots import effect_panels, size_panels
 
 MAX_TITLE_KEYS = 3

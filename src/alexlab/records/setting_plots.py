@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from alexlab.output.escape import plot_label
 from alexlab.pages.plots import INK, MUTED, SERIES
-from alexlab.records.compare import RunGroup
 from alexlab.records.optimized import OptimizedMetric, metric_title
 from alexlab.records.plots import MAX_SERIES, Panel, finish
+from alexlab.records.run_groups import RunGroup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ def effect_panels(effects: Mapping[str, Mapping[str, Sequence[float]]], metric: 
     """Return for each key the score of each of its values.
 
     Args:
-        effects: from `alexlab.records.compare.main_effects`.
+        effects: from `alexlab.records.run_groups.main_effects`.
         metric: what the scores are.
     """
     ends = [end for by_value in effects.values() for scores in by_value.values() for end in _ends(scores)]

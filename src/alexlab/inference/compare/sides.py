@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from alexlab.errors import ConfigError
-from alexlab.records.compare import differing_keys, group_seeds
 from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.layout import BEST, LAST, RUN_JSON
 from alexlab.records.record import FINISHED
 from alexlab.records.results import RunResult, find_runs, last_run, obstacle, read_run, read_runs
+from alexlab.records.run_groups import group_seeds
+from alexlab.records.settings import differing_keys
 
 KINDS = "a run folder, the folder of a sweep, a checkpoint or an exported .safetensors file"
 
