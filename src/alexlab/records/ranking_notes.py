@@ -76,10 +76,10 @@ def _seed_notes(ranking: Ranking) -> list[str]:
     small, spread, error = (f"{100 * x:.2g} points" if is_accuracy else f"{x:.2g}" for x in (step, std, image_error))
     measured = "of the differences between paired seeds" if is_paired else "of the seeds of a setting"
     num_images = ranking.groups[0].num_images
-    if image_error and count is None:
-        enough = f"{images_needed(step, num_images, image_error):,}"
+    enough = images_needed(step, num_images, image_error)
+    if enough > num_images:
         return [
-            f"To detect a difference of {small}, you need at least about {enough} validation images, with any number of seeds "
+            f"To detect a difference of {small}, you need at least about {enough:,} validation images, with any number of seeds "
             f"(80 % power; standard error due to the choice of these {num_images:,} images: {error})."
         ]
     where, of_images = (
