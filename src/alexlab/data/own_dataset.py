@@ -25,11 +25,12 @@ class DatasetImages:
 
     Args:
         dataset: its items are (image, label): PIL images, arrays (H, W) or (H, W, C), or tensors (C, H, W).
+        labels: int64 (N,), the label of each item.
         channels: 3 for RGB, 1 for grey.
     """
 
-    def __init__(self, dataset: Any, channels: int) -> None:
-        self.dataset, self.channels = dataset, channels
+    def __init__(self, dataset: Any, labels: np.ndarray, channels: int) -> None:
+        self.dataset, self.labels, self.channels = dataset, labels, channels
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -40,7 +41,7 @@ class DatasetImages:
         Random draws of the item with torch, NumPy or `random` are those of the training image's seed, see `SeededDataset`.
 
         Raises:
-            DataError: if the item is not an image.
+            DataError: if the item is not an image with its label.
         """
         try:
             _seed_others(torch.initial_seed())
@@ -48,12 +49,18 @@ class DatasetImages:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
             raise DataError(f"item {row} of {KEY} cannot be read: {reason}") from error
-        image = item[0] if isinstance(item, tuple | list) and len(item) == 2 else None
-        if isinstance(image, Image.Image):
-            return part_of(from_pil(image, self.channels), crop)
-        if not isinstance(image, np.ndarray | Tensor):
+        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
+        if not isinstance(image, Image.Image | np.ndarray | Tensor):
             found = type(item if image is None else image).__name__
             raise DataError(f"item {row} of {KEY} must be an image (PIL, array or tensor) and a label; got {found}")
+        if not _equal(label, target := int(self.labels[row])):
+            given = " ".join(repr(label).split())[:100]
+            raise DataError(
+                f"the label of item {row} of {KEY} must be its target, {target}; got {given}; `targets` must hold the labels of "
+                "the items, such as those after a target_transform"
+            )
+        if isinstance(image, Image.Image):
+            return part_of(from_pil(image, self.channels), crop)
         pixels = to_uint8(image)
         if isinstance(image, Tensor) and pixels.ndim == 3:
             pixels = np.moveaxis(pixels, 0, -1)
@@ -95,6 +102,13 @@ def dataset_splits(make: partial[Any], *, channels: int, val_fraction: float, sp
     return splits.with_missing_class_notes()
 
 
+def _equal(label: Any, target: int) -> bool:
+    try:
+        return bool(label == target)
+    except (ValueError, RuntimeError):  # several numbers, such as a one-hot label
+        return False
+
+
 def _seed_others(seed: int) -> None:
     """Seed the global generators of NumPy and Python, which nothing in alexlab uses."""
     np.random.seed(seed % 2**32)
@@ -126,13 +140,14 @@ def _split(make: Callable[[str], Any], name: str, channels: int, seed: int) -> S
             f"{KEY} must have distinct classes and targets from 0 to {len(classes) - 1}; the split {name} has "
             f"{len(classes)} classes and targets from {labels.min()} to {labels.max()}"
         )
-    images = DatasetImages(dataset, channels)
-    images.load(0)  # an item that is no image fails before the run
+    labels = labels.astype(np.int64)
+    images = DatasetImages(dataset, labels, channels)
+    images.load(0)  # an item that is no image, or has another label, fails before the run
     return Split(
         root=KEY,
         classes=classes,
         paths=[f"{name}/{row}" for row in range(len(labels))],
-        labels=labels.astype(np.int64),
+        labels=labels,
         images=images,
         lengths=np.zeros(len(labels), np.int64),
     )
