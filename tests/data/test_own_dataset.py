@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from alexlab.data.dataset import ImageDataset, SeededDataset
-from alexlab.data.image_file import Decoding
+from alexlab.data.image_file import DEFAULT_DECODING, Decoding
 from alexlab.data.own_dataset import dataset_splits
 from alexlab.data.splits import Splits
 from alexlab.errors import DataError
@@ -53,12 +53,15 @@ class Module(lightning.LightningDataModule):
 
 
 def splits(target: Any, **arguments: Any) -> Splits:
-    return dataset_splits(partial(target, **arguments), channels=3, val_fraction=0.2, split_seed=1)
+    return dataset_splits(partial(target, **arguments), val_fraction=0.2, split_seed=1)
 
 
 def numbers(found: Splits) -> list[list[int]]:
     """Return the position in IMAGES of each image of train and val."""
-    return [[int(split.images.load(row)[0, 0, 0]) for row in range(len(split))] for split in (found.train, found.val)]
+    return [
+        [int(split.load(row, DEFAULT_DECODING)[0, 0, 0]) for row in range(len(split))]
+        for split in (found.train, found.val)
+    ]
 
 
 def test_a_data_module_is_split_in_the_same_way_each_time() -> None:
