@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from alexlab.data import decode as module
 from alexlab.data import jpeg
+from alexlab.data.crop import Crop
 from alexlab.data.decode import decode, decode_bytes
 from alexlab.data.file_types import HAS_HEIF
 from alexlab.data.image_file import REASONS, Decoding
+from alexlab.data.in_memory import from_pil
 from alexlab.data.orientation import upright_size
 from alexlab.errors import DataError, ImageError
 from support.bad_images import READABLE, UNREADABLE, encoded, gradient, in_mpo, oriented, rescanned, tiff
@@ -157,6 +159,7 @@ def test_corrupt_exif_does_not_affect_pixels(kind: str, exif: str) -> None:
     assert np.array_equal(decode_bytes(content), decode_bytes(encoded(kind)))
     with Image.open(BytesIO(content)) as image:
         assert upright_size(image) == (60, 40)
+        assert from_pil(image, 3).shape == (40, 60, 3)
 
 
 def test_a_corrupt_raw_profile_does_not_affect_pixels() -> None:
@@ -175,6 +178,31 @@ def test_the_orientation_of_a_tiff_file_is_applied_once(orientation: int) -> Non
     with Image.open(BytesIO(content)) as image:
         assert upright_size(image) == decode_bytes(content).shape[1::-1]
         assert np.array_equal(np.asarray(ImageOps.exif_transpose(image)), decode_bytes(content))
+
+
+def with_xmp(kind: str, orientation: int) -> bytes:
+    """Return an image whose orientation is only in its XMP metadata."""
+    xmp = f'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>'
+    if kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp)
+        return encoded(kind, pnginfo=info)
+    return encoded(kind, **({"tiffinfo": {700: xmp.encode()}} if kind == "TIFF" else {"xmp": xmp.encode()}))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_xmp_has_the_orientation_if_exif_has_none(kind: str, orientation: int) -> None:
+    content = with_xmp(kind, orientation)
+    with Image.open(BytesIO(content)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    for crop in (None, lambda height, width: Crop(0, 0, height, width, (height, width))):
+        pixels = decode_bytes(content, crop=crop)
+        assert pixels.shape == expected.shape
+        assert np.abs(pixels.astype(int) - expected).max() <= 6
+    with Image.open(BytesIO(content)) as image:
+        assert upright_size(image) == expected.shape[1::-1]
+        assert np.array_equal(from_pil(image, 3), expected)
 
 
 def test_a_missing_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,7 +194,7 @@ def test_folds_of_a_dataset_class() -> None:
     def make(split: str) -> Numbers | None:
         return Numbers(split) if split == "train" else None
 
-    whole = dataset_splits(partial(make), channels=1, val_fraction=0.2, split_seed=0)
+    whole = dataset_splits(partial(make), val_fraction=0.2, split_seed=0)
     values = []
     for number in range(4):
         fold = select_fold(whole, number, 4, seed=0, group=None)
@@ -202,6 +202,6 @@ def test_folds_of_a_dataset_class() -> None:
         assert [value % 2 for value in pixels] == fold.val.labels.tolist()
         values += pixels
     assert sorted(values) == list(range(20))
-    both = dataset_splits(partial(Numbers), channels=1, val_fraction=0.2, split_seed=0)
+    both = dataset_splits(partial(Numbers), val_fraction=0.2, split_seed=0)
     with pytest.raises(ConfigError, match=r"a data\.dataset without a split val"):
         select_fold(both, 0, 4, seed=0, group=None)

@@ -36,7 +36,7 @@ def test_the_mean_image_of_images_without_files_is_not_cached(tmp_path: Path) ->
         def __init__(self, level: int) -> None:
             self.level = level
 
-        def load(self, row: int, crop: Any = None) -> np.ndarray:
+        def load(self, row: int, decoding: Decoding, crop: Any = None) -> np.ndarray:
             return np.full((2, 2, 3), self.level, np.uint8)
 
     found = []

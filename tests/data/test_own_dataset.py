@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from alexlab.data.dataset import ImageDataset, SeededDataset
-from alexlab.data.image_file import Decoding
+from alexlab.data.image_file import DEFAULT_DECODING, Decoding
 from alexlab.data.own_dataset import dataset_splits
 from alexlab.data.splits import Splits
 from alexlab.errors import DataError
@@ -53,12 +53,15 @@ class Module(lightning.LightningDataModule):
 
 
 def splits(target: Any, **arguments: Any) -> Splits:
-    return dataset_splits(partial(target, **arguments), channels=3, val_fraction=0.2, split_seed=1)
+    return dataset_splits(partial(target, **arguments), val_fraction=0.2, split_seed=1)
 
 
 def numbers(found: Splits) -> list[list[int]]:
     """Return the position in IMAGES of each image of train and val."""
-    return [[int(split.images.load(row)[0, 0, 0]) for row in range(len(split))] for split in (found.train, found.val)]
+    return [
+        [int(split.load(row, DEFAULT_DECODING)[0, 0, 0]) for row in range(len(split))]
+        for split in (found.train, found.val)
+    ]
 
 
 def test_a_data_module_is_split_in_the_same_way_each_time() -> None:
@@ -104,6 +107,87 @@ def test_random_draws_of_an_item_depend_on_seed_epoch_and_index() -> None:
     for other in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
         assert all(one != two for one, two in zip(first, draw(*other), strict=True))
     assert draw(1, 2, 3) == first
+
+
+class Relabelled(Dataset):
+    """Images whose items have the labels of `change`, unlike `targets`."""
+
+    classes, targets = ("a", "b"), [0, 1] * 5
+
+    def __init__(self, split: str, change: Callable[[int, int], Any]) -> None:
+        self.change = change
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Any:
+        return np.zeros((4, 4, 3), np.uint8), self.change(index, self.targets[index])
+
+
+@pytest.mark.parametrize("change", [int, float, torch.tensor, np.int32, np.array, lambda label: torch.tensor([label])])
+def test_the_label_of_an_item_is_one_number(change: Callable[[int], Any]) -> None:
+    train = splits(Relabelled, change=lambda index, label: change(label)).train
+    assert [ImageDataset(train)[row][1] for row in range(10)] == [0, 1] * 5
+
+
+@pytest.mark.parametrize(
+    ("label", "given"),
+    [(1, "1"), (0.7, r"0\.7"), ("a", "'a'"), (None, "None"), (torch.eye(2)[0], r"tensor\(\[1\., 0\.\]\)")],
+)
+def test_an_item_whose_label_is_not_its_target_is_refused_before_the_run(label: Any, given: str) -> None:
+    message = (
+        rf"label of item 0 of data\.dataset must be its target, 0; got {given}; `targets` must hold .* target_transform"
+    )
+    with pytest.raises(DataError, match=message):
+        splits(Relabelled, change=lambda index, target: label)
+
+
+def test_an_item_whose_label_is_not_its_target_is_refused_when_it_is_loaded() -> None:
+    train = splits(Relabelled, change=lambda index, label: label if index < 7 else 1 - label).train
+    assert ImageDataset(train)[6][1] == 0
+    with pytest.raises(DataError, match=r"item 7 of data\.dataset must be its target, 1; got 0"):
+        ImageDataset(train)[7]
+
+
+def part(*classes: str) -> Dataset:
+    """Return a dataset whose items have the labels 0, 1, ..."""
+    found: Any = TensorDataset(IMAGES[: len(classes)], torch.arange(len(classes)))
+    found.classes = classes
+    return found
+
+
+class Parts(lightning.LightningDataModule):
+    def __init__(self, train: Dataset, val: Dataset, classes: Any = None) -> None:
+        super().__init__()
+        self.train, self.val, self.classes = train, val, classes
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.val)
+
+
+PETS = ("cat", "dog")
+
+
+def test_parts_with_the_same_classes_share_labels() -> None:
+    without = TensorDataset(IMAGES[:2], LABELS[:2])
+    both = Subset(ConcatDataset([without, part(*PETS), part(*PETS)]), range(6))
+    assert splits(Parts, train=both, val=part(*PETS)).train.classes == ["cat", "dog"]
+    assert splits(Parts, train=both, val=without, classes=("a", "b")).val.classes == ["a", "b"]
+    with pytest.raises(DataError, match="split val: 'TensorDataset' object has no attribute 'classes'"):
+        splits(Parts, train=both, val=without)
+
+
+@pytest.mark.parametrize("classes", [None, ("a", "b", "c")])
+def test_parts_with_different_classes_are_refused(classes: Any) -> None:
+    mixed = ConcatDataset([Subset(part(*PETS), [0, 1]), part("dog", "fox")])
+    message = "all parts of a ConcatDataset must have the same `classes`, .*; label 0 is cat and dog; give all of them one list"
+    with pytest.raises(DataError, match=message):
+        splits(Parts, train=mixed, val=part(*PETS), classes=classes)
+    with pytest.raises(DataError, match=r"all loaders must have the same `classes`, .*; label 2 is missing and fox"):
+        splits(Parts, train=part(*PETS), val=part(*PETS, "fox"), classes=classes)
 
 
 class Stream(IterableDataset):

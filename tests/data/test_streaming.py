@@ -88,9 +88,7 @@ def write(images: Path, out: str, cache_dir: Path, **options: Any) -> dict[str, 
 
 
 def open_splits(location: str | Path, tmp_path: Path, **options: Any) -> Splits:
-    return find_sharded_splits(
-        str(location), StreamConfig(**options), decoding=Decoding(), cache_dir=tmp_path / "cache"
-    )
+    return find_sharded_splits(str(location), StreamConfig(**options), cache_dir=tmp_path / "cache")
 
 
 def sharded_images(split: Split) -> ShardedImages:
@@ -553,7 +551,7 @@ def test_malicious_indexes_are_rejected(folder: Path, tmp_path: Path) -> None:
 
 
 def test_validation_on_the_test_split(folder: Path, tmp_path: Path) -> None:
-    splits = find_sharded_splits(str(folder), StreamConfig(), decoding=Decoding(), cache_dir=tmp_path, val_split="test")
+    splits = find_sharded_splits(str(folder), StreamConfig(), cache_dir=tmp_path, val_split="test")
     assert (len(splits.val), splits.test) == (7, None)
     assert any("validating on the test split" in note for note in splits.notes)
 

@@ -218,7 +218,6 @@ class DataConfig:
             return find_sharded_splits(
                 self.url,
                 StreamConfig(**self.stream),
-                decoding=self.decoding,
                 cache_dir=Path(self.cache_dir),
                 val_split=self.val_split,
             )
@@ -226,9 +225,7 @@ class DataConfig:
             from alexlab.data.own_dataset import dataset_splits  # imports torch
 
             assert isinstance(self.dataset, partial), "alexlab.config.data.data_config has located it"
-            return dataset_splits(
-                self.dataset, channels=self.channels, val_fraction=self.val_fraction, split_seed=self.split_seed
-            )
+            return dataset_splits(self.dataset, val_fraction=self.val_fraction, split_seed=self.split_seed)
         assert self.root is not None
         if self.generate is not None and not os.path.exists(self.root):
             GENERATORS[self.generate](self.root)

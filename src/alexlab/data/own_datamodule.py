@@ -1,6 +1,7 @@
 """Datasets of a LightningDataModule of the user."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import lightning
@@ -18,6 +19,7 @@ from torch.utils.data import (
 )
 
 from alexlab.errors import DataError
+from alexlab.output.escape import shown
 
 KEY = "data.dataset"
 NOTE = (
@@ -39,12 +41,15 @@ class Labelled:
 
     Args:
         dataset: map-style dataset.
-        classes: names of the classes; None for the attribute of the dataset.
+        classes: names of the classes; None for those of the dataset.
     """
 
     def __init__(self, dataset: Any, classes: Any = None) -> None:
         self.dataset = dataset
-        self.classes = _classes(dataset) if classes is None else classes
+        self.own_classes = _classes(dataset)
+        if classes is None:
+            classes = dataset.classes if self.own_classes is None else self.own_classes
+        self.classes = classes
         self.targets = _targets(dataset)
 
     def __len__(self) -> int:
@@ -64,12 +69,14 @@ class DataModuleDatasets:
     def __init__(self, make: Callable[[], lightning.LightningDataModule]) -> None:
         self.make = make
         self.datamodule: lightning.LightningDataModule | None = None
+        self.own_classes: list[str] | None = None  # of the first dataset that has any
 
     def __call__(self, split: str) -> Labelled | None:
         """Return the dataset of a split, or None if the data module has no loader for it.
 
         Raises:
-            DataError: if the loader or the data module does more than the run can repeat exactly.
+            DataError: if the loader or the data module does more than the run can repeat exactly, or if datasets that share
+                labels have different classes.
         """
         if self.datamodule is None:
             self.datamodule = self.make()
@@ -89,7 +96,11 @@ class DataModuleDatasets:
         if loader is None:
             return None
         _check(loader, f"{KEY}.{name}")
-        return Labelled(loader.dataset, getattr(self.datamodule, "classes", None))
+        dataset = Labelled(loader.dataset, getattr(self.datamodule, "classes", None))
+        # `classes` of the data module would hide that the label 1 means something else in the other loader.
+        self.own_classes = self.own_classes or dataset.own_classes
+        _check_same_classes([self.own_classes, dataset.own_classes], "all loaders")
+        return dataset
 
 
 def is_datamodule(target: Any) -> bool:
@@ -123,10 +134,33 @@ def _check(loader: Any, where: str) -> None:
         )
 
 
-def _classes(dataset: Any) -> Any:
-    if not hasattr(dataset, "classes") and isinstance(dataset, Subset | ConcatDataset):
-        return _classes(dataset.dataset if isinstance(dataset, Subset) else dataset.datasets[0])
-    return dataset.classes
+def _classes(dataset: Any) -> list[str] | None:
+    """Return the names of a dataset's classes, or None if neither it nor a part of it has any.
+
+    Raises:
+        DataError: if its parts have different ones.
+    """
+    if getattr(dataset, "classes", None) is not None:
+        return [str(name) for name in dataset.classes]
+    if isinstance(dataset, Subset):
+        return _classes(dataset.dataset)
+    if not isinstance(dataset, ConcatDataset):
+        return None
+    found = [_classes(part) for part in dataset.datasets]
+    _check_same_classes(found, "all parts of a ConcatDataset")
+    return next(filter(None, found), None)
+
+
+def _check_same_classes(found: Sequence[list[str] | None], owners: str) -> None:
+    """Raise DataError if the class lists that are known differ."""
+    known = [names for names in found if names is not None]
+    for names in known:
+        for label, (one, other) in enumerate(zip_longest(known[0], names, fillvalue="missing")):
+            if one != other:
+                raise DataError(
+                    f"{KEY}: {owners} must have the same `classes`, because they share the labels; label {label} is "
+                    f"{shown(one)} and {shown(other)}; give all of them one list, and labels that follow it"
+                )
 
 
 def _targets(dataset: Any) -> np.ndarray:

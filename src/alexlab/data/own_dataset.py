@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from alexlab.data.crop import CropRule, part_of
+from alexlab.data.image_file import DEFAULT_DECODING, Decoding
 from alexlab.data.in_memory import from_pil, to_uint8, with_channels
 from alexlab.data.own_datamodule import KEY, NOTE, DataModuleDatasets, is_datamodule
 from alexlab.data.samplers import stratified_sample
@@ -25,22 +26,22 @@ class DatasetImages:
 
     Args:
         dataset: its items are (image, label): PIL images, arrays (H, W) or (H, W, C), or tensors (C, H, W).
-        channels: 3 for RGB, 1 for grey.
+        labels: int64 (N,), the label of each item.
     """
 
-    def __init__(self, dataset: Any, channels: int) -> None:
-        self.dataset, self.channels = dataset, channels
+    def __init__(self, dataset: Any, labels: np.ndarray) -> None:
+        self.dataset, self.labels = dataset, labels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def load(self, row: int, crop: CropRule | None = None) -> np.ndarray:
+    def load(self, row: int, decoding: Decoding, crop: CropRule | None = None) -> np.ndarray:
         """Return an image as `alexlab.data.decode.decode` does.
 
         Random draws of the item with torch, NumPy or `random` are those of the training image's seed, see `SeededDataset`.
 
         Raises:
-            DataError: if the item is not an image.
+            DataError: if the item is not an image with its label.
         """
         try:
             _seed_others(torch.initial_seed())
@@ -48,25 +49,30 @@ class DatasetImages:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
             raise DataError(f"item {row} of {KEY} cannot be read: {reason}") from error
-        image = item[0] if isinstance(item, tuple | list) and len(item) == 2 else None
-        if isinstance(image, Image.Image):
-            return part_of(from_pil(image, self.channels), crop)
-        if not isinstance(image, np.ndarray | Tensor):
+        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
+        if not isinstance(image, Image.Image | np.ndarray | Tensor):
             found = type(item if image is None else image).__name__
             raise DataError(f"item {row} of {KEY} must be an image (PIL, array or tensor) and a label; got {found}")
+        if not _equal(label, target := int(self.labels[row])):
+            given = " ".join(repr(label).split())[:100]
+            raise DataError(
+                f"the label of item {row} of {KEY} must be its target, {target}; got {given}; `targets` must hold the labels of "
+                "the items, such as those after a target_transform"
+            )
+        if isinstance(image, Image.Image):
+            return part_of(from_pil(image, decoding.channels), crop)
         pixels = to_uint8(image)
         if isinstance(image, Tensor) and pixels.ndim == 3:
             pixels = np.moveaxis(pixels, 0, -1)
-        return part_of(with_channels(pixels, self.channels), crop)
+        return part_of(with_channels(pixels, decoding.channels), crop)
 
 
-def dataset_splits(make: partial[Any], *, channels: int, val_fraction: float, split_seed: int) -> Splits:
+def dataset_splits(make: partial[Any], *, val_fraction: float, split_seed: int) -> Splits:
     """Return the splits of a dataset class, or of a class of LightningDataModules.
 
     Args:
         make: class with its arguments. A dataset class is called with train, val and test; it may be a function that returns
             None for a split that does not exist. Without val, a part of train becomes val.
-        channels: 3 for RGB, 1 for grey.
         val_fraction: fraction of each class, 0..1, of that part.
         split_seed: seed of that part, and of all random draws while the datasets are built.
 
@@ -75,7 +81,7 @@ def dataset_splits(make: partial[Any], *, channels: int, val_fraction: float, sp
     """
     notes = (NOTE,) if is_datamodule(make.func) else ()
     get: Callable[[str], Any] = DataModuleDatasets(make) if notes else make
-    train, val, test = (_split(get, name, channels, split_seed) for name in ("train", "val", "test"))
+    train, val, test = (_split(get, name, split_seed) for name in ("train", "val", "test"))
     if train is None:
         raise DataError(f"{KEY} must have a dataset for the split train; got None")
     for name, split in (("val", val), ("test", test)):
@@ -95,13 +101,20 @@ def dataset_splits(make: partial[Any], *, channels: int, val_fraction: float, sp
     return splits.with_missing_class_notes()
 
 
+def _equal(label: Any, target: int) -> bool:
+    try:
+        return bool(label == target)
+    except (ValueError, RuntimeError):  # several numbers, such as a one-hot label
+        return False
+
+
 def _seed_others(seed: int) -> None:
     """Seed the global generators of NumPy and Python, which nothing in alexlab uses."""
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
-def _split(make: Callable[[str], Any], name: str, channels: int, seed: int) -> Split | None:
+def _split(make: Callable[[str], Any], name: str, seed: int) -> Split | None:
     try:
         # The parts of a random_split without a generator must be the same whenever the run is resumed.
         with torch.random.fork_rng(devices=[]):
@@ -126,13 +139,14 @@ def _split(make: Callable[[str], Any], name: str, channels: int, seed: int) -> S
             f"{KEY} must have distinct classes and targets from 0 to {len(classes) - 1}; the split {name} has "
             f"{len(classes)} classes and targets from {labels.min()} to {labels.max()}"
         )
-    images = DatasetImages(dataset, channels)
-    images.load(0)  # an item that is no image fails before the run
+    labels = labels.astype(np.int64)
+    images = DatasetImages(dataset, labels)
+    images.load(0, DEFAULT_DECODING)  # an item that is no image, or has another label, fails before the run
     return Split(
         root=KEY,
         classes=classes,
         paths=[f"{name}/{row}" for row in range(len(labels))],
-        labels=labels.astype(np.int64),
+        labels=labels,
         images=images,
         lengths=np.zeros(len(labels), np.int64),
     )

@@ -23,8 +23,8 @@ class ImageStore(Protocol):
     """Decoded images by row, such as a pack or shards."""
 
     def __len__(self) -> int: ...
-    def load(self, row: int, crop: CropRule | None = None) -> np.ndarray:
-        """Return an image as `alexlab.data.decode.decode` does."""
+    def load(self, row: int, decoding: Decoding, crop: CropRule | None = None) -> np.ndarray:
+        """Return an image as `alexlab.data.decode.decode` does; a pack ignores `decoding`, which is that of its writer."""
 
 
 @runtime_checkable
@@ -105,7 +105,7 @@ class Split:
             ImageError: if it is unreadable.
         """
         if self.images is not None:
-            return self.images.load(index if self.rows is None else int(self.rows[index]), crop)
+            return self.images.load(index if self.rows is None else int(self.rows[index]), decoding, crop)
         sha256 = None if self.hashes is None else self.hashes[index].tobytes()
         return decode(self.file_path(index), decoding, sha256, crop=crop)
 

@@ -19,7 +19,7 @@ import torch
 from torchvision.transforms import v2
 
 from alexlab.data.crop import CropRule, part_of, shorter_side_resized
-from alexlab.data.image_file import unreadable
+from alexlab.data.image_file import Decoding, unreadable
 from alexlab.data.listing_cache import folder_id, folder_suffix
 from alexlab.data.transforms import CenterView, NearestResize, RandomCropView, Views
 from alexlab.errors import ConfigError
@@ -97,8 +97,8 @@ class PackedImages:
     def __len__(self) -> int:
         return self.length
 
-    def load(self, row: int, crop: CropRule | None = None) -> np.ndarray:
-        """Return an image, uint8 (H, W, C), or the box of a crop.
+    def load(self, row: int, decoding: Decoding, crop: CropRule | None = None) -> np.ndarray:
+        """Return an image, uint8 (H, W, C), or the box of a crop; `decoding` is that of the pack.
 
         Raises:
             ImageError: if its file was unreadable, as `decode` raises it.

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from alexlab.data.discovery import check_val_split
-from alexlab.data.image_file import Decoding
 from alexlab.data.paths import PathArray
 from alexlab.data.splits import Split, Splits
 from alexlab.data.streaming.reader import Shard, ShardedImages
@@ -60,7 +59,6 @@ def find_sharded_splits(
     url: str,
     stream: StreamConfig,
     *,
-    decoding: Decoding,
     cache_dir: Path,
     val_split: str = "val",
     key: str = "data.url",
@@ -70,7 +68,6 @@ def find_sharded_splits(
     Args:
         url: URL of the location, or a folder.
         stream: shuffling, prefetching and caching.
-        decoding: decoding settings.
         cache_dir: folder of cached copies.
         val_split: `val`, or `test` to validate on the test split.
         key: config key of `url`, for messages.
@@ -87,7 +84,7 @@ def find_sharded_splits(
         _check_cache_size(index, stream)
         classes = [str(name) for name in index["classes"]]
         splits = {
-            name: _split(store, name, index["splits"][name], classes, stream, decoding)
+            name: _split(store, name, index["splits"][name], classes, stream)
             for name in ("train", "val", "test")
             if name in index["splits"] or name != "test"
         }
@@ -144,9 +141,7 @@ def _check_cache_size(index: Mapping[str, Any], stream: StreamConfig) -> None:
         )
 
 
-def _split(
-    store: Store, name: str, entry: Mapping[str, Any], classes: Sequence[str], stream: StreamConfig, decoding: Decoding
-) -> Split:
+def _split(store: Store, name: str, entry: Mapping[str, Any], classes: Sequence[str], stream: StreamConfig) -> Split:
     """Return a split of the index. Everything read here is untrusted, so offsets and labels are checked.
 
     Raises:
@@ -170,7 +165,6 @@ def _split(
         starts=starts,
         lengths=lengths,
         paths=paths,
-        decoding=decoding,
         prefetch_shards=stream.prefetch_shards,
         shuffle_shards=stream.shuffle_shards,
     )

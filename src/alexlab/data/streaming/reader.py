@@ -59,7 +59,6 @@ class ShardedImages:
         starts: offset of each image in its shard in bytes, int64 (N,).
         lengths: size of each image file in bytes, int64 (N,).
         paths: path of each image in the original folder, for messages.
-        decoding: decoding settings.
         prefetch_shards: number of shards to fetch ahead.
         shuffle_shards: number of shards whose images are shuffled together in training.
     """
@@ -73,20 +72,19 @@ class ShardedImages:
         starts: np.ndarray,
         lengths: np.ndarray,
         paths: Sequence[str],
-        decoding: Decoding,
         prefetch_shards: int,
         shuffle_shards: int,
     ) -> None:
         self.store, self.shards = store, shards
         self.shard, self.starts, self.lengths, self.paths = shard, starts, lengths, paths
-        self.decoding, self.prefetch_shards, self.shuffle_shards = decoding, prefetch_shards, shuffle_shards
+        self.prefetch_shards, self.shuffle_shards = prefetch_shards, shuffle_shards
         self.touched_s = np.full(len(shards), -np.inf)  # when this process last updated the time of use of each shard
         self.set_shard_order(np.arange(len(shards)))
 
     def __len__(self) -> int:
         return len(self.shard)
 
-    def load(self, row: int, crop: CropRule | None = None) -> np.ndarray:
+    def load(self, row: int, decoding: Decoding, crop: CropRule | None = None) -> np.ndarray:
         """Return an image as `alexlab.data.decode.decode` does.
 
         Raises:
@@ -94,7 +92,7 @@ class ShardedImages:
             ImageError: if it cannot be decoded.
         """
         path = f"{self.store.location(self.shards[self.shard[row]].name)}: {self.paths[row]}"
-        return decode_bytes(self.content(row), self.decoding, path, crop=crop)
+        return decode_bytes(self.content(row), decoding, path, crop=crop)
 
     def content(self, row: int) -> bytes:
         """Return the file content of an image."""
