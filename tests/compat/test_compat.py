@@ -289,6 +289,29 @@ def test_repeat_validation_and_loop_progress(tmp_path: Path) -> None:
         assert recorder.kinds == expected
 
 
+class Pending(Batches):
+    """Record the batches of a fit that waits for a validation."""
+
+    pending = True
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        compat.await_validation(trainer, lambda: self.pending)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.pending = False
+
+
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before the epoch ended")
+def test_await_validation(tmp_path: Path) -> None:
+    """The only steps of the fit are done, so Lightning alone ends it without the validation."""
+    options: dict[str, Any] = {"val_check_interval": 2, "max_steps": 2}
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(tmp_path, StopInValidation(), **options).fit(BoringModel())
+    for recorder, expected in ((Batches(True), ""), (Pending(True), "vvv")):
+        trainer(tmp_path, recorder, **options).fit(BoringModel(), ckpt_path=tmp_path / "stopped.ckpt")
+        assert recorder.kinds == expected
+
+
 class SaveAtEpochEnd(Callback):
     """Save a checkpoint at the end of each epoch, and resume by epochs if that is wanted."""
 

@@ -9,6 +9,7 @@ inside the functions, since the command line reads these modules before it impor
 from alexlab.compat.huggingface import offline_if_unreachable
 from alexlab.compat.hydra import ConfigRepository, config_file, hook_hydra, job_error, load_default
 from alexlab.compat.lightning import (
+    await_validation,
     disable_signal_handlers,
     loop_progress,
     reopen_batch,
@@ -25,6 +26,7 @@ from alexlab.compat.torchvision import pet_item
 
 __all__ = [
     "ConfigRepository",
+    "await_validation",
     "config_file",
     "disable_signal_handlers",
     "foreach_norms",

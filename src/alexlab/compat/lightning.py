@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +42,18 @@ def repeat_validation(trainer: lightning.Trainer) -> None:
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
     loop.restarting = False  # from its first batch
+
+
+def await_validation(trainer: lightning.Trainer, is_pending: Callable[[], bool]) -> None:
+    """Keep a resumed fit from ending while a validation is pending; called before `fit` starts its loops.
+
+    Works around: Lightning skips all loops of a fit that is resumed after its last step, as given by `max_steps`, `max_time` or
+    early stopping. Checked with lightning 2.6.6.
+    """
+    for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
+        kind: Any = type(loop)
+        done = property(lambda self, kind=kind: not is_pending() and kind.done.fget(self))
+        loop.__class__ = type(kind.__name__, (kind,), {"done": done})
 
 
 def resume_by_epochs(trainer: lightning.Trainer) -> None:
