@@ -243,6 +243,29 @@ def test_validation_is_due(tmp_path: Path, options: dict[str, Any], expected: li
         assert due.announced == expected
 
 
+class Scheduled(Callback):
+    """Stop the fit after a batch, and record whether the validations were scheduled."""
+
+    def __init__(self, stop_after: int) -> None:
+        self.stop_after = stop_after
+        self.scheduled: list[bool] = []
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        trainer.should_stop = trainer.fit_loop.total_batch_idx == self.stop_after
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        stops = trainer.should_stop
+        self.scheduled.append(compat.validation_is_scheduled(trainer))
+        assert trainer.should_stop == stops
+
+
+@pytest.mark.parametrize(("stop_after", "expected"), [(2, [True, False]), (3, [True, True])])
+def test_validation_is_scheduled(tmp_path: Path, stop_after: int, expected: list[bool]) -> None:
+    scheduled = Scheduled(stop_after)
+    trainer(tmp_path, scheduled, val_check_interval=2).fit(BoringModel())
+    assert scheduled.scheduled == expected
+
+
 class StopInValidation(Callback):
     """Save a checkpoint of the state before the first validation, and end the fit."""
 

@@ -162,6 +162,39 @@ def test_an_epoch_that_a_limit_cut_short_is_completed(
     assert tables[0] == tables[1]
 
 
+def test_a_validation_that_is_only_due_at_a_stop_does_not_count_in_a_longer_run(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for plateau, which would reduce the rate earlier, nor for early stopping, nor in the row of the epoch."""
+    # The first validation is the best. Of six batches in an epoch, the fourth one is validated, and the run stops after the fifth.
+    plateau = ("scheduler=plateau", "scheduler.patience=1", "scheduler.threshold=1.0", "optimizer=sgd")
+    stops = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.min_delta=1.0")
+    common = ("data.batch_size=4", "trainer.max_epochs=3", "trainer.val_check_interval=0.7", *plateau, *stops)
+    stop_at = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Timer, "time_elapsed", lambda *_: 60.0 if stop_at else 0.0)
+        original = Classifier.training_step
+
+        def count(module: Classifier, batch: Any, batch_idx: int) -> Any:
+            nonlocal stop_at
+            stop_at = stop_at or (module.global_step == 10)
+            return original(module, batch, batch_idx)
+
+        patch.setattr(Classifier, "training_step", count)
+        train(*common, "trainer.max_time=00:00:00:59", run_dir=tmp_path / "part")
+    assert load_file(tmp_path / "part" / LAST)["global_step"] == 11
+    train(*common, "trainer.max_time=00:01:00:00", run_dir=tmp_path / "part", resumed=True)
+    train(*common, "trainer.max_time=00:01:00:00", run_dir=tmp_path / "whole")
+    whole, part = (content(tmp_path / name / LAST) for name in ("whole", "part"))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert difference(whole[key], part[key]) is None
+    for state in (whole, part):
+        (counts,) = (found for name, found in state["callbacks"].items() if name.startswith("EarlyStopping"))
+        assert counts["wait_count"] == 2
+    scores = [[row["val/loss"] for row in rows(tmp_path / name / "metrics.csv")] for name in ("whole", "part")]
+    assert scores[0] == scores[1]
+
+
 def test_an_epoch_cut_within_an_optimizer_step_leaves_no_training_metrics(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from alexlab.compat.lightning import (
     repeat_validation,
     resume_by_epochs,
     validation_is_due,
+    validation_is_scheduled,
 )
 from alexlab.compat.optuna import reopen_trial
 from alexlab.compat.python import python3_name
@@ -47,4 +48,5 @@ __all__ = [
     "shut_down_workers",
     "summary_writer",
     "validation_is_due",
+    "validation_is_scheduled",
 ]

@@ -31,6 +31,19 @@ def validation_is_due(trainer: lightning.Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
+def validation_is_scheduled(trainer: lightning.Trainer) -> bool:
+    """Return whether the validation after the current training batch is due by its interval, not only since the run stops.
+
+    Works around: Lightning also validates before it stops within an epoch, and does not tell the two cases apart. Checked with
+    lightning 2.6.6.
+    """
+    stops, trainer.should_stop = trainer.should_stop, False
+    try:
+        return validation_is_due(trainer)
+    finally:
+        trainer.should_stop = stops
+
+
 def repeat_validation(trainer: lightning.Trainer) -> None:
     """Let a resumed fit begin with the whole validation that follows the step of its checkpoint.
 
@@ -50,10 +63,13 @@ def await_validation(trainer: lightning.Trainer, is_pending: Callable[[], bool])
     Works around: Lightning skips all loops of a fit that is resumed after its last step, as given by `max_steps`, `max_time` or
     early stopping. Checked with lightning 2.6.6.
     """
+
+    def held(kind: Any) -> Any:
+        done = property(lambda loop: not is_pending() and kind.done.fget(loop))
+        return type(kind.__name__, (kind,), {"done": done})
+
     for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
-        kind: Any = type(loop)
-        done = property(lambda self, kind=kind: not is_pending() and kind.done.fget(self))
-        loop.__class__ = type(kind.__name__, (kind,), {"done": done})
+        loop.__class__ = held(type(loop))
 
 
 def resume_by_epochs(trainer: lightning.Trainer) -> None:

@@ -206,12 +206,14 @@ class Classifier(lightning.LightningModule):
         scores = self._log_split("val", self.trainer.num_val_batches)
         if self.trainer.sanity_checking:
             return
-        self.validated_in_epoch = True
         if not self.best or self._rank(scores) > self._rank(self.best):
             best = {**scores, "epoch": self.current_epoch + 1, "step": self.global_step}
             self.best = {name: value for name, value in best.items() if not math.isnan(value)}
         best = {f"best/{name}": self.best[name] for name in self.scored_names if name in self.best}
         self._log_exact(best)
+        if not compat.validation_is_scheduled(self.trainer):
+            return  # a longer run does not have this validation
+        self.validated_in_epoch = True
         self.val_metrics = {**{f"val/{name}": scores[name] for name in self.scored_names}, **best}
         for entry in self.trainer.lr_scheduler_configs:
             if isinstance(entry.scheduler, ReduceLROnPlateau) and entry.monitor in self.val_metrics:
