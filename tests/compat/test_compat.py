@@ -243,6 +243,37 @@ def test_validation_is_due(tmp_path: Path, options: dict[str, Any], expected: li
         assert due.announced == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "alone", "finished"),
+    [
+        ({"val_check_interval": 3}, [2, 5], [3, 5]),
+        ({"val_check_interval": 5}, [4], [5]),
+        ({"val_check_interval": 4}, [3], [3]),
+        ({}, [6], [6]),
+        ({"val_check_interval": 3, "check_val_every_n_epoch": None, "max_epochs": 2}, [2, 5, 8, 11], [3, 5, 8, 12]),
+        ({"val_check_interval": 2, "limit_val_batches": 0}, [], []),
+    ],
+)
+def test_finish_steps(tmp_path: Path, options: dict[str, Any], alone: list[int], finished: list[int]) -> None:
+    """An epoch of seven batches has steps of two batches, and a last step of one."""
+    for finish, expected in ((False, alone), (True, finished)):
+        due = Due()
+        fitted = trainer(tmp_path, due, **{"accumulate_grad_batches": 2, "limit_train_batches": 7, **options})
+        if finish:
+            compat.finish_steps(fitted)
+        fitted.fit(BoringModel())
+        assert due.begun == expected
+
+
+@pytest.mark.parametrize(("stop_after", "expected"), [(1, 1), (2, 3), (6, 6)])
+def test_finish_steps_before_a_stop(tmp_path: Path, stop_after: int, expected: int) -> None:
+    due, stop = Due(), Scheduled(stop_after)
+    fitted = trainer(tmp_path, stop, due, accumulate_grad_batches=2, limit_train_batches=7)
+    compat.finish_steps(fitted)
+    fitted.fit(BoringModel())
+    assert due.begun == [expected] and fitted.fit_loop.total_batch_idx == expected
+
+
 class Scheduled(Callback):
     """Stop the fit after a batch, and record whether the validations were scheduled."""
 
@@ -251,7 +282,7 @@ class Scheduled(Callback):
         self.scheduled: list[bool] = []
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
-        trainer.should_stop = trainer.fit_loop.total_batch_idx == self.stop_after
+        trainer.should_stop |= trainer.fit_loop.total_batch_idx == self.stop_after
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         stops = trainer.should_stop

@@ -11,6 +11,7 @@ from alexlab.compat.hydra import ConfigRepository, config_file, hook_hydra, job_
 from alexlab.compat.lightning import (
     await_validation,
     disable_signal_handlers,
+    finish_steps,
     loop_progress,
     reopen_batch,
     repeat_validation,
@@ -30,6 +31,7 @@ __all__ = [
     "await_validation",
     "config_file",
     "disable_signal_handlers",
+    "finish_steps",
     "foreach_norms",
     "hook_hydra",
     "job_error",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,34 @@ def disable_signal_handlers(trainer: lightning.Trainer) -> None:
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def finish_steps(trainer: lightning.Trainer) -> None:
+    """Let validations and a stop within an epoch wait for the end of the optimizer step; called once, before `fit`.
+
+    Works around: Lightning validates and stops between two accumulated batches, whose gradients no checkpoint contains, and
+    where DDP has not yet broadcast the statistics of batch norm. Checked with lightning 2.6.6.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    kind: Any = type(loop)
+
+    class WholeSteps(kind):
+        @property
+        def done(self) -> bool:
+            return not self._should_accumulate() and super().done
+
+        def _should_check_val_fx(self, data_fetcher: Any) -> bool:
+            if self._should_accumulate():
+                return False
+            if super()._should_check_val_fx(data_fetcher):
+                return True
+            interval = trainer.val_check_batch or math.inf  # None if the interval is a time
+            batch_idx = self.total_batch_idx if trainer.check_val_every_n_epoch is None else self.batch_idx
+            num_accumulated = self.batch_idx % trainer.accumulate_grad_batches
+            became_due = batch_idx // interval > (batch_idx - num_accumulated) // interval
+            return became_due and self._should_check_val_epoch()
+
+    loop.__class__ = WholeSteps
 
 
 def validation_is_due(trainer: lightning.Trainer) -> bool:

@@ -54,24 +54,11 @@ def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     return epochs["processed"], batches["ready"] if inside else 0
 
 
-def is_within_step(checkpoint: dict[str, Any]) -> bool:
-    """Return whether a checkpoint was saved between the accumulated batches of an optimizer step, whose gradients it lacks."""
-    epochs, batches = compat.loop_progress(checkpoint)
-    accumulate = checkpoint[CHECKPOINT_KEY]["mid_epoch"]["accumulate_grad_batches"]
-    is_open = epochs["current"]["processed"] < epochs["current"]["ready"] and not batches["is_last_batch"]
-    return bool(is_open and batches["current"]["ready"] % accumulate)
-
-
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:
-    """Undo the end of an epoch that `max_time`, `max_steps` or early stopping cut short, so that a resumed run completes it.
-
-    If it was cut between two batches of one step, whose gradients are not saved, it remains ended.
-    """
+    """Undo the end of an epoch that `max_time`, `max_steps` or early stopping cut short, so that a resumed run completes it."""
     epochs, batches = compat.loop_progress(checkpoint)
-    ready = batches["current"]["ready"]
-    accumulate = checkpoint[CHECKPOINT_KEY]["mid_epoch"]["accumulate_grad_batches"]
     is_open = epochs["current"]["processed"] < epochs["current"]["ready"]
-    if is_open or batches["is_last_batch"] or not ready or ready % accumulate:
+    if is_open or batches["is_last_batch"] or not batches["current"]["ready"]:
         return
     for counts in (epochs["total"], epochs["current"]):
         counts["processed"] = counts["completed"] = counts["ready"] - 1

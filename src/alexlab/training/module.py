@@ -229,12 +229,8 @@ class Classifier(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Step the schedulers with the interval `epoch`, but not ReduceLROnPlateau of a metric of the validation."""
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if not self.trainer.is_last_batch:  # cut short by a limit
-            if batches % self.trainer.accumulate_grad_batches == 0:
-                return  # a resumed run completes the epoch, see `reopen_epoch`
-            self._stage_metrics("train").reset()
-            self.train_metrics = {}
+        if not self.trainer.is_last_batch:
+            return  # cut short by a limit; a resumed run completes the epoch, see `reopen_epoch`
         self.validated_in_epoch = False
         for entry in self.trainer.lr_scheduler_configs:
             # Not a second time in a run that is resumed from the checkpoint of this epoch's end.

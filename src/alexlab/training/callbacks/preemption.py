@@ -85,8 +85,6 @@ class PreemptionCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not trainer.sanity_checking and is_accumulating(trainer):
-            return  # the accumulated gradients of an unfinished step cannot be saved
         self._agree(trainer)
         if signals.agreed is None:
             return
