@@ -1,9 +1,10 @@
 """Images in memory, such as PIL images and arrays, as uint8 arrays (H, W, C)."""
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from alexlab.data.orientation import apply_orientation, orientation_of
 from alexlab.errors import DataError
 
 MODES = {1: "L", 3: "RGB"}
@@ -17,11 +18,10 @@ def from_pil(image: Image.Image, channels: int) -> np.ndarray:
     """
     if image.mode.startswith(("I", "F")):
         raise DataError(f"a PIL image must have 8 bits per channel; got mode {image.mode}; pass the path of its file")
-    upright = ImageOps.exif_transpose(image)
-    if "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-    pixels = np.array(upright.convert(MODES[channels]))
-    return pixels.reshape(*pixels.shape[:2], channels)
+    image.load()  # rotates a TIFF file, and reads metadata behind the pixels
+    opaque = image.convert("RGBA") if "transparency" in image.info else image
+    pixels = np.array(opaque.convert(MODES[channels])).reshape(image.height, image.width, channels)
+    return apply_orientation(pixels, orientation_of(image))
 
 
 def to_uint8(images: np.ndarray | Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""EXIF orientation of images (EXIF 2.3, tag 0x0112)."""
+"""Orientation of images: EXIF 2.3, tag 0x0112, or `tiff:Orientation` of XMP if EXIF has none, as in Pillow."""
 
 import numpy as np
 from PIL import Image
@@ -10,8 +10,9 @@ FLIPS_ROWS, FLIPS_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)  # after the transpositio
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if it is missing or the metadata is corrupt, which does not affect pixels."""
-    if image.format in ("JPEG", "MPO") and "exif" not in image.info:  # getexif takes 20 us to find that there is none
+    """Return the orientation, 1 to 8; 1 if it is missing or the metadata is corrupt, which does not affect pixels."""
+    # getexif takes 20 us to find that there is none; it also reads XMP.
+    if image.format in ("JPEG", "MPO") and not {"exif", "xmp"} & image.info.keys():
         return 1
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
@@ -23,8 +24,9 @@ def orientation_of(image: Image.Image) -> int:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height of an opened image after its orientation is applied."""
     width, height = image.size
-    transposed = orientation_of(image) >= 5 and image.format != "TIFF"  # Pillow transposes the size of a TIFF itself
-    return (height, width) if transposed else (width, height)
+    # Pillow has already transposed the size of a TIFF file by its tag, but not by XMP.
+    done = image.format == "TIFF" and ORIENTATION in image.tag_v2  # type: ignore[attr-defined]
+    return (height, width) if orientation_of(image) >= 5 and not done else (width, height)
 
 
 def apply_orientation(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -45,7 +47,7 @@ def stored_crop(crop: Crop, orientation: int, height: int, width: int) -> Crop:
 
     Args:
         crop: crop of the upright image.
-        orientation: EXIF orientation.
+        orientation: 1 to 8.
         height, width: size of the upright image.
     """
     top = height - crop.top - crop.height if orientation in FLIPS_ROWS else crop.top
