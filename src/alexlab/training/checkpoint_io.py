@@ -1,11 +1,13 @@
 """Atomic reads and writes of checkpoint files, and the training position stored in them."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from alexlab import compat
 from alexlab.records.atomic import write_atomic
@@ -63,6 +65,12 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     for counts in (epochs["total"], epochs["current"]):
         counts["processed"] = counts["completed"] = counts["ready"] - 1
     compat.reopen_batch(checkpoint)
+
+
+def keep_raw_weights(checkpoint: dict[str, Any], callbacks: Sequence[Callback]) -> None:
+    """Make a run that no longer averages its weights continue from the raw ones, to which its optimizer state belongs."""
+    if "current_model_state" in checkpoint and not any(isinstance(each, WeightAveraging) for each in callbacks):
+        checkpoint["state_dict"] = checkpoint["current_model_state"]
 
 
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:

@@ -19,7 +19,7 @@ from alexlab.errors import DataError
 from alexlab.records.layout import CHECKPOINT_KEY, MEAN_IMAGE
 from alexlab.records.optimized import MODES, OptimizedMetric
 from alexlab.training import nonfinite
-from alexlab.training.checkpoint_io import reopen_epoch, rescale_progress
+from alexlab.training.checkpoint_io import keep_raw_weights, reopen_epoch, rescale_progress
 from alexlab.training.collector import PredictionCollector
 from alexlab.training.metrics import ClassificationMetrics, ExtraMetrics, evaluate_batch
 from alexlab.training.param_groups import ParamGroup
@@ -272,6 +272,7 @@ class Classifier(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         reopen_epoch(checkpoint)
         rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
+        keep_raw_weights(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
         known = checkpoint[CHECKPOINT_KEY]
         if self.mean_image is not None:
             self.mean_image = known[MEAN_IMAGE]
