@@ -243,6 +243,60 @@ def test_validation_is_due(tmp_path: Path, options: dict[str, Any], expected: li
         assert due.announced == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "alone", "finished"),
+    [
+        ({"val_check_interval": 3}, [2, 5], [3, 5]),
+        ({"val_check_interval": 5}, [4], [5]),
+        ({"val_check_interval": 4}, [3], [3]),
+        ({}, [6], [6]),
+        ({"val_check_interval": 3, "check_val_every_n_epoch": None, "max_epochs": 2}, [2, 5, 8, 11], [3, 5, 8, 12]),
+        ({"val_check_interval": 2, "limit_val_batches": 0}, [], []),
+    ],
+)
+def test_finish_steps(tmp_path: Path, options: dict[str, Any], alone: list[int], finished: list[int]) -> None:
+    """An epoch of seven batches has steps of two batches, and a last step of one."""
+    for finish, expected in ((False, alone), (True, finished)):
+        due = Due()
+        fitted = trainer(tmp_path, due, **{"accumulate_grad_batches": 2, "limit_train_batches": 7, **options})
+        if finish:
+            compat.finish_steps(fitted)
+        fitted.fit(BoringModel())
+        assert due.begun == expected
+
+
+@pytest.mark.parametrize(("stop_after", "expected"), [(1, 1), (2, 3), (6, 6)])
+def test_finish_steps_before_a_stop(tmp_path: Path, stop_after: int, expected: int) -> None:
+    due, stop = Due(), Scheduled(stop_after)
+    fitted = trainer(tmp_path, stop, due, accumulate_grad_batches=2, limit_train_batches=7)
+    compat.finish_steps(fitted)
+    fitted.fit(BoringModel())
+    assert due.begun == [expected] and fitted.fit_loop.total_batch_idx == expected
+
+
+class Scheduled(Callback):
+    """Stop the fit after a batch, and record whether the validations were scheduled."""
+
+    def __init__(self, stop_after: int) -> None:
+        self.stop_after = stop_after
+        self.scheduled: list[bool] = []
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        trainer.should_stop |= trainer.fit_loop.total_batch_idx == self.stop_after
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        stops = trainer.should_stop
+        self.scheduled.append(compat.validation_is_scheduled(trainer))
+        assert trainer.should_stop == stops
+
+
+@pytest.mark.parametrize(("stop_after", "expected"), [(2, [True, False]), (3, [True, True])])
+def test_validation_is_scheduled(tmp_path: Path, stop_after: int, expected: list[bool]) -> None:
+    scheduled = Scheduled(stop_after)
+    trainer(tmp_path, scheduled, val_check_interval=2).fit(BoringModel())
+    assert scheduled.scheduled == expected
+
+
 class StopInValidation(Callback):
     """Save a checkpoint of the state before the first validation, and end the fit."""
 
@@ -286,6 +340,29 @@ def test_repeat_validation_and_loop_progress(tmp_path: Path) -> None:
     for repeat, expected in ((True, "vvvttvvv"), (False, "ttvvv")):
         recorder = Batches(repeat)
         trainer(tmp_path, recorder, val_check_interval=2).fit(BoringModel(), ckpt_path=path)
+        assert recorder.kinds == expected
+
+
+class Pending(Batches):
+    """Record the batches of a fit that waits for a validation."""
+
+    pending = True
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        compat.await_validation(trainer, lambda: self.pending)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.pending = False
+
+
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before the epoch ended")
+def test_await_validation(tmp_path: Path) -> None:
+    """The only steps of the fit are done, so Lightning alone ends it without the validation."""
+    options: dict[str, Any] = {"val_check_interval": 2, "max_steps": 2}
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(tmp_path, StopInValidation(), **options).fit(BoringModel())
+    for recorder, expected in ((Batches(True), ""), (Pending(True), "vvv")):
+        trainer(tmp_path, recorder, **options).fit(BoringModel(), ckpt_path=tmp_path / "stopped.ckpt")
         assert recorder.kinds == expected
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.callbacks import Timer
 
 from alexlab.distributed.signals import Interrupted, Signals
-from alexlab.records.layout import LAST
+from alexlab.records.layout import BEST, LAST
 from alexlab.records.record import RunRecord
 from alexlab.tasks import rank
 from alexlab.training.module import Classifier
-from support.exact_resume import RECIPES, RecordedRun, compare, content
+from support.exact_resume import RECIPES, RecordedRun, compare, content, difference
 from support.runs import ROOT, environment, rows
 
 pytestmark = pytest.mark.slow
@@ -110,6 +111,51 @@ def test_signals_to_one_rank_both_ranks_or_their_parent_resume_exactly(
         compare(whole, run(*overrides, name=f"from_{at}", begin=last), resumed_at(last))
         interrupted += content(last)["callbacks"]["PreemptionCallback"]["before_validation"]
     assert interrupted == 2
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        ("trainer.max_epochs=-1", "trainer.max_steps=6"),
+        ("trainer.max_epochs=-1", "trainer.max_steps=8", "trainer.val_check_interval=2"),
+        ("trainer.max_time=00:00:00:59",),
+    ],
+    ids=["max_steps at the end of an epoch", "max_steps within an epoch", "max_time"],
+)
+def test_a_signal_in_the_validation_after_the_last_step_resumes_exactly(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: tuple[str, ...]
+) -> None:
+    """The resumed run has nothing to train, but repeats the validation before it ends."""
+    last_step = 6 if "trainer.max_steps=6" in limit else 8
+    steps = []  # the time is up in the last one
+    monkeypatch.setattr(Timer, "time_elapsed", lambda *_: 60.0 if last_step in steps else 0.0)
+    train_batch, validate = Classifier.training_step, Classifier.validation_step
+
+    def count(module: Classifier, batch: Any, batch_idx: int) -> Any:
+        steps.append(module.global_step + 1)
+        return train_batch(module, batch, batch_idx)
+
+    def interrupt(module: Classifier, batch: Any, batch_idx: int) -> Any:
+        if module.global_step == last_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(module, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", count)
+    overrides = ("data.batch_size=4", "trainer.max_epochs=3", *limit)
+    train(*overrides, run_dir=tmp_path / "whole")
+    steps.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "validation_step", interrupt)
+        with pytest.raises(Interrupted):
+            train(*overrides, run_dir=tmp_path / "part")
+    train(*overrides, run_dir=tmp_path / "part", resumed=True)
+    assert steps == list(range(1, last_step + 1))
+    for name in (LAST, BEST):
+        assert difference(content(tmp_path / "whole" / name), content(tmp_path / "part" / name)) is None
+    whole, part = (rows(tmp_path / name / "metrics.csv") for name in ("whole", "part"))
+    for row in (*whole, *part):
+        row.pop("train/images_per_s", None)  # of the last epoch, only the uninterrupted run has it
+    assert whole == part
 
 
 def test_a_signal_before_and_after_training(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,8 @@ RECIPES = {
     ),
     "validation within an epoch": ("trainer.val_check_interval=0.5", "scheduler=plateau", "scheduler.patience=0"),
     "validation every second epoch": ("trainer.check_val_every_n_epoch=2", "scheduler=plateau", "scheduler.patience=0"),
-    "validation within an epoch, accumulated": ("trainer.val_check_interval=0.5", "trainer.accumulate_grad_batches=2"),
+    # Every third of twelve batches: in the first and the third case between the batches of a step.
+    "validation within an epoch, accumulated": ("trainer.val_check_interval=0.25", "trainer.accumulate_grad_batches=2"),
     "packed, two workers": ("data.cache=packed", "data.num_workers=2", "scheduler=one_cycle"),
     "overfit three batches": ("trainer.overfit_batches=3", "optimizer=sgd"),
     "shards, two workers": (

@@ -46,6 +46,21 @@ def test_a_longer_run_continues_from_the_raw_weights(train: Train, tmp_path: Pat
     assert difference(whole["state_dict"], part["state_dict"]) is None
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint was not created with WeightAveraging")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_resumed_run_may_end_or_begin_to_average_its_weights(train: Train, tmp_path: Path) -> None:
+    """It continues from the raw weights; the average begins with the first step after the resume."""
+    average, options = ("callbacks=[default,ema]", "callbacks.ema.decay=0.5"), ("optimizer=sgd", "optimizer.lr=0.01")
+    train(*options, "trainer.max_epochs=3", run_dir=tmp_path / "whole")
+    for name, before, after in (("ended", average, ()), ("begun", (), average)):
+        train(*options, *before, "trainer.max_epochs=2", run_dir=tmp_path / name)
+        train(*options, *after, "trainer.max_epochs=3", run_dir=tmp_path / name, resumed=True)
+    whole, ended, begun = (load(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "ended", "begun"))
+    assert difference(whole["state_dict"], ended["state_dict"]) is None
+    assert difference(whole["state_dict"], begun["current_model_state"]) is None
+    assert "current_model_state" not in ended and begun["averaging_state"]["n_averaged"] == 3
+
+
 def test_the_last_epoch_is_saved_regardless_of_every_n_epochs(train: Train, tmp_path: Path) -> None:
     train("trainer.max_epochs=3", "callbacks.checkpoint.every_n_epochs=2", "optimizer.lr=0.0")
     assert load(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 9

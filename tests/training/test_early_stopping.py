@@ -26,3 +26,15 @@ def test_only_a_longer_run_or_more_patience_overrules_it(limits: list[int | None
     resumed.load_state_dict(before.state_dict())
     assert (resumed.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED) == stays
     assert (resumed.patience, resumed.wait_count) == (patience, 3)
+
+
+@pytest.mark.parametrize(("patience", "stays"), [(3, True), (2, True), (4, False)])
+def test_an_improvement_before_min_epochs_does_not_overrule_it(patience: int, stays: bool) -> None:
+    """An uninterrupted run stops at min_epochs in spite of it."""
+    before = EarlyStopping(patience=3)
+    before.limits, before.wait_count = [50, -1], 0
+    before.stopping_reason = EarlyStoppingReason.PATIENCE_EXHAUSTED
+    resumed = EarlyStopping(patience=patience)
+    resumed.limits = before.limits
+    resumed.load_state_dict(before.state_dict())
+    assert (resumed.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED) == stays

@@ -6,6 +6,7 @@ run, so repeated resumes are covered by induction.
 
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -162,24 +163,77 @@ def test_an_epoch_that_a_limit_cut_short_is_completed(
     assert tables[0] == tables[1]
 
 
-def test_an_epoch_cut_within_an_optimizer_step_leaves_no_training_metrics(
+def test_a_validation_that_is_only_due_at_a_stop_does_not_count_in_a_longer_run(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not completed, so its images must not count in the next epoch, nor the loss of the epoch before it again."""
+    """Neither for plateau, which would reduce the rate earlier, nor for early stopping, nor in the row of the epoch."""
+    # The first validation is the best. Of six batches in an epoch, the fourth one is validated, and the run stops after the fifth.
+    plateau = ("scheduler=plateau", "scheduler.patience=1", "scheduler.threshold=1.0", "optimizer=sgd")
+    stops = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.min_delta=1.0")
+    common = ("data.batch_size=4", "trainer.max_epochs=3", "trainer.val_check_interval=0.7", *plateau, *stops)
+    stop_at = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Timer, "time_elapsed", lambda *_: 60.0 if stop_at else 0.0)
+        original = Classifier.training_step
+
+        def count(module: Classifier, batch: Any, batch_idx: int) -> Any:
+            nonlocal stop_at
+            stop_at = stop_at or (module.global_step == 10)
+            return original(module, batch, batch_idx)
+
+        patch.setattr(Classifier, "training_step", count)
+        train(*common, "trainer.max_time=00:00:00:59", run_dir=tmp_path / "part")
+    assert load_file(tmp_path / "part" / LAST)["global_step"] == 11
+    train(*common, "trainer.max_time=00:01:00:00", run_dir=tmp_path / "part", resumed=True)
+    train(*common, "trainer.max_time=00:01:00:00", run_dir=tmp_path / "whole")
+    whole, part = (content(tmp_path / name / LAST) for name in ("whole", "part"))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert difference(whole[key], part[key]) is None
+    for state in (whole, part):
+        (counts,) = (found for name, found in state["callbacks"].items() if name.startswith("EarlyStopping"))
+        assert counts["wait_count"] == 2
+    scores = [[row["val/loss"] for row in rows(tmp_path / name / "metrics.csv")] for name in ("whole", "part")]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("end", ["max_time", "crash"])
+def test_validations_and_stops_wait_for_the_end_of_the_optimizer_step(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """A run that was stopped between two accumulated batches, or has only a best checkpoint, resumes exactly."""
+    # In each epoch the third of six batches is validated: within the second of three steps.
+    common = (
+        "trainer.accumulate_grad_batches=2",
+        "trainer.val_check_interval=3",
+        "trainer.max_epochs=2",
+        "optimizer=sgd",
+    )
+    train(*common, run_dir=tmp_path / "whole")
     original = Classifier.on_train_batch_end
 
-    def stop(module: Classifier, *args: Any) -> None:
-        original(module, *args)
-        module.trainer.should_stop = (module.current_epoch, args[2]) == (1, 2)
+    def stop(module: Classifier, outputs: Any, batch: Any, batch_idx: int) -> None:
+        original(module, outputs, batch, batch_idx)
+        if end == "crash" and batch_idx == 4:
+            raise RuntimeError("out of memory")
+        module.trainer.should_stop |= end == "max_time" and (module.current_epoch, batch_idx) == (1, 0)
 
-    monkeypatch.setattr(Classifier, "on_train_batch_end", stop)
-    plateau = ("scheduler=plateau", "scheduler.monitor=train/loss", "scheduler.mode=min")
-    train("trainer.accumulate_grad_batches=2", "trainer.max_epochs=3", *plateau)
-    last = load_file(tmp_path / "run" / LAST)
-    assert position(last) == (2, 0)
-    mid_epoch = last["alexlab"]["mid_epoch"]
-    assert mid_epoch["train_metrics"] == {} and mid_epoch["train_counts"][0]["count"] == 0
-    assert last["lr_schedulers"][0]["last_epoch"] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_train_batch_end", stop)
+        with pytest.raises(RuntimeError) if end == "crash" else nullcontext():
+            train(*common, run_dir=tmp_path / "part")
+    checkpoints = tmp_path / "part/checkpoints"
+    name, step = ("best.ckpt", 2) if end == "crash" else ("last.ckpt", 4)
+    assert load_file(checkpoints / name)["global_step"] == step and (
+        end != "crash" or not (checkpoints / "last.ckpt").exists()
+    )
+    train(*common, run_dir=tmp_path / "part", resumed=True)
+    whole, part = (load_file(tmp_path / run / LAST) for run in ("whole", "part"))
+    for key in ("state_dict", "optimizer_states"):
+        assert difference(whole[key], part[key]) is None
+    tables = [rows(tmp_path / run / "metrics.csv") for run in ("whole", "part")]
+    for row in (*tables[0], *tables[1]):
+        del row["train/images_per_s"]
+    assert tables[0] == tables[1]
 
 
 def test_every_s_saves_on_all_ranks_by_one_clock(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

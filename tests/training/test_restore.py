@@ -3,7 +3,6 @@
 import copy
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,19 +180,6 @@ def test_the_latest_valid_checkpoint_is_resumed(
     assert chosen["best_is_lost"] == (isinstance(steps.get("best"), bytes))
     if expected != "last.ckpt":
         assert f"resuming from {expected}, step {steps[expected[:-5]]}, because last.ckpt: " in caplog.text
-
-
-def test_a_best_checkpoint_within_an_optimizer_step_is_not_resumed(
-    parts: Any, content: Content, tmp_path: Path
-) -> None:
-    """As after a validation between two accumulated batches: the gradients of the first are not saved."""
-    put(content, f"{FIT}/epoch_progress/current/processed", 2)
-    put(content, f"{FIT}/epoch_loop.batch_progress/is_last_batch", False)
-    for accumulate, message in ((3, None), (2, r"best\.ckpt: it was saved within an optimizer step")):
-        put(content, "alexlab/mid_epoch/accumulate_grad_batches", accumulate)
-        last = folder(tmp_path, content, last=b"half", best=9)
-        with pytest.raises(ConfigError, match=message) if message else nullcontext():
-            assert choose_checkpoint(last, parts.module, parts.trainer)["name"] == "best.ckpt"
 
 
 def test_a_corrupt_best_checkpoint_is_an_error_after_the_last_epoch(

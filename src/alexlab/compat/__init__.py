@@ -9,12 +9,15 @@ inside the functions, since the command line reads these modules before it impor
 from alexlab.compat.huggingface import offline_if_unreachable
 from alexlab.compat.hydra import ConfigRepository, config_file, hook_hydra, job_error, load_default
 from alexlab.compat.lightning import (
+    await_validation,
     disable_signal_handlers,
+    finish_steps,
     loop_progress,
     reopen_batch,
     repeat_validation,
     resume_by_epochs,
     validation_is_due,
+    validation_is_scheduled,
 )
 from alexlab.compat.optuna import reopen_trial
 from alexlab.compat.python import python3_name
@@ -25,8 +28,10 @@ from alexlab.compat.torchvision import pet_item
 
 __all__ = [
     "ConfigRepository",
+    "await_validation",
     "config_file",
     "disable_signal_handlers",
+    "finish_steps",
     "foreach_norms",
     "hook_hydra",
     "job_error",
@@ -45,4 +50,5 @@ __all__ = [
     "shut_down_workers",
     "summary_writer",
     "validation_is_due",
+    "validation_is_scheduled",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,34 @@ def disable_signal_handlers(trainer: lightning.Trainer) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
+def finish_steps(trainer: lightning.Trainer) -> None:
+    """Let validations and a stop within an epoch wait for the end of the optimizer step; called once, before `fit`.
+
+    Works around: Lightning validates and stops between two accumulated batches, whose gradients no checkpoint contains, and
+    where DDP has not yet broadcast the statistics of batch norm. Checked with lightning 2.6.6.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    kind: Any = type(loop)
+
+    class WholeSteps(kind):
+        @property
+        def done(self) -> bool:
+            return not self._should_accumulate() and super().done
+
+        def _should_check_val_fx(self, data_fetcher: Any) -> bool:
+            if self._should_accumulate():
+                return False
+            if super()._should_check_val_fx(data_fetcher):
+                return True
+            interval = trainer.val_check_batch or math.inf  # None if the interval is a time
+            batch_idx = self.total_batch_idx if trainer.check_val_every_n_epoch is None else self.batch_idx
+            num_accumulated = self.batch_idx % trainer.accumulate_grad_batches
+            became_due = batch_idx // interval > (batch_idx - num_accumulated) // interval
+            return became_due and self._should_check_val_epoch()
+
+    loop.__class__ = WholeSteps
+
+
 def validation_is_due(trainer: lightning.Trainer) -> bool:
     """Return whether a validation follows the training batch that has just ended.
 
@@ -29,6 +58,19 @@ def validation_is_due(trainer: lightning.Trainer) -> bool:
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def validation_is_scheduled(trainer: lightning.Trainer) -> bool:
+    """Return whether the validation after the current training batch is due by its interval, not only since the run stops.
+
+    Works around: Lightning also validates before it stops within an epoch, and does not tell the two cases apart. Checked with
+    lightning 2.6.6.
+    """
+    stops, trainer.should_stop = trainer.should_stop, False
+    try:
+        return validation_is_due(trainer)
+    finally:
+        trainer.should_stop = stops
 
 
 def repeat_validation(trainer: lightning.Trainer) -> None:
@@ -42,6 +84,21 @@ def repeat_validation(trainer: lightning.Trainer) -> None:
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
     loop.restarting = False  # from its first batch
+
+
+def await_validation(trainer: lightning.Trainer, is_pending: Callable[[], bool]) -> None:
+    """Keep a resumed fit from ending while a validation is pending; called before `fit` starts its loops.
+
+    Works around: Lightning skips all loops of a fit that is resumed after its last step, as given by `max_steps`, `max_time` or
+    early stopping. Checked with lightning 2.6.6.
+    """
+
+    def held(kind: Any) -> Any:
+        done = property(lambda loop: not is_pending() and kind.done.fget(loop))
+        return type(kind.__name__, (kind,), {"done": done})
+
+    for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
+        loop.__class__ = held(type(loop))
 
 
 def resume_by_epochs(trainer: lightning.Trainer) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 
+from alexlab import compat
 from alexlab.config import build
 from alexlab.config.instantiate import Config, value_of
 from alexlab.config.resolve import TWO_TOWERS, resolve_auto
@@ -62,7 +63,9 @@ def build_trainer(config: Config, run_dir: Path, *, num_ranks: int) -> lightning
         "default_root_dir": str(run_dir),
         "use_distributed_sampler": False,
     }
-    return lightning.Trainer(**keywords)
+    trainer = lightning.Trainer(**keywords)
+    compat.finish_steps(trainer)
+    return trainer
 
 
 def split_trainer_keys(node: Config) -> tuple[Config, Config]:

@@ -1,11 +1,13 @@
 """Atomic reads and writes of checkpoint files, and the training position stored in them."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from alexlab import compat
 from alexlab.records.atomic import write_atomic
@@ -54,28 +56,21 @@ def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     return epochs["processed"], batches["ready"] if inside else 0
 
 
-def is_within_step(checkpoint: dict[str, Any]) -> bool:
-    """Return whether a checkpoint was saved between the accumulated batches of an optimizer step, whose gradients it lacks."""
-    epochs, batches = compat.loop_progress(checkpoint)
-    accumulate = checkpoint[CHECKPOINT_KEY]["mid_epoch"]["accumulate_grad_batches"]
-    is_open = epochs["current"]["processed"] < epochs["current"]["ready"] and not batches["is_last_batch"]
-    return bool(is_open and batches["current"]["ready"] % accumulate)
-
-
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:
-    """Undo the end of an epoch that `max_time`, `max_steps` or early stopping cut short, so that a resumed run completes it.
-
-    If it was cut between two batches of one step, whose gradients are not saved, it remains ended.
-    """
+    """Undo the end of an epoch that `max_time`, `max_steps` or early stopping cut short, so that a resumed run completes it."""
     epochs, batches = compat.loop_progress(checkpoint)
-    ready = batches["current"]["ready"]
-    accumulate = checkpoint[CHECKPOINT_KEY]["mid_epoch"]["accumulate_grad_batches"]
     is_open = epochs["current"]["processed"] < epochs["current"]["ready"]
-    if is_open or batches["is_last_batch"] or not ready or ready % accumulate:
+    if is_open or batches["is_last_batch"] or not batches["current"]["ready"]:
         return
     for counts in (epochs["total"], epochs["current"]):
         counts["processed"] = counts["completed"] = counts["ready"] - 1
     compat.reopen_batch(checkpoint)
+
+
+def keep_raw_weights(checkpoint: dict[str, Any], callbacks: Sequence[Callback]) -> None:
+    """Make a run that no longer averages its weights continue from the raw ones, to which its optimizer state belongs."""
+    if "current_model_state" in checkpoint and not any(isinstance(each, WeightAveraging) for each in callbacks):
+        checkpoint["state_dict"] = checkpoint["current_model_state"]
 
 
 def rescale_progress(checkpoint: dict[str, Any], accumulate: int) -> None:

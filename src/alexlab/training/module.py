@@ -19,7 +19,7 @@ from alexlab.errors import DataError
 from alexlab.records.layout import CHECKPOINT_KEY, MEAN_IMAGE
 from alexlab.records.optimized import MODES, OptimizedMetric
 from alexlab.training import nonfinite
-from alexlab.training.checkpoint_io import reopen_epoch, rescale_progress
+from alexlab.training.checkpoint_io import keep_raw_weights, reopen_epoch, rescale_progress
 from alexlab.training.collector import PredictionCollector
 from alexlab.training.metrics import ClassificationMetrics, ExtraMetrics, evaluate_batch
 from alexlab.training.param_groups import ParamGroup
@@ -206,12 +206,14 @@ class Classifier(lightning.LightningModule):
         scores = self._log_split("val", self.trainer.num_val_batches)
         if self.trainer.sanity_checking:
             return
-        self.validated_in_epoch = True
         if not self.best or self._rank(scores) > self._rank(self.best):
             best = {**scores, "epoch": self.current_epoch + 1, "step": self.global_step}
             self.best = {name: value for name, value in best.items() if not math.isnan(value)}
         best = {f"best/{name}": self.best[name] for name in self.scored_names if name in self.best}
         self._log_exact(best)
+        if not compat.validation_is_scheduled(self.trainer):
+            return  # a longer run does not have this validation
+        self.validated_in_epoch = True
         self.val_metrics = {**{f"val/{name}": scores[name] for name in self.scored_names}, **best}
         for entry in self.trainer.lr_scheduler_configs:
             if isinstance(entry.scheduler, ReduceLROnPlateau) and entry.monitor in self.val_metrics:
@@ -227,12 +229,8 @@ class Classifier(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Step the schedulers with the interval `epoch`, but not ReduceLROnPlateau of a metric of the validation."""
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if not self.trainer.is_last_batch:  # cut short by a limit
-            if batches % self.trainer.accumulate_grad_batches == 0:
-                return  # a resumed run completes the epoch, see `reopen_epoch`
-            self._stage_metrics("train").reset()
-            self.train_metrics = {}
+        if not self.trainer.is_last_batch:
+            return  # cut short by a limit; a resumed run completes the epoch, see `reopen_epoch`
         self.validated_in_epoch = False
         for entry in self.trainer.lr_scheduler_configs:
             # Not a second time in a run that is resumed from the checkpoint of this epoch's end.
@@ -274,6 +272,7 @@ class Classifier(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         reopen_epoch(checkpoint)
         rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
+        keep_raw_weights(checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
         known = checkpoint[CHECKPOINT_KEY]
         if self.mean_image is not None:
             self.mean_image = known[MEAN_IMAGE]

@@ -13,7 +13,7 @@ from alexlab.records.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS
 from alexlab.records.safe_load import load_file
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.checkpoint_check import check_checkpoint
-from alexlab.training.checkpoint_io import is_within_step, position
+from alexlab.training.checkpoint_io import position
 from alexlab.training.module import Classifier
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,7 @@ def choose_checkpoint(last: Path, module: Classifier, trainer: lightning.Trainer
         chosen = _load_valid(last, module, trainer, refused)
     for path in others if chosen is None else []:
         found = _load_valid(path, module, trainer, refused)
-        if found is not None and is_within_step(found[1]):
-            refused[path.name] = "it was saved within an optimizer step, between two accumulated batches"
-        elif found is not None and (chosen is None or found[1]["global_step"] > chosen[1]["global_step"]):
+        if found is not None and (chosen is None or found[1]["global_step"] > chosen[1]["global_step"]):
             chosen = found
     if chosen is None:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())

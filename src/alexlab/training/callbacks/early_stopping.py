@@ -7,12 +7,15 @@ import lightning
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from alexlab import compat
+
 
 class EarlyStopping(LightningEarlyStopping):
     """Callback that ends the training when its metric no longer improves, or passes a threshold.
 
-    Counts each validation once, and each complete epoch once for a training metric. Lightning's own (2.6) raises an error
-    where the metric was not measured, as in an epoch that `max_steps` cut short, and a resumed run forgets that it had stopped.
+    Counts each validation once, and each complete epoch once for a training metric; not a validation that is only due because
+    the run stops, which a longer run does not have. Lightning's own (2.6) raises an error where the metric was not measured, as
+    in an epoch that `max_steps` cut short, and a resumed run forgets that it had stopped.
 
     Args:
         monitor: metric to compare.
@@ -71,3 +74,7 @@ class EarlyStopping(LightningEarlyStopping):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Repeat the decision to stop of the run that is resumed."""
         trainer.should_stop |= self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.sanity_checking and compat.validation_is_scheduled(trainer):
+            super().on_validation_end(trainer, pl_module)

@@ -46,14 +46,20 @@ class PreemptionCallback(Callback):
         if self.group is None and torch.distributed.is_initialized() and torch.distributed.get_backend() != "gloo":
             self.group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
 
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.before_validation:
+            compat.await_validation(trainer, lambda: self.before_validation)
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Repeat the validation that was aborted before the run was resumed."""
+        # One before a stop for `max_time` is not due in a run that now has more time.
+        self.before_validation = self.before_validation and compat.validation_is_due(trainer)
         if not self.before_validation:
             return
-        self.before_validation = False
         compat.repeat_validation(trainer)
-        assert isinstance(pl_module, Classifier)
-        pl_module.log_train_metrics()
+        if trainer.is_last_batch:
+            assert isinstance(pl_module, Classifier)
+            pl_module.log_train_metrics()
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -68,6 +74,7 @@ class PreemptionCallback(Callback):
             self._agree(trainer)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.before_validation = False
         self.progress = copy.deepcopy(trainer.fit_loop.epoch_loop.val_loop.batch_progress)
 
     def on_validation_batch_start(
@@ -78,8 +85,6 @@ class PreemptionCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not trainer.sanity_checking and is_accumulating(trainer):
-            return  # the accumulated gradients of an unfinished step cannot be saved
         self._agree(trainer)
         if signals.agreed is None:
             return
