@@ -240,6 +240,9 @@ def test_finding_the_run_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = find_resumption(["resume=last"])
     assert found is not None
     assert found.run_dir == Path("outputs/train/day/2")
+    assert found.config["data"]["generate"] == "digits"
+    moved = find_resumption(["resume=last", "data.root=digitz"])
+    assert moved is not None and moved.config["data"]["generate"] is None, "a mistyped folder must not be filled"
     (found.run_dir / "run.json").write_text(json.dumps(record | {"attempts": [{"start_s": 2}], "last": {"epoch": 10}}))
     assert find_resumption(["resume=last", "trainer.max_epochs=10"]) is not None
     with pytest.raises(

@@ -9,7 +9,8 @@ import torch
 from hydra._internal.utils import get_args_parser
 from torchvision import models
 
-from alexlab.cli.arguments import FLAGS, VALUE_FLAGS, join_arguments, select_data
+from alexlab.cli.arguments import FLAGS, VALUE_FLAGS, join_arguments
+from alexlab.cli.data_option import select_data
 from alexlab.cli.invocation import parse_invocation
 from alexlab.cli.synonyms import read_table, replacement
 from alexlab.config import CONFIG_DIR

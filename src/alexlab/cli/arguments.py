@@ -192,37 +192,6 @@ def expand_paths(config: DictConfig) -> None:
             node[name] = [expand_home(path) if isinstance(path, str) else path for path in node[name]]
 
 
-def select_data(arguments: Sequence[str], *, config_dirs: Sequence[Path] = (CONFIG_DIR,)) -> list[str]:
-    """Write `data=DIR` as `data.root=DIR` and `data=URL` as `data.url=URL`, and select a dataset if none is given.
-
-    A folder selects `data=folder`, a URL `data=streaming`, unless there is an experiment: the default dataset is the digits, and
-    photographs need another image size and mirrored views.
-
-    Args:
-        arguments: arguments of the command.
-        config_dirs: folders whose options in `data/` are not folders of images.
-    """
-    arguments = [
-        f"{'data.url' if '://' in argument else 'data.root'}={argument[5:]}"
-        if argument.startswith("data=") and _are_locations(argument[5:], config_dirs)
-        else argument
-        for argument in arguments
-    ]
-    keys = {argument.partition("=")[0] for argument in arguments}
-    selected = keys & {"data", "experiment", "resume", "rerun"}
-    for key, option in (("data.root", "folder"), ("data.url", "streaming")):
-        if key in keys and not selected:
-            return [*arguments, f"data={option}"]
-    return arguments
-
-
-def _are_locations(value: str, config_dirs: Sequence[Path]) -> bool:
-    """Return whether the value of `data=` names folders, manifests or URLs and no options."""
-    names = [value] if Path(value).exists() else value.split(",")
-    is_option = any((folder / "data" / f"{name}.yaml").is_file() for folder in config_dirs for name in names)
-    return not is_option and all(os.sep in name or (name and Path(name).exists()) for name in names)
-
-
 def check_arguments(command: str, arguments: Sequence[str]) -> None:
     """Raise ConfigError for arguments for which Hydra has no helpful message.
 
