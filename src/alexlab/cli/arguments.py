@@ -39,14 +39,15 @@ REDUNDANT = ("experiment=null", "debug=null", "sweep=null")  # the defaults, whi
 SCALAR = r"null|true|false|yes|no|[-+]?[\d.]+(e[-+]?\d+)?"  # what Hydra does not read as the name of an option
 
 MULTIRUN = ("-m", "--multirun")
-# Flags of Hydra's parser; those of the second tuple take a value.
+# Flags of Hydra's parser; those of the second tuple take a value. The commands do not have --experimental-rerun, which runs a
+# pickle file and of which --experiment would be an abbreviation.
 FLAGS = (
     *("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", *MULTIRUN),
     *("-sc", "--shell-completion"),
 )
 VALUE_FLAGS = (
     *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
-    *("-i", "--info", "--experimental-rerun"),
+    *("-i", "--info"),
 )
 
 
@@ -115,6 +116,8 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 def _quote_value(argument: str, is_sweep: bool) -> str:
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
+    if is_sweep and name == TEXT_KEY and value.startswith("choice("):
+        return argument
     if name == TEXT_KEY:
         return f"{key}={quote_path(value)}"
     if name == LIST_KEY and re.fullmatch(r"\[[^\[\]{}$'\"]+\]", value):
