@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import alexlab
 from alexlab.api import training
 from alexlab.api.training import Runs, TrainedRun
+from alexlab.cli.arguments import quote_paths
 from alexlab.errors import ConfigError, DataError
 from alexlab.records.results import read_run
-from support.runs import TINY
+from support.runs import TINY, write_record
 
 tiny = dict(
     override.split("=", 1) for override in TINY if "model.widths" not in override and "fc_widths" not in override
@@ -114,10 +116,13 @@ def test_dicts_become_overrides(override: Any, argument: list[str]) -> None:
         ({"model.widths": [[4, 8], [8, 8]]}, "model.widths=[4,8],[8,8]"),
         ({"data.root": ["/a, b", Path("/c")]}, "data.root=choice('/a, b','/c')"),
         ({"model": ["alexnet", "nin"]}, "model=alexnet,nin"),
+        ({"note": ["a", "b, c"]}, "note=choice(a,'b, c')"),
     ],
 )
 def test_lists_in_a_sweep_are_values(override: Any, argument: str) -> None:
     assert training._to_arguments([override], swept=True) == [argument]
+    (swept,) = [OverridesParser.create().parse_override(each) for each in quote_paths(["-m", argument])[1:]]
+    assert len([*swept.sweep_iterator()]) == len([*next(iter(override.values()))])
 
 
 def test_malformed_overrides_are_named() -> None:
@@ -157,6 +162,18 @@ def test_runs_and_models_find_the_code_in_config_dir_from_another_folder(
         assert run.config_dir == tmp_path / "my"
 
     copy_context().run(predict)  # trusted folders belong to a context
+
+
+def test_runs_are_found_where_the_commands_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ALEXLAB_OUTPUTS", raising=False)
+    for name in ("outputs", "other", "third"):
+        write_record(tmp_path / name / "train/day/run")
+    assert [run.folder for run in alexlab.runs()] == [Path("outputs/train/day/run")]
+    (tmp_path / ".env").write_text("ALEXLAB_OUTPUTS=other\n")
+    assert [run.folder for run in alexlab.runs()] == [Path("other/train/day/run")]
+    monkeypatch.setenv("ALEXLAB_OUTPUTS", "third")
+    assert [run.folder for run in alexlab.runs()] == [Path("third/train/day/run")]
 
 
 def test_the_best_run_needs_scores() -> None:

@@ -399,7 +399,7 @@ def test_every_option_can_be_resumed(tmp_path: Path) -> None:
 
 @pytest.mark.scenario(name="run_folders")
 def test_generated_data_is_not_written_elsewhere(tmp_path: Path) -> None:
-    config = plain(f"data.root={tmp_path / 'new'}")
+    config = plain("data=digits", f"data.root={tmp_path / 'new'}")
     with pytest.raises(ConfigError, match=r"sets data\.root=.*new, which is outside"):
         check_confined(config, tmp_path)
     (tmp_path / "new").mkdir()

@@ -59,14 +59,14 @@ EXPERIMENTS = {
 }  # fmt: skip
 
 
-def compose(folder: Path, *overrides: str, name: str = "train") -> Any:
+def compose(folder: Path, *overrides: str, name: str = "train", mode: RunMode = RunMode.RUN) -> Any:
     """Return the config of a command with `--config-dir`."""
     path = create_config_search_path(str(CONFIG_DIR))
     path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     version.setbase("1.3")
     try:
         loader = Hydra.create_main_hydra2(task_name=name, config_search_path=path).config_loader
-        return loader.load_configuration(name, list(overrides), RunMode.RUN)
+        return loader.load_configuration(name, list(overrides), mode)
     finally:
         GlobalHydra.instance().clear()
 
@@ -203,3 +203,39 @@ def test_home_folders_in_yaml_files_are_expanded(tmp_path: Path, monkeypatch: py
     write(tmp_path, "experiment/mine", GLOBAL + "defaults: [override /data: folder]\ndata: {root: ~/pics}\n")
     config = compose(tmp_path, "experiment=mine", "class_names='~/names.json'")
     assert (config.data.root, config.class_names) == ("/home/me/pics", "/home/me/names.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("trainer: {max_epochs: 3}\n", ["data.root=pics"], ("folder", "pics", None, 224)),
+        ("data: {root: pics, image_size: 96}\n", [], ("folder", "pics", None, 96)),
+        ("defaults: [override /data: photographs]\n", ["data.root=pics"], ("folder", "pics", None, 224)),
+        ("trainer: {max_epochs: 3}\n", ["data.url=s3://a/b", "data.stream.cache_gb=2"], ("streaming", None, None, 224)),
+        ("defaults: [override /data: folder]\n", ["data.url=s3://a/b"], ("streaming", None, None, 224)),
+        ("defaults: [override /data: own]\n", ["data.root=pics"], ("own", "pics", None, 32)),
+        ("defaults: [override /data: own]\n", [], ("own", "own_digits", "digits", 32)),
+        ("trainer: {max_epochs: 3}\n", [], ("digits", "data/digits", "digits", 64)),
+        ("trainer: {max_epochs: 3}\n", ["data.root=data/digits"], ("digits", "data/digits", "digits", 64)),
+        ("trainer: {max_epochs: 3}\n", ["data=digits", "data.root=pics"], ("digits", "pics", "digits", 64)),
+        ("data: {root: pics}\n", ["data.generate=digits"], ("digits", "pics", "digits", 64)),
+    ],
+)  # fmt: skip
+def test_images_elsewhere_are_not_read_as_digits_nor_generated(
+    tmp_path: Path, text: str, overrides: list[str], expected: tuple[Any, ...]
+) -> None:
+    write(tmp_path, "experiment/mine", GLOBAL + text)
+    write(tmp_path, "data/own", "defaults: [folder, _self_]\nroot: own_digits\ngenerate: digits\nimage_size: 32\n")
+    config = compose(tmp_path, "experiment=mine", *overrides)
+    found = (config.hydra.runtime.choices["data"], config.data.root, config.data.generate, config.data.image_size)
+    assert found == expected
+
+
+def test_each_job_of_a_sweep_selects_its_data(tmp_path: Path) -> None:
+    write(tmp_path, "experiment/mine", GLOBAL + "data: {image_size: 32}\n")
+    master = compose(tmp_path, "experiment=mine,cifar10", "data.url=x", "data.stream.cache_gb=2", mode=RunMode.MULTIRUN)
+    assert (master.data.url, "data=streaming" in master.hydra.overrides.task) == ("x", False)
+    assert (
+        compose(tmp_path, *master.hydra.overrides.task[1:], "experiment=mine").hydra.runtime.choices["data"]
+        == "streaming"
+    )

@@ -11,8 +11,8 @@ from alexlab.cli.arguments import (
     collect_runs,
     expand_run_dirs,
     quote_paths,
-    select_data,
 )
+from alexlab.cli.data_option import select_data
 from alexlab.cli.invocation import parse_invocation
 from alexlab.config import CONFIG_DIR
 from alexlab.config.grammar import quote_path

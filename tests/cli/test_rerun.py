@@ -1,15 +1,19 @@
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from alexlab.cli.rerun import find_rerun
+from alexlab.cli.rerun import Rerun, find_rerun
 from alexlab.errors import ConfigError
 from alexlab.records import record
 from alexlab.records.record import RunRecord
 from alexlab.tasks import train as task
 from support.commands import run
+from support.runs import composed
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +62,18 @@ def test_differences_are_reported(
         "difference: machine: Z80, ",
     ):
         assert message in caplog.text
+
+
+def test_reruns_in_the_same_second_have_their_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = composed(*Rerun(tmp_path / "first", {}, {}).arguments())
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.run.dir = "outputs/train/day/12-00-00_rerun_first"
+    for name in ("12-00-00_rerun_first", "12-00-00_rerun_first.2"):
+        own = copy.deepcopy(config)
+        instantiate(own.hydra.callbacks.run_dirs).on_run_start(own)
+        (Path(own.hydra.run.dir) / ".hydra").mkdir()
+        assert own.hydra.run.dir == f"outputs/train/day/{name}"
 
 
 def test_a_run_without_scores(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -186,6 +186,19 @@ def test_without_a_checkpoint_training_starts_from_scratch(
     assert len(rows(tmp_path / "run/metrics.csv")) == 1
 
 
+def test_a_trained_run_without_checkpoints_is_not_trained_over_its_results(train: Train, tmp_path: Path) -> None:
+    train()
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    for status in ("finished", "interrupted"):
+        RunRecord(tmp_path / "run").update(status=status)
+        before = (tmp_path / "run/run.json").read_bytes()
+        with pytest.raises(
+            ConfigError, match=r"a run of 1 epoch needs a checkpoint .*last\.ckpt is missing.*rerun="
+        ) as caught:
+            train("trainer.max_epochs=2", resumed=True)
+        assert caught.value.refused and (tmp_path / "run/run.json").read_bytes() == before
+
+
 def test_changeable_keys(train: Train, tmp_path: Path) -> None:
     train()
     run = tmp_path / "run"
@@ -240,6 +253,9 @@ def test_finding_the_run_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = find_resumption(["resume=last"])
     assert found is not None
     assert found.run_dir == Path("outputs/train/day/2")
+    assert found.config["data"]["generate"] == "digits"
+    moved = find_resumption(["resume=last", "data.root=digitz"])
+    assert moved is not None and moved.config["data"]["generate"] is None, "a mistyped folder must not be filled"
     (found.run_dir / "run.json").write_text(json.dumps(record | {"attempts": [{"start_s": 2}], "last": {"epoch": 10}}))
     assert find_resumption(["resume=last", "trainer.max_epochs=10"]) is not None
     with pytest.raises(

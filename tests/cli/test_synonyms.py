@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra._internal.utils import get_args_parser
 from torchvision import models
 
-from alexlab.cli.arguments import FLAGS, VALUE_FLAGS, join_arguments, select_data
+from alexlab.cli.arguments import FLAGS, VALUE_FLAGS, join_arguments
+from alexlab.cli.data_option import select_data
 from alexlab.cli.invocation import parse_invocation
 from alexlab.cli.synonyms import read_table, replacement
 from alexlab.config import CONFIG_DIR
@@ -181,7 +183,27 @@ def test_flags_and_spaces_are_understood(typed: str, arguments: str) -> None:
 
 
 def test_the_flags_of_hydra_are_known() -> None:
-    assert {*FLAGS, *VALUE_FLAGS} == set(get_args_parser()._option_string_actions)
+    assert {*FLAGS, *VALUE_FLAGS, "--experimental-rerun"} == set(get_args_parser()._option_string_actions)
+
+
+def test_no_group_or_key_is_read_as_an_abbreviated_flag_of_hydra() -> None:
+    keys = {key for path in CONFIG_DIR.glob("*.yaml") for key in yaml.safe_load(path.read_text())} - {
+        "hydra",
+        "defaults",
+    }
+    for name in {*keys, *(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())} - {"hydra"}:
+        assert join_arguments([f"--{name}", "x"]) == [f"{name}=x"]
+        assert join_arguments([f"--{name}=x"]) == [f"{name}=x"]
+
+
+def test_a_pickle_file_is_not_rerun() -> None:
+    for typed in (
+        "--experimental-rerun config.pickle",
+        "--experimental-rerun=config.pickle",
+        "--experimental config.pickle",
+    ):
+        assert "unknown key experimental" in message("train", typed)
+    assert "use rerun=RUN, which repeats a run from its record" in message("train", "--experimental-rerun x")
 
 
 def test_a_folder_is_understood_as_the_location_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

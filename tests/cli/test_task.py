@@ -24,6 +24,43 @@ def test_ablations_are_recorded_as_a_choice() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (["seed=2", "launcher=parallel"], "launcher=parallel is for sweeps: add -m"),
+        (["launcher.retry_failed=true"], "launcher.retry_failed=true is for sweeps: add -m"),
+        (["sweep=optuna"], "sweep=optuna is for sweeps: add -m"),
+        (["launcher=submitit", "hydra.sweeper.x=2"], "hydra.sweeper.x=2 is for sweeps: add -m"),
+        (["launcher=sequential", "seed=2"], None),
+        (["launcher=submitit", "launcher.jobs=2"], None),
+    ],
+)
+def test_settings_of_sweeps_need_a_sweep(
+    overrides: list[str],
+    refused: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = composed("seed=1")
+    OmegaConf.set_readonly(config.hydra, False)
+    with open_dict(config):
+        config.hydra.mode = RunMode.RUN
+        config.hydra.overrides.task = overrides
+        launcher = "submitit" if "launcher=submitit" in overrides else "parallel"
+        config.hydra.runtime.update(cwd=str(tmp_path), output_dir=str(tmp_path), choices={"hydra/launcher": launcher})
+    HydraConfig.instance().set_config(config)
+    started = []
+    monkeypatch.setattr(CommandTask, "_submit", lambda self, config: started.append(1))
+    monkeypatch.setattr(CommandTask, "_prepare", lambda self, config: started.append(1))
+    monkeypatch.setattr(CommandTask, "_main", lambda self, run: 0.0)
+    monkeypatch.setattr(CommandTask, "_compare", lambda self, run: None)
+    task = CommandTask(Invocation("train", (), ()))
+    task(config)
+    assert (task.exit_codes, capsys.readouterr().err.strip()) == ([1] if refused else [], refused or "")
+    assert bool(started) is not bool(refused)
+
+
 def test_a_job_that_was_checked_with_its_sweep_is_not_rehearsed_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from torchvision import models as torchvision_models
 
 from alexlab.benchmark.table import Row
 from alexlab.cli import arguments as cli_arguments
+from alexlab.cli.data_option import select_data
 from alexlab.cli.runs import parse_options
 from chaos.harness import Result
 from support.pages import NAMES, PAGES, anchors, blocks, commands, inline_code, links, modules, text
@@ -76,7 +77,7 @@ def test_commands_compose(command: str) -> None:
     given = cli_arguments.quote_paths(
         cli_arguments.collect_runs(arguments) if name in cli_arguments.TAKES_RUNS else arguments
     )
-    given = cli_arguments.select_data(given) if name in ("train", "benchmark") else given
+    given = select_data(given) if name in ("train", "benchmark") else given
     given = [override for override in given if not override.startswith("-") and override != "job"]
     for job in jobs(given) if sweep else [given]:
         assert plain(*job, name=name)

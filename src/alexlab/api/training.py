@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import alexlab
-from alexlab.cli.arguments import PATH_KEYS
+from alexlab.cli.arguments import PATH_KEYS, TEXT_KEY
+from alexlab.cli.env_file import read_env_file
 from alexlab.config.grammar import expand_home, to_text
 from alexlab.distributed.consistency import flatten
 from alexlab.distributed.imports import python_path
 from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
 from alexlab.output.numbers import counted
-from alexlab.records.layout import RUN_JSON, outputs_dir
+from alexlab.records.layout import OUTPUTS, RUN_JSON, outputs_dir
 from alexlab.records.ranking import rank_groups, verdict
 from alexlab.records.report import write_report
 from alexlab.records.results import RunResult, best_run, find_runs, obstacle, read_run, read_runs
@@ -175,13 +176,14 @@ def runs(*patterns: str | Path, config_dir: str | Path | None = None) -> Runs:
 
     Args:
         patterns: run folders, folders that contain them at any depth, or globs of either; if none is given, `outputs`, the
-            folder of all runs.
+            folder of all runs, or what ALEXLAB_OUTPUTS names in the environment or in `.env`.
         config_dir: folder of your own code, for the `load` of the runs that need it.
 
     Raises:
         ConfigError: if no run is found.
     """
-    found = find_runs([expand_home(pattern) for pattern in patterns or (outputs_dir(),)])
+    default = {**read_env_file(), **os.environ}.get(OUTPUTS) or outputs_dir()  # as the commands do
+    found = find_runs([expand_home(pattern) for pattern in patterns or (default,)])
     return Runs(read_runs(found), config_dir=config_dir)
 
 
@@ -220,7 +222,7 @@ def _to_argument(key: str, value: Any, swept: bool) -> str:
     if swept and isinstance(value, list):
         if not value:
             raise ConfigError(f"{key} must have at least one value to sweep over; got []")
-        if key in PATH_KEYS:  # their values are taken as typed up to a comma
+        if key in (*PATH_KEYS, TEXT_KEY):  # their values are taken as typed up to a comma
             return f"{key}=choice({','.join(map(to_text, value))})"
         return to_override({"key": key, "choices": value})
     if key in PATH_KEYS and isinstance(value, str):

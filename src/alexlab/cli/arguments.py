@@ -39,14 +39,15 @@ REDUNDANT = ("experiment=null", "debug=null", "sweep=null")  # the defaults, whi
 SCALAR = r"null|true|false|yes|no|[-+]?[\d.]+(e[-+]?\d+)?"  # what Hydra does not read as the name of an option
 
 MULTIRUN = ("-m", "--multirun")
-# Flags of Hydra's parser; those of the second tuple take a value.
+# Flags of Hydra's parser; those of the second tuple take a value. The commands do not have --experimental-rerun, which runs a
+# pickle file and of which --experiment would be an abbreviation.
 FLAGS = (
     *("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", *MULTIRUN),
     *("-sc", "--shell-completion"),
 )
 VALUE_FLAGS = (
     *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
-    *("-i", "--info", "--experimental-rerun"),
+    *("-i", "--info"),
 )
 
 
@@ -115,6 +116,8 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 def _quote_value(argument: str, is_sweep: bool) -> str:
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
+    if is_sweep and name == TEXT_KEY and value.startswith("choice("):
+        return argument
     if name == TEXT_KEY:
         return f"{key}={quote_path(value)}"
     if name == LIST_KEY and re.fullmatch(r"\[[^\[\]{}$'\"]+\]", value):
@@ -190,37 +193,6 @@ def expand_paths(config: DictConfig) -> None:
             node[name] = expand_home(node[name])
         elif isinstance(node[name], ListConfig):
             node[name] = [expand_home(path) if isinstance(path, str) else path for path in node[name]]
-
-
-def select_data(arguments: Sequence[str], *, config_dirs: Sequence[Path] = (CONFIG_DIR,)) -> list[str]:
-    """Write `data=DIR` as `data.root=DIR` and `data=URL` as `data.url=URL`, and select a dataset if none is given.
-
-    A folder selects `data=folder`, a URL `data=streaming`, unless there is an experiment: the default dataset is the digits, and
-    photographs need another image size and mirrored views.
-
-    Args:
-        arguments: arguments of the command.
-        config_dirs: folders whose options in `data/` are not folders of images.
-    """
-    arguments = [
-        f"{'data.url' if '://' in argument else 'data.root'}={argument[5:]}"
-        if argument.startswith("data=") and _are_locations(argument[5:], config_dirs)
-        else argument
-        for argument in arguments
-    ]
-    keys = {argument.partition("=")[0] for argument in arguments}
-    selected = keys & {"data", "experiment", "resume", "rerun"}
-    for key, option in (("data.root", "folder"), ("data.url", "streaming")):
-        if key in keys and not selected:
-            return [*arguments, f"data={option}"]
-    return arguments
-
-
-def _are_locations(value: str, config_dirs: Sequence[Path]) -> bool:
-    """Return whether the value of `data=` names folders, manifests or URLs and no options."""
-    names = [value] if Path(value).exists() else value.split(",")
-    is_option = any((folder / "data" / f"{name}.yaml").is_file() for folder in config_dirs for name in names)
-    return not is_option and all(os.sep in name or (name and Path(name).exists()) for name in names)
 
 
 def check_arguments(command: str, arguments: Sequence[str]) -> None:

@@ -14,12 +14,14 @@ from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alexlab import compat
 from alexlab.cli.arguments import expand_paths
 from alexlab.cli.composition_errors import cycle, display_path, missing_option, sentence
+from alexlab.cli.data_option import compose_with_data
 from alexlab.cli.overrides import CompositionError, Config, Reader, check_change, check_override, unknown_key
 from alexlab.output.command_line import own_commands
 
@@ -44,7 +46,11 @@ def load_configuration(
 ) -> DictConfig:
     """Compose a config and raise every error of Hydra or OmegaConf as a CompositionError of one sentence."""
     try:
-        config = original(loader, config_name, overrides, *args, **kwargs)
+        config = compose_with_data(
+            lambda given: original(loader, config_name, given, *args, **kwargs),
+            overrides,
+            is_sweep=RunMode.MULTIRUN in (*args, *kwargs.values()),
+        )
     except CompositionError:
         raise
     except MissingConfigException as error:

@@ -11,7 +11,13 @@ ENV = ".env"
 
 
 def load_env_file() -> None:
-    """Set the variables of `.env` in the working directory that are not set yet.
+    """Set the variables of `.env` in the working directory that are not set yet, see `read_env_file`."""
+    for name, value in read_env_file().items():
+        os.environ.setdefault(name, value)
+
+
+def read_env_file() -> dict[str, str]:
+    """Return the variables of `.env` in the working directory.
 
     The file of a run or sweep folder is ignored: somebody else may have written it.
 
@@ -20,7 +26,7 @@ def load_env_file() -> None:
     """
     path = Path(ENV)
     if not path.is_file() or any(Path(name).exists() for name in (RUN_JSON, SWEEP_JSON)):
-        return
+        return {}
     from dotenv import dotenv_values
     from dotenv.parser import parse_stream
 
@@ -31,6 +37,5 @@ def load_env_file() -> None:
     for binding in parse_stream(io.StringIO(text)):
         if binding.error or (binding.key is not None and binding.value is None):
             raise ConfigError(f"{ENV}, line {binding.original.line}: must be NAME=VALUE or a comment")
-    for name, value in dotenv_values(stream=io.StringIO(text)).items():
-        if value is not None and "\0" not in value:
-            os.environ.setdefault(name, value)
+    found = dotenv_values(stream=io.StringIO(text))
+    return {name: value for name, value in found.items() if value is not None and "\0" not in value}

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from alexlab.records.layout import RUN_JSON
 
 UNRESOLVED = (InterpolationResolutionError, UnsupportedInterpolationType)
 
+BUG = "This is a bug in alexlab. Please report it with the traceback above"
+
 log = logging.getLogger(__name__)
 
 
@@ -31,6 +34,18 @@ def exit_on_error() -> Iterator[None]:
         for line in user_error.args:
             print_line(line, file=sys.stderr)
         raise SystemExit(user_error.exit_code) from error
+
+
+@contextmanager
+def exit_on_any_error() -> Iterator[None]:
+    """Exit on an unexpected error too, after printing its traceback."""
+    try:
+        with exit_on_error():
+            yield
+    except Exception as error:
+        traceback.print_exc()
+        print_line(f"{BUG}.", file=sys.stderr)
+        raise SystemExit(exit_code_of(error)) from error
 
 
 def unresolved(error: Exception) -> ConfigError:
@@ -71,4 +86,4 @@ def report_bug(error: Exception, run_dir: Path) -> None:
     record = run_dir / RUN_JSON
     attached = f" and {record}" if record.is_file() else ""
     log.exception("%s", error, exc_info=error)
-    log.error("This is a bug in alexlab. Please report it with the traceback above%s.", attached)
+    log.error("%s%s.", BUG, attached)

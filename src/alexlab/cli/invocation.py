@@ -15,8 +15,8 @@ from alexlab.cli.arguments import (
     order_arguments,
     pop_outputs,
     quote_paths,
-    select_data,
 )
+from alexlab.cli.data_option import select_data
 from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import pop_trusted_targets
 from alexlab.config.own_code import pop_config_dir

@@ -42,7 +42,8 @@ class Rerun:
     def arguments(self) -> list[str]:
         """Return the arguments for Hydra, with a new run folder named after that of the first run."""
         name = f"${{now:%Y-%m-%d}}/${{now:%H-%M-%S}}_rerun_{self.first.resolve().name}"
-        return [f"hydra.run.dir={quote_path(f'{outputs_dir()}/train/{name}')}", "hydra.output_subdir=null"]
+        folder = f"hydra.run.dir={quote_path(f'{outputs_dir()}/train/{name}')}"
+        return [folder, "+hydra.callbacks.run_dirs.generated=true", "hydra.output_subdir=null"]
 
     def to_run(self, run_dir: Path) -> Run:
         """Return the run for the task."""

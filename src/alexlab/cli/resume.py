@@ -129,6 +129,8 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
     own = ("resume=", ON_CHANGED_DATA, *LAUNCHER_OVERRIDES)
     changes = quote_paths([argument for argument in arguments if not argument.startswith(own)])
     config = apply_changes(record["config"], changes, run_dir)
+    if config["data"].get("root") != record["config"]["data"].get("root"):
+        config["data"]["generate"] = None  # a mistyped folder must not be filled with digits
     check_foreign(config, run_dir, confirmed=override_keys(changes))
     check_folder(run_dir)
     rendezvous.join(config["trainer"], timeout_s=config["elastic"]["timeout_s"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from alexlab.cli.exits import exit_on_error
+from alexlab.cli.exits import exit_on_any_error
 from alexlab.cli.task import to_plain
 from alexlab.config.confinement import check_folder
 from alexlab.config.grammar import quote_path, raw_overrides
@@ -56,12 +56,18 @@ class RunDirs(Callback):
     """Hydra callback that creates the folder of a run or sweep.
 
     Hydra turns an exception of a callback into a warning, so an error exits the process here.
+
+    Args:
+        generated: the command has generated the name `hydra.run.dir`, so that a number is appended if the folder exists.
     """
+
+    def __init__(self, *, generated: bool = False) -> None:
+        self.generated = generated
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Join the other ranks, if a launcher started any, and create `hydra.run.dir` on rank 0."""
-        with exit_on_error(), open_dict(config):
-            given = _is_given("hydra.run.dir", config)
+        with exit_on_any_error(), open_dict(config):
+            given = not self.generated and _is_given("hydra.run.dir", config)
             if config.hydra.job.config_name == "train":
                 rendezvous.join(to_plain(config.trainer), timeout_s=config.elastic.timeout_s)
             wanted = config.hydra.run.dir
@@ -72,7 +78,7 @@ class RunDirs(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Create `hydra.sweep.dir` and pass it to the jobs, whose configs are composed again."""
-        with exit_on_error(), open_dict(config):
+        with exit_on_any_error(), open_dict(config):
             rendezvous.join({"accelerator": "cpu", "devices": 1, "num_nodes": 1}, timeout_s=rendezvous.PEER_TIMEOUT_S)
             if ranks.is_distributed():
                 raise ConfigError("a sweep starts the processes of its jobs itself: run it without torchrun")

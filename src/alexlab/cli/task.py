@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+from hydra.conf import OverridesConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from hydra.types import RunMode
@@ -25,11 +26,13 @@ from alexlab.config.confinement import check_confined
 from alexlab.config.grammar import raw_overrides
 from alexlab.distributed import ranks, rendezvous
 from alexlab.errors import AlexlabError, ConfigError
-from alexlab.records.layout import RUN_JSON
+from alexlab.records.layout import LAUNCHER_OVERRIDES, RUN_JSON
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.run import Run
 from alexlab.sweeps.jobs import FAILED, FINISHED, Job, previous_attempt
 from alexlab.sweeps.table import JobTable
+
+SWEEP_OVERRIDES = ("sweep=", "hydra/sweeper=", "hydra.sweep")  # the last one also begins hydra.sweeper.
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +63,11 @@ class CommandTask:
         self.run_dir = Path(hydra_config.runtime.output_dir)
         with report_errors(self.run_dir, self.exit_codes):
             is_single = hydra_config.mode == RunMode.RUN and self.invocation.command == "train"
-            if is_single and hydra_config.runtime.choices.get("launcher") == "submitit":
-                return self._submit(config)
+            if is_single:
+                is_submitted = hydra_config.runtime.choices.get("hydra/launcher") == "submitit"
+                _check_single(hydra_config.overrides, is_submitted=is_submitted)
+                if is_submitted:
+                    return self._submit(config)
             run = self._prepare(config)
             score: float | None = self._main(run)
             self._compare(run)
@@ -180,6 +186,17 @@ class CommandTask:
             code = None
         failure.exit_code = code or AlexlabError.exit_code
         raise failure
+
+
+def _check_single(overrides: OverridesConf, *, is_submitted: bool) -> None:
+    """Raise ConfigError for a typed setting of sweeps, which a single run would ignore."""
+    own = SWEEP_OVERRIDES if is_submitted else (*SWEEP_OVERRIDES, *LAUNCHER_OVERRIDES, "hydra/launcher=")
+    given = [*raw_overrides(overrides.task), *raw_overrides(overrides.hydra)]
+    typed = [override for override in given if override.startswith(own) and override != "launcher=sequential"]
+    if typed:
+        error = ConfigError(f"{typed[0]} is for sweeps: add -m")
+        error.refused = True
+        raise error
 
 
 def selected_ablations(overrides: Sequence[str]) -> str:

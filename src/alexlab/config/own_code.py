@@ -63,12 +63,21 @@ def add_folder(name: str) -> Path:
         _folders.set((*_folders.get(), str(folder)))
         allowlist.trust(*_modules(folder))
         repeat_option("--config-dir", str(folder))
-    conf = folder / CONF if (folder / CONF).is_dir() else folder
+    conf = _conf_dir(folder)
     for path in CONFIG_DIR.glob("*/**/*.yaml"):
         own = conf / path.relative_to(CONFIG_DIR)
         if own.is_file() and not own.samefile(path):
             raise ConfigError(f"{own} has the name of an option of alexlab, which would be read instead; rename it")
     return conf
+
+
+def _conf_dir(folder: Path) -> Path:
+    return folder / CONF if (folder / CONF).is_dir() else folder
+
+
+def has_option(group: str, option: str) -> bool:
+    """Return whether a folder of the user has an option of a config group."""
+    return any((_conf_dir(Path(folder)) / group / f"{option}.yaml").is_file() for folder in folders())
 
 
 def folders() -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import check_target
 from alexlab.config.grammar import to_text
+from alexlab.config.own_code import has_option
 from alexlab.errors import ConfigError
 from alexlab.records.atomic import write_atomic
 from alexlab.records.layout import LAUNCHER_OVERRIDES, SWEEP_JSON
@@ -28,6 +29,7 @@ RECORD = SWEEP_JSON
 VERSION = 1
 MAX_BYTES = 10_000_000
 LAUNCHERS = ("sequential", "parallel", "submitit", "ray")
+RETRY_FAILED = "retry_failed"
 SWEEPERS = ("basic", "optuna", "list")
 SWEEPER_KEYS = ("num_trials", "seed", "max_batch_size")
 KEY = re.compile(r"(~|\+{0,2})([A-Za-z]\w*)((?:[./]\w+)*)")
@@ -46,7 +48,7 @@ class SweepRecord:
     Args:
         overrides: overrides of the jobs, as entries (`alexlab.sweeps.entries`).
         launcher: option of the group `launcher`.
-        settings: keys of the `launcher` node that differ from the defaults of the option.
+        settings: keys of the `launcher` node on the command line, without `retry_failed`, which applies to one command.
         sweeper: option of the group `hydra/sweeper`.
         search: integer keys of `hydra.sweeper`.
         subdir: pattern of the names of the job folders.
@@ -90,14 +92,14 @@ def make_record(config: Any) -> SweepRecord:
     hydra = config["hydra"]
     overrides = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
     overrides += [override for override in hydra["overrides"]["task"] if not override.startswith(LAUNCHER_OVERRIDES)]
-    launcher = hydra["runtime"]["choices"]["launcher"]
-    default = launcher_defaults(launcher)
+    typed = [override for override in hydra["overrides"]["task"] if override.startswith("launcher.")]
+    names = {override.partition("=")[0].split(".")[1] for override in typed} - {RETRY_FAILED}
     subdirs = [override for override in hydra["overrides"]["hydra"] if override.startswith("hydra.sweep.subdir=")]
     restored = ("hydra.sweep", "hydra.mode=", "hydra/sweeper=", "hydra/launcher=")
     return SweepRecord(
         [to_entry(override) for override in OverridesParser.create().parse_overrides(overrides)],
-        launcher=launcher,
-        settings={name: value for name, value in config["launcher"].items() if value != default.get(name)},
+        launcher=hydra["runtime"]["choices"]["launcher"],
+        settings={name: value for name, value in config["launcher"].items() if name in names},
         sweeper=hydra["runtime"]["choices"]["hydra/sweeper"],
         search={name: value for name, value in hydra["sweeper"].items() if name in SWEEPER_KEYS and value is not None},
         subdir=subdirs[-1].partition("=")[2].strip("'\"") if subdirs else None,
@@ -147,11 +149,13 @@ def check_record(record: SweepRecord) -> None:
     known = job_keys()
     for entry in record.overrides:
         check_entry(entry, known)
-    if record.launcher not in LAUNCHERS:
-        raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}; got {record.launcher!r}")
-    default = launcher_defaults(record.launcher)
+    is_own = OPTION.fullmatch(record.launcher) is not None and has_option("launcher", record.launcher)
+    if record.launcher not in LAUNCHERS and not is_own:
+        own = "or of the folder of --config-dir"
+        raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}, {own}; got {record.launcher!r}")
+    default = None if is_own else launcher_defaults(record.launcher)
     for name, value in record.settings.items():
-        if name not in default:
+        if name not in default if default is not None else not re.fullmatch(r"[a-z]\w*", name):
             raise ValueError(f"launcher={record.launcher} has no key {name!r}")
         if isinstance(value, str) and not SETTING.fullmatch(value):
             raise ValueError(f"launcher.{name} must not have special characters; got {value!r}")

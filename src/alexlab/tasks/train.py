@@ -16,9 +16,10 @@ from alexlab.distributed.failures import translate_errors
 from alexlab.distributed.hardware import describe_hardware
 from alexlab.distributed.imports import import_lightning
 from alexlab.distributed.signals import Interrupted, signals
-from alexlab.errors import AlexlabError, DiskError, PrunedError, exit_code_of
+from alexlab.errors import AlexlabError, ConfigError, DiskError, PrunedError, exit_code_of
 from alexlab.output.command_line import command_line, short_path
 from alexlab.output.log_handler import WHOLE
+from alexlab.output.numbers import counted
 from alexlab.records.layout import LAST, MEAN_IMAGE_FILE, RUN_JSON, STATISTICS
 from alexlab.records.lock import RunLock
 from alexlab.records.record import FAILED, FINISHED, INTERRUPTED, PRUNED, RunRecord, images_to_match
@@ -39,6 +40,8 @@ def main(run: Run) -> float | None:
     if run.config.get("doctor") is not None:
         _compare_remedies(run)
         return None
+    if run.resumed and ranks.rank() == 0:
+        _check_checkpoint(run.dir)
     if ranks.is_distributed() and not run.resumed and (run.dir / RUN_JSON).is_file():  # restarted by torchrun
         run = replace(
             run, resumed=True, recorded_images=images_to_match(RunRecord(run.dir).read()["data"], classes_only=False)
@@ -73,6 +76,19 @@ def main(run: Run) -> float | None:
                 print_end(scores, run.dir, optimized)
     ranks.forget_run_dir()
     return scores.get(f"best/{optimized.key}")
+
+
+def _check_checkpoint(run_dir: Path) -> None:
+    """Raise ConfigError if a run to resume has completed epochs and has no checkpoint: it would overwrite its results."""
+    record = RunRecord(run_dir).read()
+    num_epochs = record["last"].get("epoch", 0)
+    if (num_epochs or record["status"] == FINISHED) and not any((run_dir / LAST).parent.glob("*.ckpt")):
+        error = ConfigError(
+            f"a run of {counted(num_epochs, 'epoch')} needs a checkpoint to be resumed; {run_dir / LAST} is missing. "
+            f"To train again in a new folder, use {command_line('train', f'rerun={short_path(run_dir)}')}"
+        )
+        error.refused = True
+        raise error
 
 
 def _compare_remedies(run: Run) -> None:
