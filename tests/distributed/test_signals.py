@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Timer
 from alexlab.distributed.signals import Interrupted, Signals
 from alexlab.records.layout import BEST, LAST
 from alexlab.records.record import RunRecord
+from alexlab.records.safe_load import load_file
 from alexlab.tasks import rank
 from alexlab.training.module import Classifier
 from support.exact_resume import RECIPES, RecordedRun, compare, content, difference
@@ -155,6 +156,31 @@ def test_a_signal_in_the_validation_after_the_last_step_resumes_exactly(
     whole, part = (rows(tmp_path / name / "metrics.csv") for name in ("whole", "part"))
     for row in (*whole, *part):
         row.pop("train/images_per_s", None)  # of the last epoch, only the uninterrupted run has it
+    assert whole == part
+
+
+@pytest.mark.parametrize("step", [3, 9], ids=["first epoch", "last epoch"])
+def test_a_signal_in_the_last_step_of_an_epoch_without_validation_keeps_its_metrics(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    overrides = ("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
+    train(*overrides, run_dir=tmp_path / "whole")
+    original = Classifier.training_step
+
+    def interrupt(module: Classifier, batch: Any, batch_idx: int) -> Any:
+        if module.global_step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(module, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "training_step", interrupt)
+        with pytest.raises(Interrupted):
+            train(*overrides, run_dir=tmp_path / "part")
+    assert load_file(tmp_path / "part" / LAST)["global_step"] == step
+    train(*overrides, run_dir=tmp_path / "part", resumed=True)
+    whole, part = (rows(tmp_path / name / "metrics.csv") for name in ("whole", "part"))
+    for row in (*whole, *part):
+        del row["train/images_per_s"]
     assert whole == part
 
 

@@ -135,7 +135,6 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
         is_last = is_last or trainer.global_step == trainer.max_steps
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0 or is_last or signals.agreed is not None:
             self._save_last(trainer, equals_best=is_best)
-        raise_if_stopped()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.last_step != trainer.global_step:

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from alexlab import compat
-from alexlab.distributed.signals import Interrupted, signals
-from alexlab.training.callbacks.checkpoint import is_accumulating, save_last
+from alexlab.distributed.signals import signals
+from alexlab.training.callbacks.checkpoint import is_accumulating, raise_if_stopped, save_last
 from alexlab.training.module import Classifier
 
 
@@ -19,7 +19,8 @@ class PreemptionCallback(Callback):
 
     It must precede all callbacks that act on batches.
 
-    After an optimizer step, CheckpointCallback, the last callback, saves and ends the run. A validation is aborted at once:
+    After an optimizer step, CheckpointCallback, the last callback, saves and ends the run; at the end of an epoch it only saves,
+    and this callback ends the run when the metrics of the epoch have been logged. A validation is aborted at once:
     the checkpoint has the state before it, and the resumed run starts by repeating it.
 
     Args:
@@ -61,11 +62,18 @@ class PreemptionCallback(Callback):
             assert isinstance(pl_module, Classifier)
             pl_module.log_train_metrics()
 
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """End the run after a signal in the last step of the epoch before, whose metrics Lightning has logged by now."""
+        raise_if_stopped()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """End the run after a signal in its last step."""
+        raise_if_stopped()
+
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if signals.agreed is not None:  # only reached without a CheckpointCallback
-            raise Interrupted(signals.agreed, agreed=True)
+        raise_if_stopped()  # only reached without a CheckpointCallback
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -89,17 +97,16 @@ class PreemptionCallback(Callback):
         if signals.agreed is None:
             return
         if trainer.sanity_checking:
-            raise Interrupted(signals.agreed, agreed=True)
+            raise_if_stopped()
         assert isinstance(pl_module, Classifier)
         pl_module.abort_validation = self.aborted = True
         raise StopIteration  # ends the loop but still runs its hooks, which restore averaged weights
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.aborted:
-            assert signals.agreed is not None
             trainer.fit_loop.epoch_loop.val_loop.batch_progress = self.progress
             save_last(trainer)
-            raise Interrupted(signals.agreed, agreed=True)
+            raise_if_stopped()
 
     def _agree(self, trainer: lightning.Trainer) -> None:
         signum = signals.first or 0
