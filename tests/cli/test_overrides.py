@@ -227,6 +227,8 @@ def test_a_data_root_selects_data_folder() -> None:
         ("hydra.job.num=x", "hydra.job.num: Value 'x' of type 'str' could not be converted to Integer"),
         ("seed.x=1", "seed is a value and has no key x"),
         ("doctor.remedies=1", "doctor.remedies cannot be set, because doctor is null in this config"),
+        ("seed=null", "seed must be an integer, like its default 1; got null"),
+        ("data.cache_dir=null", "data.cache_dir must be text, like its default 'data/cache'; got null"),
         ("+seed=2", "seed is already set; leave out the + to change it"),
         ("debug.x=1", "debug takes an option and has no keys: debug=NAME"),
         ("~sede", "unknown key sede; did you mean seed or"),

@@ -7,6 +7,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from alexlab.cli.invocation import parse_invocation
 from alexlab.cli.rerun import Rerun, find_rerun
 from alexlab.errors import ConfigError
 from alexlab.records import record
@@ -62,6 +63,12 @@ def test_differences_are_reported(
         "difference: machine: Z80, ",
     ):
         assert message in caplog.text
+
+
+def test_flags_are_refused_in_one_sentence() -> None:
+    for typed, flag in ((["-m", "rerun=run"], "-m"), (["resume=run", "--cfg", "job"], "--cfg")):
+        with pytest.raises(ConfigError, match=rf"take the config from the run's run.json; got {flag}; leave it out"):
+            parse_invocation("train", typed)
 
 
 def test_reruns_in_the_same_second_have_their_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,18 @@
 """The task of a command, called as Hydra calls it."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
+from alexlab.cli.command import print_hydra_error
 from alexlab.cli.invocation import Invocation
 from alexlab.cli.task import CommandTask, selected_ablations
 from alexlab.config import preflight
@@ -89,3 +94,15 @@ def test_a_job_that_was_checked_with_its_sweep_is_not_rehearsed_again(
     assert rehearsed == [1]
     assert task(job(2)) is not None
     assert rehearsed == [1, 2]
+
+
+def test_an_interval_without_a_search_is_answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = "optimizer.lr=interval(1e-4,1e-2)"
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", typed])
+    with pytest.raises(HydraException) as caught:
+        BasicSweeper.split_arguments([OverridesParser.create().parse_override(typed)], None)
+    print_hydra_error(caught.value)
+    expected = f"{typed} needs a search, since a grid takes lists of values: add sweep=optuna\n"
+    assert capsys.readouterr().err == expected

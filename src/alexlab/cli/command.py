@@ -92,6 +92,10 @@ def print_hydra_error(error: HydraException) -> None:
             file=sys.stderr,
         )
         return
+    if "does not support sweep type : INTERVAL" in str(error):
+        given = next((argument for argument in sys.argv[1:] if "interval(" in argument), "interval(...)")
+        print_line(f"{given} needs a search, since a grid takes lists of values: add sweep=optuna", file=sys.stderr)
+        return
     for line in str(error).splitlines():
         print_line(line, file=sys.stderr)
 

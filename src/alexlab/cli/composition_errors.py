@@ -105,6 +105,13 @@ def sentence(error: Exception, overrides: Sequence[str], sources: Sequence[Confi
     present = re.match(r"Could not append to config. An item is already at '(.*?)'", text)
     if present:
         return f"{present[1]} is already set; leave out the + to change it"
+    repeated = re.match(
+        r"Multiple values for ([\w/@.]+)\.|force-add of config groups is not supported: '\+\+([^=]+)=", text
+    )
+    group = (repeated[1] or repeated[2]) if repeated else ""
+    added = next((each for each in overrides if group and each.startswith((f"+{group}=", f"++{group}="))), None)
+    if added is not None:
+        return f"{group} is a group of every run; leave out the +: {added.lstrip('+')}"
     ambiguous = re.search(r"Ambiguous value for argument '([^=]*)=(.*?)'\n1\.", text)
     if ambiguous:
         key, value = ambiguous.groups()

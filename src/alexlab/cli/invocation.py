@@ -20,6 +20,7 @@ from alexlab.cli.data_option import select_data
 from alexlab.config import CONFIG_DIR
 from alexlab.config.allowlist import pop_trusted_targets
 from alexlab.config.own_code import pop_config_dir
+from alexlab.errors import ConfigError
 
 if TYPE_CHECKING:
     from alexlab.cli.rerun import Rerun
@@ -65,6 +66,9 @@ def parse_invocation(command: str, typed: Sequence[str]) -> Invocation:
         sweep = find_resumed_sweep(arguments)
         if sweep is not None:
             return Invocation(command, typed, _for_hydra(command, sweep.arguments, config_dir), sweep=sweep)
+        flag = next((argument for argument in arguments if argument.startswith("-")), None)
+        if flag is not None:
+            raise ConfigError(f"resume= and rerun= take the config from the run's run.json; got {flag}; leave it out")
         resumption = find_resumption(arguments)
         if resumption is not None:
             check_free_space(resumption.run_dir)  # Hydra opens its log in this folder

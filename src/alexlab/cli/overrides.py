@@ -19,6 +19,7 @@ UNTYPED_KEYS = (
     *("trainer.devices", "trainer.fast_dev_run", "trainer.deterministic", "trainer.strategy"),
     "callbacks.finetune.freeze",
 )
+REQUIRED_KEYS = ("seed", "data.cache_dir")  # no null, which a run or a resume cannot use
 # Groups whose options are merged, so that a missing entry belongs to an option that was not selected.
 MERGED_GROUPS = (("callbacks",), ("logger",), ("metrics",))
 # Dicts of named entries; null removes an entry.
@@ -213,7 +214,8 @@ def _check_kind(path: Sequence[str], default: Any, value: Any, *, reader: Reader
         or any(isinstance(text, str) and "${" in text for text in (default, value))
     ):
         return
-    if (value is None and not isinstance(default, dict)) or _fits(value, default):
+    may_be_null = not isinstance(default, dict) and ".".join(path) not in REQUIRED_KEYS
+    if may_be_null if value is None else _fits(value, default):
         return
     like, hint = f", like its default {default!r}", _hint(default, value)
     if isinstance(default, dict):

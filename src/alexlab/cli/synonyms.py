@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from alexlab.config import CONFIG_DIR
 from alexlab.distributed.consistency import flatten
 from alexlab.output.command_line import own_commands
 
@@ -39,7 +40,7 @@ def replacement(command: str, key: str, value: str, config: Mapping[str, Any] | 
             text = _text(table.get("arguments", {}), last, value) if start == 0 else None
             text = _without_group(_text(table.get("keys", {}), last, value), own) if text is None else text
             if text is not None:
-                return _use(text, value)
+                return _of_group(command, text, value) or _use(text, value)
     same = [name for name in own if name.split(".")[-1] == parts[-1] and not name.endswith("_target_")]
     return _use(f"{same[0]}={{value}}", value) if len(same) == 1 else None
 
@@ -65,6 +66,17 @@ def _matches(pattern: str, value: str) -> bool:
     if pattern == "PATH":
         return "/" in value or value.lower().endswith(FILE_SUFFIXES) or os.path.exists(value)
     return re.fullmatch(pattern, value.lower()) is not None
+
+
+def _of_group(command: str, text: str, value: str) -> str | None:
+    """Return what to write instead of `GROUP={value}` if the group has no such option: the advice must be accepted."""
+    group, _, rest = text.partition("=")
+    options = {path.stem for path in (CONFIG_DIR / group).glob("*.yaml")}
+    if rest != "{value}" or not options or value.startswith("[") or value in options:
+        return None
+    if value.lower() in options:
+        return _use(text, value.lower())
+    return replacement(command, group, value) or f"use {group}=NAME, one of {', '.join(sorted(options))}"
 
 
 def _without_group(text: str | None, own: Sequence[str]) -> str | None:
