@@ -196,7 +196,7 @@ def test_seeds_on_other_images_are_tested_with_the_choice_of_the_images(tmp_path
     assert difference.p == pytest.approx(2 * stats.norm.sf(17 / 300 / error), abs=0.01) and not found.is_clear
     assert "standard error due to the choice of these 300 images: 4 points" in notes(found)[-1]
 
-    # Another metric has no known spread over the images, so its seeds tell nothing about other images.
+    # Another metric has no known spread over the images, so its seeds say nothing about other images.
     for folder in tmp_path.iterdir():
         record = json.loads((folder / "run.json").read_text())
         record |= {"optimized": {"name": "val/f1", "mode": "max"}}
