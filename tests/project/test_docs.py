@@ -207,7 +207,7 @@ def test_every_option_is_named() -> None:
 
 def test_yaml_blocks_parse() -> None:
     found = [block for name in NAMES for block in blocks(name, "yaml")]
-    assert len(found) == 15
+    assert len(found) == 16
     assert all(yaml.safe_load(block) for block in found)
 
 
