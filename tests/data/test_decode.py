@@ -250,6 +250,7 @@ def test_every_reason_is_tested() -> None:
         "missing",
         "no_permission",
         "changed",
+        "outside_range",
         "not_regular",
         "too_large_file",
     }

@@ -50,10 +50,10 @@ def rescanned(side: int, scans: int) -> bytes:
 def tiff(
     values: np.ndarray, tags: Mapping[int, tuple[str, float]] | None = None, *, order: str = "<", deflate: bool = False
 ) -> bytes:
-    """Return a grey or RGB TIFF file (TIFF 6.0) of unconverted values, with additional or different tags.
+    """Return a grey, RGB or other TIFF file (TIFF 6.0) of unconverted values, with additional or different tags.
 
     Args:
-        values: (H, W) or (H, W, 3).
+        values: (H, W) or (H, W, channels).
         tags: struct letter of the type and value by tag number; they override the default tags.
         order: byte order, `<` or `>`.
         deflate: whether the values are compressed.
@@ -76,7 +76,7 @@ def tiff(
         **(tags or {}),
     }
     if channels:
-        entries |= {258: ("H", *[entries[258][1]] * 3), 339: ("H", 1, 1, 1)}
+        entries |= {258: ("H", *[entries[258][1]] * channels[0]), 339: ("H", *[1] * channels[0])}
     content += bytes(len(content) % 2)
     table, more = struct.pack(f"{order}H", len(entries)), b""
     behind = 8 + len(content) + 2 + 12 * len(entries) + 4

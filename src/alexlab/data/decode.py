@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
-from alexlab.data.bit_depth import UnknownRangeError, depth_of, uint8_converter, use_native_order
+from alexlab.data.bit_depth import correct_raw_modes, depth_of
 from alexlab.data.crop import CropRule, part_of
+from alexlab.data.deep_values import strips
 from alexlab.data.file_types import HAS_HEIF, HEIF_PACKAGE
 from alexlab.data.image_file import DEFAULT_DECODING, FORMATS, MAX_ASPECT, Decoding, read_image, unreadable
+from alexlab.data.intensity import RangeError, uint8_strips
 from alexlab.data.jpeg import decode_jpeg, num_scans
 from alexlab.data.orientation import apply_orientation, orientation_of, upright_size
 from alexlab.errors import ImageError
@@ -34,7 +36,6 @@ PIXEL_LIMIT_FACTORS = {"WEBP": 5 / 9, "AVIF": 5 / 9, "HEIF": 5 / 9}  # multiplie
 # A progressive JPEG has about ten scans. A scan that touches every pixel can take 60 bytes, so that decoding one megabyte could
 # take hours.
 MAX_SCANS = 17  # in an image of the maximum size; smaller ones may have more
-STRIP = 512  # rows converted at a time
 BRANDS = {  # ISO base media files: bytes 8 to 12, after "ftyp"
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), f"HEIC needs {HEIF_PACKAGE}"),
     **dict.fromkeys((b"avif", b"avis"), "this Pillow was built without AVIF"),
@@ -107,8 +108,8 @@ def _decoding_errors(path: str | Path, content: bytes) -> Iterator[None]:
         yield
     except ImageError:
         raise
-    except UnknownRangeError as error:
-        raise unreadable(path, "unknown_range", str(error)) from error
+    except RangeError as error:
+        raise unreadable(path, error.code, str(error)) from error
     except UnidentifiedImageError as error:
         raise _unidentified(path, content) from error
     except Exception as error:  # corrupt files can raise anything
@@ -155,25 +156,16 @@ def _check_scans(path: str | Path, image: Image.Image, content: bytes, decoding:
 def _decode_with_pillow(image: Image.Image, content: bytes, decoding: Decoding) -> np.ndarray:
     """Convert strip by strip, so that a large image is not in memory in every mode at the same time."""
     depth = depth_of(image, content)
-    use_native_order(image)
+    correct_raw_modes(image)
     image.load()
     orientation = orientation_of(image)
-    to_8_bits = None if depth is None else uint8_converter(image.mode, (s for _, s in _strips(image)), depth, decoding)
     pixels = np.empty((image.height, image.width, decoding.channels), np.uint8)
-    for top, strip in _strips(image):
-        if to_8_bits is not None:
-            strip = Image.fromarray(to_8_bits(strip))
+    for top, strip in strips(image) if depth is None else uint8_strips(image, content, depth, decoding):
         if strip.mode == "P" and "transparency" in image.info:
             strip = strip.convert("RGBA")
         converted = np.asarray(strip.convert(MODES[decoding.channels]))
-        pixels[top : top + STRIP] = converted.reshape(-1, image.width, decoding.channels)
+        pixels[top : top + strip.height] = converted.reshape(-1, image.width, decoding.channels)
     return apply_orientation(pixels, orientation)
-
-
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield strips of an image, each with its first row."""
-    for top in range(0, image.height, STRIP):
-        yield top, image.crop((0, top, image.width, min(top + STRIP, image.height)))
 
 
 # check_size raises an error before anything is decoded; Pillow's own limit would only warn.

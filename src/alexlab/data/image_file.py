@@ -32,6 +32,7 @@ REASONS = {
     "too_oblong": f"one side is more than {MAX_ASPECT} times the other",
     "too_many_scans": "decoding its scans would take too long",
     "unknown_range": "it does not declare which of its values are black and white",
+    "outside_range": "it has values outside data.intensity_range",
     "corrupt": "it is corrupt",
     "truncated": "it is truncated",
     "changed": "its SHA-256 differs from the one in the manifest",
@@ -52,7 +53,8 @@ class Decoding:
     Args:
         channels: 3 for RGB, 1 for grey.
         max_megapixels: size limit of an image in 10^6 pixels; larger ones are unreadable.
-        intensity_range: the values that are black and white in images of more than 8 bits without a declared range.
+        intensity_range: the values that are black and white in images of more than 8 bits without a declared range; images with
+            values outside it are unreadable.
         jpeg_scaling: decode JPEGs at 1/2, 1/4 or 1/8 scale if that is all that the first step of a recipe needs.
 
     Raises:

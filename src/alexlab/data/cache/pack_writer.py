@@ -33,7 +33,7 @@ from alexlab.records.disk_errors import reserve
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 CHUNK = 32  # images per recorded step of progress
 SYNC_S = 1.0  # how often progress is recorded; the pixels must be on the disk before
 
