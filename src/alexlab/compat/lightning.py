@@ -63,7 +63,7 @@ def validation_is_due(trainer: lightning.Trainer) -> bool:
 def validation_is_scheduled(trainer: lightning.Trainer) -> bool:
     """Return whether the validation after the current training batch is due by its interval, not only since the run stops.
 
-    Works around: Lightning also validates before it stops within an epoch, and does not tell the two cases apart. Checked with
+    Works around: Lightning also validates before it stops within an epoch, and does not distinguish the two cases. Checked with
     lightning 2.6.6.
     """
     stops, trainer.should_stop = trainer.should_stop, False
