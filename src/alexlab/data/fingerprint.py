@@ -58,7 +58,7 @@ def _sample(train: Split) -> list[str]:
 
 
 def find_sampled(sample: Collection[str], split: Split) -> list[int]:
-    """Return the rows of those images in a split that a run has in its sample of the training images, in whatever folder.
+    """Return the rows of those images in a split that a run has in its sample of the training images, in any folder.
 
     Args:
         sample: `sample` of `describe_images` of the run.

@@ -40,7 +40,7 @@ def main(run: Run) -> float | None:
     if run.config.get("doctor") is not None:
         _compare_remedies(run)
         return None
-    if run.resumed and ranks.rank() == 0:
+    if run.resumed and ranks.rank() == 0 and (run.dir / RUN_JSON).is_file():
         _check_checkpoint(run.dir)
     if ranks.is_distributed() and not run.resumed and (run.dir / RUN_JSON).is_file():  # restarted by torchrun
         run = replace(

@@ -63,7 +63,9 @@ class EarlyStopping(LightningEarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the counts; a longer run or more patience overrules the decision to stop."""
         super().load_state_dict({**state_dict, "patience": self.patience})
-        is_patient = self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED and self.wait_count < self.patience
+        # Not by the count alone: one that ran out before `min_epochs` may start again while the run waits for its end.
+        is_patient = self.patience > max(state_dict["patience"], self.wait_count)
+        is_patient = is_patient and self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
         before, now = (
             [math.inf if limit in (None, -1) else limit for limit in limits]
             for limits in (state_dict["limits"], self.limits)
