@@ -53,7 +53,7 @@ def test_the_kernels_of_both_towers_of_each_net_are_measured(
         for number, kernel in enumerate(kernels):  # a share of 0.5 means that every other kernel is coloured
             share = colours[number * 2 // len(kernels)]
             is_coloured = number % 2 if share == 0.5 else share
-            kernel[:] = torch.stack([pattern, -pattern, 0 * pattern]) if is_coloured else pattern
+            kernel[:] = torch.stack([pattern, -pattern / 0.99**seed, 0 * pattern]) if is_coloured else pattern
         torch.save(checkpoint, path)
         runs.append(read_run(folder))
     found = kernel_colours(claim("kernel_colours"), {"baseline": runs[:2]})

@@ -110,6 +110,7 @@ def test_the_accuracy_on_digits_matches_the_reference(
             run_dir = tmp_path / f"{name}{seed}"
             run_dir.mkdir()
             config = plain(
+                "data=digits",
                 f"data.root={tmp_path / 'digits'}",
                 f"data.cache_dir={tmp_path / 'cache'}",
                 "data.image_size=64",

@@ -66,6 +66,8 @@ def validation_is_scheduled(trainer: lightning.Trainer) -> bool:
     Works around: Lightning also validates before it stops within an epoch, and does not distinguish the two cases. Checked with
     lightning 2.6.6.
     """
+    if trainer.state.fn != "fit":  # `trainer.validate`
+        return True
     stops, trainer.should_stop = trainer.should_stop, False
     try:
         return validation_is_due(trainer)
