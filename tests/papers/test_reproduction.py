@@ -162,7 +162,8 @@ def test_figure_1_is_the_ratio_of_epochs_paired_by_seed(tmp_path: Path) -> None:
                 # Epochs until the error is 25 %, with the higher rate; the geometric mean of those with tanh is 16.
                 steps = 4.0 if name == "relu" else 15.0 if seed == 1 else 256 / 15
                 errors = [
-                    1 - 0.75 * (epoch + 0.5) / (steps * (1 if rate == rates[1] else 2)) for epoch in range(round(2 * steps))
+                    1 - 0.75 * (epoch + 0.5) / (steps * (1 if rate == rates[1] else 2))
+                    for epoch in range(round(2 * steps))
                 ]
                 finish(found, name, seed, rate=rate, errors=errors)
     (claim,) = found.claims.values()
