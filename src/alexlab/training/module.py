@@ -24,7 +24,8 @@ from alexlab.training.collector import PredictionCollector
 from alexlab.training.metrics import ClassificationMetrics, ExtraMetrics, evaluate_batch
 from alexlab.training.param_groups import ParamGroup
 from alexlab.training.preprocessing import drop_unreadable, expand_binary_logits, normalize, pixel_levels
-from alexlab.training.schedules import NEVER, Schedule
+from alexlab.training.schedules import NEVER
+from alexlab.training.step_schedule import Schedule
 
 
 class Classifier(lightning.LightningModule):

@@ -8,68 +8,17 @@ rate of `cosine`, `poly` and `one_cycle` may jump, upwards if the run gets longe
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
 
 from alexlab.errors import ConfigError
+from alexlab.training.step_schedule import ByStep, Schedule, check_key, check_warmup, per_step
 
-Schedule = list[dict[str, Any]]
 NEVER = 2**62  # frequency, in epochs, that keeps Lightning from stepping a schedule itself
 BASE_MOMENTUM, MAX_MOMENTUM = 0.85, 0.95  # defaults of PyTorch's OneCycleLR
-
-
-class ByStep(LRScheduler):
-    """Learning rate, and optionally momentum, as functions of the optimizer step.
-
-    Its state is only the step. PyTorch's own schedulers also store their settings, so a run resumed with another length
-    would keep the schedule of the old one.
-
-    A group with the key `lr_changes`, pairs (epoch, rate) in ascending order, has these rates from these epochs on.
-
-    Args:
-        optimizer: optimizer whose learning rates are scaled.
-        factor: maps the step to a factor of the learning rate.
-        steps_per_epoch: optimizer steps of an epoch.
-        momentum: maps the step to the momentum, or to Adam's first beta; None leaves it unchanged.
-    """
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        factor: Callable[[int], float],
-        steps_per_epoch: int,
-        momentum: Callable[[int], float] | None = None,
-    ) -> None:
-        self.factor, self.steps_per_epoch, self.momentum = factor, steps_per_epoch, momentum
-        super().__init__(optimizer)
-
-    def get_lr(self) -> list[Any]:
-        """Return the learning rate of each group at the current step, and set the momentum."""
-        for group in self.optimizer.param_groups if self.momentum else ():
-            assert self.momentum is not None
-            momentum = self.momentum(self.last_epoch)
-            group |= {"betas": (momentum, *group["betas"][1:])} if "betas" in group else {"momentum": momentum}
-        return [self._rate(*pair) for pair in zip(self.optimizer.param_groups, self.base_lrs, strict=True)]
-
-    def _rate(self, group: dict[str, Any], base: Any) -> Any:
-        fixed = [
-            rate
-            for epoch, rate in group.get("lr_changes", ())
-            if self.last_epoch >= round(epoch * self.steps_per_epoch)
-        ]
-        return fixed[-1] if fixed else base * self.factor(self.last_epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"last_epoch": self.last_epoch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Set this run's learning rate at the step of a checkpoint. Call it after loading the optimizer."""
-        super().load_state_dict(state_dict)
-        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-            group["lr"] = rate
 
 
 def constant(
@@ -81,7 +30,7 @@ def constant(
     warmup_start: float = 0.01,
 ) -> Schedule:
     """Return a constant schedule."""
-    return _per_step(optimizer, lambda epoch: 1.0, steps_per_epoch, warmup_epochs, warmup_start)
+    return per_step(optimizer, lambda epoch: 1.0, steps_per_epoch, warmup_epochs, warmup_start)
 
 
 def step(
@@ -95,9 +44,9 @@ def step(
     warmup_start: float = 0.01,
 ) -> Schedule:
     """Return a schedule that multiplies by `gamma` every `step_epochs` epochs (torchvision's AlexNet recipe: 0.1 every 30)."""
-    _check(step_epochs >= 1, "step_epochs", "at least 1", step_epochs)
-    _check(gamma > 0, "gamma", "positive", gamma)
-    return _per_step(
+    check_key(step_epochs >= 1, "step_epochs", "at least 1", step_epochs)
+    check_key(gamma > 0, "gamma", "positive", gamma)
+    return per_step(
         optimizer, lambda epoch: gamma ** int(epoch // step_epochs), steps_per_epoch, warmup_epochs, warmup_start
     )
 
@@ -113,14 +62,14 @@ def multistep(
     warmup_start: float = 0.01,
 ) -> Schedule:
     """Return a schedule that multiplies by `gamma` at each epoch of `milestones`, which need not be sorted."""
-    _check(all(milestone > 0 for milestone in milestones), "milestones", "epochs after the first", milestones)
-    _check(gamma > 0, "gamma", "positive", gamma)
+    check_key(all(milestone > 0 for milestone in milestones), "milestones", "epochs after the first", milestones)
+    check_key(gamma > 0, "gamma", "positive", gamma)
     passed = sorted(milestones)
 
     def after(epoch: float) -> float:
         return gamma ** sum(epoch >= milestone for milestone in passed)
 
-    return _per_step(optimizer, after, steps_per_epoch, warmup_epochs, warmup_start)
+    return per_step(optimizer, after, steps_per_epoch, warmup_epochs, warmup_start)
 
 
 def cosine(
@@ -133,13 +82,13 @@ def cosine(
     warmup_start: float = 0.01,
 ) -> Schedule:
     """Return a half-cosine decay to `final_factor` times the learning rate (Loshchilov and Hutter, SGDR, no restarts)."""
-    _check(final_factor >= 0, "final_factor", "at least 0", final_factor)
+    check_key(final_factor >= 0, "final_factor", "at least 0", final_factor)
 
     def after(epoch: float) -> float:
         progress = _progress(epoch, warmup_epochs, num_epochs)
         return _cosine(1.0, final_factor, progress)
 
-    return _per_step(optimizer, after, steps_per_epoch, warmup_epochs, warmup_start)
+    return per_step(optimizer, after, steps_per_epoch, warmup_epochs, warmup_start)
 
 
 def poly(
@@ -153,14 +102,14 @@ def poly(
     warmup_start: float = 0.01,
 ) -> Schedule:
     """Return a polynomial decay, (1 - progress) ** power, to `final_factor` times the learning rate."""
-    _check(final_factor >= 0, "final_factor", "at least 0", final_factor)
-    _check(power > 0, "power", "positive", power)
+    check_key(final_factor >= 0, "final_factor", "at least 0", final_factor)
+    check_key(power > 0, "power", "positive", power)
 
     def after(epoch: float) -> float:
         progress = _progress(epoch, warmup_epochs, num_epochs)
         return final_factor + (1 - final_factor) * (1 - progress) ** power
 
-    return _per_step(optimizer, after, steps_per_epoch, warmup_epochs, warmup_start)
+    return per_step(optimizer, after, steps_per_epoch, warmup_epochs, warmup_start)
 
 
 def one_cycle(
@@ -177,8 +126,8 @@ def one_cycle(
 
     The increase takes `warmup_epochs`, or 0.3 of the run if that is 0. The momentum moves inversely, between 0.95 and 0.85.
     """
-    _check_warmup(warmup_epochs, warmup_start)
-    _check(final_factor >= 0, "final_factor", "at least 0", final_factor)
+    check_warmup(warmup_epochs, warmup_start)
+    check_key(final_factor >= 0, "final_factor", "at least 0", final_factor)
     last = max(4, round(num_epochs * steps_per_epoch)) - 1
     up = 0.3 * (last + 1) if warmup_epochs == 0 else warmup_epochs * steps_per_epoch
     top = min(max(2, up), last - 1) - 1  # step of the highest rate
@@ -221,15 +170,15 @@ def plateau(
 
     The AlexNet paper, section 5, divides the rate by 10 whenever the validation error stops improving.
     """
-    _check_warmup(warmup_epochs, warmup_start)
-    _check(0 < factor < 1, "factor", "between 0 and 1", factor)
+    check_warmup(warmup_epochs, warmup_start)
+    check_key(0 < factor < 1, "factor", "between 0 and 1", factor)
     _check_no_layer_lrs(optimizer, "plateau")
-    _check(patience >= 0, "patience", "at least 0", patience)
-    _check(cooldown >= 0, "cooldown", "at least 0", cooldown)
-    _check(mode in ("min", "max"), "mode", "min or max", mode)
-    _check(threshold_mode in ("rel", "abs"), "threshold_mode", "rel or abs", threshold_mode)
-    _check(threshold >= 0, "threshold", "at least 0", threshold)
-    _check(min_lr >= 0, "min_lr", "at least 0", min_lr)
+    check_key(patience >= 0, "patience", "at least 0", patience)
+    check_key(cooldown >= 0, "cooldown", "at least 0", cooldown)
+    check_key(mode in ("min", "max"), "mode", "min or max", mode)
+    check_key(threshold_mode in ("rel", "abs"), "threshold_mode", "rel or abs", threshold_mode)
+    check_key(threshold >= 0, "threshold", "at least 0", threshold)
+    check_key(min_lr >= 0, "min_lr", "at least 0", min_lr)
     reduce = ReduceLROnPlateau(
         *(optimizer, mode, factor, patience),
         threshold=threshold,
@@ -267,9 +216,11 @@ def from_torch(
     """
     _check_no_layer_lrs(optimizer, scheduler.__name__)
     is_plateau = issubclass(scheduler, ReduceLROnPlateau)
-    _check(interval in ("epoch", "step"), "interval", "epoch or step", interval)
-    _check(is_plateau == (monitor is not None), "monitor", "a metric for ReduceLROnPlateau, null for others", monitor)
-    _check(not is_plateau or interval == "epoch", "interval", "epoch for ReduceLROnPlateau", interval)
+    check_key(interval in ("epoch", "step"), "interval", "epoch or step", interval)
+    check_key(
+        is_plateau == (monitor is not None), "monitor", "a metric for ReduceLROnPlateau, null for others", monitor
+    )
+    check_key(not is_plateau or interval == "epoch", "interval", "epoch for ReduceLROnPlateau", interval)
     try:
         made = scheduler(optimizer, **arguments)
     except (ValueError, TypeError) as error:
@@ -282,28 +233,6 @@ def from_torch(
         "frequency": NEVER,
     }  # stepped by the LightningModule, as plateau is
     return [entry | ({"monitor": monitor} if is_plateau else {})]
-
-
-def _per_step(
-    optimizer: Optimizer,
-    after: Callable[[float], float],
-    steps_per_epoch: int,
-    warmup_epochs: float,
-    warmup_start: float,
-) -> Schedule:
-    """Return a linear warm-up followed by `after`, which maps the epoch (a float) to a factor of the learning rate.
-
-    A run shorter than its warm-up, such as a short trial of a sweep, ends within it.
-    """
-    _check_warmup(warmup_epochs, warmup_start)
-    warmup_steps = round(warmup_epochs * steps_per_epoch)
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return warmup_start + (1 - warmup_start) * step / warmup_steps
-        return after(step / steps_per_epoch)
-
-    return [{"scheduler": ByStep(optimizer, factor, steps_per_epoch), "interval": "step"}]
 
 
 def _progress(epoch: float, start: float, end: float) -> float:
@@ -319,13 +248,3 @@ def _check_no_layer_lrs(optimizer: Optimizer, name: str) -> None:
         raise ConfigError(
             f"param_groups.layer_lrs needs a schedule that is a function of the epoch, such as multistep or cosine; got {name}"
         )
-
-
-def _check_warmup(warmup_epochs: float, warmup_start: float) -> None:
-    _check(warmup_epochs >= 0, "warmup_epochs", "at least 0", warmup_epochs)
-    _check(0 < warmup_start <= 1, "warmup_start", "a factor in (0, 1]", warmup_start)
-
-
-def _check(holds: bool, name: str, must: str, value: Any) -> None:
-    if not holds:
-        raise ConfigError(f"scheduler.{name} must be {must}; got {value}")
