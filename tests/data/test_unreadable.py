@@ -11,8 +11,8 @@ from alexlab.data.discovery import find_splits
 from alexlab.data.image_file import unreadable
 from alexlab.data.unreadable import UnreadableLog
 from alexlab.errors import DataError, ImageError
-from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.record import RunRecord
+from alexlab.records.saved_predictions import read_predictions
 from support.runs import rows, scalars
 
 Train = Callable[..., float | None]

@@ -21,22 +21,22 @@ from alexlab.inference.compare.comparison import OUTCOMES, match, paired_differe
 from alexlab.inference.compare.sides import average, find_side
 from alexlab.inference.export import write_safetensors
 from alexlab.records.differences import Difference, code_differences, record_differences
-from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.results import read_run
 from alexlab.records.run import Run
+from alexlab.records.saved_predictions import SavedPredictions, read_predictions
 from alexlab.tasks.compare import main
 from support.runs import plain, rows, write_record
 
 CLASSES = ("cat", "dog", "fox")
 
 
-def kept(predicted: Sequence[int], labels: Sequence[int], *, classes: Sequence[str] = CLASSES, prob: float = 0.6, first: int = 0) -> KeptPredictions:  # fmt: skip
+def kept(predicted: Sequence[int], labels: Sequence[int], *, classes: Sequence[str] = CLASSES, prob: float = 0.6, first: int = 0) -> SavedPredictions:  # fmt: skip
     """Return predictions with the probability `prob` of the predicted class, on images numbered from `first`."""
     count, num_classes = len(labels), len(classes)
     probs = np.full((count, num_classes), (1 - prob) / (num_classes - 1), np.float32)
     probs[np.arange(count), predicted] = prob
     top = np.argsort(-probs, 1, kind="stable")[:, :5]
-    return KeptPredictions(
+    return SavedPredictions(
         paths=np.array([f"{classes[label]}/{first + row}.png" for row, label in enumerate(labels)]),
         classes=np.array(classes),
         labels=np.array(labels),
@@ -47,7 +47,7 @@ def kept(predicted: Sequence[int], labels: Sequence[int], *, classes: Sequence[s
     )
 
 
-def write_run(folder: Path, predictions: KeptPredictions, *, split: str = "val", seed: int = 1, lr: float = 0.1, data: dict[str, Any] | None = None, **entries: Any) -> Path:  # fmt: skip
+def write_run(folder: Path, predictions: SavedPredictions, *, split: str = "val", seed: int = 1, lr: float = 0.1, data: dict[str, Any] | None = None, **entries: Any) -> Path:  # fmt: skip
     config = {"seed": seed, "optimizer": {"lr": lr}, "data": {"root": "/nowhere", **(data or {})}, "tags": []}
     best = {"top1": float(predictions.correct.mean()), "loss": 1.0}
     write_record(folder, config=config, seed=seed, best=best, data={"counts": {"val": len(predictions)}}, **entries)
@@ -232,7 +232,7 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(compare: Callable[..
             compare(*arguments)
 
 
-def test_checkpoints_without_kept_predictions_are_evaluated(
+def test_checkpoints_without_saved_predictions_are_evaluated(
     compare: Callable[..., Path], trained_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = tmp_path / "net.ckpt"

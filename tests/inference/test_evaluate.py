@@ -38,9 +38,9 @@ from alexlab.inference.metrics import (
 from alexlab.inference.plots import calibration_plot, confused_classes
 from alexlab.inference.predictions import Predictions, predict_split, select_split, split_loader
 from alexlab.inference.report import Evaluation, summary_tables, write_evaluation, write_page
-from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.record import RunRecord
 from alexlab.records.run import Run
+from alexlab.records.saved_predictions import read_predictions
 from alexlab.records.significance import wilson_interval
 from alexlab.tasks.evaluate import main
 from alexlab.training.metrics import ClassificationMetrics

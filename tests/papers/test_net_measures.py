@@ -12,8 +12,8 @@ from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.predictions import split_loader
 from alexlab.papers.net_measures import colour_shares, excess_gap, kernel_colours, neighbours
 from alexlab.papers.paper import Claim
-from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.results import read_run
+from alexlab.records.saved_predictions import read_predictions
 
 
 def test_a_grey_kernel_has_no_colour_and_an_opponent_kernel_only_colour() -> None:

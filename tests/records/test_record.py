@@ -110,7 +110,7 @@ def test_a_folder_has_one_writer_and_a_killed_run_is_interrupted(tmp_path: Path)
     assert lock_holder(tmp_path) == str(process.pid)
     assert RunRecord(tmp_path).read()["status"] == "running"
     with pytest.raises(
-        ConfigError, match=f"a run folder must have one writer; process {process.pid} is writing {tmp_path}"
+        ConfigError, match=f"only one process at a time may write to {tmp_path}, and process {process.pid} does"
     ):
         RunLock(tmp_path)
     process.kill()

@@ -13,11 +13,11 @@ import torch
 from alexlab.config.data import data_config
 from alexlab.config.validate import check_objects
 from alexlab.errors import ConfigError
-from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.layout import BEST
 from alexlab.records.record import RunRecord
 from alexlab.records.run import Run
 from alexlab.records.safe_load import load_file
+from alexlab.records.saved_predictions import read_predictions
 from alexlab.tasks.evaluate import main as evaluate
 from alexlab.training.module import Classifier
 from support.runs import TINY, plain, rows, scalars
@@ -128,7 +128,7 @@ def test_a_limit_of_zero_batches_skips_the_test_split(train: Train, tmp_path: Pa
         (["trainer.val_precision=16"], "trainer.val_precision must be auto or 32; got 16"),
         (
             ["trainer.val_precision=32", "trainer.precision=bf16-true"],
-            "trainer.val_precision=32 needs weights of 32 bits, which trainer.precision=bf16-true does not keep; use",
+            "trainer.val_precision=32 needs float32 weights, which trainer.precision=bf16-true does not keep; use",
         ),
     ],
 )

@@ -12,10 +12,10 @@ from alexlab.data.discovery import find_splits
 from alexlab.data.folds import select_fold
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.records.image_scores import SettingScores, setting_scores
-from alexlab.records.kept_predictions import KeptPredictions
 from alexlab.records.results import read_runs
 from alexlab.records.run import Run
 from alexlab.records.run_groups import group_seeds
+from alexlab.records.saved_predictions import SavedPredictions
 from alexlab.tasks.prepare import main
 from support.browser import evaluate_script
 from support.images import write_images
@@ -53,7 +53,7 @@ def sweep(tmp_path: Path, images: Path) -> Path:
             folder = write_record(tmp_path / "sweep" / f"{number}_{seed}", config={**config, "data": {**config["data"], "fold": number}}, seed=seed)  # fmt: skip
             order = random.permutation(len(val))
             top = np.argsort(-probs, 1)
-            kept = KeptPredictions(
+            kept = SavedPredictions(
                 np.array([*val.paths])[order], np.array(classes), val.labels[order], top[order],
                 np.take_along_axis(probs, top, 1)[order].astype(np.float32),
                 probs[np.arange(len(val)), val.labels][order].astype(np.float32), probs[order].astype(np.float16),

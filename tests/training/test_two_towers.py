@@ -17,9 +17,9 @@ from alexlab.errors import ConfigError
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.layers import ResponseNorm
 from alexlab.models.two_tower import PeerExchange, Tower, merged
-from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.layout import LAST
 from alexlab.records.safe_load import load_file
+from alexlab.records.saved_predictions import read_predictions
 from alexlab.tasks import rank
 from alexlab.training.module import Classifier
 from support.runs import plain, rows

@@ -24,9 +24,9 @@ from alexlab.papers.estimates import (
 )
 from alexlab.papers.measurement import Measurement, points
 from alexlab.papers.paper import Claim
-from alexlab.records.kept_predictions import read_predictions
 from alexlab.records.plots import Panel, finish
 from alexlab.records.results import RunResult
+from alexlab.records.saved_predictions import read_predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,8 +21,8 @@ from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 from alexlab.papers.estimates import Estimate, mean_estimate, verdict_of_difference
 from alexlab.papers.measurement import Measurement, points
 from alexlab.papers.paper import Claim
-from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.results import RunResult
+from alexlab.records.saved_predictions import SavedPredictions, read_predictions
 
 NUM_SPLITS = 1000  # random divisions of the kernels into two halves
 NUM_NEIGHBOURS = 6  # figure 4 of the 2012 paper
@@ -108,7 +108,7 @@ def _features(model: TrainedModel, split: Split, view: Any, settings: Any) -> np
 
 
 def _neighbour_grid(
-    model: TrainedModel, splits: Mapping[str, Split], rows: np.ndarray, kept: KeptPredictions, view: Any
+    model: TrainedModel, splits: Mapping[str, Split], rows: np.ndarray, kept: SavedPredictions, view: Any
 ) -> ImageGrid:
     """Return evenly spaced validation images with their five top classes and nearest training images."""
     groups = []

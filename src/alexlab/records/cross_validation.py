@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from alexlab.errors import ConfigError
-from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.record import FINISHED
 from alexlab.records.results import RunResult, find_runs, read_run
+from alexlab.records.saved_predictions import SavedPredictions, read_predictions
 from alexlab.records.settings import differing_keys
 
 # Keys of the data node that decide which images there are and in which fold.
@@ -57,7 +57,7 @@ def read_out_of_fold(folder: str) -> OutOfFold:
     runs = [read_run(path, with_epochs=False) for path in find_runs([folder])]
     finished = [run for run in runs if run.status == FINISHED]
     _check_folds(folder, runs, finished)
-    by_fold: dict[int, list[tuple[RunResult, KeptPredictions]]] = {}
+    by_fold: dict[int, list[tuple[RunResult, SavedPredictions]]] = {}
     for run in finished:
         by_fold.setdefault(int(run.fold or 0), []).append((run, _predictions(run)))
     classes = [str(name) for name in by_fold[0][0][1].classes]
@@ -104,7 +104,7 @@ def _check_folds(folder: str, runs: Sequence[RunResult], finished: Sequence[RunR
         )
 
 
-def _predictions(run: RunResult) -> KeptPredictions:
+def _predictions(run: RunResult) -> SavedPredictions:
     kept = read_predictions(run.folder, "val")
     if kept is None:
         raise ConfigError(f"the run {run.folder} kept no predictions of its validation images; train it again")
@@ -116,7 +116,7 @@ def _predictions(run: RunResult) -> KeptPredictions:
     return kept
 
 
-def _average(entries: Sequence[tuple[RunResult, KeptPredictions]]) -> tuple[list[str], np.ndarray, np.ndarray]:
+def _average(entries: Sequence[tuple[RunResult, SavedPredictions]]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Return paths, labels and mean probabilities of the runs of one fold."""
     first_run, first = entries[0]
     order = np.argsort(first.paths)
@@ -128,5 +128,7 @@ def _average(entries: Sequence[tuple[RunResult, KeptPredictions]]) -> tuple[list
                 f"runs of the same fold must validate on the same images; {first_run.folder} and {run.folder} do not"
             )
         assert kept.probs is not None
+        if not np.isfinite(kept.probs).all():
+            raise ConfigError(f"the run {run.folder} predicted probabilities that are not finite; train it again")
         total += kept.probs[rows].astype(np.float64)
     return [str(path) for path in paths], first.labels[order], total / total.sum(1, keepdims=True)

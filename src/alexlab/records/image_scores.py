@@ -1,4 +1,4 @@
-"""Score of each validation image under each training of a setting, from kept predictions."""
+"""Score of each validation image under each training of a setting, from saved predictions."""
 
 import logging
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from alexlab.errors import ConfigError
-from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.results import RunResult
 from alexlab.records.run_groups import RunGroup
+from alexlab.records.saved_predictions import SavedPredictions, read_predictions
 from alexlab.records.significance import ImageScores
 
 log = logging.getLogger(__name__)
@@ -35,11 +35,11 @@ class SettingScores:
 
 
 def setting_scores(group: RunGroup) -> SettingScores | None:
-    """Return the scores of the images of a setting; None if a run kept no predictions, or the trainings had other images."""
+    """Return the scores of the images of a setting; None if they are not finite, or not of the same images in each training."""
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
     trainings = group.trainings()
     for runs in trainings.values():
-        kept = [predictions for run in runs if (predictions := kept_predictions(run)) is not None]
+        kept = [predictions for run in runs if (predictions := saved_predictions(run)) is not None]
         if len(kept) < len(runs):
             return None
         found.append(_merge(kept, group.optimized.key))
@@ -51,10 +51,12 @@ def setting_scores(group: RunGroup) -> SettingScores | None:
     if first is None:
         return SettingScores(paths, labels, None)
     values = np.array([each[2] for each in found], np.float64)
+    if not np.isfinite(values).all():
+        return None
     return SettingScores(paths, labels, ImageScores(tuple(trainings), values, group.optimized.is_accuracy))
 
 
-def kept_predictions(run: RunResult) -> KeptPredictions | None:
+def saved_predictions(run: RunResult) -> SavedPredictions | None:
     """Return the predictions of a run on its validation images, without those of all classes; None if it has none."""
     try:
         return read_predictions(run.folder, "val", all_classes=False)
@@ -63,7 +65,7 @@ def kept_predictions(run: RunResult) -> KeptPredictions | None:
         return None
 
 
-def _merge(kept: Sequence[KeptPredictions], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _merge(kept: Sequence[SavedPredictions], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return paths, names of labels and scores of all images of some predictions, sorted by path."""
     paths = np.concatenate([each.paths for each in kept])
     labels = np.concatenate([each.classes[each.labels] for each in kept])
@@ -75,7 +77,7 @@ def _merge(kept: Sequence[KeptPredictions], metric: str) -> tuple[np.ndarray, np
     return paths[order], labels[order], None if values is None else values[order]
 
 
-def _scores(kept: KeptPredictions, metric: str) -> np.ndarray | None:
+def _scores(kept: SavedPredictions, metric: str) -> np.ndarray | None:
     """Return the score of each image, (N,); None for a metric that is not a mean over images."""
     if metric == "top1":
         return kept.correct

@@ -60,7 +60,7 @@ def list_runs(patterns: Sequence[str], *, statuses: Sequence[str] = (), tags: Se
     found = [run for run in runs if run.status in statuses] if statuses else runs
     if not found:
         counts = ", ".join(count_statuses(runs))
-        raise ConfigError(f"no run is {' or '.join(statuses)}; found {counts}")
+        raise ConfigError(f"no run has the status {' or '.join(statuses)}; the runs found: {counts}")
     return found
 
 

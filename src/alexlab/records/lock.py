@@ -32,7 +32,9 @@ class RunLock:
                 self.file.seek(0)
                 process = self.file.read().strip()
                 self.file.close()
-                raise ConfigError(f"a run folder must have one writer; process {process} is writing {run_dir}")
+                raise ConfigError(
+                    f"only one process at a time may write to {run_dir}, and process {process} does; wait for it or stop it"
+                )
             time.sleep(READERS_S / 10)
         self.file.truncate(0)
         self.file.write(str(os.getpid()))

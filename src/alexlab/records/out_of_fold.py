@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.output.csv_files import write_csv
-from alexlab.records.image_scores import kept_predictions
+from alexlab.records.image_scores import saved_predictions
 from alexlab.records.run_groups import RunGroup
 from alexlab.records.settings import FOLD
 
@@ -30,7 +30,7 @@ def _rows(groups: Sequence[RunGroup], keys: Sequence[str]) -> Iterator[list[Any]
     for group in groups:
         setting = [str(group.keys[key]) for key in keys]
         for run in (run for runs in group.trainings().values() for run in runs):
-            kept = kept_predictions(run)
+            kept = saved_predictions(run)
             if kept is None:
                 continue
             labels, predicted = kept.classes[kept.labels].tolist(), kept.classes[kept.predicted].tolist()

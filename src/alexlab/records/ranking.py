@@ -23,7 +23,7 @@ MAX_NAMES = 5  # settings that a sentence names
 
 @dataclass(frozen=True)
 class Ranking:
-    """Settings with scores, best first.
+    """Settings with scores, best first, those that lack folds last.
 
     Args:
         groups: the settings; in their own order if they cannot be ranked.
@@ -38,14 +38,23 @@ class Ranking:
 
     @property
     def tied(self) -> list[RunGroup]:
-        """The settings that are not significantly worse than the first one, and the first one."""
+        """The first setting, and those that were tested and are not significantly worse."""
         pairs = zip(self.groups, self.differences, strict=True)
-        return [group for group, difference in pairs if difference is None or not difference.is_significant]
+        return [
+            *self.groups[:1],
+            *(group for group, difference in pairs if difference is not None and not difference.is_significant),
+        ]
+
+    @property
+    def untested(self) -> list[RunGroup]:
+        """The settings after the first one whose difference to it cannot be tested."""
+        pairs = zip(self.groups[1:], self.differences[1:], strict=True)
+        return [group for group, difference in pairs if difference is None]
 
     @property
     def is_clear(self) -> bool:
         """True if the first setting is significantly better than each other one."""
-        return len(self.groups) > 1 and len(self.tied) == 1
+        return len(self.groups) > 1 and len(self.tied) == 1 and not self.untested
 
 
 def rank_groups(groups: Sequence[RunGroup]) -> Ranking:
@@ -59,7 +68,10 @@ def rank_groups(groups: Sequence[RunGroup]) -> Ranking:
     if metric is None:
         return Ranking(scored, None, [None] * len(scored))
     ranked = sorted(scored, key=lambda group: metric.rank(group.mean(), group.mean("loss")), reverse=True)
-    return Ranking(ranked, metric, [None, *corrected(_differences(ranked))])
+    complete = [group for group in ranked if not group.missing_folds]
+    incomplete = [group for group in ranked if group.missing_folds]
+    differences = corrected(_differences(complete)) if complete else []
+    return Ranking([*complete, *incomplete], metric, [None, *differences, *[None] * len(incomplete)][: len(ranked)])
 
 
 def _differences(ranked: Sequence[RunGroup]) -> list[Difference | None]:
@@ -127,7 +139,10 @@ def _image_variance(group: RunGroup) -> tuple[float, int] | None:
     """Return the variance of a mean score due to the choice of the images, and its degrees of freedom; None if not known."""
     mean, count = group.mean() or 0, group.num_images
     if group.optimized.is_accuracy:
-        return mean * (1 - mean) / max(1, count), max(1, count - 1)
+        if count < 2:
+            return None
+        fraction = (mean * count + 1) / (count + 2)  # Agresti and Caffo 2000: a perfect score has a variance too
+        return fraction * (1 - fraction) / (count + 2), count - 1
     folds = group.values()
     if group.num_folds and len(group.trainings()) == 1 and len(folds) > 1:
         return statistics.variance(folds) / len(folds), len(folds) - 1
@@ -147,20 +162,36 @@ def verdict(ranking: Ranking) -> str:
         return f"{best.name}: {score}."
     second = f"{others[0].name} ({others[0].mean():.4f})"
     if not any(ranking.differences):
+        if others[0].missing_folds:
+            return f"{best.name}: {score}. {_not_compared(ranking)}"
         return (
             f"{best.name} is {metric.superlative} ({score}), then {second}; a test of their difference needs several seeds of "
-            "each on the same images, with kept predictions."
+            "each on the same images, with saved predictions."
         )
-    if ranking.is_clear:
-        rest = f"{second} is" if len(others) == 1 else f"each of the {len(others)} other settings is"
-        return f"{best.name} is best ({score}): {rest} significantly worse."
+    untested = f" {_not_compared(ranking)}" if ranking.untested else ""
+    if len(ranking.tied) == 1:
+        count = len(others) - len(ranking.untested)
+        rest = (
+            f"{second} is"
+            if len(others) == 1
+            else "one other setting is"
+            if count == 1
+            else f"each of the {count} other settings is"
+        )
+        is_best = "is best" if ranking.is_clear else f"is {metric.superlative}"
+        return f"{best.name} {is_best} ({score}): {rest} significantly worse.{untested}"
     names = [f"{group.name} ({group.mean():.4f})" for group in ranking.tied]
     count = f"{len(names)} of {len(groups)}" if len(names) < len(groups) else str(len(groups))
     advice = "train more seeds of them" if _num_seeds(ranking.tied) > 1 else "train several seeds of each of them"
     return (
         f"No clear winner among {count} settings: {listed(names)} do not differ significantly in val "
-        f"{metric_label(metric.key)}. Choose the cheapest one, or {advice}."
+        f"{metric_label(metric.key)}. Choose the cheapest one, or {advice}.{untested}"
     )
+
+
+def _not_compared(ranking: Ranking) -> str:
+    names = [f"{group.name} ({group.mean():.4f})" for group in ranking.untested]
+    return f"Not compared: {listed(names)}."
 
 
 def listed(names: Sequence[str]) -> str:

@@ -17,6 +17,16 @@ def notes(ranking: Ranking) -> list[str]:
     if repeated:
         verb = "is" if repeated == 1 else "are"
         found.append(f"{counted(repeated, 'run')} with the seed of a newer run of the same setting {verb} not counted.")
+    lacking = [(group.name, group.missing_folds) for group in ranking.groups if group.missing_folds]
+    if lacking:
+        names = [f"{name} (fold {', '.join(map(str, folds))})" for name, folds in lacking]
+        found.append(f"Without a finished run of each fold, and therefore not compared: {listed(names)}.")
+    left_out = sum(group.num_incomplete for group in ranking.groups)
+    if left_out:
+        verb = "is" if left_out == 1 else "are"
+        found.append(
+            f"{counted(left_out, 'finished run')} {verb} not counted: the score is not finite, or the seed lacks other folds."
+        )
     return found
 
 
@@ -34,7 +44,7 @@ def _test_notes(ranking: Ranking) -> list[str]:
     ]
     if unpaired:
         found.append(
-            f"Not paired with the best, and tested by {WELCH}: {listed(unpaired)}. Pairing needs the kept predictions of all "
+            f"Not paired with the best, and tested by {WELCH}: {listed(unpaired)}. Pairing needs the saved predictions of all "
             "runs, on the same images."
         )
     single = [group.name for group in ranking.groups if len(group.trainings()) == 1]
@@ -70,8 +80,10 @@ def _seed_notes(ranking: Ranking) -> list[str]:
         return []
     std, is_accuracy = variance**0.5, ranking.metric.is_accuracy
     step = POINTS if is_accuracy else 0.01 * abs(ranking.groups[0].mean() or 0)
-    tested = [difference.image_error for difference in ranking.differences if difference is not None]
-    image_error = statistics.fmean(tested) if tested else 0.0
+    if not step:
+        return []
+    known = [difference.image_error for difference in ranking.differences if difference and difference.image_error]
+    image_error = statistics.fmean(known) if known else 0.0
     count = seeds_needed(step, std, is_paired=is_paired, image_error=image_error)
     small, spread, error = (f"{100 * x:.2g} points" if is_accuracy else f"{x:.2g}" for x in (step, std, image_error))
     measured = "of the differences between paired seeds" if is_paired else "of the seeds of a setting"

@@ -155,7 +155,8 @@ class RunRecord:
                 raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
             content = check_record(json.loads(self.path.read_text(encoding="utf-8")), self.path)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ConfigError(f"{self.run_dir} must be a run folder; it has no {RUN_JSON}") from error
+            found = f"it has no {RUN_JSON}" if self.run_dir.exists() else "it does not exist"
+            raise ConfigError(f"{self.run_dir} must be a run folder; {found}") from error
         except OSError as error:
             raise ConfigError(f"cannot read {self.path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:

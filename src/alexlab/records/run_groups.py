@@ -19,10 +19,12 @@ class RunGroup:
     Args:
         keys: values of the keys that differ between groups.
         runs: runs of the group.
+        folds: folds that each seed needs to be counted: those that any group has. Empty without a cross-validation.
     """
 
     keys: dict[str, Any]
     runs: list[RunResult] = field(default_factory=list)
+    folds: frozenset[int] = frozenset()
 
     @property
     def name(self) -> str:
@@ -53,23 +55,44 @@ class RunGroup:
         return sum(run.status == FINISHED for run in self.runs) - len(self.finished())
 
     def values(self, name: str | None = None) -> list[float]:
-        """Return the scores of the finished runs, by default of the optimized metric."""
+        """Return the scores of the counted runs, by default of the optimized metric."""
         name = name or self.optimized.key
-        scores = [run.finite_score(name) for run in self.finished()]
+        scores = [run.finite_score(name) for run in self.counted()]
         return [score for score in scores if score is not None]
 
     def trainings(self) -> dict[int, list[RunResult]]:
-        """Return the finished runs of each seed: one run, or those of its folds."""
+        """Return the counted runs of each seed: one run, or those of its folds."""
         found: dict[int, list[RunResult]] = {}
-        for run in self.finished():
-            if run.best_score is not None:
-                found.setdefault(run.seed, []).append(run)
+        for run in self.counted():
+            found.setdefault(run.seed, []).append(run)
         return dict(sorted(found.items()))
 
+    def counted(self) -> list[RunResult]:
+        """Return the finished runs with a finite score, without those of seeds that lack a fold unless all seeds do."""
+        scored = [run for run in self.finished() if run.finite_score(self.optimized.key) is not None]
+        found: dict[int, set[int | None]] = {}
+        for run in scored:
+            found.setdefault(run.seed, set()).add(run.fold)
+        complete = {seed for seed, folds in found.items() if self.folds <= folds}
+        return [run for run in scored if run.seed in complete] if complete else scored
+
+    @property
+    def missing_folds(self) -> list[int]:
+        """The folds that no seed has together with all others; empty if a seed is complete."""
+        found = [self.folds - {run.fold for run in runs} for runs in self.trainings().values()]
+        return sorted(min(found, key=len)) if found else []
+
+    @property
+    def num_incomplete(self) -> int:
+        """Number of finished runs that do not count, because their seed lacks a fold or their score is not finite."""
+        return len(self.finished()) - len(self.counted())
+
     def training_scores(self) -> dict[int, float]:
-        """Return the score of each seed, without those that lack folds."""
-        found = {seed: runs for seed, runs in self.trainings().items() if len(runs) == (self.num_folds or 1)}
-        return {seed: RunGroup(self.keys, runs).mean() or 0.0 for seed, runs in found.items()}
+        """Return the score of each seed; empty if all lack a fold."""
+        if self.missing_folds:
+            return {}
+        means = {seed: RunGroup(self.keys, runs).mean() for seed, runs in self.trainings().items()}
+        return {seed: mean for seed, mean in means.items() if mean is not None}
 
     def samples(self) -> list[float]:
         """Return independent samples of the optimized metric: the scores of the seeds, or of the folds of a single seed."""
@@ -83,14 +106,13 @@ class RunGroup:
 
     @property
     def num_images(self) -> int:
-        """Number of different validation images of the finished runs: of all folds, or of one run."""
-        finished = self.finished() or self.runs
-        return sum({run.fold: run.num_val for run in finished}.values())
+        """Number of different validation images of the counted runs: of all folds, or of one run."""
+        return sum({run.fold: run.num_val for run in self.counted() or self.runs}.values())
 
     def mean(self, name: str | None = None) -> float | None:
         """Return the mean over the runs; of folds the pooled score, in which each validation image counts once per seed."""
         name = name or self.optimized.key
-        scores = [(score, run.num_val or 1) for run in self.finished() if (score := run.finite_score(name)) is not None]
+        scores = [(score, run.num_val or 1) for run in self.counted() if (score := run.finite_score(name)) is not None]
         if not scores:
             return None
         values, weights = zip(*scores, strict=True)
@@ -125,9 +147,11 @@ def mean_interval(group: RunGroup) -> tuple[float, float] | None:
 def group_seeds(runs: Sequence[RunResult], keys: Sequence[str]) -> list[RunGroup]:
     """Return the runs grouped by the values of the keys, so that the runs of a group differ only in seed and fold."""
     groups: dict[str, RunGroup] = {}
+    folds = {run.fold for run in runs if run.status == FINISHED}
     for run in runs:
         values = key_values(run, keys)
-        groups.setdefault(repr(values), RunGroup(values)).runs.append(run)
+        needed = frozenset(folds - {None}) if run.num_folds else frozenset()
+        groups.setdefault(repr(values), RunGroup(values, folds=needed)).runs.append(run)
     return list(groups.values())
 
 

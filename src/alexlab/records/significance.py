@@ -153,17 +153,21 @@ def image_differences(
         resamples: number of resamples.
     """
     generator = np.random.default_rng(0)
-    effects = np.array([other.values.mean(0) - best.values.mean(0) for other in others])
-    draws = _image_draws(effects, resamples, generator)
+    effects = [other.values.mean(0) - best.values.mean(0) for other in others]
+    exact = [best.is_binary and len(best.values) == len(other.values) == 1 for other in others]
+    resampled_effects = np.array([effect for effect, is_exact in zip(effects, exact, strict=True) if not is_exact])
+    draws = iter(_image_draws(resampled_effects, resamples, generator) if len(resampled_effects) else ())
     found = []
-    for other, effect, of_images in zip(others, effects, draws, strict=True):
-        if best.is_binary and len(best.values) == len(other.values) == 1:
+    for other, effect, is_exact in zip(others, effects, exact, strict=True):
+        if is_exact:
             p = mcnemar(best.values[0], other.values[0])
             found.append(Difference(*paired_interval(effect), p=p, test=MCNEMAR))
             continue
+        of_images = next(draws)
         value, training = float(effect.mean()), _training_variances(best, other)
         variance = effect.var(ddof=1) / len(effect)
-        of_choice = max(0.0, variance - training.noise)
+        # Both parts contain the noise. If few seeds agree by chance, their part has less of it than is estimated.
+        of_choice = max(0.0, variance - min(training.noise, training.seeds))
         resampled = value + of_images * math.sqrt(of_choice / variance if variance else 0.0)
         if training.seeds:
             resampled += math.sqrt(training.seeds) * generator.standard_t(training.freedom, resamples)

@@ -1,4 +1,4 @@
-"""Final scores and predictions of a run: those of its best checkpoint, in 32 bits."""
+"""Final scores and predictions of a run: those of its best checkpoint, in float32."""
 
 import gc
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: ImageDataModule) -> dict[str, float]:
-    """Score the best checkpoint in 32 bits, as `evaluate.py` does, and keep its predictions in `predictions/`.
+    """Score the best checkpoint in float32, as `evaluate.py` does, and save its predictions in `predictions/`.
 
     The splits are the validation split, whose scores replace `module.best`; the test split, if there is one; and for
     `test.views` the test split, or the validation split if there is no test split.
@@ -39,7 +39,7 @@ def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: I
         transfer.broadcast_file(best, "best")
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, CheckpointCallback)]
     if not best.is_file() and all(callback.best_score is None for callback in callbacks):
-        log.info("no checkpoint was saved, so it is not scored in 32 bits and no predictions are kept")
+        log.info("no checkpoint was saved, so it is not scored in float32 and no predictions are saved")
         return {}
     _free_training(trainer, module)
     trainer.strategy.precision_plugin = Precision()
@@ -57,7 +57,7 @@ def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: I
         loader = data.eval_loader(split, transform, limit=limit)
         trainer.test(module, dataloaders=loader, verbose=False)
         values = " ".join(f"{name} {module.scored[name]:.4f}" for name in module.scored_names)
-        log.info("%s, best checkpoint: %s", "val in 32 bits" if prefix == "best" else prefix, values)
+        log.info("%s, best checkpoint: %s", "val in float32" if prefix == "best" else prefix, values)
         if prefix == "best":
             module.best = {**module.scored, **saved}
         else:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from alexlab.data.splits import Split
     from alexlab.inference.compare.sides import Member, Side
     from alexlab.inference.compare.sources import Evaluated, Kept
-    from alexlab.records.kept_predictions import KeptPredictions
+    from alexlab.records.saved_predictions import SavedPredictions
 
 
 def main(run: Run) -> None:
@@ -115,7 +115,7 @@ def evaluated_source(members: "Sequence[Member]", config: dict[str, Any], out_di
     check_split(config["split"], from_run=from_run)
     name, split = held_out_split(model, settings, config["split"], from_run=from_run)
 
-    def evaluate(part: "Split") -> "KeptPredictions":
+    def evaluate(part: "Split") -> "SavedPredictions":
         unreadable = UnreadableLog(out_dir / SKIPPED) if settings.on_error == "skip" else None
         loader = split_loader(part, model.reader(config["views"]), settings, unreadable=unreadable)
         label = f"{model.label}, {name}: {len(part):,} images"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from alexlab.data.splits import Split
-from alexlab.records.kept_predictions import MAX_PROBS, KeptPredictions
+from alexlab.records.saved_predictions import MAX_PROBS, SavedPredictions
 
 
 class PredictionCollector:
@@ -32,7 +32,7 @@ class PredictionCollector:
             batch["probs"] = probs.half()
         self.batches.append(batch)
 
-    def gather(self, batch_sampler: Any, *, num_ranks: int, rank: int) -> KeptPredictions | None:
+    def gather(self, batch_sampler: Any, *, num_ranks: int, rank: int) -> SavedPredictions | None:
         """Return the predictions of all ranks in the order of the split on rank 0, else None. A collective call.
 
         Args:
@@ -54,4 +54,4 @@ class PredictionCollector:
         assert (np.diff(indices) > 0).all() and (self.split.labels[indices] == columns["labels"][rows]).all()
         paths = np.array([self.split.paths[index] for index in indices.tolist()], dtype=np.str_)
         columns = {name: values[rows] for name, values in columns.items()}
-        return KeptPredictions(paths=paths, classes=np.array(self.split.classes, dtype=np.str_), **columns)
+        return SavedPredictions(paths=paths, classes=np.array(self.split.classes, dtype=np.str_), **columns)

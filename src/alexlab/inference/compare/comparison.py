@@ -11,7 +11,7 @@ import numpy as np
 from alexlab.data.class_names import display_names
 from alexlab.errors import ConfigError
 from alexlab.output.escape import shown
-from alexlab.records.kept_predictions import KeptPredictions
+from alexlab.records.saved_predictions import SavedPredictions
 from alexlab.records.significance import MCNEMAR, Difference, mcnemar, paired_interval
 
 OUTCOMES = ("both right", "repaired", "broken", "both wrong")
@@ -136,8 +136,8 @@ def p_text(p_value: float) -> str:
 
 
 def match(
-    a: KeptPredictions,
-    b: KeptPredictions,
+    a: SavedPredictions,
+    b: SavedPredictions,
     names: Mapping[str, str] | None = None,
     *,
     sizes: tuple[int, int, int] | None = None,
@@ -189,7 +189,7 @@ def check_common(paths: Sequence[Sequence[str]], num_common: int) -> None:
         )
 
 
-def _predictions_of(kept: KeptPredictions, numbers: np.ndarray, rows: np.ndarray) -> SidePredictions:
+def _predictions_of(kept: SavedPredictions, numbers: np.ndarray, rows: np.ndarray) -> SidePredictions:
     top = kept.top_classes[rows]
     return SidePredictions(
         numbers[top[:, 0]],
@@ -204,7 +204,7 @@ def _image_notes(num_a: int, num_b: int, num_common: int, num_relabelled: int) -
     if not num_a == num_b == num_common:
         notes.append(
             f"Only the {num_common:,} images in the evaluation split of both are compared, of {num_a:,} of A and {num_b:,} of B, "
-            "because one of the nets may have trained on the others."
+            "because only one of the nets was evaluated on the others."
         )
     if num_relabelled:
         one = num_relabelled == 1

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from alexlab.errors import ConfigError
-from alexlab.records.kept_predictions import KeptPredictions, read_predictions
 from alexlab.records.layout import BEST, LAST, RUN_JSON
 from alexlab.records.record import FINISHED
 from alexlab.records.results import RunResult, find_runs, last_run, obstacle, read_run, read_runs
 from alexlab.records.run_groups import group_seeds
+from alexlab.records.saved_predictions import SavedPredictions, read_predictions
 from alexlab.records.settings import differing_keys
 
 KINDS = "a run folder, the folder of a sweep, a checkpoint or an exported .safetensors file"
@@ -30,7 +30,7 @@ class Member:
     path: Path
     run: RunResult | None
 
-    def kept(self, split: str) -> KeptPredictions | None:
+    def kept(self, split: str) -> SavedPredictions | None:
         """Return the predictions that its run has kept of a split; None if there are none of this checkpoint."""
         if self.run is None or self.run.status != FINISHED or self.path.name == LAST.name:
             return None
@@ -99,24 +99,28 @@ def find_side(name: str) -> Side:
 
 def _best_setting(name: str, runs: Sequence[RunResult]) -> Side:
     """Return the finished runs of the setting with the best mean of the optimized metric."""
-    finished = [run for run in runs if run.status == FINISHED and run.best_score is not None]
+    finished = [run for run in runs if run.status == FINISHED and run.finite_score(run.optimized.key) is not None]
     if not finished:
         raise ConfigError(f"A and B must have finished runs; no finished run in {name} has scores")
     if reason := obstacle(finished):
         raise ConfigError(f"the runs in {name} have {reason}; name one of them")
     groups = group_seeds(finished, differing_keys(finished))
-    best = max(groups, key=lambda group: group.optimized.rank(group.mean(), group.mean("loss")))
+    complete = [group for group in groups if not group.missing_folds] or groups
+    best = max(complete, key=lambda group: group.optimized.rank(group.mean(), group.mean("loss")))
     note = ""
     if len(groups) > 1:
         note = f"{best.name} is the best of {len(groups)} settings in {name}, so its score on the validation images is too high. "
+    counted = best.counted()
     if best.num_folds is not None:
-        note += f"Each image is predicted by those of the {len(best.runs)} runs (folds and seeds) that did not train on it. "
-    elif len(best.runs) > 1:
-        note += f"The probabilities of {len(best.runs)} seeds are averaged, which usually raises the accuracy. "
-    return Side(name, [Member(run.folder, run) for run in best.runs], note.strip())
+        note += (
+            f"Each image is predicted by those of the {len(counted)} runs (folds and seeds) that did not train on it. "
+        )
+    elif len(counted) > 1:
+        note += f"The probabilities of {len(counted)} seeds are averaged, which usually raises the accuracy. "
+    return Side(name, [Member(run.folder, run) for run in counted], note.strip())
 
 
-def average(kept: Sequence[KeptPredictions]) -> KeptPredictions:
+def average(kept: Sequence[SavedPredictions]) -> SavedPredictions:
     """Return the mean of the probabilities of several nets on the images that all of them have.
 
     Args:
@@ -149,14 +153,14 @@ def average(kept: Sequence[KeptPredictions]) -> KeptPredictions:
     )
 
 
-def take(kept: KeptPredictions, rows: np.ndarray) -> KeptPredictions:
+def take(kept: SavedPredictions, rows: np.ndarray) -> SavedPredictions:
     """Return the predictions on some images."""
     names = ("paths", "labels", "top_classes", "top_probs", "label_prob")
     arrays: dict[str, Any] = {name: getattr(kept, name)[rows] for name in names}
     return replace(kept, **arrays, probs=None if kept.probs is None else kept.probs[rows])
 
 
-def concatenate(parts: Sequence[KeptPredictions]) -> KeptPredictions:
+def concatenate(parts: Sequence[SavedPredictions]) -> SavedPredictions:
     """Return the predictions on the different images of several folds as one."""
     first = parts[0]
     if any(part.classes.tolist() != first.classes.tolist() for part in parts):

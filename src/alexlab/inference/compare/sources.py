@@ -12,9 +12,9 @@ from alexlab.data.layout import HELD_OUT
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError
 from alexlab.inference.compare.sides import Member, average
-from alexlab.records.kept_predictions import KeptPredictions
 from alexlab.records.record import FINISHED, check_record
 from alexlab.records.results import RunResult
+from alexlab.records.saved_predictions import SavedPredictions
 
 if TYPE_CHECKING:
     from alexlab.inference.checkpoint import TrainedModel
@@ -27,7 +27,7 @@ NOT_CONTENT = ("batch_size", "num_workers", "on_error")  # keys of `data` that d
 class Kept:
     """Predictions that runs have kept."""
 
-    predictions: KeptPredictions
+    predictions: SavedPredictions
     split_name: str
 
     @property
@@ -35,7 +35,7 @@ class Kept:
         paths: list[str] = self.predictions.paths.tolist()
         return paths
 
-    def predict(self, common: Collection[str]) -> KeptPredictions:
+    def predict(self, common: Collection[str]) -> SavedPredictions:
         """Return the predictions; `common` are the images that are needed."""
         return self.predictions
 
@@ -55,14 +55,14 @@ class Evaluated:
     split: Split
     split_name: str
     decoding: Decoding
-    run: Callable[[Split], KeptPredictions]
+    run: Callable[[Split], SavedPredictions]
     trained: Sequence[RunResult] = ()
 
     @property
     def paths(self) -> Sequence[str]:
         return self.split.paths
 
-    def predict(self, common: Collection[str]) -> KeptPredictions:
+    def predict(self, common: Collection[str]) -> SavedPredictions:
         """Return the predictions of those images of the split that are in `common`."""
         rows = [row for row, path in enumerate(self.split.paths) if path in common]
         return self.run(self.split.take(np.array(rows, np.int64)))
@@ -120,9 +120,9 @@ def check_split(split: str | None, *, from_run: bool) -> None:
         )
 
 
-def to_kept(found: "Predictions") -> KeptPredictions:
+def to_kept(found: "Predictions") -> SavedPredictions:
     """Return the predictions of an evaluation in the form in which runs keep them."""
-    return KeptPredictions(
+    return SavedPredictions(
         paths=np.array([found.split.paths[index] for index in found.indices.tolist()], dtype=np.str_),
         classes=np.array(found.split.classes, dtype=np.str_),
         labels=found.labels,

@@ -1,4 +1,4 @@
-"""Files of kept predictions."""
+"""Files of saved predictions."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from alexlab.errors import ConfigError
-from alexlab.records.kept_predictions import KeptPredictions, read_predictions
+from alexlab.records.saved_predictions import SavedPredictions, read_predictions
 
 
-def kept(**changes: Any) -> KeptPredictions:
+def kept(**changes: Any) -> SavedPredictions:
     columns: dict[str, Any] = {
         "paths": np.array(["a/1.png", "b/\udcff 2.png", "b/長.png"]),
         "classes": np.array(["a", "b"]),
@@ -20,7 +20,7 @@ def kept(**changes: Any) -> KeptPredictions:
         "label_prob": np.array([0.9, 0.2, 0.7], np.float32),
         "probs": np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]], np.float16),
     }
-    return KeptPredictions(**columns | changes)
+    return SavedPredictions(**columns | changes)
 
 
 @pytest.mark.parametrize("probs", ["all", "top-5 only"])

@@ -1,4 +1,4 @@
-"""Predictions that a run keeps of each validation and test image: those of its best checkpoint, in 32 bits."""
+"""Predictions that a run saves for each validation and test image: those of its best checkpoint, in float32."""
 
 import zipfile
 import zlib
@@ -15,7 +15,7 @@ MAX_PROBS = 60_000_000  # images x classes up to which all probabilities are kep
 
 
 @dataclass(frozen=True, eq=False)
-class KeptPredictions:
+class SavedPredictions:
     """Predictions on N images of K classes, in the order of the split; unreadable images are left out.
 
     Args:
@@ -75,7 +75,7 @@ class KeptPredictions:
         write_atomic(_path(run_dir, split), lambda file: np.savez_compressed(file, **arrays), size=size)
 
 
-def read_predictions(run_dir: Path, split: str, *, all_classes: bool = True) -> KeptPredictions | None:
+def read_predictions(run_dir: Path, split: str, *, all_classes: bool = True) -> SavedPredictions | None:
     """Return the predictions of a run on a split; None if it has none.
 
     Args:
@@ -91,7 +91,7 @@ def read_predictions(run_dir: Path, split: str, *, all_classes: bool = True) -> 
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # NumPy leaves a corrupt file open
-            return KeptPredictions(**{name: arrays[name] for name in arrays if all_classes or name != "probs"})
+            return SavedPredictions(**{name: arrays[name] for name in arrays if all_classes or name != "probs"})
     except (ValueError, TypeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} is corrupt: {' '.join(str(error).split())}") from error
 
