@@ -114,7 +114,8 @@ def test_a_corrected_manifest_changes_only_decided_labels(tmp_path: Path, images
         f"{val},a,b,0.02,Accept",
         '"c, d/003.png","c, d",a,0.03,reject',
         "b/004.png,b,a,0.04,",
-        "b/005.png,b,a,0.30,",
+        'b/005.png,b,a,"0,30",',
+        "b/caf\ufffd.png,b,a,0.50,",
     )
     decisions = read_decisions(path)
     write_corrected(splits, accept_below(decisions, 0.1), tmp_path / "corrected.csv")
@@ -162,6 +163,16 @@ def test_an_invalid_decision_is_one_sentence_with_its_line(
             find_splits(str(images), **FRACTIONS), accept_below(read_decisions(path), 0.5), tmp_path / "out.csv"
         )
     assert str(caught.value) == f"{tmp_path}/{message.format(root=images)}"
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_every_class_keeps_a_training_image(tmp_path: Path) -> None:
+    splits = find_splits(
+        str(write_images(tmp_path / "x", {"train/a": 3, "train/b": 1, "val/b": 1}, size=8)), **FRACTIONS
+    )
+    path = decisions_file(tmp_path, "train/b/000.png,b,a,0.1,accept")
+    with pytest.raises(DataError, match="every class must keep a training image; the decisions leave none of b"):
+        write_corrected(splits, read_decisions(path), tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
 
 

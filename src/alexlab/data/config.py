@@ -202,9 +202,9 @@ class DataConfig:
             assert self.fold is not None
             splits = select_fold(splits, self.fold, self.folds, **options)
         elif self.group is not None and self.fraction == 1 and not splits.auto_split:
-            raise ConfigError(
-                f"data.group needs data.folds, data.fraction or a dataset without a val split; {shown(self.location)} has one"
-            )
+            unused = "data.group is not used without data.folds or data.fraction"
+            note = f"{unused}: {shown(self.location)} has a val split"
+            splits = replace(splits, notes=(*splits.notes, note))
         if self.test_fraction and splits.test is None and self.val_split == "val":
             note = f"data.test_fraction={self.test_fraction:g} is not used: only folders are split into train, val and test"
             splits = replace(splits, notes=(*splits.notes, note))

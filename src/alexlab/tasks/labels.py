@@ -68,7 +68,7 @@ def apply_decisions(config: dict[str, Any], data: DataConfig, run_dir: Path) -> 
     accept = config["accept"]
     decisions = relabel.read_decisions(Path(config["decisions"]))
     if accept is not None:
-        if not isinstance(accept, int | float) or not 0 < accept <= 1:
+        if isinstance(accept, bool) or not isinstance(accept, int | float) or not 0 < accept <= 1:
             raise ConfigError(
                 f"accept must be null or a quality above 0 and at most 1, for all: accept=1; got {accept!r}"
             )

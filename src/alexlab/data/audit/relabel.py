@@ -47,7 +47,7 @@ def read_decisions(path: Path) -> list[Decision]:
         decision = cells["decision"].lower()
         if decision not in ("", *DECISIONS):
             raise DataError(f"{where}: decision must be {', '.join(DECISIONS)} or empty; got {cells['decision']!r}")
-        quality = cells.get("quality", "")
+        quality = cells.get("quality", "").replace(",", ".")  # the decimal comma of a spreadsheet
         try:
             number = float(quality) if quality else None
         except ValueError as error:
@@ -110,9 +110,17 @@ def corrected_rows(splits: Splits, decisions: list[Decision]) -> list[ManifestRo
                     root=root,
                 )
             )
-    if pending:
-        row = next(iter(pending.values()))
-        raise DataError(f"{row.where}: the path must be that of an image of {shown(root)}; got {shown(row.path)}")
+    unknown = next((row for row in pending.values() if row.decision), None)
+    if unknown is not None:
+        raise DataError(
+            f"{unknown.where}: the path must be that of an image of {shown(root)}; got {shown(unknown.path)}"
+        )
+    trained = {row.label for row in kept if row.split == "train"}
+    lost = [name for name in splits.train.classes if name not in trained]
+    if lost:
+        raise DataError(
+            f"every class must keep a training image; the decisions leave none of {shown(lost[0])}: change some of them"
+        )
     return kept
 
 

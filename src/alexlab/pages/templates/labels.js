@@ -2,9 +2,10 @@ const gallery = document.getElementById('suspects'), figures = [...gallery.child
 const controls = Object.fromEntries(['pair', 'undecided', 'count'].map(id => [id, document.getElementById(id)]));
 const storageKey = `alexlab-labels-${gallery.dataset.key}`, pairs = new Map();
 const history = [];  // [figure, its decision before] of each change
-let decisions = {};
+let decisions = {}, stores = true;
 function load() {  // another tab may have stored more
-  try { decisions = JSON.parse(localStorage.getItem(storageKey)) ?? {}; } catch { /* a browser may refuse to store */ }
+  if (!stores) return;
+  try { decisions = JSON.parse(localStorage.getItem(storageKey)) ?? {}; } catch { stores = false; }
 }
 load();
 for (const figure of figures) pairs.set(figure.dataset.pair, (pairs.get(figure.dataset.pair) ?? 0) + 1);
@@ -15,7 +16,8 @@ function show() {
     if (decision) figure.dataset.chosen = decision; else delete figure.dataset.chosen;
     figure.querySelectorAll('button').forEach(button => button.ariaPressed = button.dataset.decision === decision);
   });
-  controls.count.value = `${Object.keys(decisions).length} of ${figures.length} decided`;
+  const lost = stores ? '' : '; this browser does not store decisions: download them before you close the page';
+  controls.count.value = `${Object.keys(decisions).length} of ${figures.length} decided${lost}`;
 }
 function filter() {
   figures.forEach((figure, number) =>
@@ -26,7 +28,7 @@ function decide(figure, decision) {
   load();
   history.push([figure, decisions[number]]);
   if (decision === undefined) delete decisions[number]; else decisions[number] = decision;
-  try { localStorage.setItem(storageKey, JSON.stringify(decisions)); } catch { /* the download still has them */ }
+  try { localStorage.setItem(storageKey, JSON.stringify(decisions)); } catch { stores = false; }
   show();
 }
 function undo() {
