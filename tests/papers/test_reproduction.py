@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from alexlab.config import CONFIG_DIR, build
+from alexlab.config.data import find_splits
+from alexlab.data.fingerprint import describe_images
 from alexlab.distributed.signals import Interrupted
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.papers import training
-from alexlab.papers.page import write_results
+from alexlab.papers.page import measure_claims, write_results
 from alexlab.papers.paper import SCALES, make_paper, planned_run
 from alexlab.papers.reproduction import Reproduction
-from alexlab.records.kept_predictions import KeptPredictions
 from alexlab.records.run import Run
+from alexlab.records.saved_predictions import SavedPredictions
 from alexlab.sweeps.job_list import JOBS, ListedJob, read_jobs, write_jobs
 from alexlab.tasks.reproduce import main, make_reproduction
 from support.runs import plain, write_record
@@ -197,12 +199,13 @@ def test_finished_runs_without_predictions_are_not_called_unfinished(tmp_path: P
 
 def test_an_average_of_nets_is_compared_with_its_nets_by_image(tmp_path: Path) -> None:
     found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[average,crops]", "seeds=3")
+    found = replace(found, claims={name: replace(claim, min_seeds=0) for name, claim in found.claims.items()})
     rights = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]])  # each image is right in two nets, and so in the average
     for seed, right in enumerate(rights, 1):
         folder = finish(found, "baseline", seed, top1=2 / 3, scores={"ten_crop/top1": 2 / 3 + seed / 100})
         probs = np.where(right[:, None], [0.9, 0.1], [0.4, 0.6]).astype(np.float16)
         top = np.argsort(-probs, 1)
-        KeptPredictions(
+        SavedPredictions(
             np.array(["a", "b", "c"]), np.array(["x", "y"]), np.zeros(3, np.int64), top,
             np.take_along_axis(probs, top, 1).astype(np.float32), probs[:, 0].astype(np.float32), probs,
         ).write(folder, "val")  # fmt: skip
@@ -211,6 +214,52 @@ def test_an_average_of_nets_is_compared_with_its_nets_by_image(tmp_path: Path) -
     assert claims["average"]["value"] == pytest.approx(1 / 3)
     assert claims["crops"]["value"] == pytest.approx(0.02)
     assert claims["crops"]["low"] == pytest.approx(0.02 - 4.3027 * 0.01 / 3**0.5, abs=1e-5)
+
+
+def test_failed_runs_are_reported_and_do_not_decide(tmp_path: Path) -> None:
+    overrides = [f"data.root={tmp_path}", "claims=[lrn,crops]", "seeds=2", "train=false"]
+    found = reproduction(tmp_path, *overrides)
+    found = replace(found, claims={name: replace(claim, min_seeds=2) for name, claim in found.claims.items()})
+    for seed in (1, 2):
+        finish(found, "baseline", seed, scores={"ten_crop/top1": 0.6 + seed / 1000})
+    finish(found, "no_lrn", 1)
+    folder = finish(found, "no_lrn", 2)
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"status": "failed"}))
+    rows = {row.name: row for row in measure_claims(found)}
+    assert rows["lrn"].verdict == "inconclusive" and rows["crops"].verdict == "agrees"
+    assert rows["lrn"].note.endswith(
+        "Finished runs: baseline 2 of 2, no_lrn 1 of 2. 1 run failed; launcher.retry_failed=true retries them."
+    )
+    with pytest.raises(
+        AlexlabError, match=r"1 run failed: no_lrn_seed-2; repeat the command with launcher.retry_failed"
+    ):
+        main(as_run(tmp_path, *overrides))
+    assert (found.folder / "reproduce.html").exists()
+
+
+def test_a_claim_that_cannot_be_measured_leaves_the_others(tmp_path: Path) -> None:
+    found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[lrn,kernels]", "seeds=2")
+    for seed in (1, 2):
+        for name in ("baseline", "no_lrn"):
+            finish(found, name, seed)
+    rows = {row.name: row for row in measure_claims(found)}
+    assert rows["lrn"].found is not None
+    assert rows["kernels"].verdict == "inconclusive" and rows["kernels"].note.startswith("It cannot be measured: ")
+
+
+def test_runs_on_changed_images_are_not_continued(tmp_path: Path, images: Path) -> None:
+    found = reproduction(tmp_path, f"data.root={images}", "claims=[lrn]", "seeds=1")
+    folder = finish(found, "baseline", 1)
+    config = plain("data=folder", f"data.root={images}")
+    recorded = {"config": config, "data": describe_images(find_splits(config))}
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | recorded))
+    found.check_images()
+    recorded["data"]["fingerprint"] = "0"
+    (folder / "run.json").write_text(json.dumps(record | recorded))
+    with pytest.raises(ConfigError, match="must be those of baseline_seed-1, but they have changed since; set out=DIR"):
+        found.check_images()
 
 
 def test_a_score_is_compared_with_the_published_one_of_the_same_epoch(tmp_path: Path) -> None:

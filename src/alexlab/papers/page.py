@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alexlab.errors import AlexlabError
 from alexlab.output.csv_files import write_csv
+from alexlab.output.numbers import counted
 from alexlab.pages.plots import svg
 from alexlab.pages.render import file_links, render
 from alexlab.papers.estimates import AGREES, DIFFERS, MARGIN, UNDECIDED
@@ -25,12 +27,12 @@ VERSIONS = ("torch", "torchvision", "lightning")
 CLASSES = {AGREES: "good", DIFFERS: "bad", NOT_RUN: "running", SKIPPED: "running"}
 RULES = (
     "A claim about a difference agrees if the 95 % interval of the difference lies on the side that the paper states, differs if "
-    "it lies on the other side, and is inconclusive if it includes zero, or 1 for a ratio. As images and nets differ from the "
-    "paper's, its number is shown but not used for the verdict.",
+    "it lies on the other side, and is inconclusive if it includes zero, or 1 for a ratio. The paper's number is shown but not "
+    "used for the verdict, because images and nets can differ from the paper's.",
     "Differences of settings have Student's interval over the seeds, with the variance pooled over all settings of the recipe. "
-    "Scores are those of the epoch with the best validation, in 32 bits.",
-    f"A score agrees with a published one if its whole 95 % interval is at most {MARGIN:g} below it or higher, and differs if "
-    "the whole interval is lower.",
+    "Their scores are those of the epoch with the best validation, in float32.",
+    "A score that is compared with a published one is that of the last epoch, in the precision of the training. It agrees if its "
+    f"whole 95 % interval is at most {MARGIN:g} below the published one or higher, and differs if the whole interval is lower.",
 )
 
 
@@ -73,7 +75,11 @@ def measure_claims(reproduction: Reproduction) -> list[Row]:
     rows = []
     for name, claim in reproduction.claims.items():
         missing = missing_root(reproduction.paper, claim, reproduction.roots)
-        found = reproduction.measure(claim)
+        try:
+            found = reproduction.measure(claim)
+        except AlexlabError as error:
+            rows.append(Row(name, claim, None, UNDECIDED, f"It cannot be measured: {error}"))
+            continue
         if missing is not None:
             rows.append(Row(name, claim, None, SKIPPED, f"Set {missing}=DIR to the folder of its images."))
         elif found is None and not _incomplete(reproduction, claim):
@@ -83,9 +89,9 @@ def measure_claims(reproduction: Reproduction) -> list[Row]:
         elif found is None:
             rows.append(Row(name, claim, None, NOT_RUN, _counts(reproduction, claim)))
         else:
-            rows.append(
-                Row(name, claim, found, found.verdict, f"{found.detail} {_incomplete(reproduction, claim)}".strip())
-            )
+            few = any(len(reproduction.finished(setting)) < claim.min_seeds for setting in claim.settings)
+            verdict = UNDECIDED if few else found.verdict
+            rows.append(Row(name, claim, found, verdict, f"{found.detail} {_incomplete(reproduction, claim)}".strip()))
     return rows
 
 
@@ -93,7 +99,9 @@ def _counts(reproduction: Reproduction, claim: Claim) -> str:
     counts = (
         f"{name} {len(reproduction.finished(name))} of {len(reproduction.seeds_of(name))}" for name in claim.settings
     )
-    return f"Finished runs: {', '.join(counts)}."
+    failed = sum(run.setting in claim.settings for run in reproduction.failed())
+    hint = f" {counted(failed, 'run')} failed; launcher.retry_failed=true retries them." if failed else ""
+    return f"Finished runs: {', '.join(counts)}.{hint}"
 
 
 def _incomplete(reproduction: Reproduction, claim: Claim) -> str:

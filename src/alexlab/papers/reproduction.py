@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alexlab.config.data import find_splits
+from alexlab.data.fingerprint import describe_images
 from alexlab.errors import ConfigError
+from alexlab.output.escape import shown
 from alexlab.papers.measurement import Measurement
 from alexlab.papers.measures import epochs_needed, measure, top1, training_errors
 from alexlab.papers.paper import Claim, Paper, PaperRun, missing_root, planned_run, used_settings
@@ -106,6 +109,38 @@ class Reproduction:
         names = [self.plan(seed, name, rate).name for seed in self.seeds_of(name)]
         runs = [read_run(self.runs_dir / each) for each in names if (self.runs_dir / each / RUN_JSON).is_file()]
         return [run for run in runs if run.status == FINISHED]
+
+    def failed(self) -> list[PaperRun]:
+        """Return the planned runs that have failed."""
+        planned = [*self.first_runs(), *self.later_runs()]
+        return [
+            run for run, found in zip(planned, self._read(planned), strict=True) if found and found.status == FAILED
+        ]
+
+    def _read(self, planned: Sequence[PaperRun]) -> list[RunResult | None]:
+        folders = [self.runs_dir / run.name for run in planned]
+        return [read_run(folder) if (folder / RUN_JSON).is_file() else None for folder in folders]
+
+    def check_images(self) -> None:
+        """Check that the images of each recipe are those of its finished runs.
+
+        Raises:
+            ConfigError: if they have changed, so that new runs could not be compared with the old ones.
+        """
+        checked: set[str] = set()
+        planned = self.first_runs()
+        for run, found in zip(planned, self._read(planned), strict=True):
+            recipe = self.paper.settings[run.setting].recipe
+            recorded = found and found.status == FINISHED and found.record.get("data", {}).get("fingerprint")
+            if found is None or not recorded or recipe in checked:
+                continue
+            checked.add(recipe)
+            splits = find_splits(found.record["config"])
+            if describe_images(splits)["fingerprint"] != recorded:
+                raise ConfigError(
+                    f"the images of {shown(splits.train.root)} must be those of {run.name}, but they have changed since; set "
+                    "out=DIR to a new folder"
+                )
 
     def measure(self, claim: Claim) -> Measurement | None:
         """Return the result of a claim; None while runs are missing."""

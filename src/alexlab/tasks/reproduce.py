@@ -10,6 +10,7 @@ from alexlab.distributed.signals import INTERRUPTED, PREEMPTED, Interrupted
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.output.command_line import short_path
 from alexlab.output.escape import print_line
+from alexlab.output.numbers import counted
 from alexlab.records.layout import LAUNCHER_OVERRIDES, outputs_dir
 from alexlab.records.record import FINISHED
 from alexlab.records.run import Run
@@ -25,7 +26,8 @@ def main(run: Run) -> None:
     """Train, resuming an earlier call, and write `reproduce.html`, `claims.csv` and `result.json`.
 
     Raises:
-        AlexlabError: if an option is invalid, the folder has other settings, or no run could be started.
+        AlexlabError: if an option is invalid, the folder has runs of other settings or images, or a run could not be started or
+            failed. In the last case the page is written before.
         Interrupted: if a signal stopped the training.
     """
     reproduction = make_reproduction(run)
@@ -33,12 +35,20 @@ def main(run: Run) -> None:
 
     from alexlab.papers.page import write_results
 
-    for planned in (reproduction.first_runs, reproduction.later_runs):
-        reproduction.record(planned())  # refuses a folder with other settings or images
+    for number, planned in enumerate((reproduction.first_runs, reproduction.later_runs)):
+        reproduction.record(planned())  # refuses a folder with other settings
         if run.config["train"]:
+            if number == 0:
+                reproduction.check_images()
             _train(reproduction, planned(), launcher_overrides(run))
     page = write_results(reproduction)
     print_line(short_path(page))
+    failed = reproduction.failed()
+    if failed:
+        names = ", ".join(each.name for each in failed[:3]) + (" and others" if len(failed) > 3 else "")
+        raise AlexlabError(
+            f"{counted(len(failed), 'run')} failed: {names}; repeat the command with launcher.retry_failed=true to retry them"
+        )
 
 
 def make_reproduction(run: Run) -> "Reproduction":
