@@ -136,6 +136,21 @@ def test_every_option_composes_and_builds(
     assert set(class_names(trainer.callbacks)) >= set(target_names(config["callbacks"]))
 
 
+@pytest.mark.parametrize("debug", ["default", "doctor", "fast", "limit", "lr_find", "overfit", "profile"])
+@pytest.mark.parametrize("experiment", OPTIONS["experiment"])
+def test_every_recipe_can_be_debugged(debug: str, experiment: str, tmp_path: Path) -> None:
+    classes = {"a": 40, "b": 40} if f"experiment={experiment}" in TWO_CLASSES else {"a": 40, "b": 40, "c": 40}
+    root = write_images(tmp_path / "images", classes, size=16)
+    size = ["data.batch_size=8", "trainer.accelerator=cpu", "model.weights=null"]
+    config = plain(f"experiment={experiment}", f"debug={debug}", f"data.root={root}", *size)
+    splits = find_splits(str(root), val_fraction=0.2, test_fraction=0.0)
+    config, _ = fill_statistics(config, splits)
+    check_objects(config, splits, num_ranks=1)
+    if debug == "overfit":
+        assert config["augmentation"]["train"] == config["augmentation"]["eval"]
+        assert not any(config["augmentation"]["batch"].values())
+
+
 def class_names(objects: Iterable[object]) -> list[str]:
     return [type(each).__name__ for each in objects]
 

@@ -19,6 +19,17 @@ UNTYPED_KEYS = (
     *("trainer.devices", "trainer.fast_dev_run", "trainer.deterministic", "trainer.strategy"),
     "callbacks.finetune.freeze",
 )
+# Numbers that mean a fraction if they are floats, and a number of batches if they are integers.
+FRACTION_KEYS = tuple(
+    f"trainer.{name}"
+    for name in (
+        "limit_train_batches",
+        "limit_val_batches",
+        "limit_test_batches",
+        "overfit_batches",
+        "val_check_interval",
+    )
+)
 REQUIRED_KEYS = ("seed", "data.cache_dir")  # no null, which a run or a resume cannot use
 # Groups whose options are merged, so that a missing entry belongs to an option that was not selected.
 MERGED_GROUPS = (("callbacks",), ("logger",), ("metrics",))
@@ -143,7 +154,8 @@ def check_change(
             inside = free or "_target_" in default
             check_change(default, value, path, reader=reader, adds=adds, free=inside and adds, typed=typed)
         elif not (value is None and ".".join(parents) in NAMED_NODES) and ".".join(path) not in UNTYPED_KEYS:
-            _check_kind(path, default, value, reader=reader, typed=typed)
+            like = float(default) if ".".join(path) in FRACTION_KEYS and isinstance(default, int) else default
+            _check_kind(path, like, value, reader=reader, typed=typed)
 
 
 def _is_open(node: Config, path: Sequence[str], command: str) -> bool:
