@@ -42,6 +42,22 @@ def test_each_remedy_takes_the_same_steps(images: Path, tmp_path: Path, caplog: 
     assert {path.name for path in tmp_path.iterdir()} <= {"doctor.csv", "cache"}
 
 
+def test_trials_subtract_the_mean_image_and_scale_all_rates(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, Any]] = []
+
+    def fake(config: Any, splits: Any, trial: Any, mean_image: Any) -> None:
+        seen.append((config, mean_image))
+
+    monkeypatch.setattr(doctor, "_train", fake)
+    mean = ("data.mean=null", "data.mean_image=true")
+    main(run_of(images, tmp_path, *mean, "optimizer.lr=0.01", "param_groups.bias_lr=0.02"))
+    assert all(0.01 < image.mean() < 0.99 for _, image in seen)
+    rates = {(config["optimizer"]["lr"], config["param_groups"]["bias_lr"]) for config, _ in seen}
+    assert rates == {(0.01 * factor, pytest.approx(0.02 * factor)) for factor in (0.01, 0.1, 1, 10, 100)}
+
+
 def state(loss: float, **changes: Any) -> State:
     values: dict[str, Any] = {
         "loss": loss,
@@ -71,7 +87,7 @@ def state(loss: float, **changes: Any) -> State:
     ],
 )
 def test_verdicts(found: State | None, verdict: str) -> None:
-    assert doctor.Row("as given", found).verdict == verdict
+    assert doctor.TrialResult("as given", found).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -93,7 +109,7 @@ def test_verdicts(found: State | None, verdict: str) -> None:
 def test_the_command_of_the_best_remedy_is_logged(
     given: float, other: float, expected: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = [doctor.Row("as given", state(given)), doctor.Row("model.init=he optimizer.lr=0.1", state(other))]
+    found = [doctor.TrialResult("as given", state(given)), doctor.Row("model.init=he optimizer.lr=0.1", state(other))]
     with caplog.at_level(logging.INFO):
         doctor.report(
             found, Run(config={}, dir=tmp_path, overrides=("debug=doctor", "data.root=DIR", "doctor.max_s=5"))

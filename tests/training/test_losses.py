@@ -62,7 +62,9 @@ def test_binary_cross_entropy_matches_pytorch() -> None:
     z, labels = torch.randn(6), torch.tensor([0, 1, 1, 0, 1, 0])
     loss = BinaryCrossEntropy([3, 3])(F.pad(z[:, None], (1, 0)), labels)
     torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(z, labels.float(), reduction="none"))
-    with pytest.raises(ConfigError, match="loss=binary_cross_entropy needs 2 classes; the data has 3"):
+    with pytest.raises(
+        ConfigError, match="loss=binary_cross_entropy needs 2 classes; the data has 3: use loss=cross_entropy"
+    ):
         BinaryCrossEntropy([1, 1, 1])
 
 

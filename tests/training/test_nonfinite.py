@@ -85,7 +85,7 @@ def test_both_ranks_stop_if_one_has_a_non_finite_value(
 @pytest.mark.parametrize("extra", [(), ("callbacks=[default,ema]", "callbacks.ema.decay=0.5")])
 def test_non_finite_weights_are_not_saved(train: Train, tmp_path: Path, extra: tuple[str, ...]) -> None:
     """A huge learning rate: loss and gradients are finite, the updated weights are not."""
-    with pytest.raises(NumericError, match=r"weights must be finite to be saved; net\.\S+ is not at step 1"):
+    with pytest.raises(NumericError, match=r"weights must be finite to be saved; net\.\S+ is not finite at step 1"):
         train(*OVERRIDES, *extra, "optimizer.lr=3e38")
     assert not (tmp_path / "run" / LAST).exists()
     assert RunRecord(tmp_path / "run").read()["exit_code"] == 4

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torchvision.transforms import v2
 
 from alexlab.config.data import data_config
@@ -16,6 +17,7 @@ from alexlab.data.cache.build_pack import open_pack
 from alexlab.data.cache.on_device import check_crops
 from alexlab.data.cache.pack import PackConfig, PackedImages, pack_mismatch, required_size
 from alexlab.data.datamodule import ImageDataModule
+from alexlab.data.mean_image import measure_mean_image
 from alexlab.data.splits import Split, Splits
 from alexlab.data.transforms import CenterView, Views
 from alexlab.data.unreadable import UnreadableLog
@@ -101,6 +103,21 @@ def eval_view(config: Config, views: str = "center") -> Callable[..., Any]:
         return _several_views(config, views=views)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def mean_image(config: Config, splits: Splits) -> np.ndarray | None:
+    """Return the mean image of the training split, float32 (C, H, W) in [0, 1]; None unless `data.mean_image` is true."""
+    settings = data_config(config)
+    if not settings.mean_image:
+        return None
+    return measure_mean_image(
+        splits.train,
+        eval_view(config),
+        decoding=settings.decoding,
+        cache_dir=Path(settings.cache_dir),
+        view_name=repr(config["augmentation"]["eval"]),
+        skip_unreadable=settings.on_error == "skip",
+    )
 
 
 def extra_views(config: Config) -> Views | None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from rich.table import Table
+from torch import Tensor
 
 from alexlab.config import build, build_data
 from alexlab.config.data import find_splits
@@ -80,7 +82,7 @@ class Trial(Diagnosis):
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialResult:
     """Outcome of a trial.
 
     Args:
@@ -123,8 +125,8 @@ def compare_remedies(run: Run, *, num_steps: int, max_s: float | None) -> None:
 
     Args:
         run: the run whose config is examined; `doctor.csv` is written to its folder.
-        num_steps: optimizer steps of each training, at least 20.
-        max_s: limit of the first training in seconds, None for none; the others take as many steps.
+        num_steps: optimizer steps of each trial, at least 20.
+        max_s: limit of the first trial in seconds, None for none; the others take as many steps.
 
     Raises:
         ConfigError: if the run has several processes or fewer than 20 steps, or its config cannot be used.
@@ -136,10 +138,12 @@ def compare_remedies(run: Run, *, num_steps: int, max_s: float | None) -> None:
     splits = find_splits(run.config)
     config = fill_statistics(check_run(run, splits)[0].config, splits)[0]
     splits = build_data.packed_splits(config, splits)
-    rows: list[Row] = []
+    image = build_data.mean_image(config, splits)
+    mean_image = None if image is None else torch.from_numpy(image)
+    rows: list[TrialResult] = []
     for remedy, changed in remedies(config):
-        state = _train(changed, splits, Trial(num_steps, math.inf if max_s is None else max_s))
-        rows.append(Row(remedy, state))
+        state = _train(changed, splits, Trial(num_steps, math.inf if max_s is None else max_s), mean_image)
+        rows.append(TrialResult(remedy, state))
         log.info("%s: %s", remedy, "loss not finite" if state is None else f"loss {state.loss:.3f} {rows[-1].verdict}")
         if len(rows) == 1 and state is not None:
             num_steps, max_s = state.num_steps, math.inf
@@ -152,15 +156,21 @@ def compare_remedies(run: Run, *, num_steps: int, max_s: float | None) -> None:
 def remedies(config: Config) -> Iterator[tuple[str, Config]]:
     """Yield the config as given, then overrides that may help, with the changed config."""
     yield "as given", config
-    model, lr = config["model"], config["optimizer"]["lr"]
+    model = config["model"]
+    rates = {"optimizer.lr": config["optimizer"]["lr"]}
+    rates |= {
+        f"param_groups.{name}": rate
+        for name in ("bias_lr", "head_lr")
+        if (rate := config["param_groups"][name]) is not None
+    }
     changes: list[dict[str, Any]] = []
     if model.get("weights") is None:
         key = "model.init" if "init" in model else "+model.init"
         changes += [{key: scheme} for scheme in ("he", "xavier", "kaiming") if scheme != model.get("init", "torch")]
-        changes.append({key: "he", "optimizer.lr": lr * 0.1})
+        changes.append({key: "he", **{name: rate * 0.1 for name, rate in rates.items()}})
     if model.get("norm") in ("none", "lrn"):
         changes.append({"model.norm": "batch"})
-    changes += [{"optimizer.lr": lr * factor} for factor in (0.01, 0.1, 10.0, 100.0)]
+    changes += [{name: rate * factor for name, rate in rates.items()} for factor in (0.01, 0.1, 10.0, 100.0)]
     for change in changes:
         changed = copy.deepcopy(config)
         for key, value in change.items():
@@ -170,7 +180,7 @@ def remedies(config: Config) -> Iterator[tuple[str, Config]]:
         yield " ".join(f"{key}={text}" for key, text in texts.items()), changed
 
 
-def _train(config: Config, splits: Splits, trial: Trial) -> State | None:
+def _train(config: Config, splits: Splits, trial: Trial, mean_image: Tensor | None) -> State | None:
     """Return the state of a training after its steps, or None if its loss or weights were not finite."""
     kept = {name: node for name, node in entries(config["callbacks"]).items() if node["_target_"].endswith(".Finetune")}
     config = {**config, **TRIAL, "trainer": {**config["trainer"], **TRIAL["trainer"]}, "callbacks": kept}
@@ -179,7 +189,7 @@ def _train(config: Config, splits: Splits, trial: Trial) -> State | None:
         trainer = build_trainer(config, Path(folder), num_ranks=1)
         trainer.callbacks.append(trial)  # type: ignore[attr-defined]
         data = build_data.datamodule(config, splits, Path(folder))
-        module = build.classifier(config, splits)
+        module = build.classifier(config, splits, mean_image=mean_image)
         weights = build.pretrained(config, module.net, splits)
         if weights is not None:
             weights.load_into(module.net)
@@ -192,7 +202,7 @@ def _train(config: Config, splits: Splits, trial: Trial) -> State | None:
     return trial.state
 
 
-def report(rows: list[Row], run: Run) -> None:
+def report(rows: list[TrialResult], run: Run) -> None:
     """Print a table of the trials, the first of which is the config as given, and the command of the best remedy."""
     cells: list[tuple[str, ...]] = [row.cells() for row in rows]
     write_csv(run.dir / CSV, [COLUMNS, *cells])

@@ -191,22 +191,15 @@ def _prepare(run: Run, splits: Splits) -> tuple[Run, Splits]:
 
 def _measure_mean_image(run: Run, config: dict[str, Any], splits: Splits) -> None:
     """Write the mean image of the training split to the run folder of every node, unless an earlier attempt has."""
-    from alexlab.config.build_data import eval_view
-    from alexlab.data.mean_image import measure_mean_image, write_image
+    from alexlab.config.build_data import mean_image
+    from alexlab.data.mean_image import write_image
     from alexlab.distributed.transfer import broadcast_file
 
-    path, settings = run.dir / MEAN_IMAGE_FILE, data_config(config)
+    path = run.dir / MEAN_IMAGE_FILE
 
     def measure() -> bool:
-        if not path.is_file():
-            image = measure_mean_image(
-                splits.train,
-                eval_view(config),
-                decoding=settings.decoding,
-                cache_dir=Path(settings.cache_dir),
-                view_name=repr(config["augmentation"]["eval"]),
-                skip_unreadable=settings.on_error == "skip",
-            )
+        image = None if path.is_file() else mean_image(config, splits)
+        if image is not None:
             write_image(image, path)
         return True
 

@@ -121,7 +121,7 @@ def find_cause(state: State) -> Finding | None:
         return Finding("learning rate too high", divergence, lr=lower)
     dead = start.first_dead()
     if dead is not None and start.logits < FLAT_LOGITS:
-        return Finding("dead units", f"the units of {dead} are 0 for all images since the start")
+        return Finding("dead units", f"the units of {dead} have been 0 for all images since the start")
     if state.change < FROZEN_STEP and not state.warming_up:
         factor = _power_of_ten(GOOD_STEP / state.change) if state.change else 1e4
         measured = (

@@ -61,6 +61,8 @@ class BinaryCrossEntropy(CrossEntropy):
         self, class_counts: Sequence[int], *, label_smoothing: float = 0.0, class_weights: str | None = None
     ) -> None:
         if len(class_counts) != 2:
-            raise ConfigError(f"loss=binary_cross_entropy needs 2 classes; the data has {len(class_counts)}")
+            raise ConfigError(
+                f"loss=binary_cross_entropy needs 2 classes; the data has {len(class_counts)}: use loss=cross_entropy"
+            )
         super().__init__(class_counts, label_smoothing=label_smoothing, class_weights=class_weights)
         self.num_outputs = 1

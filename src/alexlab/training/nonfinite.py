@@ -124,6 +124,6 @@ def check_finite(checkpoint: dict[str, Any], path: Any) -> None:
         for name, value in checkpoint.get(state, {}).items():
             if value.is_floating_point() and not torch.isfinite(value.norm()):
                 raise NumericError(
-                    f"weights must be finite to be saved; {name} is not at step {checkpoint['global_step']}, so {path} "
-                    "was not overwritten. Try a smaller optimizer.lr"
+                    f"weights must be finite to be saved; {name} is not finite at step {checkpoint['global_step']}, so "
+                    f"{path} was not overwritten. Try a smaller optimizer.lr"
                 )

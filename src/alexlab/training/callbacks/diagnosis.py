@@ -109,7 +109,7 @@ class Diagnosis(RunFileWriter, Callback):
             change=self.weights.change_per_step(self.last_step),
             growth=self.weights.growth(),
             first_change=self.first_change,
-            lr=_base_lr(trainer),
+            lr=trainer.optimizers[0].defaults.get("lr", _base_lr(trainer)),  # optimizer.lr, which the advice changes
             warming_up=self.first_lr < _lr(trainer) < _base_lr(trainer) / 2,
         )
 

@@ -43,7 +43,10 @@ class Finetune(Callback):
                 )
         frozen = {id(parameter) for module in self._modules(net) for parameter in module.parameters()}
         if self.unfreeze_epoch is None and all(id(parameter) in frozen for parameter in net.parameters()):
-            raise ConfigError(f"callbacks.finetune.freeze={self.freeze} leaves nothing to train")
+            raise ConfigError(
+                f"callbacks.finetune.freeze={self.freeze} leaves nothing to train; freeze fewer modules or set "
+                "callbacks.finetune.unfreeze_epoch"
+            )
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Freeze before DistributedDataParallel registers the gradients that it averages."""
