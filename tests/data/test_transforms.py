@@ -63,6 +63,14 @@ def test_a_rotation_does_not_distort_an_oblong_image(monkeypatch: pytest.MonkeyP
     assert torch.equal(RandomGeometry(rotation=90)(oblong), oblong)
 
 
+def test_the_shift_is_rotated_as_in_keras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras maps a cell to the cell R (T (S (Z x))) of the image: the rotated image is shifted."""
+    monkeypatch.setattr(torch, "rand", lambda _: torch.tensor([1.0, 0.5, 0.5, 0.5, 1.0, 0.5]))
+    image = random_image(40, 40)
+    rotated = RandomGeometry(rotation=90)(image)
+    assert torch.equal(RandomGeometry(rotation=90, shift=0.25)(image), RandomGeometry(shift=0.25)(rotated))
+
+
 def test_zoom_scales_about_the_centre(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda _: torch.tensor([0.5, 0.5, 0.0, 0.0, 0.5, 0.5]))
     image = torch.zeros(1, 40, 40, dtype=torch.uint8)

@@ -177,6 +177,15 @@ def test_the_pth_of_an_alexnet_loads_into_that_of_torchvision(trained_run: Path,
                 )
 
 
+def test_the_pth_of_a_net_for_small_images_keeps_its_names(trained_run: Path, tmp_path: Path) -> None:
+    """Of 48 x 48 images torchvision's alexnet leaves nothing, although its tensors have the same shapes."""
+    model = load_checkpoint(str(trained_run), device="cpu")
+    net = AlexNet(3, strides=[2, 1, 1, 1, 1]).eval()
+    written = replace(model, inference=Inference(net, mean=[0.5] * 3, std=[0.5] * 3))
+    exporting.write_pth(written, tmp_path / "net.pth", torch.zeros(2, 3, 48, 48, dtype=torch.uint8))
+    assert list(torch.load(tmp_path / "net.pth", weights_only=True)) == list(net.state_dict())
+
+
 def test_a_network_with_branches_has_no_list_of_layers() -> None:
     net = GoogLeNet(3, width=0.1).eval()
     assert sequential_layers(net, torch.zeros(2, 3, 96, 96)) is None

@@ -161,7 +161,7 @@ def test_the_error_for_a_small_image_names_the_smallest_size() -> None:
         ({"fc_widths": [0]}, "model.fc_widths must be at least 1; got 0"),
         ({"norm": "layer"}, "model.norm must be one of none, lrn, batch; got 'layer'"),
         ({"dropout_side": "both"}, "model.dropout_side must be one of input, output; got 'both'"),
-        ({"in_channels": 3, "groups": [2, 1, 1, 1, 1]}, "conv1 cannot be divided: 3 -> 64 channels in 2 groups"),
+        ({"in_channels": 3, "groups": [2, 1, 1, 1, 1]}, "conv1 maps 3 to 64 channels in 2 groups"),
         (
             {"pool_kernels": [3]},
             "model.pool_layers, model.pool_kinds, model.pool_kernels and model.pool_strides must have one entry per pooling; "

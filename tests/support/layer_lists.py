@@ -112,7 +112,7 @@ LISTS = {
     # BVLC/caffe, models/bvlc_reference_caffenet/train_val.prototxt: alpha .0001 is divided by the 5 neighbours, k is 1.
     "caffenet": Listed(
         3, 227, 1000,
-        "96x11/4,0 R P3/2^ L5:2e-5:1g2 256x5/1,2g2 R P3/2^ L5:2e-5:1g2 384x3/1,1 R 384x3/1,1g2 R 256x3/1,1g2 R P3/2^",
+        "96x11/4,0 R P3/2^ L5:2e-5:1 256x5/1,2g2 R P3/2^ L5:2e-5:1 384x3/1,1 R 384x3/1,1g2 R 256x3/1,1g2 R P3/2^",
         HIDDEN,
     ),
     # Zeiler, Fergus: arXiv 1311.2901, figure 3.
@@ -156,8 +156,8 @@ LISTS = {
     # MatConvNet, examples/imagenet/cnn_imagenet_init.m with batchNormalization.
     "alexnet_bn": Listed(
         3, 227, 1000,
-        "96x11/4,0 B1e-5 R P3/2 256x5/1,2g2 B1e-5 R P3/2 384x3/1,1 B1e-5 R 384x3/1,1g2 B1e-5 R 256x3/1,1g2 B1e-5 R P3/2",
-        "F4096 B1e-5 R F4096 B1e-5 R F1000",
+        "96x11/4,0 B1e-4 R P3/2 256x5/1,2g2 B1e-4 R P3/2 384x3/1,1 B1e-4 R 384x3/1,1g2 B1e-4 R 256x3/1,1g2 B1e-4 R P3/2",
+        "F4096 B1e-4 R F4096 B1e-4 R F1000",
     ),
 }  # fmt: skip
 

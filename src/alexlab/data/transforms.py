@@ -240,7 +240,8 @@ def shared_crops(transform: Any) -> list[RandomCropView]:
 class RandomGeometry(torch.nn.Module):
     """Keras' `ImageDataGenerator`: random rotation, shift, shear and zoom about the centre, in one bilinear resampling.
 
-    The size of the image stays the same. Pixels from outside it repeat the nearest pixel.
+    They are composed as in Keras, which rotates the shift too. The size of the image stays the same. Pixels from outside it
+    repeat the nearest pixel.
 
     Args:
         rotation: largest angle either way, in degrees.
@@ -269,7 +270,7 @@ class RandomGeometry(torch.nn.Module):
         # affine_grid measures in half sides: without this factor, a rotation would distort an oblong image.
         sides = torch.tensor([width, height], dtype=torch.float)
         matrix = matrix * sides[None] / sides[:, None]
-        shift = 2 * self.shift * torch.tensor(draws[4:])
+        shift = 2 * (rotate @ (self.shift * sides * torch.tensor(draws[4:]))) / sides
         grid = F.affine_grid(torch.cat([matrix, shift[:, None]], 1)[None], [1, 1, height, width], align_corners=False)
         resampled = F.grid_sample(image[None].float(), grid, padding_mode="border", align_corners=False)[0]
         return resampled.round().clamp(0, 255).to(torch.uint8)

@@ -214,7 +214,10 @@ def _torchvision_equal(net: nn.Module, tensors: list[Tensor], images: Tensor) ->
     if [value.shape for value in expected.values()] != [value.shape for value in tensors]:
         return None
     same.load_state_dict(dict(zip(expected, tensors, strict=True)), assign=True)
-    logits = same.eval()(images)
+    try:
+        logits = same.eval()(images)
+    except RuntimeError:  # its strides and pooling layers leave nothing of images this small
+        return None
     return same if torch.allclose(logits, net(images), rtol=0, atol=TOLERANCE) else None
 
 

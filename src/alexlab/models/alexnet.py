@@ -77,6 +77,7 @@ class AlexNet(nn.Module):
         norm_momentum: weight of the new batch in the running statistics, for `batch`.
         norm_eps: epsilon of `batch`.
         lrn_size, lrn_alpha, lrn_k: constants of `ResponseNorm`; alpha is divided by the size.
+        lrn_across_towers: whether neighbouring channels in the other group count too, as in Caffe.
         spatial_layers: convolutions with a `MapNorm`, which follows their norm.
         spatial_size, spatial_alpha: constants of `MapNorm`; alpha is divided by the number of cells of the window.
         dropout: dropout probability of the hidden linear layers.
@@ -119,6 +120,7 @@ class AlexNet(nn.Module):
         lrn_size: int = 5,
         lrn_alpha: float = 5e-4,
         lrn_k: float = 2.0,
+        lrn_across_towers: bool = False,
         spatial_layers: Sequence[int] = (),
         spatial_size: int = 5,
         spatial_alpha: float = 1e-3,
@@ -164,7 +166,9 @@ class AlexNet(nn.Module):
                 block["conv"] = _conv(number, channels, out, window, groups=num_groups, ceil=conv_ceil)
                 block["act"] = _activation(activation)
                 if number in normed and norm == "lrn":
-                    block["norm"] = ResponseNorm(towers, size=lrn_size, alpha=lrn_alpha, k=lrn_k)
+                    block["norm"] = ResponseNorm(
+                        1 if lrn_across_towers else towers, size=lrn_size, alpha=lrn_alpha, k=lrn_k
+                    )
                 elif number in normed:
                     block["norm"] = nn.BatchNorm2d(out, norm_eps, norm_momentum)
                 if number in spatial:
@@ -227,7 +231,9 @@ def _check_layers(last: int, **lists: Sequence[int]) -> None:
 
 def _conv(number: int, channels: int, out: int, window: Sequence[int], *, groups: int, ceil: bool) -> nn.Conv2d:
     if channels % groups or out % groups:
-        raise ValueError(f"conv{number} cannot be divided: {channels} -> {out} channels in {groups} groups")
+        raise ValueError(
+            f"model.widths must be divisible by model.groups: conv{number} maps {channels} to {out} channels in {groups} groups"
+        )
     kernel, stride, padding = window
     return (CeilConv2d if ceil else nn.Conv2d)(channels, out, kernel, stride, padding, groups=groups)
 

@@ -12,7 +12,7 @@ def torchvision_net(num_classes: int, *, name: str, in_channels: int = 3) -> nn.
     Args:
         num_classes: number of classes K.
         name: name in torchvision.models.list_models: resnet18, mobilenet_v3_small, ...
-        in_channels: channels of an image; if it is not 3, the first convolution is replaced.
+        in_channels: channels of an image; if it is not 3, the first convolution is a new one with PyTorch's initial weights.
 
     Raises:
         ValueError: if torchvision has no such classifier.
@@ -40,7 +40,9 @@ def _replace_first_conv(net: nn.Module, in_channels: int) -> None:
         conv.kernel_size,  # type: ignore[arg-type]
         conv.stride,  # type: ignore[arg-type]
         conv.padding,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
         bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,  # type: ignore[arg-type]
     )
     parent, _, leaf = name.rpartition(".")
     setattr(net.get_submodule(parent), leaf, replacement)
