@@ -76,7 +76,7 @@ def test_help_fits_a_page_and_does_not_import_torch(tmp_path: Path) -> None:
             "the output folder must be writable; cannot create /dev/null/run: Not a directory",
             1,
         ),
-        (["hydra.run.dir=old"], "a run needs its own folder; old already holds one", 1),
+        (["hydra.run.dir=old"], "a new run needs a folder of its own; old already contains one", 1),
         (["-m", "trainer.max_epochs=1,x"], "trainer.max_epochs must be an integer", 1),
         (
             ["optimizer.lr=${nope}", "data.root=."],

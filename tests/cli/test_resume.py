@@ -243,7 +243,7 @@ def test_finding_the_run_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="resume=last needs a run in outputs/train"):
         find_resumption(["resume=last"])
-    with pytest.raises(ConfigError, match=r"nowhere must be a run folder; it has no run.json"):
+    with pytest.raises(ConfigError, match=r"nowhere must be a run folder; it does not exist"):
         find_resumption(["resume=nowhere"])
     for number in (2, 1):
         folder = tmp_path / f"outputs/train/day/{number}"

@@ -73,7 +73,10 @@ def test_filters_and_the_limit(outputs, capsys):
     lines = listed(capsys, "outputs", "limit=2", "tags=paper")
     assert [re.split(r" {2,}", line)[-1] for line in lines[2:5]] == ["0_lr", "1_lr", "1 more"]
     assert lines[-2:] == ["4 runs: 3 finished, 1 interrupted", "2 more: alexlab runs tags=paper limit=all"]
-    assert refused(capsys, "status=running") == "no run is running; found 3 finished, 1 failed, 1 interrupted"
+    assert (
+        refused(capsys, "status=running")
+        == "no run has the status running; the runs found: 3 finished, 1 failed, 1 interrupted"
+    )
     assert "no run has the tags y; the tags of the 5 runs are paper, x" in refused(capsys, "tags=y")
 
 

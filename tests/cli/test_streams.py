@@ -38,7 +38,7 @@ open(sys.argv[1], "w").write(report)
         ("<&- >&- 2>&-", ""),
         ("| head -1", "err 猫\n"),
         ("2>&1 | head -1", ""),
-        (">/dev/full", "err 猫\ncannot write all of the output: No space left on device\n"),
+        (">/dev/full", "err 猫\ncannot write to standard output: No space left on device\n"),
     ],
 )
 def test_closed_output_does_not_stop_a_command(tmp_path: Path, overrides: str, stderr: str) -> None:

@@ -51,7 +51,7 @@ def message(command: str, typed: str) -> str:
         ("freeze=10", "use callbacks=finetune callbacks.finetune.freeze=MODULE, such as features"),
         ("freeze_epochs=3", "use callbacks=finetune callbacks.finetune.unfreeze_epoch=3"),
         ("save_period=5", "use callbacks.checkpoint.every_n_epochs=5 callbacks.checkpoint.keep_last=3"),
-        ("trainer.auto_scale_batch_size=true", "omit it: alexlab benchmark suite=memory measures what fits"),
+        ("trainer.auto_scale_batch_size=true", "omit it: if memory runs out, use trainer.accumulate_grad_batches=2"),
         ("weights=best.pt", "unknown key weights; use model.weights=best.pt"),
         ("lr = 0.1", "unknown key lr; use optimizer.lr=0.1"),
         ("--model resnet18", "unknown option model=resnet18; use model=torchvision model.name=resnet18"),

@@ -281,7 +281,9 @@ def test_an_error_without_a_responsible_key_is_a_bug(
     monkeypatch.undo()
     monkeypatch.setattr(rehearsal, "_perform", broken)
     check(changed({}))
-    assert "the dry run failed, but no config key explains it: 'ours'" in caplog.text
+    assert (
+        "the run starts, although a short rehearsal of it failed and no config key explains why: 'ours'" in caplog.text
+    )
     (tmp_path / "run.json").write_text("{}")
     report_bug(KeyError("ours"), tmp_path)
     report_bug(KeyError("ours"), tmp_path / "none")

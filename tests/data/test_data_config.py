@@ -16,7 +16,7 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
     ("options", "message"),
     [
         ({"root": ""}, "data.root must be a folder of images; set data.root=DIR"),
-        ({"channels": 2}, "an image has 1 or 3 channels; got model.in_channels=2"),
+        ({"channels": 2}, "model.in_channels must be 1 (grey) or 3 (colour); got 2"),
         ({"mean": [0.5, 0.5]}, "data.mean must be one or three numbers, or null to measure; got [0.5, 0.5]"),
         ({"preview": -1}, "data.preview must be a number of images; got -1"),
         (

@@ -232,7 +232,7 @@ def test_a_missing_node_prints_how_it_can_join_later(net: Network, images: Path,
     first = torchrun(net, "first", tmp_path / "first", *overrides, nodes=(1, 2))
     assert first.wait() == 0, first.output()
     assert (
-        "1 of 2 nodes take part; for others to join later, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+        "1 of 2 nodes have joined; for others to join later, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         in first.output()
     )
     assert "8 = 1 device x 2 accumulation steps x 4 images" in first.output()

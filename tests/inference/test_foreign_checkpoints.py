@@ -72,7 +72,7 @@ INVALID_RECORDS: list[tuple[str, Any, str]] = [
     ("alexlab/config/data/image_size", 10**6, "images must be at most 4096 pixels wide; got 1000000"),
     ("alexlab/config/data/image_size", 5, "the config in .* must describe a net"),
     ("alexlab/config/data/image_size", "64", "the config in .* must describe a net"),
-    ("alexlab/config/data/channels", 2, "an image has 1 or 3 channels"),
+    ("alexlab/config/data/channels", 2, r"model.in_channels must be 1 \(grey\) or 3 \(colour\)"),
     ("alexlab/config/data/channels", 1, "the config in .* must describe a net"),
     ("alexlab/config/data/mean", "grey", "the config in .* must describe a net|do not fit"),
     ("alexlab/config/data/mean", [float("nan")] * 3, "data.mean must be one or three numbers"),

@@ -23,7 +23,9 @@ def write_folder(arguments: list[str]) -> None:
         raise ConfigError(f"alexlab new takes one folder: alexlab new DIR; got {' '.join(arguments) or 'none'}")
     folder = Path(arguments[0]).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"alexlab new needs a new or empty folder; {folder} exists")
+        raise ConfigError(
+            f"alexlab new needs a new or empty folder; {folder} is {'not empty' if folder.is_dir() else 'a file'}"
+        )
     try:
         shutil.copytree(STARTER, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     except OSError as error:

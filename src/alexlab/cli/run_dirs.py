@@ -114,7 +114,7 @@ def _sweep_dir(config: DictConfig, *, given: bool) -> "tuple[Path, RunLock]":
         try:
             check_record(record)
         except ValueError as error:
-            print_line(f"this sweep cannot be resumed: {error}", file=sys.stderr)
+            print_line(f"if interrupted, this sweep cannot be resumed with -m resume=: {error}", file=sys.stderr)
         record.write(folder)
         # Run the recorded jobs: sampling functions such as `shuffle(...)` would draw others.
         task_overrides = raw_overrides(config.hydra.overrides.task)
@@ -134,7 +134,7 @@ def _create(path: str, *, given: bool) -> Path:
             if not folder.exists():
                 created.append(folder)
             if any((folder / name).exists() for name in (".hydra", MULTIRUN)):
-                raise ConfigError(f"a run needs its own folder; {folder} already holds one")
+                raise ConfigError(f"a new run needs a folder of its own; {folder} already contains one")
             folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = layout.create_folder(path)

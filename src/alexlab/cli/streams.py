@@ -81,7 +81,7 @@ def check_output() -> None:
     sys.stdout.flush()
     outlet = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(outlet, Outlet) and outlet.error is not None:
-        raise DiskError(f"cannot write all of the output: {outlet.error.strerror}")
+        raise DiskError(f"cannot write to standard output: {outlet.error.strerror}")
 
 
 class LogFile(logging.FileHandler):

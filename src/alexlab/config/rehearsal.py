@@ -75,7 +75,9 @@ def rehearse(config: Config, splits: Splits, *, num_ranks: int) -> None:
     assert failure is not None
     if failure[0]:
         raise ConfigError(failure[1])
-    log.warning("the dry run failed, but no config key explains it: %s", failure[1])
+    log.warning(
+        "the run starts, although a short rehearsal of it failed and no config key explains why: %s", failure[1]
+    )
 
 
 def _failure(

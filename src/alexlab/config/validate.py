@@ -164,7 +164,7 @@ def _check_trainer(config: Config, num_ranks: int, *, remote: bool) -> None:
         raise ConfigError(f"trainer.val_precision must be {' or '.join(VAL_PRECISIONS)}; got {node['val_precision']!r}")
     if str(node["val_precision"]) == "32" and node["precision"] in OTHER_WEIGHTS:
         raise ConfigError(
-            f"trainer.val_precision=32 needs weights of 32 bits, which trainer.precision={node['precision']} does not keep; "
+            f"trainer.val_precision=32 needs float32 weights, which trainer.precision={node['precision']} does not keep; "
             "use trainer.val_precision=auto"
         )
     on_gpu = remote or requested_gpus(accelerator=node["accelerator"], devices=node["devices"])

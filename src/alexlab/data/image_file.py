@@ -68,7 +68,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
-            raise ConfigError(f"an image has 1 or 3 channels; got model.in_channels={self.channels}")
+            raise ConfigError(f"model.in_channels must be 1 (grey) or 3 (colour); got {self.channels}")
         if not 0 < self.max_megapixels < math.inf:
             raise ConfigError(f"data.max_megapixels must be a positive number; got {self.max_megapixels}")
         if not isinstance(self.jpeg_scaling, bool):

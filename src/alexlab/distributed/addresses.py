@@ -88,5 +88,7 @@ def interface(address: str) -> str:
 def unreachable(env: RankEnvironment, wait_s: float, error: Exception | None) -> RankError:
     """Return the error of a rank that cannot reach rank 0, or of rank 0 that cannot use its port."""
     reason = f": {str(error).splitlines()[0]}" if error is not None else ""
-    need = "its port must be free" if env.rank == 0 else f"it must answer within {wait_s:g} s"
-    return RankError(f"rank 0 is at MASTER_ADDR={env.address} MASTER_PORT={env.port}, and {need}{reason}")
+    if env.rank == 0:
+        return RankError(f"port {env.port} must be free for rank 0{reason}; set another MASTER_PORT")
+    place = f"MASTER_ADDR={env.address} MASTER_PORT={env.port}"
+    return RankError(f"rank 0 must answer at {place} within {wait_s:g} s{reason}")

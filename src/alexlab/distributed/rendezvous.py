@@ -164,5 +164,5 @@ def _connect(env: RankEnvironment, wait_s: float) -> Any:
 
 
 def _print_ignored(env: RankEnvironment, reason: str) -> None:
-    line = f"ignoring rank {env.rank} of {env.world_size} according to {env.launcher}: {reason}"
-    print_line(line, file=sys.stderr)
+    given = f"{env.launcher}, which started this process as rank {env.rank} of {env.world_size}"
+    print_line(f"running alone and ignoring {given}: {reason}", file=sys.stderr)

@@ -60,7 +60,7 @@ def join_torchrun(env: RankEnvironment, *, num_nodes: int, timeout_s: float) -> 
     # PyTorch 2.15 publishes the address of rank 0 only once in a shared store.
     if env.rank == 0 and joined < num_nodes and shares_store:
         print_line(
-            f"{joined} of {num_nodes} nodes take part; for others to join later, start torchrun with "
+            f"{joined} of {num_nodes} nodes have joined; for others to join later, start torchrun with "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",
             file=sys.stderr,
         )

@@ -63,13 +63,11 @@ def held_out_split(
             trained = sum(any(record.get(place) == "train" for record in records) for place in located)
             if trained or same:
                 number = f"{trained:,} of {counted(len(split), 'image')}" if trained else "those"
-                _refuse(settings, number, instead="split=val, or split=all to evaluate them all the same")
+                _refuse(settings, number, instead="split=val, or split=all to evaluate them anyway")
     found = None if from_run else next((rows for net in nets if (rows := find_sampled(_sample(net), split))), None)
     if found:
         number = f"images such as {shown(split.paths[found[0]])}"
-        _refuse(
-            settings, number, instead="data.root=DIR to other images, or split=all to evaluate all of them all the same"
-        )
+        _refuse(settings, number, instead="data.root=DIR to other images, or split=all to evaluate all of them anyway")
     return name, split
 
 

@@ -104,7 +104,10 @@ class ShardedImages:
         finally:
             os.close(file)
         if len(content) != self.lengths[row]:
-            raise DataError(f"the shard {self.store.location(self.shards[number].name)} ends within {self.paths[row]}")
+            shard = self.store.location(self.shards[number].name)
+            raise DataError(
+                f"the shard {shard} is incomplete, it ends within {self.paths[row]}; write the shards again"
+            )
         return content
 
     def set_shard_order(self, order: np.ndarray) -> None:
