@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alexlab.api.model import Explanation, Model, Prediction, load
+    from alexlab.api.model import Model, load
+    from alexlab.api.results import Explanation, Prediction
     from alexlab.api.training import Runs, TrainedRun, runs, sweep, train
 
 __all__ = ["Explanation", "Model", "Prediction", "Runs", "TrainedRun", "load", "runs", "sweep", "train"]

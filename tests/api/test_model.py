@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import alexlab
-from alexlab.api.model import Explanation, Model, Prediction
+from alexlab.api.model import Model
+from alexlab.api.results import Explanation, Prediction
 from alexlab.data.decode import decode
 from alexlab.errors import ConfigError, DataError, NumericError
 from alexlab.inference.checkpoint import load_checkpoint

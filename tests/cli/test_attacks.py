@@ -23,9 +23,10 @@ from alexlab.config import instantiate
 from alexlab.config.allowlist import check_targets
 from alexlab.config.confinement import check_confined, check_folder, confined_data
 from alexlab.errors import ConfigError
+from alexlab.records.layout import SWEEP_JSON
 from alexlab.records.record import RunRecord
 from alexlab.sweeps.entries import to_entry, to_override
-from alexlab.sweeps.record import RECORD, read_record
+from alexlab.sweeps.record import read_record
 from support.images import write_images
 from support.runs import ROOT, TINY, environment, plain
 
@@ -73,7 +74,7 @@ OTHER_KEYS = (
 
 def sweep_folder(folder: Path, **record: Any) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / RECORD).write_text(json.dumps({"version": 1, "overrides": [], **record}))
+    (folder / SWEEP_JSON).write_text(json.dumps({"version": 1, "overrides": [], **record}))
     return folder
 
 
@@ -190,7 +191,7 @@ def test_malformed_sweep_records_are_rejected(record: dict[str, Any], tmp_path: 
 @pytest.mark.scenario(name="sweep_code")
 def test_corrupt_sweep_records_are_rejected(content: str, tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path / "sweep")
-    (folder / RECORD).write_text(content)
+    (folder / SWEEP_JSON).write_text(content)
     refused(folder)
 
 
@@ -230,7 +231,7 @@ def test_files_of_hydra_are_not_read(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"sweep", "precious.txt"}
     assert (tmp_path / "precious.txt").read_text() == "precious"
-    (folder / RECORD).unlink()
+    (folder / SWEEP_JSON).unlink()
     with pytest.raises(ConfigError, match=r"has no sweep\.json"):
         find_resumed_sweep(["-m", f"resume={folder}"])
 

@@ -20,7 +20,7 @@ from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.compare.comparison import OUTCOMES, match, paired_difference
 from alexlab.inference.compare.sides import average, find_side
 from alexlab.inference.export import write_safetensors
-from alexlab.records.differences import Difference, code_differences, record_differences
+from alexlab.records.differences import RecordDifference, code_differences, record_differences
 from alexlab.records.results import read_run
 from alexlab.records.run import Run
 from alexlab.records.saved_predictions import SavedPredictions, read_predictions
@@ -320,10 +320,12 @@ def test_differences_list_the_values_of_all_runs(compare: Callable[..., Path], t
     assert record_differences([record], [record]) == []
     assert record_differences([record], others[:1]) == [], "a record without a fingerprint may be of the same images"
     assert record_differences(others[:1], others) == [
-        Difference("images", "val 3, fingerprint aaaaaaaa", "val 3, fingerprint aaaaaaaa; val 3, fingerprint bbbbbbbb")
+        RecordDifference(
+            "images", "val 3, fingerprint aaaaaaaa", "val 3, fingerprint aaaaaaaa; val 3, fingerprint bbbbbbbb"
+        )
     ]
     dirty = {**record, "code": {"commit": None, "dirty": True}}
-    assert record_differences([dirty], [dirty]) == [Difference("code", *["unknown commit with changes"] * 2)]
+    assert record_differences([dirty], [dirty]) == [RecordDifference("code", *["unknown commit with changes"] * 2)]
 
 
 def test_pictures_show_the_true_class_and_both_answers(

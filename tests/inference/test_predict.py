@@ -16,7 +16,7 @@ from alexlab.data.decode import decode
 from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.inference.checkpoint import load_checkpoint
 from alexlab.inference.input_files import find_files, read_list
-from alexlab.inference.predict import Prediction, predict_files
+from alexlab.inference.predict import FilePrediction, predict_files
 from alexlab.inference.prediction_files import PredictionWriter
 from alexlab.records.run import Run
 from alexlab.tasks.predict import main
@@ -204,8 +204,8 @@ def test_the_gallery_sorts_and_filters(trained_run: Path, images: Path, tmp_path
     with PredictionWriter(tmp_path, model, "-", gallery_limit=9) as writer:
         for number, (label, prob) in enumerate(probs):
             path = str(images / f"val/ant/{number % 4:03d}.png")
-            writer.write(Prediction(path, (label, (label + 1) % 3), (prob, 1 - prob)))
-        writer.write(Prediction("x.png", error=ImageError("it is empty", code="empty", reason="it is empty")))
+            writer.write(FilePrediction(path, (label, (label + 1) % 3), (prob, 1 - prob)))
+        writer.write(FilePrediction("x.png", error=ImageError("it is empty", code="empty", reason="it is empty")))
     page = tmp_path / "gallery.html"
     assert "Predictions for a list of files" in page.read_text() and "1 file could not be read" in page.read_text()
     found = evaluate_script(

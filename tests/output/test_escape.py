@@ -27,7 +27,7 @@ from alexlab.data.dataset import ViewReader
 from alexlab.data.image_file import Decoding
 from alexlab.data.splits import Split
 from alexlab.errors import ConfigError, DataError, ImageError
-from alexlab.inference.predict import Prediction
+from alexlab.inference.predict import FilePrediction
 from alexlab.inference.prediction_files import PredictionWriter
 from alexlab.inference.predictions import Predictions
 from alexlab.inference.report import Evaluation, summary_tables, write_evaluation
@@ -366,9 +366,9 @@ def test_predictions_print_names_literally_and_keep_them_in_files(
     trained: Any = SimpleNamespace(names=classes, description="a net", label="net\x1b.ckpt", decoding=Decoding())
     with PredictionWriter(tmp_path, trained, "<script>alert\x1b", gallery_limit=100) as writer:
         for number, path in enumerate(paths):
-            writer.write(Prediction(path=path, classes=(number, len(classes) - 1), probs=(0.6, 0.4), error=None))
+            writer.write(FilePrediction(path=path, classes=(number, len(classes) - 1), probs=(0.6, 0.4), error=None))
         bad = ImageError("no", path="-bad\n\x1b", code="x", reason="=1\x1b")
-        writer.write(Prediction(bad.path, error=bad))
+        writer.write(FilePrediction(bad.path, error=bad))
     writer.print_summary()
     printed, page = capsys.readouterr().out, (tmp_path / "gallery.html").read_text(encoding="utf-8")
     assert not hidden(printed) and not hidden(page) and "<script>alert" not in page

@@ -12,11 +12,12 @@ from sklearn.metrics import accuracy_score
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.naive_bayes import GaussianNB
 
+from alexlab.records.find import find_runs
 from alexlab.records.power import seeds_needed
 from alexlab.records.ranking import Ranking, rank_groups, verdict
 from alexlab.records.ranking_notes import notes
 from alexlab.records.report import write_report
-from alexlab.records.results import find_runs, read_runs
+from alexlab.records.results import read_runs
 from alexlab.records.run_groups import group_seeds
 from alexlab.records.saved_predictions import SavedPredictions
 from alexlab.records.settings import differing_keys
@@ -278,7 +279,6 @@ def test_the_score_of_folds_is_that_of_pooled_predictions(tmp_path: Path) -> Non
         by_path = {row["path"]: row for row in table if row["optimizer.lr"] == str(lr)}
         assert [by_path[path]["predicted"] for path in paths] == [f"class {number}" for number in predicted]
         assert [by_path[path]["label"] for path in paths] == [f"class {number}" for number in labels]
-    (tmp_path / "runs/0.1_0/run.json").unlink()
     (tmp_path / "runs/0.1_0/run.json").unlink()
     lacking = ranking(tmp_path / "runs")
     best, other = lacking.groups

@@ -20,6 +20,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from alexlab.cli.arguments import collect_runs
 from alexlab.errors import ConfigError
 from alexlab.output.command_line import short_path
+from alexlab.records.find import find_runs
 from alexlab.records.lock import RunLock
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.plots import curve_panels, sheet
@@ -27,7 +28,7 @@ from alexlab.records.ranking import rank_groups, verdict
 from alexlab.records.ranking_notes import notes
 from alexlab.records.report import write_report
 from alexlab.records.report_page import repeat_command, title
-from alexlab.records.results import RunResult, best_run, find_runs, read_run
+from alexlab.records.results import RunResult, best_run, read_run
 from alexlab.records.run import Run
 from alexlab.records.run_groups import RunGroup, group_seeds, mean_interval
 from alexlab.records.setting_plots import axis_scale, effect_panels, size_panels

@@ -22,17 +22,16 @@ from alexlab.inference.compare.comparison import Comparison, SidePredictions
 from alexlab.inference.compare.report import Context
 from alexlab.inference.compare.report import write_page as write_comparison
 from alexlab.inference.compare.sides import Member, Side
-from alexlab.inference.predict import Prediction
+from alexlab.inference.predict import FilePrediction
 from alexlab.inference.prediction_files import PredictionWriter
 from alexlab.inference.predictions import Predictions
 from alexlab.inference.report import Evaluation, write_page
 from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 from alexlab.pages.plots import new_figure, svg
-from alexlab.pages.render import Estimate, Interval, Link, render
-from alexlab.papers.estimates import AGREES, DIFFERS, UNDECIDED
-from alexlab.papers.estimates import Estimate as Difference
+from alexlab.pages.render import Interval, Link, SortableCell, render
+from alexlab.papers.estimates import AGREES, DIFFERS, UNDECIDED, Estimate
 from alexlab.papers.measurement import Measurement, points
-from alexlab.papers.page import NOT_RUN, SKIPPED, Row, render_reproduction
+from alexlab.papers.page import NOT_RUN, SKIPPED, ClaimResult, render_reproduction
 from alexlab.records.cross_validation import OutOfFold
 from alexlab.records.plots import Panel
 from alexlab.records.record import default_record
@@ -64,7 +63,7 @@ def report_page(num_settings: int) -> str:
         "Parameters",
         "Status",
     ]
-    difference = Estimate(-0.1, "-10.00 (-12.00 to -8.00)")
+    difference = SortableCell(-0.1, "-10.00 (-12.00 to -8.00)")
     row = [LONG, 3, 0.5, Interval(0.4, 0.5, 0.6, (0, 1)), difference, 2.3, 11_000.5, 57_000_000, "3 finished"]
     rows = [row] * num_settings
     return render(
@@ -168,12 +167,12 @@ def reproduce_page() -> str:
     """Return the page of a reproduction, with one claim of each verdict."""
     config = plain("data.root=.", name="reproduce")
     found = make_reproduction(Run(config=config, dir=Path("."), choices={"paper": "alexnet2012"}))
-    estimate, random = Difference(0.012, -0.003, 0.027), np.random.default_rng(0)
+    estimate, random = Estimate(0.012, -0.003, 0.027), np.random.default_rng(0)
     photograph = CaptionedImage(random.integers(0, 255, (96, 96, 3), dtype=np.uint8), [WORD, LONG])
     grid = ImageGrid("Top-5 predictions and nearest training images", LONG, [[photograph] * 7] * 2)
     panel = Panel("Top-1 accuracy", LONG, lambda axes: axes.plot([0, 1], [0.6, 0.7]), height=2.6)
     rows = [
-        Row(name, claim, None if verdict is NOT_RUN else Measurement(estimate, verdict, points(estimate), LONG, [panel], [grid]), verdict, LONG)
+        ClaimResult(name, claim, None if verdict is NOT_RUN else Measurement(estimate, verdict, points(estimate), LONG, [panel], [grid]), verdict, LONG)
         for (name, claim), verdict in zip(found.claims.items(), (AGREES, DIFFERS, UNDECIDED, NOT_RUN, SKIPPED), strict=False)
     ]  # fmt: skip
     return render_reproduction(found, rows, [])
@@ -185,7 +184,7 @@ def gallery_page(folder: Path) -> str:
     model: Any = SimpleNamespace(description=LONG, label=WORD, names=[WORD, LONG, "cat"], decoding=DEFAULT_DECODING)
     with PredictionWriter(folder, model, WORD, gallery_limit=6) as writer:
         for number in range(8):
-            writer.write(Prediction(str(path), (number % 3, 2, 1), (0.7, 0.2, 0.1)))
+            writer.write(FilePrediction(str(path), (number % 3, 2, 1), (0.7, 0.2, 0.1)))
     return (folder / "gallery.html").read_text(encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from alexlab.cli import run_dirs
 from alexlab.config import own_code
 from alexlab.errors import ConfigError
-from alexlab.sweeps.record import check_record, make_record, read_record
+from alexlab.sweeps.record import check_sweep_record, make_record, read_record
 from support.runs import composed
 
 
@@ -44,7 +44,7 @@ def test_a_launcher_of_the_user_is_recorded(tmp_path: Path) -> None:
 def test_failed_jobs_are_retried_by_one_command_only() -> None:
     typed = ("seed=1,2", "launcher=parallel", "launcher.jobs=3", "launcher.retry_failed=true")
     record = make_record(config(*typed, launcher="parallel", jobs=3, retry_failed=True))
-    check_record(record)
+    check_sweep_record(record)
     assert record.settings == {"jobs": 3}
 
 

@@ -18,10 +18,11 @@ from alexlab.distributed.consistency import flatten
 from alexlab.distributed.imports import python_path
 from alexlab.errors import AlexlabError, ConfigError, DataError, NumericError, RankError
 from alexlab.output.numbers import counted
+from alexlab.records.find import find_runs
 from alexlab.records.layout import OUTPUTS, RUN_JSON, outputs_dir
 from alexlab.records.ranking import rank_groups, verdict
 from alexlab.records.report import write_report
-from alexlab.records.results import RunResult, best_run, find_runs, obstacle, read_run, read_runs
+from alexlab.records.results import RunResult, best_run, obstacle, read_run, read_runs
 from alexlab.records.run_groups import group_seeds
 from alexlab.records.settings import differing_keys, result_rows
 from alexlab.sweeps.entries import to_override

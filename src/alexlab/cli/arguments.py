@@ -17,8 +17,8 @@ from alexlab.cli.synonyms import replacement
 from alexlab.config import CONFIG_DIR
 from alexlab.config.grammar import expand_home, quote, quote_path
 from alexlab.errors import ConfigError
+from alexlab.records.find import last_run
 from alexlab.records.layout import BEST, LAST, OUTPUTS
-from alexlab.records.results import last_run
 
 # Keys whose values are paths and are taken as typed, see `quote_path`.
 PATH_KEYS = (

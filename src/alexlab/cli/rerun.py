@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from alexlab.cli.arguments import last_value, quote_paths
-from alexlab.cli.resume import check_foreign, is_unchanged, override_keys
+from alexlab.cli.recorded_config import check_foreign, is_unchanged, override_keys
 from alexlab.config.grammar import quote_path
 from alexlab.distributed import rendezvous
 from alexlab.errors import ConfigError

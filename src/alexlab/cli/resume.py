@@ -3,29 +3,21 @@
 import logging
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from alexlab.cli import overrides
 from alexlab.cli.arguments import last_value, quote_paths
-from alexlab.config import CONFIG_DIR
-from alexlab.config.allowlist import check_targets
-from alexlab.config.confinement import check_confined, check_folder
+from alexlab.cli.recorded_config import apply_changes, check_foreign, override_keys
+from alexlab.config.confinement import check_folder
 from alexlab.config.grammar import quote_path
 from alexlab.distributed import rendezvous
 from alexlab.distributed.ranks import broadcast_run_dir, rank
 from alexlab.errors import ConfigError
 from alexlab.output.command_line import command_line
-from alexlab.records.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_OVERRIDES, RUN_JSON
+from alexlab.records.find import last_run
+from alexlab.records.layout import BEST, CHECKPOINT_KEY, EARLIER_LASTS, LAST, LAUNCHER_OVERRIDES, RUN_JSON, SWEEP_JSON
 from alexlab.records.lock import lock_holder
 from alexlab.records.record import (
     FINISHED,
@@ -36,40 +28,12 @@ from alexlab.records.record import (
     check_record,
     images_to_match,
 )
-from alexlab.records.results import last_run
 from alexlab.records.run import Run
-from alexlab.sweeps.record import RECORD
 
 log = logging.getLogger(__name__)
 
 ON_CHANGED_DATA = "resume_on_changed_data="
 LENGTHS = ("max_epochs", "max_steps")
-# Keys that a resumed run may change: its length, where it runs and how it is monitored.
-CHANGEABLE = (
-    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
-    *("trainer.devices", "trainer.accelerator", "trainer.num_nodes"),
-    *("data.root", "data.splits", "data.url", "data.num_workers", "data.cache", "data.cache_dir", "data.on_error"),
-    *("data.stream.prefetch_shards", "data.stream.cache_gb"),
-    *("callbacks.", "logger.", "elastic.", "test.", "tags", "note"),
-)
-DECIDING = re.compile(r"optimized_metric|callbacks\..+\.(monitor|mode)")
-# Nodes that every config of a run has.
-GROUPS = (
-    *(
-        "model",
-        "module",
-        "data",
-        "augmentation",
-        "loss",
-        "optimizer",
-        "scheduler",
-        "trainer",
-        "callbacks",
-        "logger",
-        "metrics",
-    ),
-    *("compile", "elastic", "param_groups", "test"),
-)
 
 
 @dataclass(frozen=True)
@@ -122,7 +86,7 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
             raise ConfigError(f"{ON_CHANGED_DATA}true needs resume=RUN_DIR")
         return None
     run_dir = last_run("resume=last", [RUN_JSON]) if wanted == "last" else _run_folder(wanted)
-    if (run_dir / RECORD).is_file():
+    if (run_dir / SWEEP_JSON).is_file():
         raise ConfigError(f"{run_dir} is a sweep folder; use {command_line('train', '-m', f'resume={run_dir}')}")
     record = _read(run_dir)
     launcher = [argument for argument in arguments if argument.startswith(LAUNCHER_OVERRIDES)]
@@ -153,25 +117,6 @@ def find_resumption(arguments: Sequence[str]) -> Resumption | None:
             f"trainer.max_epochs={done} ends it there and scores its best checkpoint"
         )
     return resumption
-
-
-def check_foreign(
-    config: dict[str, Any], folder: Path, *, confirmed: Sequence[str] = (), own: dict[str, Any] | None = None
-) -> None:
-    """Raise ConfigError if a config from a run folder would import other classes, or write or send elsewhere.
-
-    Args: see `check_confined`.
-    """
-    missing = [name for name in GROUPS if not isinstance(config.get(name), dict)]
-    if missing:
-        raise ConfigError(f"the config in {folder} must have the groups {', '.join(GROUPS)}; {missing[0]} is missing")
-    check_targets(config)
-    check_confined(config, folder, confirmed=confirmed, own=own)
-
-
-def override_keys(overrides: Sequence[str]) -> list[str]:
-    """Return the keys of overrides."""
-    return [override.partition("=")[0].lstrip("+~") for override in overrides]
 
 
 def accepts_changed_data(arguments: Sequence[str]) -> bool:
@@ -232,53 +177,3 @@ def is_longer(trainer: dict[str, Any], *, than: dict[str, Any]) -> bool:
     """Return whether no length limit of a `trainer` node is lower than in another one, and at least one is higher."""
     pairs = [[math.inf if node[name] in (None, -1) else node[name] for node in (than, trainer)] for name in LENGTHS]
     return all(after >= before for before, after in pairs) and any(after > before for before, after in pairs)
-
-
-def apply_changes(config: dict[str, Any], arguments: Sequence[str], run_dir: Path) -> dict[str, Any]:
-    """Return the config with overrides applied, after checking that they do not change what the run computes."""
-    result = OmegaConf.create(config)
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(arguments))
-        for override in parsed:
-            if override.is_sweep_override():
-                key, _, text = (override.input_line or "").partition("=")
-                raise ConfigError(f"{key}={text} has several values; a list needs brackets: {key}=[{text}]")
-            if is_unchanged(override, result):
-                continue
-            _check_changeable(override, run_dir)
-            overrides.check_override(override, result)
-            value = override.value()
-            if isinstance(value, str):  # a plain config has no interpolations and no escapes
-                value = value.replace("\\${", "${")
-            OmegaConf.update(result, override.key_or_group, value, merge=False)
-    except HydraException as error:
-        raise ConfigError(*str(error).split("\n")) from error
-    plain: Any = OmegaConf.to_container(result)
-    return dict(plain)
-
-
-def is_unchanged(override: Override, config: Any) -> bool:
-    """Return whether an override repeats the config, which confirms a value that refers to other folders."""
-    try:
-        found = OmegaConf.select(config, override.key_or_group)
-    except OmegaConfBaseException:
-        return False
-    return override.type == OverrideType.CHANGE and found is not None and found == override.value()
-
-
-def _check_changeable(override: Override, run_dir: Path) -> None:
-    key = override.key_or_group
-    if DECIDING.fullmatch(key):
-        raise ConfigError(
-            f"a resumed run keeps the metrics by which epochs are compared, so {override.input_line} is refused; start a new "
-            "run for another metric"
-        )
-    if (CONFIG_DIR / key).is_dir():
-        raise ConfigError(
-            f"a resumed run keeps its {key}, so {override.input_line} is refused; start a new run for another {key}"
-        )
-    if override.is_add() or override.is_force_add() or override.is_delete() or not key.startswith(CHANGEABLE):
-        raise ConfigError(
-            f"a resumed run keeps its config, so {override.input_line} is refused; of {run_dir} you can change "
-            f"{', '.join(f'{name}*' if name.endswith('.') else name for name in CHANGEABLE)}"
-        )

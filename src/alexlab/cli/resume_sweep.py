@@ -10,7 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from alexlab.cli.arguments import MULTIRUN, is_multirun, last_value, quote_paths
-from alexlab.cli.resume import ON_CHANGED_DATA, accepts_changed_data, check_foreign, override_keys
+from alexlab.cli.recorded_config import check_foreign, override_keys
+from alexlab.cli.resume import ON_CHANGED_DATA, accepts_changed_data
 from alexlab.config.confinement import check_folder
 from alexlab.config.grammar import quote_path
 from alexlab.errors import ConfigError

@@ -21,13 +21,13 @@ from alexlab.output.escape import print_line
 from alexlab.records import layout
 from alexlab.records.disk_errors import check_free_space
 from alexlab.sweeps.jobs import MULTIRUN, STORAGE
-from alexlab.sweeps.record import RECORD, check_record, make_record, read_record
+from alexlab.sweeps.record import check_sweep_record, make_record, read_record
 
 if TYPE_CHECKING:
     from alexlab.records.lock import RunLock
 
 # Files in a folder in which no work was started.
-UNUSED = {".hydra", layout.LOCK, ranks.NODE_MARKER, RECORD, MULTIRUN, STORAGE}
+UNUSED = {".hydra", layout.LOCK, ranks.NODE_MARKER, layout.SWEEP_JSON, MULTIRUN, STORAGE}
 
 # Folders created by the current command, parents first. Hydra builds the callback below, so they cannot be passed to it.
 _created: ContextVar[list[Path] | None] = ContextVar("created", default=None)
@@ -99,7 +99,7 @@ def _sweep_dir(config: DictConfig, *, given: bool) -> "tuple[Path, RunLock]":
 
     folder = Path(config.hydra.sweep.dir)
     record = make_record(OmegaConf.to_container(config)) if config.hydra.job.config_name == "train" else None
-    if given and record is not None and (folder / RECORD).is_file():
+    if given and record is not None and (folder / layout.SWEEP_JSON).is_file():
         before = read_record(folder)
         check_folder(folder)
         if before.overrides != record.overrides:
@@ -112,7 +112,7 @@ def _sweep_dir(config: DictConfig, *, given: bool) -> "tuple[Path, RunLock]":
     lock = RunLock(folder)
     if record is not None:
         try:
-            check_record(record)
+            check_sweep_record(record)
         except ValueError as error:
             print_line(f"if interrupted, this sweep cannot be resumed with -m resume=: {error}", file=sys.stderr)
         record.write(folder)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from alexlab.errors import ConfigError
+from alexlab.records.find import find_runs
 from alexlab.records.layout import BEST, LAST, RUN_JSON, SWEEP_JSON
 from alexlab.records.record import FINISHED
-from alexlab.records.results import find_runs, read_runs
+from alexlab.records.results import read_runs
 from alexlab.training.preprocessing import Inference, average_logits, eval_logits
 
 log = logging.getLogger(__name__)

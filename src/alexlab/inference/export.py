@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # maximum absolute difference of a logit
 OPSET = 20
+BATCH_SIZE = 32  # images per forward pass of the comparison
 
 Exported: TypeAlias = Callable[[Any], Tensor]  # from inputs of `TrainedModel.inference` to logits
 
@@ -232,20 +233,20 @@ FORMATS: dict[str, tuple[str, Callable[[TrainedModel, Path, Any], Exported]]] = 
 
 
 @torch.inference_mode()
-def largest_difference(model: TrainedModel, exported: Exported, images: Any, batch_size: int = 32) -> float:
+def largest_difference(model: TrainedModel, exported: Exported, images: Any) -> float:
     """Return the largest absolute difference of a logit between the checkpoint and the exported network.
 
     Args:
         model: trained model, on the CPU.
         exported: function from inputs of `model.inference` to logits.
-        images: these inputs: uint8 (N, C, H, W), for an ensemble a list of views.
-        batch_size: images per forward pass; a batch of a single image is compared too.
+        images: these inputs: uint8 (N, C, H, W), for an ensemble a list of views. A batch of a single
+            image is compared too.
 
     Raises:
         NumericError: if the difference is above 1e-4.
     """
     differences = []
-    for part in [batches(images, 1)[0], *batches(images, batch_size)]:
+    for part in [batches(images, 1)[0], *batches(images, BATCH_SIZE)]:
         differences.append((exported(part) - model.inference(part)).abs().max())
     largest = torch.stack(differences).max().item()  # NaN if any of them is
     if not largest <= TOLERANCE:

@@ -14,6 +14,7 @@ from alexlab.records.significance import wilson_interval
 if TYPE_CHECKING:
     from alexlab.inference.predictions import Predictions
 
+MAX_PAIRS = 20  # most frequent confusions that are listed
 NUM_BINS = 15  # Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599, section 4
 
 
@@ -82,10 +83,10 @@ def class_report(predictions: "Predictions", matrix: np.ndarray, names: Sequence
     return rows
 
 
-def confused_pairs(matrix: np.ndarray, names: Sequence[str], limit: int = 20) -> list[tuple[str, str, int, float]]:
+def confused_pairs(matrix: np.ndarray, names: Sequence[str]) -> list[tuple[str, str, int, float]]:
     """Return the most frequent confusions: label, predicted class, number of images, fraction of the label's images."""
     errors = _without_diagonal(matrix)
-    order = np.argsort(-errors, axis=None, kind="stable")[:limit]
+    order = np.argsort(-errors, axis=None, kind="stable")[:MAX_PAIRS]
     pairs = []
     for label, predicted in zip(*np.unravel_index(order, errors.shape), strict=True):
         count = int(errors[label, predicted])

@@ -18,7 +18,7 @@ from alexlab.training.preprocessing import Inference
 
 
 @dataclass(frozen=True)
-class Prediction:
+class FilePrediction:
     """Top classes of one file, or the reason why it cannot be read.
 
     Args:
@@ -42,7 +42,7 @@ def predict_files(
     top_k: int,
     batch_size: int,
     num_threads: int,
-) -> Iterator[Prediction]:
+) -> Iterator[FilePrediction]:
     """Predict files in order; unreadable files are yielded as errors and do not stop the iteration.
 
     Args:
@@ -87,7 +87,7 @@ def _prefetch(paths: Iterable[str], read: Reader, num_threads: int, num_prefetch
 @torch.inference_mode()
 def _predict_batch(
     inference: Inference | EnsembleInference, batch: list[tuple[str, Any]], top_k: int
-) -> Iterator[Prediction]:
+) -> Iterator[FilePrediction]:
     inputs = [item for _, item in batch if not isinstance(item, ImageError)]
     rows: Iterator[tuple[list[int], list[float]]] = iter([])
     if inputs:
@@ -96,7 +96,7 @@ def _predict_batch(
         rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     for path, item in batch:
         if isinstance(item, ImageError):
-            yield Prediction(path, error=item)
+            yield FilePrediction(path, error=item)
         else:
             classes, values = next(rows)
-            yield Prediction(path, tuple(classes), tuple(values))
+            yield FilePrediction(path, tuple(classes), tuple(values))

@@ -13,7 +13,7 @@ from rich.table import Table
 from alexlab.data.decode import decode
 from alexlab.errors import DataError
 from alexlab.inference.checkpoint import TrainedModel
-from alexlab.inference.predict import Prediction
+from alexlab.inference.predict import FilePrediction
 from alexlab.output.command_line import short_path
 from alexlab.output.csv_files import CellWriter
 from alexlab.output.escape import print_line, writable
@@ -70,7 +70,7 @@ class PredictionWriter:
         """Number of images that were predicted."""
         return self.class_counts.total()
 
-    def write(self, prediction: Prediction) -> None:
+    def write(self, prediction: FilePrediction) -> None:
         """Write the prediction or the error of one file."""
         path = writable(prediction.path)
         if prediction.error is not None:

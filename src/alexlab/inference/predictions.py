@@ -27,7 +27,7 @@ from alexlab.training.preprocessing import Inference
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("val", "test", "train", "all")
+SPLIT_CHOICES = ("val", "test", "train", "all")
 OWNER = "the checkpoint"  # in messages about classes
 
 
@@ -86,8 +86,8 @@ def select_split(
     Raises:
         DataError: if the folder or the split does not exist, or the model does not know one of its classes.
     """
-    if requested not in (None, *SPLITS):
-        raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got {requested!r}")
+    if requested not in (None, *SPLIT_CHOICES):
+        raise ConfigError(f"split must be one of {', '.join(SPLIT_CHOICES)}; got {requested!r}")
     if settings.root == NO_DATA:
         raise ConfigError(
             f"{model.label} does not name its data; set data.root=DIR to a folder of images, one folder per class"

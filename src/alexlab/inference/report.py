@@ -1,7 +1,6 @@
 """Report of an evaluation: files, tables for the terminal, and a page."""
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,7 +143,6 @@ def write_page(
         "evaluation.html",
         title=title,
         kind=kind,
-        date=time.strftime("%Y-%m-%d %H:%M"),
         score=(f"{100 * evaluation.top1:.2f}", "%", f"Top-1 accuracy, {evaluation.details['split']}"),
         sentence=evaluation.sentence,
         facts={

@@ -42,7 +42,7 @@ def _replace_first_conv(net: nn.Module, in_channels: int) -> None:
         conv.padding,  # type: ignore[arg-type]
         conv.dilation,  # type: ignore[arg-type]
         bias=conv.bias is not None,
-        padding_mode=conv.padding_mode,  # type: ignore[arg-type]
+        padding_mode=conv.padding_mode,
     )
     parent, _, leaf = name.rpartition(".")
     setattr(net.get_submodule(parent), leaf, replacement)

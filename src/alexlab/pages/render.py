@@ -1,6 +1,7 @@
 """Self-contained HTML pages from Jinja2 templates; they need no network."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ class Interval(NamedTuple):
         return f"{self.low:.4f} to {self.high:.4f}"
 
 
-class Estimate(NamedTuple):
+class SortableCell(NamedTuple):
     """A table cell of text that is sorted by its value.
 
     Args:
@@ -71,9 +72,9 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: file name, such as `evaluation.html`.
-        values: variables of the template; pages need `title`.
+        values: variables of the template; pages need `title`. `date` is now.
     """
-    return _ENVIRONMENT.get_template(template).render(**values)
+    return _ENVIRONMENT.get_template(template).render(date=time.strftime("%Y-%m-%d %H:%M"), **values)
 
 
 def file_links(files: Sequence[Path], page_dir: Path) -> list[Link]:
@@ -137,5 +138,5 @@ _ENVIRONMENT = Environment(
     keep_trailing_newline=True,
 )
 _ENVIRONMENT.filters |= {"value": format_value, "column_digits": column_digits}
-_ENVIRONMENT.tests["estimate"] = lambda value: isinstance(value, Estimate)
+_ENVIRONMENT.tests["estimate"] = lambda value: isinstance(value, SortableCell)
 _ENVIRONMENT.tests["interval"] = lambda value: isinstance(value, Interval)

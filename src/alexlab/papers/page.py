@@ -37,7 +37,7 @@ RULES = (
 
 
 @dataclass(frozen=True)
-class Row:
+class ClaimResult:
     """A claim and its result.
 
     Args:
@@ -70,7 +70,7 @@ class Row:
         return "-" if self.found is None else self.found.ours
 
 
-def measure_claims(reproduction: Reproduction) -> list[Row]:
+def measure_claims(reproduction: Reproduction) -> list[ClaimResult]:
     """Return the result of each claim."""
     rows = []
     for name, claim in reproduction.claims.items():
@@ -78,20 +78,24 @@ def measure_claims(reproduction: Reproduction) -> list[Row]:
         try:
             found = reproduction.measure(claim)
         except AlexlabError as error:
-            rows.append(Row(name, claim, None, UNDECIDED, f"It cannot be measured: {error}"))
+            rows.append(ClaimResult(name, claim, None, UNDECIDED, f"It cannot be measured: {error}"))
             continue
         if missing is not None:
-            rows.append(Row(name, claim, None, SKIPPED, f"Set {missing}=DIR to the folder of its images."))
+            rows.append(ClaimResult(name, claim, None, SKIPPED, f"Set {missing}=DIR to the folder of its images."))
         elif found is None and not _incomplete(reproduction, claim):
             rows.append(
-                Row(name, claim, None, UNDECIDED, f"{_counts(reproduction, claim)} They lack what it is measured on.")
+                ClaimResult(
+                    name, claim, None, UNDECIDED, f"{_counts(reproduction, claim)} They lack what it is measured on."
+                )
             )
         elif found is None:
-            rows.append(Row(name, claim, None, NOT_RUN, _counts(reproduction, claim)))
+            rows.append(ClaimResult(name, claim, None, NOT_RUN, _counts(reproduction, claim)))
         else:
             few = any(len(reproduction.finished(setting)) < claim.min_seeds for setting in claim.settings)
             verdict = UNDECIDED if few else found.verdict
-            rows.append(Row(name, claim, found, verdict, f"{found.detail} {_incomplete(reproduction, claim)}".strip()))
+            rows.append(
+                ClaimResult(name, claim, found, verdict, f"{found.detail} {_incomplete(reproduction, claim)}".strip())
+            )
     return rows
 
 
@@ -139,7 +143,7 @@ def write_results(reproduction: Reproduction) -> Path:
     return page
 
 
-def _values(row: Row) -> dict[str, Any]:
+def _values(row: ClaimResult) -> dict[str, Any]:
     estimate = None if row.found is None else row.found.estimate
     return {
         "claim": row.name,
@@ -172,7 +176,7 @@ def _machine(runs: Sequence[RunResult]) -> dict[str, Any]:
     }
 
 
-def render_reproduction(reproduction: Reproduction, rows: Sequence[Row], runs: Sequence[RunResult]) -> str:
+def render_reproduction(reproduction: Reproduction, rows: Sequence[ClaimResult], runs: Sequence[RunResult]) -> str:
     """Return the page of a reproduction.
 
     Args:
@@ -201,7 +205,6 @@ def render_reproduction(reproduction: Reproduction, rows: Sequence[Row], runs: S
         "reproduce.html",
         title=paper.title,
         kind="Reproduction",
-        date=time.strftime("%Y-%m-%d %H:%M"),
         score=(str(counts[AGREES]), f"of {len(rows)}", "claims agree"),
         sentence=f"{sentence} {paper.reduction}" if reproduction.scale == "small" else sentence,
         facts=facts,
@@ -218,7 +221,7 @@ def _counted(count: int, verdict: str) -> str:
     return f"{count} {verdict.removesuffix('s') if count > 1 and verdict in (AGREES, DIFFERS) else verdict}"
 
 
-def _section(row: Row) -> dict[str, Any]:
+def _section(row: ClaimResult) -> dict[str, Any]:
     """Return the variables of the section of a claim."""
     panels = row.found.panels if row.found else []
     return {

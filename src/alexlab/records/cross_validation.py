@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from alexlab.errors import ConfigError
+from alexlab.records.find import find_runs
 from alexlab.records.record import FINISHED
-from alexlab.records.results import RunResult, find_runs, read_run
+from alexlab.records.results import RunResult, read_run
 from alexlab.records.saved_predictions import SavedPredictions, read_predictions
 from alexlab.records.settings import differing_keys
 

@@ -18,7 +18,7 @@ Record: TypeAlias = dict[str, Any]  # of a run, checked
 COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
-class Difference(NamedTuple):
+class RecordDifference(NamedTuple):
     """A property in which two runs differ.
 
     Args:
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
     after: str
 
 
-def record_differences(a: Sequence[Record], b: Sequence[Record]) -> list[Difference]:
+def record_differences(a: Sequence[Record], b: Sequence[Record]) -> list[RecordDifference]:
     """Return the differences between the runs of A and those of B in code, images, versions and machine.
 
     A cell lists the different values of its runs. Code with uncommitted changes counts as different, because two runs with
@@ -40,15 +40,15 @@ def record_differences(a: Sequence[Record], b: Sequence[Record]) -> list[Differe
     Args:
         a, b: records of the runs.
     """
-    code = Difference("code", *_cells(_code, a, b))
+    code = RecordDifference("code", *_cells(_code, a, b))
     found = [code] if any(record["code"]["dirty"] for record in (*a, *b)) else _unequal([code])
     counts, fingerprints = _cells(_counts, a, b), _cells(_fingerprint, a, b)
     if counts[0] == counts[1] and all(fingerprints) and fingerprints[0] != fingerprints[1]:
         counts = _cells(_images, a, b)
-    found += _unequal([Difference("images", *counts)])
+    found += _unequal([RecordDifference("images", *counts)])
     names = sorted({name for record in (*a, *b) for name in record["versions"]})
-    versions = [Difference(f"version of {name}", *_cells(partial(_version, name), a, b)) for name in names]
-    rows = [*found, *_unequal([*versions, Difference("machine", *_cells(_machine, a, b))])]
+    versions = [RecordDifference(f"version of {name}", *_cells(partial(_version, name), a, b)) for name in names]
+    rows = [*found, *_unequal([*versions, RecordDifference("machine", *_cells(_machine, a, b))])]
     return [row for row in rows if row.before and row.after]
 
 
@@ -57,7 +57,7 @@ def _cells(describe: Callable[[Record], str], a: Sequence[Record], b: Sequence[R
     return ["; ".join(dict.fromkeys(filter(None, map(describe, records)))) for records in (a, b)]
 
 
-def _unequal(differences: Sequence[Difference]) -> list[Difference]:
+def _unequal(differences: Sequence[RecordDifference]) -> list[RecordDifference]:
     return [each for each in differences if each.before != each.after]
 
 

@@ -7,14 +7,13 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from alexlab.errors import ConfigError
 from alexlab.output.command_line import command_line, short_path
-from alexlab.pages.render import Estimate, Link, render
+from alexlab.pages.render import Link, SortableCell, render
 from alexlab.records.atomic import atomic_path
 from alexlab.records.layout import CURVES, LOGS, PREVIEW, outputs_dir
 from alexlab.records.listing import ListEntry, count_statuses, date_text, group_sweeps, list_runs, score_text
@@ -90,7 +89,6 @@ def _values(root: Path) -> dict[str, Any]:
     return {
         "title": f"All runs in {short_path(root)}",
         "kind": "runs, sweeps and pages",
-        "date": f"{datetime.now():%Y-%m-%d %H:%M}",
         "details": {"runs": ", ".join(count_statuses(runs)) or "none", "sweeps": len(sweeps), "pages": len(pages)},
         "list_command": command_line("runs"),
         "curves": _curves(root, entries),
@@ -171,8 +169,8 @@ def _link(root: Path, path: Path, *, name: str | None = None) -> Link:
     return Link(name or str(relative), quote(os.fsencode(relative)))
 
 
-def _score(run: RunResult | None) -> Estimate | None:
+def _score(run: RunResult | None) -> SortableCell | None:
     """Return a cell of the best score of a run."""
     if run is None or run.best_score is None:
         return None
-    return Estimate(run.best_score, score_text(run))
+    return SortableCell(run.best_score, score_text(run))

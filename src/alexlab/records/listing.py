@@ -6,10 +6,11 @@ from datetime import datetime
 from pathlib import Path
 
 from alexlab.errors import ConfigError
+from alexlab.records.find import find_runs
 from alexlab.records.layout import SWEEP_JSON
 from alexlab.records.optimized import metric_label
 from alexlab.records.record import FINISHED, STATES, default_record
-from alexlab.records.results import RunResult, best_run, find_runs, read_run, with_tags
+from alexlab.records.results import RunResult, best_run, read_run, with_tags
 
 UNREADABLE = "unreadable"  # status of a run whose run.json is corrupt; `reason` has the cause
 STATUSES = (*STATES, UNREADABLE)

@@ -170,14 +170,9 @@ def verdict(ranking: Ranking) -> str:
         )
     untested = f" {_not_compared(ranking)}" if ranking.untested else ""
     if len(ranking.tied) == 1:
-        count = len(others) - len(ranking.untested)
-        rest = (
-            f"{second} is"
-            if len(others) == 1
-            else "one other setting is"
-            if count == 1
-            else f"each of the {count} other settings is"
-        )
+        num_tested = len(others) - len(ranking.untested)
+        rest = "one other setting is" if num_tested == 1 else f"each of the {num_tested} other settings is"
+        rest = f"{second} is" if len(others) == 1 else rest
         is_best = "is best" if ranking.is_clear else f"is {metric.superlative}"
         return f"{best.name} {is_best} ({score}): {rest} significantly worse.{untested}"
     names = [f"{group.name} ({group.mean():.4f})" for group in ranking.tied]

@@ -7,15 +7,16 @@ from typing import Any
 from alexlab.output.command_line import short_path
 from alexlab.output.csv_files import write_csv
 from alexlab.output.escape import escape_markdown
-from alexlab.pages.render import Estimate, Interval, column_digits, format_value
+from alexlab.pages.render import Interval, SortableCell, column_digits, format_value
 from alexlab.records.disk_errors import make_out_dir
+from alexlab.records.find import find_runs
 from alexlab.records.optimized import OptimizedMetric, metric_title
 from alexlab.records.out_of_fold import write_out_of_fold
 from alexlab.records.ranking import rank_groups, verdict
 from alexlab.records.ranking_notes import notes
 from alexlab.records.record import FAILED, INTERRUPTED
 from alexlab.records.report_page import Table, render_page, title
-from alexlab.records.results import RunResult, common_metric, find_runs, read_runs, with_tags
+from alexlab.records.results import RunResult, common_metric, read_runs, with_tags
 from alexlab.records.run_groups import RunGroup, group_seeds, mean_interval, mean_or_none
 from alexlab.records.settings import differing_keys, key_values, run_keys, score_names
 from alexlab.records.significance import Difference
@@ -82,9 +83,9 @@ def _group_table(
             group.std(scores[0]),
             *_difference_cells(difference, is_accuracy=group.optimized.is_accuracy),
             *(group.mean(name) for name in scores[1:]),
-            _whole(mean_or_none([run.best_epoch for run in group.runs], digits=1)),
+            _whole(mean_or_none([run.best_epoch for run in group.runs])),
             group.train_s,
-            mean_or_none([run.record.get("images_per_s") for run in group.runs], digits=1),
+            mean_or_none([run.record.get("images_per_s") for run in group.runs]),
             group.parameters,
             ", ".join(f"{statuses.count(status)} {status}" for status in sorted({*statuses})),
         ]
@@ -100,7 +101,7 @@ def _difference_columns(first: str) -> tuple[str, str]:
     return f"Difference to best{', points' if first in ('Top-1', 'Top-5') else ''}", "p"
 
 
-def _difference_cells(difference: Difference | None, *, is_accuracy: bool) -> tuple[Estimate | None, str | None]:
+def _difference_cells(difference: Difference | None, *, is_accuracy: bool) -> tuple[SortableCell | None, str | None]:
     """Return a difference with its interval, of accuracies in points, and its p-value."""
     if difference is None:
         return None, None
@@ -109,7 +110,7 @@ def _difference_cells(difference: Difference | None, *, is_accuracy: bool) -> tu
         f"{scale * number:+.{digits}f}" for number in (difference.value, difference.low, difference.high)
     )
     p = "<0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
-    return Estimate(difference.value, f"{value} ({low} to {high})"), p
+    return SortableCell(difference.value, f"{value} ({low} to {high})"), p
 
 
 def _without_trivial(table: Table, first: str) -> Table:
@@ -152,8 +153,8 @@ def _run_values(run: RunResult, keys: Sequence[str], scores: Sequence[str]) -> l
         run.seed,
         *(run.score(name) for name in scores),
         run.best_epoch,
-        mean_or_none([run.train_s], digits=1),
-        mean_or_none([run.record.get("images_per_s")], digits=1),
+        mean_or_none([run.train_s]),
+        mean_or_none([run.record.get("images_per_s")]),
     ]
 
 

@@ -66,7 +66,6 @@ def render_page(
         "report.html",
         title=title(runs, keys),
         kind="Report",
-        date=time.strftime("%Y-%m-%d %H:%M"),
         score=_score(ranked[0]) if best else None,
         verdict=verdict(ranking),
         notes=notes(ranking),

@@ -32,7 +32,7 @@ class RunGroup:
 
     @property
     def train_s(self) -> float | None:
-        return mean_or_none([run.train_s for run in self.runs], digits=1)
+        return mean_or_none([run.train_s for run in self.runs])
 
     @property
     def optimized(self) -> OptimizedMetric:
@@ -79,8 +79,8 @@ class RunGroup:
     @property
     def missing_folds(self) -> list[int]:
         """The folds that no seed has together with all others; empty if a seed is complete."""
-        found = [self.folds - {run.fold for run in runs} for runs in self.trainings().values()]
-        return sorted(min(found, key=len)) if found else []
+        found = [sorted(self.folds - {run.fold for run in runs}) for runs in self.trainings().values()]
+        return min(found, key=lambda folds: len(folds), default=[])
 
     @property
     def num_incomplete(self) -> int:
@@ -147,10 +147,12 @@ def mean_interval(group: RunGroup) -> tuple[float, float] | None:
 def group_seeds(runs: Sequence[RunResult], keys: Sequence[str]) -> list[RunGroup]:
     """Return the runs grouped by the values of the keys, so that the runs of a group differ only in seed and fold."""
     groups: dict[str, RunGroup] = {}
-    folds = {run.fold for run in runs if run.status == FINISHED}
+    folds: dict[int | None, set[int]] = {}  # by number of folds
     for run in runs:
-        values = key_values(run, keys)
-        needed = frozenset(folds - {None}) if run.num_folds else frozenset()
+        if run.status == FINISHED and run.fold is not None:
+            folds.setdefault(run.num_folds, set()).add(run.fold)
+    for run in runs:
+        values, needed = key_values(run, keys), frozenset(folds.get(run.num_folds, ()))
         groups.setdefault(repr(values), RunGroup(values, folds=needed)).runs.append(run)
     return list(groups.values())
 
@@ -168,10 +170,9 @@ def main_effects(groups: Sequence[RunGroup], keys: Sequence[str]) -> dict[str, d
     return effects
 
 
-def mean_or_none(values: Sequence[float | None], *, digits: int | None = None) -> float | None:
-    """Return the mean of the values that are not None, rounded to `digits`; None if all are None."""
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are not None, rounded to one decimal; None if all are None."""
     known = [float(value) for value in values if value is not None]
     if not known:
         return None
-    mean = sum(known) / len(known)
-    return mean if digits is None else round(mean, digits)
+    return round(sum(known) / len(known), 1)

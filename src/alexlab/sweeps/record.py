@@ -25,7 +25,6 @@ from alexlab.records.atomic import write_atomic
 from alexlab.records.layout import LAUNCHER_OVERRIDES, SWEEP_JSON
 from alexlab.sweeps.entries import to_entry, to_override
 
-RECORD = SWEEP_JSON
 VERSION = 1
 MAX_BYTES = 10_000_000
 LAUNCHERS = ("sequential", "parallel", "submitit", "ray")
@@ -80,7 +79,7 @@ class SweepRecord:
 
     def write(self, folder: Path) -> None:
         """Write the record."""
-        write_atomic(folder / RECORD, (json.dumps({"version": VERSION, **vars(self)}, indent=2) + "\n").encode())
+        write_atomic(folder / SWEEP_JSON, (json.dumps({"version": VERSION, **vars(self)}, indent=2) + "\n").encode())
 
 
 def make_record(config: Any) -> SweepRecord:
@@ -125,7 +124,7 @@ def read_record(folder: Path) -> SweepRecord:
     Raises:
         ConfigError: if the record is missing or contains anything that `make_record` would not write.
     """
-    path = folder / RECORD
+    path = folder / SWEEP_JSON
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
@@ -133,16 +132,16 @@ def read_record(folder: Path) -> SweepRecord:
         if not isinstance(found, dict) or found.pop("version", None) != VERSION:
             raise ValueError(f"it must be an object of version {VERSION}")
         record = SweepRecord(**found)
-        check_record(record)
+        check_sweep_record(record)
     except FileNotFoundError as error:
-        raise ConfigError(f"-m resume= needs the folder of a sweep; {folder} has no {RECORD}") from error
+        raise ConfigError(f"-m resume= needs the folder of a sweep; {folder} has no {SWEEP_JSON}") from error
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{path} is not a sweep record written by alexlab: {reason}") from error
     return record
 
 
-def check_record(record: SweepRecord) -> None:
+def check_sweep_record(record: SweepRecord) -> None:
     """Raise ValueError for anything in a record that alexlab would not write."""
     if not isinstance(record.overrides, list) or not isinstance(record.dropped, list):
         raise ValueError("overrides and dropped must be lists")

@@ -71,9 +71,7 @@ def main(run: Run) -> None:
     print_line(f"{short_path(run.dir)}/explain.html, {', '.join(f'{name}.png' for name in grids)}")
 
 
-def check(config: dict[str, Any]) -> None:
-    """Check what can be checked before the checkpoint is loaded."""
-    evaluate.check(config)
+check = evaluate.check
 
 
 def _check_options(config: dict[str, Any]) -> None:

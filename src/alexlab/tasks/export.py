@@ -72,9 +72,7 @@ def export(model: "TrainedModel", file_format: str, path: Path, images: Any) -> 
         raise
 
 
-def check(config: dict[str, Any]) -> None:
-    """Check what can be checked before the checkpoint is loaded."""
-    evaluate.check(config)
+check = evaluate.check
 
 
 def comparison_images(config: dict[str, Any], model: "TrainedModel") -> Any:

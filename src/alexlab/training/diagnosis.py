@@ -70,7 +70,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Cause:
     """Measured cause of a loss that does not fall.
 
     Args:
@@ -103,11 +103,11 @@ class Finding:
         return f"try {' or '.join(keys)}" if keys else "try a net with batch norms"
 
 
-def find_cause(state: State) -> Finding | None:
+def find_cause(state: State) -> Cause | None:
     """Return the first measured cause in the order data, signal, weights; None if there is none."""
     start, now = state.start, state.now
     if state.classes_seen < 2:
-        return Finding("one class", "all training images are of one class", "check the labels")
+        return Cause("one class", "all training images are of one class", "check the labels")
     # Weights that all start at 0 have no relative change.
     change = state.first_change if math.isfinite(state.first_change) else GOOD_FIRST_STEP
     lower = state.lr * min(0.1, _power_of_ten(GOOD_FIRST_STEP / max(change, 1e-12)))
@@ -115,41 +115,41 @@ def find_cause(state: State) -> Finding | None:
         return _dying_units(state, lower)
     if start.images < FLAT_IMAGES:
         measured = f"after normalization the images of a batch differ by {start.images:.0e} of their size"
-        return Finding("equal images", measured, "check preview.png, data.mean and data.std")
+        return Cause("equal images", measured, "check preview.png, data.mean and data.std")
     divergence = _divergence(state)
     if divergence is not None:
-        return Finding("learning rate too high", divergence, lr=lower)
+        return Cause("learning rate too high", divergence, lr=lower)
     dead = start.first_dead()
     if dead is not None and start.logits < FLAT_LOGITS:
-        return Finding("dead units", f"the units of {dead} have been 0 for all images since the start")
+        return Cause("dead units", f"the units of {dead} have been 0 for all images since the start")
     if state.change < FROZEN_STEP and not state.warming_up:
         factor = _power_of_ten(GOOD_STEP / state.change) if state.change else 1e4
         measured = (
             f"a step changes the weights by {state.change:.0e} of their size, at a learning rate of {state.lr:.2g}"
         )
-        return Finding("learning rate too low", measured, lr=state.lr * factor)
+        return Cause("learning rate too low", measured, lr=state.lr * factor)
     if start.logits < FLAT_LOGITS:
         layer = start.first_without_spread(FLAT_LAYER)
         where = "" if layer is None else f", and from {layer} on the activations by under {FLAT_LAYER:.0%}"
         measured = f"at the start the logits differed between images by {start.logits:.0e}{where}"
-        return Finding("vanishing signal", f"{measured}; now the logits differ by {now.logits:.0e}")
+        return Cause("vanishing signal", f"{measured}; now the logits differ by {now.logits:.0e}")
     dead = now.first_dead()
     if dead is not None and now.logits < FLAT_LOGITS:
-        return Finding("dead units", f"the units of {dead} are 0 for all images", lr=lower)
+        return Cause("dead units", f"the units of {dead} are 0 for all images", lr=lower)
     if now.logits < min(FLAT_LOGITS, LOST * start.logits):
         measured = f"the logits differ between images by {now.logits:.0e}, at the start by {start.logits:.0e}"
-        return Finding("lost signal", measured, lr=lower)
+        return Cause("lost signal", measured, lr=lower)
     return _dying_units(state, lower)
 
 
-def _dying_units(state: State, lr: float) -> Finding | None:
+def _dying_units(state: State, lr: float) -> Cause | None:
     """Return the first layer most of whose units have died, or None."""
     before = {layer.name: layer.dead for layer in state.start.layers}
     for layer in state.now.layers:
         if layer.dead > DYING and before.get(layer.name, 1.0) < ALIVE:
             now, start = f"{layer.dead:.0%}", f"{before[layer.name]:.0%}"
             measured = f"{now} of the units of {layer.name} are 0 for all images, at the start {start}"
-            return Finding(DYING_UNITS, measured, lr=lr)
+            return Cause(DYING_UNITS, measured, lr=lr)
     return None
 
 

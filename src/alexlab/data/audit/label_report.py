@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +132,6 @@ def write_page(report: LabelReport, path: Path, *, decoding: Decoding, commands:
         "labels.html",
         title=f"Labels of {report.root}",
         kind="Label errors",
-        date=time.strftime("%Y-%m-%d %H:%M"),
         num_suspects=f"{len(rows):,}",
         sentence=f"{report.headline}. The weaker the nets, the more of these labels are correct: the nets agree with "
         f"{100 * predictions.accuracy:.1f} % of all labels.",

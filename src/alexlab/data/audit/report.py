@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -136,7 +135,6 @@ def write_page(result: AuditResult, path: Path) -> None:
         "check.html",
         title=f"Check of {result.root}",
         kind="Dataset check",
-        date=time.strftime("%Y-%m-%d %H:%M"),
         num_findings=f"{len(result.findings):,}",
         verdict=_verdict(result),
         facts={

@@ -24,6 +24,7 @@ from alexlab.errors import ConfigError, DataError
 from alexlab.output.command_line import command_line
 
 INDEX, VERSION = "index.json", 1
+KEY = "data.url"
 KIND = "alexlab shards"
 SPARE_SHARDS = 4  # shards in the cache besides those that are shuffled and prefetched, for example of the validation
 
@@ -61,7 +62,6 @@ def find_sharded_splits(
     *,
     cache_dir: Path,
     val_split: str = "val",
-    key: str = "data.url",
 ) -> Splits:
     """Return the splits of a location with shards.
 
@@ -70,16 +70,15 @@ def find_sharded_splits(
         stream: shuffling, prefetching and caching.
         cache_dir: folder of cached copies.
         val_split: `val`, or `test` to validate on the test split.
-        key: config key of `url`, for messages.
 
     Raises:
         DataError: if the index or one of its tables is missing or corrupt.
         ConfigError: if the cache is too small.
     """
-    check_location(url, key)
+    check_location(url, KEY)
     check_val_split(val_split)
     store = Store(url, cache_dir, stream.cache_bytes)
-    index = _read_index(store, key)
+    index = _read_index(store)
     try:
         _check_cache_size(index, stream)
         classes = [str(name) for name in index["classes"]]
@@ -111,7 +110,7 @@ def _combine(splits: Mapping[str, Split], notes: Sequence[str], val_split: str, 
     return Splits(train, val, test, notes=(*notes, *swapped)).with_missing_class_notes()
 
 
-def _read_index(store: Store, key: str) -> dict[str, Any]:
+def _read_index(store: Store) -> dict[str, Any]:
     try:
         path = store.get(INDEX, INDEX) if is_url(store.url) else Path(store.url, INDEX)
         try:
@@ -123,7 +122,7 @@ def _read_index(store: Store, key: str) -> dict[str, Any]:
     except (DataError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"{key} must be a location written by {command_line('prepare', 'action=shard')}; got {store.url}: {reason}"
+            f"{KEY} must be a location written by {command_line('prepare', 'action=shard')}; got {store.url}: {reason}"
         ) from error
     if index.get("version") != VERSION:
         raise DataError(f"the shards of {store.url} were written by another version of alexlab; write them again")

@@ -1,7 +1,6 @@
 """Report of a comparison: files, tables for the terminal, and a page."""
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -228,7 +227,6 @@ def write_page(comparison: Comparison, context: Context, path: Path, grids: Sequ
         "compare.html",
         title=f"{a.title} and {b.title}: {context.split_name} split",
         kind="Comparison",
-        date=time.strftime("%Y-%m-%d %H:%M"),
         score=(f"{100 * comparison.difference.value:+.2f}", "points", "Top-1 accuracy, B minus A"),
         verdict=comparison.verdict,
         facts={

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from alexlab.errors import ConfigError
+from alexlab.records.find import find_runs, last_run
 from alexlab.records.layout import BEST, LAST, RUN_JSON
 from alexlab.records.record import FINISHED
-from alexlab.records.results import RunResult, find_runs, last_run, obstacle, read_run, read_runs
+from alexlab.records.results import RunResult, obstacle, read_run, read_runs
 from alexlab.records.run_groups import group_seeds
 from alexlab.records.saved_predictions import SavedPredictions, read_predictions
 from alexlab.records.settings import differing_keys

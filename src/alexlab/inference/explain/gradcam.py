@@ -8,20 +8,19 @@ from alexlab.inference.explain.activations import call_on_layers, last_feature_l
 from alexlab.training.preprocessing import Inference
 
 
-def grad_cam(inference: Inference, images: Tensor, classes: Tensor, layer: str | None = None) -> Tensor:
-    """Return the Grad-CAM of images.
+def grad_cam(inference: Inference, images: Tensor, classes: Tensor) -> Tensor:
+    """Return the Grad-CAM of images, by the last feature maps of the network.
 
     Args:
         inference: network with its preprocessing.
         images: uint8 (N, C, H, W).
         classes: class to explain for each image, int64 (N,).
-        layer: name of the layer whose feature maps are weighted; None selects the last feature maps of the network.
 
     Returns:
         float32 (N, H, W), scaled to a maximum of 1 per image; zero everywhere if nothing is evidence for the class.
     """
     inputs = inference.normalize(images)
-    layer = layer or last_feature_layer(inference.net, inputs)
+    layer = last_feature_layer(inference.net, inputs)
     maps: list[Tensor] = []
 
     def keep(name: str, _: Tensor, output: Tensor) -> Tensor | None:

@@ -25,6 +25,7 @@ from alexlab.pages.image_grid import CaptionedImage, ImageGrid
 Grids = dict[str, ImageGrid]
 View = Callable[[Tensor], Tensor]
 
+NUM_CLASSES = 3  # most probable classes that an image is explained for
 NUM_REFERENCES = 1000  # training images, evenly spaced, for the typical distance
 HEAT_MAP = "The heat map shows the evidence for the prediction (Grad-CAM): yellow is the most, grey is none."
 
@@ -83,19 +84,18 @@ def _heat_map(image: Tensor, cam: Tensor, line: str) -> CaptionedImage:
     return CaptionedImage(overlaid(image, cam).numpy(), (line,) if cam.any() else (line, "no evidence found"))
 
 
-def image_grids(model: TrainedModel, image: Tensor, path: str, num_classes: int = 3) -> Grids:
+def image_grids(model: TrainedModel, image: Tensor, path: str) -> Grids:
     """Return Grad-CAM of the top classes of an image, and its feature maps in each convolution.
 
     Args:
         model: trained model.
         image: input of the network, uint8 (C, H, W).
         path: path of the image, for the captions.
-        num_classes: number of top classes.
     """
     images, name = image[None], os.path.basename(path)
     with torch.inference_mode():
         probs = model.single.probs(images)[0].cpu()
-    top = probs.topk(min(num_classes, len(probs)))
+    top = probs.topk(min(NUM_CLASSES, len(probs)))
     cams = grad_cam(model.single, images.expand(len(top.indices), -1, -1, -1), top.indices)
     group = [CaptionedImage(_pixels(image), (name,))]
     for cam, number, prob in zip(cams, top.indices.tolist(), top.values.tolist(), strict=True):

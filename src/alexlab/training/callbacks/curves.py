@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 MAX_MARKERS = 30  # epochs up to which each has a marker
 VAL, TRAIN, TOP5, RATE = SERIES[0], SERIES[1], SERIES[5], SERIES[6]
-Row = dict[str, float]
 
 
-def draw_curves(rows: Sequence[Row], path: Path, *, title: str, metric: str = "top1", mode: str = "max") -> None:
+def draw_curves(
+    rows: Sequence[dict[str, float]], path: Path, *, title: str, metric: str = "top1", mode: str = "max"
+) -> None:
     """Plot loss, accuracy and learning rate over the epochs as PNG, with the best epoch marked.
 
     Args:
@@ -49,7 +50,7 @@ def draw_curves(rows: Sequence[Row], path: Path, *, title: str, metric: str = "t
     write_atomic(path, png(figure))
 
 
-def _draw(axes: "Axes", rows: Sequence[Row], lines: dict[str, tuple[str, str, str]], name: str) -> None:
+def _draw(axes: "Axes", rows: Sequence[dict[str, float]], lines: dict[str, tuple[str, str, str]], name: str) -> None:
     for key, (label, color, style) in lines.items():
         points = [(row["epoch"], row[key]) for row in rows if key in row]
         if points:
@@ -61,7 +62,7 @@ def _draw(axes: "Axes", rows: Sequence[Row], lines: dict[str, tuple[str, str, st
         integer_ticks(axes, int(rows[0]["epoch"]), int(rows[-1]["epoch"]))
 
 
-def _mark_best(axes: "Axes", rows: Sequence[Row], key: str, mode: str) -> None:
+def _mark_best(axes: "Axes", rows: Sequence[dict[str, float]], key: str, mode: str) -> None:
     """Mark the best epoch with its value; of equal values, that with the lower loss."""
     found = [row for row in rows if row.get(key, float("nan")) == row.get(key)]  # without NaN
     if not found:
