@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alexlab.records.results import RunResult, find_runs, read_runs
+from alexlab.records.find import find_runs
+from alexlab.records.results import RunResult, read_runs
 
 RESULTS = Path(__file__).resolve().parent / "data/results"
 VERSIONS = ("torch", "torchvision", "lightning")
