@@ -238,6 +238,16 @@ def test_failed_runs_are_reported_and_do_not_decide(tmp_path: Path) -> None:
     assert (found.folder / "reproduce.html").exists()
 
 
+def test_a_learning_rate_that_fails_is_not_chosen(tmp_path: Path) -> None:
+    found = reproduction(tmp_path, f"cifar10.root={tmp_path}", "claims=[relu]", "seeds=1")
+    for name, rates in (("relu", (0.001, 0.003)), ("tanh", (0.003, 0.01))):
+        for rate in rates:
+            folder = finish(found, name, 1, rate=rate, errors=[0.5, 0.2])
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"status": "failed"}))
+    assert found.best_rate("tanh") == 0.003 and found.failed() == []
+
+
 def test_a_claim_that_cannot_be_measured_leaves_the_others(tmp_path: Path) -> None:
     found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[lrn,kernels]", "seeds=2")
     for seed in (1, 2):

@@ -111,8 +111,9 @@ class Reproduction:
         return [run for run in runs if run.status == FINISHED]
 
     def failed(self) -> list[PaperRun]:
-        """Return the planned runs that have failed."""
-        planned = [*self.first_runs(), *self.later_runs()]
+        """Return the planned runs that have failed, without those at a learning rate that another one replaces."""
+        chosen = {name for name in self.settings if self.best_rate(name) is not None}
+        planned = [*(run for run in self.first_runs() if run.setting not in chosen), *self.later_runs()]
         return [
             run for run, found in zip(planned, self._read(planned), strict=True) if found and found.status == FAILED
         ]
