@@ -144,7 +144,7 @@ def test_a_late_rank_fails_if_rank_0_trains_alone(
     variables = {"WORLD_SIZE": 2, "MASTER_ADDR": LOOPBACK, "MASTER_PORT": free_ports(1)[0]}
     overrides = (*OVERRIDES, f"data.root={images}", "trainer.max_epochs=100")
     first = Rank(tmp_path, 0, {"RANK": 0, **variables}, *overrides)
-    while "ignoring rank" not in (first.output() if first.log.exists() else ""):
+    while "running alone and ignoring" not in (first.output() if first.log.exists() else ""):
         assert first.process.is_alive()
     late = Rank(tmp_path, 1, {"RANK": 1, **variables}, *overrides)
     assert late.wait() == 1

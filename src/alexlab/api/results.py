@@ -1,4 +1,4 @@
-"""What a trained model returns: predictions and explanations."""
+"""Results of a trained model: predictions and explanations."""
 
 import io
 from dataclasses import dataclass, field
