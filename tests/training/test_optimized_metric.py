@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from alexlab.cli.resume import _check_changeable
+from alexlab.cli.recorded_config import _check_changeable
 from alexlab.config.build import callbacks
 from alexlab.config.monitors import optimized_metric, with_mode
 from alexlab.errors import ConfigError
