@@ -174,6 +174,9 @@ def test_unknown_suites_are_refused() -> None:
         check({"suite": "fits"})
     with pytest.raises(ConfigError, match=r"benchmark\.pairs must be at least 1; got 0"):
         BenchmarkConfig(pairs=0)
+    with pytest.raises(ConfigError, match=r"benchmark\.train_images must be at least 1; got -1"):
+        BenchmarkConfig(train_images=-1)
+    assert BenchmarkConfig(train_images=None).train_images is None
     overrides = train_overrides(
         {"model": "nin", "data": "folder", "debug": "None"}, ["model=nin", "suite=epochs", "seed=2"]
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from alexlab.data.manifest import ManifestRow, write_manifest
+from alexlab.data.spacing import evenly_spaced
 from alexlab.data.splits import Split, Splits
 from alexlab.errors import ConfigError
 
@@ -42,8 +43,8 @@ class BenchmarkConfig:
     peer_epochs: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "steps", "loader_images", "peer_epochs"):
-            if getattr(self, name) < 1:
+        for name in ("pairs", "steps", "loader_images", "peer_epochs", "train_images", "val_images"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"benchmark.{name} must be at least 1; got {getattr(self, name)}")
 
 
@@ -55,9 +56,9 @@ def write_subset(splits: Splits, num_train: int | None, num_val: int | None, pat
     Raises:
         ConfigError: if there is no such validation image.
     """
-    train = _evenly_spaced(np.arange(len(splits.train)), num_train)
+    train = _sample(np.arange(len(splits.train)), num_train)
     known = np.isin(splits.val.labels, splits.train.labels[train])
-    val = _evenly_spaced(np.flatnonzero(known), num_val)
+    val = _sample(np.flatnonzero(known), num_val)
     if not len(val):
         raise ConfigError(
             "benchmark.train_images must be large enough to include a class that has validation images; "
@@ -68,10 +69,9 @@ def write_subset(splits: Splits, num_train: int | None, num_val: int | None, pat
     return path
 
 
-def _evenly_spaced(indices: np.ndarray, count: int | None) -> np.ndarray:
+def _sample(indices: np.ndarray, count: int | None) -> np.ndarray:
     """Return at most `count` of sorted indices; None for all."""
-    positions = np.linspace(0, len(indices) - 1, min(len(indices), count or len(indices))).round().astype(int)
-    return np.asarray(indices[np.unique(positions)])
+    return indices if count is None else np.asarray(indices[evenly_spaced(len(indices), count)])
 
 
 def _manifest_row(split: Split, index: int, name: str) -> ManifestRow:

@@ -15,6 +15,7 @@ from alexlab.data.image_file import DEFAULT_DECODING, Decoding, read_image
 from alexlab.data.listing import Listing
 from alexlab.data.manifest import ManifestRow, write_manifest
 from alexlab.data.paths import PathArray
+from alexlab.data.spacing import evenly_spaced
 from alexlab.errors import DataError, ImageError
 from alexlab.output.escape import shown
 
@@ -111,10 +112,7 @@ class Split:
 
     def sample_indices(self, count: int) -> list[int]:
         """Return the indices of at most `count` representative images: evenly spaced, or the first of a shuffled split."""
-        count = min(count, len(self))
-        if self.shuffled:
-            return list(range(count))
-        return np.unique(np.linspace(0, len(self) - 1, count).round().astype(int)).tolist()
+        return list(range(min(count, len(self)))) if self.shuffled else evenly_spaced(len(self), count)
 
     def class_counts(self) -> list[int]:
         """Return the number of images of each class."""

@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
+from alexlab.data.spacing import evenly_spaced
 from alexlab.errors import ConfigError
 from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.mistakes import captioned_image
@@ -29,8 +29,7 @@ def choose_images(predictions: Predictions, show: Any) -> list[int]:
     if show is None:
         return []
     if isinstance(show, int) and not isinstance(show, bool) and show > 0:
-        last = len(predictions.labels) - 1
-        return np.unique(np.linspace(0, last, min(show, last + 1)).round().astype(int)).tolist()
+        return evenly_spaced(len(predictions.labels), show)
     names = [show] if isinstance(show, str) else show
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(f"show must be null, a number of images or a list of their paths; got {show!r}")

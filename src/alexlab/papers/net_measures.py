@@ -11,6 +11,7 @@ from torch import Tensor
 from alexlab.config import build_data
 from alexlab.config.data import data_config
 from alexlab.data.dataset import ViewReader
+from alexlab.data.spacing import evenly_spaced
 from alexlab.data.splits import Split
 from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.explain.drawings import draw_filters, first_filters
@@ -112,7 +113,7 @@ def _neighbour_grid(
 ) -> ImageGrid:
     """Return evenly spaced validation images with their five top classes and nearest training images."""
     groups = []
-    for row in np.unique(np.linspace(0, len(kept) - 1, NUM_QUERIES).round().astype(int)).tolist():
+    for row in evenly_spaced(len(kept), NUM_QUERIES):
         answers = zip(kept.top_classes[row].tolist(), kept.top_probs[row].tolist(), strict=True)
         lines = [
             f"true: {model.names[kept.labels[row]]}",

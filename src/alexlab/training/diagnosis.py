@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alexlab.data.spacing import evenly_spaced
 from alexlab.training.measurement import Signal
 
 # Thresholds, with what was measured on 2 cores on 2026-11-27 (digits, Fashion-MNIST, cats and dogs).
@@ -206,7 +207,7 @@ def guessing_loss(
     counts = torch.tensor(class_counts, dtype=torch.float, device=device)
     probs = counts / counts.sum()
     used = probs.nonzero()[:, 0]
-    labels = used[torch.linspace(0, len(used) - 1, min(len(used), MAX_CLASSES), device=device).round().long()]
+    labels = used[evenly_spaced(len(used), MAX_CLASSES)]
     weights = probs[labels] / probs[labels].sum()
     logits = [torch.zeros_like(probs), probs.clamp(min=1e-9).log()]
     return min((loss(each.expand(len(labels), -1), labels).float() * weights).sum().item() for each in logits)

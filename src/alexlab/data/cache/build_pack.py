@@ -14,6 +14,7 @@ from alexlab.data.cache.pack import PackConfig, PackedImages, pack_path
 from alexlab.data.cache.pack_writer import VERSION, PackWriter, digest, file_stats, json_settings
 from alexlab.data.image_file import Decoding
 from alexlab.data.listing import Listing
+from alexlab.data.spacing import evenly_spaced
 from alexlab.errors import DataError
 from alexlab.output.escape import shown
 from alexlab.records.disk_errors import disk_errors
@@ -99,6 +100,6 @@ def _find_change(path: Path, listing: Listing, decoding: Decoding, hashes: np.nd
             if names
         ]
         return " and ".join(changes) or "the files are in another order"
-    rows = np.unique(np.linspace(0, len(listing.paths) - 1, min(len(listing.paths), MAX_STATS)).round().astype(int))
+    rows = np.array(evenly_spaced(len(listing.paths), MAX_STATS), int)
     modified = rows[(file_stats(listing, rows) != np.load(path / "stats.npy")[rows]).any(1)]
     return f"{len(modified)} modified, such as {shown(listing.paths[int(modified[0])])}" if len(modified) else None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alexlab.data.config import DataConfig
 from alexlab.data.dataset import ViewReader
+from alexlab.data.spacing import evenly_spaced
 from alexlab.data.splits import Split
 from alexlab.inference.checkpoint import TrainedModel
 from alexlab.inference.explain.activations import call_on_layers, convolutions, head_layer
@@ -145,8 +146,7 @@ def neighbour_grids(
     path = matrix_path(Path(settings.cache_dir), model.path, train, settings.decoding)
     loader = split_loader(train, ViewReader(view, settings.decoding), settings)
     matrix = feature_matrix(model.single, loader, train, path, progress=progress)
-    count = len(predictions.labels)
-    rows = np.unique(np.linspace(0, count - 1, min(num_images, count)).round().astype(int))
+    rows = evenly_spaced(len(predictions.labels), num_images)
     images = torch.stack([load_view(model, predictions.split, predictions.indices[row], view) for row in rows])
     layer = head_layer(model.single.net, model.single.normalize(images[:1]))
     queries = features(model.single, images, layer).numpy()
