@@ -101,6 +101,9 @@ def test_last_feature_layer_and_head_layer() -> None:
     assert head_layer(NiN(5, width=0.1).eval(), images) == "features.conv4_3"
     googlenet = GoogLeNet(5).eval()
     assert isinstance(googlenet.get_submodule(head_layer(googlenet, images)), nn.Linear)
+    assert last_feature_layer(googlenet, images) == "features"  # ends with a block that joins four branches
+    assert last_feature_layer(torchvision.models.densenet121(num_classes=3).eval(), images) == "features"
+    assert last_feature_layer(torchvision.models.resnet18(num_classes=3).eval(), images) == "layer4"
     with pytest.raises(ValueError, match="Grad-CAM needs a network with convolutions"):
         last_feature_layer(nn.Linear(3, 2), torch.zeros(1, 3))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 from alexlab.data.orientation import ORIENTATION
@@ -16,14 +17,14 @@ from alexlab.inference import export as exporting
 from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.export import FORMATS, largest_difference
 from alexlab.inference.file_content import metadata
-from alexlab.inference.sequential import sequential_layers
+from alexlab.inference.sequential import build_sequential, sequential_layers
 from alexlab.models.alexnet import AlexNet
 from alexlab.models.googlenet import GoogLeNet
 from alexlab.records.run import Run
 from alexlab.tasks.export import main
 from alexlab.training.preprocessing import Inference
 from support.images import write_images
-from support.runs import ROOT, names, plain
+from support.runs import ROOT, plain
 
 PAGE = (ROOT / "docs/evaluation.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -37,8 +38,8 @@ def export(trained_run: Path, tmp_path: Path) -> Callable[..., Path]:
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
         main(Run(config=plain(f"ckpt='{ckpt}'", f"format={form}", *overrides, name="export"), dir=out))
-        (name,) = names(out)
-        return out / name
+        (path,) = out.glob(f"*{FORMATS[form][0]}")
+        return path
 
     return call
 
@@ -191,11 +192,36 @@ def test_a_network_with_branches_has_no_list_of_layers() -> None:
     assert sequential_layers(net, torch.zeros(2, 3, 96, 96)) is None
 
 
+@pytest.mark.parametrize(
+    ("groups", "ceil", "listed"), [([1] * 5, False, True), ([1, 2, 1, 2, 2], False, False), ([1] * 5, True, False)]
+)
+def test_local_response_normalization_of_one_tower_is_a_layer_of_torch(
+    groups: list[int], ceil: bool, listed: bool
+) -> None:
+    """torch.nn has neither the normalization of two towers nor convolutions that round up."""
+    torch.manual_seed(0)
+    net = AlexNet(3, width=0.125, norm="lrn", groups=groups, conv_ceil=ceil, init="he").eval()
+    images = torch.randn(2, 3, 93, 93)
+    layers = sequential_layers(net, images)
+    assert (layers is not None) == listed
+    if layers is not None:
+        assert ["LocalResponseNorm", {"size": 5, "alpha": 5e-4, "k": 2.0}] in layers
+        assert torch.equal(build_sequential(layers, net.state_dict().values())(images), net(images))
+
+
 def test_one_logit_becomes_two(train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path) -> None:
     import onnxruntime
 
     root = write_images(tmp_path / "two", {"a": 10, "b": 10})
     train("loss=binary_cross_entropy", f"data.root={root}")
+    with safe_open(export("safetensors", ckpt=tmp_path / "run"), "pt") as file:
+        about = {name: json.loads(value) for name, value in file.metadata().items()}
+        net = build_sequential(about["layers"], [file.get_tensor(name) for name in about["tensors"]])
+    images = torch.randn(3, 3, 64, 64)
+    model = load_checkpoint(str(tmp_path / "run"), device="cpu")
+    logits = net(images)
+    torch.testing.assert_close(logits[:, 0], torch.zeros(3))
+    torch.testing.assert_close(logits[:, 1:], model.single.net(images))
     session = onnxruntime.InferenceSession(export("onnx", ckpt=tmp_path / "run"))
     for count in (1, 3):
         (logits,) = session.run(None, {"images": torch.zeros(count, 3, 64, 64).numpy()})

@@ -56,6 +56,11 @@ def write_safetensors(model: TrainedModel, path: Path, images: Any) -> Exported:
     header = {name: json.dumps(value) for name, value in {**about, CHECKPOINT_KEY: record}.items()}
     write_atomic(path, save(tensors, header))
     if about["layers"] is None:
+        log.info(
+            "the file has no list of layers, since %s is not a sequence of torch.nn layers: programs without alexlab need "
+            "format=onnx or torch_export",
+            type(model.single.net).__name__,
+        )
         return load_checkpoint(str(path), device="cpu").inference
     loaded = load_file(path)
     return _from_uint8(
@@ -199,6 +204,8 @@ def write_pth(model: TrainedModel, path: Path, images: Any) -> Exported:
         log.info(
             "the tensors are named as in torchvision.models.alexnet(num_classes=%d)", len(list(state.values())[-1])
         )
+    if model.single.net(model.single.normalize(images[:1])).shape[1] == 1:
+        log.info("the net has one logit, of class %s: its sigmoid is the probability of that class", model.names[1])
     content = io.BytesIO()
     torch.save(state, content)
     write_atomic(path, content.getbuffer())

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from alexlab.inference.explain.activations import call_on_layers
+from alexlab.training.preprocessing import expand_binary_logits
 
 
 def sequential_layers(net: nn.Module, images: Tensor) -> list[list[Any]] | None:
     """Return a purely sequential network as a list of torch.nn class names and arguments; None for other networks.
 
+    A network with a single logit gets a last layer that returns two.
+
     Args:
         net: the network, in eval mode.
-        images: normalized (N, C, H, W), for which the list must compute the same outputs as the network.
+        images: normalized (N, C, H, W), for which the list must compute the same logits (N, K) as the network.
     """
     layers: list[list[Any]] = []
     output_dims: list[int] = []
@@ -25,13 +28,17 @@ def sequential_layers(net: nn.Module, images: Tensor) -> list[list[Any]] | None:
         if output_dims and output_dims[-1] == 4 and layer_input.ndim == 2:
             layers.append(["Flatten", {}])
         output_dims.append(output.ndim)
-        layers.append([type(layer).__name__, _arguments(layer)])
+        kind = _torch_class(layer)
+        layers.append([kind.__name__, _arguments(layer, kind)])
 
     with torch.inference_mode():
         with call_on_layers(net, record):
-            expected = net(images)
+            outputs = net(images)
+            expected = expand_binary_logits(outputs)
         if output_dims and output_dims[-1] == 4:
             layers.append(["Flatten", {}])
+        if expected is not outputs:
+            layers.append(["ZeroPad1d", {"padding": [1, 0]}])
         try:
             rebuilt = build_sequential(layers, net.state_dict().values())
             equal = torch.equal(rebuilt.to(images.device)(images), expected)
@@ -52,10 +59,15 @@ def build_sequential(layers: Sequence[Sequence[Any]], tensors: Iterable[Tensor])
     return net
 
 
-def _arguments(layer: nn.Module) -> dict[str, Any]:
+def _torch_class(layer: nn.Module) -> type[nn.Module]:
+    """Return the class of a layer, or the first base class that is in torch.nn: ResponseNorm is a LocalResponseNorm."""
+    return next(kind for kind in type(layer).__mro__ if getattr(nn, kind.__name__, None) is kind)
+
+
+def _arguments(layer: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
     """Return the arguments of a torch.nn layer that are not defaults."""
     arguments = {}
-    for name, parameter in inspect.signature(type(layer)).parameters.items():
+    for name, parameter in inspect.signature(kind).parameters.items():
         if name in ("device", "dtype") or not hasattr(layer, name):
             continue
         value = getattr(layer, name)

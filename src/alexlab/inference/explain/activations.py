@@ -1,6 +1,6 @@
 """Access to the layers of any network by forward hooks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
@@ -17,19 +17,27 @@ def convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
 
 
 @contextmanager
-def call_on_layers(net: nn.Module, function: Callable[[str, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `function(name, input, output)` after each leaf layer runs in this thread: other threads may share the network.
+def call_on_layers(
+    net: nn.Module, function: Callable[[str, Any, Any], Tensor | None], names: Iterable[str] | None = None
+) -> Iterator[None]:
+    """Call `function(name, input, output)` after each layer runs in this thread: other threads may share the network.
 
-    If it returns a tensor, that replaces the output.
+    Args:
+        net: the network.
+        function: is called with the name of the layer, its first positional input and its output, which are tensors unless the
+            layer is a block with another signature. If it returns a tensor, that replaces the output.
+        names: names of the layers; None for all that contain no other.
     """
     own = get_ident()
+    if names is None:
+        names = [name for name, layer in net.named_modules() if not list(layer.children())]
 
     def hook(name: str) -> Any:
-        return lambda layer, inputs, output: function(name, inputs[0], output) if get_ident() == own else None
+        return lambda layer, inputs, output: (
+            function(name, next(iter(inputs), None), output) if get_ident() == own else None
+        )
 
-    handles = [
-        layer.register_forward_hook(hook(name)) for name, layer in net.named_modules() if not list(layer.children())
-    ]
+    handles = [net.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
         yield
     finally:
@@ -38,9 +46,10 @@ def call_on_layers(net: nn.Module, function: Callable[[str, Tensor, Tensor], Ten
 
 
 def last_feature_layer(net: nn.Module, images: Tensor) -> str:
-    """Return the name of the layer whose output is the last feature maps.
+    """Return the name of the layer or block whose output is the last feature maps.
 
-    It is the last layer after the last convolution that keeps the size of its maps, for example its activation.
+    It is the last one after the last convolution whose maps have the same height and width: for example its activation, or the
+    block that joins it with other branches.
 
     Args:
         net: the network.
@@ -49,18 +58,20 @@ def last_feature_layer(net: nn.Module, images: Tensor) -> str:
     Raises:
         ConfigError: if the network has no convolution.
     """
+    last, size = "", torch.Size()
     names = {name for name, _ in convolutions(net)}
-    calls: list[tuple[str, torch.Size]] = []
-    with torch.no_grad(), call_on_layers(net, lambda name, _, output: calls.append((name, output.shape))):
+
+    def record(name: str, _: Any, output: Any) -> None:
+        nonlocal last, size
+        if name in names:
+            last, size = name, output.shape[2:]
+        elif last and isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:] == size:
+            last = name
+
+    with torch.no_grad(), call_on_layers(net, record, [name for name, _ in net.named_modules()]):
         net(images[:1])
-    positions = [position for position, (name, _) in enumerate(calls) if name in names]
-    if not positions:
+    if not last:
         raise ConfigError("Grad-CAM needs a network with convolutions; this one has none")
-    last, size = calls[positions[-1]]
-    for name, shape in calls[positions[-1] + 1 :]:
-        if shape != size:
-            break
-        last = name
     return last
 
 

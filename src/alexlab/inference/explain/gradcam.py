@@ -23,13 +23,11 @@ def grad_cam(inference: Inference, images: Tensor, classes: Tensor) -> Tensor:
     layer = last_feature_layer(inference.net, inputs)
     maps: list[Tensor] = []
 
-    def keep(name: str, _: Tensor, output: Tensor) -> Tensor | None:
-        if name != layer:
-            return None
+    def keep(name: str, _: Tensor, output: Tensor) -> Tensor:
         maps.append(output.detach().clone().requires_grad_())  # detached: the layers below need no gradients
         return maps[-1].clone()  # the next layer may modify it in place
 
-    with torch.enable_grad(), call_on_layers(inference.net, keep):
+    with torch.enable_grad(), call_on_layers(inference.net, keep, [layer]):
         outputs = inference.net(inputs)
         # One logit is evidence for both classes; (0, z) would have no gradient for the first.
         logits = torch.cat([-outputs, outputs], 1) if outputs.shape[1] == 1 else outputs

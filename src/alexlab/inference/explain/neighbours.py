@@ -38,10 +38,9 @@ def features(inference: Inference, images: Tensor, layer: str) -> Tensor:
     inputs: list[Tensor] = []
 
     def keep(name: str, layer_input: Tensor, _: Tensor) -> None:
-        if name == layer:
-            inputs.append(layer_input.detach().clone())
+        inputs.append(layer_input.detach().clone())
 
-    with call_on_layers(inference.net, keep):
+    with call_on_layers(inference.net, keep, [layer]):
         inference(images)
     hidden = inputs[-1]
     return (hidden.mean((2, 3)) if hidden.ndim == 4 else hidden).float().cpu()

@@ -106,10 +106,9 @@ def image_grids(model: TrainedModel, image: Tensor, path: str) -> Grids:
     maps: dict[str, Tensor] = {}
 
     def keep(layer: str, _: Tensor, output: Tensor) -> None:
-        if layer in names:
-            maps[layer] = output[0].detach().clone()
+        maps[layer] = output[0].detach().clone()
 
-    with torch.inference_mode(), call_on_layers(model.single.net, keep):
+    with torch.inference_mode(), call_on_layers(model.single.net, keep, names):
         model.single(images)
     drawings = [[draw_feature_maps(found, layer)] for layer, found in maps.items()]
     about = f"Feature maps of {name} in each convolution, strongest first. Each layer has its own colour scale."
