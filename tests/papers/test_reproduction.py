@@ -296,6 +296,23 @@ def test_a_score_is_compared_with_the_published_one_of_the_same_epoch(tmp_path: 
         (["data.root=.", "claims=[lnr]"], r"claims must be one of relu, towers, .*; got lnr"),
         (["data.root=.", "claims=lnr"], r"claims must be one of relu, towers, .*; got lnr"),
         (["data.root=.", "claims=[]"], r"claims must name at least one of relu"),
+        (["data.root=.", "claims=5"], r"claims must be null, for all, or one or several of relu, towers, .*; got 5"),
+        (
+            ["data.root=.", "paper.claims.lrn.kind=diference"],
+            r"paper.claims.lrn.kind must be one of difference, .*; got diference",
+        ),
+        (
+            ["data.root=.", "paper.claims.lrn.settings=[no_lrn]"],
+            r"paper.claims.lrn.settings must name 2 settings for the kind difference; got \['no_lrn'\]",
+        ),
+        (
+            ["data.root=.", "paper.claims.lrn.published=[0.1]"],
+            r"paper.claims.lrn.published must be null or a number for the kind difference; got \[0.1\]",
+        ),
+        (
+            ["data.root=.", "paper.claims.crops.kind=score"],
+            r"paper.claims.crops.published must be a list of scores, one per epoch; got 0.015",
+        ),
         (
             ["data.root=.", "paper.claims.lrn.settings=[x]"],
             r"paper.claims.lrn.settings must be one of baseline, .*; got x",

@@ -27,7 +27,8 @@ from alexlab.records.saved_predictions import SavedPredictions, read_predictions
 
 NUM_SPLITS = 1000  # random divisions of the kernels into two halves
 NUM_NEIGHBOURS = 6  # figure 4 of the 2012 paper
-NUM_QUERIES = 5
+MAX_QUERIES = 1000  # validation images whose neighbours are searched
+NUM_SHOWN = 5
 
 
 def colour_shares(kernels: Tensor) -> np.ndarray:
@@ -87,9 +88,10 @@ def neighbours(claim: Claim, groups: Mapping[str, Sequence[RunResult]]) -> Measu
     view = build_data.eval_view(model.config)
     splits = {name: select_split(model, settings, name, from_run=True)[1] for name in ("train", "val")}
     matrices = {name: _features(model, split, view, settings) for name, split in splits.items()}
-    rows, _ = nearest(np.asarray(matrices["val"]), matrices["train"], NUM_NEIGHBOURS)
+    queries = evenly_spaced(len(splits["val"]), MAX_QUERIES)
+    rows, _ = nearest(np.asarray(matrices["val"][queries]), matrices["train"], NUM_NEIGHBOURS)
     labels = {name: np.asarray(split.labels) for name, split in splits.items()}
-    same = (labels["train"][rows] == labels["val"][:, None]).mean(1)
+    same = (labels["train"][rows] == labels["val"][queries, None]).mean(1)
     counts = [np.bincount(labels[name], minlength=len(model.classes)) / len(labels[name]) for name in labels]
     chance = float(counts[0] @ counts[1])
     found = mean_estimate(same.tolist())
@@ -98,7 +100,7 @@ def neighbours(claim: Claim, groups: Mapping[str, Sequence[RunResult]]) -> Measu
         f"{100 * found.value:.1f} % of the {NUM_NEIGHBOURS} nearest training images of each of {len(same):,} validation images "
         f"have its class, by chance {100 * chance:.1f} %; top-5 accuracy {100 * (run.score('top5') or 0):.1f} %."
     )
-    grid = _neighbour_grid(model, splits, rows, kept, view)
+    grid = _neighbour_grid(model, splits, dict(zip(queries, rows.tolist(), strict=True)), kept, view)
     return Measurement(estimate, verdict_of_difference(estimate), points(estimate), detail, grids=[grid])
 
 
@@ -109,18 +111,22 @@ def _features(model: TrainedModel, split: Split, view: Any, settings: Any) -> np
 
 
 def _neighbour_grid(
-    model: TrainedModel, splits: Mapping[str, Split], rows: np.ndarray, kept: SavedPredictions, view: Any
+    model: TrainedModel,
+    splits: Mapping[str, Split],
+    neighbours: Mapping[int, Sequence[int]],
+    kept: SavedPredictions,
+    view: Any,
 ) -> ImageGrid:
-    """Return evenly spaced validation images with their five top classes and nearest training images."""
-    groups = []
-    for row in evenly_spaced(len(kept), NUM_QUERIES):
+    """Return some of the validation images with their five top classes and nearest training images."""
+    groups, rows = [], list(neighbours)
+    for row in [rows[position] for position in evenly_spaced(len(rows), NUM_SHOWN)]:
         answers = zip(kept.top_classes[row].tolist(), kept.top_probs[row].tolist(), strict=True)
         lines = [
             f"true: {model.names[kept.labels[row]]}",
             *(f"{prob:.2f} {model.names[each]}" for each, prob in answers),
         ]
         images = [_image(model, splits["val"], row, view, lines)]
-        for index in rows[row].tolist():
+        for index in neighbours[row]:
             images.append(_image(model, splits["train"], index, view, [model.names[splits["train"].labels[index]]]))
         groups.append(images)
     caption = "Left: an image with the five most probable classes; then the training images with the nearest last hidden layer."

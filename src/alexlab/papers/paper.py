@@ -7,9 +7,20 @@ from typing import Any
 from alexlab.config.grammar import quote_path
 from alexlab.config.instantiate import bind
 from alexlab.errors import ConfigError
+from alexlab.output.numbers import counted
 from alexlab.sweeps.job_list import ListedJob
 
 SCALES = ("small", "full")
+# Number of settings that a claim of each kind compares; the measures are in `alexlab.papers.measures`.
+NUM_SETTINGS = {
+    "difference": 2,
+    "ten_crops": 1,
+    "average": 1,
+    "epochs_to_error": 2,
+    "kernel_colours": 1,
+    "neighbours": 1,
+    "score": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +61,11 @@ class Claim:
         title: what it is about.
         place: section, table or figure.
         statement: what the source says, in one sentence.
-        kind: name of the measure in `alexlab.papers.measures`.
+        kind: key of NUM_SETTINGS.
         settings: settings that it compares.
-        published: the number of the paper, a fraction or a ratio; a list has one per epoch; None if it states none.
-        min_seeds: number of runs per setting that it needs at least, more than `seeds` may ask for.
+        published: the number of the paper, a fraction or a ratio; None if it states none. For the kind `score`, a list with one
+            per epoch.
+        min_seeds: minimum number of runs per setting, even if `seeds` is smaller.
     """
 
     title: str
@@ -114,7 +126,7 @@ def make_paper(node: Mapping[str, Any]) -> Paper:
     """Return the paper of a `paper` node.
 
     Raises:
-        ConfigError: if a key is unknown or missing, or a name refers to nothing.
+        ConfigError: if a key is unknown or missing, a name refers to nothing, or a claim cannot be measured in its way.
     """
     bind(Paper, "paper", **node)
     parts = {}
@@ -126,8 +138,30 @@ def make_paper(node: Mapping[str, Any]) -> Paper:
     for name, setting in paper.settings.items():
         _check_names(f"paper.settings.{name}.recipe", [setting.recipe], paper.recipes)
     for name, claim in paper.claims.items():
-        _check_names(f"paper.claims.{name}.settings", claim.settings, paper.settings)
+        _check_claim(f"paper.claims.{name}", claim, paper)
     return paper
+
+
+def _check_claim(where: str, claim: Claim, paper: Paper) -> None:
+    _check_names(f"{where}.settings", claim.settings, paper.settings)
+    if claim.kind not in NUM_SETTINGS:
+        raise ConfigError(f"{where}.kind must be one of {', '.join(NUM_SETTINGS)}; got {claim.kind}")
+    count = NUM_SETTINGS[claim.kind]
+    if len(claim.settings) != count:
+        raise ConfigError(
+            f"{where}.settings must name {counted(count, 'setting')} for the kind {claim.kind}; got "
+            f"{list(claim.settings)}"
+        )
+    given = claim.published
+    if claim.kind == "score":
+        if not isinstance(given, Sequence) or isinstance(given, str) or not given or not all(map(_is_number, given)):
+            raise ConfigError(f"{where}.published must be a list of scores, one per epoch; got {given!r}")
+    elif given is not None and not _is_number(given):
+        raise ConfigError(f"{where}.published must be null or a number for the kind {claim.kind}; got {given!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_names(key: str, names: Sequence[str], known: Mapping[str, Any]) -> None:
@@ -141,6 +175,8 @@ def select_claims(paper: Paper, names: Sequence[str] | None) -> dict[str, Claim]
     if names is None:
         return dict(paper.claims)
     names = [names] if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"claims must be null, for all, or one or several of {', '.join(paper.claims)}; got {names}")
     _check_names("claims", names, paper.claims)
     if not names:
         raise ConfigError(f"claims must name at least one of {', '.join(paper.claims)}; got []")
