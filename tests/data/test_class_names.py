@@ -13,6 +13,13 @@ def test_unnamed_classes_keep_their_folder_name() -> None:
     assert display_names(["a"], None) == ["a"]
 
 
+def test_classes_with_the_same_display_name_are_told_apart() -> None:
+    names = {"n02012849": "crane", "n03126707": "crane", "n02086240": "Shih-Tzu"}
+    found = display_names(["n02012849", "n02086240", "n03126707"], names)
+    assert found == ["crane (n02012849)", "Shih-Tzu", "crane (n03126707)"]
+    assert display_names(["crane", "crate", "crane"], None) == ["crane (0)", "crate", "crane (2)"]
+
+
 def test_names_of_other_classes_only_are_rejected() -> None:
     with pytest.raises(ConfigError, match="class_names must name at least one of the classes a, b; it only names x"):
         display_names(["a", "b"], {"x": "y"})

@@ -119,6 +119,8 @@ def test_two_runs_are_compared_on_the_predictions_that_they_kept(
     assert "No clear difference: A classifies 33.33 % and B 66.67 % of 6 images correctly (+33.33 points" in printed
     assert "Of the 4 images that only one of them classifies correctly, B has 3 right" in " ".join(printed.split())
     assert "nothing was evaluated" in printed and "optimizer.lr=0.1" in printed and "optimizer.lr=0.2" in printed
+    Path("names.json").write_text('{"dog": "hound"}')
+    assert rows(compare("a", "b", "class_names=names.json") / "comparison.csv")[3]["label"] == "hound"
     page = (out / "compare.html").read_text()
     assert "<td>optimizer.lr=0.1</td><td>optimizer.lr=0.2</td>" in re.sub(r">\s+<", "><", page)
     assert "top-5" not in page and "http:" not in page.replace("http://www.w3.org/", "")
@@ -129,7 +131,7 @@ def test_only_images_that_trained_neither_net_are_compared(compare: Callable[...
     write_run(tmp_path / "b", kept([0, 1, 0], [0, 0, 0], first=1))
     out = compare(tmp_path / "a", tmp_path / "b")
     assert [row["path"] for row in rows(out / "comparison.csv")] == ["cat/1.png", "cat/2.png"]
-    text = "Only the 2 images in the evaluation split of both are compared, of 3 of A and 3 of B"
+    text = "The comparison covers the 2 images in both evaluation splits (A: 3, B: 3)"
     assert text in (out / "compare.html").read_text()
     write_run(tmp_path / "c", kept([0, 1, 0], [0, 0, 0], first=3))
     with pytest.raises(ConfigError, match=r"A has 3, such as cat/0\.png, and B 3, such as cat/3\.png; data\.root=DIR"):
@@ -259,7 +261,7 @@ def test_checkpoints_without_saved_predictions_are_evaluated(
     part = replace(cut, **{name: array[kept_rows] for name, array in arrays.items() if array is not None})
     write_run(tmp_path / "fewer", part)
     compare(tmp_path / "fewer", moved, "split=val")
-    note = f"Only the {len(fewer)} images in the evaluation split of both are compared, of {len(fewer)} of A and {len(first)} of B"
+    note = f"The comparison covers the {len(fewer)} images in both evaluation splits (A: {len(fewer)}, B: {len(first)})"
     assert note in " ".join(capsys.readouterr().out.split()), "B is evaluated on the common images only"
     with pytest.raises(ConfigError, match="split must be val or test"):
         compare(trained_run, moved, f"data.root={images}", "split=train")

@@ -103,6 +103,8 @@ def test_error_messages(trained_run: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1, port {port}: "):
             create_server(plain(f"ckpt='{trained_run}'", f"port={port}", name="demo"))
+    with pytest.raises(ConfigError, match=r"port must be an integer of at least 0; got null"):
+        create_server(plain(f"ckpt='{trained_run}'", "port=null", name="demo"))
     with pytest.raises(ConfigError, match=r"max_mb must be positive; got 0.0"):
         create_server(plain(f"ckpt='{trained_run}'", "max_mb=0.0", name="demo"))
 

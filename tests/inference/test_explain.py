@@ -287,6 +287,10 @@ def test_missing_or_unreadable_training_data(
 def test_error_messages(trained_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"neighbours.metric must be one of euclidean, cosine; got 'l1'"):
         explain(trained_run, tmp_path / "a", "neighbours.metric=l1")
+    with pytest.raises(ConfigError, match=r"neighbours.k must be an integer of at least 1; got null"):
+        explain(trained_run, tmp_path / "e", "neighbours.k=null")
+    with pytest.raises(ConfigError, match=r"neighbours.num_images must be an integer of at least 0; got -1"):
+        explain(trained_run, tmp_path / "f", "neighbours.num_images=-1")
     with pytest.raises(ConfigError, match=r"image must be a file; nothing.jpg does not exist"):
         explain(trained_run, tmp_path / "b", "image=nothing.jpg")
     shutil.copy(trained_run / "checkpoints/best.ckpt", tmp_path / "mine.ckpt")

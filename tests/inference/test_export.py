@@ -258,7 +258,7 @@ def test_error_messages(
 
     with pytest.raises(ConfigError, match="format must be one of safetensors, onnx, torch_export, pth; got 'tflite'"):
         export("tflite")
-    with pytest.raises(ConfigError, match="num_images must be at least 1; got 0"):
+    with pytest.raises(ConfigError, match="num_images must be an integer of at least 1; got 0"):
         export("safetensors", "num_images=0")
     with pytest.raises(ConfigError, match=r"out must end in \.safetensors with format=safetensors; got .*net\.onnx"):
         export("safetensors", f"out={tmp_path / 'net.onnx'}")

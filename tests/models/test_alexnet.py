@@ -155,6 +155,8 @@ def test_the_error_for_a_small_image_names_the_smallest_size() -> None:
         ),
         ({"norm_side": ["after"]}, "must have one entry per convolution; got 5, 5, 5, 5, 5 and 1 entries"),
         ({"width": 0}, "model.width must be positive; got 0"),
+        ({"pool_size": 0}, "model.pool_size must be at least 1; got 0"),
+        ({"norm_layers": [1, 3]}, "model.norm must be lrn or batch with model.norm_layers=[1, 3]; got none"),
         ({"lrn_k": 0.0}, "model.lrn_k must be positive; got 0.0"),
         ({"kernels": [11, 5, 3, 3, 0]}, "model.kernels must be at least 1; got 0"),
         ({"paddings": [-1, 0, 0, 0, 0]}, "model.paddings must be at least 0; got -1"),

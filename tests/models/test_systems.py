@@ -196,6 +196,7 @@ def test_googlenet_stem_of_d2l_has_no_relu_after_conv2_and_conv3() -> None:
     ("net_class", "options", "message"),
     [
         (VGG, {"depths": [1, 1]}, "model.depths and model.widths must have one positive number per block"),
+        (VGG, {"pool_size": 0}, "model.pool_size must be at least 1; got 0"),
         (NiN, {"widths": [1, 2]}, "model.widths needs 3 positive numbers and a positive width; got [1, 2] and 1.0"),
         (GoogLeNet, {"width": 0}, "model.width must be positive; got 0"),
     ],

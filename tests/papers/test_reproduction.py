@@ -306,10 +306,6 @@ def test_a_score_is_compared_with_the_published_one_of_the_same_epoch(tmp_path: 
             r"paper.claims.lrn.settings must name 2 settings for the kind difference; got \['no_lrn'\]",
         ),
         (
-            ["data.root=.", "paper.claims.lrn.published=[0.1]"],
-            r"paper.claims.lrn.published must be null or a number for the kind difference; got \[0.1\]",
-        ),
-        (
             ["data.root=.", "paper.claims.crops.kind=score"],
             r"paper.claims.crops.published must be a list of scores, one per epoch; got 0.015",
         ),
@@ -332,6 +328,15 @@ def test_bad_input_is_refused_in_one_sentence(
         return
     with pytest.raises(ConfigError, match=message):
         reproduction(tmp_path, *overrides)
+
+
+def test_a_published_number_must_be_a_number(tmp_path: Path) -> None:
+    node = plain(name="reproduce")["paper"]
+    node["claims"]["lrn"]["published"] = [0.1]
+    with pytest.raises(
+        ConfigError, match=r"lrn.published must be null or a number for the kind difference; got \[0.1\]"
+    ):
+        make_paper(node)
 
 
 def test_a_list_of_jobs_is_read_back_and_must_be_plain(tmp_path: Path) -> None:

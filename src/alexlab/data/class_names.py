@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -80,6 +81,9 @@ def read_class_names(path: str | Path) -> dict[str, str]:
 def display_names(classes: Sequence[str], names: Mapping[str, str] | None) -> list[str]:
     """Return the display name of each class; a class missing from `names` keeps its folder name.
 
+    Each name is unique: of classes with the same one, as two of ImageNet are called crane, the folder is added, or the number of
+    the class if that is the same too.
+
     Raises:
         ConfigError: if `names` has entries, but none for any of the classes.
     """
@@ -90,7 +94,12 @@ def display_names(classes: Sequence[str], names: Mapping[str, str] | None) -> li
             f"class_names must name at least one of the classes {_first_five(classes)}; it only names "
             f"{_first_five(list(by_folder))}"
         )
-    return [name or folder for name, folder in zip(found, classes, strict=True)]
+    texts = [name or folder for name, folder in zip(found, classes, strict=True)]
+    counts = Counter(texts)
+    return [
+        name if counts[name] == 1 else f"{name} ({number if name == folder else folder})"
+        for number, (name, folder) in enumerate(zip(texts, classes, strict=True))
+    ]
 
 
 def sorted_classes(names: Collection[str]) -> list[str]:

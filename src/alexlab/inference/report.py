@@ -110,9 +110,10 @@ class Evaluation:
         """The top-1 accuracy and its interval as sentences."""
         count, correct = self.metrics["images"], int(self.predictions.correct.sum())
         low, high = self.metrics["top1_interval"]
-        images = "the only image" if count == 1 else f"{correct:,} of {count:,} images"
-        found = f"{images} {'is' if count == 1 else 'are'} {'not ' if count == 1 > correct else ''}classified correctly"
-        return f"{found[0].upper()}{found[1:]}. The 95 % interval is {100 * low:.1f} % to {100 * high:.1f} %."
+        found = f"{correct:,} of {count:,} images {'is' if correct == 1 else 'are'}"
+        if count == 1:
+            found = f"The only image is{'' if correct else ' not'}"
+        return f"{found} classified correctly. The 95 % interval is {100 * low:.1f} % to {100 * high:.1f} %."
 
 
 def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:

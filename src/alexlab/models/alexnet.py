@@ -138,10 +138,14 @@ class AlexNet(nn.Module):
         _check_lengths("convolution", **convs, **({} if isinstance(norm_side, str) else {"norm_side": sides}))
         _check_lengths("pooling", pool_layers=pool_layers, **pools)
         _check_values(**convs, **pools, fc_widths=fc_widths, norm_side=sides, norm=[norm], activation=[activation])
-        _check_values(dropout_side=[dropout_side], lrn_size=[lrn_size], spatial_size=[spatial_size])
+        _check_values(
+            dropout_side=[dropout_side], lrn_size=[lrn_size], spatial_size=[spatial_size], pool_size=[pool_size]
+        )
         num_normed = len(widths) + (len(fc_widths) if norm == "batch" else 0)
         _check_layers(len(widths), skip_convs=skip_convs, pool_layers=pool_layers, spatial_layers=spatial_layers)
         _check_layers(num_normed, norm_layers=norm_layers or ())
+        if norm_layers and norm == "none":
+            raise ValueError(f"model.norm must be lrn or batch with model.norm_layers={list(norm_layers)}; got none")
         for name, value in {"width": width, "lrn_k": lrn_k}.items():
             if value <= 0:
                 raise ValueError(f"model.{name} must be positive; got {value}")

@@ -72,6 +72,8 @@ class VGG(nn.Module):
                 f"positive; got {list(depths)}, {list(widths)}, {list(fc_widths)} and width {width}"
             )
         features: OrderedDict[str, nn.Module] = OrderedDict()
+        if pool_size < 1:
+            raise ValueError(f"model.pool_size must be at least 1; got {pool_size}")
         channels = in_channels
         for block, (depth, count) in enumerate(zip(depths, widths, strict=True), start=1):
             out = max(1, round(count * width))

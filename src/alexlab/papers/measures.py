@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alexlab.errors import ConfigError
 from alexlab.output.escape import plot_label
 from alexlab.output.numbers import counted
 from alexlab.pages.plots import SERIES, integer_ticks

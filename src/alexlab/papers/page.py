@@ -31,8 +31,9 @@ RULES = (
     "used for the verdict, because images and nets can differ from the paper's.",
     "Differences of settings have Student's interval over the seeds, with the variance pooled over all settings of the recipe. "
     "Their scores are those of the epoch with the best validation, in float32.",
-    "A score that is compared with a published one is that of the last epoch, in the precision of the training. It agrees if its "
-    f"whole 95 % interval is at most {MARGIN:g} below the published one or higher, and differs if the whole interval is lower.",
+    "A score that is compared with a published one is that of the last epoch, in the precision of the training. It agrees if the "
+    f"lower end of its 95 % interval is at least the published score minus {MARGIN:g}, and differs if the upper end is below "
+    "that.",
 )
 
 

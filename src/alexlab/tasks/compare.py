@@ -9,6 +9,7 @@ from alexlab.errors import ConfigError
 from alexlab.output.command_line import short_path
 from alexlab.output.escape import print_line
 from alexlab.records.run import Run
+from alexlab.tasks.counts import check_counts
 
 if TYPE_CHECKING:
     from alexlab.data.splits import Split
@@ -23,6 +24,7 @@ def main(run: Run) -> None:
     Raises:
         AlexlabError: if a side, the data or an option is invalid, or the sides have no image in common.
     """
+    from alexlab.data.class_names import read_class_names
     from alexlab.inference.compare.comparison import check_common, match
     from alexlab.inference.compare.pictures import picture_grids
     from alexlab.inference.compare.report import Context, summary_tables, write_files, write_page
@@ -30,6 +32,8 @@ def main(run: Run) -> None:
     from alexlab.output.terminal import Terminal
 
     check(run.config)
+    check_counts(run.config, {"num_images": 0})
+    shown = None if run.config["class_names"] is None else read_class_names(run.config["class_names"])
     sides = [find_side(str(name)) for name in run.config["runs"]]
     sources = find_sources(sides, run.config, run.dir)
     paths = [[path for source in side for path in source.paths] for side in sources]
@@ -41,7 +45,8 @@ def main(run: Run) -> None:
     )
     context = Context(sides, sources, run.config)
     names = [trained.record["config"].get("class_names") for runs in context.runs for trained in runs]
-    shown = next((each for each in names if isinstance(each, dict)), None)
+    if shown is None:
+        shown = next((each for each in names if isinstance(each, dict)), None)
     comparison = match(a, b, shown, sizes=(len(paths[0]), len(paths[1]), len(common)))
     for table in summary_tables(comparison, context):
         Terminal().print_table(table)

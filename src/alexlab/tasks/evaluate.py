@@ -10,6 +10,7 @@ from alexlab.output.command_line import short_path
 from alexlab.output.escape import print_line
 from alexlab.output.numbers import counted
 from alexlab.records.run import Run
+from alexlab.tasks.counts import check_counts
 
 if TYPE_CHECKING:
     from alexlab.inference.checkpoint import TrainedModel
@@ -32,6 +33,7 @@ def main(run: Run) -> float:
     from alexlab.pages.plots import png
     from alexlab.records.layout import SKIPPED
 
+    check_counts(run.config, {"num_mistakes": 0})
     model = load_model(run.config)
     evaluation = evaluate(model, run.config, skipped=run.dir / SKIPPED)
     write_evaluation(evaluation, run.dir)

@@ -13,6 +13,7 @@ from alexlab.output.escape import print_line
 from alexlab.output.numbers import counted
 from alexlab.records.run import Run
 from alexlab.tasks import evaluate
+from alexlab.tasks.counts import check_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +78,7 @@ check = evaluate.check
 def _check_options(config: dict[str, Any]) -> None:
     from alexlab.inference.explain.neighbours import METRICS
 
+    check_counts(config, {"num_mistakes": 0, "neighbours.num_images": 0, "neighbours.k": 1})
     metric = config["neighbours"]["metric"]
     if metric not in METRICS:
         raise ConfigError(f"neighbours.metric must be one of {', '.join(METRICS)}; got {metric!r}")

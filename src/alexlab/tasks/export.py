@@ -9,8 +9,10 @@ from alexlab.distributed.imports import import_lightning
 from alexlab.errors import ConfigError, DataError
 from alexlab.output.command_line import short_path
 from alexlab.output.escape import print_line
+from alexlab.output.numbers import counted
 from alexlab.records.run import Run
 from alexlab.tasks import evaluate
+from alexlab.tasks.counts import check_counts
 
 if TYPE_CHECKING:
     from alexlab.data.dataset import Load
@@ -44,8 +46,8 @@ def main(run: Run) -> None:
     size = path.stat().st_size / 1e6
     content = f"{len(model.members)} networks" if model.members else str(metadata(model)["input"])
     print_line(f"{short_path(path)}: {size:.1f} MB, {len(model.classes)} classes, {content}")
-    count = len(batches(images, 1))
-    print_line(f"compared with the checkpoint on {count} images: logits differ by at most {difference:.3g}")
+    count = counted(len(batches(images, 1)), "image")
+    print_line(f"compared with the checkpoint on {count}: logits differ by at most {difference:.3g}")
 
 
 def export(model: "TrainedModel", file_format: str, path: Path, images: Any) -> float:
@@ -85,8 +87,7 @@ def comparison_images(config: dict[str, Any], model: "TrainedModel") -> Any:
     from alexlab.inference.input_files import find_files
     from alexlab.inference.predictions import select_split
 
-    if not config["num_images"] or config["num_images"] < 1:
-        raise ConfigError(f"num_images must be at least 1; got {config['num_images']}")
+    check_counts(config, {"num_images": 1})
     loaders: Iterator[Load]
     if config["input"] is not None:
         loaders = (partial(decode, path) for path in find_files(config["input"]))

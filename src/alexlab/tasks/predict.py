@@ -1,11 +1,11 @@
 """Task of `python src/predict.py`: predictions for unlabelled images."""
 
 from alexlab.distributed.imports import import_lightning
-from alexlab.errors import ConfigError
 from alexlab.output.command_line import short_path
 from alexlab.output.escape import print_line
 from alexlab.records.run import Run
 from alexlab.tasks import evaluate
+from alexlab.tasks.counts import check_counts
 
 
 def main(run: Run) -> None:
@@ -23,9 +23,7 @@ def main(run: Run) -> None:
     from alexlab.output.progress import track
 
     config = run.config
-    for key in ("top_k", "batch_size"):
-        if not config[key] or config[key] < 1:
-            raise ConfigError(f"{key} must be at least 1; got {config[key]}")
+    check_counts(config, {"top_k": 1, "batch_size": 1, "gallery_limit": 0}, optional={"num_workers": 1})
     model = evaluate.load_model(config)
     predictions = predict_files(
         model.inference,

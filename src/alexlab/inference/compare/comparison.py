@@ -11,6 +11,7 @@ import numpy as np
 from alexlab.data.class_names import display_names
 from alexlab.errors import ConfigError
 from alexlab.output.escape import shown
+from alexlab.output.numbers import counted
 from alexlab.records.saved_predictions import SavedPredictions
 from alexlab.records.significance import MCNEMAR, Difference, mcnemar, paired_interval
 
@@ -117,9 +118,8 @@ class Comparison:
             return f"No difference: A and B are right about the same images, {shares[0]:.2f} % of {images}."
         difference = self.difference
         low, value, high = (f"{100 * each:+.2f}" for each in (difference.low, difference.value, difference.high))
-        only_one = (
-            f"of the {repaired + broken:,} images that only one of them classifies correctly, B has {repaired:,} right"
-        )
+        different = counted(repaired + broken, "image")
+        only_one = f"of the {different} that only one of them classifies correctly, B has {repaired:,} right"
         first = "No clear difference"
         if difference.is_significant:
             first = f"{'B' if repaired > broken else 'A'} is better"
@@ -203,8 +203,8 @@ def _image_notes(num_a: int, num_b: int, num_common: int, num_relabelled: int) -
     notes = []
     if not num_a == num_b == num_common:
         notes.append(
-            f"Only the {num_common:,} images in the evaluation split of both are compared, of {num_a:,} of A and {num_b:,} of B, "
-            "because only one of the nets was evaluated on the others."
+            f"The comparison covers the {counted(num_common, 'image')} in both evaluation splits (A: {num_a:,}, B: {num_b:,}); "
+            "each of the others was evaluated by one net only."
         )
     if num_relabelled:
         one = num_relabelled == 1

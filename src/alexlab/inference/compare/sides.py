@@ -110,7 +110,7 @@ def _best_setting(name: str, runs: Sequence[RunResult]) -> Side:
     best = max(complete, key=lambda group: group.optimized.rank(group.mean(), group.mean("loss")))
     note = ""
     if len(groups) > 1:
-        note = f"{best.name} is the best of {len(groups)} settings in {name}, so its score on the validation images is too high. "
+        note = f"{best.name} is the best of {len(groups)} settings in {name}, so its validation score is optimistically biased. "
     counted = best.counted()
     if best.num_folds is not None:
         note += (

@@ -28,7 +28,9 @@ View = Callable[[Tensor], Tensor]
 
 NUM_CLASSES = 3  # most probable classes that an image is explained for
 NUM_REFERENCES = 1000  # training images, evenly spaced, for the typical distance
-HEAT_MAP = "The heat map shows the evidence for the prediction (Grad-CAM): yellow is the most, grey is none."
+HEAT_MAP = (
+    "The heat map shows the evidence for the prediction (Grad-CAM): yellow marks the strongest evidence, grey none."
+)
 
 
 def load_view(model: TrainedModel, split: Split, index: int, view: View) -> Tensor:
@@ -101,7 +103,9 @@ def image_grids(model: TrainedModel, image: Tensor, path: str) -> Grids:
     group = [CaptionedImage(_pixels(image), (name,))]
     for cam, number, prob in zip(cams, top.indices.tolist(), top.values.tolist(), strict=True):
         group.append(_heat_map(image, cam, f"{model.names[number]} (p {prob:.3f})"))
-    caption = "Evidence for each of the most probable classes (Grad-CAM): yellow is the most, grey is none."
+    caption = (
+        "Evidence for each of the most probable classes (Grad-CAM): yellow marks the strongest evidence, grey none."
+    )
     names = {name for name, _ in convolutions(model.single.net)}
     maps: dict[str, Tensor] = {}
 
@@ -161,8 +165,8 @@ def neighbour_grids(
     typical = np.median(nearest(queries, references, len(references), metric)[1])
     caption = (
         f"On the left an image of the split, then the training images whose last hidden layer, {matrix.shape[1]} activations, "
-        f"has the smallest {metric} distance: 0 is an identical layer, and the "
-        f"median over {len(references):,} evenly spaced training images is {typical:.3g}."
+        f"has the smallest {metric} distance. 0 means identical activations; the "
+        f"median distance to {len(references):,} evenly spaced training images is {typical:.3g}."
     )
     return {"neighbours": ImageGrid("Nearest training images", caption, groups)}
 
