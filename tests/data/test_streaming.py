@@ -84,7 +84,9 @@ def splits_of(images: Path) -> Splits:
 
 
 def write(images: Path, out: str, cache_dir: Path, **options: Any) -> dict[str, Any]:
-    return write_shards(splits_of(images), out, **{"shard_bytes": SHARD, "cache_dir": cache_dir} | options)
+    manifest = str(images) if images.is_file() else None
+    options = {"shard_bytes": SHARD, "cache_dir": cache_dir, "manifest": manifest} | options
+    return write_shards(splits_of(images), out, **options)
 
 
 def open_splits(location: str | Path, tmp_path: Path, **options: Any) -> Splits:
@@ -314,11 +316,14 @@ def test_manifests_can_only_copy_images_from_outside(tmp_path: Path) -> None:
     rows = ["a/000.png,a,train", "b/000.png,b,train", "a/001.png,a,val", "../far/000.png,b,val"]
     (root / "list.csv").write_text("\n".join(["path,class,split", *rows]))
     write(root / "list.csv", str(tmp_path / "good"), tmp_path)
-    for path in ("../far/secret.jpg", f"{tmp_path}/far/secret.jpg"):
-        (root / "list.csv").write_text("\n".join(["path,class,split", *rows, f"{path},b,val"]))
-        with pytest.raises(
-            DataError, match=r"only images may be copied from outside of .*/root, .*/secret.jpg is not one"
-        ):
+    (root / "b/link.jpg").symlink_to(tmp_path / "far/secret.jpg")
+    listed = [f"{path},b,val" for path in ("../far/secret.jpg", f"{tmp_path}/far/secret.jpg", "b/link.jpg")]
+    lists = ["\n".join(["path,class,split", *rows, line]) for line in listed]
+    rooted = [f"{root}/{row},{tmp_path}/far" for row in rows[:3]]
+    lists.append("\n".join(["path,class,split,root", *rooted, f"secret.jpg,b,val,{tmp_path}/far"]))
+    for content in lists:
+        (root / "list.csv").write_text(content)
+        with pytest.raises(DataError, match=r"only images may be copied from outside of .*/root, .* is not one"):
             write(root / "list.csv", str(tmp_path / "bad"), tmp_path)
 
 

@@ -184,6 +184,7 @@ def shard(config: dict[str, Any], run_dir: Path) -> None:
         cache_dir=Path(data.cache_dir),
         decoding=data.decoding,
         skip=data.on_error == "skip",
+        manifest=data.root if os.path.isfile(data.root or "") else None,
     )
     for name, entry in index["splits"].items():
         count, size = sum(images for *_, images in entry["shards"]), sum(size for _, size, _, _ in entry["shards"])

@@ -37,6 +37,7 @@ def write_shards(
     cache_dir: Path,
     decoding: Decoding = DEFAULT_DECODING,
     skip: bool = False,
+    manifest: str | None = None,
 ) -> dict[str, Any]:
     """Write the shards, resuming an interrupted call. The index is written last; its presence marks a complete dataset.
 
@@ -49,19 +50,21 @@ def write_shards(
         cache_dir: folder of the progress of an interrupted call and of files to upload.
         decoding: decoding settings, for the limit of the file size.
         skip: leave out files that are missing, empty, too large or not regular.
+        manifest: manifest that lists the files, if one does.
 
     Returns:
         The index.
 
     Raises:
         ConfigError: if `out` has an index already.
-        DataError: if a file is unreadable, or a shard cannot be uploaded.
+        DataError: if a file is unreadable, a file outside of the folder of the manifest is not an image, or a shard cannot be
+            uploaded.
     """
     check_location(out, "out")
     store = Store(out, cache_dir, limit=sys.maxsize)
     _check_new(store)
     layouts = [lay_out(name, split, shard_bytes, decoding, skip) for name, split in splits.items()]
-    index = _Writer(store, splits.classes, layouts, decoding).run(list(splits.notes))
+    index = _Writer(store, splits.classes, layouts, decoding, manifest).run(list(splits.notes))
     store.close()
     return index
 
@@ -81,9 +84,15 @@ class _Writer:
     """Writer of the shards of all splits, on all cores, with a record of the finished ones."""
 
     def __init__(
-        self, store: Store, classes: Sequence[str], layouts: Sequence[ShardLayout], decoding: Decoding
+        self,
+        store: Store,
+        classes: Sequence[str],
+        layouts: Sequence[ShardLayout],
+        decoding: Decoding,
+        manifest: str | None,
     ) -> None:
         self.store, self.classes, self.layouts, self.decoding = store, classes, layouts, decoding
+        self.manifest_folder = None if manifest is None else os.path.realpath(os.path.dirname(manifest))
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
             if not is_url(store.url):
@@ -169,8 +178,8 @@ class _Writer:
         image = read_image(path, self.decoding)
         if len(image) != layout.lengths[number]:
             raise DataError(f"{shown(path)} changed while the shards were being written")
-        if os.path.normpath(layout.split.paths[row]).startswith(("/", "..")):
-            _check_image(image, path, layout.split.root)
+        if self.manifest_folder is not None and not Path(path).resolve().is_relative_to(self.manifest_folder):
+            _check_image(image, path, self.manifest_folder)
         hashes = layout.split.hashes
         if hashes is not None and hashlib.sha256(image).digest() != hashes[row].tobytes():
             raise unreadable(path, "changed")
@@ -197,14 +206,14 @@ class _Writer:
         return Shard(name, len(content), hashlib.sha256(content).hexdigest())
 
 
-def _check_image(content: bytes, path: str, root: str) -> None:
+def _check_image(content: bytes, path: str, folder: str) -> None:
     """Raise DataError unless the content is an image. Manifests are untrusted and shards may be public, so a manifest must
     not be able to copy other files into them."""
     try:
         Image.open(io.BytesIO(content), formats=FORMATS).close()
     except Exception as error:  # corrupt files can raise anything
         raise DataError(
-            f"only images may be copied from outside of {shown(root)}, the folder of the manifest; {shown(path)} is not one"
+            f"only images may be copied from outside of {shown(folder)}, the folder of the manifest; {shown(path)} is not one"
         ) from error
 
 
