@@ -1,5 +1,6 @@
 """Packs hold the pixels that the files give, are built all or nothing, and are rejected once the files have changed."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -191,7 +192,7 @@ def test_a_changed_folder_is_rejected_or_packed_again(
     change(photos)
     with pytest.raises(
         DataError,
-        match=rf"has changed since it was packed: {message}. To pack it again, remove the folder \S+",
+        match=rf"the pack of .* cannot be used: {message}. To pack the images again, remove the folder \S+",
     ):
         build(photos, tmp_path / "cache")
     packed_images = build(photos, tmp_path / "cache", replace=True)
@@ -309,3 +310,40 @@ def test_a_second_process_waits_and_logs_why(photos: Path, tmp_path: Path, caplo
     assert "packing 70 images" not in caplog.text, "it used the pack of the other process"
     process.join()
     assert process.exitcode == 0
+
+
+def test_transforms_that_work_in_place_do_not_change_the_pack(photos: Path, tmp_path: Path) -> None:
+    images = build(photos, tmp_path / "cache")
+    before = images[0].copy()
+    images.load(0, Decoding())[:] = 0
+    assert np.array_equal(images.load(0, Decoding()), before)
+
+
+@pytest.mark.parametrize("crop", ["center", "full"])
+def test_a_disk_that_fails_once_makes_no_file_unreadable(
+    photos: Path, tmp_path: Path, crop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network disk may not answer while the images are packed; the file itself is fine."""
+    failing = {"b/01.jpg"}
+    opened = os.open
+
+    def open_or_fail(path: Any, flags: int, *arguments: Any, **keywords: Any) -> int:
+        if any(str(path).endswith(name) for name in failing):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return opened(path, flags, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", open_or_fail)
+    with pytest.raises(ImageError, match=r"b/01.jpg: reading it failed \(Stale file handle\)"):
+        build(photos, tmp_path / "cache", crop=crop, skip=True)
+    failing.clear()
+    assert not build(photos, tmp_path / "cache", crop=crop, skip=True).bad
+
+
+def test_a_file_that_a_new_decoder_can_read_is_packed_again(photos: Path, tmp_path: Path) -> None:
+    path = build(photos, tmp_path / "cache").path
+    index = json.loads((path / "index.json").read_text())
+    index["bad"] = {"3": ["no_decoder", ""]}
+    (path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"the pack of .* cannot be used: .*\.png was unreadable and can be read now"):
+        build(photos, tmp_path / "cache", skip=True)
+    assert not build(photos, tmp_path / "cache", skip=True, replace=True).bad

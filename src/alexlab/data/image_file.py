@@ -36,6 +36,7 @@ REASONS = {
     "corrupt": "it is corrupt",
     "truncated": "it is truncated",
     "changed": "its SHA-256 differs from the one in the manifest",
+    "not_read": "reading it failed",  # not a property of the file: a network disk may answer the next time
 }
 FILE_KINDS = {
     stat.S_ISDIR: "a folder",
@@ -142,7 +143,7 @@ def _not_opened(path: str | Path, error: OSError) -> ImageError:
         return unreadable(path, "missing", "a broken link" if os.path.islink(path) else "")
     if error.errno == errno.ENXIO:  # raised for sockets, and for devices without hardware
         return unreadable(path, "not_regular", "a socket or a device")
-    return unreadable(path, "corrupt", str(error.strerror))
+    return unreadable(path, "not_read", str(error.strerror))
 
 
 def read_image(path: str | Path, decoding: Decoding) -> bytes:
@@ -155,4 +156,4 @@ def read_image(path: str | Path, decoding: Decoding) -> bytes:
         try:
             return file.read(os.fstat(file.fileno()).st_size)
         except OSError as error:
-            raise unreadable(path, "corrupt", str(error.strerror)) from error
+            raise unreadable(path, "not_read", str(error.strerror)) from error

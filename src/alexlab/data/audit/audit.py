@@ -13,7 +13,7 @@ from alexlab.data.audit.inspection import Inspection, inspect_files
 from alexlab.data.class_names import confusable_names
 from alexlab.data.file_types import HEIF_EXTENSIONS, HEIF_PACKAGE, IMAGE_EXTENSIONS
 from alexlab.data.hidden_names import format_counts, hidden_kind, is_hidden
-from alexlab.data.image_file import DEFAULT_DECODING, Decoding
+from alexlab.data.image_file import DEFAULT_DECODING, REASONS, Decoding
 from alexlab.data.layout import find_layout
 from alexlab.data.listing import Finding, Listing, list_images
 from alexlab.data.manifest import ManifestRow, locator, read_manifest
@@ -60,8 +60,9 @@ class AuditResult:
 
     @property
     def unreadable(self) -> list[str]:
-        """Paths of the unreadable files."""
-        return [finding.path for finding in self.findings if finding.code.startswith("unreadable_")]
+        """Paths of the unreadable files, without those that only could not be read this time."""
+        codes = {f"unreadable_{code}" for code in REASONS if code != "not_read"}
+        return [finding.path for finding in self.findings if finding.code in codes]
 
 
 def audit_dataset(

@@ -12,16 +12,19 @@ import numpy as np
 
 from alexlab.data.cache.pack import PackConfig, PackedImages, pack_path
 from alexlab.data.cache.pack_writer import VERSION, PackWriter, digest, file_stats, json_settings
+from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
 from alexlab.data.listing import Listing
 from alexlab.data.spacing import evenly_spaced
-from alexlab.errors import DataError
+from alexlab.errors import DataError, ImageError
 from alexlab.output.escape import shown
 from alexlab.records.disk_errors import disk_errors
 
 log = logging.getLogger(__name__)
 
 MAX_STATS = 100_000  # files that are checked for changes; evenly spaced in larger folders
+ENVIRONMENT = ("no_permission", "no_decoder")  # reasons why a file is unreadable that can change without the file
+MAX_RETRIES = 10  # files that are read again for that
 
 
 def open_pack(
@@ -59,7 +62,7 @@ def open_pack(
                 return images
             if not replace:
                 raise DataError(
-                    f"{shown(listing.root)} has changed since it was packed: {change}. To pack it again, remove the folder "
+                    f"the pack of {shown(listing.root)} cannot be used: {change}. To pack the images again, remove the folder "
                     f"{shown(path)}"
                 )
         PackWriter(listing, pack, decoding, path, hashes, skip).run()
@@ -101,5 +104,16 @@ def _find_change(path: Path, listing: Listing, decoding: Decoding, hashes: np.nd
         ]
         return " and ".join(changes) or "the files are in another order"
     rows = np.array(evenly_spaced(len(listing.paths), MAX_STATS), int)
+    bad = [int(row) for row, (code, _) in index["bad"].items() if code in ENVIRONMENT]
+    if readable := [row for row in bad[:MAX_RETRIES] if _is_readable(listing, row, decoding)]:
+        return f"{shown(listing.paths[readable[0]])} was unreadable and can be read now"
     modified = rows[(file_stats(listing, rows) != np.load(path / "stats.npy")[rows]).any(1)]
     return f"{len(modified)} modified, such as {shown(listing.paths[int(modified[0])])}" if len(modified) else None
+
+
+def _is_readable(listing: Listing, row: int, decoding: Decoding) -> bool:
+    try:
+        decode(os.path.join(listing.root, listing.paths[row]), decoding)
+    except ImageError:
+        return False
+    return True

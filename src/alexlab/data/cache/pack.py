@@ -98,15 +98,15 @@ class PackedImages:
         return self.length
 
     def load(self, row: int, decoding: Decoding, crop: CropRule | None = None) -> np.ndarray:
-        """Return an image, uint8 (H, W, C), or the box of a crop; `decoding` is that of the pack.
+        """Return a copy of an image, uint8 (H, W, C), or of the box of a crop; `decoding` is that of the pack.
 
         Raises:
             ImageError: if its file was unreadable, as `decode` raises it.
         """
-        return part_of(self[row], crop)
+        return np.array(part_of(self[row], crop))  # transforms may work in place
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """Return an image, uint8 (H, W, C).
+        """Return an image of the file, uint8 (H, W, C), not to be changed.
 
         Raises:
             ImageError: if its file was unreadable, as `decode` raises it.

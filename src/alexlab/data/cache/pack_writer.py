@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from alexlab.data.cache.pack import PackConfig
 from alexlab.data.dataset import ViewReader
 from alexlab.data.decode import check_size, decode
-from alexlab.data.image_file import FORMATS, Decoding, open_image
+from alexlab.data.image_file import FORMATS, Decoding, open_image, unreadable
 from alexlab.data.listing import Listing
 from alexlab.data.orientation import upright_size
 from alexlab.distributed.hardware import num_cores
@@ -134,13 +134,17 @@ class PackWriter:
             return np.zeros((0, 2), np.int64)
         shapes = np.zeros((len(self.listing.paths), 2), np.int64)
         for row, relative in enumerate(self.listing.paths):
+            path = os.path.join(self.listing.root, relative)
             try:
-                path = os.path.join(self.listing.root, relative)
                 with open_image(path, self.decoding) as file, Image.open(file, formats=FORMATS) as image:
                     check_size(path, image, self.decoding)
                     shapes[row] = self.pack.shape(*upright_size(image))
-            except Exception:  # reported when the file is decoded
-                continue
+            except Exception as error:
+                if getattr(error, "code", None) == "not_read":
+                    raise
+                if getattr(error, "errno", None) is not None:
+                    raise unreadable(path, "not_read", str(error)) from error
+                # Other reasons are reported when the file is decoded.
         return shapes
 
     def _allocate(self, shapes: np.ndarray) -> None:
@@ -208,7 +212,7 @@ class PackWriter:
             try:
                 for number, errors in loader:
                     for row, error in errors:
-                        if not self.skip:
+                        if not self.skip or error.code == "not_read":
                             raise error
                         bad[row] = error.code, error.detail
                         bad_file.write(json.dumps([row, [error.code, error.detail]]) + "\n")
