@@ -68,7 +68,7 @@ ALONE = [
     ({"data.num_workers": 10**6}, "data.num_workers must be null or a number of processes from 0 to"),
     ({"data.batch_size": None}, "data.batch_size must be an integer; got null"),
     ({"data.image_size": None}, "data.image_size must be an integer; got null"),
-    ({"data.mean": [float("nan")] * 3}, "data.mean must be one or three numbers, or null to measure; got [nan"),
+    ({"data.mean": [float("nan")] * 3}, "data.mean must be one or three numbers from 0 to 1 (pixels are divided by 255), or null to measure; got [nan"),
     ({"seed": -1}, "seed must be an integer from 0 to 4294967295; got -1"),
     ({"seed": 2**32}, "seed must be an integer from 0 to 4294967295"),
     ({"class_names": 5}, "class_names must be null or a JSON file; got 5"),
@@ -92,7 +92,7 @@ ALONE = [
     ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.lr_finder.LearningRateFinder", "num_steps": 1}}, "num_steps must be at least 2; got 1"),
     ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.lr_finder.LearningRateFinder", "smoothing": 1}}, "smoothing must lie in [0, 1); got 1"),
     ({"callbacks.lr_find": {"_target_": "alexlab.training.callbacks.lr_finder.LearningRateFinder", "stop_factor": 1}}, "stop_factor must be greater than 1; got 1"),
-    ({"callbacks.checkpoint.every_s": "x"}, "callbacks.checkpoint.every_s=x cannot be used: '<='"),
+    ({"callbacks.checkpoint.every_s": "x"}, "callbacks.checkpoint.every_s must be null or a number; got 'x'"),
 ]  # fmt: skip
 # What only a training finds out.
 REHEARSED = [

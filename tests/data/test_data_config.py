@@ -17,13 +17,24 @@ KEYS = {"root": "x", "image_size": 64, "channels": 3, "mean": [0.1, 0.2, 0.6], "
     [
         ({"root": ""}, "data.root must be a folder of images; set data.root=DIR"),
         ({"channels": 2}, "model.in_channels must be 1 (grey) or 3 (colour); got 2"),
-        ({"mean": [0.5, 0.5]}, "data.mean must be one or three numbers, or null to measure; got [0.5, 0.5]"),
+        (
+            {"mean": [0.5, 0.5]},
+            "data.mean must be one or three numbers from 0 to 1 (pixels are divided by 255), or null to measure; got [0.5, 0.5]",
+        ),
+        (
+            {"mean": [123.68, 116.78, 103.94]},
+            "data.mean must be one or three numbers from 0 to 1 (pixels are divided by 255)",
+        ),
+        ({"std": [58.4]}, "data.std must be one or three numbers above 0 and at most 1 (pixels are divided by 255)"),
         ({"preview": -1}, "data.preview must be a number of images; got -1"),
         (
             {"std": [1.0, 0.0, 1.0]},
-            "data.std must be one or three positive numbers, or null to measure; got [1.0, 0.0, 1.0]",
+            "data.std must be one or three numbers above 0 and at most 1 (pixels are divided by 255), or null to measure; got [1.0, 0.0, 1.0]",
         ),
-        ({"std": [float("nan")]}, "data.std must be one or three positive numbers, or null to measure; got [nan]"),
+        (
+            {"std": [float("nan")]},
+            "data.std must be one or three numbers above 0 and at most 1 (pixels are divided by 255), or null to measure; got [nan]",
+        ),
         ({"max_megapixels": 0}, "data.max_megapixels must be a positive number; got 0"),
         ({"intensity_range": [9, 1]}, "data.intensity_range must be null or two numbers, black and a larger white"),
         ({"sampler": "random"}, "data.sampler must be shuffle or balanced; got 'random'"),

@@ -76,7 +76,7 @@ INVALID_RECORDS: list[tuple[str, Any, str]] = [
     ("alexlab/config/data/channels", 1, "the config in .* must describe a net"),
     ("alexlab/config/data/mean", "grey", "the config in .* must describe a net|do not fit"),
     ("alexlab/config/data/mean", [float("nan")] * 3, "data.mean must be one or three numbers"),
-    ("alexlab/config/data/std", [0.0, 1.0, 1.0], "data.std must be one or three positive numbers"),
+    ("alexlab/config/data/std", [0.0, 1.0, 1.0], "data.std must be one or three numbers above 0 and at most 1"),
     ("alexlab/config/data/batch_size", "many", "the config in .* must describe a net"),
     ("alexlab/config/data/val_fraction", "some", "data.val_fraction must be a float; got str"),
     ("alexlab/config/data/root", 5, r"data.root must be a str \| None; got int"),

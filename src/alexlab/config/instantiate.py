@@ -4,8 +4,9 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 from alexlab.config.allowlist import check_resolved, check_target
 from alexlab.errors import AlexlabError, ConfigError
@@ -61,6 +62,8 @@ def _check_kind(parameter: inspect.Parameter, value: Any, where: str, *, ours: b
     In a user's YAML file, `lr: "0.1"`, `lr: 0,1` and `lr:` replace no default that would show the type. Annotations of other
     packages are not always right: torchvision's RandomErasing takes `value="random"` but annotates a float.
     """
+    if ours and value is not None:
+        _check_optional(parameter.annotation, value, where)
     annotated = KINDS.get(str(getattr(parameter.annotation, "__name__", parameter.annotation)))
     kind = annotated or KINDS.get(type(parameter.default).__name__)
     if kind is None or (value is not None and not isinstance(value, str)):
@@ -71,6 +74,34 @@ def _check_kind(parameter: inspect.Parameter, value: Any, where: str, *, ours: b
         wrong = (annotated is not None and ours) or re.fullmatch(TEXTS[kind], value, re.IGNORECASE) is not None
     if wrong:
         raise ConfigError(f"{where} must be {TYPE_NAMES[kind]}; got {'null' if value is None else repr(value)}")
+
+
+def _check_optional(annotation: Any, value: Any, where: str) -> None:
+    """Raise ConfigError for a value that `int | None`, `Sequence[float] | None` and the like do not allow.
+
+    Their default is usually null, so that nothing else shows the type.
+    """
+    members = [member for member in get_args(annotation) if member is not NoneType]
+    if not isinstance(annotation, UnionType) or len(members) != 1:
+        return
+    (member,) = members
+    if member in TYPE_NAMES:
+        fits, expected = _is_kind(value, member), TYPE_NAMES[member]
+    elif get_origin(member) is Sequence and get_args(member)[0] in (int, float):
+        (kind,) = get_args(member)
+        fits = isinstance(value, list | tuple) and all(_is_kind(each, kind) for each in value)
+        expected = f"a list of {'integers' if kind is int else 'numbers'}"
+    else:
+        return
+    if not fits:
+        raise ConfigError(f"{where} must be null or {expected}; got {value!r}")
+
+
+def _is_kind(value: Any, kind: type) -> bool:
+    """Return whether a value is of a kind of TYPE_NAMES: no boolean is a number, but an integer is."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def make(node: Config, where: str, /, *args: Any, **extra: Any) -> Any:

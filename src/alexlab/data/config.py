@@ -1,6 +1,5 @@
 """Config node `data`: the images, their splits and their loading."""
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -116,10 +115,13 @@ class DataConfig:
         self.decoding  # noqa: B018 - Decoding checks its values
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not (
-                len(values) in (1, 3) and all(map(math.isfinite, values)) and (name == "mean" or min(values) > 0)
+                len(values) in (1, 3) and all(0 <= value <= 1 for value in values) and (name == "mean" or all(values))
             ):
-                kind = "positive numbers" if name == "std" else "numbers"
-                raise ConfigError(f"data.{name} must be one or three {kind}, or null to measure; got {list(values)}")
+                least = "from 0 to 1" if name == "mean" else "above 0 and at most 1"
+                raise ConfigError(
+                    f"data.{name} must be one or three numbers {least} (pixels are divided by 255), or null to measure; got "
+                    f"{list(values)}"
+                )
         if self.mean_image and any(self.mean or ()):
             raise ConfigError(f"data.mean must be null with data.mean_image=true; got {list(self.mean or ())}")
         if self.preview < 0:

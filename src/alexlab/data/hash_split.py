@@ -160,7 +160,7 @@ def compile_pattern(pattern: str, key: str) -> re.Pattern[str]:
         ConfigError: if it is invalid.
     """
     try:
-        return re.compile(pattern)
+        return re.compile(str(pattern))  # a YAML file may have a number
     except re.error as error:
         raise ConfigError(f"{key} must be a regular expression; got {pattern!r}: {error}") from error
 
