@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from alexlab.cli.exits import exit_on_error
 from alexlab.cli.hydra_state import ProcessState
 from alexlab.config.grammar import raw_overrides
-from alexlab.errors import AlexlabError, ConfigError
+from alexlab.errors import AlexlabError, ConfigError, DiskError
 from alexlab.records.layout import LAUNCHER_OVERRIDES, RUN_JSON, tag
 from alexlab.sweeps.jobs import Job, previous_attempt
 from alexlab.sweeps.runner import JobRunner
@@ -50,6 +50,12 @@ class SweepLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a job for each list of overrides; the return value of a job without a score is NaN."""
         self._prepare()
+        with exit_on_error():
+            if self.config.hydra.sweeper.get("max_batch_size") is not None:
+                raise ConfigError(
+                    "hydra.sweeper.max_batch_size must be null, because all jobs are checked before the first one starts; "
+                    "launcher.jobs is the number of jobs that run at the same time"
+                )
         jobs = [
             self.make_job(list(overrides), number) for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
@@ -88,7 +94,7 @@ class SweepLauncher(Launcher):
         with exit_on_error():
             if job.metric != wanted:
                 raise ConfigError(
-                    f"the trials of a search must have one optimized_metric, {wanted}; job {job.number} has {job.metric}: "
+                    f"all trials of a search must have the same optimized_metric, {wanted}; job {job.number} has {job.metric}: "
                     f"{' '.join(job.overrides)}"
                 )
 
@@ -142,14 +148,21 @@ class SweepLauncher(Launcher):
         with exit_on_error():
             if mistakes:
                 raise ConfigError(
-                    f"every job of a sweep must be able to run, so nothing was started; {len(mistakes)} of {len(jobs)} cannot:",
+                    f"nothing was started, because {len(mistakes)} of {len(jobs)} jobs cannot run:",
                     *mistakes,
                 )
 
     def _run(self, jobs: Iterator[Job], on_end: Callable[[Job], None]) -> None:
+        from alexlab.distributed.failures import translate_errors
+
         work = partial(run_sweep_job, hydra_context=self.hydra_context, task=self.task, config=self.config)
         restore = ProcessState.capture().restore
-        self.runner.run(self._remaining(jobs, on_end), work, table=self.table, on_end=on_end, restore=restore)
+        try:
+            with translate_errors(Path(self.config.hydra.sweep.dir)):
+                self.runner.run(self._remaining(jobs, on_end), work, table=self.table, on_end=on_end, restore=restore)
+        except DiskError:
+            with exit_on_error():
+                raise
 
     def _remaining(self, jobs: Iterator[Job], on_end: Callable[[Job], None]) -> Iterator[Job]:
         """Yield the jobs that did not end in an earlier attempt; report the others."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexlab.errors import ConfigError
 from alexlab.records.optimized import OptimizedMetric
-from alexlab.sweeps.jobs import FAILED, FINISHED, MULTIRUN, PRUNED, STORAGE, Job
+from alexlab.sweeps.jobs import FAILED, FINISHED, MULTIRUN, PRUNED, STORAGE, Job, previous_attempt
 
 if TYPE_CHECKING:
     import optuna
@@ -73,6 +74,8 @@ class OptunaSweeper(Sweeper):
             self.launcher.add_ended(overrides(trial.params), trial.number, states[trial.state])
 
         def on_end(job: Job) -> None:
+            if previous_attempt(job.folder).resumed:
+                return  # interrupted: still running for Optuna, so that a resumed search continues it
             if job.score is not None:
                 study.tell(job.number, job.score)
             else:
@@ -145,6 +148,7 @@ def _checked_study(folder: Path, spaces: dict[str, BaseDistribution], mode: str)
     from alexlab.sweeps.pruning import open_study
 
     path = folder / STORAGE
+    _drop_partial_line(path)
     try:
         study = open_study(folder, minimize=mode == "min")
         trials = study.get_trials()
@@ -163,6 +167,12 @@ def _checked_study(folder: Path, spaces: dict[str, BaseDistribution], mode: str)
                     "search space"
                 )
     return study
+
+
+def _drop_partial_line(path: Path) -> None:
+    """Remove the rest of an append that a full disk or a power failure cut off; Optuna would append to it."""
+    if path.is_file() and not (content := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def _is_in(value: Any, space: BaseDistribution) -> bool:
@@ -191,7 +201,11 @@ def _distribution(override: Override) -> BaseDistribution:
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
         assert value.start is not None and value.end is not None
+        if isinstance(value.start, int):
+            raise ValueError("integers are searched as range(1,129) or range(8,129,8), not as int(interval(1,128))")
         return FloatDistribution(value.start, value.end, log="log" in value.tags)
+    if "log" in getattr(value, "tags", ()):
+        raise ValueError("only an interval has a logarithmic scale; list integers instead, as in 16,32,64")
     is_integer = isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int)
     if is_integer and not value.shuffle:
         assert value.stop is not None

@@ -253,7 +253,7 @@ def test_errors_of_all_jobs_are_reported_before_the_first_starts(images: Path, t
         argument for argument in TINY_COMMAND if "batch_size" not in argument), cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 1
-    assert "every job of a sweep must be able to run, so nothing was started; 3 of 4 cannot:" in result.stderr
+    assert "nothing was started, because 3 of 4 jobs cannot run:" in result.stderr
     assert re.search(
         r"job 1 \(.*data.batch_size=99.*\): data.batch_size must not exceed the 24 training images", result.stderr
     )

@@ -1,13 +1,16 @@
+import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from torchvision.datasets import ImageFolder
 
+from alexlab.data.cache.pack import PackConfig, pack_path
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.discovery import find_splits
 from alexlab.data.scan import scan_folder
-from alexlab.errors import DataError
+from alexlab.errors import DataError, ImageError
 from support.images import write_images
 from support.runs import rows
 
@@ -127,6 +130,53 @@ def test_links_are_followed_and_loops_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "root/b/loop").symlink_to(tmp_path / "root/b")
     with pytest.raises(DataError, match=r"b/loop is a link back to a folder that was already read"):
         scan_folder(str(tmp_path / "root"))
+    (tmp_path / "root/b/loop").unlink()
+    (tmp_path / "root/b/others").symlink_to(tmp_path / "root/a")
+    with pytest.raises(DataError, match=r"is the same folder as .*a, of another class"):
+        scan_folder(str(tmp_path / "root"))
+
+
+@pytest.mark.parametrize("link", ["val", "val/a"])
+def test_splits_that_share_a_folder_are_noted(tmp_path: Path, link: str) -> None:
+    write_images(tmp_path / "data/train", {"a": 3, "b": 3})
+    write_images(tmp_path / "data/val", {"a": 1, "b": 1})
+    assert not any("same folder" in note for note in find_splits(str(tmp_path / "data"), **FRACTIONS).notes)
+    shutil.rmtree(tmp_path / "data" / link)
+    (tmp_path / "data" / link).symlink_to(tmp_path / "data/train" / link.partition("/")[2])
+    notes = find_splits(str(tmp_path / "data"), **FRACTIONS).notes
+    expected = f"val has images of train: train{link[3:]} and {link} are the same folder, through a link"
+    assert expected in notes
+
+
+def test_files_of_other_types_explain_an_empty_class(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 2})
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/IMG_1.HEIC").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"b has none \(fill or remove it\); skipped files that are not images: .*heic"):
+        scan_folder(str(tmp_path))
+
+
+def test_images_of_a_manifest_without_a_hash_are_noted(tmp_path: Path) -> None:
+    """An empty cell must not turn the check of the other files off."""
+    write_images(tmp_path, {"a": 2, "b": 2})
+    lines = []
+    for name in ("a/000.png", "b/000.png", "a/001.png", "b/001.png"):
+        digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() if name != "a/000.png" else ""
+        lines.append(f"{name},{digest},{name[0]},{'train' if name.endswith('0.png') else 'val'}")
+    (tmp_path / "list.csv").write_text("\n".join(["path,sha256,class,split", *lines]))
+    splits = find_splits(str(tmp_path / "list.csv"), **FRACTIONS)
+    assert any("1 image without a SHA-256 may have any content, such as a/000.png" in note for note in splits.notes)
+    for name in ("a/000.png", "b/000.png"):
+        (tmp_path / name).write_bytes((tmp_path / "a/001.png").read_bytes())
+    assert splits.train.load(0).shape[2] == 3
+    with pytest.raises(ImageError, match="its SHA-256 differs from the one in the manifest"):
+        splits.train.load(1)
+
+
+def test_long_names_of_splits_fit_into_the_names_of_caches(tmp_path: Path) -> None:
+    names = [f"{20 * '标签'}_{number}.csv" for number in (1, 2)]
+    paths = [pack_path(tmp_path, str(tmp_path), name, PackConfig(size=64), 3) for name in names]
+    assert paths[0] != paths[1] and all(len(path.name) < 200 for path in paths)
 
 
 def test_the_manifest_lists_every_image(tmp_path: Path) -> None:

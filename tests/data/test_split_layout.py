@@ -160,7 +160,7 @@ def test_invalid_split_folders_are_rejected(folders: dict[str, str], message: st
 
 def test_class_folders_with_the_same_subfolders_are_noted(tmp_path: Path) -> None:
     root = str(write_images(tmp_path, {f"{folder}/{name}": 3 for folder in "abcd" for name in ("2024", "2025")}))
-    note = "every class folder contains 2024, 2025, which are used neither as splits nor as classes"
+    note = "every class folder contains the folders 2024, 2025, which are treated neither as splits nor as classes"
     assert [each for each in find_splits(root, **FRACTIONS).notes if each.startswith(note)]
     (tmp_path / "a/2024").rename(tmp_path / "a/other")
     assert not [each for each in find_splits(root, **FRACTIONS).notes if each.startswith("every class folder")]

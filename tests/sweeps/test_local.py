@@ -267,7 +267,7 @@ def test_a_running_job_is_left_to_the_runner_that_has_it_queued(tmp_path: Path) 
             locks.enter_context(RunLock(each.folder))
         found = list(SweepLauncher(lambda: runner)._remaining(iter(jobs), lambda job: ended.append(job.number)))
     assert [each.number for each in found] == [1] and ended == [0]
-    assert jobs[0].state == FAILED and jobs[0].cause == f"process {os.getpid()} is writing its folder"
+    assert jobs[0].state == FAILED and jobs[0].cause == f"process {os.getpid()} is still writing to its folder"
 
 
 def test_the_launcher_group_chooses_the_runner_and_its_arguments() -> None:

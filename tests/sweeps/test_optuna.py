@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from alexlab.errors import ConfigError, PrunedError
 from alexlab.records.record import RunRecord
+from alexlab.sweeps.jobs import STORAGE
 from alexlab.sweeps.pruning import Pruning, open_study
 from alexlab.sweeps.slurm import Submitit
-from hydra_plugins.alexlab_optuna import OptunaSweeper, distribution
+from hydra_plugins.alexlab_optuna import OptunaSweeper, _checked_study, distribution
 from support.commands import run
 from support.runs import TINY, rows
 
@@ -42,7 +44,17 @@ def test_search_spaces(override: str, expected: object) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("override", ["x=interval(2,1)", "x=tag(log,interval(0,1))", "x=range(3,1)"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "x=interval(2,1)",
+        "x=tag(log,interval(0,1))",
+        "x=range(3,1)",
+        "x=tag(log,range(16,257))",
+        "x=int(interval(1,128))",
+        "x=tag(log,int(interval(1,128)))",
+    ],
+)
 def test_invalid_search_spaces_are_refused(override: str) -> None:
     (parsed,) = OverridesParser.create().parse_overrides([override])
     with pytest.raises(ConfigCompositionException, match=re.escape(f"{override} must be a search space: ")):
@@ -200,3 +212,28 @@ def test_settings_of_submitit(
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ConfigError, match=message):
         Submitit(**settings).prepare(tmp_path)
+
+
+def test_a_journal_that_was_cut_off_is_continued(tmp_path: Path) -> None:
+    """A full disk or a power failure may leave the beginning of a line, to which Optuna would append."""
+    spaces = {"x": FloatDistribution(0.0, 1.0)}
+    study = _checked_study(tmp_path, spaces, "max")
+    study.tell(study.ask(spaces), 0.5)
+    with (tmp_path / STORAGE).open("a") as file:
+        file.write('{"op_code": 4, "worker')
+    for number in range(2):
+        study = _checked_study(tmp_path, spaces, "max")
+        study.tell(study.ask(spaces), 0.5)
+        assert [trial.value for trial in study.get_trials()] == [0.5] * (number + 2)
+
+
+def test_an_abandoned_lock_is_found_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna's lock is a link to the journal; one to a relative path is broken and would never expire."""
+    monkeypatch.chdir(tmp_path)
+    Path("sweep").mkdir()
+    links = []
+    monkeypatch.setattr(
+        os, "symlink", lambda source, target, link=os.symlink: (links.append(source), link(source, target))
+    )
+    open_study(Path("sweep"))
+    assert links and all(os.path.isabs(source) for source in links)

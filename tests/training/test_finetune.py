@@ -77,7 +77,8 @@ def test_invalid_names_are_rejected(freeze: Any, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         Finetune(freeze).check(net())
     if isinstance(freeze, list):
-        Finetune(freeze, unfreeze_epoch=1).check(net())
+        with pytest.raises(ConfigError, match=r"leaves nothing to train before callbacks\.finetune\.unfreeze_epoch"):
+            Finetune(freeze, unfreeze_epoch=1).check(net())
 
 
 def test_invalid_arguments_are_reported_before_any_work(train: Train) -> None:

@@ -6,9 +6,10 @@
 (d) root.csv                               manifest: class and split of each image
 """
 
+import itertools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alexlab.data.hash_split import find_groups, split_by_hash
@@ -88,7 +89,23 @@ def find_splits(
     layout = find_layout(root, folders)
     layout.check()
     splits = _from_split_folders(root, layout, options) if layout.folders else _from_class_folders(root, options)
-    return splits.with_missing_class_notes()
+    return replace(splits, notes=(*splits.notes, *_shared_folders(splits))).with_missing_class_notes()
+
+
+def _shared_folders(splits: Splits) -> list[str]:
+    """Return a note for each pair of splits that have a folder in common, through a link."""
+    notes = []
+    for (first, one), (second, other) in itertools.combinations(splits.items(), 2):
+        if one.listing is None or other.listing is None or one.listing is other.listing:
+            continue
+        known = {tuple(state): folder for folder, state in one.listing.folders.items()}
+        shared = [
+            (known[tuple(state)], folder) for folder, state in other.listing.folders.items() if tuple(state) in known
+        ]
+        if shared:
+            pair = " and ".join(shown(folder or ".") for folder in shared[0])
+            notes.append(f"{second} has images of {first}: {pair} are the same folder, through a link")
+    return notes
 
 
 def check_val_split(val_split: str) -> None:
@@ -145,8 +162,8 @@ def _from_class_folders(root: str, options: SplitOptions) -> Splits:
     repeated = _repeated_subfolders(whole)
     if repeated:
         notes.append(
-            f"every class folder contains {', '.join(map(shown, repeated))}, which are used neither as splits nor as "
-            "classes: data.splits.train=FOLDER would name a split"
+            f"every class folder contains the folders {', '.join(map(shown, repeated))}, which are treated neither as splits nor "
+            "as classes: to use a folder as a split, set data.splits.train=FOLDER"
         )
     return Splits(parts["train"], parts["val"], parts.get("test"), auto_split=True, notes=tuple(notes))
 
@@ -160,9 +177,13 @@ def _split_by_hash(whole: Split, fractions: dict[str, float], options: SplitOpti
 def _repeated_subfolders(whole: Split) -> list[str]:
     """Return the folders inside the class folders if there are several and every class has the same ones."""
     assert whole.listing is not None
-    folders = [folder.split("/") for folder in whole.listing.folders]
-    by_class = [{parts[1] for parts in folders if parts[0] == name and len(parts) == 2} for name in whole.classes]
-    return sorted(by_class[0]) if len(by_class[0]) > 1 and all(names == by_class[0] for names in by_class) else []
+    by_class: dict[str, set[str]] = {name: set() for name in whole.classes}
+    for folder in whole.listing.folders:
+        name, *inner = folder.split("/")
+        if len(inner) == 1:
+            by_class[name].add(inner[0])
+    first = by_class[whole.classes[0]]
+    return sorted(first) if len(first) > 1 and all(names == first for names in by_class.values()) else []
 
 
 def _no_test_split(root: str) -> DataError:

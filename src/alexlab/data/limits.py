@@ -38,7 +38,7 @@ def check_batch_size(config: DataConfig, splits: Splits, *, num_ranks: int, accu
 
 
 def check_limits(trainer: Mapping[str, Any], config: DataConfig, splits: Splits) -> None:
-    """Check that no limit of the Trainer is a fraction of less than one batch.
+    """Check that no limit of the Trainer is a fraction of less than one batch, or ends an epoch within an optimizer step.
 
     Args:
         trainer: the config node `trainer`.
@@ -46,14 +46,22 @@ def check_limits(trainer: Mapping[str, Any], config: DataConfig, splits: Splits)
         splits: the splits of the run.
 
     Raises:
-        ConfigError: if a limit is such a fraction.
+        ConfigError: if a limit is.
     """
     for name, split in splits.items():
         key = "overfit_batches" if trainer["overfit_batches"] and name != "test" else f"limit_{name}_batches"
         num_batches = len(split) // config.batch_size if name == "train" else -(-len(split) // config.batch_size)
-        num_batches *= trainer["accumulate_grad_batches"] if name == "train" else 1
+        steps = trainer["accumulate_grad_batches"] if name == "train" else 1
+        num_batches *= steps
         if isinstance(trainer[key], float) and trainer[key] > 0 and not num_limited_batches(num_batches, trainer[key]):
             raise ConfigError(
                 f"trainer.{key} must leave at least one batch: {trainer[key]:g} of {num_batches} {name} batches is less than "
                 f"one. Use trainer.{key}=1 for one batch"
+            )
+        num_limited = num_limited_batches(num_batches, trainer[key] or 1.0)
+        if num_limited % steps:
+            raise ConfigError(
+                f"trainer.{key} must leave a multiple of trainer.accumulate_grad_batches={steps} batches, as the last step of an "
+                f"epoch would have fewer images; {trainer[key]:g} leaves {num_limited} of {num_batches}: use trainer.{key}="
+                f"{max(steps, num_limited // steps * steps)}"
             )

@@ -150,22 +150,25 @@ class _Walk:
     def __init__(self, root: str, findings: list[Finding] | None) -> None:
         self.root, self.findings = root, findings
         self.folders: dict[str, list[int]] = {}
+        self.visited: dict[tuple[int, int], str] = {}  # folder by its device and number
         self.ignored: Counter[str] = Counter()
         self.hidden: Counter[str] = Counter()
         self.special_files: list[tuple[str, str]] = []
 
     def class_files(self, top: str) -> list[tuple[str, list[bytes]]]:
         """Return the folders below a class folder, sorted by path, each with the sorted names of its images."""
-        visited: set[tuple[int, int]] = set()
         found: list[tuple[str, list[bytes]]] = []
         pending = [top]
         while pending:
             folder = pending.pop()
             status = os.stat(os.path.join(self.root, folder))
-            if (status.st_dev, status.st_ino) in visited:
-                self._report(Finding("loop", folder, "is a link back to a folder that was already read"))
+            other = self.visited.setdefault((status.st_dev, status.st_ino), folder)
+            if other != folder:
+                own = f"{other}/".startswith(f"{top}/")
+                fault = f"the same folder as {shown(other)}, of another class"
+                fault = "a link back to a folder that was already read" if own else fault
+                self._report(Finding("loop", folder, f"is {fault}"))
                 continue
-            visited.add((status.st_dev, status.st_ino))
             self.folders[folder] = listing_cache.folder_state(status)
             try:
                 names = self._images(folder, pending)

@@ -17,6 +17,7 @@ from alexlab.records.atomic import atomic_dir
 
 VERSION = 4  # of the file format
 SETTLE_S = 2.0  # a folder that changed more recently may change again within the same clock tick of the file system
+MAX_SUFFIX = 100  # characters of a split's folder in the name of a cache; a letter that is not ASCII takes 6 or 9
 FIELDS = ("classes", "ignored", "folders", "hidden", "special_files")  # of Listing, stored as JSON
 
 
@@ -34,7 +35,10 @@ def folder_id(root: str) -> str:
 
 def folder_suffix(folder: str) -> str:
     """Return the suffix by which the name of a cache identifies a split's folder inside the root."""
-    return f"-{quote(folder, safe=' ')}" if folder else ""
+    name = quote(folder, safe=" ")
+    if len(name) > MAX_SUFFIX:
+        name = f"{name[:40]}-{hashlib.blake2b(os.fsencode(folder), digest_size=8).hexdigest()}"
+    return f"-{name}" if folder else ""
 
 
 def folder_state(status: os.stat_result) -> list[int]:

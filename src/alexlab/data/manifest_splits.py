@@ -38,11 +38,17 @@ def read_manifest_splits(manifest: str) -> Splits:
     labels = np.array([label_of[row.label] for row in used], np.int64)
     paths = PathArray.from_list([row.path for row in used])
     listing = chosen_images(root, os.path.basename(manifest), classes, paths, labels)
-    hashes = _hashes([row.sha256 for row in used]) if all(row.sha256 for row in used) else None
+    unverified = [row.path for row in used if not row.sha256]
+    hashes = None if len(unverified) == len(used) else _hashes([row.sha256 or "0" * 64 for row in used])
     whole = Split(root, classes, paths, labels, listing, hashes=hashes)
     parts = {split: whole.take(np.flatnonzero([row.split == split for row in used])) for split in SPLITS}
     verified = "" if hashes is None else ", and each file must have its SHA-256"
     notes = [f"the splits are those of {manifest}{verified}"]
+    if hashes is not None and unverified:
+        notes.append(
+            f"{manifest}: {counted(len(unverified), 'image')} without a SHA-256 may have any content, such as "
+            f"{shown(unverified[0])}"
+        )
     if len(used) < len(rows):
         notes.append(f"{manifest}: skipped {counted(len(rows) - len(used), 'image')} without a split")
     return Splits(parts["train"], parts["val"], parts["test"] if len(parts["test"]) else None, notes=notes)

@@ -42,7 +42,8 @@ def scan_folder(
     listing = list_images(root, folder, cache_dir=cache_dir)
     if not listing.classes:
         raise DataError(
-            f"{top} must contain one folder of images per class; it has {count_images(top)} images and no folder"
+            f"{top} must contain one folder of images per class; it has {counted(count_images(top), 'image')} and no folder. To "
+            "use other splits only, name them: data.splits.train=FOLDER"
         )
     check_class_names(listing.classes, top)
     labels = listing.labels if classes is None else map_labels(top, listing.classes, listing.labels, classes, owner)
@@ -78,22 +79,30 @@ def _check_not_empty(top: str, listing: Listing) -> None:
         more = ", ..." if len(listing.classes) > 5 else ""
         raise DataError(
             f"{top} contains no images: looked for {', '.join(IMAGE_EXTENSIONS)} in {len(listing.classes)} class folders "
-            f"({', '.join(listing.classes[:5])}{more})"
+            f"({', '.join(listing.classes[:5])}{more}){_skipped(listing)}"
         )
     counts = np.bincount(listing.labels, minlength=len(listing.classes))
     empty = [os.path.join(top, name) for name, count in zip(listing.classes, counts, strict=True) if not count]
     if empty:
         raise DataError(
             f"every class folder must contain an image; {', '.join(map(shown, empty))} has none (fill or remove it)"
+            f"{_skipped(listing)}"
         )
+
+
+def _skipped(listing: Listing) -> str:
+    """Return the counts of files that are not images, as the end of a message; nothing if there are none."""
+    if not listing.ignored:
+        return ""
+    counts = {kind or "without extension": count for kind, count in listing.ignored.items()}
+    hint = f"; reading HEIC needs {HEIF_PACKAGE}" if counts.keys() & set(HEIF_EXTENSIONS) else ""
+    return f"; skipped files that are not images: {format_counts(counts)}{hint}"
 
 
 def _skipped_files(top: str, listing: Listing) -> Iterator[str]:
     """Yield a note for each kind of file that the listing skips."""
     if listing.ignored:
-        counts = {kind or "without extension": count for kind, count in listing.ignored.items()}
-        hint = f"; reading HEIC needs {HEIF_PACKAGE}" if counts.keys() & set(HEIF_EXTENSIONS) else ""
-        yield f"{top}: skipped files that are not images: {format_counts(counts)}{hint}"
+        yield f"{top}: {_skipped(listing).removeprefix('; ')}"
     if listing.hidden:
         yield f"{top}: skipped hidden files and folders: {format_counts(listing.hidden)}"
     if listing.special_files:

@@ -48,7 +48,7 @@ class Split:
         listing: list of files of which this split is a part.
         rows: int64 (N,), rows of the listing that belong to the split; None for all.
         images: store of decoded images, uint8 (H, W, C), by row of the listing; None to decode the files.
-        hashes: uint8 (N, 32), required SHA-256 of each file; None to accept any content.
+        hashes: uint8 (N, 32), required SHA-256 of each file; zeros, or None for all files, to accept any content.
         lengths: int64 (N,), bytes of each file if they are known in advance.
         shuffled: whether the images are in random order rather than sorted by class.
     """
@@ -107,8 +107,11 @@ class Split:
         """
         if self.images is not None:
             return self.images.load(index if self.rows is None else int(self.rows[index]), decoding, crop)
-        sha256 = None if self.hashes is None else self.hashes[index].tobytes()
-        return decode(self.file_path(index), decoding, sha256, crop=crop)
+        return decode(self.file_path(index), decoding, self.sha256(index), crop=crop)
+
+    def sha256(self, index: int) -> bytes | None:
+        """Return the required SHA-256 of a file; None to accept any content."""
+        return self.hashes[index].tobytes() if self.hashes is not None and self.hashes[index].any() else None
 
     def sample_indices(self, count: int) -> list[int]:
         """Return the indices of at most `count` representative images: evenly spaced, or the first of a shuffled split."""

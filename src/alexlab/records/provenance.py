@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mb() -> dict[str, float]:
-    """Return the peak memory of this process and of its largest child, in MB."""
+    """Return the peak memory of this process and of the largest child that it has waited for, in MB."""
     unit = 1024 if sys.platform != "darwin" else 1
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {"process": round(own * unit / 1e6, 1), "largest_child": round(children * unit / 1e6, 1)}

@@ -106,7 +106,7 @@ def previous_attempt(folder: Path, *, retry_failed: bool = False) -> PreviousAtt
     if found["status"] == record.INTERRUPTED:
         return PreviousAttempt(resumed=True)
     if found["status"] != record.FAILED:
-        return PreviousAttempt(FAILED, cause=f"process {lock_holder(folder)} is writing its folder", held=True)
+        return PreviousAttempt(FAILED, cause=f"process {lock_holder(folder)} is still writing to its folder", held=True)
     if not retry_failed:
         return PreviousAttempt(
             FAILED, cause=f"{found['reason']} (in an earlier attempt; launcher.retry_failed=true runs the job again)"

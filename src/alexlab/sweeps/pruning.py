@@ -30,7 +30,8 @@ def open_study(sweep_dir: Path, *, minimize: bool = False, **options: Any) -> "o
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    storage = JournalStorage(JournalFileBackend(str(sweep_dir / STORAGE)))
+    # Optuna's lock is a link to this path; it notices an abandoned one only if the link is not broken, as a relative one is.
+    storage = JournalStorage(JournalFileBackend(str((sweep_dir / STORAGE).resolve())))
     direction = optuna.study.StudyDirection.MINIMIZE if minimize else optuna.study.StudyDirection.MAXIMIZE
     return optuna.create_study(study_name=STUDY, storage=storage, direction=direction, load_if_exists=True, **options)
 

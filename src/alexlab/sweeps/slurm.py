@@ -15,6 +15,7 @@ from typing import Any
 from alexlab.distributed.imports import python_path
 from alexlab.errors import ConfigError
 from alexlab.output.numbers import counted
+from alexlab.records.atomic import write_atomic
 from alexlab.sweeps import squeue
 from alexlab.sweeps.jobs import RUNNING, Job
 from alexlab.sweeps.runner import POLL_S, JobRunner
@@ -157,7 +158,7 @@ class Submitit(JobRunner):
                 is_accepted = True
                 # At once, so that a resumed sweep does not submit them again if a later group is refused.
                 accepted = {job.folder.name: handle.job_id for job, handle in zip(fresh, handles, strict=False)}
-                (self.submitit_dir / JOB_IDS).write_text(json.dumps(self._job_ids() | accepted))
+                write_atomic(self.submitit_dir / JOB_IDS, json.dumps(self._job_ids() | accepted).encode())
         except Exception as error:
             if type(error).__module__.startswith("submitit"):
                 if not is_accepted:  # leave nothing of jobs that are not queued
@@ -178,7 +179,7 @@ class Submitit(JobRunner):
             table.report_start(each.job)
         ids = self._job_ids() | {each.job.folder.name: each.handle.job_id for each in submitted}
         self.submitit_dir.mkdir(exist_ok=True)
-        (self.submitit_dir / JOB_IDS).write_text(json.dumps(ids))
+        write_atomic(self.submitit_dir / JOB_IDS, json.dumps(ids).encode())
         return submitted
 
     def _job_ids(self) -> dict[str, str]:

@@ -66,6 +66,7 @@ def train(run: Run, splits: Splits) -> dict[str, float]:
                 with signals.handler(lambda signum: None):  # the ranks agree on the step after which they stop
                     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
                 signals.raise_pending()
+                _require_best(trainer, module)
                 if isinstance(module.net, Tower) and trainer.is_global_zero:
                     log_communication(module.net, trainer.global_step - updates.start_step)
                 scores: dict[str, float] = {}
@@ -81,6 +82,16 @@ def train(run: Run, splits: Splits) -> dict[str, float]:
         skipped = data.unreadable.finish()
         scores |= {"skipped": skipped} if scores else {}
     return scores
+
+
+def _require_best(trainer: lightning.Trainer, module: Classifier) -> None:
+    """Raise ConfigError if the best checkpoint is lost and the run ended before a new one: its scores would be lost too."""
+    lost = any(getattr(callback, "best_is_lost", False) for callback in trainer.checkpoint_callbacks)
+    if lost and not module.best:
+        raise ConfigError(
+            f"{Path(trainer.default_root_dir) / layout.BEST} is lost, and the run ended before an epoch replaced it: resume "
+            f"with a later end, such as a larger trainer.max_epochs, or use {layout.LAST}"
+        )
 
 
 def _build_trainer(run: Run) -> lightning.Trainer:
@@ -166,6 +177,9 @@ def _resume(config: dict[str, Any], trainer: lightning.Trainer, data: ImageDataM
     if trainer.num_nodes > 1:
         transfer.broadcast_file(path, "checkpoint")
     if not path.is_file():
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard) and any(Path(logger.log_dir).glob("events.*")):
+                logger.purge_step = 0  # hide the events of an attempt that ended before its first checkpoint
         return None
     checkpoint = load_file(path)
     for callback in trainer.checkpoint_callbacks:

@@ -100,7 +100,7 @@ def corrected_rows(splits: Splits, decisions: list[Decision]) -> list[ManifestRo
             if decision is not None and decision.decision == "remove":
                 continue
             accepted = decision is not None and decision.decision == "accept"
-            sha256 = "" if split.hashes is None else split.hashes[index].tobytes().hex()
+            sha256 = (split.sha256(index) or b"").hex()
             kept.append(
                 ManifestRow(
                     path,

@@ -251,7 +251,7 @@ class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
         errors = []
         for row in range(number * CHUNK, min(len(self.listing.paths), (number + 1) * CHUNK)):
             try:
-                # Zeros mark a file that no split uses.
+                # Zeros mark a file that no split uses, or without a required hash.
                 sha256 = self.hashes[row].tobytes() if self.hashes is not None and self.hashes[row].any() else None
                 path = os.path.join(self.listing.root, self.listing.paths[row])
                 packed = self.read(partial(decode, path, sha256=sha256)).permute(1, 2, 0).numpy()

@@ -105,6 +105,8 @@ class Fetcher:
                 for chunk in response.stream(min_chunk_size=CHUNK_BYTES):
                     digest.update(chunk)
                     file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())  # `is_cached` trusts the size, which the file had from the start
             _check_hash(digest.hexdigest(), sha256)
 
     def _link(self, source: Path, path: Path, size: int | None, sha256: str | None) -> None:

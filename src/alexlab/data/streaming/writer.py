@@ -180,8 +180,7 @@ class _Writer:
             raise DataError(f"{shown(path)} changed while the shards were being written")
         if self.manifest_folder is not None and not Path(path).resolve().is_relative_to(self.manifest_folder):
             _check_image(image, path, self.manifest_folder)
-        hashes = layout.split.hashes
-        if hashes is not None and hashlib.sha256(image).digest() != hashes[row].tobytes():
+        if layout.split.sha256(row) not in (None, hashlib.sha256(image).digest()):
             raise unreadable(path, "changed")
         return image
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from alexlab import compat
 from alexlab.distributed.signals import Interrupted, signals
@@ -137,7 +137,8 @@ class CheckpointCallback(RunFileWriter, Checkpoint):
             self._save_last(trainer, equals_best=is_best)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self.last_step != trainer.global_step:
+        averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if self.last_step != trainer.global_step and not averaged:
             self._save_last(trainer, equals_best=False)
 
     def _save_best(self, trainer: lightning.Trainer) -> bool:

@@ -42,10 +42,10 @@ class Finetune(Callback):
                     f"callbacks.finetune.freeze must name modules of the net: {', '.join(parts)}; got {name!r}"
                 )
         frozen = {id(parameter) for module in self._modules(net) for parameter in module.parameters()}
-        if self.unfreeze_epoch is None and all(id(parameter) in frozen for parameter in net.parameters()):
+        if all(id(parameter) in frozen for parameter in net.parameters()):
+            until = "" if self.unfreeze_epoch is None else " before callbacks.finetune.unfreeze_epoch"
             raise ConfigError(
-                f"callbacks.finetune.freeze={self.freeze} leaves nothing to train; freeze fewer modules or set "
-                "callbacks.finetune.unfreeze_epoch"
+                f"callbacks.finetune.freeze={self.freeze} leaves nothing to train{until}; freeze fewer modules"
             )
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import Callback
 
+from alexlab.distributed import ranks
 from alexlab.records.disk_errors import RunFileWriter
 from alexlab.records.provenance import peak_memory_mb
 from alexlab.records.record import RunRecord
@@ -55,14 +56,14 @@ class RunRecordUpdates(RunFileWriter, Callback):
         before, self.precision = self.precision, str(trainer.precision)
         if before not in ("", self.precision) and trainer.is_global_zero:
             log.warning(
-                "the run was trained with precision %s and continues with %s, to which trainer.precision=auto resolves here",
+                "the run was trained with precision %s and continues with %s, which trainer.precision=auto means on this machine",
                 *(before, self.precision),
             )
+        on_gpu = isinstance(trainer.accelerator, CUDAAccelerator)
+        gpu = torch.cuda.get_device_name(trainer.strategy.root_device) if on_gpu else None
+        gpus = [name for name in ranks.all_gather("gpu", gpu) if name is not None]
         if not trainer.is_global_zero:
             return
-        gpus: list[str] = []
-        if isinstance(trainer.accelerator, CUDAAccelerator):
-            gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         net: Any = getattr(pl_module.net, "whole", pl_module.net)  # a Tower holds half of the net
         count = sum(parameter.numel() for parameter in net.parameters())
         self._update(trainer, gpus=gpus, parameters=count, precision=self.precision)
