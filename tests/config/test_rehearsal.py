@@ -99,6 +99,11 @@ REHEARSED = [
     ({"trainer.val_check_interval": 1000}, "trainer.val_check_interval=1000 cannot be used: `val_check_interval` (1000) must be less"),
     ({"trainer.val_check_interval": 0}, "trainer.val_check_interval=0 cannot be used: "),
     ({"trainer.limit_train_batches": 0.01}, "trainer.limit_train_batches must leave at least one batch: 0.01 of 3"),
+    (
+        {"trainer.limit_train_batches": 3, "trainer.accumulate_grad_batches": 2},
+        "trainer.limit_train_batches must leave a multiple of trainer.accumulate_grad_batches=2 batches, as the last step of an "
+        "epoch would have fewer images; 3 leaves 3 of 6: use trainer.limit_train_batches=2",
+    ),
     ({"trainer.limit_val_batches": 0.01}, "trainer.limit_val_batches must leave at least one batch: 0.01 of 2"),
     ({"trainer.limit_test_batches": 0.01}, "trainer.limit_test_batches must leave at least one batch: 0.01 of 1"),
     ({"trainer.overfit_batches": None}, "trainer.overfit_batches must be a number; got null"),

@@ -2,11 +2,13 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from alexlab.errors import ConfigError, DiskError
 from alexlab.records.atomic import write_atomic
@@ -201,3 +203,13 @@ def test_an_earlier_checkpoint_replaces_a_corrupt_last_one(
         path.write_bytes(b"")
     with pytest.raises(ConfigError, match="cannot resume from any checkpoint"):
         train(*overrides, resumed=True)
+
+
+def test_averaged_weights_are_not_saved_as_those_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end EMA has replaced the weights, so a checkpoint that could not be written then is not retried."""
+    saved: list[int] = []
+    callback = CheckpointCallback(monitor="val/top1")
+    monkeypatch.setattr(callback, "_save_last", lambda trainer, equals_best: saved.append(trainer.global_step))
+    for callbacks in ([], [EMAWeightAveraging()]):
+        callback.on_train_end(SimpleNamespace(global_step=5, callbacks=callbacks), None)  # type: ignore[arg-type]
+    assert saved == [5]

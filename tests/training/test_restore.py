@@ -272,3 +272,51 @@ def test_a_run_does_not_finish_with_a_corrupt_best_checkpoint(
     assert content["epoch"] == 2 and content["alexlab"]["best"]["epoch"] == 3
     assert RunRecord(tmp_path / "run").read()["status"] == "finished"
     assert len(rows(tmp_path / "run/metrics.csv")) == 3
+
+
+def test_a_run_that_ends_before_a_new_best_checkpoint_does_not_finish(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has reached `max_steps`, so that no epoch follows; its recorded scores must not be replaced by none."""
+    from alexlab.training.callbacks.checkpoint import CheckpointCallback
+
+    best = tmp_path / "run/checkpoints/best.ckpt"
+    overrides = ("trainer.max_epochs=5", "trainer.max_steps=6")
+
+    def spoil(*arguments: Any) -> None:
+        best.unlink()  # last.ckpt may be a link to the same file
+        best.write_bytes(b"half of it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointCallback, "on_train_end", spoil)
+        with pytest.raises(DiskError, match=r"the best checkpoint .* was written but cannot be read back"):
+            train(*overrides)
+    with pytest.raises(
+        ConfigError, match=r"best.ckpt is lost, and the run ended before an epoch replaced it: resume with"
+    ):
+        train(*overrides, resumed=True)
+    assert RunRecord(tmp_path / "run").read()["status"] == "failed"
+    assert train("trainer.max_epochs=5", "trainer.max_steps=9", resumed=True) is not None
+
+
+def test_tensorboard_hides_an_attempt_that_ended_before_its_first_checkpoint(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from alexlab.training.module import Classifier
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("the machine was switched off")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Classifier, "validation_step", fail)
+        with pytest.raises(RuntimeError, match="switched off"):
+            train("trainer.log_every_n_steps=1", "seed=1")
+    train("trainer.log_every_n_steps=1", "seed=2", resumed=True)
+    assert len(list((tmp_path / "run").glob("events.*"))) == 2
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    for tag in {*events.Tags()["scalars"]} - {"epoch"}:  # Lightning logs it three times per epoch
+        steps = [event.step for event in events.Scalars(tag)]
+        assert steps == sorted(set(steps)), tag
