@@ -253,5 +253,6 @@ def test_every_reason_is_tested() -> None:
         "outside_range",
         "not_regular",
         "too_large_file",
+        "not_read",
     }
     assert re.match("it is not a JPEG, PNG", REASONS["unknown_format"])

@@ -9,6 +9,7 @@ from torchvision.datasets import ImageFolder
 from alexlab.data.cache.pack import PackConfig, pack_path
 from alexlab.data.dataset import ImageDataset
 from alexlab.data.discovery import find_splits
+from alexlab.data.image_file import Decoding
 from alexlab.data.scan import scan_folder
 from alexlab.errors import DataError, ImageError
 from support.images import write_images
@@ -168,9 +169,9 @@ def test_images_of_a_manifest_without_a_hash_are_noted(tmp_path: Path) -> None:
     assert any("1 image without a SHA-256 may have any content, such as a/000.png" in note for note in splits.notes)
     for name in ("a/000.png", "b/000.png"):
         (tmp_path / name).write_bytes((tmp_path / "a/001.png").read_bytes())
-    assert splits.train.load(0).shape[2] == 3
+    assert splits.train.load(0, Decoding()).shape[2] == 3
     with pytest.raises(ImageError, match="its SHA-256 differs from the one in the manifest"):
-        splits.train.load(1)
+        splits.train.load(1, Decoding())
 
 
 def test_long_names_of_splits_fit_into_the_names_of_caches(tmp_path: Path) -> None:
