@@ -89,7 +89,9 @@ def _check_optional(annotation: Any, value: Any, where: str) -> None:
         fits, expected = _is_kind(value, member), TYPE_NAMES[member]
     elif get_origin(member) is Sequence and get_args(member)[0] in (int, float):
         (kind,) = get_args(member)
-        fits = isinstance(value, list | tuple) and all(_is_kind(each, kind) for each in value)
+        fits = (
+            isinstance(value, Sequence) and not isinstance(value, str) and all(_is_kind(each, kind) for each in value)
+        )
         expected = f"a list of {'integers' if kind is int else 'numbers'}"
     else:
         return
