@@ -118,7 +118,7 @@ def test_colours_whose_low_bytes_cannot_be_read_are_read_at_full_range_only(kind
         assert np.abs(decoded(content(65535), **settings) - SCENE * 255).max() <= 1.01
     for settings in ({}, {"intensity_range": [0, 4095]}):
         with pytest.raises(
-            ImageError, match=r"read at full range only; store .* data\.intensity_range=\[0,65535\] reads"
+            ImageError, match=r"can only be read at full range: set data\.intensity_range=\[0,65535\], or"
         ):
             decoded(content(4095), **settings)
 

@@ -135,7 +135,9 @@ def test_a_fraction_of_groups_keeps_every_class(tmp_path: Path) -> None:
             root,
             {f"{split}/{name}/place{place}": 2 for split in ("train", "val") for name in ("ab" if place else "abc")},
         )
-    with pytest.raises(DataError, match=r"every class must be in train; data\.fraction=0\.1 leaves no group of c"):
+    with pytest.raises(
+        DataError, match=r"every class needs a training image; data\.fraction=0\.1 leaves no group of c"
+    ):
         splits(root, "data.group='(place\\d+)'", "data.fraction=0.1", "data.split_seed=3")
 
 

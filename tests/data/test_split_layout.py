@@ -78,10 +78,26 @@ def test_split_folders_are_recognized(folders: str, expected: dict[str, str], tm
     [
         ("train/a val/a validation/a", "val, validation are all named like val", "train=train data.splits.val=val"),
         ("train/a Training/a", "Training, train are all named like train", "train=Training"),
-        ("Testing/cat Testing/dog cat* dog*", "Testing is named like a split, cat, dog like a class", "test=Testing"),
-        ("Testing* cat* dog*", "Testing is named like a split, cat, dog like a class", "test=Testing"),
-        ("train/a cat* dog*", "train is named like a split, cat, dog like a class", "train=train"),
-        ("valid* invalid*", "valid is named like a split, invalid like a class", "val=valid"),
+        (
+            "Testing/cat Testing/dog cat* dog*",
+            r"some folders are named like splits \(Testing\), others like classes \(cat, dog\)",
+            "test=Testing",
+        ),
+        (
+            "Testing* cat* dog*",
+            r"some folders are named like splits \(Testing\), others like classes \(cat, dog\)",
+            "test=Testing",
+        ),
+        (
+            "train/a cat* dog*",
+            r"some folders are named like splits \(train\), others like classes \(cat, dog\)",
+            "train=train",
+        ),
+        (
+            "valid* invalid*",
+            r"some folders are named like splits \(valid\), others like classes \(invalid\)",
+            "val=valid",
+        ),
         (
             "train* test*",
             "train, test are named like splits but contain no class folders",

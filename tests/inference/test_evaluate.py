@@ -244,7 +244,8 @@ def test_folders_named_like_splits(trained_run: Path, tmp_path: Path, caplog: py
     settings = DataConfig(**{**model.config["data"], "root": str(root)})
     for wanted in (None, "test", "all"):
         with pytest.raises(
-            DataError, match=r"Testing is named like a split, ant, cat like a class.*data.splits.test=Testing"
+            DataError,
+            match=r"some folders are named like splits \(Testing\), others like classes \(ant, cat\).*data.splits.test=Testing",
         ):
             select_split(model, settings, wanted, from_run=False)
     name, split = select_split(model, replace(settings, splits={"test": "Testing"}), None, from_run=False)

@@ -51,7 +51,7 @@ class DataConfig:
         group: regular expression that finds a group, such as a person, in each path; a group is not divided between splits or
             folds. See `alexlab.data.hash_split.find_groups`.
         folds: number of folds of a cross-validation over the training and validation images; None for no folds.
-        fold: number of the fold that validates, from 0.
+        fold: index of the validation fold, from 0.
         fraction: fraction of the training images of each class to train on, 0..1.
         splits: folder of each split inside `root`, where `.` is `root` itself; all null to recognize them by their names.
         sampler: `shuffle` for every image once per epoch; `balanced` to draw with replacement, every class equally often.

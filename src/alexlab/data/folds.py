@@ -19,7 +19,7 @@ def select_fold(splits: Splits, number: int, num_folds: int, *, seed: int, group
 
     Args:
         splits: splits of the dataset; the test split is kept.
-        number: fold that validates, from 0.
+        number: index of the validation fold, from 0.
         num_folds: number of folds.
         seed: seed of the assignment.
         group: regular expression, see `find_groups`; a group is not divided.
@@ -59,7 +59,7 @@ def select_fraction(splits: Splits, fraction: float, *, seed: int, group: str | 
     missing = set(range(len(train.classes))) - set(train.labels[kept].tolist())
     if missing:
         raise DataError(
-            f"every class must be in train; data.fraction={fraction:g} leaves no group of {train.classes[min(missing)]}"
+            f"every class needs a training image; data.fraction={fraction:g} leaves no group of {train.classes[min(missing)]}"
         )
     note = f"data.fraction={fraction:g}: {len(kept)} of {len(train)} training images"
     return replace(splits, train=train.take(kept), notes=(*splits.notes, note))

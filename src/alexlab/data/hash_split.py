@@ -166,7 +166,7 @@ def compile_pattern(pattern: str, key: str) -> re.Pattern[str]:
 
 
 def _units(paths: Sequence[str], groups: Sequence[str] | None) -> dict[str, list[int]]:
-    """Return the rows of what is not divided: a group, or one image."""
+    """Return the rows of each unit that stays together: a group, or a single image."""
     units: dict[str, list[int]] = {}
     for row, name in enumerate(paths if groups is None else groups):
         units.setdefault(name, []).append(row)

@@ -58,8 +58,8 @@ def uint8_strips(
         low_bytes = read_low_bytes(image, content)
         if low_bytes is None:
             raise RangeError(
-                "16 bits per channel, stored by channel or multiplied by the opacity, are read at full range only; store them "
-                "otherwise, or data.intensity_range=[0,65535] reads them unscaled"
+                "planar or premultiplied images of 16 bits can only be read at full range: set data.intensity_range=[0,65535], "
+                "or save them interleaved and without premultiplied opacity"
             )
         values = partial(colour_values, image, low_bytes)
     black, white = _range((without_opacity(part, image.mode) for _, part in values()), depth, decoding)

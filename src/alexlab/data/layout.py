@@ -137,7 +137,9 @@ def _unclear_classes(root: str, split_names: Sequence[str], others: Sequence[str
     # A class of photographs may be called train, the vehicle; no class is called validation.
     odd = [name for name in split_names if name.lower() != "train"]
     if odd and others:
-        reason = f"{_format_names(odd)} is named like a split, {_format_names(others)} like a class"
+        reason = (
+            f"some folders are named like splits ({_format_names(odd)}), others like classes ({_format_names(others)})"
+        )
         return _ambiguity(root, reason, odd)
     hints = {name: _split_hint(name) for name in others}
     hinted = [name for name, hint in hints.items() if hint]
@@ -148,16 +150,17 @@ def _unclear_classes(root: str, split_names: Sequence[str], others: Sequence[str
 
 def _unclear_nesting(root: str, names: Sequence[str]) -> str | None:
     """Return why folders that all contain the same folders may not be classes."""
-    inner = [_subfolders(root, name) for name in names]
-    if len(names) < 2 or len(inner[0]) < 2 or any(subfolders != inner[0] for subfolders in inner):
+    if len(names) < 2:
         return None
-    if len({split_from_name(name) for name in inner[0]} - {None}) > 1:
-        reason = (
-            f"each of {_format_names(names)} contains {_format_names(inner[0])}, but classes must be inside splits: "
-        )
-        return _ambiguity(root, f"{reason}{inner[0][-1]}/{names[0]}", [])
+    inner = _subfolders(root, names[0])
+    # Reading a class folder takes as long as listing it: the first one usually settles it.
+    if len(inner) < 2 or any(_subfolders(root, name) != inner for name in names[1:]):
+        return None
+    if len({split_from_name(name) for name in inner} - {None}) > 1:
+        reason = f"each of {_format_names(names)} contains {_format_names(inner)}, but classes must be inside splits: "
+        return _ambiguity(root, f"{reason}{inner[-1]}/{names[0]}", [])
     if len(names) <= len(SPLITS) and not any(_has_images(root, name) for name in names):
-        reason = f"{_format_names(names)} contain folders of the same names, {_format_names(inner[0])}, as splits do"
+        reason = f"{_format_names(names)} contain folders of the same names, {_format_names(inner)}, as splits do"
         return _ambiguity(root, reason, [])
     return None
 
@@ -167,7 +170,9 @@ def _unclear_splits(root: str, found: Mapping[str, Sequence[str]], others: Seque
     split_names = [name for names in found.values() for name in names]
     broken = broken_links(root)
     if broken:
-        reason = f"{_format_names(broken)} is a link that cannot be resolved: restore its target or remove it"
+        one = len(broken) == 1
+        remedy = "restore its target or remove it" if one else "restore their targets or remove them"
+        reason = f"{_format_names(broken)} {'is a link' if one else 'are links'} that cannot be resolved: {remedy}"
         return _ambiguity(root, reason, split_names)
     for split, names in found.items():
         if len(names) > 1:
@@ -178,7 +183,8 @@ def _unclear_splits(root: str, found: Mapping[str, Sequence[str]], others: Seque
         return _ambiguity(root, reason, [*split_names, *hinted])
     classes = [name for name in others if len(found) == 1 and _has_images(root, name)]
     if classes:
-        reason = f"{_format_names(split_names)} is named like a split, {_format_names(classes)} like a class"
+        reason = f"some folders are named like splits ({_format_names(split_names)}), others like classes "
+        reason += f"({_format_names(classes)})"
         return _ambiguity(root, reason, split_names)
     return None
 

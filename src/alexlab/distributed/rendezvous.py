@@ -27,7 +27,7 @@ REFUSAL_KEY = "alexlab/refusal"
 def join(trainer: Mapping[str, Any], *, timeout_s: float) -> None:
     """Join the other ranks if this process was started as one of several; afterwards `ranks.is_distributed()` is true.
 
-    Variables left over in a shell do not disturb a run of one process: if no other rank appears, they are removed.
+    Variables left over in a shell do not affect a single-process run: if no other rank appears, they are removed.
 
     Args:
         trainer: the `trainer` node of the config.

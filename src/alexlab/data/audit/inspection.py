@@ -106,7 +106,7 @@ def inspect_file(work: tuple[str, ManifestRow, Decoding]) -> Inspection:
     row = replace(row, width=pixels.shape[1], height=pixels.shape[0], mode=mode)
     finding = None
     if not row.path.lower().endswith(EXTENSIONS.get(image_format, ())):
-        finding = Finding("extension", row.path, f"is a {image_format} file, regardless of its extension")
+        finding = Finding("extension", row.path, f"is a {image_format} file despite its extension")
     return Inspection(row, finding, _image_stats(pixels, animated=num_frames > 1))
 
 

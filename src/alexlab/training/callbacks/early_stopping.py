@@ -13,8 +13,8 @@ from alexlab import compat
 class EarlyStopping(LightningEarlyStopping):
     """Callback that ends the training when its metric no longer improves, or passes a threshold.
 
-    Counts each validation once, and each complete epoch once for a training metric; not a validation that is only due because
-    the run stops, which a longer run does not have. Lightning's own (2.6) raises an error where the metric was not measured, as
+    Each validation counts once, for a training metric each complete epoch. A validation that is only due because the run stops
+    does not count: a longer run would not have it. Lightning's own (2.6) raises an error where the metric was not measured, as
     in an epoch that `max_steps` cut short, and a resumed run forgets that it had stopped.
 
     Args:
@@ -63,7 +63,7 @@ class EarlyStopping(LightningEarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the counts; a longer run or more patience overrules the decision to stop."""
         super().load_state_dict({**state_dict, "patience": self.patience})
-        # Not by the count alone: one that ran out before `min_epochs` may start again while the run waits for its end.
+        # The count alone is not enough: if patience ran out before `min_epochs`, an improvement may have reset it since.
         is_patient = self.patience > max(state_dict["patience"], self.wait_count)
         is_patient = is_patient and self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
         before, now = (

@@ -15,8 +15,8 @@ from alexlab.training.two_towers import TwoTowerStrategy
 class Histograms(Callback):
     """Callback that logs a histogram of each weight and of its gradient after an epoch.
 
-    The gradient is that of the last optimizer step, over the global batch, before clipping. Values that are not finite,
-    as of a step that 16-mixed precision skips, are left out.
+    The gradient is that of the last optimizer step, over the global batch, before clipping. Non-finite values,
+    such as those of a step that 16-mixed precision skips, are left out.
 
     Loggers other than TensorBoard get none.
 
