@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,15 +74,9 @@ class OptunaSweeper(Sweeper):
         for trial in study.get_trials(states=tuple(states)):
             self.launcher.add_ended(overrides(trial.params), trial.number, states[trial.state])
 
-        def on_end(job: Job) -> None:
-            if previous_attempt(job.folder).resumed:
-                return  # interrupted: still running for Optuna, so that a resumed search continues it
-            if job.score is not None:
-                study.tell(job.number, job.score)
-            else:
-                study.tell(job.number, state=TrialState.PRUNED if job.state == PRUNED else TrialState.FAIL)
-
-        self.launcher.search(((number, overrides(values)) for number, values in self.propose(study, spaces)), on_end)
+        self.launcher.search(
+            ((number, overrides(values)) for number, values in self.propose(study, spaces)), partial(tell, study)
+        )
         if any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
             best = " ".join(f"{key}={_text(value)}" for key, value in study.best_params.items())
             log.info("best %s %.4f, job %d: %s", metric.name, study.best_value, study.best_trial.number, best)
@@ -137,6 +132,18 @@ class OptunaSweeper(Sweeper):
             study.sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest, "big"))
             proposal = study.ask(spaces)
             yield proposal.number, proposal.params
+
+
+def tell(study: optuna.Study, job: Job) -> None:
+    """Report the end of a job to Optuna, unless it was interrupted: a resumed search continues trials that have not ended."""
+    from optuna.trial import TrialState
+
+    if previous_attempt(job.folder).resumed:
+        return
+    if job.score is not None:
+        study.tell(job.number, job.score)
+    else:
+        study.tell(job.number, state=TrialState.PRUNED if job.state == PRUNED else TrialState.FAIL)
 
 
 def _checked_study(folder: Path, spaces: dict[str, BaseDistribution], mode: str) -> optuna.Study:

@@ -15,12 +15,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from alexlab.errors import ConfigError, PrunedError
 from alexlab.records.record import RunRecord
-from alexlab.sweeps.jobs import STORAGE
+from alexlab.sweeps.jobs import FAILED, FINISHED, STORAGE, Job
 from alexlab.sweeps.pruning import Pruning, open_study
 from alexlab.sweeps.slurm import Submitit
-from hydra_plugins.alexlab_optuna import OptunaSweeper, _checked_study, distribution
+from hydra_plugins.alexlab_optuna import OptunaSweeper, _checked_study, distribution, tell
 from support.commands import run
-from support.runs import TINY, rows
+from support.runs import TINY, rows, write_record
 
 pytestmark = pytest.mark.slow
 
@@ -237,3 +237,19 @@ def test_an_abandoned_lock_is_found_by_its_absolute_path(tmp_path: Path, monkeyp
     )
     open_study(Path("sweep"))
     assert links and all(os.path.isabs(source) for source in links)
+
+
+def test_an_interrupted_trial_is_continued_by_a_resumed_search(tmp_path: Path) -> None:
+    spaces = {"x": FloatDistribution(0.0, 1.0)}
+    study = _checked_study(tmp_path, spaces, "max")
+    for status in ("finished", "failed", "interrupted"):
+        number = study.ask(spaces).number
+        folder = write_record(
+            tmp_path / str(number), status=status, reason="", optimized={"name": "val/top1", "mode": "max"}
+        )
+        job = Job(number, [], folder, {}, state=FINISHED if status == "finished" else FAILED)
+        job.score = 0.5 if status == "finished" else None
+        tell(study, job)
+    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "FAIL", "RUNNING"]
+    sweeper = OptunaSweeper(num_trials=3, seed=1)
+    assert [number for number, _ in sweeper.propose(study, spaces)] == [2]
