@@ -38,7 +38,7 @@ def check_batch_size(config: DataConfig, splits: Splits, *, num_ranks: int, accu
 
 
 def check_limits(trainer: Mapping[str, Any], config: DataConfig, splits: Splits) -> None:
-    """Check that no limit of the Trainer is a fraction of less than one batch, or ends an epoch within an optimizer step.
+    """Check that no limit of the Trainer leaves less than one batch, or ends an epoch within an optimizer step.
 
     Args:
         trainer: the config node `trainer`.
@@ -46,7 +46,7 @@ def check_limits(trainer: Mapping[str, Any], config: DataConfig, splits: Splits)
         splits: the splits of the run.
 
     Raises:
-        ConfigError: if a limit is.
+        ConfigError: if one does.
     """
     for name, split in splits.items():
         key = "overfit_batches" if trainer["overfit_batches"] and name != "test" else f"limit_{name}_batches"

@@ -163,7 +163,7 @@ class _Walk:
             folder = pending.pop()
             status = os.stat(os.path.join(self.root, folder))
             other = self.visited.setdefault((status.st_dev, status.st_ino), folder)
-            if other != folder:
+            if other != folder and status.st_ino:  # some network file systems number no folders
                 own = f"{other}/".startswith(f"{top}/")
                 fault = f"the same folder as {shown(other)}, of another class"
                 fault = "a link back to a folder that was already read" if own else fault

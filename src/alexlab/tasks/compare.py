@@ -33,7 +33,8 @@ def main(run: Run) -> None:
 
     check(run.config)
     check_counts(run.config, {"num_images": 0})
-    shown = None if run.config["class_names"] is None else read_class_names(run.config["class_names"])
+    file = run.config["class_names"]
+    class_names = None if file is None else read_class_names(file)
     sides = [find_side(str(name)) for name in run.config["runs"]]
     sources = find_sources(sides, run.config, run.dir)
     paths = [[path for source in side for path in source.paths] for side in sources]
@@ -45,9 +46,9 @@ def main(run: Run) -> None:
     )
     context = Context(sides, sources, run.config)
     names = [trained.record["config"].get("class_names") for runs in context.runs for trained in runs]
-    if shown is None:
-        shown = next((each for each in names if isinstance(each, dict)), None)
-    comparison = match(a, b, shown, sizes=(len(paths[0]), len(paths[1]), len(common)))
+    if class_names is None:
+        class_names = next((each for each in names if isinstance(each, dict)), None)
+    comparison = match(a, b, class_names, sizes=(len(paths[0]), len(paths[1]), len(common)))
     for table in summary_tables(comparison, context):
         Terminal().print_table(table)
     for line in (comparison.verdict, *context.notes, *comparison.notes):
