@@ -16,6 +16,7 @@ from alexlab.cli.exits import exit_on_error
 from alexlab.cli.hydra_state import ProcessState
 from alexlab.config.grammar import raw_overrides
 from alexlab.errors import AlexlabError, ConfigError, DiskError
+from alexlab.output.numbers import counted
 from alexlab.records.layout import LAUNCHER_OVERRIDES, RUN_JSON, tag
 from alexlab.sweeps.jobs import Job, previous_attempt
 from alexlab.sweeps.runner import JobRunner
@@ -148,7 +149,7 @@ class SweepLauncher(Launcher):
         with exit_on_error():
             if mistakes:
                 raise ConfigError(
-                    f"nothing was started, because {len(mistakes)} of {len(jobs)} jobs cannot run:",
+                    f"nothing was started, because {len(mistakes)} of {counted(len(jobs), 'job')} cannot run:",
                     *mistakes,
                 )
 
