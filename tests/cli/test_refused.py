@@ -17,6 +17,7 @@ COMMANDS: list[tuple[str, list[str], str]] = [
     ("train", SLURM, "slurm refused the jobs: sbatch: error: no controller"),
     ("train", ["-m", *SLURM, "seed=1,2"], "slurm refused the jobs: sbatch: error: no controller"),
     ("train", ["-m", "hydra.sweep.dir=s/t", "optimizer.lr=0.1,-1"], "1 of 2 jobs cannot run"),
+    ("train", ["-m", "hydra.sweeper.max_batch_size=2", "seed=1,2"], "hydra.sweeper.max_batch_size must be null"),
     ("train", ["-m", "sweep=optuna", "seed=1,2", "model.weights=nowhere"], "1 of 1 job cannot run"),
     ("train", ["-m", "sweep=optuna", "seed=1,2", "launcher=submitit"], "a search needs launcher.jobs=N"),
     ("evaluate", ["ckpt=nowhere"], "nowhere does not exist"),

@@ -209,9 +209,21 @@ def test_local_response_normalization_of_one_tower_is_a_layer_of_torch(
         assert torch.equal(build_sequential(layers, net.state_dict().values())(images), net(images))
 
 
-def test_one_logit_becomes_two(train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_file_without_a_list_of_layers_says_so(
+    train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    train("model.norm=lrn", "model.groups=[1,2,1,2,2]")
+    export("safetensors", ckpt=tmp_path / "run")
+    assert "the file has no list of layers, since AlexNet is not a sequence of torch.nn layers" in caplog.text
+
+
+def test_one_logit_becomes_two(
+    train: Callable[..., float | None], export: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import onnxruntime
 
+    caplog.set_level("INFO")
     root = write_images(tmp_path / "two", {"a": 10, "b": 10})
     train("loss=binary_cross_entropy", f"data.root={root}")
     with safe_open(export("safetensors", ckpt=tmp_path / "run"), "pt") as file:
@@ -222,6 +234,8 @@ def test_one_logit_becomes_two(train: Callable[..., float | None], export: Calla
     logits = net(images)
     torch.testing.assert_close(logits[:, 0], torch.zeros(3))
     torch.testing.assert_close(logits[:, 1:], model.single.net(images))
+    export("pth", ckpt=tmp_path / "run")
+    assert "the net has one logit, of class b: its sigmoid is the probability of that class" in caplog.text
     session = onnxruntime.InferenceSession(export("onnx", ckpt=tmp_path / "run"))
     for count in (1, 3):
         (logits,) = session.run(None, {"images": torch.zeros(count, 3, 64, 64).numpy()})

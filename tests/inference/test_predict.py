@@ -244,5 +244,5 @@ def test_error_messages(predict: Predict, tmp_path: Path) -> None:
         predict(f"input='{tmp_path / 'empty'}'", folder="b")
     with pytest.raises(ConfigError, match="top_k must be an integer of at least 1; got 0"):
         predict("input=x", "top_k=0", folder="c")
-    with pytest.raises(ConfigError, match="num_workers must be null or an integer of at least 1; got -1"):
+    with pytest.raises(ConfigError, match="num_workers must be null or an integer of at least 0; got -1"):
         predict("input=x", "num_workers=-1", folder="d")

@@ -1,11 +1,15 @@
 import contextlib
+import errno
 import io
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra.utils import instantiate
@@ -281,3 +285,17 @@ def test_the_launcher_group_chooses_the_runner_and_its_arguments() -> None:
     assert (made.runner.jobs, made.runner.jobs_per_gpu, made.retry_failed) == (3, 1, True)
     made = instantiate(composed("launcher=submitit", "+hydra.launcher.runner.slurm_constraint=a100").hydra.launcher)
     assert made.runner.options["slurm_constraint"] == "a100"
+
+
+def test_a_full_disk_in_the_launcher_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Optuna's journal and SLURM's job numbers are written by the command itself, not by a job."""
+
+    def run(*arguments: Any, **keywords: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "optuna.journal"))
+
+    launcher = SweepLauncher(lambda: SimpleNamespace(run=run))
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    launcher.hydra_context, launcher.config, launcher.task = None, config, None  # type: ignore[assignment]
+    with pytest.raises(SystemExit):
+        launcher._run(iter([]), lambda job: None)
+    assert re.search(r"cannot write .*optuna.journal: No space left on device; .* MB are free", capsys.readouterr().err)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alexlab.inference.explain.activations import call_on_layers
+from alexlab.models.layers import ResponseNorm
 from alexlab.training.preprocessing import expand_binary_logits
 
 
@@ -32,9 +33,12 @@ def sequential_layers(net: nn.Module, images: Tensor) -> list[list[Any]] | None:
         layers.append([kind.__name__, _arguments(layer, kind)])
 
     with torch.inference_mode():
-        with call_on_layers(net, record):
-            outputs = net(images)
-            expected = expand_binary_logits(outputs)
+        try:
+            with call_on_layers(net, record):
+                outputs = net(images)
+        except TypeError:  # of `_torch_class`
+            return None
+        expected = expand_binary_logits(outputs)
         if output_dims and output_dims[-1] == 4:
             layers.append(["Flatten", {}])
         if expected is not outputs:
@@ -60,7 +64,13 @@ def build_sequential(layers: Sequence[Sequence[Any]], tensors: Iterable[Tensor])
 
 
 def _torch_class(layer: nn.Module) -> type[nn.Module]:
-    """Return the class of a layer, or the first base class that is in torch.nn: ResponseNorm is a LocalResponseNorm."""
+    """Return the class of a layer, or its first base class in torch.nn, such as LocalResponseNorm of ResponseNorm.
+
+    Raises:
+        TypeError: for a ResponseNorm of several groups, whose outputs for small activations are those of a single one.
+    """
+    if isinstance(layer, ResponseNorm) and layer.groups > 1:
+        raise TypeError("torch.nn has no local response normalization of groups")
     return next(kind for kind in type(layer).__mro__ if getattr(nn, kind.__name__, None) is kind)
 
 

@@ -23,7 +23,7 @@ def main(run: Run) -> None:
     from alexlab.output.progress import track
 
     config = run.config
-    check_counts(config, {"top_k": 1, "batch_size": 1, "gallery_limit": 0}, optional={"num_workers": 1})
+    check_counts(config, {"top_k": 1, "batch_size": 1, "gallery_limit": 0}, optional={"num_workers": 0})
     model = evaluate.load_model(config)
     predictions = predict_files(
         model.inference,
