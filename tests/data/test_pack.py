@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -85,7 +86,8 @@ def test_a_pack_is_readable_with_numpy_alone(photos: Path, tmp_path: Path) -> No
     assert about["labels"] == [0] * 35 + [1] * 35
     assert about["classes"] == ["a", "b"]
     assert about["decoder"].startswith("simplejpeg ")
-    assert sorted(file.name for file in path.iterdir()) == ["images.npy", "index.json", "stats.npy"]
+    assert sorted(file.name for file in path.iterdir()) == ["hashes.npy", "images.npy", "index.json", "stats.npy"]
+    assert np.load(path / "hashes.npy")[1].tobytes() == hashlib.sha256((photos / "a/02.jpg").read_bytes()).digest()
     full = build(photos, tmp_path / "cache", crop="full").path
     shapes = json.loads((full / "index.json").read_text())["shapes"]
     assert np.load(full / "images.npy").size == sum(height * width * 3 for height, width in shapes)
@@ -276,8 +278,12 @@ def test_files_that_no_split_uses_need_no_hash(photos: Path, tmp_path: Path) -> 
     options: dict[str, Any] = {"decoding": Decoding(), "cache_dir": tmp_path}
     assert len(open_pack(listing, PackConfig(size=73), hashes=hashes, **options)) == len(listing.paths)
     hashes[1] = 1
-    with pytest.raises(DataError, match="SHA-256"):
-        open_pack(listing, PackConfig(size=72), hashes=hashes, **options)
+    for size in (72, 73):  # a new pack and the one that was built with other hashes
+        with pytest.raises(DataError, match=f"{re.escape(listing.paths[1])}: its SHA-256"):
+            open_pack(listing, PackConfig(size=size), hashes=hashes, **options)
+        packed_images = open_pack(listing, PackConfig(size=size), hashes=hashes, skip=True, **options)
+        assert {row: error.code for row, error in packed_images.bad.items()} == {1: "changed"}
+    assert not open_pack(listing, PackConfig(size=72), hashes=None, **options).bad
 
 
 def test_each_manifest_has_a_pack_of_its_images(photos: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from alexlab.data.cache.pack import PackConfig, PackedImages, pack_path
-from alexlab.data.cache.pack_writer import VERSION, PackWriter, digest, file_stats, json_settings
+from alexlab.data.cache.pack_writer import VERSION, PackWriter, file_stats, json_settings
 from alexlab.data.decode import decode
 from alexlab.data.image_file import Decoding
 from alexlab.data.listing import Listing
@@ -44,29 +44,29 @@ def open_pack(
         pack: size and shape of the packed images; its size must be given.
         decoding: decoding settings.
         cache_dir: folder of all packs.
-        hashes: expected SHA-256 of each file, uint8 (N, 32).
+        hashes: required SHA-256 of each file, uint8 (N, 32); zeros, or None for all files, to accept any content.
         skip: continue after unreadable files; their items raise ImageError.
         replace: rebuild a pack whose files have changed.
 
     Raises:
-        DataError: if the files have changed since they were packed, the disk is too small, or a file is unreadable.
+        DataError: if the files have changed since they were packed, the disk is too small, or a file is unreadable or does not
+            have the required hash.
     """
     path = pack_path(cache_dir, listing.root, listing.folder, pack, decoding.channels)
     with disk_errors(path), _locked(path.with_name(f"{path.name}.lock"), path):
-        if path.is_dir():
-            change = _find_change(path, listing, decoding, hashes)
-            if change is None:
-                images = PackedImages(path)
-                if images.bad and not skip:
-                    raise images.bad[min(images.bad)]
-                return images
-            if not replace:
-                raise DataError(
-                    f"the pack of {shown(listing.root)} cannot be used: {change}. To pack the images again, remove the folder "
-                    f"{shown(path)}"
-                )
-        PackWriter(listing, pack, decoding, path, hashes, skip).run()
-    return PackedImages(path)
+        exists = path.is_dir()
+        change = _find_change(path, listing, decoding) if exists else None
+        if change is not None and not replace:
+            raise DataError(
+                f"the pack of {shown(listing.root)} cannot be used: {change}. To pack the images again, remove the folder "
+                f"{shown(path)}"
+            )
+        if change is not None or not exists:
+            PackWriter(listing, pack, decoding, path, skip).run()
+        images = PackedImages(path, hashes)
+    if images.bad and not skip:
+        raise images.bad[min(images.bad)]
+    return images
 
 
 @contextmanager
@@ -86,15 +86,13 @@ def _locked(lock_path: Path, path: Path) -> Iterator[None]:
         yield
 
 
-def _find_change(path: Path, listing: Listing, decoding: Decoding, hashes: np.ndarray | None) -> str | None:
+def _find_change(path: Path, listing: Listing, decoding: Decoding) -> str | None:
     """Return how the files or settings differ from those of a pack, or None."""
     index = json.loads((path / "index.json").read_text())
     if index["version"] != VERSION:
         return "it was packed by another version of alexlab"
     if index["decoding"] != json_settings(decoding):
         return "it was packed with other values of data.max_megapixels, data.intensity_range or data.jpeg_scaling"
-    if hashes is not None and index["sha256"] != digest(hashes):
-        return "it was packed with another manifest"
     if index["files"] != list(listing.paths):
         before, now = set(index["files"]), set(listing.paths)
         changes = [

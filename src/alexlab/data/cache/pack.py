@@ -4,6 +4,7 @@ A pack is a folder that NumPy alone can read:
 
     images.npy    uint8 (N, size, size, channels); a flat array of all pixels if the images differ in shape
     index.json    files, labels, classes, shapes, unreadable files, and the settings that the pack was built with
+    hashes.npy    uint8 (N, 32): SHA-256 of each file, zeros if it could not be read
     stats.npy     int64 (N, 3): size, modification time and change time of each file, to detect changes
 """
 
@@ -76,15 +77,21 @@ class PackedImages:
 
     Args:
         path: folder of the pack.
+        required: required SHA-256 of each file, uint8 (N, 32); zeros, or None for all files, to accept any content.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, required: np.ndarray | None = None) -> None:
         self.path = path
         index = json.loads((path / "index.json").read_text())
         self.length = len(index["files"])
+        reasons = {int(row): reason for row, reason in index["bad"].items()}
+        if required is not None:
+            hashes = np.load(path / "hashes.npy")
+            changed = (hashes != required).any(1) & required.any(1) & hashes.any(1)
+            reasons |= {row: ["changed"] for row in np.flatnonzero(changed).tolist()}
         self.bad = {
-            int(row): unreadable(os.path.join(index["root"], index["files"][int(row)]), *reason)
-            for row, reason in index["bad"].items()
+            row: unreadable(os.path.join(index["root"], index["files"][row]), *reason)
+            for row, reason in reasons.items()
         }
         # Memory-mapped, so that all processes share the pages that one of them has read. Copy-on-write (mode c), as PyTorch
         # warns about read-only arrays.
@@ -101,7 +108,7 @@ class PackedImages:
         """Return a copy of an image, uint8 (H, W, C), or of the box of a crop; `decoding` is that of the pack.
 
         Raises:
-            ImageError: if its file was unreadable, as `decode` raises it.
+            ImageError: if its file is unreadable or does not have the required hash, as `decode` raises it.
         """
         return np.array(part_of(self[row], crop))  # transforms may work in place
 

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from alexlab.data.cache.pack import PackConfig
 from alexlab.data.dataset import ViewReader
-from alexlab.data.decode import check_size, decode
-from alexlab.data.image_file import FORMATS, Decoding, open_image, unreadable
+from alexlab.data.decode import check_size, decode_bytes
+from alexlab.data.image_file import FORMATS, Decoding, open_image, read_image, unreadable
 from alexlab.data.listing import Listing
 from alexlab.data.orientation import upright_size
 from alexlab.distributed.hardware import num_cores
@@ -33,7 +33,7 @@ from alexlab.records.disk_errors import reserve
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 CHUNK = 32  # images per recorded step of progress
 SYNC_S = 1.0  # how often progress is recorded; the pixels must be on the disk before
 
@@ -59,11 +59,6 @@ def json_settings(decoding: Decoding) -> dict[str, Any]:
     return settings
 
 
-def digest(hashes: np.ndarray | None) -> str | None:
-    """Return one hash of all file hashes."""
-    return None if hashes is None else hashlib.sha256(hashes.tobytes()).hexdigest()
-
-
 class PackWriter:
     """Writer of one pack. It fills an unfinished folder, which a later call resumes, and renames it at the end.
 
@@ -72,15 +67,11 @@ class PackWriter:
         pack: size and shape of the packed images.
         decoding: decoding settings.
         path: folder of the finished pack.
-        hashes: expected SHA-256 of each file, uint8 (N, 32), or None.
         skip: continue after unreadable files.
     """
 
-    def __init__(
-        self, listing: Listing, pack: PackConfig, decoding: Decoding, path: Path, hashes: np.ndarray | None, skip: bool
-    ) -> None:
-        self.listing, self.pack, self.decoding, self.path = listing, pack, decoding, path
-        self.hashes, self.skip = hashes, skip
+    def __init__(self, listing: Listing, pack: PackConfig, decoding: Decoding, path: Path, skip: bool) -> None:
+        self.listing, self.pack, self.decoding, self.path, self.skip = listing, pack, decoding, path, skip
         self.folder = path.with_name(f"{path.name}.unfinished")
 
     def run(self) -> None:
@@ -89,7 +80,6 @@ class PackWriter:
             "version": VERSION,
             "root": os.path.abspath(self.listing.root),
             "files": list(self.listing.paths),
-            "sha256": digest(self.hashes),
             "decoding": json_settings(self.decoding),
         }
         self._start_or_resume(settings)
@@ -124,6 +114,7 @@ class PackWriter:
         self.folder.mkdir(parents=True)
         shapes = self._shapes()
         self._allocate(shapes)
+        np.save(self.folder / "hashes.npy", np.zeros((len(self.listing.paths), 32), np.uint8))
         np.save(self.folder / "shapes.npy", shapes)
         np.save(self.folder / "stats.npy", stats)
         start_path.write_text(json.dumps(settings))
@@ -187,7 +178,7 @@ class PackWriter:
         pending = [number for number in range(-(-count // CHUNK)) if number not in done]
         if done and pending:
             log.info("resuming the packing of %s: %d of %d images are done", self.path, len(done) * CHUNK, count)
-        chunks = _Chunks(self.listing, self.pack, self.decoding, self.folder / "images.npy", shapes, self.hashes)
+        chunks = _Chunks(self.listing, self.pack, self.decoding, self.folder, shapes)
         num_workers = min(num_cores(), len(pending))
         loader: Any = DataLoader(
             chunks,
@@ -200,9 +191,10 @@ class PackWriter:
             waiting: list[int] = []
 
             def record() -> None:
-                """Record the chunks since the last call, after their pixels are on the disk."""
-                with (self.folder / "images.npy").open("r+b") as file:
-                    os.fsync(file.fileno())
+                """Record the chunks since the last call, after their pixels and hashes are on the disk."""
+                for name in ("images.npy", "hashes.npy"):
+                    with (self.folder / name).open("r+b") as file:
+                        os.fsync(file.fileno())
                 done_file.write("".join(f"{number}\n" for number in waiting))
                 done_file.flush()
                 waiting.clear()
@@ -228,39 +220,33 @@ class PackWriter:
 
 
 class _Chunks(Dataset[tuple[int, list[tuple[int, ImageError]]]]):
-    """Chunks of images. Indexing decodes a chunk into the file and returns (number, [(row, error)])."""
+    """Chunks of images. Indexing decodes a chunk into the files of `folder` and returns (number, [(row, error)])."""
 
     def __init__(
-        self,
-        listing: Listing,
-        pack: PackConfig,
-        decoding: Decoding,
-        path: Path,
-        shapes: np.ndarray,
-        hashes: np.ndarray | None,
+        self, listing: Listing, pack: PackConfig, decoding: Decoding, folder: Path, shapes: np.ndarray
     ) -> None:
-        self.listing, self.pack, self.decoding, self.path = listing, pack, decoding, path
-        self.shapes, self.hashes = shapes, hashes
+        self.listing, self.pack, self.decoding, self.folder, self.shapes = listing, pack, decoding, folder, shapes
         self.starts = np.concatenate([[0], np.cumsum(shapes.prod(1) * decoding.channels)])
         self.read = ViewReader(pack.view(), decoding)
-        self.pixels: np.ndarray | None = None  # opened by each loader worker
+        self.files: tuple[np.ndarray, np.ndarray] | None = None  # pixels and hashes, opened by each loader worker
 
     def __getitem__(self, number: int) -> tuple[int, list[tuple[int, ImageError]]]:
-        if self.pixels is None:
-            self.pixels = np.load(self.path, mmap_mode="r+")
+        if self.files is None:
+            self.files = np.load(self.folder / "images.npy", "r+"), np.load(self.folder / "hashes.npy", "r+")
+        pixels, hashes = self.files
         errors = []
         for row in range(number * CHUNK, min(len(self.listing.paths), (number + 1) * CHUNK)):
+            path = os.path.join(self.listing.root, self.listing.paths[row])
             try:
-                # Zeros mark a file that no split uses, or without a required hash.
-                sha256 = self.hashes[row].tobytes() if self.hashes is not None and self.hashes[row].any() else None
-                path = os.path.join(self.listing.root, self.listing.paths[row])
-                packed = self.read(partial(decode, path, sha256=sha256)).permute(1, 2, 0).numpy()
+                content = read_image(path, self.decoding)
+                hashes[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+                packed = self.read(partial(decode_bytes, content, path=path)).permute(1, 2, 0).numpy()
             except ImageError as error:
                 errors.append((row, error))
                 continue
             if self.pack.square:
-                self.pixels[row] = packed
+                pixels[row] = packed
             else:
                 assert packed.shape[:2] == tuple(self.shapes[row])
-                self.pixels[self.starts[row] : self.starts[row + 1]] = packed.reshape(-1)
+                pixels[self.starts[row] : self.starts[row + 1]] = packed.reshape(-1)
         return number, errors
