@@ -97,6 +97,11 @@ class LostPeerError(RankError):
     """Lost connection to another rank, whose own error has the cause."""
 
 
+def install_hint(extra: str) -> str:
+    """Return how to install the packages of an extra, as the end of a message."""
+    return f"run pip install -e '.[{extra}]' in the repository"
+
+
 def exit_code_of(error: BaseException) -> int:
     """Return the exit code for an error that stops a command."""
     return error.exit_code if isinstance(error, AlexlabError) else BUG

@@ -19,7 +19,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from alexlab.errors import ConfigError
+from alexlab.errors import ConfigError, install_hint
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.sweeps.jobs import FAILED, FINISHED, MULTIRUN, PRUNED, STORAGE, Job, previous_attempt
 
@@ -58,7 +58,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run the trials; a failed one is reported to Optuna as failed, and the search continues."""
         if importlib.util.find_spec("optuna") is None:
-            raise ConfigCompositionException("sweep=optuna needs the package optuna: pip install 'alexlab[optuna]'")
+            raise ConfigCompositionException(f"sweep=optuna needs the package optuna: {install_hint('optuna')}")
         import optuna
         from optuna.trial import TrialState
 

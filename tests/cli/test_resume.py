@@ -225,7 +225,7 @@ def test_changeable_keys(train: Train, tmp_path: Path) -> None:
         ([], r"is finished with trainer.max_epochs=1; set a larger value to extend it"),
         (["trainer.max_epochs=1"], "is finished"),
         (["model=alexnet_half"], "a resumed run keeps its model, so model=alexnet_half is refused; start a new run for another model"),
-        (["optimizer.lr=0.1"], r"a resumed run keeps its config, so optimizer.lr=0.1 is refused; of .* you can change trainer.max_epochs"),
+        (["optimizer.lr=0.1"], r"a resumed run keeps its config, so optimizer.lr=0.1 needs a new run; .* can change only trainer.max_epochs"),
         (["+trainer.max_epochs=3"], "is refused"),
         (["trainer.devices=0,1"], r"trainer.devices=0,1 has several values; a list needs brackets: trainer.devices=\[0,1\]"),
         (["trainer.max_epochs=many"], "trainer.max_epochs must be an integer"),

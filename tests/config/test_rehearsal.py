@@ -59,7 +59,7 @@ ALONE = [
     ({"callbacks.b": {"_target_": EARLY_STOPPING}, "trainer.limit_val_batches": 0}, "callbacks.b.monitor=val/top1 needs validations, which trainer.limit_val_batches=0 turns off"),
     ({"scheduler": {"_target_": f"{SCHEDULES}.plateau"}, "trainer.limit_val_batches": 0}, "scheduler.monitor=val/top1 needs validations"),
     ({"trainer.strategy": "fsdp"}, "trainer.strategy must be one of auto, ddp,"),
-    ({"trainer.strategy": "deepspeed"}, "the net fits on one device and DDP"),
+    ({"trainer.strategy": "deepspeed"}, "got 'deepspeed'; use trainer.strategy=auto, which is DDP on several devices"),
     ({"trainer.strategy": "ddp_spawn"}, "trainer.strategy must be one of auto, ddp,"),
     ({"trainer.strategy": None}, "trainer.strategy must be one of auto, ddp,"),
     ({"trainer.plugins": {"_target_": "lightning.pytorch.plugins.BitsandbytesPrecision", "mode": "nf4"}}, "trainer.plugins"),
@@ -287,7 +287,8 @@ def test_an_error_without_a_responsible_key_is_a_bug(
     monkeypatch.setattr(rehearsal, "_perform", broken)
     check(changed({}))
     assert (
-        "the run starts, although a short rehearsal of it failed and no config key explains why: 'ours'" in caplog.text
+        "the run starts, although training a tiny net with the same settings failed and no config key explains why: 'ours'"
+        in caplog.text
     )
     (tmp_path / "run.json").write_text("{}")
     report_bug(KeyError("ours"), tmp_path)

@@ -67,7 +67,8 @@ def test_the_joint_is_the_one_computed_by_hand() -> None:
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cleanlab", None)
     with pytest.raises(
-        ConfigError, match=r"^action=labels needs the package cleanlab: pip install 'alexlab\[labels\]'$"
+        ConfigError,
+        match=r"^action=labels needs the package cleanlab: run pip install -e '.\[labels\]' in the repository$",
     ):
         find_label_errors(np.array([0]), np.array([[1.0, 0.0]]))
 

@@ -507,7 +507,7 @@ def test_invalid_configs_are_rejected(folder: Path, tmp_path: Path, overrides: d
 
 def test_other_index_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"kind": "alex')
-    with pytest.raises(DataError, match=r"action=shard; got .*: index\.json is corrupt: Unterminated string"):
+    with pytest.raises(DataError, match=r"action=shard; got .*: index\.json is corrupt \(Unterminated string"):
         open_splits(tmp_path, tmp_path)
     (tmp_path / "index.json").write_text("[]")
     with pytest.raises(DataError, match=r"index\.json is not an alexlab shard index"):

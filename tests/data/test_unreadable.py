@@ -121,7 +121,7 @@ def test_the_log_of_a_run_without_validation_has_its_header(train: Train, corrup
 def test_a_split_without_readable_images_is_an_error(train: Train, corrupt: Path, split: str) -> None:
     for path in (corrupt / split).rglob("*.png"):
         path.write_bytes(b"x")
-    with pytest.raises(DataError, match=f"no image of the {split} split could be read"):
+    with pytest.raises(DataError, match=f"at least one image of the {split} split must be readable"):
         train(f"data.root={corrupt}", "data.on_error=skip")
 
 

@@ -65,7 +65,7 @@ def test_a_missing_optuna_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         ConfigCompositionException,
-        match=re.escape("sweep=optuna needs the package optuna: pip install 'alexlab[optuna]'"),
+        match=re.escape("sweep=optuna needs the package optuna: run pip install -e '.[optuna]' in the repository"),
     ):
         OptunaSweeper(num_trials=1, seed=1).sweep(["x=a,b"])
 

@@ -96,7 +96,9 @@ def test_settings_are_checked(settings: dict[str, float], message: str, tmp_path
 
 def test_a_missing_ray_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"launcher=ray needs the package ray: pip install 'alexlab\[ray\]'"):
+    with pytest.raises(
+        ConfigError, match=r"launcher=ray needs the package ray: run pip install -e '.\[ray\]' in the repository"
+    ):
         Ray().prepare(tmp_path)
 
 

@@ -328,7 +328,10 @@ def test_error_messages_before_any_work(train: Train, tmp_path: Path, overrides:
 def test_error_message_for_a_missing_logger_package(train: Train, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == name else find_spec(wanted))
-    with pytest.raises(ConfigError, match=rf"logger={name} needs the package {name}: pip install 'alexlab\[{name}\]'"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"logger={name} needs the package {name}: run pip install -e '.\[{name}\]' in the repository",
+    ):
         train(f"logger=[csv,{name}]")
 
 

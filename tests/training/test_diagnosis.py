@@ -153,13 +153,31 @@ def test_without_a_measured_cause_it_is_no_warning() -> None:
 
 
 def test_the_loss_of_guessing_is_that_of_the_best_constant_prediction() -> None:
-    assert guessing_loss(CrossEntropy([5] * 10), [5] * 10) == pytest.approx(2.302585)
-    assert guessing_loss(CrossEntropy([30, 10]), [30, 10]) == pytest.approx(0.562335)  # -(3/4 ln 3/4 + 1/4 ln 1/4)
-    assert guessing_loss(CrossEntropy([30, 10, 0]), [30, 10, 0]) == pytest.approx(0.562335)
-    assert guessing_loss(BinaryCrossEntropy([20, 20]), [20, 20]) == pytest.approx(0.693147)
-    assert guessing_loss(CrossEntropy([2] * 1000), [2] * 1000) == pytest.approx(6.907755)
-    balanced = CrossEntropy([30, 10], class_weights="balanced")
-    assert guessing_loss(balanced, [30, 10]) == pytest.approx(0.693147)
+    def guessing(loss: CrossEntropy, counts: list[int]) -> float:
+        return guessing_loss(loss, counts, torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)))
+
+    assert guessing(CrossEntropy([5] * 10), [5] * 10) == pytest.approx(2.302585)
+    assert guessing(CrossEntropy([30, 10]), [30, 10]) == pytest.approx(0.562335)  # -(3/4 ln 3/4 + 1/4 ln 1/4)
+    assert guessing(CrossEntropy([30, 10, 0]), [30, 10, 0]) == pytest.approx(0.562335)
+    assert guessing(BinaryCrossEntropy([20, 20]), [20, 20]) == pytest.approx(0.693147)
+    assert guessing(CrossEntropy([2] * 1000), [2] * 1000) == pytest.approx(6.907755)
+    assert guessing(CrossEntropy([30, 10], class_weights="balanced"), [30, 10]) == pytest.approx(0.693147)
+    # The entropy of the smoothed frequencies: 0.9 f + 0.05, and 0.9 f + 0.01.
+    assert guessing(CrossEntropy([99, 1], label_smoothing=0.1), [99, 1]) == pytest.approx(0.224207)
+    assert guessing(CrossEntropy([1] * 5 + [0] * 5, label_smoothing=0.1), [1] * 5 + [0] * 5) == pytest.approx(1.807953)
+
+
+def test_the_loss_of_guessing_is_measured_on_the_labels_of_the_same_steps() -> None:
+    """A net that has learned only the frequencies 9 : 1 has a loss of -ln 0.9 for the first class and -ln 0.1 for the other."""
+    for labels, expected in (
+        ([0] * 8, 0.105361),
+        ([0] * 6 + [1] * 2, 0.75 * 0.105361 + 0.25 * 2.302585),
+        ([0, 0, -2], 0.105361),
+    ):
+        assert guessing_loss(CrossEntropy([90, 10]), [90, 10], torch.tensor(labels)) == pytest.approx(
+            expected, rel=1e-5
+        )
+    assert guessing_loss(CrossEntropy([90, 10]), [90, 10], torch.tensor([1])) == pytest.approx(0.693147)  # alike
 
 
 def classifier(images: Path, net: nn.Module | None = None, *overrides: str) -> Classifier:

@@ -97,6 +97,6 @@ def _check_changeable(override: Override, run_dir: Path) -> None:
         )
     if override.is_add() or override.is_force_add() or override.is_delete() or not key.startswith(CHANGEABLE):
         raise ConfigError(
-            f"a resumed run keeps its config, so {override.input_line} is refused; of {run_dir} you can change "
+            f"a resumed run keeps its config, so {override.input_line} needs a new run; {run_dir} can change only "
             f"{', '.join(f'{name}*' if name.endswith('.') else name for name in CHANGEABLE)}"
         )

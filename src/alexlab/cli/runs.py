@@ -124,7 +124,7 @@ def _print_rows(runs: Sequence[RunResult], file_format: str) -> None:
             print_line(f"left out: {run.record['reason']}", file=sys.stderr)
     rows = [run for entry in group_sweeps(runs) for run in entry.runs if run.status != UNREADABLE]
     if not rows:
-        raise ConfigError("no run can be read")
+        raise ConfigError("at least one run must be readable; the lines above give the reasons")
     results = [{shown(key): value for key, value in row.items()} for row in result_rows(rows)]
     if file_format == "json":
         sys.stdout.write(json.dumps(results, indent=1) + "\n")  # escapes everything but ASCII

@@ -76,7 +76,8 @@ def rehearse(config: Config, splits: Splits, *, num_ranks: int) -> None:
     if failure[0]:
         raise ConfigError(failure[1])
     log.warning(
-        "the run starts, although a short rehearsal of it failed and no config key explains why: %s", failure[1]
+        "the run starts, although training a tiny net with the same settings failed and no config key explains why: %s",
+        failure[1],
     )
 
 

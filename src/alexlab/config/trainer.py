@@ -85,9 +85,8 @@ def build_strategy(given: Any, config: Config, *, num_ranks: int) -> Any:
     options = DDPOptions(**split_trainer_keys(config["trainer"])[0])
     if given not in (*STRATEGIES, TWO_TOWERS) and not isinstance(given, DDPStrategy):
         raise ConfigError(
-            f"trainer.strategy must be one of {', '.join(STRATEGIES)}, {TWO_TOWERS} or a DDPStrategy, since the net fits on one "
-            "device and DDP, with trainer.comm_hook=bf16 for a slow network, is faster than sharding it as fsdp and "
-            f"deepspeed do; got {given!r}"
+            f"trainer.strategy must be one of {', '.join(STRATEGIES)}, {TWO_TOWERS} or a DDPStrategy; got {given!r}; use "
+            "trainer.strategy=auto, which is DDP on several devices"
         )
     if given not in STRATEGIES and options.changed:
         averages = f"trainer={TWO_TOWERS} does not average gradients"

@@ -23,7 +23,7 @@ from alexlab.data.limits import check_batch_size, check_limits
 from alexlab.data.splits import Splits
 from alexlab.distributed.ddp import DDPOptions
 from alexlab.distributed.devices import requested_gpus
-from alexlab.errors import ConfigError
+from alexlab.errors import ConfigError, install_hint
 from alexlab.models.two_tower import check_towers
 from alexlab.training.callbacks.checkpoint import CheckpointCallback
 from alexlab.training.callbacks.early_stopping import EarlyStopping
@@ -120,7 +120,7 @@ def _check_loggers(config: Config) -> None:
     """Check the loggers without building them, since some open a file or a connection at once."""
     for name, node in entries(config["logger"]).items():
         if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
-            raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: pip install 'alexlab[{name}]'")
+            raise ConfigError(f"logger={name} needs the package {EXTRAS[name]}: {install_hint(name)}")
         target, keywords = parts(node, f"logger.{name}")
         bind(target, f"logger.{name}", save_dir="", **keywords)
         if isinstance(target, type) and issubclass(target, WandbLogger):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from alexlab.data.file_types import HAS_HEIF
-from alexlab.errors import ConfigError, ImageError
+from alexlab.errors import ConfigError, DataError, ImageError
 from alexlab.output.escape import shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "AVIF", *(("HEIF",) if HAS_HEIF else ()))
@@ -101,6 +101,13 @@ def unreadable(path: str | Path, code: str, detail: str = "") -> ImageError:
     reason = REASONS[code] + (f" ({detail})" if detail else "")
     text = f"cannot read the image {shown(path)}: {reason}"
     return ImageError(text, path=os.fspath(path), code=code, reason=reason, detail=detail)
+
+
+def none_readable(owner: str) -> DataError:
+    """Return the error for images of which none can be read; `owner` names them, such as a split."""
+    return DataError(
+        f"at least one image of {owner} must be readable; none is: prepare.py action=check data.root=DIR lists the reasons"
+    )
 
 
 def open_image(path: str | Path, decoding: Decoding) -> BinaryIO:

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from alexlab.data.dataset import ViewReader
-from alexlab.data.image_file import Decoding
+from alexlab.data.image_file import Decoding, none_readable
 from alexlab.data.splits import Split
 from alexlab.distributed.hardware import num_cores
-from alexlab.errors import DataError, ImageError
+from alexlab.errors import ImageError
 from alexlab.output.progress import track
 from alexlab.records.atomic import write_atomic
 
@@ -67,7 +67,7 @@ def measure_mean_image(
     for part, num_images in track(loader, "measuring the mean image", len(sums)):
         total, count = total + part, count + num_images
     if not count:
-        raise DataError(f"no image of {split.root} could be read")
+        raise none_readable(split.root)
     mean = (total / (255 * count)).astype(np.float32)
     if path is not None:
         write_image(mean, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexlab.data.image_file import Decoding
+from alexlab.data.image_file import Decoding, none_readable
 from alexlab.data.splits import Split
 from alexlab.distributed.hardware import num_cores
 from alexlab.errors import DataError, ImageError
@@ -65,7 +65,7 @@ def measure_statistics(
             if result is not None:
                 first, second, num_images = first + result[0], second + result[1], num_images + 1
     if not num_images:
-        raise DataError(f"no image of {split.root} could be read")
+        raise none_readable(split.root)
     first, second = first / num_images, second / num_images
     covariance = second - np.outer(first, first)
     values, vectors = np.linalg.eigh(covariance)

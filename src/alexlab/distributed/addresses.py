@@ -82,7 +82,10 @@ def interface(address: str) -> str:
                 reply = fcntl.ioctl(query, SIOCGIFADDR, struct.pack("256s", name.encode()))
                 if socket.inet_ntoa(reply[20:24]) == address:
                     return name
-    raise RankError(f"no network interface has the address {address}")
+    raise RankError(
+        f"a network interface of this machine must have the address {address}, which leads to MASTER_ADDR; none has it: set "
+        "MASTER_ADDR to an address that this machine can reach"
+    )
 
 
 def unreachable(env: RankEnvironment, wait_s: float, error: Exception | None) -> RankError:
@@ -91,4 +94,6 @@ def unreachable(env: RankEnvironment, wait_s: float, error: Exception | None) ->
     if env.rank == 0:
         return RankError(f"port {env.port} must be free for rank 0{reason}; set another MASTER_PORT")
     place = f"MASTER_ADDR={env.address} MASTER_PORT={env.port}"
-    return RankError(f"rank 0 must answer at {place} within {wait_s:g} s{reason}")
+    return RankError(
+        f"rank 0 must answer at {place} within {wait_s:g} s{reason}; check that it runs and that no firewall blocks the port"
+    )

@@ -90,4 +90,4 @@ def diagnose(
     for rank, (pid, code) in exits.items():
         if code:
             return RankError(f"rank {rank} (pid {pid}) exited with code {code} without an error message")
-    return RankError("a rank exited without returning a result")
+    return RankError("a rank exited without returning a result; its output above has the cause")

@@ -64,7 +64,10 @@ def _as_user_error(error: BaseException, run_dir: Path) -> AlexlabError | None:
             remedy = _shared_memory() if name == "SIGBUS" else REMEDY
             return RankError(f"a DataLoader worker (pid {worker[1]}) {event}; {remedy}")
     if isinstance(error, RuntimeError) and PEERS.search(message):
-        return LostPeerError(f"the connection to another rank was lost: {message.splitlines()[0].rpartition('] ')[2]}")
+        reason = message.splitlines()[0].rpartition("] ")[2]
+        return LostPeerError(
+            f"the connection to another rank was lost ({reason}); the output of that rank has the cause"
+        )
     if isinstance(error, RuntimeError | OSError) and re.search(r"shared memory|</?torch_\d+|/dev/shm", message):
         return DiskError(f"DataLoader workers need shared memory: {message.splitlines()[-1]}; {_shared_memory()}")
     if isinstance(error, OSError) and _passed_through(error, SEMAPHORES):

@@ -97,4 +97,7 @@ def _connect(outer: Any, env: RankEnvironment, timeout_s: float) -> tuple[str, i
                 ranks.stores.current = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
                 return str(address), int(port)
         time.sleep(POLL_S)
-    raise RankError(f"rank 0 must appear within elastic.timeout_s={timeout_s:g}; rank {env.rank} did not reach it")
+    raise RankError(
+        f"rank 0 must appear within elastic.timeout_s={timeout_s:g}; rank {env.rank} did not reach it: check that it runs and "
+        "that no firewall blocks its ports"
+    )

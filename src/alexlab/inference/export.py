@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
-from alexlab.errors import ConfigError, NumericError
+from alexlab.errors import ConfigError, NumericError, install_hint
 from alexlab.inference.checkpoint import TrainedModel, load_checkpoint
 from alexlab.inference.ensemble import EnsembleInference
 from alexlab.inference.file_content import (
@@ -135,7 +135,7 @@ def write_onnx(model: TrainedModel, path: Path, images: Any) -> Exported:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
-        raise ConfigError("format=onnx needs onnx, onnxscript and onnxruntime: pip install 'alexlab[onnx]'") from error
+        raise ConfigError(f"format=onnx needs onnx, onnxscript and onnxruntime: {install_hint('onnx')}") from error
     proto = _onnx_proto(file_net(model), file_input(model.inference, batches(images, 2)[0]))
     for name, value in metadata(model).items():
         entry = proto.metadata_props.add()

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from alexlab.data.config import DataConfig
 from alexlab.data.dataset import ImageDataset, Reader
+from alexlab.data.image_file import none_readable
 from alexlab.data.layout import find_layout
 from alexlab.data.scan import check_root, scan_folder
 from alexlab.data.splits import Split
@@ -229,5 +230,5 @@ class _Collector:
         if num_seen != len(self.split) or len(np.unique(arrays["indices"])) != results["count"]:
             raise DataError(f"every image must be predicted exactly once; {num_seen} of {len(self.split)} were")
         if not results["count"]:
-            raise DataError(f"no image of {self.split.root} could be read")
+            raise none_readable(self.split.root)
         return Predictions(self.split, **arrays, metrics=results)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alexlab import compat
-from alexlab.errors import ConfigError
+from alexlab.errors import ConfigError, install_hint
 
 TIMEOUT_S = 10.0  # for an answer of the hub
 TIMM = "timm"  # as the source of weights: those that timm downloads for a net
@@ -74,7 +74,7 @@ def timm_weights(name: str, in_channels: int) -> tuple[dict[str, Tensor], str]:
 
 def _import_timm() -> Any:
     if importlib.util.find_spec("timm") is None:
-        raise ConfigError("model=timm needs the package timm: pip install 'alexlab[timm]'")
+        raise ConfigError(f"model=timm needs the package timm: {install_hint('timm')}")
     import timm
 
     return timm

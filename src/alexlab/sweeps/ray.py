@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from alexlab.distributed.signals import signals
-from alexlab.errors import ConfigError
+from alexlab.errors import ConfigError, install_hint
 from alexlab.sweeps.jobs import FAILED, RUNNING, Job
 from alexlab.sweeps.ray_cluster import check_answers, connected
 from alexlab.sweeps.ray_job import RayWork, run_task
@@ -44,7 +44,7 @@ class Ray(JobRunner):
 
     def prepare(self, sweep_dir: Path) -> None:
         if importlib.util.find_spec("ray") is None:
-            raise ConfigError("launcher=ray needs the package ray: pip install 'alexlab[ray]'")
+            raise ConfigError(f"launcher=ray needs the package ray: {install_hint('ray')}")
         if self.cpus_per_device <= 0:
             raise ConfigError(f"launcher.cpus_per_device must be positive; got {self.cpus_per_device}")
         if not 0 < self.gpus_per_device <= 1:

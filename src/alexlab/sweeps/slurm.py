@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alexlab.distributed.imports import python_path
-from alexlab.errors import ConfigError
+from alexlab.errors import ConfigError, install_hint
 from alexlab.output.numbers import counted
 from alexlab.records.atomic import write_atomic
 from alexlab.sweeps import squeue
@@ -74,7 +74,7 @@ class Submitit(JobRunner):
         from alexlab.distributed.devices import num_gpus
 
         if importlib.util.find_spec("submitit") is None:
-            raise ConfigError("launcher=submitit needs the package submitit: pip install 'alexlab[submitit]'")
+            raise ConfigError(f"launcher=submitit needs the package submitit: {install_hint('submitit')}")
         if self.cluster not in ("slurm", "local"):
             raise ConfigError(f"launcher.cluster must be slurm, local or null; got {self.cluster}")
         if self.cluster == "slurm" and not shutil.which("sbatch"):

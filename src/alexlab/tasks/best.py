@@ -39,7 +39,7 @@ def score_best(run: Run, trainer: lightning.Trainer, module: Classifier, data: I
         transfer.broadcast_file(best, "best")
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, CheckpointCallback)]
     if not best.is_file() and all(callback.best_score is None for callback in callbacks):
-        log.info("no checkpoint was saved, so it is not scored in float32 and no predictions are saved")
+        log.info("no checkpoint was saved: the run ends without final scores and saved predictions")
         return {}
     _free_training(trainer, module)
     trainer.strategy.precision_plugin = Precision()

@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 from alexlab.distributed.imports import import_lightning
-from alexlab.errors import ConfigError
+from alexlab.errors import ConfigError, install_hint
 from alexlab.records.run import Run
 from alexlab.tasks import evaluate
 from alexlab.tasks.counts import check_counts
@@ -34,7 +34,7 @@ def create_server(config: dict[str, Any]) -> tuple[Any, socket.socket]:
     """
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"demo.py needs the package {package}: pip install 'alexlab[demo]'")
+            raise ConfigError(f"demo.py needs the package {package}: {install_hint('demo')}")
     check_counts(config, {"port": 0})
     if not config["max_mb"] or config["max_mb"] <= 0:
         raise ConfigError(f"max_mb must be positive; got {config['max_mb']}")

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alexlab.data.spacing import evenly_spaced
 from alexlab.training.measurement import Signal
 
 # Thresholds, with what was measured on 2 cores on 2026-11-27 (digits, Fashion-MNIST, cats and dogs).
@@ -28,7 +27,7 @@ GOOD_FIRST_STEP = 0.1
 DYING, ALIVE = 0.9, 0.5  # fraction of dead units of a layer now and at the start
 DYING_UNITS = "dying units"  # the cause that is reported although the loss falls
 MIN_IMAGES_PER_CLASS = 100  # with fewer, a loss no better than guessing is expected
-MAX_CLASSES = 256  # classes for which the chance-level loss is averaged
+CHUNK = 256  # classes whose chance-level loss is computed at once
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class State:
 
     Args:
         loss: mean loss of the last steps.
-        guessing: loss of the best prediction that is the same for all images.
+        guessing: loss of the best prediction that is the same for all images, over the labels of these steps.
         num_classes: number of classes K.
         images_per_class: mean number of training images of a class seen so far.
         classes_seen: number of classes with training images.
@@ -194,20 +193,24 @@ def describe(state: State, model: Mapping[str, Any]) -> tuple[bool, str] | None:
     return None
 
 
-def guessing_loss(
-    loss: Callable[[Tensor, Tensor], Tensor], class_counts: Sequence[int], device: torch.device | str = "cpu"
-) -> float:
-    """Return the mean loss of the better of two constant predictions: all classes alike, and the class frequencies.
+def guessing_loss(loss: Callable[[Tensor, Tensor], Tensor], class_counts: Sequence[int], labels: Tensor) -> float:
+    """Return the mean loss of the better of two predictions that are the same for all images, over some labels.
+
+    One predicts all classes alike, the other is the best one for the training split: the class frequencies, weighted and
+    smoothed like the targets of the loss.
 
     Args:
         loss: maps logits (N, K) and labels (N,) to losses (N,).
         class_counts: number of training images of each class, or their weights in a sampler.
-        device: device of the loss.
+        labels: labels to average over (M,), so that their random frequencies do not matter; negative ones are left out.
     """
-    counts = torch.tensor(class_counts, dtype=torch.float, device=device)
-    probs = counts / counts.sum()
-    used = probs.nonzero()[:, 0]
-    labels = used[evenly_spaced(len(used), MAX_CLASSES)]
-    weights = probs[labels] / probs[labels].sum()
-    logits = [torch.zeros_like(probs), probs.clamp(min=1e-9).log()]
-    return min((loss(each.expand(len(labels), -1), labels).float() * weights).sum().item() for each in logits)
+    counts = torch.tensor(class_counts, dtype=torch.float, device=labels.device)
+    weights, smoothing = getattr(loss, "weights", None), getattr(loss, "label_smoothing", 0.0)
+    targets = counts if weights is None else counts * weights
+    targets = (1 - smoothing) * targets / targets.sum() + smoothing / len(counts)
+    classes, numbers = labels[labels >= 0].unique(return_counts=True)
+    means = []
+    for logits in (torch.zeros_like(targets), targets.clamp(min=1e-9).log()):
+        losses = [loss(logits.expand(len(part), -1), part).float() for part in classes.split(CHUNK)]
+        means.append((torch.cat(losses) * numbers).sum().item() / numbers.sum().item())
+    return min(means)

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 
 from alexlab import compat
+from alexlab.data.image_file import none_readable
 from alexlab.data.labels import PADDING
 from alexlab.data.samplers import data_ranks, derived_seed
 from alexlab.distributed.ddp import HookedDDP
@@ -181,7 +182,7 @@ class Classifier(lightning.LightningModule):
         if self.trainer.is_last_batch:
             scores = self._compute_and_reset("train")
             if not scores["count"]:
-                raise DataError("no image of the train split could be read")
+                raise none_readable("the train split")
             self.train_metrics = {f"train/{name}": scores[name].item() for name in ("loss", "top1")}
             self.log_train_metrics()
             lost = not self.val_metrics.keys() <= self.trainer.callback_metrics.keys()  # resumed after this validation
@@ -328,7 +329,7 @@ class Classifier(lightning.LightningModule):
                 f"every image of the {stage} split must be scored once; {scores['count']:g} of {expected} were"
             )
         if not scores["count"]:
-            raise DataError(f"no image of the {stage} split could be read")
+            raise none_readable(f"the {stage} split")
         self.scored = scores | extra
         prefix = self.test_metric_prefix if stage == "test" else stage
         self._log_exact({f"{prefix}/{name}": self.scored[name] for name in self.scored_names})

@@ -14,7 +14,7 @@ class VelocitySGD(Optimizer):
 
     `torch.optim.SGD` accumulates gradients and multiplies their sum by the rate of the step. Both are the same while the rate
     is constant. When it is divided by 10, that sum is divided too, whereas a velocity keeps its length and decays by
-    `momentum` per step.
+    `momentum` per step. A parameter with the rate 0 does not move (`Weights::update` in the authors' weights.cu).
 
     Args:
         params: parameters or parameter groups.
@@ -43,6 +43,8 @@ class VelocitySGD(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             lr = group["lr"]
+            if not lr:
+                continue
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue

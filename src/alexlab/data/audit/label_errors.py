@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alexlab.errors import ConfigError
+from alexlab.errors import ConfigError, install_hint
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def check_cleanlab() -> None:
     from importlib.util import find_spec
 
     if find_spec("cleanlab") is None:
-        raise ConfigError("action=labels needs the package cleanlab: pip install 'alexlab[labels]'")
+        raise ConfigError(f"action=labels needs the package cleanlab: {install_hint('labels')}")
 
 
 def class_rows(errors: LabelErrors, labels: np.ndarray, classes: Sequence[str]) -> list[tuple[str, int, int, int]]:

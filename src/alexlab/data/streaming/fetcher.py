@@ -232,7 +232,7 @@ def error_reason(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
     if isinstance(error, ModuleNotFoundError):
-        return f"it needs the package {error.name}: pip install 'alexlab[streaming]'"
+        return f"it needs the package {error.name}: run pip install -e '.[streaming]' in the repository"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

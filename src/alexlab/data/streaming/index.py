@@ -91,7 +91,9 @@ def find_sharded_splits(
     except (DataError, ConfigError):
         raise
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{store.location(INDEX)} or one of its tables is corrupt: {error!r}") from error
+        raise DataError(
+            f"{store.location(INDEX)} or one of its tables is corrupt ({error!r}); write the shards again"
+        ) from error
     store.close()  # each process that reads images starts its own fetcher
     counts = [f"{len(index['splits'][name]['shards'])} {name}" for name in splits]
     notes.append(f"images are read from shards: {', '.join(counts)}")
@@ -116,7 +118,7 @@ def _read_index(store: Store) -> dict[str, Any]:
         try:
             index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(f"{INDEX} is corrupt: {error}") from error
+            raise DataError(f"{INDEX} is corrupt ({error}); write the shards again") from error
         if not isinstance(index, dict) or index.get("kind") != KIND:
             raise DataError(f"{store.location(INDEX)} is not an alexlab shard index")
     except (DataError, OSError) as error:

@@ -67,7 +67,7 @@ def lay_out(name: str, split: Split, shard_bytes: int, decoding: Decoding, skip:
         if not skip:
             path = split.file_path(int(rows[~valid][0]))
             open_image(path, decoding).close()  # raises the error with the reason
-            raise DataError(f"{shown(path)} changed while the shards were being written")
+            raise DataError(f"{shown(path)} changed while the shards were being written; run the command again")
         rows, states, lengths = rows[valid], states[valid], lengths[valid]
     label_bytes = 2 * BLOCKSIZE  # a header, and a number of a few digits
     sizes = BLOCKSIZE + -(-lengths // BLOCKSIZE) * BLOCKSIZE + label_bytes

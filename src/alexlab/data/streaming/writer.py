@@ -177,7 +177,7 @@ class _Writer:
         path = layout.split.file_path(row)
         image = read_image(path, self.decoding)
         if len(image) != layout.lengths[number]:
-            raise DataError(f"{shown(path)} changed while the shards were being written")
+            raise DataError(f"{shown(path)} changed while the shards were being written; run the command again")
         if self.manifest_folder is not None and not Path(path).resolve().is_relative_to(self.manifest_folder):
             _check_image(image, path, self.manifest_folder)
         if layout.split.sha256(row) not in (None, hashlib.sha256(image).digest()):

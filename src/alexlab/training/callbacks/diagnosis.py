@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -40,6 +41,7 @@ class Diagnosis(RunFileWriter, Callback):
         self.last_step = 0  # step of the diagnosis; 0 for none
         self.images: Tensor | None = None  # of the first batch
         self.losses: list[Tensor] = []
+        self.labels: list[Tensor] = []
         self.num_images = 0
         self.first_lr = 0.0  # rate of the first step
         self.first_change = 0.0  # change of the weights in the first step, at the base rate
@@ -74,11 +76,12 @@ class Diagnosis(RunFileWriter, Callback):
         self.num_images += len(batch[1]) * trainer.world_size
         if pl_module.step_loss is not None:
             self.losses.append(pl_module.step_loss)
+            self.labels.append(batch[1].clone())
         if trainer.global_step == 1 and self.first_change == 0 and self.first_lr:
             self.first_change = self.weights.change_per_step(1) * _base_lr(trainer) / self.first_lr
         if trainer.global_step >= self.last_step:
             self.state = self._measure(trainer, pl_module)
-            self.last_step, self.losses = 0, []
+            self.last_step, self.losses, self.labels = 0, [], []
             self.report(trainer, describe(self.state, pl_module.record.get("config", {}).get("model", {})))
 
     def report(self, trainer: lightning.Trainer, found: tuple[bool, str] | None) -> None:
@@ -96,10 +99,11 @@ class Diagnosis(RunFileWriter, Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         counts = data.splits.train.class_counts()
         used = [min(count, 1) for count in counts]
-        last = self.losses[-max(1, round(WINDOW * len(self.losses))) :]
+        window = slice(-max(1, round(WINDOW * len(self.losses))), None)
+        last, labels = self.losses[window], torch.cat(self.labels[window])
         return State(
             loss=sum(loss.item() for loss in last) / len(last),
-            guessing=guessing_loss(module.loss, used if data.config.sampler == "balanced" else counts, module.device),
+            guessing=guessing_loss(module.loss, used if data.config.sampler == "balanced" else counts, labels),
             num_classes=len(counts),
             images_per_class=self.num_images / len(counts),
             classes_seen=sum(used),
