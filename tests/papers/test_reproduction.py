@@ -12,7 +12,9 @@ import torch
 
 from alexlab.config import CONFIG_DIR, build
 from alexlab.config.data import find_splits
+from alexlab.config.default import run_config
 from alexlab.data.fingerprint import describe_images
+from alexlab.distributed import devices, hardware
 from alexlab.distributed.signals import Interrupted
 from alexlab.errors import AlexlabError, ConfigError
 from alexlab.papers import training
@@ -22,7 +24,7 @@ from alexlab.papers.reproduction import Reproduction
 from alexlab.records.run import Run
 from alexlab.records.saved_predictions import SavedPredictions
 from alexlab.sweeps.job_list import JOBS, ListedJob, read_jobs, write_jobs
-from alexlab.tasks.reproduce import main, make_reproduction
+from alexlab.tasks.reproduce import launcher_overrides, main, make_reproduction
 from support.runs import plain, write_record
 
 ROOTS = {"data": "/images", "cifar10": "/cifar10"}
@@ -46,13 +48,18 @@ def finish(found: Reproduction, name: str, seed: int, *, rate: float | None = No
         folder,
         top1=top1,
         seed=seed,
-        config={"seed": seed, "optimizer": {"lr": rate}},
+        config={"seed": seed, "optimizer": {} if rate is None else {"lr": rate}},
         scores={"best/top1": top1, **values.get("scores", {})},
         data={"counts": {"val": 1000}},
     )
     rows = [f"{epoch},{1 - error},{1 - error}" for epoch, error in enumerate(errors, 1)]
     (folder / "metrics.csv").write_text("\n".join(["epoch,train/top1,val/top1", *rows]) + "\n")
     return folder
+
+
+def set_status(found: Reproduction, name: str, seed: int, status: str, *, rate: float | None = None) -> None:
+    path = found.runs_dir / found.plan(seed, name, rate).name / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status}))
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -156,6 +163,33 @@ def test_a_folder_with_other_settings_or_data_is_refused(tmp_path: Path) -> None
     more.record(more.first_runs())
 
 
+def test_runs_of_a_recipe_that_has_changed_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    found = reproduction(tmp_path, f"data.root={tmp_path}", f"cifar10.root={tmp_path}", "claims=[lrn,relu]", "seeds=2")
+    finish(found, "no_lrn", 2)
+    finish(found, "relu", 1, rate=0.003)
+    composed = {"seed": 1, "optimizer": {"lr": 0.003, "new": 1}, "data": {"num_workers": 4}}
+    found.check_recipes(lambda overrides: composed)
+    found.check_recipes(run_config)
+    with pytest.raises(ConfigError) as caught:
+        found.check_recipes(lambda overrides: composed | {"optimizer": {"lr": 0.1}})
+    assert str(caught.value) == (
+        "relu_lr-0.003_seed-1 must have been trained with the settings of its recipe; it has optimizer.lr=0.003, and the recipe now "
+        "has optimizer.lr=0.1: restore the recipe, or set out=DIR to a new folder"
+    )
+
+
+def test_as_many_runs_at_a_time_as_fit_into_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "describe_hardware", lambda: {"memory_gb": 10.0})
+    monkeypatch.setattr(hardware, "num_cores", lambda: 64)
+    monkeypatch.setattr(devices, "num_gpus", lambda: 0)
+    for paper, scale, jobs in (("alexnet2012", "small", 6), ("alexnet2012", "full", 2), ("d2l", "small", 3)):
+        run = as_run(tmp_path, f"data.root={tmp_path}", f"scale={scale}", paper=paper)
+        assert launcher_overrides(run, make_reproduction(run).memory_gb) == [
+            "launcher=parallel",
+            f"launcher.jobs={jobs}",
+        ]
+
+
 def test_figure_1_is_the_ratio_of_epochs_paired_by_seed(tmp_path: Path) -> None:
     found = reproduction(tmp_path, f"cifar10.root={tmp_path}", "claims=[relu]", "seeds=2")
     for name, rates in (("relu", (0.001, 0.003)), ("tanh", (0.003, 0.01))):
@@ -172,13 +206,16 @@ def test_figure_1_is_the_ratio_of_epochs_paired_by_seed(tmp_path: Path) -> None:
     measured = found.measure(claim)
     assert measured is not None and measured.verdict == "agrees"
     assert measured.estimate.value == pytest.approx(4.0)
-    assert "relu 4.0 epochs with its best rate 0.003; tanh 16.0 epochs with its best rate 0.01" in measured.detail
+    assert "relu 4.0 epochs at the rate 0.003; tanh 16.0 epochs at the rate 0.01" in measured.detail
     finish(found, "tanh", 2, rate=0.01, errors=[0.9] * 30)
     bound = found.measure(claim)
     assert bound is not None and "1 run ended above 25%, so the ratio is a lower bound." in bound.detail
     finish(found, "relu", 2, rate=0.003, errors=[0.9] * 30)
     unknown = found.measure(claim)
     assert unknown is not None and unknown.verdict == "inconclusive" and "so no ratio is known" in unknown.detail
+    for name, rate, seed in (("relu", 0.003, 1), ("tanh", 0.01, 2)):
+        set_status(found, name, seed, "running", rate=rate)
+    assert found.measure(claim) is None, "no seed has finished with both"
 
 
 def test_the_average_has_as_many_nets_as_the_claim(tmp_path: Path) -> None:
@@ -212,6 +249,9 @@ def test_an_average_of_nets_is_compared_with_its_nets_by_image(tmp_path: Path) -
     write_results(found)
     claims = {claim["claim"]: claim for claim in json.loads((found.folder / "result.json").read_text())["claims"]}
     assert claims["average"]["value"] == pytest.approx(1 / 3)
+    two = replace(found.claims["average"], min_seeds=2)
+    measured = found.measure(two)
+    assert measured is not None and measured.detail.startswith("Top-1 accuracy: average of 2 nets ")
     assert claims["crops"]["value"] == pytest.approx(0.02)
     assert claims["crops"]["low"] == pytest.approx(0.02 - 4.3027 * 0.01 / 3**0.5, abs=1e-5)
 
@@ -223,9 +263,8 @@ def test_failed_runs_are_reported_and_do_not_decide(tmp_path: Path) -> None:
     for seed in (1, 2):
         finish(found, "baseline", seed, scores={"ten_crop/top1": 0.6 + seed / 1000})
     finish(found, "no_lrn", 1)
-    folder = finish(found, "no_lrn", 2)
-    record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record | {"status": "failed"}))
+    finish(found, "no_lrn", 2)
+    set_status(found, "no_lrn", 2, "failed")
     rows = {row.name: row for row in measure_claims(found)}
     assert rows["lrn"].verdict == "inconclusive" and rows["crops"].verdict == "agrees"
     assert rows["lrn"].note.endswith(
@@ -242,9 +281,8 @@ def test_a_learning_rate_that_fails_is_not_chosen(tmp_path: Path) -> None:
     found = reproduction(tmp_path, f"cifar10.root={tmp_path}", "claims=[relu]", "seeds=1")
     for name, rates in (("relu", (0.001, 0.003)), ("tanh", (0.003, 0.01))):
         for rate in rates:
-            folder = finish(found, name, 1, rate=rate, errors=[0.5, 0.2])
-    record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record | {"status": "failed"}))
+            finish(found, name, 1, rate=rate, errors=[0.5, 0.2])
+    set_status(found, "tanh", 1, "failed", rate=0.01)
     assert found.best_rate("tanh") == 0.003 and found.failed() == []
 
 
@@ -283,6 +321,12 @@ def test_a_score_is_compared_with_the_published_one_of_the_same_epoch(tmp_path: 
     assert (vgg["verdict"], nin["verdict"]) == ("agrees", "differs")
     assert (vgg["published"], nin["published"]) == (0.859, 0.831)
     assert "After 1 epoch: published 0.859" in vgg["note"] and "After 5 epochs: published 0.831" in nin["note"]
+    metrics = finish(found, "nin", 1) / "metrics.csv"
+    metrics.write_text("epoch,train/top1,val/top1\n1,0.5,\n2,0.5,0.8\n3,0.5,\n")
+    measured = found.measure(found.claims["nin"])
+    assert measured is not None and "After 2 epochs: published 0.754" in measured.detail
+    metrics.write_text("epoch,train/top1\n1,0.5\n")
+    assert found.measure(found.claims["nin"]) is None
 
 
 @pytest.mark.parametrize(
@@ -308,6 +352,10 @@ def test_a_score_is_compared_with_the_published_one_of_the_same_epoch(tmp_path: 
         (
             ["data.root=.", "paper.claims.crops.kind=score"],
             r"paper.claims.crops.published must be a list of scores, one per epoch; got 0.015",
+        ),
+        (
+            ["data.root=.", "paper.recipes.imagenet.memory_gb.small=0"],
+            r"paper.recipes.imagenet.memory_gb must have a positive number for small and for full; got",
         ),
         (
             ["data.root=.", "paper.claims.lrn.settings=[x]"],

@@ -29,7 +29,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def init_weights(net: nn.Module, scheme: str) -> None:
-    """Initialize all convolutions and linear layers of a net. Norms always start as the identity.
+    """Initialize all convolutions and linear layers of a net. Norms start as the net initializes them.
 
     Args:
         net: net to initialize.

@@ -105,6 +105,8 @@ def average(claim: Claim, groups: Groups) -> Measurement | None:
     runs = groups[claim.settings[0]]
     kept = [each for run in runs if (each := read_predictions(run.folder, "val")) is not None]
     found = [each for each in kept if each.probs is not None]
+    if claim.min_seeds > 1:
+        found = found[: claim.min_seeds]  # as many nets as the paper averages
     if len(found) < 2:
         return None
     if any(not np.array_equal(each.paths, found[0].paths) for each in found):
@@ -135,11 +137,16 @@ def epochs_needed(run: RunResult) -> float:
     return float(len(errors)) if needed is None else needed
 
 
-def epochs_ratio(claim: Claim, groups: Groups) -> Measurement:
-    """Return how many times as many epochs the second setting needs to TARGET_ERROR as the first, paired by seed."""
+def epochs_ratio(claim: Claim, groups: Groups) -> Measurement | None:
+    """Return how many times as many epochs the second setting needs to TARGET_ERROR as the first, paired by seed.
+
+    None if no seed has finished with both.
+    """
     fast, slow = claim.settings
     by_seed = {name: {run.seed: run for run in groups[name]} for name in claim.settings}
     seeds = sorted(by_seed[fast].keys() & by_seed[slow].keys())
+    if not seeds:
+        return None
     needed = {name: [epochs_needed(by_seed[name][seed]) for seed in seeds] for name in claim.settings}
     estimate = ratio_estimate(needed[slow], needed[fast])
     text = f"{estimate.value:.1f} times"
@@ -147,9 +154,7 @@ def epochs_ratio(claim: Claim, groups: Groups) -> Measurement:
         text += f" ({estimate.low:.1f} to {estimate.high:.1f})"
     unreached = _unreached([run for name in claim.settings for run in groups[name]])
     rates = {name: groups[name][0].record["config"]["optimizer"]["lr"] for name in claim.settings}
-    parts = [
-        f"{name} {statistics.fmean(needed[name]):.1f} epochs with its best rate {rates[name]:g}" for name in needed
-    ]
+    parts = [f"{name} {statistics.fmean(needed[name]):.1f} epochs at the rate {rates[name]:g}" for name in needed]
     detail = f"{'; '.join(parts)}, means of {counted(len(seeds), 'seed')}."
     if unreached:
         bound = "no ratio is known" if _unreached(groups[fast]) else "the ratio is a lower bound"
@@ -175,12 +180,18 @@ def _unreached(runs: Sequence[RunResult]) -> list[RunResult]:
     return [run for run in runs if min(training_errors(run)) > TARGET_ERROR]
 
 
-def score(claim: Claim, groups: Groups) -> Measurement:
-    """Return the accuracy after the last epoch, compared with the published one after as many epochs."""
+def score(claim: Claim, groups: Groups) -> Measurement | None:
+    """Return the accuracy after the last validation, compared with the published one after as many epochs.
+
+    None if a run was never validated.
+    """
     assert isinstance(claim.published, Sequence)
     runs = groups[claim.settings[0]]
-    scores = [run.epochs[-1]["val/top1"] for run in runs]
-    number = min(int(runs[0].epochs[-1]["epoch"]), len(claim.published))
+    validated = [[row for row in run.epochs if "val/top1" in row] for run in runs]
+    if not all(validated):
+        return None
+    scores = [rows[-1]["val/top1"] for rows in validated]
+    number = min(int(validated[0][-1]["epoch"]), len(claim.published))
     published = claim.published[number - 1]
     estimate = mean_estimate(scores) if len(runs) > 1 else share_estimate(scores[0], max(1, runs[0].num_val))
     text = f"{estimate.value:.3f}"
@@ -194,8 +205,8 @@ def score(claim: Claim, groups: Groups) -> Measurement:
 
     def draw(axes: "Axes") -> None:
         assert isinstance(claim.published, Sequence)
-        for run in runs:
-            epochs, values = zip(*((row["epoch"], row["val/top1"]) for row in run.epochs), strict=True)
+        for rows in validated:
+            epochs, values = zip(*((row["epoch"], row["val/top1"]) for row in rows), strict=True)
             axes.plot(epochs, values, color=SERIES[0], marker="o", markersize=4, linewidth=1.4, label="ours")
         axes.plot(range(1, len(claim.published) + 1), claim.published, color=SERIES[1], linestyle="--", marker="o",
                   markersize=3, label="published")  # fmt: skip

@@ -97,8 +97,9 @@ def neighbours(claim: Claim, groups: Mapping[str, Sequence[RunResult]]) -> Measu
     found = mean_estimate(same.tolist())
     estimate = Estimate(*(None if end is None else end - chance for end in (found.value, found.low, found.high)))  # type: ignore[arg-type]
     detail = (
-        f"{100 * found.value:.1f} % of the {NUM_NEIGHBOURS} nearest training images of each of {len(same):,} validation images "
-        f"have its class, by chance {100 * chance:.1f} %; top-5 accuracy {100 * (run.score('top5') or 0):.1f} %."
+        f"In the net of seed {run.seed}, {100 * found.value:.1f} % of the {NUM_NEIGHBOURS} nearest training images of each of "
+        f"{len(same):,} validation images have its class, by chance {100 * chance:.1f} %; top-5 accuracy "
+        f"{100 * (run.score('top5') or 0):.1f} %."
     )
     grid = _neighbour_grid(model, splits, dict(zip(queries, rows.tolist(), strict=True)), kept, view)
     return Measurement(estimate, verdict_of_difference(estimate), points(estimate), detail, grids=[grid])

@@ -34,6 +34,9 @@ RULES = (
     "A score that is compared with a published one is that of the last epoch, in the precision of the training. It agrees if the "
     f"lower end of its 95 % interval is at least the published score minus {MARGIN:g}, and differs if the upper end is below "
     "that.",
+    "Ten crops are compared with the centre crop of the same run. Epochs are compared between runs of the same seed, with the "
+    "interval of the logarithm of their ratio. The intervals of an average of nets and of neighbours are over the images, that "
+    "of the kernels over the nets.",
 )
 
 
@@ -121,7 +124,7 @@ def write_results(reproduction: Reproduction) -> Path:
     from alexlab.output.terminal import Terminal
 
     rows = measure_claims(reproduction)
-    runs = [run for name in reproduction.settings for run in reproduction.finished(name)]
+    runs = reproduction.all_finished()
     table = Table(*COLUMNS)
     for row in rows:
         table.add_row(row.claim.title, row.published, row.ours, row.verdict)
@@ -134,7 +137,7 @@ def write_results(reproduction: Reproduction) -> Path:
         "paper": reproduction.paper.title,
         "scale": reproduction.scale,
         "seeds": [*range(1, reproduction.num_seeds + 1)],
-        "date": time.strftime("%Y-%m-%d"),
+        "date": time.strftime("%Y-%m-%d", time.localtime(max((run.start_s for run in runs), default=time.time()))),
         **_machine(runs),
         "claims": values,
     }
@@ -183,7 +186,7 @@ def render_reproduction(reproduction: Reproduction, rows: Sequence[ClaimResult],
     Args:
         reproduction: the reproduction.
         rows: its claims and their results.
-        runs: its finished runs.
+        runs: its finished runs, also at learning rates that were not chosen.
     """
     counts = Counter(row.verdict for row in rows)
     order = [name for name in (AGREES, DIFFERS, UNDECIDED, NOT_RUN, SKIPPED) if counts[name]]

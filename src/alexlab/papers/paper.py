@@ -31,11 +31,13 @@ class Recipe:
         root: key of `reproduce.yaml` that names the folder of images: `data` or `cifar10`.
         small: overrides of `train.py` with `scale=small`.
         full: overrides with `scale=full`, as published.
+        memory_gb: memory of a run on a CPU by scale, which limits how many run at a time.
     """
 
     root: str
     small: Sequence[str]
     full: Sequence[str]
+    memory_gb: Mapping[str, float] = field(default_factory=lambda: {"small": 2.0, "full": 4.0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,14 @@ def make_paper(node: Mapping[str, Any]) -> Paper:
             bind(kind, f"paper.{group}.{name}", **values)
         parts[group] = {name: kind(**values) for name, values in node[group].items()}
     paper = Paper(**{**node, **parts})
+    for name, recipe in paper.recipes.items():
+        given = recipe.memory_gb
+        if not isinstance(given, Mapping) or not all(
+            _is_number(given.get(scale)) and given[scale] > 0 for scale in SCALES
+        ):
+            raise ConfigError(
+                f"paper.recipes.{name}.memory_gb must have a positive number for small and for full; got {given!r}"
+            )
     for name, setting in paper.settings.items():
         _check_names(f"paper.settings.{name}.recipe", [setting.recipe], paper.recipes)
     for name, claim in paper.claims.items():

@@ -1,9 +1,10 @@
 """One reproduction of a paper on disk: its plan, its runs and their results."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alexlab.config.data import find_splits
 from alexlab.data.fingerprint import describe_images
@@ -12,11 +13,13 @@ from alexlab.output.escape import shown
 from alexlab.papers.measurement import Measurement
 from alexlab.papers.measures import epochs_needed, measure, top1, training_errors
 from alexlab.papers.paper import Claim, Paper, PaperRun, missing_root, planned_run, used_settings
+from alexlab.papers.training import state_of
 from alexlab.records.atomic import write_atomic
 from alexlab.records.disk_errors import make_out_dir
 from alexlab.records.layout import RUN_JSON
 from alexlab.records.record import FAILED, FINISHED
-from alexlab.records.results import RunResult, read_run
+from alexlab.records.results import RunResult, find_run
+from alexlab.records.settings import changed_values
 
 RUNS, PLAN = "runs", "reproduce.json"
 
@@ -57,6 +60,11 @@ class Reproduction:
         """The settings that the claims need."""
         return used_settings(self.trained_claims)
 
+    @property
+    def memory_gb(self) -> float:
+        """Memory of the largest run on a CPU."""
+        return max(self.paper.recipes[self.paper.settings[name].recipe].memory_gb[self.scale] for name in self.settings)
+
     def plan(self, seed: int, name: str, rate: float | None = None) -> PaperRun:
         return planned_run(self.paper, name, self.scale, self.roots, seed=seed, rate=rate)
 
@@ -91,8 +99,7 @@ class Reproduction:
         """
         tried: dict[float, RunResult] = {}
         for rate in self.paper.settings[name].rates:
-            folder = self.runs_dir / self.plan(1, name, rate).name
-            run = read_run(folder) if (folder / RUN_JSON).is_file() else None
+            run = find_run(self.runs_dir / self.plan(1, name, rate).name)
             if run is None or run.status not in (FINISHED, FAILED):
                 return None
             if run.status == FINISHED:
@@ -106,21 +113,45 @@ class Reproduction:
             rate = self.best_rate(name)
             if rate is None:
                 return []
-        names = [self.plan(seed, name, rate).name for seed in self.seeds_of(name)]
-        runs = [read_run(self.runs_dir / each) for each in names if (self.runs_dir / each / RUN_JSON).is_file()]
-        return [run for run in runs if run.status == FINISHED]
+        runs = [find_run(self.runs_dir / self.plan(seed, name, rate).name) for seed in self.seeds_of(name)]
+        return [run for run in runs if run is not None and run.status == FINISHED]
+
+    def all_finished(self) -> list[RunResult]:
+        """Return the finished runs of all settings at all rates."""
+        states = state_of([*self.first_runs(), *self.later_runs()], self.runs_dir)
+        return [run for run in states.values() if run is not None and run.status == FINISHED]
 
     def failed(self) -> list[PaperRun]:
         """Return the planned runs that have failed, without those at a learning rate that another one replaces."""
         chosen = {name for name in self.settings if self.best_rate(name) is not None}
         planned = [*(run for run in self.first_runs() if run.setting not in chosen), *self.later_runs()]
-        return [
-            run for run, found in zip(planned, self._read(planned), strict=True) if found and found.status == FAILED
-        ]
+        states = state_of(planned, self.runs_dir)
+        return [run for run in planned if (found := states[run.name]) and found.status == FAILED]
 
-    def _read(self, planned: Sequence[PaperRun]) -> list[RunResult | None]:
-        folders = [self.runs_dir / run.name for run in planned]
-        return [read_run(folder) if (folder / RUN_JSON).is_file() else None for folder in folders]
+    def check_recipes(self, compose: Callable[[Sequence[str]], dict[str, Any]]) -> None:
+        """Check that the runs in the folder were trained with the recipes of the paper as they are now.
+
+        Args:
+            compose: returns the config of `train.py` for some overrides.
+
+        Raises:
+            ConfigError: if a recipe has changed, so that new runs could not be compared with the old ones.
+        """
+        planned = [*self.first_runs(), *self.later_runs()]
+        configs: dict[tuple[str, float | None], dict[str, Any]] = {}
+        for run, found in zip(planned, state_of(planned, self.runs_dir).values(), strict=True):
+            if found is None:
+                continue
+            key = run.setting, run.rate
+            if key not in configs:
+                configs[key] = compose(run.overrides)
+            changes = changed_values(found.record["config"], configs[key])
+            if changes:
+                before, now = (" ".join(f"{name}={values[end]}" for name, values in changes.items()) for end in (0, 1))
+                raise ConfigError(
+                    f"{run.name} must have been trained with the settings of its recipe; it has {before}, and the recipe now has "
+                    f"{now}: restore the recipe, or set out=DIR to a new folder"
+                )
 
     def check_images(self) -> None:
         """Check that the images of each recipe are those of its finished runs.
@@ -130,7 +161,7 @@ class Reproduction:
         """
         checked: set[str] = set()
         planned = self.first_runs()
-        for run, found in zip(planned, self._read(planned), strict=True):
+        for run, found in zip(planned, state_of(planned, self.runs_dir).values(), strict=True):
             recipe = self.paper.settings[run.setting].recipe
             recorded = found and found.status == FINISHED and found.record.get("data", {}).get("fingerprint")
             if found is None or not recorded or recipe in checked:

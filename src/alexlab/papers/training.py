@@ -17,9 +17,8 @@ from alexlab.distributed.imports import python_path
 from alexlab.output.command_line import repeated_options
 from alexlab.output.numbers import counted
 from alexlab.papers.paper import PaperRun
-from alexlab.records.layout import RUN_JSON
 from alexlab.records.record import FINISHED
-from alexlab.records.results import RunResult, read_run
+from alexlab.records.results import RunResult, find_run
 from alexlab.sweeps.job_list import write_jobs
 
 
@@ -72,11 +71,7 @@ def _signals_to(process: "subprocess.Popen[Any]") -> Iterator[None]:
 
 def state_of(runs: Sequence[PaperRun], runs_dir: Path) -> dict[str, RunResult | None]:
     """Return each run by name, None for one that was not started."""
-    folders = {run.name: runs_dir / run.name for run in runs}
-    return {
-        name: read_run(folder, with_epochs=False) if (folder / RUN_JSON).is_file() else None
-        for name, folder in folders.items()
-    }
+    return {run.name: find_run(runs_dir / run.name, with_epochs=False) for run in runs}
 
 
 def describe(states: Mapping[str, RunResult | None], runs: Sequence[PaperRun], num_parallel: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alexlab.errors import ConfigError
-from alexlab.records.layout import METRICS, STATISTICS
+from alexlab.records.layout import METRICS, RUN_JSON, STATISTICS
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.record import RUNNING, RunRecord
 
@@ -241,3 +241,8 @@ def read_run(folder: Path, *, with_epochs: bool = True) -> RunResult:
     except (ValueError, TypeError, csv.Error) as error:
         raise ConfigError(f"{path} is corrupt: {error}") from error
     return RunResult(folder, RunRecord(folder).read(), epochs)
+
+
+def find_run(folder: Path, *, with_epochs: bool = True) -> RunResult | None:
+    """Return the run of a folder as `read_run` does; None if the folder has none."""
+    return read_run(folder, with_epochs=with_epochs) if (folder / RUN_JSON).is_file() else None

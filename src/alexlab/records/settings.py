@@ -99,6 +99,20 @@ def _overridden_keys(group: str, runs: Sequence[RunResult], configs: Sequence[di
     ]
 
 
+def changed_values(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys whose values differ between two configs, with both values, except keys that do not affect the result.
+
+    Keys that only one of them has are left out, as the configs of older runs lack some, and so are values that are null now,
+    which a run may have measured.
+    """
+    old, new = flatten(before), flatten(now)
+    return {
+        name: (old[name], value)
+        for name, value in new.items()
+        if name in old and value is not None and old[name] != value and not _is_ignored(name)
+    }
+
+
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """Return the values of a nested config by their keys, such as `optimizer.lr`."""
     if not isinstance(node, dict):

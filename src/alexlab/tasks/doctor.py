@@ -164,12 +164,12 @@ def remedies(config: Config) -> Iterator[tuple[str, Config]]:
         if (rate := config["param_groups"][name]) is not None
     }
     changes: list[dict[str, Any]] = []
-    if model.get("weights") is None:
+    if model.get("weights") is None and not model.get("pretrained"):
         key = "model.init" if "init" in model else "+model.init"
         changes += [{key: scheme} for scheme in ("he", "xavier", "kaiming") if scheme != model.get("init", "torch")]
         changes.append({key: "he", **{name: rate * 0.1 for name, rate in rates.items()}})
     if model.get("norm") in ("none", "lrn"):
-        changes.append({"model.norm": "batch"})
+        changes.append({"model.norm": "batch"} | ({"model.norm_layers": None} if model.get("norm_layers") else {}))
     changes += [{name: rate * factor for name, rate in rates.items()} for factor in (0.01, 0.1, 10.0, 100.0)]
     for change in changes:
         changed = copy.deepcopy(config)

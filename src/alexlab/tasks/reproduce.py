@@ -15,7 +15,7 @@ from alexlab.records.layout import LAUNCHER_OVERRIDES, outputs_dir
 from alexlab.records.record import FINISHED
 from alexlab.records.run import Run
 
-MAX_JOBS, JOB_GB = 8, 1.5  # runs at a time on a CPU, and memory of one of the small scale
+MAX_JOBS = 8  # runs at a time on a CPU
 
 if TYPE_CHECKING:
     from alexlab.papers.paper import PaperRun
@@ -33,14 +33,16 @@ def main(run: Run) -> None:
     reproduction = make_reproduction(run)
     import_lightning()
 
+    from alexlab.config.default import run_config
     from alexlab.papers.page import write_results
 
     for number, planned in enumerate((reproduction.first_runs, reproduction.later_runs)):
         reproduction.record(planned())  # refuses a folder with other settings
         if run.config["train"]:
             if number == 0:
+                reproduction.check_recipes(run_config)
                 reproduction.check_images()
-            _train(reproduction, planned(), launcher_overrides(run))
+            _train(reproduction, planned(), launcher_overrides(run, reproduction.memory_gb))
     page = write_results(reproduction)
     print_line(short_path(page))
     failed = reproduction.failed()
@@ -85,10 +87,14 @@ def make_reproduction(run: Run) -> "Reproduction":
     return found
 
 
-def launcher_overrides(run: Run) -> list[str]:
+def launcher_overrides(run: Run, memory_gb: float) -> list[str]:
     """Return the overrides that choose where the runs are trained: those of the command, else as many at a time as fit.
 
     That is one per GPU, or one per core up to MAX_JOBS, because most nets of the papers do not use several cores well.
+
+    Args:
+        run: the command.
+        memory_gb: memory of a run on a CPU.
     """
     from alexlab.distributed import hardware
     from alexlab.distributed.devices import num_gpus
@@ -97,7 +103,7 @@ def launcher_overrides(run: Run) -> list[str]:
     given = [override for override in run.overrides if override.startswith(LAUNCHER_OVERRIDES)]
     others = [override for override in given if not override.startswith("launcher=")]
     if option == "parallel" and not any(override.startswith("launcher.jobs=") for override in given):
-        fitting = int(hardware.describe_hardware()["memory_gb"] / JOB_GB)
+        fitting = int(hardware.describe_hardware()["memory_gb"] / memory_gb)
         others.append(f"launcher.jobs={num_gpus() or max(1, min(MAX_JOBS, fitting, hardware.num_cores()))}")
     return [f"launcher={option}", *others]
 

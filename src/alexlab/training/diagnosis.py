@@ -96,7 +96,7 @@ class Cause:
         if self.lr is not None:
             return f"try optimizer.lr={self.lr:.2g}, or debug=lr_find"
         keys = []
-        if model.get("weights") is None and model.get("init", "torch") != "he":
+        if model.get("weights") is None and not model.get("pretrained") and model.get("init", "torch") != "he":
             keys.append("model.init=he" if "init" in model else "+model.init=he")
         if model.get("norm") in ("none", "lrn"):
             keys.append("model.norm=batch")

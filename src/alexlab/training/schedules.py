@@ -166,7 +166,7 @@ def plateau(
     """Return a schedule that multiplies by `factor` after more than `patience` validations without a better `monitor`.
 
     After each reduction, `cooldown` validations are not counted, as in PyTorch's ReduceLROnPlateau; Keras' callback of that name
-    needs a cooldown of one more, since it counts the epoch in which its cooldown ends.
+    needs a positive cooldown to be larger by one, since it counts the epoch in which its cooldown ends.
 
     The AlexNet paper, section 5, divides the rate by 10 whenever the validation error stops improving.
     """
