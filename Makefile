@@ -30,7 +30,7 @@ $(DEV): requirements-dev.lock $(RUNTIME)
 train: $(RUNTIME) ## train an AlexNet on handwritten digits: about a minute on 2 cores
 	$(BIN)/python src/train.py
 
-test: lint ## lint, then run all tests in three processes: 14 minutes on 2 cores
+test: lint ## lint, then run all tests in three processes: 20 minutes on 2 cores
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(DEV) ## run the tests that neither train nor start other programs: 2.5 minutes on 2 cores

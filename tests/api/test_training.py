@@ -169,11 +169,22 @@ def test_runs_are_found_where_the_commands_write_them(tmp_path: Path, monkeypatc
     monkeypatch.delenv("ALEXLAB_OUTPUTS", raising=False)
     for name in ("outputs", "other", "third"):
         write_record(tmp_path / name / "train/day/run")
-    assert [run.folder for run in alexlab.runs()] == [Path("outputs/train/day/run")]
+    assert [run.folder for run in alexlab.runs()] == [tmp_path / "outputs/train/day/run"]
     (tmp_path / ".env").write_text("ALEXLAB_OUTPUTS=other\n")
-    assert [run.folder for run in alexlab.runs()] == [Path("other/train/day/run")]
+    assert [run.folder for run in alexlab.runs()] == [tmp_path / "other/train/day/run"]
     monkeypatch.setenv("ALEXLAB_OUTPUTS", "third")
-    assert [run.folder for run in alexlab.runs()] == [Path("third/train/day/run")]
+    assert [run.folder for run in alexlab.runs()] == [tmp_path / "third/train/day/run"]
+
+
+def test_runs_are_found_after_a_change_of_the_folder(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained_run.parent)
+    (run,) = alexlab.runs(trained_run.name)
+    model = alexlab.load(f"{trained_run.name}/checkpoints/best.ckpt", device="cpu")
+    monkeypatch.chdir(tmp_path)
+    assert run.load(device="cpu").classes == model.classes
+    assert model._trained.run_dir == trained_run
 
 
 def test_the_best_run_needs_scores() -> None:

@@ -178,6 +178,15 @@ def test_unknown_suites_are_refused() -> None:
         BenchmarkConfig(train_images=-1)
     assert BenchmarkConfig(train_images=None).train_images is None
     overrides = train_overrides(
-        {"model": "nin", "data": "folder", "debug": "None"}, ["model=nin", "suite=epochs", "seed=2"]
+        {"model": "nin", "data": "folder", "debug": "None"},
+        [
+            "model=nin",
+            "suite=epochs",
+            "seed=2",
+            "data.folds=5",
+            "data.fold=0",
+            "data.fraction=0.5",
+            "data.splits.train=a",
+        ],
     )
     assert overrides == ["model=nin", "data=folder", "seed=2"]

@@ -31,6 +31,8 @@ PATHS = [
     "/back\\slash/",
     "/ends in \\",
     "2012",
+    "1e-4",
+    "1.5e3",
     "true",
     "/data/50%/#1;!*?|<>",
     " /leading",

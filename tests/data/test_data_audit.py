@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import unicodedata
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from PIL import Image
 
 from alexlab.data.audit import inspection
 from alexlab.data.audit.audit import AuditResult, audit_dataset
+from alexlab.data.audit.duplicates import Pair, find_pairs
+from alexlab.data.audit.inspection import ImageStats, Inspection
 from alexlab.data.audit.quarantine import quarantine, restore
 from alexlab.data.audit.report import TITLES
 from alexlab.data.discovery import find_splits
-from alexlab.data.manifest import read_manifest
+from alexlab.data.manifest import ManifestRow, read_manifest
 from alexlab.distributed.failures import translate_errors
 from alexlab.errors import ConfigError, DataError, FindingsError, ImageError, RankError
 from alexlab.output.escape import shown
@@ -158,6 +161,40 @@ def test_duplicates_within_and_across(clean: Path) -> None:
     texts = {finding.path: finding.text for finding in result.findings}
     assert texts["val/a/copy.jpg"] == "is the same file as train/a/0.jpg, in another split"
     assert texts["train/b/copy.jpg"] == "is the same file as train/a/2.jpg, in another class"
+
+
+def test_a_leak_is_found_behind_an_equal_file_of_the_training_split(clean: Path) -> None:
+    """train/a/0.jpg is equal to val/a/copy.jpg, and train/a/grey.jpg looks like both."""
+    shutil.copy(clean / "train/a/0.jpg", clean / "val/a/copy.jpg")
+    with Image.open(clean / "train/a/0.jpg") as image:
+        image.convert("L").save(clean / "train/a/grey.jpg")
+    found = {(finding.code, finding.path, finding.text) for finding in audit_dataset(str(clean)).findings}
+    assert found == {
+        ("duplicate_across_splits", "val/a/copy.jpg", "is the same file as train/a/0.jpg, in another split"),
+        ("near_duplicate", "train/a/grey.jpg", "looks like train/a/0.jpg"),
+        ("near_duplicate_across_splits", "val/a/copy.jpg", "looks like train/a/grey.jpg, in another split"),
+    }
+
+
+def test_leaks_are_found_among_many_similar_images() -> None:
+    """600 images share the lower 16 bits of their hash; the two that look alike are the first and the last."""
+
+    def inspected(number: int, split: str, bits: int, level: int) -> Inspection:
+        stats = ImageStats(np.zeros(3), np.zeros(3), np.full((16, 16), level, np.uint8), bits, False)
+        return Inspection(
+            ManifestRow(f"{split}/{number:03d}.jpg", label="a", split=split, sha256=str(number)), stats=stats
+        )
+
+    generator = np.random.default_rng(0)
+    others = [inspected(n, "train", int(generator.integers(1 << 47)) << 16 | 7, 0) for n in range(1, 599)]
+    alike = [inspected(0, "train", 7, 100), inspected(599, "val", 7 | 1 << 40, 101)]
+    assert find_pairs([alike[0], *others, alike[1]]) == [
+        Pair("near_duplicate_across_splits", "train/000.jpg", "val/599.jpg")
+    ]
+    same = [inspected(n, "train" if n < 100 else "val", 7, 100) for n in range(200)]
+    counts = Counter(pair.first for pair in find_pairs(same))
+    assert max(counts.values()) == 20 and counts.keys() == {each.row.path for each in same[:-1]}
+    assert {pair.code for pair in find_pairs(same) if pair.first == "train/000.jpg"} == {"near_duplicate_across_splits"}
 
 
 def test_flat_images_are_not_duplicates(clean: Path) -> None:

@@ -303,6 +303,16 @@ def test_each_manifest_has_a_pack_of_its_images(photos: Path, tmp_path: Path) ->
     assert len([path for path in tmp_path.glob("cache/*/pack-corrected.csv-*") if path.is_dir()]) == 2
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write into every folder")
+def test_a_pack_in_a_read_only_folder_can_be_used(photos: Path, tmp_path: Path) -> None:
+    path = build(photos, tmp_path / "cache").path
+    path.parent.chmod(0o555)
+    try:
+        assert len(build(photos, tmp_path / "cache")) == 70
+    finally:
+        path.parent.chmod(0o755)
+
+
 def test_a_second_process_waits_and_logs_why(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     cache = tmp_path / "cache"

@@ -242,20 +242,29 @@ def test_one_logit_becomes_two(
         assert logits.shape == (count, 2)
 
 
-def test_an_export_with_other_logits_is_removed(
+def test_an_export_with_other_logits_does_not_replace_an_earlier_one(
     export: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write_broken(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
         path.write_bytes(b"x")
         return lambda images: model.inference(images) + 2e-4
 
-    monkeypatch.setitem(exporting.FORMATS, "onnx", (".onnx", write_broken))
+    def write_half(model: TrainedModel, path: Path, images: Tensor) -> Callable[[Tensor], Tensor]:
+        path.write_bytes(b"x")
+        raise KeyboardInterrupt
+
+    earlier = export("safetensors").read_bytes()
+    monkeypatch.setitem(exporting.FORMATS, "safetensors", (".safetensors", write_broken))
     with pytest.raises(
         NumericError,
         match=r"the exported logits must equal those of the checkpoint within 0.0001; they differ by 0.0002",
     ):
-        export("onnx")
-    assert not list((tmp_path / "out").glob("*.onnx"))
+        export("safetensors")
+    monkeypatch.setitem(exporting.FORMATS, "safetensors", (".safetensors", write_half))
+    with pytest.raises(KeyboardInterrupt):
+        export("safetensors")
+    (file,) = (path for path in tmp_path.rglob("*") if path.name.endswith(".safetensors"))
+    assert file.read_bytes() == earlier
 
 
 def test_nan_logits_are_an_error(trained_run: Path) -> None:

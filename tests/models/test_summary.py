@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from alexlab.config import build
 from alexlab.errors import ConfigError
@@ -69,6 +70,40 @@ def test_shared_parameters_are_counted_once() -> None:
     assert [(row.parameters, row.multiply_adds) for row in found] == [(12, 576), (0, 576)]
 
 
+class Join(nn.Module):
+    def forward(self, parts: list[torch.Tensor], *, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"joined": torch.cat(parts, 1) * scale}
+
+
+class Bias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self) -> torch.Tensor:
+        return self.bias
+
+
+class Odd(nn.Module):
+    """Net with layers that take lists, keywords or nothing, and return a dict or a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.join, self.bias = nn.Conv2d(3, 2, 1), Join(), Bias()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(images)
+        found: torch.Tensor = self.join([maps, maps], scale=self.bias())["joined"]
+        return found
+
+
+def test_layers_may_take_and_return_anything() -> None:
+    with torch.device("meta"):
+        net = Odd()
+    found = [(row.name, row.input, row.output, row.parameters) for row in layer_rows(net, channels=3, size=8)]
+    assert found == [("conv", "3 x 8 x 8", "2 x 8 x 8", 8), ("bias", "", "", 1), ("join", "2 x 8 x 8", "4 x 8 x 8", 0)]
+
+
 def test_the_command_prints_and_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = plain("model=alexnet_d2l", "model.in_channels=1", "model.num_classes=10", name="summary")
     main(Run(config=config, dir=tmp_path, choices={"model": "alexnet_d2l"}))
@@ -81,3 +116,7 @@ def test_the_command_prints_and_writes_the_table(tmp_path: Path, capsys: pytest.
 def test_a_small_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.image_size=30 is too small for this net: pool2 maps"):
         main(Run(config=plain("data.image_size=30", name="summary"), dir=tmp_path, choices={"model": "alexnet"}))
+    for name, size in (("vit_b_16", 64), ("vgg11", 16)):
+        config = plain("model=torchvision", f"model.name={name}", f"data.image_size={size}", name="summary")
+        with pytest.raises(ConfigError, match=rf"^data\.image_size={size} does not fit the net: "):
+            main(Run(config=config, dir=tmp_path, choices={"model": "torchvision"}))

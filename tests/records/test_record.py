@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -29,6 +31,36 @@ Train = Callable[..., float | None]
 def read_record(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return found
+
+
+def test_a_record_that_cannot_be_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = RunRecord(tmp_path)
+    written.start({"seed": 1}, {}, hardware={})
+    before = written.path.read_bytes()
+
+    def fail(path: Path, *args: Any, **keywords: Any) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            written.update(last={"epoch": 2})
+    assert written.path.read_bytes() == before
+    written.path.unlink()
+    written.finish("finished")
+    assert read_record(tmp_path)["status"] == "finished"
+
+
+def test_a_file_system_without_locks_is_reported_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(*args: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with RunLock(tmp_path):
+        assert lock_holder(tmp_path) is None
+    assert "the file system has no locks, so nothing prevents two processes from writing at once" in caplog.text
 
 
 def test_the_record_of_a_finished_run(train: Train, images: Path, tmp_path: Path) -> None:

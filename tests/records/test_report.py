@@ -32,7 +32,7 @@ from alexlab.records.results import RunResult, best_run, read_run
 from alexlab.records.run import Run
 from alexlab.records.run_groups import RunGroup, group_seeds, mean_interval
 from alexlab.records.setting_plots import axis_scale, effect_panels, size_panels
-from alexlab.records.settings import differing_keys
+from alexlab.records.settings import differing_keys, value_id
 from alexlab.tasks.report import main as report
 from support.browser import FITS, PHONE, evaluate_script
 from support.runs import plain
@@ -90,6 +90,22 @@ def test_seeds_are_averaged_and_only_differing_keys_are_columns(sweep: Path) -> 
     ]
     assert groups[0].mean() == pytest.approx(0.82)
     assert groups[0].std() == pytest.approx(statistics.stdev([0.80, 0.82, 0.84]))
+
+
+def test_a_folder_is_taken_literally_before_it_is_a_glob(tmp_path: Path) -> None:
+    for name in ("exp[1]", "exp1"):
+        write_run(tmp_path / name / "run", seed=1)
+    assert find_runs([str(tmp_path / "exp[1]")]) == [tmp_path / "exp[1]/run"]
+    assert find_runs([str(tmp_path / "exp[12]")]) == [tmp_path / "exp1/run"]
+
+
+def test_equal_numbers_of_other_types_are_the_same_setting(tmp_path: Path) -> None:
+    for seed, decay in ((1, 0), (2, 0.0)):
+        change(write_run(tmp_path / str(seed), seed=seed), optimizer={"weight_decay": decay})
+    runs = [read_run(folder) for folder in find_runs([str(tmp_path)])]
+    assert differing_keys(runs) == []
+    assert len(group_seeds(runs, ["optimizer.weight_decay"])) == 1
+    assert value_id(True) != value_id(1) and value_id([0, 1]) == value_id([0.0, 1])
 
 
 def change(folder: Path, *, choices: dict[str, str] | None = None, **nodes: Any) -> None:

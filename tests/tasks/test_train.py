@@ -431,6 +431,10 @@ def test_the_recipes_of_2012(recipe: str, train: Train, tmp_path: Path, capsys: 
 def test_colour_noise_needs_colour_images(train: Train) -> None:
     with pytest.raises(ConfigError, match=r"augmentation.train.pca needs colour images; got model.in_channels=1"):
         train("augmentation=paper2012", "model.in_channels=1")
+    with pytest.raises(
+        ConfigError, match=r"data.channels must equal model.in_channels=3; got 1: set model.in_channels, "
+    ):
+        train("data.channels=1")
 
 
 def test_preview(train: Train, tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_a_run_on_two_ranks_can_resume_on_one(train: Train, tmp_path: Path) -> N
     [
         *(((1, 2), ()), ((2, 1), ()), ((2, 4), ())),
         ((1, 2), ("trainer.limit_train_batches=2", "trainer.val_check_interval=1")),
+        ((1, 2), ("trainer.limit_train_batches=0.7", "trainer.val_check_interval=0.5")),
         ((2, 4), ("trainer.overfit_batches=2",)),
     ],
 )

@@ -127,6 +127,12 @@ def test_a_malformed_checkpoint_is_rejected(where: str, value: Any, message: str
     assert "\n" not in str(caught.value)
 
 
+def test_a_gradient_scaler_may_have_skipped_every_step(parts: Any, content: Content) -> None:
+    put(content, f"{ADAM}/state", {})
+    content["MixedPrecision"] = {"scale": 1024.0}
+    check_checkpoint(content, parts.module, parts.trainer)
+
+
 def test_callbacks_of_other_packages_may_change_the_types_of_their_values(
     parts: Any, content: Content, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,13 @@ def test_plateau_reduces_when_the_metric_stops_improving() -> None:
     assert found[10::10] == pytest.approx([1.0, 1.0, 1.0, 0.1, 0.1])
 
 
+def test_plateau_has_the_same_entries_for_any_number_of_steps() -> None:
+    """A checkpoint is compared with a schedule of another length; a short warm-up rounds to no step."""
+    for steps in (2, 1000):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        assert len(schedules.plateau(optimizer, num_epochs=1, steps_per_epoch=steps, warmup_epochs=0.004)) == 2
+
+
 def test_plateau_does_not_count_validations_of_its_cooldown() -> None:
     """With a patience of 0, every counted validation without improvement halves the rate."""
     found = {}

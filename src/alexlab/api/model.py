@@ -251,6 +251,8 @@ def load(
     """
     _trust(config_dir)
     names = None if class_names is None else expand_home(class_names)
-    paths = expand_home(path) if isinstance(path, str | os.PathLike) else [expand_home(each) for each in path]
+    given = [path] if isinstance(path, str | os.PathLike) else path
+    # Absolute: the program may change its folder.
+    paths = [os.path.abspath(expand_home(each)) for each in given]
     trained = load_checkpoint(paths, weights=weights, class_names=names, device=device)
     return Model(trained, config_dir=config_dir)

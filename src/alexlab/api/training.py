@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -80,8 +80,9 @@ class Runs(Sequence[TrainedRun]):
     """
 
     def __init__(self, results: Sequence[RunResult], *, config_dir: str | Path | None = None) -> None:
-        known = [{field.name: getattr(result, field.name) for field in fields(RunResult)} for result in results]
         # Absolute: the program may change its folder.
+        results = [replace(result, folder=result.folder.absolute()) for result in results]
+        known = [{field.name: getattr(result, field.name) for field in fields(RunResult)} for result in results]
         folder = None if config_dir is None else Path(config_dir).expanduser().absolute()
         self._runs = [TrainedRun(**values, config_dir=folder) for values in known]
 

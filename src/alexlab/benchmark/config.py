@@ -1,5 +1,6 @@
 """Config node `benchmark`, and the subset of images to measure on."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,5 +76,5 @@ def _sample(indices: np.ndarray, count: int | None) -> np.ndarray:
 
 
 def _manifest_row(split: Split, index: int, name: str) -> ManifestRow:
-    path = Path(split.root, split.paths[index]).resolve()
-    return ManifestRow(str(path), label=split.classes[split.labels[index]], split=name)
+    path = os.path.abspath(os.path.join(split.root, split.paths[index]))
+    return ManifestRow(path, label=split.classes[split.labels[index]], split=name)

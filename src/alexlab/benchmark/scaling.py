@@ -68,13 +68,14 @@ def make_files(root: Path, count: int) -> None:
 
 
 def scale_steps(context: BenchmarkContext) -> list[Row]:
-    """Compare the images/s of an optimizer step at several numbers of classes and several widths."""
+    """Compare the images/s of an optimizer step at several numbers of classes and, if the net has them, widths."""
     workload, settings = context.workload("scaling"), context.settings
     variant = StepVariant(bfloat16=context.bfloat16)
     groups = [
         {f"{count:,} classes": with_classes(workload, count) for count in settings.classes},
-        {f"width {width:g}": with_width(workload, width) for width in settings.widths},
     ]
+    if "width" in workload.config["model"]:
+        groups.append({f"width {width:g}": with_width(workload, width) for width in settings.widths})
     rows = []
     for workloads in groups:
         candidates = [

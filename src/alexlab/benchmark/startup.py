@@ -23,6 +23,7 @@ from alexlab.benchmark.step_times import StepTimes
 from alexlab.benchmark.stock_lightning import stock_lightning
 from alexlab.benchmark.table import Row
 from alexlab.config import CONFIG_DIR, allowlist
+from alexlab.config.grammar import quote_path
 
 HYDRA_APP = """import sys
 sys.path.insert(0, {source!r})
@@ -108,7 +109,7 @@ def _step_times(path: Path, *, stop: bool = False) -> list[str]:
     return [
         f"{allowlist.FLAG}[{StepTimes.__module__}]",
         f"+callbacks.step_times._target_={StepTimes.__module__}.{StepTimes.__name__}",
-        f"+callbacks.step_times.path={path}",
+        f"+callbacks.step_times.path={quote_path(str(path))}",
         f"+callbacks.step_times.stop={stop}",
     ]
 

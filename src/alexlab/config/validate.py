@@ -74,7 +74,7 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
         _check_metrics(config, len(splits.classes))
     finally:
         torch.set_num_threads(num_threads)
-    _check_image_size(module.net, settings)
+    _check_image_size(config, module.net, settings)
     if config["trainer"]["strategy"] == TWO_TOWERS:
         _check_towers(config, module.net, num_ranks)
     build.pretrained(config, module.net, splits)
@@ -221,14 +221,20 @@ def _described(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-def _check_image_size(built: nn.Module, settings: DataConfig) -> None:
+def _check_image_size(config: Config, built: nn.Module, settings: DataConfig) -> None:
+    channels = config["model"].get("in_channels", settings.channels)
+    if channels != settings.channels:
+        raise ConfigError(
+            f"data.channels must equal model.in_channels={channels}; got {settings.channels}: set model.in_channels, which "
+            "data.channels follows"
+        )
     check_size = getattr(built, "check_image_size", None)
     try:
         if check_size is not None:
             check_size(settings.image_size)
         else:
             built.eval()(torch.empty(1, settings.channels, settings.image_size, settings.image_size, device="meta"))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         if check_size is not None:
             raise ConfigError(str(error)) from error
         raise ConfigError(f"data.image_size={settings.image_size} does not fit the net: {error}") from error

@@ -80,9 +80,9 @@ class TrainedModel:
     @property
     def run_dir(self) -> Path | None:
         """The run folder that contains the checkpoint, or None."""
-        if self.path is None or self.path.parent.name != BEST.parent.name:
+        if self.path is None or self.path.absolute().parent.name != BEST.parent.name:
             return None
-        folder = self.path.parent.parent
+        folder = self.path.absolute().parent.parent
         return folder if (folder / "run.json").is_file() else None
 
     @property

@@ -66,13 +66,12 @@ def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
     names = {layer: name for name, layer in net.named_modules()}
     sizes = {parameter: parameter.numel() for parameter in net.parameters()}  # of the parameters without a row
 
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+    def record(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         parameters = sum(sizes.pop(parameter, 0) for parameter in layer.parameters())
-        first = output[0] if isinstance(output, tuple) else output  # attention returns its weights, too
-        rows.append(_row(names[layer], layer, inputs[0], first, parameters))
+        rows.append(_row(names[layer], layer, _shape([inputs, keywords]), _shape(output), parameters))
 
     leaves = [layer for layer in net.modules() if not list(layer.children()) or isinstance(layer, ATTENTION)]
-    hooks = [layer.register_forward_hook(record) for layer in leaves]
+    hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in leaves]
     training = net.training
     net.eval()
     net(torch.empty(1, channels, size, size, device="meta"))
@@ -84,21 +83,28 @@ def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
     return rows
 
 
-def _row(name: str, layer: nn.Module, input: Tensor, output: Tensor, parameters: int) -> Layer:
-    shape = tuple(output.shape[1:])
+def _shape(value: Any) -> tuple[int, ...]:
+    """Return the shape without the batch dimension of the first tensor in nested values; () without one."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape[1:])
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next(filter(None, map(_shape, parts)), ())
+
+
+def _row(name: str, layer: nn.Module, input: tuple[int, ...], shape: tuple[int, ...], parameters: int) -> Layer:
     window: Any = layer if isinstance(layer, WINDOWED) else None
     return Layer(
         name=name,
         kind=type(layer).__name__,
         kernel=_pair(window.kernel_size) if window else "",
-        number=shape[0],
+        number=shape[0] if shape else 0,
         padding=_single(window.padding) if window else "",
         stride=_single(window.stride) if window else "",
-        input=_size(input.shape[1:]),
+        input=_size(input),
         output=_size(shape),
         parameters=parameters,
-        multiply_adds=_multiply_adds(layer, output),
-        memory_mib=math.prod(shape) * 4 / 2**20,
+        multiply_adds=_multiply_adds(layer, shape),
+        memory_mib=math.prod(shape) * 4 / 2**20 if shape else 0.0,
     )
 
 
@@ -132,17 +138,17 @@ def write_rows(rows: list[Layer], path: Path) -> None:
     write_csv(path, [[column.name for column in fields(Layer)], *(asdict(row).values() for row in rows)])
 
 
-def _multiply_adds(layer: nn.Module, output: Tensor) -> int:
+def _multiply_adds(layer: nn.Module, shape: tuple[int, ...]) -> int:
     if isinstance(layer, nn.Conv2d | nn.Linear):
-        return output[0].numel() * layer.weight[0].numel()
+        return math.prod(shape) * layer.weight[0].numel()
     if isinstance(layer, ATTENTION):
         width = layer.embed_dim
-        length = output[0].numel() // width
+        length = math.prod(shape) // width
         return length * width * (4 * width + 2 * length)  # four projections; the scores, and the sums that they weight
     return 0
 
 
-def _size(shape: tuple[int, ...] | torch.Size) -> str:
+def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 

@@ -47,7 +47,7 @@ def find_runs(patterns: Sequence[str]) -> list[Path]:
     """
     found: dict[str, Path] = {}  # by the real path: a link to a run is no further run
     for pattern in patterns:
-        for name in sorted(glob.glob(pattern)) or [pattern]:
+        for name in [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern)) or [pattern]:
             for folder in _run_folders(Path(name)):
                 found.setdefault(os.path.realpath(folder), folder)
     if not found:

@@ -1,6 +1,5 @@
 """`index.html` in the folder of all runs: one page with every run, sweep, evaluation and report below it."""
 
-import fcntl
 import html
 import logging
 import os
@@ -17,6 +16,7 @@ from alexlab.pages.render import Link, SortableCell, render
 from alexlab.records.atomic import atomic_path
 from alexlab.records.layout import CURVES, LOGS, PREVIEW, outputs_dir
 from alexlab.records.listing import ListEntry, count_statuses, date_text, group_sweeps, list_runs, score_text
+from alexlab.records.lock import try_lock
 from alexlab.records.results import RunResult
 
 INDEX, LOCK, PENDING = "index.html", ".index.lock", ".index.pending"
@@ -58,9 +58,7 @@ def update_index(root: Path) -> None:
     pending.touch()
     while pending.exists():
         with (root / LOCK).open("a") as lock:  # released when it is closed, or the process killed
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(lock):
                 return
             pending.unlink(missing_ok=True)
             page = render("index.html", **_values(root))

@@ -1,15 +1,22 @@
 """Exclusive lock of a run folder."""
 
+import errno
 import fcntl
+import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from alexlab.errors import ConfigError
 from alexlab.records.layout import LOCK
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 READERS_S = 0.2  # `lock_holder` of another process holds a shared lock for a moment
+
+
+log = logging.getLogger(__name__)
 
 
 class RunLock:
@@ -27,7 +34,7 @@ class RunLock:
                 f"the run folder must be writable; cannot write in {run_dir}: {error.strerror}"
             ) from error
         deadline_s = time.monotonic() + READERS_S
-        while not _try_lock(self.file, fcntl.LOCK_EX):
+        while not try_lock(self.file, fcntl.LOCK_EX):
             if time.monotonic() > deadline_s:
                 self.file.seek(0)
                 process = self.file.read().strip()
@@ -45,7 +52,8 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         # Forked DataLoader workers hold a copy of the file, so closing this one would not release the lock.
-        fcntl.flock(self.file, fcntl.LOCK_UN)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self.file, fcntl.LOCK_UN)
         self.file.close()
 
 
@@ -53,14 +61,24 @@ def lock_holder(run_dir: Path) -> str | None:
     """Return the pid of the process that holds a run folder, or None."""
     try:
         with (run_dir / LOCK).open() as file:  # a shared lock needs no write access
-            return None if _try_lock(file, fcntl.LOCK_SH) else file.read().strip() or "?"
+            return None if try_lock(file, fcntl.LOCK_SH) else file.read().strip() or "?"
     except OSError:
         return None
 
 
-def _try_lock(file: IO[str], kind: int) -> bool:
+def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock a file unless another process holds its lock, and return whether that succeeded.
+
+    A file system without locks, such as Lustre mounted without `flock`, is treated as if nobody else used the file.
+    """
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning(
+            "%s: the file system has no locks, so nothing prevents two processes from writing at once", file.name
+        )
     return True

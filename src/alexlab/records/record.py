@@ -168,10 +168,13 @@ class RunRecord:
         return content
 
     def _stored(self) -> dict[str, Any]:
-        """Return the entries of the file without checking them; an empty dict if it is missing or corrupt."""
+        """Return the entries of the file without checking them; an empty dict if it is missing or corrupt.
+
+        An error of the disk is raised: what cannot be read now must not be replaced.
+        """
         try:
             content: Any = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 
@@ -218,8 +221,8 @@ class RunRecord:
 
     def finish(self, status: str, *, reason: str | None = None, exit_code: int = 0, **values: Any) -> None:
         """Record the outcome of the run; `status` is one of STATES."""
-        *earlier, attempt = self._stored()["attempts"]
         end_s = time.time()
+        *earlier, attempt = self._stored().get("attempts") or [{"start_s": end_s}]
         elapsed_s = end_s - attempt["start_s"]
         self.update(
             status=status,

@@ -9,7 +9,7 @@ from typing import Any
 from alexlab.records.optimized import OptimizedMetric
 from alexlab.records.record import FINISHED
 from alexlab.records.results import RunResult
-from alexlab.records.settings import key_values
+from alexlab.records.settings import key_values, value_id
 
 
 @dataclass
@@ -153,7 +153,8 @@ def group_seeds(runs: Sequence[RunResult], keys: Sequence[str]) -> list[RunGroup
             folds.setdefault(run.num_folds, set()).add(run.fold)
     for run in runs:
         values, needed = key_values(run, keys), frozenset(folds.get(run.num_folds, ()))
-        groups.setdefault(repr(values), RunGroup(values, folds=needed)).runs.append(run)
+        group = str({key: value_id(value) for key, value in values.items()})
+        groups.setdefault(group, RunGroup(values, folds=needed)).runs.append(run)
     return list(groups.values())
 
 

@@ -80,12 +80,19 @@ def _is_ignored(name: str) -> bool:
 def _differs(name: str, configs: Sequence[dict[str, Any]]) -> bool:
     """Return whether the values of a key differ; those of a callback only between runs that have it."""
     values = [config.get(name) for config in configs if name in config or not name.startswith("callbacks.")]
-    return len({*map(repr, values)}) > 1
+    return len({*map(value_id, values)}) > 1
+
+
+def value_id(value: Any) -> str:
+    """Return a text that is the same for equal values: 1 and 1.0 are equal, 1 and true are not."""
+    if isinstance(value, list):
+        return f"[{','.join(map(value_id, value))}]"
+    return repr(float(value)) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
 
 
 def _is_decided(values: Sequence[Any], options: Sequence[tuple[str, ...]]) -> bool:
     """Return whether each of some options always comes with the same value."""
-    return len({(option, repr(value)) for option, value in zip(options, values, strict=True)}) == len({*options})
+    return len({(option, value_id(value)) for option, value in zip(options, values, strict=True)}) == len({*options})
 
 
 def _overridden_keys(group: str, runs: Sequence[RunResult], configs: Sequence[dict[str, Any]]) -> list[str]:

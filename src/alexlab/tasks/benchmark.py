@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 SUITES = ("loader", "step", "epochs", "startup", "scaling", "memory")
 GROUPS = ("model", "data", "augmentation", "loss", "optimizer", "scheduler", "trainer")
 OWN_KEYS = ("suite", "peer", "benchmark", "gpu")
+# Keys of `data` that choose images or splits; the subset is a manifest, which has them already.
+WHOLE = {
+    **dict.fromkeys(("group", "folds", "fold", "manifest")),
+    "fraction": 1.0,
+    "test_fraction": 0.0,
+    "val_split": "val",
+}
 SMAPS = Path("/proc/self/smaps_rollup")  # Linux
 GPU = "gpu"  # a suite of its own, which runs only alone
 
@@ -102,7 +109,8 @@ def _context(run: Run) -> "BenchmarkContext":
     return BenchmarkContext(
         config=config,
         choices=run.choices,
-        overrides=train_overrides(run.choices, run.overrides),
+        # An experiment may set it.
+        overrides=[*train_overrides(run.choices, run.overrides), f"data.val_split={WHOLE['val_split']}"],
         settings=settings,
         splits=build_data.packed_splits(config, splits),
         device=device,
@@ -132,7 +140,7 @@ def _on_subset(run: Run, settings: Any) -> dict[str, Any]:
         "root": str(manifest.resolve()),
         "generate": None,
         "splits": dict.fromkeys(SPLITS),
-        "group": None,  # the manifest has splits
+        **WHOLE,  # the manifest has splits
         "cache_dir": str(run.dir.resolve() / "cache"),
     }
     return fill_statistics({**_train_config(run.config), "data": data}, splits)[0]
@@ -173,7 +181,7 @@ def train_overrides(choices: Mapping[str, str], overrides: Sequence[str]) -> lis
     groups = [f"{group}={choices[group]}" for group in GROUPS if choices.get(group) not in (None, "None")]
     selected = {override.split("=")[0] for override in groups}
     keys = ((override.split("=")[0], override) for override in overrides)
-    dropped = ("data.group", "data.splits.")  # the images are those of a manifest
+    dropped = ("data.splits.", *(f"data.{name}" for name in WHOLE))  # the images are those of a manifest
     return [
         *groups,
         *(

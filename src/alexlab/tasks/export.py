@@ -23,7 +23,7 @@ def main(run: Run) -> None:
     """Write the file and compare its logits with those of the checkpoint on real images.
 
     Raises:
-        AlexlabError: if an option is invalid, or the logits differ; then the file is removed.
+        AlexlabError: if an option is invalid, or the logits differ; then no file is written.
     """
     import_lightning()
 
@@ -60,18 +60,15 @@ def export(model: "TrainedModel", file_format: str, path: Path, images: Any) -> 
         images: images of the comparison, inputs of `model.inference`.
 
     Raises:
-        NumericError: if the difference is too large; then the file is removed.
+        NumericError: if the difference is too large; then no file is written, and an earlier one is kept.
     """
-    from alexlab.errors import NumericError
     from alexlab.inference.export import FORMATS, largest_difference
+    from alexlab.records.atomic import atomic_path
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    exported = FORMATS[file_format][1](model, path, images)
-    try:
+    with atomic_path(path) as partial:
+        exported = FORMATS[file_format][1](model, partial, images)
         return largest_difference(model, exported, images)
-    except NumericError:
-        path.unlink()
-        raise
 
 
 check = evaluate.check

@@ -160,7 +160,7 @@ def pack(config: dict[str, Any], run_dir: Path) -> None:
         )
         size = (images.path / "images.npy").stat().st_size
         print_line(f"{part.listing.folder or name}: {len(images):,} images, {size / 1e9:.2f} GB: {images.path}")
-    shapes = [f"data.image_size={data.image_size}", f"data.channels={data.channels}"]
+    shapes = [f"data.image_size={data.image_size}", f"model.in_channels={data.channels}"]
     keys = [f"data.pack.{name}={value}" for name, value in settings.items()]
     names = ("cache_dir", "on_error", "max_megapixels", "jpeg_scaling", "intensity_range")
     changed = [name for name in names if getattr(data, name) != getattr(DataConfig, name)]

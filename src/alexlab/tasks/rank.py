@@ -14,7 +14,7 @@ from alexlab.config.data import data_config
 from alexlab.config.resolve import accumulation_steps
 from alexlab.config.trainer import build_trainer
 from alexlab.data.datamodule import ImageDataModule
-from alexlab.data.limits import num_eval_images
+from alexlab.data.limits import num_eval_images, num_limited_batches
 from alexlab.data.splits import Splits
 from alexlab.distributed import ranks, transfer
 from alexlab.distributed.failures import translate_errors
@@ -52,7 +52,7 @@ def train(run: Run, splits: Splits) -> dict[str, float]:
     config = run.config
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     keep_memory()
-    trainer = _build_trainer(run)
+    trainer = _build_trainer(run, splits)
     (updates,) = (callback for callback in trainer.callbacks if isinstance(callback, RunRecordUpdates))  # type: ignore[attr-defined]
     data = build_data.datamodule(config, splits, run.dir)
     ckpt_path = _resume(config, trainer, data)
@@ -94,7 +94,7 @@ def _require_best(trainer: lightning.Trainer, module: Classifier) -> None:
         )
 
 
-def _build_trainer(run: Run) -> lightning.Trainer:
+def _build_trainer(run: Run, splits: Splits) -> lightning.Trainer:
     """Return the Trainer for the ranks that are present, which after a restart may be fewer than configured."""
     num_ranks = ranks.world_size()
     steps = accumulation_steps(run.config, num_ranks)
@@ -102,10 +102,15 @@ def _build_trainer(run: Run) -> lightning.Trainer:
     present = {"num_nodes": ranks.num_nodes(), "accumulate_grad_batches": steps}
     config = {**run.config, "trainer": {**run.config["trainer"], **present}}
     trainer = build_trainer(config, run.dir, num_ranks=num_ranks)
-    for name in ("limit_train_batches", "val_check_interval"):
-        limit = getattr(trainer, name)
-        if isinstance(limit, int):  # a number of batches, of which a step now accumulates more
-            setattr(trainer, name, limit * steps // run.config["trainer"]["accumulate_grad_batches"])
+    configured = run.config["trainer"]["accumulate_grad_batches"]
+    if steps != configured:  # the limits are numbers or fractions of batches, of which a step now accumulates more
+        num_batches = len(splits.train) // data_config(run.config).batch_size * configured
+        num_batches = num_limited_batches(num_batches, trainer.limit_train_batches)
+        trainer.limit_train_batches = num_batches * steps // configured
+        interval = trainer.val_check_interval
+        if not isinstance(interval, float) or interval < 1:  # 1.0: after each epoch
+            batches = num_limited_batches(num_batches, interval) if isinstance(interval, float) else interval
+            trainer.val_check_interval = max(1, batches) * steps // configured
     # Not with the config before the ranks start: the precisions of a GPU initialize CUDA in the process that forks them.
     precisions = ranks.all_gather("precision", trainer.precision)
     for number, precision in enumerate(precisions):
@@ -243,5 +248,10 @@ def _log_data(config: dict[str, Any], splits: Splits, trainer: lightning.Trainer
                 "data: scores use a fixed sample of %d of the %d %s images, stratified by class (trainer.limit_%s_batches)",
                 *(count, len(split), name, name),
             )
+    if config["data"]["sampler"] == "balanced" and config["loss"].get("class_weights") == "balanced":
+        log.warning(
+            "data.sampler=balanced and loss.class_weights=balanced both correct for unequal classes, so rare ones count "
+            "too much; use one of the two"
+        )
     if len(splits.classes) < 5:
         log.info("top-5 equals top-%d: there are only %d classes", len(splits.classes), len(splits.classes))

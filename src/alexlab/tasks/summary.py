@@ -20,7 +20,7 @@ def main(run: Run) -> None:
     from alexlab.output.terminal import Terminal
 
     config = run.config
-    size, channels = config["data"]["image_size"], config["model"]["in_channels"]
+    size, channels = config["data"]["image_size"], config["model"].get("in_channels", 3)
     num_classes = config["model"]["num_classes"] or config["num_classes"]
     with torch.device("meta"):
         net = build.net(config, num_classes)
@@ -28,6 +28,8 @@ def main(run: Run) -> None:
         rows = layer_rows(net, channels=channels, size=size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"data.image_size={size} does not fit the net: {error}") from error
     title = f"model={run.choices['model']}: {channels} channels, {size} x {size}, {num_classes} outputs"
     print_layers(Terminal(), rows, title)
     write_rows(rows, run.dir / "summary.csv")

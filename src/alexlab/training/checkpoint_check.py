@@ -115,7 +115,9 @@ def _check_optimizer(content: Mapping[str, Any], module: Classifier) -> None:
         for key in entry["scheduler"].state_dict():
             if not isinstance(state, Mapping) or key not in state:
                 raise ValueError(f"it has no lr_schedulers.{index}.{key}")
-    _check_optimizer_state(content["optimizer_states"][0], optimizer, num_steps=content["global_step"])
+    skips_steps = "MixedPrecision" in content  # the gradient scaler of 16-mixed may have skipped every step so far
+    num_steps = 0 if skips_steps else content["global_step"]
+    _check_optimizer_state(content["optimizer_states"][0], optimizer, num_steps=num_steps)
 
 
 def _check_optimizer_state(saved: Any, optimizer: Optimizer, *, num_steps: int) -> None:

@@ -189,8 +189,8 @@ def plateau(
     # The LightningModule steps it before the checkpoint is written; Lightning would do so afterwards, and a resumed run
     # would lose that step.
     schedule: Schedule = [{"scheduler": reduce, "interval": "epoch", "frequency": NEVER, "monitor": monitor}]
-    steps = round(warmup_epochs * steps_per_epoch)
-    if steps:
+    if warmup_epochs:
+        steps = max(1, round(warmup_epochs * steps_per_epoch))
         # LinearLR scales the current rate and stops after its last step, so it combines with ReduceLROnPlateau.
         schedule.insert(0, {"scheduler": LinearLR(optimizer, warmup_start, total_iters=steps), "interval": "step"})
     return schedule

@@ -19,6 +19,7 @@ from alexlab.data.spacing import evenly_spaced
 from alexlab.errors import DataError, ImageError
 from alexlab.output.escape import shown
 from alexlab.records.disk_errors import disk_errors
+from alexlab.records.lock import try_lock
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +72,13 @@ def open_pack(
 
 @contextmanager
 def _locked(lock_path: Path, path: Path) -> Iterator[None]:
-    """Hold a lock that the kernel releases when the process ends for any reason."""
+    """Hold a lock that the kernel releases when the process ends for any reason; none for a pack that cannot be changed."""
+    if path.is_dir() and not os.access(lock_path if lock_path.exists() else lock_path.parent, os.W_OK):
+        yield
+        return
     lock_path.parent.mkdir(parents=True, exist_ok=True)
     with lock_path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             file.seek(0)
             log.info("waiting for process %s, which is packing %s", file.read().strip() or "?", path)
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -151,7 +151,8 @@ class Fetcher:
     def _locked(self, name: str) -> Iterator[None]:
         """Hold a lock among all threads and processes that fetch into this folder."""
         with (self.locks / name).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+            with contextlib.suppress(OSError):  # a file system without locks: files may be fetched twice
+                fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
             yield
 
 
