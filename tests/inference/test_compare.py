@@ -70,9 +70,9 @@ def compare(tmp_path: Path) -> Callable[..., Path]:
     return call
 
 
-def outcomes(both: int, repaired: int, broken: int, wrong: int) -> tuple[np.ndarray, np.ndarray]:
+def outcomes(both: int, only_b: int, only_a: int, wrong: int) -> tuple[np.ndarray, np.ndarray]:
     """Return which images A and B classify correctly."""
-    counts = [both, repaired, broken, wrong]
+    counts = [both, only_b, only_a, wrong]
     return np.repeat([True, False, True, False], counts), np.repeat([True, True, False, False], counts)
 
 
@@ -103,16 +103,16 @@ def test_two_runs_are_compared_on_the_predictions_that_they_kept(
     table = rows(out / "comparison.csv")
     assert [row["outcome"] for row in table] == [
         "both right",
-        "repaired",
-        "repaired",
-        "broken",
+        "only B right",
+        "only B right",
+        "only A right",
         "both wrong",
-        "repaired",
+        "only B right",
     ]
-    assert table[3] == {"path": "dog/3.png", "label": "dog", "a": "dog", "a_prob": "0.600000", "b": "fox", "b_prob": "0.800000", "outcome": "broken"}  # fmt: skip
+    assert table[3] == {"path": "dog/3.png", "label": "dog", "a": "dog", "a_prob": "0.600000", "b": "fox", "b_prob": "0.800000", "outcome": "only A right"}  # fmt: skip
     scores = json.loads((out / "scores.json").read_text())
     assert (scores["a"]["top1"], scores["b"]["top1"]) == pytest.approx((2 / 6, 4 / 6))
-    assert [scores[name.replace(" ", "_")] for name in OUTCOMES] == [1, 3, 1, 1]
+    assert [scores[name.lower().replace(" ", "_")] for name in OUTCOMES] == [1, 3, 1, 1]
     assert scores["difference"]["p"] == pytest.approx(stats.binomtest(3, 4).pvalue)
     assert scores["a"]["loss"] == pytest.approx(-(2 * np.log(0.6) + 4 * np.log(0.2)) / 6)
     printed = capsys.readouterr().out
@@ -147,7 +147,7 @@ def test_classes_match_by_name_and_different_ones_are_named() -> None:
     found = match(a, b, {"cat": "Cat"})
     assert (found.classes, found.labels.tolist(), found.b.predicted.tolist()) == (["Cat", "dog", "ant"], [0, 1], [1, 0])
     assert found.counts == [0, 0, 2, 0] and found.notes == ["Only B has the classes ant."]
-    assert found.class_rows()[0] | {"low": 0, "high": 0} == {"class": "Cat", "images": 1, "recall A": 1.0, "recall B": 0.0, "repaired": 0, "broken": 1, "difference": -1.0, "low": 0, "high": 0}  # fmt: skip
+    assert found.class_rows()[0] | {"low": 0, "high": 0} == {"class": "Cat", "images": 1, "recall A": 1.0, "recall B": 0.0, "only B right": 0, "only A right": 1, "difference": -1.0, "low": 0, "high": 0}  # fmt: skip
     relabelled = kept([0, 1], [0, 1], classes=("cat", "fox"))
     relabelled.paths[:] = a.paths
     assert match(a, relabelled).notes[0] == "1 image has different labels for A and B and is left out."
@@ -156,7 +156,7 @@ def test_classes_match_by_name_and_different_ones_are_named() -> None:
 def test_the_most_confident_answers_of_b_are_first() -> None:
     a, b = kept([1, 1, 1], [0, 0, 0]), kept([0, 0, 0], [0, 0, 0])
     b.top_probs[:, 0] = [0.5, 0.9, 0.7]
-    assert match(a, b).rows("repaired", 2) == [1, 2] and match(b, a).rows("broken", 5) == [0, 1, 2]
+    assert match(a, b).rows("only B right", 2) == [1, 2] and match(b, a).rows("only A right", 5) == [0, 1, 2]
 
 
 def test_of_a_sweep_the_seeds_of_the_best_setting_are_averaged(compare: Callable[..., Path], tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_folds_are_put_together(compare: Callable[..., Path], tmp_path: Path) ->
     outcomes = {row["path"]: row["outcome"] for row in rows(out / "comparison.csv")}
     assert outcomes == {
         "cat/0.png": "both right",
-        "dog/1.png": "broken",
+        "dog/1.png": "only A right",
         "cat/2.png": "both right",
-        "dog/3.png": "repaired",
+        "dog/3.png": "only B right",
     }
     page = (out / "compare.html").read_text()
     assert "that did not train on it" in page and re.search(r"<td>data.fold</td>\s*<td>0, 1</td>\s*<td></td>", page)
@@ -340,7 +340,7 @@ def test_pictures_show_the_true_class_and_both_answers(
         predictions = replace(own, top_classes=top, probs=None)
         write_run(tmp_path / name, predictions, data=config["data"], choices={})
     page = (compare(tmp_path / "a", tmp_path / "b", "num_images=4") / "compare.html").read_text()
-    assert page.count('src="data:image/') == 4 and "Images that B repairs (4 of 11)" in page
+    assert page.count('src="data:image/') == 4 and "Images that only B classifies correctly (4 of 11)" in page
     assert re.search(r"<span>true (\w+)</span><span>A \w+ \(p 0\.\d\d\)</span><span>B \1 \(p 0\.\d\d\)</span>", page)
     assert "B is better" in page and "p = 0.0010" in page
 

@@ -156,7 +156,7 @@ def compare_page(folder: Path) -> str:
     photograph = CaptionedImage(random.integers(0, 255, (100, 180, 3), dtype=np.uint8), [WORD, LONG])
     sides = [Side(name, [Member(run.folder, run)], LONG) for name, run in zip((WORD, LONG), runs, strict=True)]
     path = folder / "compare.html"
-    grids = [ImageGrid("Images that B repairs (4)", LONG, [[photograph]] * 4)]
+    grids = [ImageGrid("Images that only B classifies correctly (4)", LONG, [[photograph]] * 4)]
     write_comparison(found, Context(sides, [[], []], {}), path, grids)
     return path.read_text(encoding="utf-8").replace("<details>", "<details open>")
 

@@ -15,7 +15,7 @@ from alexlab.output.numbers import counted
 from alexlab.records.saved_predictions import SavedPredictions
 from alexlab.records.significance import MCNEMAR, Difference, mcnemar, paired_interval
 
-OUTCOMES = ("both right", "repaired", "broken", "both wrong")
+OUTCOMES = BOTH, ONLY_B, ONLY_A, NEITHER = "both right", "only B right", "only A right", "both wrong"
 MAX_NAMES = 10  # of classes in a sentence
 
 
@@ -96,33 +96,33 @@ class Comparison:
         return rows
 
     def class_rows(self) -> list[dict[str, Any]]:
-        """Return for each class with images: recall of A and B, repaired and broken images, and the difference."""
+        """Return for each class with images: recall of A and B, images that only one of them gets right, and the difference."""
         found = []
         for label in np.unique(self.labels).tolist():
             own = self.labels == label
-            both, repaired, broken, wrong = np.bincount(self.outcomes[own], minlength=4).tolist()
-            count = both + repaired + broken + wrong
+            both, only_b, only_a, wrong = np.bincount(self.outcomes[own], minlength=4).tolist()
+            count = both + only_b + only_a + wrong
             difference = paired_difference(self.a.predicted[own] == label, self.b.predicted[own] == label)
-            row = {"class": self.classes[label], "images": count, "recall A": (both + broken) / count}
-            row |= {"recall B": (both + repaired) / count, "repaired": repaired, "broken": broken}
+            row = {"class": self.classes[label], "images": count, "recall A": (both + only_a) / count}
+            row |= {"recall B": (both + only_b) / count, ONLY_B: only_b, ONLY_A: only_a}
             found.append(row | {"difference": difference.value, "low": difference.low, "high": difference.high})
         return found
 
     @property
     def verdict(self) -> str:
         """The better net on these images, in one or two sentences."""
-        _, repaired, broken, _ = self.counts
+        _, only_b, only_a, _ = self.counts
         shares = [100 * self.num_correct(predictions) / len(self) for predictions in (self.a, self.b)]
         images = f"{len(self):,} images" if len(self) > 1 else "the only image"
-        if not repaired and not broken:
+        if not only_b and not only_a:
             return f"No difference: A and B are right about the same images, {shares[0]:.2f} % of {images}."
         difference = self.difference
         low, value, high = (f"{100 * each:+.2f}" for each in (difference.low, difference.value, difference.high))
-        different = counted(repaired + broken, "image")
-        only_one = f"of the {different} that only one of them classifies correctly, B has {repaired:,} right"
+        different = counted(only_b + only_a, "image")
+        only_one = f"of the {different} that only one of them classifies correctly, B has {only_b:,} right"
         first = "No clear difference"
         if difference.is_significant:
-            first = f"{'B' if repaired > broken else 'A'} is better"
+            first = f"{'B' if only_b > only_a else 'A'} is better"
         return (
             f"{first}: A classifies {shares[0]:.2f} % and B {shares[1]:.2f} % of {images} correctly ({value} points, 95 % "
             f"interval {low} to {high}). {only_one[0].upper()}{only_one[1:]} (McNemar's exact test: "

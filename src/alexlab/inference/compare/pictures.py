@@ -1,4 +1,4 @@
-"""Pictures of the images that B repairs and breaks."""
+"""Pictures of the images that only one of two networks classifies correctly."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from alexlab.config.confinement import confined_data
 from alexlab.config.data import data_config, find_splits
 from alexlab.data.splits import Split
 from alexlab.errors import AlexlabError
-from alexlab.inference.compare.comparison import Comparison
+from alexlab.inference.compare.comparison import ONLY_A, ONLY_B, OUTCOMES, Comparison
 from alexlab.inference.compare.sources import Evaluated
 from alexlab.output.numbers import counted
 from alexlab.pages.image_grid import CaptionedImage, ImageGrid
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def picture_grids(comparison: Comparison, context: "Context", limit: int) -> list[ImageGrid]:
-    """Return the images that B repairs and those that it breaks, as they are on disk.
+    """Return the images that only B classifies correctly and those that only A does, as they are on disk.
 
     Those with B's most confident predictions come first. An image that cannot be found or read is left out, and the first reason
     is logged.
@@ -33,7 +33,7 @@ def picture_grids(comparison: Comparison, context: "Context", limit: int) -> lis
         context: its sides and the sources of their predictions.
         limit: maximum number of images of each kind.
     """
-    kinds = {kind: comparison.rows(kind, limit) for kind in ("repaired", "broken")}
+    kinds = {kind: comparison.rows(kind, limit) for kind in (ONLY_B, ONLY_A)}
     wanted = {comparison.paths[row] for rows in kinds.values() for row in rows}
     try:
         files = _find_files(context, wanted) if wanted else {}
@@ -49,16 +49,15 @@ def picture_grids(comparison: Comparison, context: "Context", limit: int) -> lis
             except (AlexlabError, KeyError) as error:
                 errors.append(error)
         if groups:
-            count, action = (
-                comparison.counts[1 if kind == "repaired" else 2],
-                "repairs" if kind == "repaired" else "breaks",
-            )
-            right, wrong = ("B", "A") if kind == "repaired" else ("A", "B")
-            caption = (
-                f"Only {right} is right and {wrong} is wrong; the images with B's most confident predictions first."
-            )
+            count = comparison.counts[OUTCOMES.index(kind)]
+            right, wrong = ("B", "A") if kind == ONLY_B else ("A", "B")
+            caption = f"{right} is right and {wrong} is wrong; the images with B's most confident predictions first."
             number = f"{len(groups)} of {count:,}" if len(groups) < count else f"{count:,}"
-            grids.append(ImageGrid(f"Images that B {action} ({number})", caption, groups, groups_per_row=6))
+            grids.append(
+                ImageGrid(
+                    f"Images that only {right} classifies correctly ({number})", caption, groups, groups_per_row=6
+                )
+            )
     if errors:
         reason = f"{errors[0]} was not found" if isinstance(errors[0], KeyError) else errors[0]
         log.warning("%s left out, the first one because: %s", counted(len(errors), "image"), reason)

@@ -145,9 +145,9 @@ def _loss(side: SidePredictions) -> float:
 
 def outcome_rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
     """Return columns and rows of the table of images by outcome."""
-    both, repaired, broken, wrong = comparison.counts
-    rows = [["A right", both, broken, both + broken], ["A wrong", repaired, wrong, repaired + wrong]]
-    return ["", "B right", "B wrong", "all"], [*rows, ["all", both + repaired, broken + wrong, len(comparison)]]
+    both, only_b, only_a, wrong = comparison.counts
+    rows = [["A right", both, only_a, both + only_a], ["A wrong", only_b, wrong, only_b + wrong]]
+    return ["", "B right", "B wrong", "all"], [*rows, ["all", both + only_b, only_a + wrong, len(comparison)]]
 
 
 def summary_tables(comparison: Comparison, context: Context) -> list[Table]:
@@ -207,7 +207,7 @@ def write_files(comparison: Comparison, context: Context, out_dir: Path) -> None
         },
         "split": context.split_name,
         "images": len(comparison),
-        **{name.replace(" ", "_"): count for name, count in zip(OUTCOMES, comparison.counts, strict=True)},
+        **{name.lower().replace(" ", "_"): count for name, count in zip(OUTCOMES, comparison.counts, strict=True)},
         "difference": asdict(comparison.difference),
     }
     (out_dir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
@@ -220,7 +220,7 @@ def write_page(comparison: Comparison, context: Context, path: Path, grids: Sequ
         comparison: the results.
         context: what was compared.
         path: HTML file.
-        grids: images that B repairs and breaks.
+        grids: images that only one of them classifies correctly.
     """
     a, b = context.sides
     text = render(
