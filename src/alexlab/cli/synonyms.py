@@ -90,7 +90,7 @@ def _without_group(text: str | None, own: Sequence[str]) -> str | None:
 def _use(text: str, value: str) -> str:
     """Fill in the value, quoted for the shell, and put "use" before an argument or a command."""
     words = [_filled(word, value) for word in text.split(" ")]
-    is_argument = "=" in words[0] or words[0].startswith(("-", "python"))
+    is_argument = "=" in words[0] or words[0].startswith(("-", "+", "python"))
     return own_commands(f"{'use ' if is_argument else ''}{' '.join(words)}")
 
 
