@@ -36,8 +36,8 @@ different scores.
     "benchmarks": """# Benchmarks
 
 Speed, memory and reliability. Timings compare alexlab with a baseline in interleaved rounds, so that a machine that slows
-down affects both; ratios above 1 mean that alexlab is better, and are followed by their smallest and largest value. GPU checks
-are in the [last section](#on-a-gpu).
+down affects both; ratios above 1 mean that alexlab is better, and are followed by their smallest and largest value. A ratio is the median
+of the ratios of the rounds, so it can differ from that of the two medians. GPU checks are in the [last section](#on-a-gpu).
 
 ```sh
 make bench
@@ -52,7 +52,7 @@ python src/benchmark.py suite=epochs peer='python other/train.py --data {root} -
 it generates photographs. `peer=` times the whole command of another program, interleaved with ours. `make chaos` injects
 faults and writes `outputs/chaos.json`.
 
-![Every comparison below as a bar: how many times better than its baseline](images/benchmark.png)
+![Every comparison below as a bar: the ratio to its baseline](images/benchmark.png)
 """,
 }
 GPU = """## On a GPU
@@ -134,7 +134,7 @@ def cells(content: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     if "columns" in content:
         return content["columns"], content["rows"]
     rows = [benchmark_row(row) for row in content["rows"]]
-    columns = ["what", "measured", "compared with", "measured", "times better", "limited by"]
+    columns = ["what", "measured", "compared with", "measured", "ratio", "limited by"]
     shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     return [columns[i] for i in shown], [[row[i] for i in shown] for row in rows]
 
@@ -246,7 +246,7 @@ def draw(path: Path) -> None:
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xlabel="times better (median, smallest, largest)", xscale="log")
+    axes.set(xlabel="ratio to the baseline, above 1 is better (median, min, max)", xscale="log")
     axes.set_xticks([0.7, 1, 2, 5, 10, 20], ["0.7", "1", "2", "5", "10", "20"])
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)

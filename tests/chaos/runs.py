@@ -38,7 +38,7 @@ def sigkill(workspace: Workspace, tries: int, rng: random.Random) -> Result:
         "kill -9 at a random moment, then resume: the final state is bit-identical",
         passed,
         tries,
-        f"{len(batches)} of {BATCHES} batches were hit",
+        f"{len(batches)} of {BATCHES} batches were interrupted",
         lists={"batches hit": batches},
     )
 
@@ -71,7 +71,7 @@ def resume_points(workspace: Workspace, tries: int, rng: random.Random) -> Resul
         "resume from every step, with 0 and 2 DataLoader workers, 1 and 2 accumulation steps, 1 and 2 ranks: bit-identical",
         points - failed,
         points,
-        f"{compared} later checkpoints are identical; each is the start of a second resume",
+        f"all {compared} later checkpoints are identical; each was resumed again",
     )
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from alexlab.output.escape import escape_markdown, plot_label
 
-COLUMNS = ("suite", "what", "measured (min, max)", "baseline", "baseline measured", "times better", "limit")
+COLUMNS = ("suite", "what", "measured (min, max)", "baseline", "baseline measured", "ratio", "limit")
 LOWER_IS_BETTER = ("s", "ms", "MB")  # units
 
 
@@ -132,6 +132,6 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xlabel="times better (median, min, max)", xscale="log")
+    axes.set(xlabel="ratio to the baseline, above 1 is better (median, min, max)", xscale="log")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
