@@ -20,7 +20,7 @@ from support.images import write_images
 
 def test_images_have_one_channel_if_the_network_has(tmp_path: Path) -> None:
     root = write_images(tmp_path, {"a": 1, "b": 1})
-    image, label = ImageDataset(scan_folder(str(root)), decoding=Decoding(channels=1))[1]
+    image, label = ImageDataset(scan_folder(str(root)), ViewReader(None, Decoding(channels=1)))[1]
     assert (image.shape, image.dtype, label) == ((1, 70, 71), torch.uint8, 1)
 
 
@@ -32,7 +32,10 @@ def test_the_tensor_has_the_same_pixels() -> None:
 
 def test_the_transform_receives_the_tensor(tmp_path: Path) -> None:
     root = write_images(tmp_path, {"a": 1, "b": 1})
-    assert ImageDataset(scan_folder(str(root)), transform=lambda image: image.shape)[0] == ((3, 70, 70), 0)
+    assert ImageDataset(scan_folder(str(root)), ViewReader(lambda image: image.shape, Decoding()))[0] == (
+        (3, 70, 70),
+        0,
+    )
 
 
 @pytest.mark.parametrize("store", ["files", "shards", "own dataset"])

@@ -319,7 +319,7 @@ def test_augmented_items_are_reproducible(tmp_path: Path) -> None:
     recipe = v2.Compose([v2.RandomResizedCrop(32), v2.RandomHorizontalFlip()])
 
     def dataset() -> SeededDataset:
-        return SeededDataset(ImageDataset(scan_folder(str(tmp_path)), transform=recipe), seed=1)
+        return SeededDataset(ImageDataset(scan_folder(str(tmp_path)), ViewReader(recipe, Decoding())), seed=1)
 
     whole = dataset().__getitems__([(0, index) for index in range(4)])
     again = dataset().__getitems__([(0, index) for index in (2, 3)])

@@ -20,7 +20,7 @@ from torch.utils.data import (
     random_split,
 )
 
-from alexlab.data.dataset import ImageDataset, SeededDataset
+from alexlab.data.dataset import ImageDataset, SeededDataset, ViewReader
 from alexlab.data.image_file import DEFAULT_DECODING, Decoding
 from alexlab.data.own_dataset import dataset_splits
 from alexlab.data.splits import Splits
@@ -97,7 +97,7 @@ class Drawn(Dataset):
 
 def test_random_draws_of_an_item_depend_on_seed_epoch_and_index() -> None:
     train = splits(Drawn).train
-    dataset = ImageDataset(train, transform=None, decoding=Decoding(channels=3))
+    dataset = ImageDataset(train, ViewReader(None, Decoding()))
 
     def draw(seed: int, epoch: int, index: int) -> list[int]:
         image, _ = SeededDataset(dataset, seed=seed)[epoch, index]
@@ -127,7 +127,7 @@ class Relabelled(Dataset):
 @pytest.mark.parametrize("change", [int, float, torch.tensor, np.int32, np.array, lambda label: torch.tensor([label])])
 def test_the_label_of_an_item_is_one_number(change: Callable[[int], Any]) -> None:
     train = splits(Relabelled, change=lambda index, label: change(label)).train
-    assert [ImageDataset(train)[row][1] for row in range(10)] == [0, 1] * 5
+    assert [ImageDataset(train, ViewReader(None, Decoding()))[row][1] for row in range(10)] == [0, 1] * 5
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_an_item_whose_label_is_not_its_target_is_refused_before_the_run(label: 
 
 def test_an_item_whose_label_is_not_its_target_is_refused_when_it_is_loaded() -> None:
     train = splits(Relabelled, change=lambda index, label: label if index < 7 else 1 - label).train
-    assert ImageDataset(train)[6][1] == 0
+    assert ImageDataset(train, ViewReader(None, Decoding()))[6][1] == 0
     with pytest.raises(DataError, match=r"item 7 of data\.dataset must be its target, 1; got 0"):
-        ImageDataset(train)[7]
+        ImageDataset(train, ViewReader(None, Decoding()))[7]
 
 
 def part(*classes: str) -> Dataset:

@@ -141,7 +141,7 @@ def test_shards_give_the_pixels_of_the_files(photos: Path, tmp_path: Path, view:
     splits = find_splits(str(photos), val_fraction=0.2, test_fraction=0.0)
     write_shards(splits, str(tmp_path / "shards"), shard_bytes=200_000, cache_dir=tmp_path)
     sharded = find_sharded_splits(str(tmp_path / "shards"), StreamConfig(), cache_dir=tmp_path / "cache")
-    datasets = [ImageDataset(each.val, transform=view) for each in (splits, sharded)]
+    datasets = [ImageDataset(each.val, ViewReader(view, Decoding())) for each in (splits, sharded)]
     for index in range(len(splits.val)):
         images = []
         for dataset in datasets:

@@ -36,7 +36,7 @@ from alexlab.inference.metrics import (
     confusion_matrix,
 )
 from alexlab.inference.plots import calibration_plot, confused_classes
-from alexlab.inference.predictions import Predictions, predict_split, select_split, split_loader
+from alexlab.inference.predictions import Predictions, predict_members, select_split, split_loader
 from alexlab.inference.report import Evaluation, summary_tables, write_evaluation, write_page
 from alexlab.records.record import RunRecord
 from alexlab.records.run import Run
@@ -143,7 +143,7 @@ def test_a_number_of_images_is_evenly_spaced(trained_run: Path) -> None:
     model = load_checkpoint(str(trained_run))
     settings = DataConfig(**{**model.config["data"], "num_workers": 0})
     _, split = select_split(model, settings, "val", from_run=True)
-    predictions = predict_split(model.inference, split_loader(split, model.reader(), settings), split)
+    predictions = predict_members(model.inference, split_loader(split, model.reader(), settings), split)[0]
     count = len(predictions.labels)
     assert choose_images(predictions, 3) == [0, round((count - 1) / 2), count - 1]
     assert choose_images(predictions, 1000) == list(range(count))
@@ -308,10 +308,10 @@ def test_every_image_must_be_predicted_exactly_once(trained_run: Path) -> None:
     settings = DataConfig(**{**model.config["data"], "batch_size": 4})
     _, split = select_split(model, settings, "val", from_run=True)
     loader = split_loader(split, model.reader(), settings)
-    assert len(predict_split(model.inference, loader, split).paths) == 11
+    assert len(predict_members(model.inference, loader, split)[0].paths) == 11
     for broken in (list(loader)[:-1], [*loader, next(iter(loader))]):
         with pytest.raises(DataError, match="every image must be predicted exactly once"):
-            predict_split(model.inference, broken, split)
+            predict_members(model.inference, broken, split)
 
 
 class LogitTable(nn.Module):
@@ -333,7 +333,7 @@ def test_metrics_and_predictions_come_from_one_computation() -> None:
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1)
     split = Split("", ["a", "b", "c"], [f"{number}.png" for number in range(5)], labels.clamp(min=0).numpy())
     loader = [(images[rows], labels[rows], torch.arange(5)[rows]) for rows in (slice(0, 2), slice(2, 5))]
-    predictions = predict_split(inference, loader, split)
+    predictions = predict_members(inference, loader, split)[0]
     assert predictions.indices.tolist() == [0, 1, 2, 3]
     expected = ClassificationMetrics(3)
     expected.update(logits, labels, F.cross_entropy(logits, labels.clamp(min=0), reduction="none"))

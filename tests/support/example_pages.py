@@ -157,7 +157,7 @@ def compare_page(folder: Path) -> str:
     sides = [Side(name, [Member(run.folder, run)], LONG) for name, run in zip((WORD, LONG), runs, strict=True)]
     path = folder / "compare.html"
     grids = [ImageGrid("Images that only B classifies correctly (4)", LONG, [[photograph]] * 4)]
-    write_comparison(found, Context(sides, [[], []], {}), path, grids)
+    write_comparison(found, Context(sides, [[], []]), path, grids)
     return path.read_text(encoding="utf-8").replace("<details>", "<details open>")
 
 

@@ -97,20 +97,20 @@ def check_targets(config: dict[str, Any]) -> None:
     Raises:
         ConfigError: for the first target that is not allowed.
     """
-    for number, (where, target) in enumerate(_nodes(config, "")):
+    for number, (where, target) in enumerate(nodes(config, "")):
         if number > MAX_NODES:
             raise ConfigError(f"a config must have at most {MAX_NODES:,} entries; {where} exceeds the limit")
         if where.rpartition(".")[2] == "_target_":
             check_target(target, where.rpartition(".")[0])
 
 
-def _nodes(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+def nodes(node: Any, where: str) -> Iterator[tuple[str, Any]]:
     """Yield every key and value of a nested config."""
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for name, value in children:
         key = f"{where}.{name}" if where else str(name)
         yield key, value
-        yield from _nodes(value, key)
+        yield from nodes(value, key)
 
 
 def check_target(target: Any, where: str) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
 from alexlab.config import build, build_data
+from alexlab.config.allowlist import nodes
 from alexlab.config.culprits import sentence
 from alexlab.config.data import data_config
 from alexlab.config.instantiate import Config, bind, entries, parts, value_of
@@ -55,7 +56,9 @@ def check_objects(config: Config, splits: Splits, *, num_ranks: int, remote: boo
     Raises:
         ConfigError: for the first value that cannot be used.
     """
-    _check_numbers(config, "")
+    for key, value in nodes(config, ""):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} must be a finite number; got {value}")
     for number, tag in enumerate(config["tags"] or ()):
         if not isinstance(tag, str):
             raise ConfigError(f"tags must be strings, such as tags=[baseline,paper]; tag {number + 1} is {tag!r}")
@@ -173,16 +176,6 @@ def _check_trainer(config: Config, num_ranks: int, *, remote: bool) -> None:
     for target, keywords in zip((DDPOptions, lightning.Trainer), split_trainer_keys(node), strict=True):
         bind(target, "trainer", **keywords)
     build_strategy(value_of(node["strategy"], "trainer.strategy"), config, num_ranks=num_ranks)
-
-
-def _check_numbers(node: Any, where: str) -> None:
-    """Raise ConfigError for a number that is not finite."""
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
-    for name, value in children:
-        key = f"{where}.{name}" if where else str(name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{key} must be a finite number; got {value}")
-        _check_numbers(value, key)
 
 
 def _check_loss(module: Classifier) -> None:

@@ -18,7 +18,7 @@ from alexlab import compat
 from alexlab.data.cache.on_device import CropDataset, CropSampler, DeviceCropper
 from alexlab.data.cache.pack import PackedImages
 from alexlab.data.config import DataConfig
-from alexlab.data.dataset import ImageDataset, MapDataset, PaddedDataset, SeededDataset
+from alexlab.data.dataset import ImageDataset, MapDataset, PaddedDataset, SeededDataset, ViewReader
 from alexlab.data.limits import num_eval_images
 from alexlab.data.prefetch import DevicePrefetcher, PostProcess, PrefetchLoader
 from alexlab.data.samplers import EvalBatchSampler, TrainBatchSampler, data_ranks, stratified_sample
@@ -64,7 +64,7 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def dataset(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImageDataset:
         """Return the dataset of a split."""
-        return ImageDataset(split, transform=transform, decoding=self.config.decoding, unreadable=self.unreadable)
+        return ImageDataset(split, ViewReader(transform, self.config.decoding), unreadable=self.unreadable)
 
     def start_workers(self) -> None:
         """Fork the DataLoader workers for training and validation now, while this process uses little memory.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from alexlab.data.crop import CropRule
-from alexlab.data.image_file import DEFAULT_DECODING, Decoding
+from alexlab.data.image_file import Decoding
 from alexlab.data.labels import PADDING, UNREADABLE
 from alexlab.data.samplers import derived_seed
 from alexlab.data.splits import Split
@@ -84,52 +84,17 @@ class SeveralReaders:
 
 
 class ImageDataset:
-    """Dataset of one split with the interface of torchvision's ImageFolder.
-
-    An item is (image, label), where `transform` has been applied to the uint8 image (C, H, W).
+    """Dataset of one split. An item is (image, label).
 
     Args:
         split: files and labels.
-        transform: function of the image tensor; None for the identity.
-        decoding: decoding settings.
+        read: reading of an image, usually a `ViewReader`.
         unreadable: log for images that cannot be read; their items are black images with the label UNREADABLE. None raises
             ImageError instead.
-        read: reading of an image, in place of `transform` and `decoding`.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        *,
-        transform: Callable[[Tensor], Any] | None = None,
-        decoding: Decoding = DEFAULT_DECODING,
-        unreadable: UnreadableLog | None = None,
-        read: Reader | None = None,
-    ) -> None:
-        self.split = split
-        self.root = split.root
-        self.classes = list(split.classes)
-        self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
-        self.transform = transform
-        self.decoding = decoding
-        self.unreadable = unreadable
-        self.read = read or ViewReader(transform, decoding)
-
-    @property
-    def samples(self) -> list[tuple[str, int]]:
-        """(path, label) of each image; created on each access, because a list of a million strings takes 100 MB."""
-        return [(self.split.file_path(index), label) for index, label in enumerate(self.targets)]
-
-    @property
-    def imgs(self) -> list[tuple[str, int]]:
-        """Older name of `samples`."""
-        return self.samples
-
-    @property
-    def targets(self) -> list[int]:
-        """Label of each image."""
-        labels: list[int] = self.split.labels.tolist()
-        return labels
+    def __init__(self, split: Split, read: Reader, *, unreadable: UnreadableLog | None = None) -> None:
+        self.split, self.read, self.unreadable = split, read, unreadable
 
     def __len__(self) -> int:
         return len(self.split)

@@ -13,6 +13,7 @@ from alexlab.data.splits import Split, Splits
 from alexlab.errors import DataError
 
 MAX_SIZES = 10_000  # files of a split whose size goes into the fingerprint, evenly spaced
+MAX_STATES = 100_000  # files of a split, evenly spaced, whose changes a cache key reflects
 MAX_CONTENT = 64_000_000  # bytes of a split whose content goes into the fingerprint: 0.1 s
 # Training images that are recognized elsewhere: at least one of 64 is in a tenth of all with a probability of 0.999.
 SAMPLE_SIZE = 64
@@ -55,6 +56,18 @@ def _sample(train: Split) -> list[str]:
     every = max(1, -(-sum(train.file_size(row) for row in rows) // MAX_CONTENT))
     contents = ((row, train.content(row)) for row in rows[::every])
     return [f"{_key(train, row)}-{_hash(content)}" for row, content in contents if content is not None]
+
+
+def cache_key(split: Split, *settings: object) -> str | None:
+    """Return a hash of the files of a split and of settings, the name of a cached file; None for images without files."""
+    states = [split.file_state(row) for row in split.sample_indices(MAX_STATES)]
+    if any(size <= 0 for size, *_ in states):
+        return None
+    digest = hashlib.blake2b(repr([os.path.abspath(split.root), len(split), *settings]).encode(), digest_size=12)
+    for path in split.paths:
+        digest.update(os.fsencode(path) + b"\0")
+    digest.update(np.array(states, np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def find_sampled(sample: Collection[str], split: Split) -> list[int]:

@@ -1,8 +1,6 @@
 """Mean image of a split: the mean of each pixel over all of its images."""
 
-import hashlib
 import io
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from alexlab.data.dataset import ViewReader
+from alexlab.data.fingerprint import cache_key
 from alexlab.data.image_file import Decoding, none_readable
 from alexlab.data.splits import Split
 from alexlab.distributed.hardware import num_cores
@@ -22,7 +21,6 @@ from alexlab.output.progress import track
 from alexlab.records.atomic import write_atomic
 
 CHUNK = 64  # images that a process adds up at a time
-MAX_STATES = 10_000  # files whose size and times are part of the cache's key; evenly spaced in larger splits
 
 
 def measure_mean_image(
@@ -50,7 +48,8 @@ def measure_mean_image(
         ImageError: if an image is unreadable.
         DataError: if no image is readable.
     """
-    path = _cache_path(split, cache_dir, f"{asdict(decoding)} {view_name}")
+    key = cache_key(split, asdict(decoding), view_name)
+    path = None if key is None else cache_dir / "mean_images" / f"{key}.npy"
     if path is not None and path.is_file():
         cached: np.ndarray = np.load(path)
         return cached
@@ -102,15 +101,3 @@ class _Sums(Dataset[tuple[np.ndarray, int]]):
                 raise
             total, count = total + image.numpy(), count + 1
         return total, count
-
-
-def _cache_path(split: Split, cache_dir: Path, settings: str) -> Path | None:
-    """Return the path of the cached image, which depends on the files and the settings; None for images without files."""
-    states = [split.file_state(row) for row in split.sample_indices(MAX_STATES)]
-    if any(size <= 0 for size, *_ in states):  # an own dataset has none
-        return None
-    digest = hashlib.blake2b(repr([os.path.abspath(split.root), len(split), settings]).encode(), digest_size=12)
-    for path in split.paths:
-        digest.update(os.fsencode(path) + b"\0")
-    digest.update(np.array(states, np.int64).tobytes())
-    return cache_dir / "mean_images" / f"{digest.hexdigest()}.npy"

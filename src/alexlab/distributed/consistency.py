@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alexlab.errors import ConfigError
+from alexlab.output.numbers import listed
 
 # Keys that may differ between nodes: where the images are, how they are read, and the limits of the launcher.
 NODE_LOCAL_KEYS = (
@@ -57,6 +58,5 @@ def require_same(first: Mapping[str, Any], other: Mapping[str, Any], *, name: st
         theirs, ours = other[part], first[part]
         keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
         if keys:
-            shown = ", ".join(f"{key}: {theirs.get(key)} instead of {ours.get(key)}" for key in keys[:3])
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ConfigError(f"node {name} must have the same {part} as the first node; got {shown}{more}")
+            found = listed([f"{key}: {theirs.get(key)} instead of {ours.get(key)}" for key in keys], 3)
+            raise ConfigError(f"node {name} must have the same {part} as the first node; got {found}")

@@ -30,6 +30,8 @@ from alexlab.models.weights.state_dicts import ParameterLimit, State, load_state
 from alexlab.records.layout import BEST, LAST, MEAN_IMAGE
 from alexlab.training.preprocessing import Inference
 
+NO_SOURCE = dict.fromkeys(("root", "url", "generate", "dataset"))  # keys of `data` that name the images
+
 log = logging.getLogger(__name__)
 
 KINDS = (
@@ -84,6 +86,10 @@ class TrainedModel:
             return None
         folder = self.path.absolute().parent.parent
         return folder if (folder / "run.json").is_file() else None
+
+    def data_settings(self, **changes: Any) -> DataConfig:
+        """Return the data settings of the run with other values of some keys, without its cache and manifest."""
+        return data_config({"data": {**self.config["data"], "cache": None, "manifest": None, **changes}})
 
     @property
     def decoding(self) -> Decoding:

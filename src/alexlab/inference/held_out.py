@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from alexlab.config.data import data_config
 from alexlab.data.config import DataConfig
 from alexlab.data.fingerprint import describe_images, find_sampled
 from alexlab.data.folds import merge
@@ -16,7 +15,7 @@ from alexlab.data.manifest import locator, read_manifest
 from alexlab.data.manifest_splits import read_manifest_splits
 from alexlab.data.splits import Split
 from alexlab.errors import AlexlabError, ConfigError, DataError
-from alexlab.inference.checkpoint import TrainedModel
+from alexlab.inference.checkpoint import NO_SOURCE, TrainedModel
 from alexlab.inference.predictions import OWNER, select_split
 from alexlab.output.escape import shown
 from alexlab.output.numbers import counted
@@ -100,12 +99,6 @@ def _sample(net: TrainedModel) -> set[str]:
     return {entry for entry in sample if isinstance(entry, str)} if isinstance(sample, list) else set()
 
 
-def _moved(net: TrainedModel, root: str) -> DataConfig:
-    """Return the data settings of a net's run for another folder."""
-    place = {"root": root, "url": None, "generate": None, "dataset": None}
-    return data_config({"data": {**net.config["data"], "cache": None, "manifest": None, **place}})
-
-
 def has_data_of(net: TrainedModel, root: str | None) -> bool:
     """Return whether a folder has the images of a net's run; it may be a copy and have changed since.
 
@@ -119,7 +112,7 @@ def has_data_of(net: TrainedModel, root: str | None) -> bool:
     if not isinstance(data, dict) or not sample or not os.path.isdir(root):
         return False
     try:
-        splits = _moved(net, root).find_splits()
+        splits = net.data_settings(**NO_SOURCE | {"root": root}).find_splits()
     except AlexlabError:
         return False
     record = _recorded(net, splits.train.root)
@@ -201,7 +194,7 @@ def _check_unchanged(net: TrainedModel, settings: DataConfig, name: str) -> None
     known = data.get("fingerprint") if isinstance(data, dict) else None
     if known is None:
         return
-    splits = _moved(net, str(settings.root)).find_splits()
+    splits = net.data_settings(**NO_SOURCE | {"root": str(settings.root)}).find_splits()
     if splits.auto_split and known != describe_images(splits)["fingerprint"]:
         raise DataError(
             f"the images in {settings.location} must be those of the run, so that split={name} has none that a network was "

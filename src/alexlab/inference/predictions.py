@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from alexlab.data.image_file import none_readable
 from alexlab.data.layout import find_layout
 from alexlab.data.scan import check_root, scan_folder
 from alexlab.data.splits import Split
-from alexlab.data.unreadable import UnreadableLog
+from alexlab.data.unreadable import UnreadableLog, suggest_skipping
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.checkpoint import NO_DATA, TrainedModel
 from alexlab.inference.ensemble import EnsembleInference
+from alexlab.output.progress import track
 from alexlab.training.metrics import ClassificationMetrics, cross_entropies
 from alexlab.training.preprocessing import Inference
 
@@ -153,7 +154,7 @@ def split_loader(
     unreadable: UnreadableLog | None = None,
 ) -> DataLoader[Any]:
     """Return a loader of (images, labels, indices) over a split, in order; the label of an unreadable image is negative."""
-    dataset = IndexedDataset(ImageDataset(split, read=read, unreadable=unreadable))
+    dataset = IndexedDataset(ImageDataset(split, read, unreadable=unreadable))
     workers = settings.workers_per_rank(1) if len(split) > settings.batch_size else 0
     return DataLoader(
         dataset,  # type: ignore[arg-type]
@@ -165,14 +166,25 @@ def split_loader(
 
 
 def predict_split(
-    inference: Inference | EnsembleInference,
-    loader: Any,
-    split: Split,
-    *,
-    progress: Callable[[Any], Iterator[Any]] = iter,
-) -> Predictions:
-    """Predict each image of a split once, see `predict_members`."""
-    return predict_members(inference, loader, split, progress=progress)[0]
+    model: TrainedModel, split: Split, settings: DataConfig, *, views: str, title: str, skipped: Path
+) -> list[Predictions]:
+    """Predict each image of a split once with a progress bar, see `predict_members`.
+
+    Args:
+        model: trained model.
+        split: the images.
+        settings: data settings that decide how they are read.
+        views: views of each image, as in `TrainedModel.reader`.
+        title: title of the progress bar.
+        skipped: list of unreadable images, written if the settings skip them.
+    """
+    unreadable = UnreadableLog(skipped) if settings.on_error == "skip" else None
+    loader = split_loader(split, model.reader(views), settings, unreadable=unreadable)
+    with suggest_skipping({"on_error": settings.on_error, "root": settings.root}):
+        found = predict_members(model.inference, loader, split, progress=partial(track, title=title))
+    if unreadable is not None:
+        unreadable.finish()
+    return found
 
 
 @torch.inference_mode()

@@ -9,7 +9,6 @@ import numpy as np
 from torch import Tensor
 
 from alexlab.config import build_data
-from alexlab.config.data import data_config
 from alexlab.data.dataset import ViewReader
 from alexlab.data.spacing import evenly_spaced
 from alexlab.data.splits import Split
@@ -84,7 +83,7 @@ def neighbours(claim: Claim, groups: Mapping[str, Sequence[RunResult]]) -> Measu
     if kept is None:
         return None
     model = load_checkpoint(str(run.folder))
-    settings = data_config({"data": {**model.config["data"], "cache": None, "manifest": None}})
+    settings = model.data_settings()
     view = build_data.eval_view(model.config)
     splits = {name: select_split(model, settings, name, from_run=True)[1] for name in ("train", "val")}
     matrices = {name: _features(model, split, view, settings) for name, split in splits.items()}

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from alexlab.output.numbers import listed
 from alexlab.records.image_scores import setting_scores
 from alexlab.records.optimized import OptimizedMetric, metric_label
 from alexlab.records.results import common_metric, obstacle
@@ -17,8 +18,6 @@ from alexlab.records.significance import (
     image_differences,
     t_difference,
 )
-
-MAX_NAMES = 5  # settings that a sentence names
 
 
 @dataclass(frozen=True)
@@ -187,12 +186,6 @@ def verdict(ranking: Ranking) -> str:
 def _not_compared(ranking: Ranking) -> str:
     names = [f"{group.name} ({group.mean():.4f})" for group in ranking.untested]
     return f"Not compared: {listed(names)}."
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the names of settings as text, at most MAX_NAMES of them."""
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def _num_seeds(groups: Sequence[RunGroup]) -> int:

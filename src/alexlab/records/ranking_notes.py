@@ -2,9 +2,9 @@
 
 import statistics
 
-from alexlab.output.numbers import counted
+from alexlab.output.numbers import counted, listed
 from alexlab.records.power import MAX_SEEDS, images_needed, seeds_needed
-from alexlab.records.ranking import Ranking, listed
+from alexlab.records.ranking import Ranking
 from alexlab.records.significance import BOOTSTRAP, MCNEMAR, PAIRED_T, WELCH, has_spread
 
 POINTS = 0.005  # difference of accuracies for which the number of seeds is stated; of other metrics 1 %

@@ -5,7 +5,6 @@ holds the folder's lock; readers report such a run as interrupted.
 """
 
 import copy
-import hashlib
 import json
 import os
 import sys
@@ -211,7 +210,6 @@ class RunRecord:
             **(attempt | {"start_s": before.get("start_s", attempt["start_s"])}),
             seed=config["seed"],
             config=config,
-            config_hash=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
             choices=choices,
             attempts=[
                 *before.get("attempts", []),

@@ -13,7 +13,7 @@ import yaml
 from markupsafe import Markup
 
 from alexlab.output.command_line import short_path
-from alexlab.output.numbers import counted
+from alexlab.output.numbers import counted, listed
 from alexlab.pages.plots import png, svg
 from alexlab.pages.render import Link, file_links, render
 from alexlab.records.layout import CURVES, LAUNCHER_OVERRIDES, LOGS
@@ -166,9 +166,7 @@ def _facts(runs: Sequence[RunResult], root: Path, out_dir: Path) -> dict[str, An
 
 
 def _join(texts: Any) -> str:
-    """Return up to three different texts, and how many more there are."""
-    found = list(dict.fromkeys(text for text in texts if text))
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return listed(list(dict.fromkeys(text for text in texts if text)), 3)
 
 
 def _data_text(run: RunResult) -> str:

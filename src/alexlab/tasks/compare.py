@@ -44,7 +44,7 @@ def main(run: Run) -> None:
         concatenate([source.predict(common) for source in side if not common.isdisjoint(source.paths)])
         for side in sources
     )
-    context = Context(sides, sources, run.config)
+    context = Context(sides, sources)
     names = [trained.record["config"].get("class_names") for runs in context.runs for trained in runs]
     if class_names is None:
         class_names = next((each for each in names if isinstance(each, dict)), None)
@@ -106,12 +106,10 @@ def evaluated_source(members: "Sequence[Member]", config: dict[str, Any], out_di
     """
     import_lightning()
 
-    from alexlab.data.unreadable import UnreadableLog, suggest_skipping
     from alexlab.inference.checkpoint import load_checkpoint
     from alexlab.inference.compare.sources import Evaluated, check_split, recorded_runs, to_kept
     from alexlab.inference.held_out import held_out_split
-    from alexlab.inference.predictions import predict_split, split_loader
-    from alexlab.output.progress import track
+    from alexlab.inference.predictions import predict_split
     from alexlab.records.layout import SKIPPED
     from alexlab.tasks.evaluate import data_settings
 
@@ -122,13 +120,8 @@ def evaluated_source(members: "Sequence[Member]", config: dict[str, Any], out_di
     name, split = held_out_split(model, settings, config["split"], from_run=from_run)
 
     def evaluate(part: "Split") -> "SavedPredictions":
-        unreadable = UnreadableLog(out_dir / SKIPPED) if settings.on_error == "skip" else None
-        loader = split_loader(part, model.reader(config["views"]), settings, unreadable=unreadable)
         label = f"{model.label}, {name}: {len(part):,} images"
-        with suggest_skipping({"on_error": settings.on_error, "root": settings.root}):
-            found = predict_split(model.inference, loader, part, progress=lambda batches: track(batches, label))
-        if unreadable is not None:
-            unreadable.finish()
-        return to_kept(found)
+        found = predict_split(model, part, settings, views=config["views"], title=label, skipped=out_dir / SKIPPED)
+        return to_kept(found[0])
 
     return Evaluated(split, name, settings.decoding, evaluate, recorded_runs(model))

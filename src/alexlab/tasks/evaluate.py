@@ -89,24 +89,15 @@ def evaluate(model: "TrainedModel", config: dict[str, Any], *, skipped: Path) ->
         config: plain data: `split` and `views` as in `evaluate.yaml`, and `data`, whose values replace those of the run.
         skipped: list of unreadable images, written if the data settings skip them.
     """
-    from alexlab.data.unreadable import UnreadableLog, suggest_skipping
     from alexlab.inference.held_out import held_out_split
     from alexlab.inference.members import Member
-    from alexlab.inference.predictions import predict_members, split_loader
+    from alexlab.inference.predictions import predict_split
     from alexlab.inference.report import Evaluation
-    from alexlab.output.progress import track
 
     settings, from_run = data_settings(model, config["data"])
     name, split = held_out_split(model, settings, config["split"], from_run=from_run)
-    unreadable = UnreadableLog(skipped) if settings.on_error == "skip" else None
-    loader = split_loader(split, model.reader(config["views"]), settings, unreadable=unreadable)
     label = f"{name}: {len(split):,} images"
-    with suggest_skipping({"on_error": settings.on_error, "root": settings.root}):
-        predictions, *others = predict_members(
-            model.inference, loader, split, progress=lambda batches: track(batches, label)
-        )
-    if unreadable is not None:
-        unreadable.finish()
+    predictions, *others = predict_split(model, split, settings, views=config["views"], title=label, skipped=skipped)
     members = [
         Member(member.label, member.weight, found)
         for member, found in zip(model.members, others if model.members else [], strict=True)
@@ -122,30 +113,25 @@ def data_settings(model: "TrainedModel", node: dict[str, Any]) -> tuple[Any, boo
     Returns:
         The settings, and whether they still refer to the data of the run, which may have been moved or copied.
     """
-    from alexlab.config.data import data_config
+    from alexlab.inference.checkpoint import NO_SOURCE
     from alexlab.inference.held_out import has_data_of
 
     changes = {key: value for key, value in node.items() if value is not None}
     if not any(changes.get("splits", {}).values()):
         changes.pop("splits", None)
-    own = {**model.config["data"], "cache": None, "manifest": None}
-    if changes.get("root") and os.path.realpath(changes["root"]) == os.path.realpath(str(own["root"])):
+    if changes.get("root") and os.path.realpath(changes["root"]) == os.path.realpath(str(model.config["data"]["root"])):
         del changes["root"]  # keep the run's own splits, so that no training image is evaluated
     if not changes.keys() & {"root", "url"}:
-        return data_config({"data": _settings(own, changes)}), True
-    changes = {"root": None, "url": None, "generate": None, "dataset": None, **changes}  # shards may replace a folder
+        return model.data_settings(**changes), True
+    # Shards may replace a folder; the keys that divide or sample files do not apply to them.
+    of_files = {} if changes.get("url") is None else {"sampler": "shuffle", "group": None}
+    changes = NO_SOURCE | of_files | changes
     if has_data_of((model.members or (model,))[0], changes["root"]):
-        return data_config({"data": _settings(own, changes)}), True
+        return model.data_settings(**changes), True
     changes = {"splits": {}, "folds": None, "fold": None, "fraction": 1.0, "val_split": "val", **changes}
     if _has_val(changes):  # nothing is left to divide
         changes |= {"group": None, "test_fraction": 0.0}
-    return data_config({"data": _settings(own, changes)}), False
-
-
-def _settings(own: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return a `data` node with changes; the keys that divide or sample files do not apply to shards."""
-    of_files = {} if changes.get("url") is None else {"sampler": "shuffle", "group": None}
-    return {**own, **of_files, **changes}
+    return model.data_settings(**changes), False
 
 
 def _has_val(changes: dict[str, Any]) -> bool:

@@ -105,8 +105,8 @@ def _neighbour_grids(
     config: dict[str, Any], model: "TrainedModel", predictions: "Predictions", view: "View"
 ) -> "Grids":
     """Return the nearest training images; nothing if the training data is missing or one of its images is unreadable."""
-    from alexlab.config.data import data_config
     from alexlab.data.layout import find_layout
+    from alexlab.inference.checkpoint import NO_SOURCE
     from alexlab.inference.explain import sections
     from alexlab.inference.predictions import select_split
     from alexlab.output.progress import track
@@ -117,11 +117,9 @@ def _neighbour_grids(
     changes = {key: config["data"][key] for key in ("batch_size", "num_workers") if config["data"][key] is not None}
     name, root = "train", options["root"]
     if root is not None:
-        changes |= {"root": root, "url": None, "generate": None, "dataset": None, "splits": {}}
+        changes |= NO_SOURCE | {"root": root, "splits": {}, "folds": None, "fold": None, "fraction": 1.0}
         name = "train" if os.path.isdir(root) and find_layout(root).folders else "all"
-    settings = data_config(
-        {"data": {**model.config["data"], "cache": None, "manifest": None, "on_error": "raise", **changes}}
-    )
+    settings = model.data_settings(on_error="raise", **changes)
     try:
         _, train = select_split(model, settings, name, from_run=root is None)
         return sections.neighbour_grids(

@@ -78,7 +78,6 @@ def comparison_images(config: dict[str, Any], model: "TrainedModel") -> Any:
     """Return images of `input`, or of the run's data, as inputs of `model.inference`."""
     from torch.utils.data import default_collate
 
-    from alexlab.config.data import data_config
     from alexlab.data.decode import decode
     from alexlab.errors import ImageError
     from alexlab.inference.input_files import find_files
@@ -90,9 +89,7 @@ def comparison_images(config: dict[str, Any], model: "TrainedModel") -> Any:
         loaders = (partial(decode, path) for path in find_files(config["input"]))
     else:
         try:
-            _, split = select_split(
-                model, data_config({"data": {**model.config["data"], "manifest": None}}), None, from_run=True
-            )
+            _, split = select_split(model, model.data_settings(), None, from_run=True)
         except (DataError, ConfigError) as error:
             raise ConfigError(
                 f"the exported network is compared on real images; set input=DIR to a folder of them ({error})"

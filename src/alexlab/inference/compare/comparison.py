@@ -11,12 +11,11 @@ import numpy as np
 from alexlab.data.class_names import display_names
 from alexlab.errors import ConfigError
 from alexlab.output.escape import shown
-from alexlab.output.numbers import counted
+from alexlab.output.numbers import counted, listed
 from alexlab.records.saved_predictions import SavedPredictions
 from alexlab.records.significance import MCNEMAR, Difference, mcnemar, paired_interval
 
 OUTCOMES = BOTH, ONLY_B, ONLY_A, NEITHER = "both right", "only B right", "only A right", "both wrong"
-MAX_NAMES = 10  # of classes in a sentence
 
 
 def paired_difference(a_correct: np.ndarray, b_correct: np.ndarray) -> Difference:
@@ -220,8 +219,7 @@ def _class_notes(a: Sequence[str], b: Sequence[str]) -> list[str]:
     notes = []
     for name, own, others in (("A", own_a, own_b), ("B", own_b, own_a)):
         if extra := sorted(own - others):
-            more = f" and {len(extra) - MAX_NAMES:,} more" if len(extra) > MAX_NAMES else ""
-            notes.append(f"Only {name} has the classes {', '.join(map(shown, extra[:MAX_NAMES]))}{more}.")
+            notes.append(f"Only {name} has the classes {listed([*map(shown, extra)], 10)}.")
     return notes
 
 

@@ -38,12 +38,10 @@ class Context:
     Args:
         sides: A and B.
         sources: for each side, the sources of its predictions.
-        config: config of the command.
     """
 
     sides: Sequence[Side]
     sources: Sequence[Sequence[Kept | Evaluated]]
-    config: dict[str, Any]
 
     @property
     def all_sources(self) -> list[Kept | Evaluated]:

@@ -1,7 +1,5 @@
 """Exact nearest training images by the last hidden layer, as in figure 4 of the 2012 paper."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -10,18 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics.pairwise import cosine_distances, euclidean_distances
 from torch import Tensor
 
+from alexlab.data.fingerprint import cache_key
 from alexlab.data.image_file import Decoding
 from alexlab.data.splits import Split
+from alexlab.distributed.transfer import file_digest
 from alexlab.errors import ConfigError, DataError
 from alexlab.inference.explain.activations import call_on_layers, head_layer
 from alexlab.records.atomic import atomic_path
 from alexlab.records.disk_errors import disk_errors, reserve
 from alexlab.training.preprocessing import Inference
 
-METRICS = ("euclidean", "cosine")
-MAX_STATES = 100_000  # files of a split, evenly spaced, that are checked for changes
+METRICS = {"euclidean": euclidean_distances, "cosine": cosine_distances}
 ONCE = "once-"  # of a matrix that no later call may use
 CHUNK = 8192  # rows of the matrix per step of the search
 
@@ -90,18 +90,8 @@ def matrix_path(cache_dir: Path, checkpoint: Path, split: Split, decoding: Decod
 
     It is used once for images without files, such as those of an own dataset, because they may have changed.
     """
-    digest = hashlib.blake2b(digest_size=12)
-    with checkpoint.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    digest.update(json.dumps([os.path.abspath(split.root), len(split)]).encode())
-    for path in split.paths:
-        digest.update(os.fsencode(path) + b"\0")
-    states = [split.file_state(row) for row in split.sample_indices(MAX_STATES)]
-    digest.update(np.array(states, np.int64).tobytes() + repr(asdict(decoding)).encode())
-    if any(size <= 0 for size, *_ in states):
-        return cache_dir / "features" / f"{ONCE}{os.urandom(12).hex()}.npy"
-    return cache_dir / "features" / f"{digest.hexdigest()}.npy"
+    key = cache_key(split, file_digest(checkpoint), asdict(decoding))
+    return cache_dir / "features" / f"{key or ONCE + os.urandom(12).hex()}.npy"
 
 
 def nearest(
@@ -122,22 +112,12 @@ def nearest(
         raise ConfigError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
     count = min(count, len(matrix))
     rows, distances = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0))
-    targets = _unit(queries) if metric == "cosine" else queries.astype(np.float64)
+    targets = queries.astype(np.float64)
     for start in range(0, len(matrix), CHUNK):
-        part = np.asarray(matrix[start : start + CHUNK])
-        part = _unit(part) if metric == "cosine" else part.astype(np.float64)
-        if metric == "cosine":
-            far = 1 - targets @ part.T
-        else:
-            squares = (targets**2).sum(1)[:, None] - 2 * targets @ part.T + (part**2).sum(1)[None]
-            far = np.sqrt(squares.clip(min=0))
+        part = np.asarray(matrix[start : start + CHUNK], np.float64)
+        far = METRICS[metric](targets, part)
         rows = np.concatenate([rows, np.broadcast_to(np.arange(start, start + len(part)), far.shape)], 1)
         distances = np.concatenate([distances, far], 1)
         order = np.argsort(distances, axis=1, kind="stable")[:, :count]
         rows, distances = np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
     return rows, distances
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return rows / np.maximum(lengths, np.finfo(np.float64).tiny)
