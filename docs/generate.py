@@ -36,8 +36,9 @@ different scores.
     "benchmarks": """# Benchmarks
 
 Speed, memory and reliability. Timings compare alexlab with a baseline in interleaved rounds, so that a machine that slows
-down affects both; ratios above 1 mean that alexlab is better, and are followed by their smallest and largest value. A ratio is the median
-of the ratios of the rounds, so it can differ from that of the two medians. GPU checks are in the [last section](#on-a-gpu).
+down affects both. Ratios above 1 mean that alexlab is better, and are followed by their smallest and largest value. A ratio is
+the median of the ratios of the rounds, so it can differ from that of the two medians. GPU checks are in the
+[last section](#on-a-gpu).
 
 ```sh
 make bench
