@@ -92,7 +92,7 @@ def _other_splits_first(rows: np.ndarray, first: int, splits: np.ndarray) -> np.
 
 
 def _look_alike(first: Inspection, second: Inspection) -> bool:
-    """Return whether two images look alike; equal files are reported as such."""
+    """Return whether two images look alike but are not equal files, which are reported as such."""
     assert first.stats is not None and second.stats is not None
     if first.row.sha256 == second.row.sha256:
         return False
