@@ -320,7 +320,7 @@ def test_options_have_no_effect_on_one_device(images: Path, tmp_path: Path, valu
                 ("bucket_cap_mb", 50),
             )
         ),
-        ({"strategy": "fsdp"}, 2, "or a DDPStrategy, since the net fits on one device and DDP, with trainer.comm_hook"),
+        ({"strategy": "fsdp"}, 2, "two_towers or a DDPStrategy; got 'fsdp'; use trainer.strategy=auto"),
         ({"strategy": "ddp_find_unused_parameters_true"}, 2, "trainer.strategy must be one of auto, ddp, two_towers"),
     ],
 )

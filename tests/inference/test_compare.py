@@ -119,6 +119,11 @@ def test_two_runs_are_compared_on_the_predictions_that_they_kept(
     assert "No clear difference: A classifies 33.33 % and B 66.67 % of 6 images correctly (+33.33 points" in printed
     assert "Of the 4 images that only one of them classifies correctly, B has 3 right" in " ".join(printed.split())
     assert "nothing was evaluated" in printed and "optimizer.lr=0.1" in printed and "optimizer.lr=0.2" in printed
+    assert "matched by path" not in printed
+    write_run(tmp_path / "c", kept([0, 0, 0, 2, 0, 2], labels), data={"root": "/elsewhere"})
+    compare("a", "c")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The images are those of nowhere and of elsewhere, matched by path: they must be the same." in printed
     Path("names.json").write_text('{"dog": "hound"}')
     assert rows(compare("a", "b", "class_names=names.json") / "comparison.csv")[3]["label"] == "hound"
     page = (out / "compare.html").read_text()

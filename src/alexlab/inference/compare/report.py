@@ -17,6 +17,7 @@ from alexlab.inference.compare.sides import Side
 from alexlab.inference.compare.sources import Evaluated, Kept
 from alexlab.inference.report import terminal_table
 from alexlab.output.csv_files import write_csv
+from alexlab.output.numbers import listed
 from alexlab.pages.image_grid import ImageGrid
 from alexlab.pages.render import render
 from alexlab.records.differences import code_differences, config_differences, record_differences
@@ -78,7 +79,13 @@ class Context:
             if any(isinstance(each, Evaluated) for each in sources)
         ]
         if not evaluated:
-            return [*notes, "The predictions are those that the runs have kept; nothing was evaluated."]
+            notes.append("The predictions are those that the runs have kept; nothing was evaluated.")
+            folders = [listed(list(dict.fromkeys(run.data_name for run in runs))) for runs in self.runs]
+            if all(folders) and folders[0] != folders[1]:
+                notes.append(
+                    f"The images are those of {folders[0]} and of {folders[1]}, matched by path: they must be the same."
+                )
+            return notes
         others = "" if len(evaluated) == 2 else "; the other's predictions are those that its run has kept"
         return [*notes, f"Evaluated: {' and '.join(evaluated)}{others}."]
 
