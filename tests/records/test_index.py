@@ -112,7 +112,7 @@ def test_an_error_is_logged_and_not_raised(outputs, caplog):
     (outputs / INDEX / "x").mkdir(parents=True)
     with caplog.at_level(logging.WARNING):
         refresh_index(outputs / "broken")
-    assert caplog.messages == [f"outputs/index.html was not updated: [Errno 21] Is a directory: 'outputs/.{_pid()}.index.html' -> 'outputs/index.html'"]  # fmt: skip
+    assert caplog.messages == [f"outputs/index.html was not updated: [Errno 21] Is a directory: 'outputs/.index.html.{_pid()}' -> 'outputs/index.html'"]  # fmt: skip
 
 
 def _pid() -> int:

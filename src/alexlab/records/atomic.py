@@ -14,11 +14,8 @@ from alexlab.records.disk_errors import free_space
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file in the same folder, with the same suffix.
-
-    It replaces `path` on success and is removed on failure.
-    """
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    """Yield the path of a temporary file in the same folder. It replaces `path` on success and is removed on failure."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield partial
         os.replace(partial, path)

@@ -1,8 +1,10 @@
 """Task of `python src/export.py`: a trained network for other programs."""
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from alexlab.distributed.imports import import_lightning
@@ -63,12 +65,14 @@ def export(model: "TrainedModel", file_format: str, path: Path, images: Any) -> 
         NumericError: if the difference is too large; then no file is written, and an earlier one is kept.
     """
     from alexlab.inference.export import FORMATS, largest_difference
-    from alexlab.records.atomic import atomic_path
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial:
-        exported = FORMATS[file_format][1](model, partial, images)
-        return largest_difference(model, exported, images)
+    with TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        written = Path(folder, path.name)
+        exported = FORMATS[file_format][1](model, written, images)
+        difference = largest_difference(model, exported, images)
+        os.replace(written, path)
+    return difference
 
 
 check = evaluate.check
