@@ -60,7 +60,10 @@ def test_a_file_system_without_locks_is_reported_and_used(
     monkeypatch.setattr(fcntl, "flock", flock)
     with RunLock(tmp_path):
         assert lock_holder(tmp_path) is None
-    assert "the file system has no locks, so nothing prevents two processes from writing at once" in caplog.text
+    (message,) = caplog.messages
+    assert message.startswith(f"the file system of {tmp_path}") and message.endswith(
+        "has no locks: two processes could write to it at the same time"
+    )
 
 
 def test_the_record_of_a_finished_run(train: Train, images: Path, tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def test_the_loss_of_guessing_is_measured_on_the_labels_of_the_same_steps() -> N
             expected, rel=1e-5
         )
     assert guessing_loss(CrossEntropy([90, 10]), [90, 10], torch.tensor([1])) == pytest.approx(0.693147)  # alike
+    assert guessing_loss(CrossEntropy([90, 10]), [90, 10], torch.tensor([-2, -2])) == 0, "no image could be read"
 
 
 def classifier(images: Path, net: nn.Module | None = None, *overrides: str) -> Classifier:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexlab.cli.synonyms import replacement
 from alexlab.config import CONFIG_DIR
-from alexlab.config.grammar import is_interpolation
+from alexlab.config.grammar import is_interpolation, is_number
 from alexlab.errors import ConfigError
 
 # A value must have the type of the default that it replaces, except for keys that take several types.
@@ -246,17 +246,9 @@ def _hint(default: Any, value: Any) -> str:
         return f". Write [{text_of(value)}]"
     if not isinstance(value, str) or not isinstance(default, bool | int | float):
         return ""
-    if _is_number(value) or value.lower() in ("true", "false"):
+    if is_number(value) or value.lower() in ("true", "false"):
         return ". Write it without quotes"
-    return f". Write {value.replace(',', '.')}" if _is_number(value.replace(",", ".")) else ""
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return f". Write {value.replace(',', '.')}" if is_number(value.replace(",", ".")) else ""
 
 
 def _fits(value: Any, default: Any) -> bool:

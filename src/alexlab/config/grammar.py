@@ -36,7 +36,7 @@ def quote_path(path: str) -> str:
     if path in ("", "null", "???") or (len(path) > 1 and path[0] == path[-1] and path[0] in "'\""):
         return path
     if re.fullmatch(r"[A-Za-z0-9_./-]+", path) and re.search(r"[./-]", path) and re.search(r"[A-Za-z]", path):
-        return quote(path) if _is_number(path) else path
+        return quote(path) if is_number(path) else path
     if "${" in path and _is_literal(path):
         path = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", path)
     return quote(path)
@@ -69,8 +69,8 @@ def is_interpolation(text: str) -> bool:
     return True
 
 
-def _is_number(text: str) -> bool:
-    """Return whether Hydra reads a text as a number, such as 1e-4."""
+def is_number(text: str) -> bool:
+    """Return whether a text is a number, such as 1e-4."""
     try:
         float(text)
     except ValueError:

@@ -265,7 +265,7 @@ def _find_file(path: Path) -> Path:
         checkpoint = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
         if checkpoint is None:
             raise ConfigError(f"ckpt must be {KINDS}; the folder {path} has no {BEST}{hint_at_weights(path)}")
-        if checkpoint.name == Path(LAST).name:
+        if checkpoint.name == LAST.name:
             log.warning("%s has no %s, so its %s is used", path, BEST, LAST)
         return checkpoint
     if not path.is_file():

@@ -84,7 +84,7 @@ def layer_rows(net: nn.Module, *, channels: int, size: int) -> list[Layer]:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    """Return the shape without the batch dimension of the first tensor in nested values; () without one."""
+    """Return the shape, without the batch dimension, of the first tensor in nested values that has more; () without one."""
     if isinstance(value, Tensor):
         return tuple(value.shape[1:])
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()

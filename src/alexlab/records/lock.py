@@ -69,7 +69,7 @@ def lock_holder(run_dir: Path) -> str | None:
 def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     """Lock a file unless another process holds its lock, and return whether that succeeded.
 
-    A file system without locks, such as Lustre mounted without `flock`, is treated as if nobody else used the file.
+    On a file system without locks, such as Lustre mounted without `flock`, every lock succeeds; an exclusive one logs a warning.
     """
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -78,7 +78,8 @@ def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        log.warning(
-            "%s: the file system has no locks, so nothing prevents two processes from writing at once", file.name
-        )
+        if kind == fcntl.LOCK_EX:
+            log.warning(
+                "the file system of %s has no locks: two processes could write to it at the same time", file.name
+            )
     return True

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alexlab.training.losses import CrossEntropy
 from alexlab.training.measurement import Signal
 
 # Thresholds, with what was measured on 2 cores on 2026-11-27 (digits, Fashion-MNIST, cats and dogs).
@@ -205,12 +206,12 @@ def guessing_loss(loss: Callable[[Tensor, Tensor], Tensor], class_counts: Sequen
         labels: labels to average over (M,), so that their random frequencies do not matter; negative ones are left out.
     """
     counts = torch.tensor(class_counts, dtype=torch.float, device=labels.device)
-    weights, smoothing = getattr(loss, "weights", None), getattr(loss, "label_smoothing", 0.0)
+    weights, smoothing = (loss.weights, loss.label_smoothing) if isinstance(loss, CrossEntropy) else (None, 0.0)
     targets = counts if weights is None else counts * weights
     targets = (1 - smoothing) * targets / targets.sum() + smoothing / len(counts)
     classes, numbers = labels[labels >= 0].unique(return_counts=True)
     means = []
     for logits in (torch.zeros_like(targets), targets.clamp(min=1e-9).log()):
         losses = [loss(logits.expand(len(part), -1), part).float() for part in classes.split(CHUNK)]
-        means.append((torch.cat(losses) * numbers).sum().item() / numbers.sum().item())
+        means.append((torch.cat(losses) * numbers).sum().item() / max(1, numbers.sum().item()))
     return min(means)

@@ -72,7 +72,7 @@ def open_pack(
 
 @contextmanager
 def _locked(lock_path: Path, path: Path) -> Iterator[None]:
-    """Hold a lock that the kernel releases when the process ends for any reason; none for a pack that cannot be changed."""
+    """Hold a lock that the kernel releases when the process ends for any reason. A pack in a read-only folder needs none."""
     if path.is_dir() and not os.access(lock_path if lock_path.exists() else lock_path.parent, os.W_OK):
         yield
         return

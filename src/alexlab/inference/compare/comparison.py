@@ -15,7 +15,8 @@ from alexlab.output.numbers import counted, listed
 from alexlab.records.saved_predictions import SavedPredictions
 from alexlab.records.significance import MCNEMAR, Difference, mcnemar, paired_interval
 
-OUTCOMES = BOTH, ONLY_B, ONLY_A, NEITHER = "both right", "only B right", "only A right", "both wrong"
+ONLY_B, ONLY_A = "only B right", "only A right"
+OUTCOMES = ("both right", ONLY_B, ONLY_A, "both wrong")
 
 
 def paired_difference(a_correct: np.ndarray, b_correct: np.ndarray) -> Difference:
