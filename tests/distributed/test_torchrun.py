@@ -61,7 +61,7 @@ def torchrun(
 ) -> Machine:
     """Start `torchrun --nnodes=MIN:MAX --rdzv-backend=BACKEND src/train.py OVERRIDES` on a machine."""
     own = {"rank": int(node == "other")} if backend == "static" else {"is_host": node == "first"}
-    times = {"timeout": 60, "last_call_timeout": 2, "keep_alive_interval": 1, "keep_alive_max_attempt": 10}
+    times = {"timeout": 60, "last_call_timeout": 5, "keep_alive_interval": 1, "keep_alive_max_attempt": 20}
     config = LaunchConfig(
         min_nodes=nodes[0],
         max_nodes=nodes[1],
@@ -205,14 +205,13 @@ def test_a_lost_node_stops_the_run(net: Network, images: Path, tmp_path: Path) -
         "trainer.max_epochs=8",
         "elastic.timeout_s=5",
     )
-    first, other = both(net, tmp_path, *overrides)
+    first, _ = both(net, tmp_path, *overrides)
     first.wait_for("epoch 1/8")
     net.cut()  # no connection is closed: only the time limit applies
     start_s = time.monotonic()
     assert first.wait(60) == 1
     assert time.monotonic() - start_s < 30
     assert RunRecord(run_folder(tmp_path / "first")).read()["status"] == "failed"
-    other.kill()
 
 
 def test_a_node_with_another_config_is_refused_by_name(net: Network, images: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Two simulated machines: network namespaces connected by a virtual cable that can be cut. Needs root and the command `ip`."""
 
 import ctypes
+import faulthandler
 import logging
 import multiprocessing
 import os
@@ -9,9 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -31,9 +33,11 @@ class Network:
 
     Args:
         tag: prefix of the names, so that two networks do not collide.
+        machines: the machines started in it.
     """
 
     tag: str
+    machines: "list[Machine]" = field(default_factory=list)
 
     def name(self, node: str) -> str:
         return f"{self.tag}_{node}"
@@ -70,7 +74,10 @@ class Network:
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """Create the namespaces and remove them; skip the test with the reason if that is not permitted."""
+    """Create the namespaces; in the end kill the machines and remove the namespaces.
+
+    Skip the test with the reason if namespaces are not permitted.
+    """
     made = Network(f"al{os.getpid() % 100_000}")
     try:
         made.create()
@@ -80,28 +87,34 @@ def network() -> Iterator[Network]:
     try:
         yield made
     finally:
+        for machine in made.machines:
+            machine.kill()
         made.remove()
 
 
 def isolate(node: str, folder: Path, hidden: Path | None) -> None:
-    """Give this process its own host name and a hosts file as Debian writes it.
+    """Give this process its own host name, a hosts file as Debian writes it, and no name server.
 
     The machine's own name resolves to 127.0.1.1, that of the other one to its address.
 
     Args:
         node: `first` or `other`.
-        folder: existing folder for the hosts file.
+        folder: existing folder for the hosts file and resolv.conf.
         hidden: directory that appears empty to this process.
     """
     library = ctypes.CDLL(None, use_errno=True)
-    hosts = folder / "hosts"
+    hosts, resolver = folder / "hosts", folder / "resolv.conf"
     others = {"first": "10.77.0.2 other", "other": "10.77.0.1 first"}
     hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {node}\n{others[node]}\n")
+    resolver.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")  # answers at once: port 53 is closed
     steps = [
         lambda: library.unshare(CLONE_NEWNS | CLONE_NEWUTS),
         lambda: library.sethostname(os.fsencode(node), len(node)),
         lambda: library.mount(None, b"/", None, MS_REC | MS_PRIVATE, None),
         lambda: library.mount(os.fsencode(hosts), b"/etc/hosts", None, MS_BIND, None),
+        lambda: library.mount(
+            os.fsencode(resolver), os.fsencode(Path("/etc/resolv.conf").resolve()), None, MS_BIND, None
+        ),
     ]
     if hidden is not None:
         hidden.mkdir(exist_ok=True)
@@ -126,7 +139,8 @@ class Machine:
         self, net: Network, node: str, disk: Path, command: Callable[[], int | None], *, hidden: Path | None = None
     ) -> None:
         disk.mkdir(exist_ok=True)
-        self.log = disk / f"{node}.log"
+        self.net, self.log = net, disk / f"{node}.log"
+        net.machines.append(self)
 
         def body() -> None:
             os.setsid()
@@ -138,6 +152,7 @@ class Machine:
                 os.dup2(output, descriptor)
             sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1)  # instead of pytest's
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+            faulthandler.register(signal.SIGUSR2, output)  # inherited by the ranks
             code = command()
             sys.stdout.flush()
             os._exit(code or 0)
@@ -145,27 +160,39 @@ class Machine:
         self.process = multiprocessing.get_context("fork").Process(target=body)
         self.process.start()
 
-    def wait(self, within_s: float = 120.0) -> int:
+    def wait(self, within_s: float = 300.0) -> int:
         """Return the exit code."""
         self.process.join(within_s)
         if self.process.exitcode is None:
-            self.kill()
-            pytest.fail(f"still running after {within_s:g} s; output:\n{self.output()}")
+            self.fail(f"still running after {within_s:g} s")
         return self.process.exitcode
+
+    def wait_for(self, text: str, within_s: float = 240.0) -> None:
+        """Wait until the output contains a text."""
+        deadline_s = time.monotonic() + within_s
+        while text not in self.output():
+            if not self.process.is_alive() or time.monotonic() > deadline_s:
+                self.fail(f"{text!r} was not printed")
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """Kill the launcher and all its processes, as a power failure does."""
-        assert self.process.pid is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self.process.join()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the launcher and its ranks, which outlive a killed launcher."""
+        assert self.process.pid is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def wait_for(self, text: str, within_s: float = 90.0) -> None:
-        """Wait until the output contains a text."""
-        deadline_s = time.monotonic() + within_s
-        while text not in self.output():
-            if time.monotonic() > deadline_s or not self.process.is_alive():
-                pytest.fail(f"{text!r} was not printed; output:\n{self.output()[-4000:]}")
-            time.sleep(0.05)
+    def fail(self, reason: str) -> NoReturn:
+        """Fail the test with the end of what every machine printed and the stacks of its processes."""
+        for machine in self.net.machines:
+            machine.signal(signal.SIGUSR2)
+        time.sleep(1)
+        outputs = (f"{machine.log.stem}:\n{machine.output()[-20_000:]}" for machine in self.net.machines)
+        pytest.fail("\n".join((reason, *outputs)))
