@@ -16,7 +16,7 @@ from alexlab.models.vgg import VGG
 from alexlab.records.record import RunRecord
 from alexlab.training import measurement
 from alexlab.training.callbacks.diagnosis import Diagnosis
-from alexlab.training.diagnosis import State, describe, find_cause, guessing_loss
+from alexlab.training.diagnosis import State, describe, describe_dead_outputs, find_cause, guessing_loss
 from alexlab.training.losses import BinaryCrossEntropy, CrossEntropy
 from alexlab.training.measurement import LayerSignal, Signal, WeightSamples, measure_signal
 from alexlab.training.module import Classifier
@@ -297,6 +297,44 @@ def test_a_run_of_few_steps_and_a_run_that_learns_say_nothing(
     train("optimizer.lr=1e-9", "callbacks.layers=null")  # 3 steps
     train(*SHORT, "optimizer.lr=0.003", "model.init=he", "model.dropout=0", run_dir=tmp_path / "learns")
     assert "than guessing" not in caplog.text
+
+
+def test_some_constant_logits_are_dead_outputs() -> None:
+    low, high = torch.tensor([0.0, 0.0, -1.0, 2.0]), torch.tensor([0.0, 3.0, 1.0, 2.0])
+    names = ["ant", "bee", "cat", "dog"]
+    text = describe_dead_outputs(low, high, names, 12)
+    assert text is not None
+    assert text.startswith(
+        "2 of 4 outputs of the net are dead, the same for all 12 validation images: ant, dog; try another seed"
+    )
+    assert describe_dead_outputs(low, high, names, 11) is None, "too few images"
+    assert describe_dead_outputs(low, low, names, 12) is None, "the loss is that of guessing"
+    assert describe_dead_outputs(low[1:3], high[1:3], names[1:3], 12) is None
+    assert describe_dead_outputs(low[:2], high[:2], names[:2], 12) is None, "a logit of two is always 0 with one output"
+
+
+def test_dead_outputs_are_reported_after_the_first_validation(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = build.classifier
+
+    def with_dead_output(*args: Any, **keywords: Any) -> Classifier:
+        module = own(*args, **keywords)
+        last = [layer for layer in module.net.modules() if isinstance(layer, nn.Conv2d)][-1]
+        assert last.bias is not None
+        with torch.no_grad():
+            last.weight[1], last.bias[1] = 0, -1  # the ReLU behind it makes this logit 0
+            last.bias[[0, 2]] = 1
+        return module
+
+    nin = ("model=nin", "model.widths=[4,8,8]", "model.init=he", "data.image_size=112", "optimizer.lr=1e-9")
+    train(*nin, without=TINY[:3], run_dir=tmp_path / "alive")
+    assert "outputs of the net are dead" not in caplog.text
+    monkeypatch.setattr(build, "classifier", with_dead_output)
+    train(*nin, "trainer.max_epochs=2", without=TINY[:3], run_dir=tmp_path / "dead")
+    text = "after epoch 1, 1 of 3 outputs of the net are dead, the same for all 11 validation images: "
+    assert len([record for record in caplog.records if text in record.message and record.levelname == "WARNING"]) == 1
+    assert RunRecord(tmp_path / "dead").read()["diagnosis"].startswith(text)
 
 
 def test_fewer_than_20_steps_are_refused() -> None:

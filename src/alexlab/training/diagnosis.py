@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alexlab.output.numbers import listed
 from alexlab.training.losses import CrossEntropy
 from alexlab.training.measurement import Signal
 
@@ -28,6 +29,7 @@ GOOD_FIRST_STEP = 0.1
 DYING, ALIVE = 0.9, 0.5  # fraction of dead units of a layer now and at the start
 DYING_UNITS = "dying units"  # the cause that is reported although the loss falls
 MIN_IMAGES_PER_CLASS = 100  # with fewer, a loss no better than guessing is expected
+MIN_SCORED_PER_CLASS = 3  # with fewer, the output of a class may be the same for all images by chance
 CHUNK = 256  # classes whose chance-level loss is computed at once
 
 
@@ -192,6 +194,28 @@ def describe(state: State, model: Mapping[str, Any]) -> tuple[bool, str] | None:
             f"{loss}; activations and weights show no cause; the run may need more steps, and debug=doctor compares remedies",
         )
     return None
+
+
+def describe_dead_outputs(lowest: Tensor, highest: Tensor, classes: Sequence[str], num_images: int) -> str | None:
+    """Return a sentence about the classes whose logit does not depend on the image, or None.
+
+    A ReLU behind the last layer, as in NiN and SqueezeNet, can hold a logit at 0. If no logit depends on the image, the loss
+    is that of guessing, which `describe` reports.
+
+    Args:
+        lowest, highest: smallest and largest logit of each class (K,).
+        classes: names of the K classes.
+        num_images: number of images that they are from.
+    """
+    if num_images < MIN_SCORED_PER_CLASS * len(classes):
+        return None
+    dead = [name for name, constant in zip(classes, (lowest == highest).tolist(), strict=True) if constant]
+    if not dead or len(dead) == len(classes) or len(classes) == 2:
+        return None
+    return (
+        f"{len(dead)} of {len(classes)} outputs of the net are dead, the same for all {num_images:,} validation images: "
+        f"{listed(dead)}; try another seed, a lower optimizer.lr or model.init=he"
+    )
 
 
 def guessing_loss(loss: Callable[[Tensor, Tensor], Tensor], class_counts: Sequence[int], labels: Tensor) -> float:

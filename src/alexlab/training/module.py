@@ -193,8 +193,9 @@ class Classifier(lightning.LightningModule):
         """Log the training metrics of the epoch; repeated in a run resumed between its last batch and its end."""
         self._log_exact(self.train_metrics)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._score("val", batch, autocast=self.val_precision == "auto")
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Score a batch and return its logits (N, K) for callbacks."""
+        return self._score("val", batch, autocast=self.val_precision == "auto")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         logits = self._score("test", batch)

@@ -1,4 +1,4 @@
-"""Diagnosis of a loss that does not fall within the first steps of a training."""
+"""Diagnosis of a loss that does not fall within the first steps of a training, and of dead outputs."""
 
 import logging
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 from alexlab.models.two_tower import Tower
 from alexlab.records.disk_errors import RunFileWriter
 from alexlab.records.record import RunRecord
-from alexlab.training.diagnosis import State, describe, guessing_loss
+from alexlab.training.diagnosis import State, describe, describe_dead_outputs, guessing_loss
 from alexlab.training.measurement import Signal, WeightSamples, measure_signal
 from alexlab.training.module import Classifier
 
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 
 class Diagnosis(RunFileWriter, Callback):
-    """Callback that warns once if the loss is still that of guessing, with the measured cause and a remedy.
+    """Callback that warns once if the loss is still that of guessing, with the measured cause and a remedy, and of dead outputs.
 
     Rank 0 compares the activations of some training images, and the weights, before the first step and after `after_steps`.
     Neither communicates with other ranks nor changes the training. A resumed run and a net divided into two towers are not
-    diagnosed.
+    diagnosed. The first validation that finds classes whose logit is the same for all images of rank 0 warns too.
 
     Args:
         after_steps: optimizer steps before the diagnosis; a shorter run is diagnosed after its last step.
@@ -46,6 +46,10 @@ class Diagnosis(RunFileWriter, Callback):
         self.first_lr = 0.0  # rate of the first step
         self.first_change = 0.0  # change of the weights in the first step, at the base rate
         self.state: State | None = None  # of the diagnosed training
+        self.knows_outputs = False  # True once dead outputs have been reported
+        self.lowest: Tensor | None = None  # logit of each class in this validation
+        self.highest: Tensor | None = None
+        self.num_scored = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         steps = min(self.after_steps, trainer.estimated_stepping_batches)
@@ -83,6 +87,34 @@ class Diagnosis(RunFileWriter, Callback):
             self.state = self._measure(trainer, pl_module)
             self.last_step, self.losses, self.labels = 0, [], []
             self.report(trainer, describe(self.state, pl_module.record.get("config", {}).get("model", {})))
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.lowest, self.highest, self.num_scored = None, None, 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.knows_outputs or not trainer.is_global_zero or not isinstance(outputs, Tensor):
+            return
+        low, high = outputs.aminmax(dim=0)
+        self.lowest = low if self.lowest is None else torch.minimum(self.lowest, low)
+        self.highest = high if self.highest is None else torch.maximum(self.highest, high)
+        self.num_scored += len(outputs)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self.lowest is None or self.highest is None or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, Classifier)
+        text = describe_dead_outputs(self.lowest, self.highest, pl_module.record["classes"], self.num_scored)
+        if text is not None:
+            self.knows_outputs = True
+            self.report(trainer, (True, f"after epoch {trainer.current_epoch + 1}, {text}"))
 
     def report(self, trainer: lightning.Trainer, found: tuple[bool, str] | None) -> None:
         """Log what was found, and add it to the run record."""
