@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 from matplotlib import colors
+from matplotlib.text import Text
 from PIL import Image
 
 from alexlab.pages import plots
@@ -37,10 +38,11 @@ def test_a_weight_that_a_font_lacks_is_not_logged(caplog: pytest.LogCaptureFixtu
 
 def test_glyphs_come_from_the_installed_fonts_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matplotlib.font_manager.get_font_names", lambda: ["Noto Sans CJK SC", "DejaVu Sans", "Other"])
-    new_figure()
-    assert matplotlib.rcParams["font.family"] == ["DejaVu Sans", "Noto Sans CJK SC"]
-    monkeypatch.undo()
-    new_figure()
+    figure = new_figure()
+    figure.subplots().set(title="title", xlim=(0, 1e6))
+    figure.text(0, 0, "text")
+    png(figure)
+    assert {tuple(text.get_fontfamily()) for text in figure.findobj(Text)} == {("DejaVu Sans", "Noto Sans CJK SC")}
 
 
 def test_svg_takes_its_colours_from_the_page_and_escapes_text() -> None:
@@ -90,10 +92,12 @@ def _luminance(color: str) -> float:
 
 
 def test_the_style_of_other_figures_in_the_process_stays() -> None:
-    before = {key: value for key, value in matplotlib.rcParams.items() if key != "font.family"}
-    axes = new_figure().subplots()
+    before = dict(matplotlib.rcParams)
+    figure = new_figure()
+    axes = figure.subplots()
+    png(figure)
     assert axes.xaxis.label.get_color() == INK and not axes.spines["top"].get_visible()
-    assert {key: value for key, value in matplotlib.rcParams.items() if key != "font.family"} == before
+    assert dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 90])

@@ -71,16 +71,24 @@ def new_figure(**kwargs: Any) -> "Figure":
     from cycler import cycler
     from matplotlib import font_manager
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    installed = set(font_manager.get_font_names())  # a missing font would be logged for each text
+    family = [name for name in FONTS if name in installed]
 
     class StyledFigure(Figure):
-        """A figure whose axes have the style without a change of the style of other figures in the process."""
+        """A figure that has the style and the fonts without a change of other figures in the process."""
 
         def add_subplot(self, *args: Any, **kwargs: Any) -> Any:
             with matplotlib.rc_context(STYLE | {"axes.prop_cycle": cycler(color=SERIES)}):
                 return super().add_subplot(*args, **kwargs)
 
-    installed = set(font_manager.get_font_names())  # a missing font would be logged for each text
-    matplotlib.rcParams["font.family"] = [name for name in FONTS if name in installed]
+        def draw(self, renderer: Any) -> None:
+            for text in self.findobj(Text):
+                text.set_fontfamily(family)
+            with matplotlib.rc_context({"font.family": family}):  # of ticks that drawing adds
+                super().draw(renderer)
+
     logging.getLogger("matplotlib.font_manager").setLevel(
         logging.ERROR
     )  # fonts without bold would be logged in each run
