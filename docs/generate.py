@@ -20,7 +20,7 @@ PAGES = {
     "results": """# Results
 
 Accuracies measured with this code. Every table gives its command, date, hardware and seeds; `RUN` is a run folder and `DIR`
-a folder of images. The tables of cats and dogs, CIFAR-10, the 2012 paper and Imagenette come from the records of the runs; the
+a folder of images. The tables of cats and dogs, CIFAR-10, the two papers and Imagenette come from the records of the runs; the
 others were entered by hand from the output. Nothing was measured on a GPU or on the full ImageNet.
 
 | images | source | splits |
@@ -28,6 +28,7 @@ others were entered by hand from the output. Nothing was measured on a GPU or on
 | cats and dogs | Kaggle's "Dogs vs. Cats" (2013) | of each class the files 1 to 1000 for train, 4001 to 4500 for val |
 | CIFAR-10 | the training images, converted to JPEG of quality about 75 | a tenth held out by alexlab: 45,000 train, 5,000 val |
 | Imagenette | ten classes of ImageNet, 224 x 224 | 250 train and 100 val of each class, a part of `dataset=imagenette` |
+| Fashion-MNIST | the original images, 28 x 28, grey | 60,000 train, 10,000 test |
 | handwritten digits | scikit-learn's, 8 x 8 | 1,257 train, 270 val, 270 test, by alexlab |
 
 `python src/prepare.py dataset=cifar10` and `dataset=imagenette` download all original images of the second and third, which give

@@ -314,13 +314,16 @@ def test_a_score_is_compared_with_the_published_one_of_the_same_epoch(tmp_path: 
     found = reproduction(tmp_path, f"data.root={tmp_path}", "claims=[vgg,nin,alexnet]", "seeds=1", paper="d2l")
     for name in ("vgg", "alexnet"):
         finish(found, name, 1, errors=[0.1])
-    finish(found, "nin", 1, errors=[0.1, 0.1, 0.1, 0.1, 0.4])
+    record = finish(found, "nin", 1, errors=[0.1, 0.1, 0.1, 0.1, 0.4]) / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"diagnosis": "after epoch 1, an output is dead"}))
     write_results(found)
     assert "2 agree, 1 differs." in (found.folder / "reproduce.html").read_text()
     _, vgg, nin = json.loads((found.folder / "result.json").read_text())["claims"]
     assert (vgg["verdict"], nin["verdict"]) == ("agrees", "differs")
     assert (vgg["published"], nin["published"]) == (0.859, 0.831)
     assert "After 1 epoch: published 0.859" in vgg["note"] and "After 5 epochs: published 0.831" in nin["note"]
+    assert nin["note"].endswith("Diagnosis of nin_seed-1: after epoch 1, an output is dead.")
+    assert "Diagnosis" not in vgg["note"]
     metrics = finish(found, "nin", 1) / "metrics.csv"
     metrics.write_text("epoch,train/top1,val/top1\n1,0.5,\n2,0.5,0.8\n3,0.5,\n")
     measured = found.measure(found.claims["nin"])

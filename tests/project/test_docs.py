@@ -43,7 +43,7 @@ COMMANDS = {
     "docs/index.md": 5,
     "docs/models.md": 14,
     "docs/python-api.md": 0,
-    "docs/results.md": 16,
+    "docs/results.md": 17,
     "docs/reproduce.md": 9,
     "docs/resume.md": 7,
     "docs/runs.md": 5,

@@ -10,7 +10,7 @@ from typing import Any
 
 from alexlab.errors import AlexlabError
 from alexlab.output.csv_files import write_csv
-from alexlab.output.numbers import counted
+from alexlab.output.numbers import counted, listed
 from alexlab.pages.plots import svg
 from alexlab.pages.render import file_links, render
 from alexlab.papers.estimates import AGREES, DIFFERS, MARGIN, UNDECIDED
@@ -97,9 +97,8 @@ def measure_claims(reproduction: Reproduction) -> list[ClaimResult]:
         else:
             few = any(len(reproduction.finished(setting)) < claim.min_seeds for setting in claim.settings)
             verdict = UNDECIDED if few else found.verdict
-            rows.append(
-                ClaimResult(name, claim, found, verdict, f"{found.detail} {_incomplete(reproduction, claim)}".strip())
-            )
+            notes = (found.detail, _incomplete(reproduction, claim), _diagnoses(reproduction, claim))
+            rows.append(ClaimResult(name, claim, found, verdict, " ".join(filter(None, notes))))
     return rows
 
 
@@ -115,6 +114,13 @@ def _counts(reproduction: Reproduction, claim: Claim) -> str:
 def _incomplete(reproduction: Reproduction, claim: Claim) -> str:
     complete = all(len(reproduction.finished(name)) == len(reproduction.seeds_of(name)) for name in claim.settings)
     return "" if complete else _counts(reproduction, claim)
+
+
+def _diagnoses(reproduction: Reproduction, claim: Claim) -> str:
+    """Return the problems that the runs of a claim found in their own training; empty without any."""
+    runs = [run for setting in claim.settings for run in reproduction.finished(setting)]
+    found = [f"{run.folder.name}: {run.record['diagnosis']}" for run in runs if run.record.get("diagnosis")]
+    return f"Diagnosis of {listed(found, 3)}." if found else ""
 
 
 def write_results(reproduction: Reproduction) -> Path:
