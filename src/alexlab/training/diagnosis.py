@@ -214,7 +214,7 @@ def describe_dead_outputs(lowest: Tensor, highest: Tensor, classes: Sequence[str
         return None
     return (
         f"{len(dead)} of {len(classes)} outputs of the net are dead, the same for all {num_images:,} validation images: "
-        f"{listed(dead)}; try another seed, a lower optimizer.lr or model.init=he"
+        f"{listed(dead)}; try another seed or a lower optimizer.lr"
     )
 
 
