@@ -177,10 +177,10 @@ class Machine:
 
     def kill(self) -> None:
         """Kill the launcher and all its processes, as a power failure does."""
-        self.signal(signal.SIGKILL)
+        self.send(signal.SIGKILL)
         self.process.join()
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Send a signal to the launcher and its ranks, which outlive a killed launcher."""
         assert self.process.pid is not None
         with suppress(ProcessLookupError):
@@ -192,7 +192,7 @@ class Machine:
     def fail(self, reason: str) -> NoReturn:
         """Fail the test with the end of what every machine printed and the stacks of its processes."""
         for machine in self.net.machines:
-            machine.signal(signal.SIGUSR2)
+            machine.send(signal.SIGUSR2)
         time.sleep(1)
         outputs = (f"{machine.log.stem}:\n{machine.output()[-20_000:]}" for machine in self.net.machines)
         pytest.fail("\n".join((reason, *outputs)))

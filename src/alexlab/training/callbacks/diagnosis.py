@@ -46,7 +46,7 @@ class Diagnosis(RunFileWriter, Callback):
         self.first_lr = 0.0  # rate of the first step
         self.first_change = 0.0  # change of the weights in the first step, at the base rate
         self.state: State | None = None  # of the diagnosed training
-        self.knows_outputs = False  # True once dead outputs have been reported
+        self.warned_of_outputs = False  # True once dead outputs have been reported
         self.lowest: Tensor | None = None  # logit of each class in this validation
         self.highest: Tensor | None = None
         self.num_scored = 0
@@ -100,7 +100,7 @@ class Diagnosis(RunFileWriter, Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.knows_outputs or not trainer.is_global_zero or not isinstance(outputs, Tensor):
+        if self.warned_of_outputs or not trainer.is_global_zero or not isinstance(outputs, Tensor):
             return
         low, high = outputs.aminmax(dim=0)
         self.lowest = low if self.lowest is None else torch.minimum(self.lowest, low)
@@ -113,7 +113,7 @@ class Diagnosis(RunFileWriter, Callback):
         assert isinstance(pl_module, Classifier)
         text = describe_dead_outputs(self.lowest, self.highest, pl_module.record["classes"], self.num_scored)
         if text is not None:
-            self.knows_outputs = True
+            self.warned_of_outputs = True
             self.report(trainer, (True, f"after epoch {trainer.current_epoch + 1}, {text}"))
 
     def report(self, trainer: lightning.Trainer, found: tuple[bool, str] | None) -> None:
