@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alexlab.cli.command import run_command
@@ -61,7 +62,7 @@ def torchrun(
 ) -> Machine:
     """Start `torchrun --nnodes=MIN:MAX --rdzv-backend=BACKEND src/train.py OVERRIDES` on a machine."""
     own = {"rank": int(node == "other")} if backend == "static" else {"is_host": node == "first"}
-    times = {"timeout": 60, "last_call_timeout": 5, "keep_alive_interval": 1, "keep_alive_max_attempt": 20}
+    times = {"timeout": 60, "last_call_timeout": 5, "keep_alive_interval": 1, "keep_alive_max_attempt": 10}
     config = LaunchConfig(
         min_nodes=nodes[0],
         max_nodes=nodes[1],
@@ -75,6 +76,9 @@ def torchrun(
     )
 
     def command() -> int:
+        # PyTorch names each event by inspect.stack(), which takes up to seconds among the modules of a long test process. Two nodes
+        # as slow as that overwrite each other's state again and again, and never meet.
+        dynamic_rendezvous.get_method_name = lambda: "unnamed"
         try:
             elastic_launch(config, train_py)(overrides)
         except ChildFailedError as error:
