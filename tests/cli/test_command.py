@@ -108,7 +108,7 @@ def cpu_s(action: Callable[[], subprocess.CompletedProcess[str]]) -> float:
     ("argument", "forbid"), [("--help", "numpy"), ("model=nope", "numpy"), ("data.root=/no", "torch")]
 )
 def test_help_and_mistakes_take_little_time(tmp_path: Path, argument: str, forbid: str) -> None:
-    """In units of the time of `import hydra`, 0.25 s: 6 at most are used; importing torch alone takes 8 or more."""
+    """In units of the time of `import hydra`, 0.25 s: they use at most 6; importing torch alone takes 8 or more."""
     unit = cpu_s(lambda: subprocess.run([sys.executable, "-c", "import hydra"], capture_output=True, text=True))
     assert cpu_s(lambda: command(argument, cwd=tmp_path, forbid=forbid)) < 12 * unit
 

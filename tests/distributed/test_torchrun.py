@@ -76,7 +76,7 @@ def torchrun(
     )
 
     def command() -> int:
-        # PyTorch names each event by inspect.stack(), which lasts seconds among the modules of a long test process. Two nodes
+        # PyTorch names each event by inspect.stack(), which takes seconds among the modules of a long test process. Two nodes
         # as slow as that overwrite each other's state again and again, and never meet.
         dynamic_rendezvous.get_method_name = lambda: "unnamed"
         try:

@@ -305,7 +305,7 @@ def test_some_constant_logits_are_dead_outputs() -> None:
     text = describe_dead_outputs(low, high, names, 12)
     assert text is not None
     assert text.startswith(
-        "2 of 4 outputs of the net are dead, the same for all 12 validation images: ant, dog; try another seed"
+        "2 of 4 outputs of the net are dead, the same for 12 validation images: ant, dog; try another seed"
     )
     assert describe_dead_outputs(low, high, names, 11) is None, "too few images"
     assert describe_dead_outputs(low, low, names, 12) is None, "the loss is that of guessing"
@@ -332,9 +332,14 @@ def test_dead_outputs_are_reported_after_the_first_validation(
     assert "outputs of the net are dead" not in caplog.text
     monkeypatch.setattr(build, "classifier", with_dead_output)
     train(*nin, "trainer.max_epochs=2", without=TINY[:3], run_dir=tmp_path / "dead")
-    text = "after epoch 1, 1 of 3 outputs of the net are dead, the same for all 11 validation images: "
+    text = "after 3 steps 1 of 3 outputs of the net are dead, the same for 11 validation images: "
     assert len([record for record in caplog.records if text in record.message and record.levelname == "WARNING"]) == 1
     assert RunRecord(tmp_path / "dead").read()["diagnosis"].startswith(text)
+
+    step = Classifier.validation_step
+    monkeypatch.setattr(Classifier, "validation_step", lambda module, *batch: step(module, *batch).mean())
+    train(*nin, without=TINY[:3], run_dir=tmp_path / "mean")
+    assert "diagnosis" not in RunRecord(tmp_path / "mean").read(), "a step need not return logits"
 
 
 def test_fewer_than_20_steps_are_refused() -> None:

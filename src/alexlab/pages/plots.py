@@ -77,7 +77,7 @@ def new_figure(**kwargs: Any) -> "Figure":
     family = [name for name in FONTS if name in installed]
 
     class StyledFigure(Figure):
-        """A figure that has the style and the fonts without a change of other figures in the process."""
+        """A figure that has the style and the fonts without changing other figures in the process."""
 
         def add_subplot(self, *args: Any, **kwargs: Any) -> Any:
             with matplotlib.rc_context(STYLE | {"axes.prop_cycle": cycler(color=SERIES)}):

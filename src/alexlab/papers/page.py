@@ -10,7 +10,7 @@ from typing import Any
 
 from alexlab.errors import AlexlabError
 from alexlab.output.csv_files import write_csv
-from alexlab.output.numbers import counted, listed
+from alexlab.output.numbers import counted
 from alexlab.pages.plots import svg
 from alexlab.pages.render import file_links, render
 from alexlab.papers.estimates import AGREES, DIFFERS, MARGIN, UNDECIDED
@@ -119,8 +119,9 @@ def _incomplete(reproduction: Reproduction, claim: Claim) -> str:
 def _diagnoses(reproduction: Reproduction, claim: Claim) -> str:
     """Return the problems that the runs of a claim found in their own training; empty without any."""
     runs = [run for setting in claim.settings for run in reproduction.finished(setting)]
-    found = [f"{run.folder.name}: {run.record['diagnosis']}" for run in runs if run.record.get("diagnosis")]
-    return f"Diagnosis of {listed(found, 3)}." if found else ""
+    return " ".join(
+        f"Diagnosis of {run.folder.name}: {run.record['diagnosis']}." for run in runs if run.record.get("diagnosis")
+    )
 
 
 def write_results(reproduction: Reproduction) -> Path:

@@ -213,7 +213,7 @@ def describe_dead_outputs(lowest: Tensor, highest: Tensor, classes: Sequence[str
     if not dead or len(dead) == len(classes) or len(classes) == 2:
         return None
     return (
-        f"{len(dead)} of {len(classes)} outputs of the net are dead, the same for all {num_images:,} validation images: "
+        f"{len(dead)} of {len(classes)} outputs of the net are dead, the same for {num_images:,} validation images: "
         f"{listed(dead)}; try another seed or a lower optimizer.lr"
     )
 

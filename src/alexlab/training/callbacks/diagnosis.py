@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 
 class Diagnosis(RunFileWriter, Callback):
-    """Callback that warns once if the loss is still that of guessing, with the measured cause and a remedy, and of dead outputs.
+    """Callback that warns of a loss that is still that of guessing, with the measured cause and a remedy, and of dead outputs.
 
     Rank 0 compares the activations of some training images, and the weights, before the first step and after `after_steps`.
     Neither communicates with other ranks nor changes the training. A resumed run and a net divided into two towers are not
-    diagnosed. The first validation that finds classes whose logit is the same for all images of rank 0 warns too.
+    diagnosed. The first validation of an attempt in which some classes have the same logit for all images of rank 0 warns too.
 
     Args:
         after_steps: optimizer steps before the diagnosis; a shorter run is diagnosed after its last step.
@@ -49,7 +49,7 @@ class Diagnosis(RunFileWriter, Callback):
         self.warned_of_outputs = False  # True once dead outputs have been reported
         self.lowest: Tensor | None = None  # logit of each class in this validation
         self.highest: Tensor | None = None
-        self.num_scored = 0
+        self.num_scored: Tensor | int = 0  # images with a label
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         steps = min(self.after_steps, trainer.estimated_stepping_batches)
@@ -100,21 +100,25 @@ class Diagnosis(RunFileWriter, Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.warned_of_outputs or not trainer.is_global_zero or not isinstance(outputs, Tensor):
+        if self.warned_of_outputs or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, Classifier)
+        # The step of a class of the user may return something else than logits.
+        if not isinstance(outputs, Tensor) or outputs.shape[1:] != (len(pl_module.record["classes"]),):
             return
         low, high = outputs.aminmax(dim=0)
         self.lowest = low if self.lowest is None else torch.minimum(self.lowest, low)
         self.highest = high if self.highest is None else torch.maximum(self.highest, high)
-        self.num_scored += len(outputs)
+        self.num_scored = self.num_scored + (batch[1] >= 0).sum()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.lowest is None or self.highest is None or trainer.sanity_checking:
             return
         assert isinstance(pl_module, Classifier)
-        text = describe_dead_outputs(self.lowest, self.highest, pl_module.record["classes"], self.num_scored)
+        text = describe_dead_outputs(self.lowest, self.highest, pl_module.record["classes"], int(self.num_scored))
         if text is not None:
             self.warned_of_outputs = True
-            self.report(trainer, (True, f"after epoch {trainer.current_epoch + 1}, {text}"))
+            self.report(trainer, (True, f"after {trainer.global_step} steps {text}"))
 
     def report(self, trainer: lightning.Trainer, found: tuple[bool, str] | None) -> None:
         """Log what was found, and add it to the run record."""
@@ -124,7 +128,8 @@ class Diagnosis(RunFileWriter, Callback):
         log.log(logging.WARNING if has_cause else logging.INFO, "%s", text)
         record = RunRecord(Path(trainer.default_root_dir))
         with self.writing(record.path):
-            record.update(diagnosis=text)
+            known = record.read().get("diagnosis")
+            record.update(diagnosis=f"{known}; {text}" if known else text)
 
     def _measure(self, trainer: lightning.Trainer, module: Classifier) -> State:
         assert self.images is not None
