@@ -46,6 +46,7 @@ class Diagnosis(RunFileWriter, Callback):
         self.first_lr = 0.0  # rate of the first step
         self.first_change = 0.0  # change of the weights in the first step, at the base rate
         self.state: State | None = None  # of the diagnosed training
+        self.found: list[str] = []  # what this attempt has reported
         self.warned_of_outputs = False  # True once dead outputs have been reported
         self.lowest: Tensor | None = None  # logit of each class in this validation
         self.highest: Tensor | None = None
@@ -125,11 +126,11 @@ class Diagnosis(RunFileWriter, Callback):
         if found is None:
             return
         has_cause, text = found
+        self.found.append(text)
         log.log(logging.WARNING if has_cause else logging.INFO, "%s", text)
         record = RunRecord(Path(trainer.default_root_dir))
         with self.writing(record.path):
-            known = record.read().get("diagnosis")
-            record.update(diagnosis=f"{known}; {text}" if known else text)
+            record.update(diagnosis="; ".join(self.found))
 
     def _measure(self, trainer: lightning.Trainer, module: Classifier) -> State:
         assert self.images is not None
